@@ -1,0 +1,34 @@
+"""The exceptions of diva_rs: one root, and beneath it one class per kind of mistake.
+
+Each also derives from the built-in exception that a caller would expect, so that ``except ValueError`` keeps working.
+"""
+
+__all__ = ["ConfigError", "DataError", "DependencyError", "DeviceError", "DivaError", "ShapeError", "WeightsError"]
+
+
+class DivaError(Exception):
+    """Root of everything that diva_rs raises on purpose."""
+
+
+class ConfigError(DivaError, ValueError):
+    """A setting is out of range, unknown, or does not fit another one."""
+
+
+class ShapeError(DivaError, ValueError):
+    """A tensor has the wrong rank, size or dtype."""
+
+
+class WeightsError(DivaError, RuntimeError):
+    """A weight or an optimizer state is missing, unexpected or misshapen."""
+
+
+class DataError(DivaError, ValueError):
+    """An image, a batch or a file cannot be used."""
+
+
+class DeviceError(DivaError, RuntimeError):
+    """A device is missing, out of memory, or not where the inputs are."""
+
+
+class DependencyError(DivaError, ImportError):
+    """An optional library is not installed; the message holds the pip command."""

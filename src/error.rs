@@ -1,0 +1,70 @@
+//! What can go wrong in the core. Every variant says which operation, what was found and what was expected;
+//! the Python door maps each onto one exception of `diva_rs.errors`.
+
+use std::error::Error;
+
+use tch::{Kind, TchError, Tensor};
+
+pub type Result<T> = std::result::Result<T, DivaError>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DivaError {
+    /// A tensor of the wrong rank or size.
+    #[error("{op}: `{name}` has shape {got:?}, expected {expected}")]
+    Shape { op: &'static str, name: String, got: Vec<i64>, expected: String },
+
+    /// A tensor of a dtype that the operation does not take.
+    #[error("{op}: `{name}` is {got:?}, expected {expected}")]
+    Kind { op: &'static str, name: String, got: Kind, expected: String },
+
+    /// A setting that is out of range or does not fit another one.
+    #[error("{op}: {what}")]
+    Config { op: &'static str, what: String },
+
+    /// A weight or an optimizer state that is missing, unexpected or misshapen.
+    #[error("{op}: `{key}` {what}")]
+    Weights { op: &'static str, key: String, what: String },
+
+    /// Input values that cannot be used.
+    #[error("{op}: {what}")]
+    Data { op: &'static str, what: String },
+
+    /// The device has not enough memory, or is not the one that the inputs are on.
+    #[error("{op}: {what}")]
+    Device { op: &'static str, what: String },
+
+    /// libtorch refused an operation.
+    #[error("libtorch: {0}")]
+    Torch(String),
+
+    /// An error of the caller's own callback, handed back unchanged by the door.
+    #[error("callback failed: {0}")]
+    Callback(Box<dyn Error + Send + Sync>),
+
+    /// A panic that was stopped at the door: always a defect of this crate.
+    #[error("internal error (please report it): {0}")]
+    Panic(String),
+}
+
+impl From<TchError> for DivaError {
+    fn from(err: TchError) -> Self {
+        let text = err.to_string();
+        // The first line is the message, the rest is libtorch's C++ backtrace.
+        let line = text.lines().next().unwrap_or_default().to_string();
+        if line.contains("out of memory") || line.contains("can't allocate memory") {
+            return DivaError::Device { op: "libtorch", what: line };
+        }
+        DivaError::Torch(line)
+    }
+}
+
+impl DivaError {
+    /// A shape error about `tensor`.
+    pub fn shape(op: &'static str, name: &str, tensor: &Tensor, expected: impl Into<String>) -> Self {
+        DivaError::Shape { op, name: name.to_string(), got: tensor.size(), expected: expected.into() }
+    }
+
+    pub fn config(op: &'static str, what: impl Into<String>) -> Self {
+        DivaError::Config { op, what: what.into() }
+    }
+}

@@ -1,0 +1,61 @@
+//! The one way in. Releases the GIL (autograd with the GIL held can deadlock), stops panics, maps errors onto the
+//! exceptions of `diva_rs.errors`, and lets Ctrl-C through before and after.
+
+use std::any::Any;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Mutex, MutexGuard};
+
+use pyo3::prelude::*;
+
+use crate::error::{DivaError, Result};
+
+mod exceptions {
+    use pyo3::import_exception;
+
+    import_exception!(diva_rs.errors, ConfigError);
+    import_exception!(diva_rs.errors, DataError);
+    import_exception!(diva_rs.errors, DeviceError);
+    import_exception!(diva_rs.errors, DivaError);
+    import_exception!(diva_rs.errors, ShapeError);
+    import_exception!(diva_rs.errors, WeightsError);
+}
+
+/// Runs `work` without the GIL and hands its result, its error or its panic back to Python.
+pub fn enter<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send,
+    F: FnOnce() -> Result<T> + Send,
+{
+    py.check_signals()?;
+    let outcome = py.allow_threads(|| catch_unwind(AssertUnwindSafe(work)));
+    let value = outcome.unwrap_or_else(|panic| Err(DivaError::Panic(panic_text(&*panic)))).map_err(raise)?;
+    py.check_signals()?;
+    Ok(value)
+}
+
+/// The core object behind a Python class. A lock poisoned by a panic is still usable: the panic was reported.
+pub fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
+    slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown panic".to_string())
+}
+
+/// One exception per variant. A callback's own exception goes back unchanged, traceback included.
+pub fn raise(err: DivaError) -> PyErr {
+    let text = err.to_string();
+    match err {
+        DivaError::Shape { .. } | DivaError::Kind { .. } => exceptions::ShapeError::new_err(text),
+        DivaError::Config { .. } => exceptions::ConfigError::new_err(text),
+        DivaError::Weights { .. } => exceptions::WeightsError::new_err(text),
+        DivaError::Data { .. } => exceptions::DataError::new_err(text),
+        DivaError::Device { .. } => exceptions::DeviceError::new_err(text),
+        DivaError::Torch(_) | DivaError::Panic(_) => exceptions::DivaError::new_err(text),
+        DivaError::Callback(inner) => match inner.downcast::<PyErr>() {
+            Ok(err) => *err,
+            Err(other) => exceptions::DivaError::new_err(other.to_string()),
+        },
+    }
+}

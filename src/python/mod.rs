@@ -1,0 +1,21 @@
+//! The PyO3 door: the only room that knows Python. One file per exposed class; every call goes through `enter`.
+
+use pyo3::prelude::*;
+
+mod draws;
+mod condition;
+mod enter;
+mod optim;
+mod schedule;
+mod step;
+
+/// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    draws::register(module)?;
+    schedule::register(module)?;
+    condition::register(module)?;
+    optim::register(module)?;
+    step::register(module)
+}
