@@ -31,3 +31,18 @@ fn pool() -> Result<Arc<ThreadPool>> {
 pub fn install<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
     Ok(pool()?.install(work))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_is_as_wide_as_torch() -> Result<()> {
+        let width = install(rayon::current_num_threads)?;
+        assert_eq!(width, tch::get_num_threads() as usize);
+        tch::set_num_threads(1);
+        assert_eq!(install(rayon::current_num_threads)?, 1);
+        tch::set_num_threads(width as i32);
+        Ok(())
+    }
+}
