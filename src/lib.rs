@@ -9,6 +9,7 @@ pub mod step; //      the two cuts: draws -> tokens -> condition -> feedback -> 
 pub mod optim; //     SGD, AdamW, clipping, learning-rate schedules
 
 pub mod error; //     what can go wrong
+pub mod slices; //    raw views of tensors' memory for the fused CPU passes
 pub mod threads; //   one rayon pool, as wide as libtorch's
 
 #[cfg(feature = "python")]

@@ -1,0 +1,119 @@
+//! Raw views of a tensor's memory, for the fused CPU passes: the only place outside the door that dereferences
+//! libtorch's pointers. Everything that could make a view wrong is refused before the pointer is taken.
+
+use std::mem::{align_of, size_of};
+use std::slice;
+
+use tch::kind::Element;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{DivaError, Result};
+
+/// True when [`view`] will accept `tensor` for some element type: strided CPU memory in row-major order.
+/// libtorch's `meta` device reports another device than CPU, so that it takes the path without raw memory.
+pub fn is_viewable(tensor: &Tensor) -> bool {
+    tensor.defined()
+        && tensor.device() == Device::Cpu
+        // Only strided layouts know this question; sparse and nested ones answer with an error, where asking for
+        // contiguity would panic.
+        && tensor.f_is_set_to(tensor).unwrap_or(false)
+        // A lazily negated tensor holds the opposite of its values.
+        && !tensor.f_is_neg().unwrap_or(true)
+        && tensor.is_contiguous()
+}
+
+/// The elements of `tensor` in row-major order, without a copy.
+///
+/// The storage may be shared with other tensors: while the slice lives, nothing may write through them. Callers
+/// keep to that by running no libtorch operation in place on an input of the pass.
+///
+/// Errors: `Kind` when the dtype is not `T`'s, `Device` when the memory is not contiguous CPU memory.
+pub fn view<T: Element>(tensor: &Tensor) -> Result<&[T]> {
+    let Some((data, len)) = locate::<T>(tensor)? else { return Ok(&[]) };
+    // SAFETY: `locate` returned the start of `len` initialised elements of type `T`, aligned and not null, in one
+    // allocation that `tensor` holds a reference to, and `tensor` is borrowed for as long as the slice lives.
+    Ok(unsafe { slice::from_raw_parts(data, len) })
+}
+
+/// Like [`view`], to write through. `tensor` is borrowed mutably: it should be the only handle on its storage
+/// (a freshly created output), or one whose other handles are not read while the slice lives.
+pub fn view_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
+    let Some((data, len)) = locate::<T>(tensor)? else { return Ok(&mut []) };
+    // SAFETY: as in `view`; contiguity rules out two indices on one address, and the mutable borrow of `tensor`
+    // rules out a second slice through this handle.
+    Ok(unsafe { slice::from_raw_parts_mut(data, len) })
+}
+
+/// Start and length of the elements, or None for a tensor without elements (whose pointer may be null).
+fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
+    if !tensor.defined() {
+        return Err(refused("an undefined tensor"));
+    }
+    let kind = tensor.f_kind()?;
+    // A byte that is neither 0 nor 1 can be reinterpreted as a torch bool, but never as a Rust one.
+    if kind != T::KIND || kind == Kind::Bool || size_of::<T>() != kind.elt_size_in_bytes() {
+        return Err(DivaError::Kind {
+            op: "slices",
+            name: "tensor".to_string(),
+            got: kind,
+            expected: format!("{:?}", T::KIND),
+        });
+    }
+    if tensor.device() != Device::Cpu {
+        return Err(refused("a tensor that is not in CPU memory"));
+    }
+    if !is_viewable(tensor) {
+        return Err(refused("a tensor that is not contiguous"));
+    }
+    let len = tensor.numel();
+    if len == 0 {
+        return Ok(None);
+    }
+    let data = tensor.data_ptr().cast::<T>();
+    if data.is_null() || data.align_offset(align_of::<T>()) != 0 {
+        return Err(refused("a tensor without memory of its own, or with misaligned memory"));
+    }
+    Ok(Some((data, len)))
+}
+
+fn refused(what: &str) -> DivaError {
+    DivaError::Device { op: "slices", what: format!("{what} cannot be read as a slice") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_the_same_memory() -> Result<()> {
+        let mut tensor = Tensor::from_slice(&[1.0f64, 2.0, 3.0, 4.0]).f_reshape([2, 2])?;
+        assert_eq!(view::<f64>(&tensor)?, [1.0, 2.0, 3.0, 4.0]);
+        view_mut::<f64>(&mut tensor)?[3] = 9.0;
+        assert_eq!(tensor.f_double_value(&[1, 1])?, 9.0);
+        // A contiguous part of a larger tensor starts at its own offset.
+        assert_eq!(view::<f64>(&tensor.f_select(0, 1)?)?, [3.0, 9.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_tensor_without_elements_is_an_empty_slice() -> Result<()> {
+        let mut tensor = Tensor::f_zeros([0, 3], (Kind::Int64, Device::Cpu))?;
+        assert!(view::<i64>(&tensor)?.is_empty());
+        assert!(view_mut::<i64>(&mut tensor)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_what_is_not_plain_memory_of_that_type() -> Result<()> {
+        let tensor = Tensor::f_zeros([2, 3], (Kind::Float, Device::Cpu))?;
+        assert!(matches!(view::<f64>(&tensor), Err(DivaError::Kind { got: Kind::Float, .. })));
+        assert!(matches!(view::<f32>(&tensor.f_transpose(0, 1)?), Err(DivaError::Device { .. })));
+        assert!(matches!(view::<f32>(&tensor.f_to_sparse_sparse_dim(2)?), Err(DivaError::Device { .. })));
+        assert!(matches!(view::<f32>(&tensor.f_to_sparse_csr(None)?), Err(DivaError::Device { .. })));
+        assert!(matches!(view::<f32>(&tensor.f_internal_neg_view()?), Err(DivaError::Device { .. })));
+        assert!(matches!(view::<f32>(&Tensor::new()), Err(DivaError::Device { .. })));
+        let flags = tensor.f_to_kind(Kind::Bool)?;
+        assert!(matches!(view::<bool>(&flags), Err(DivaError::Kind { got: Kind::Bool, .. })));
+        Ok(())
+    }
+}
