@@ -1,5 +1,150 @@
-use pyo3::prelude::*;
+//! `_native.Step`: a training step whose tower and denoiser are Python callables.
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use std::sync::Mutex;
+
+use pyo3::prelude::*;
+use pyo3_tch::PyTensor;
+use tch::Tensor;
+
+use super::condition::Bridge;
+use super::enter::{enter, lock, raise};
+use super::schedule::Schedule;
+use crate::error::{DivaError, Result};
+use crate::feedback::{Denoiser, Loss, Objective, Targets};
+use crate::step::{Original, Step as Core, VisionTower};
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Step>()
+}
+
+/// A Python callable in the place of a native network. It takes the GIL for its own length only.
+struct Callback(PyObject);
+
+impl Callback {
+    fn call(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        Python::with_gil(|py| {
+            let inputs = inputs.iter().map(|tensor| PyTensor(tensor.shallow_clone()).into_pyobject(py));
+            let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
+            let output = self.0.bind(py).call1(pyo3::types::PyTuple::new(py, inputs)?)?;
+            output.extract::<PyTensor>()
+        })
+        .map(|tensor| tensor.0)
+        .map_err(|err: PyErr| DivaError::Callback(Box::new(err)))
+    }
+}
+
+impl VisionTower for Callback {
+    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
+        self.call(&[images])
+    }
+}
+
+impl Denoiser for Callback {
+    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        self.call(&[noisy, timesteps, condition])
+    }
+}
+
+/// The step of `diva_rs.Trainer` and `diva_rs.FeedbackLoss`. See `src/step.rs`.
+#[pyclass(frozen, module = "diva_rs._native")]
+struct Step(Mutex<Core>);
+
+/// latents (B, ...), noise (B, N, ...), timesteps (B, N), choice (B, N, k) or None, text (1 | B, L, C).
+type PyTargets = (PyTensor, PyTensor, PyTensor, Option<PyTensor>, PyTensor);
+
+fn targets(parts: PyTargets) -> Targets {
+    let (latents, noise, timesteps, choice, text) = parts;
+    Targets {
+        latents: latents.0,
+        noise: noise.0,
+        timesteps: timesteps.0,
+        choice: choice.map(|t| t.0),
+        text: text.0,
+    }
+}
+
+fn objective(loss: &str, draw_weights: Vec<f64>, min_snr: Option<f64>, anchor: f64) -> Result<Objective> {
+    let loss = match loss {
+        "mse" => Loss::Mse,
+        "l1" => Loss::L1,
+        other => {
+            return Err(DivaError::config("Step", format!("unknown loss {other:?}: use \"mse\" or \"l1\"")))
+        }
+    };
+    if draw_weights.is_empty() || draw_weights.iter().any(|weight| !weight.is_finite()) {
+        return Err(DivaError::config(
+            "Step",
+            format!("draw_weights {draw_weights:?}: need at least one, all finite"),
+        ));
+    }
+    if !anchor.is_finite() || anchor < 0.0 {
+        return Err(DivaError::config("Step", format!("anchor {anchor}: must be finite and not negative")));
+    }
+    Ok(Objective { loss, draw_weights, min_snr, anchor })
+}
+
+#[pymethods]
+impl Step {
+    /// `original`: (tower, bridge) of the untouched model, needed by the anchor penalty.
+    #[new]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=vec![1.0], min_snr=None, anchor=0.0, original=None, micro_batch=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        tower: PyObject,
+        denoiser: PyObject,
+        bridge: PyRef<'_, Bridge>,
+        schedule: PyRef<'_, Schedule>,
+        loss: &str,
+        draw_weights: Vec<f64>,
+        min_snr: Option<f64>,
+        anchor: f64,
+        original: Option<(PyObject, PyRef<'_, Bridge>)>,
+        micro_batch: Option<usize>,
+    ) -> PyResult<Self> {
+        let objective = objective(loss, draw_weights, min_snr, anchor).map_err(raise)?;
+        if micro_batch == Some(0) {
+            return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
+        }
+        let original = original.map(|(tower, bridge)| Original {
+            tower: Box::new(Callback(tower)),
+            head: bridge.core().head.shallow_clone(),
+        });
+        Ok(Step(Mutex::new(Core {
+            tower: Box::new(Callback(tower)),
+            denoiser: Box::new(Callback(denoiser)),
+            bridge: bridge.core().shallow_clone(),
+            schedule: schedule.core(),
+            objective,
+            original,
+            micro_batch,
+        })))
+    }
+
+    /// Adds `share` times the mean gradient to every `.grad`; returns (loss, denoising, anchor), 0-dim.
+    #[pyo3(signature = (images, targets, share=1.0, train_tower=true))]
+    fn accumulate(
+        &self,
+        py: Python<'_>,
+        images: PyTensor,
+        targets: PyTargets,
+        share: f64,
+        train_tower: bool,
+    ) -> PyResult<(PyTensor, PyTensor, PyTensor)> {
+        let (images, targets) = (images.0, self::targets(targets));
+        let losses = enter(py, move || lock(&self.0).accumulate(&images, &targets, share, train_tower))?;
+        Ok((PyTensor(losses.loss), PyTensor(losses.denoising), PyTensor(losses.anchor)))
+    }
+
+    /// (loss, gradient at the tokens, gradients of the bridge's parameters in the order of `Bridge.param_names`).
+    fn at_tokens(
+        &self,
+        py: Python<'_>,
+        tokens: PyTensor,
+        images: PyTensor,
+        targets: PyTargets,
+    ) -> PyResult<(PyTensor, PyTensor, Vec<PyTensor>)> {
+        let (tokens, images, targets) = (tokens.0, images.0, self::targets(targets));
+        let heard = enter(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
+        Ok((PyTensor(heard.loss), PyTensor(heard.tokens), heard.params.into_iter().map(PyTensor).collect()))
+    }
 }

@@ -1,0 +1,68 @@
+# Every target sets up what it needs on a fresh machine: virtual environment, dependencies, native build.
+# Prerequisites: Python >= 3.10 with venv, Rust >= 1.85, a C++17 compiler (see README.md).
+
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+PYTHON ?= python3
+# torch-sys asks `python3` for its libtorch: it has to find the one of this environment.
+export PATH := $(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src .cargo -type f)
+TORCH   := $(VENV)/.torch
+NATIVE  := $(VENV)/.native
+# Where `cargo test` finds libtorch at run time.
+LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
+
+.PHONY: help build demo test test-rust test-python test-full lint format bench clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(NATIVE) ## virtual environment, dependencies, native module
+
+demo: $(NATIVE) ## post-train a small CLIP on real photographs, three minutes on two cores
+	$(BIN)/diva-rs demo
+
+test: test-rust test-python ## everything that a change must pass
+
+test-rust: $(TORCH)
+	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --quiet
+
+test-python: $(NATIVE)
+	$(BIN)/python -m pytest
+	$(BIN)/python -m mypy.stubtest diva_rs._native --ignore-disjoint-bases
+
+test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into an empty environment
+	$(MAKE) test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --release --features extension-module -- -D warnings
+	$(BIN)/ruff format --check python tests
+	$(BIN)/ruff check python tests
+	$(BIN)/mypy
+
+format: $(NATIVE) ## format and fix what can be fixed mechanically
+	cargo fmt
+	$(BIN)/ruff check --fix python tests
+	$(BIN)/ruff format python tests
+
+bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
+	$(BIN)/python benches/step.py
+
+clean: ## forget the build and the environment
+	rm -rf target $(VENV) python/diva_rs/*.so
+
+$(TORCH): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "torch==2.13.0" "maturin>=1.8,<2" numpy setuptools
+	touch $@
+
+$(NATIVE): $(TORCH) $(SOURCES)
+	maturin develop --release --extras dev --quiet
+	touch $@

@@ -1,0 +1,235 @@
+"""Everything a training step needs, put together once from (clip, unet, recipe).
+
+`Trainer` and `FeedbackLoss` are two faces of these pieces: the student's tower, the teacher, the projector between
+them, and the native step that joins the three.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diva_rs import _native
+from diva_rs.clip import Tower, adapt
+from diva_rs.data.batches import Batch, read_batch
+from diva_rs.data.pixels import PixelGuard, clip_input, vae_input
+from diva_rs.diffusion import Teacher
+from diva_rs.draws import DrawPlan, Draws, sample_keys
+from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
+from diva_rs.recipe import Recipe
+
+_STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch, ready for the native step: CLIP's pixels and what the teacher denoises."""
+
+    images: Tensor  # (B, 3, H, W), normalised for CLIP
+    targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]  # latents, noise, timesteps, choice, text
+
+
+class Pieces:
+    """The student, the teacher, the bridge between them, and the native step over all three."""
+
+    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe) -> None:
+        if recipe.backend == "native":
+            raise ConfigError('backend="native" is not part of this release: use "auto" or "torch"')
+        self.recipe = recipe
+        self.tower = adapt(clip)
+        self.parameters = self.tower.named_parameters()
+        self.device, self.dtype = self._student_home()
+        self.teacher = Teacher.of(unet).to_precision(recipe.precision)
+        self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
+        self.projector.to(device=self.device, dtype=self.dtype)
+        self.bridge = _bridge(self.tower, self.projector, recipe)
+        self.guard = PixelGuard()
+        self._plans: dict[tuple[int, ...], DrawPlan] = {}
+        self._original = self._untouched() if recipe.anchor else None
+        self.step = _native.Step(
+            self._tokens_of(self.tower),
+            self.teacher.denoise,
+            self.bridge,
+            self.teacher.schedule,
+            loss=recipe.loss,
+            draw_weights=list(recipe.weights()),
+            min_snr=recipe.min_snr,
+            anchor=recipe.anchor,
+            original=self._original,
+            micro_batch=recipe.micro_batch,
+        )
+
+    def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
+        """Read a loader's item and make the step's tensors of it.
+
+        Without ids, samples are numbered on from the ``seen`` ones of this rank; with ``draws``, nothing is drawn.
+        """
+        self.check_home()
+        read = read_batch(batch)
+        if read.images is None and read.pixel_values is None:
+            raise DataError("a batch of latents alone has nothing for CLIP to see: add `images` or `pixel_values`")
+        read = read.to(self.device, self.dtype)
+        images = self._clip_pixels(read)
+        latents = self._latents(read)
+        if len(latents) != len(images):
+            raise ShapeError(f"latents has {len(latents)} samples, the images have {len(images)}")
+        if draws is None:
+            keys = self._keys(read, ids, seen)
+            draws = self._plan(tuple(latents.shape[1:])).draw(keys, epoch)
+        timesteps, noise, tokens = draws.tensors(latents)
+        choice = tokens if self.recipe.condition == "random" else None
+        return Inputs(images, (latents, noise, timesteps, choice, self._text()))
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""
+        return self._tokens_of(self.tower)(images)
+
+    def plain(self) -> AbstractContextManager[None]:
+        """Switches a caller's autocast off: the native step sets its precisions itself."""
+        return torch.autocast(self.device.type if self.device.type != "meta" else "cpu", enabled=False)
+
+    def check_home(self) -> None:
+        """Raise DeviceError when the student moved to another device or dtype since it was adapted."""
+        for name, parameter in self.parameters.items():
+            if parameter.device != self.device or parameter.dtype != self.dtype:
+                raise DeviceError(
+                    f"{name} is now {parameter.dtype} on {parameter.device}, but was {self.dtype} on {self.device} when "
+                    "this trainer was made: move the model first, then make the trainer"
+                )
+
+    def _student_home(self) -> tuple[torch.device, torch.dtype]:
+        wanted = _STUDENT_DTYPE[self.recipe.precision]
+        devices = {parameter.device for parameter in self.parameters.values()}
+        if len(devices) != 1:
+            raise DeviceError(f"CLIP's vision parameters lie on several devices ({devices}): move them to one")
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != wanted:
+                fix = "clip.double()" if wanted == torch.float64 else "clip.float()"
+                also = ', or precision="fp64"' if parameter.dtype == torch.float64 else ""
+                raise ConfigError(
+                    f'{name} is {parameter.dtype}, precision="{self.recipe.precision}" trains {wanted} weights: call {fix}{also}'
+                )
+        return devices.pop(), wanted
+
+    def _untouched(self) -> tuple[Any, Any]:
+        tower = self.tower.frozen_copy()
+        return self._tokens_of(tower), _bridge(tower, self.projector, self.recipe)
+
+    def _tokens_of(self, tower: Tower) -> Any:
+        if self.recipe.precision != "bf16":
+            return tower.tokens
+
+        def tokens(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, dtype=torch.bfloat16):
+                return tower.tokens(images)
+
+        return tokens
+
+    def _clip_pixels(self, batch: Batch) -> Tensor:
+        mean, std = self._normalisation()
+        if batch.pixel_values is not None:
+            self.guard.check(batch.pixel_values, "clip", mean, std, "pixel_values")
+            if batch.pixel_values.shape[-2:] != self.tower.image_size:
+                raise ShapeError(
+                    f"pixel_values is {tuple(batch.pixel_values.shape)}, {self.tower.name} takes "
+                    f"(B, 3, {self.tower.image_size[0]}, {self.tower.image_size[1]}): resize, or give `images` instead"
+                )
+            return batch.pixel_values
+        assert batch.images is not None
+        self.guard.check(batch.images, self.recipe.pixels, mean, std, "images")
+        return clip_input(batch.images, self.recipe, self.tower.image_size, mean, std)
+
+    def _latents(self, batch: Batch) -> Tensor:
+        if batch.latents is not None:
+            expected = self.teacher.latent_shape
+            if batch.latents.dim() != 4 or batch.latents.shape[1] != expected[0]:
+                raise ShapeError(f"latents is {tuple(batch.latents.shape)}, the teacher denoises (B, {expected[0]}, h, w)")
+            return batch.latents
+        mean, std = self._normalisation()
+        images, convention = batch.images, self.recipe.pixels
+        if images is None:
+            images, convention = batch.pixel_values, "clip"
+        assert images is not None
+        side = self.recipe.image_size
+        size = (side, side) if side is not None else self.teacher.image_size
+        pixels = vae_input(images, self.recipe, size, mean, std, convention)
+        return self.teacher.encode(pixels)
+
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.recipe.clip_mean or self.tower.mean, self.recipe.clip_std or self.tower.std
+
+    def _keys(self, batch: Batch, ids: Any, seen: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+        ids = batch.ids if ids is None else ids
+        count = len(batch)
+        if ids is None:
+            # The ranks' batches stand side by side in one numbering: no two ranks share a draw.
+            rank, world = rank_and_world()
+            first = seen * world + rank * count
+            return np.arange(first, first + count, dtype=np.uint64)
+        keys = sample_keys(ids)
+        if len(keys) != count:
+            raise ShapeError(f"{len(keys)} ids for a batch of {count} samples: one id per sample")
+        return keys
+
+    def _plan(self, latent_shape: tuple[int, ...]) -> DrawPlan:
+        if latent_shape not in self._plans:
+            recipe, patches = self.recipe, self.tower.patches
+            drawn = recipe.condition == "random"
+            self._plans[latent_shape] = DrawPlan(
+                seed=recipe.seed,
+                draws=recipe.draws,
+                latent_shape=latent_shape,
+                patches=patches,
+                choose=recipe.chosen(patches) if drawn and not recipe.bernoulli else None,
+                density=recipe.density if drawn and recipe.bernoulli else None,
+                replacement=recipe.replacement,
+                timesteps=recipe.timesteps,
+                timestep_range=recipe.timestep_range or (0, len(self.teacher.schedule)),
+                logit_mean=recipe.logit_mean,
+                logit_std=recipe.logit_std,
+            )
+        return self._plans[latent_shape]
+
+    def _text(self) -> Tensor:
+        return self.teacher.text(self.recipe.prompt).to(device=self.device, dtype=self.dtype)
+
+
+def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Module:
+    """The trained map from CLIP's embedding (width) to the condition (condition_width), seeded by the recipe.
+
+    "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025).
+
+    >>> make_projector(Recipe(projector="linear"), 768, 1024)
+    Linear(in_features=768, out_features=1024, bias=True)
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.projector == "linear":
+            return nn.Linear(width, condition_width)
+        return nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, condition_width),
+            nn.GELU(),
+            nn.Linear(condition_width, condition_width),
+        )
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) outside torch.distributed.
+
+    >>> rank_and_world()
+    (0, 1)
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.Bridge:
+    norm = None if tower.norm is None else (tower.norm.weight, tower.norm.bias, tower.norm.eps)
+    proj = None if tower.proj is None else (tower.proj, tower.proj_transposed)
+    weights = dict(projector.named_parameters())
+    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text)

@@ -1,0 +1,92 @@
+"""What `post_train` gives back."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from diva_rs._optional import require
+from diva_rs.checkpoint import save_weights, write_text
+from diva_rs.recipe import Recipe
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass
+class PostTrainResult:
+    """The trained model's record.
+
+    Attributes:
+        history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples_per_second.
+        report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was interrupted.
+        projector: the trained projector, an ordinary nn.Module.
+        recipe: the recipe as it was run.
+        clip: the caller's CLIP, the same object, now trained.
+    """
+
+    history: list[dict[str, float]]
+    report: dict[str, Any]
+    projector: nn.Module
+    recipe: Recipe
+    clip: nn.Module = field(repr=False)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended the run before its last step."""
+        return bool(self.report.get("interrupted"))
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the loss over the steps, as it was logged and smoothed; returns the matplotlib axes.
+
+        Raises:
+            DependencyError: matplotlib is not installed.
+
+        >>> result.plot().get_xlabel()
+        'step'
+        """
+        if ax is None:
+            plt = require("matplotlib.pyplot", extra="plot")
+            _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        steps = [row["step"] for row in self.history]
+        losses = [row["loss"] for row in self.history]
+        ax.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss")
+        if len(losses) >= 5:
+            ax.plot(steps, _smooth(losses), color="tab:blue", linewidth=1.8, label="smoothed")
+        if self.recipe.projector_warmup:
+            ax.axvline(self.recipe.projector_warmup, color="0.6", linestyle=":", label="CLIP starts to train")
+        ax.set(xlabel="step", ylabel="denoising loss" if not self.recipe.anchor else "loss", title=self.recipe.name)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False)
+        return ax
+
+    def save(self, path: str | Path) -> Path:
+        """Write clip.safetensors (the whole CLIP, by its own keys), projector.safetensors, recipe, history and report.
+
+        Each file is written beside its place and renamed; an open_clip model loads the first one with
+        ``create_model(name, pretrained=".../clip.safetensors")``. Returns the folder.
+
+        >>> import tempfile
+        >>> folder = result.save(tempfile.mkdtemp())
+        >>> sorted(file.name for file in folder.iterdir())[0]
+        'clip.safetensors'
+        """
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(folder / "clip.safetensors", self.clip.state_dict())
+        save_weights(folder / "projector.safetensors", self.projector.state_dict())
+        for name, content in (("recipe", self.recipe.to_dict()), ("history", self.history), ("report", self.report)):
+            write_text(folder / f"{name}.json", json.dumps(content, indent=2, default=str) + "\n")
+        return folder
+
+
+def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
+    """Exponential average without the start's bias."""
+    average, norm, smoothed = 0.0, 0.0, []
+    for value in values:
+        average = weight * average + (1 - weight) * value
+        norm = weight * norm + (1 - weight)
+        smoothed.append(average / norm)
+    return smoothed

@@ -1,0 +1,224 @@
+"""Trainer: the training step for people with their own loop, and the engine of `post_train`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs import _native
+from diva_rs.diffusion import Teacher
+from diva_rs.draws import Draws
+from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.pieces import Pieces
+from diva_rs.recipe import Recipe
+
+
+class Trainer:
+    """Post-trains the vision tower of ``clip`` in place, step by step.
+
+    Args:
+        clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
+        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``; without
+            it the learning rate stays constant after its warm-up.
+
+    Raises:
+        ConfigError: ``clip`` has no patch tokens or nothing to train, or the recipe does not fit the models.
+
+    >>> trainer = Trainer(clip, teacher, Recipe(draws=2, density=0.5, lr=1e-3))
+    >>> loss = trainer.step(torch.rand(4, 3, 32, 32))
+    >>> loss.shape, trainer.steps_done
+    (torch.Size([]), 1)
+    """
+
+    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
+        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
+        self.clip = clip
+        self.pieces = Pieces(clip, unet, self.recipe)
+        self.steps_done = 0  # optimizer steps
+        self.samples_seen = 0  # within this epoch: the default ids of samples that come without
+        self.epoch = 0
+        self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
+        self.metrics: dict[str, Any] = {}  # of the last step; tensors stay on the device until somebody reads them
+        self._optimizer = self._make_optimizer()
+
+    @property
+    def projector(self) -> nn.Module:
+        """The trained map from CLIP's embedding to the teacher's condition."""
+        return self.pieces.projector
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen diffusion model."""
+        return self.pieces.teacher
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether CLIP is still frozen while the projector warms up (``recipe.projector_warmup``)."""
+        return self.steps_done < self.recipe.projector_warmup
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that trains: CLIP's vision parameters by their own keys, and ``projector.*``.
+
+        >>> sorted(Trainer(clip, teacher).parameters())[0]
+        'projector.bias'
+        """
+        projector = {f"projector.{name}": parameter for name, parameter in self.projector.named_parameters()}
+        return {**self.pieces.parameters, **projector}
+
+    def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
+        """Run one batch forward and backward.
+
+        Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last `apply`, so that
+        several calls are one larger batch, whatever their sizes.
+
+        Args:
+            images: a batch as loaders give it: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with ``images``,
+                ``pixel_values``, ``latents``, ``ids``. Pixels are in the range that ``recipe.pixels`` declares.
+            ids: one key per sample (integers or strings) that decides its draws; by default the batch's own ids,
+                or the sample's number within the epoch.
+            draws: explicit draws in place of keyed ones, for comparison with another implementation.
+
+        Returns:
+            The mean loss over this batch: a detached tensor, 0-dim, on CLIP's device.
+
+        Raises:
+            DataError, ShapeError: an image that cannot be used; names the sample.
+            DeviceError: CLIP was moved since this trainer was made.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> loss = trainer.accumulate({"images": torch.rand(2, 3, 32, 32), "ids": ["cat", "dog"]})
+        >>> trainer.pending
+        2
+        """
+        inputs = self.pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        batch = len(inputs.images)
+        share = batch / (self.pending + batch)
+        if self.pending == 0:
+            self._clear()
+        else:
+            self._optimizer.scale_grads(1.0 - share)
+        try:
+            with self.pieces.plain():
+                losses = self.pieces.step.accumulate(inputs.images, inputs.targets, share, not self.warming_up)
+        except BaseException:
+            # Part of a batch may be in `.grad` already: no later step may build on it.
+            self.discard()
+            raise
+        self.pending += batch
+        self.samples_seen += batch
+        self._note(losses, share)
+        return losses[0]
+
+    def apply(self) -> None:
+        """Clip the gradient, update the weights, and go on to the next step.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> trainer.apply()
+        >>> trainer.pending, trainer.steps_done
+        (0, 1)
+        """
+        if self.pending == 0:
+            raise ConfigError("apply() has no gradient to apply: call accumulate(images) first")
+        recipe = self.recipe
+        schedule = recipe.schedule if recipe.steps is not None else "constant"
+        factor = _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
+        with self.pieces.plain():
+            norm = self._optimizer.clip_grad_norm(recipe.grad_clip)
+            self._optimizer.step(factor, [not self.warming_up, True])
+        self.metrics.update(grad_norm=norm, lr=recipe.lr * factor, epoch=self.epoch, samples=self.pending)
+        self.pending = 0
+        self.steps_done += 1
+
+    def step(self, images: Any, ids: Any = None) -> Tensor:
+        """`accumulate` and `apply` in one call; returns the loss.
+
+        >>> Trainer(clip, teacher).step(torch.rand(2, 3, 32, 32)).requires_grad
+        False
+        """
+        loss = self.accumulate(images, ids)
+        self.apply()
+        return loss
+
+    def discard(self) -> None:
+        """Forget the gradient accumulated since the last `apply`.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> trainer.discard()
+        >>> trainer.pending
+        0
+        """
+        self._clear()
+        self.pending = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
+
+        >>> Trainer(clip, teacher).set_epoch(3)
+        """
+        self.epoch = epoch
+        self.samples_seen = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later `load_state_dict` needs to go on bit for bit (a gradient not yet applied is not kept).
+
+        >>> sorted(Trainer(clip, teacher).state_dict())
+        ['counters', 'optimizer', 'parameters', 'recipe']
+        """
+        return {
+            "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
+            "optimizer": {name: value.clone() for name, value in self._optimizer.state().items()},
+            "counters": {"steps_done": self.steps_done, "samples_seen": self.samples_seen, "epoch": self.epoch},
+            "recipe": self.recipe.to_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. Nothing is changed when anything in it does not fit.
+
+        Raises:
+            WeightsError: a missing, unexpected or misshapen entry; names it.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> trainer.load_state_dict(trainer.state_dict())
+        """
+        missing = {"parameters", "optimizer", "counters"} - set(state)
+        if missing:
+            raise WeightsError(f"not a state of Trainer: {sorted(missing)} is missing")
+        own, saved = self.parameters(), state["parameters"]
+        for name in sorted(own.keys() ^ saved.keys()):
+            raise WeightsError(f"parameter {name} is {'missing from' if name in own else 'unexpected in'} the saved state")
+        for name, parameter in own.items():
+            if saved[name].shape != parameter.shape:
+                raise WeightsError(
+                    f"parameter {name} is {tuple(saved[name].shape)} in the saved state, here {tuple(parameter.shape)}"
+                )
+        counters = {name: int(state["counters"][name]) for name in ("steps_done", "samples_seen", "epoch")}
+        self._optimizer.load_state(dict(state["optimizer"]))
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved[name])
+        self.__dict__.update(counters)
+        self.discard()
+
+    def _make_optimizer(self) -> _native.Optimizer:
+        recipe = self.recipe
+        projector_lr = recipe.lr if recipe.projector_lr is None else recipe.projector_lr
+        return _native.Optimizer(
+            recipe.optimizer,
+            [("clip", recipe.lr, self.pieces.parameters), ("projector", projector_lr, dict(self.projector.named_parameters()))],
+            momentum=recipe.momentum,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def _clear(self) -> None:
+        for parameter in self.parameters().values():
+            parameter.grad = None
+
+    def _note(self, losses: tuple[Tensor, Tensor, Tensor], share: float) -> None:
+        for name, value in zip(("loss", "denoising", "anchor"), losses, strict=True):
+            before = self.metrics.get(name)
+            self.metrics[name] = value if share == 1.0 or before is None else before + share * (value - before)

@@ -1,0 +1,223 @@
+//! What the teacher says about a batch of tokens: everything between the two cuts.
+//!
+//! tokens (a leaf) -> condition (a leaf) -> N denoising losses -> gradient at the condition -> gradient at the tokens.
+//! The vision tower is on the far side of cut 1, so its cost does not depend on the number of draws N.
+
+use tch::{no_grad_guard, Kind, Tensor};
+
+use crate::condition::{embed, Bridge, Recap};
+use crate::error::{DivaError, Result};
+use crate::schedule::Schedule;
+
+/// The teacher: a frozen diffusion model behind cut 2.
+pub trait Denoiser: Send {
+    /// Prediction (B, ...) for `noisy` (B, ...) at the model's own `timesteps` (B,) under `condition` (B, S, C),
+    /// differentiable with respect to the condition.
+    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    Mse,
+    L1,
+}
+
+impl Loss {
+    /// One loss per sample, the mean over everything but the batch, in float32 or better: (B, ...) -> (B,).
+    fn per_sample(self, prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+        if prediction.size() != target.size() {
+            let expected = format!("{:?} like the target", target.size());
+            return Err(DivaError::shape("feedback", "prediction", prediction, expected));
+        }
+        let kind = if target.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let difference = prediction.f_to_kind(kind)?.f_sub(&target.f_to_kind(kind)?)?;
+        let penalty = match self {
+            Loss::Mse => difference.f_square()?,
+            Loss::L1 => difference.f_abs()?,
+        };
+        Ok(penalty.f_flatten(1, -1)?.f_mean_dim(1, false, kind)?)
+    }
+}
+
+/// How the losses of the draws and the anchor are weighed.
+#[derive(Clone, Debug)]
+pub struct Objective {
+    pub loss: Loss,
+    /// One weight per draw.
+    pub draw_weights: Vec<f64>,
+    /// Gamma of min-SNR weighting (arXiv 2303.09556), if any.
+    pub min_snr: Option<f64>,
+    /// Weight of `1 - cos(embedding, the original model's embedding)`.
+    pub anchor: f64,
+}
+
+/// What a batch of B samples is denoised from, N draws each.
+pub struct Targets {
+    pub latents: Tensor,        // (B, ...)
+    pub noise: Tensor,          // (B, N, ...)
+    pub timesteps: Tensor,      // (B, N) int64
+    pub choice: Option<Tensor>, // (B, N, k) int64
+    pub text: Tensor,           // (1 | B, L, C)
+}
+
+impl Targets {
+    fn check(&self, tokens: &Tensor, draws: usize) -> Result<()> {
+        let op = "feedback";
+        let batch = tokens.size().first().copied().unwrap_or(0);
+        let draws = draws as i64;
+        if self.latents.dim() < 2 || self.latents.size()[0] != batch {
+            return Err(DivaError::shape(op, "latents", &self.latents, format!("({batch}, ...) like the tokens")));
+        }
+        if self.timesteps.size() != [batch, draws] {
+            return Err(DivaError::shape(op, "timesteps", &self.timesteps, format!("[{batch}, {draws}]")));
+        }
+        let mut noise = vec![batch, draws];
+        noise.extend(&self.latents.size()[1..]);
+        if self.noise.size() != noise {
+            return Err(DivaError::shape(op, "noise", &self.noise, format!("{noise:?}, (B, N, ...) for these latents")));
+        }
+        Ok(())
+    }
+
+    /// The samples `start..start + length`, as views.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<Targets> {
+        let part = |tensor: &Tensor| tensor.f_narrow(0, start, length);
+        Ok(Targets {
+            latents: part(&self.latents)?,
+            noise: part(&self.noise)?,
+            timesteps: part(&self.timesteps)?,
+            choice: self.choice.as_ref().map(part).transpose()?,
+            text: if self.text.size().first() == Some(&1) { self.text.shallow_clone() } else { part(&self.text)? },
+        })
+    }
+}
+
+/// A loss and its gradients, nothing of which is attached to a graph.
+pub struct Feedback {
+    pub loss: Tensor,        // 0-dim: denoising + anchor
+    pub denoising: Tensor,   // 0-dim
+    pub anchor: Tensor,      // 0-dim, already weighted
+    pub tokens: Tensor,      // (B, 1+P, W)
+    pub params: Vec<Tensor>, // in the order of `Bridge::params`
+}
+
+/// Loss and gradients at the `tokens` (B, 1+P, W) of a batch. The losses of the samples are summed with weight
+/// 1/`samples` each, so that micro-batches of one batch of `samples` add up to its mean.
+pub fn feedback(
+    bridge: &Bridge,
+    schedule: &Schedule,
+    denoiser: &dyn Denoiser,
+    objective: &Objective,
+    tokens: &Tensor,
+    original: Option<&Tensor>, // (B, D), the untouched model's embedding
+    targets: &Targets,
+    samples: i64,
+) -> Result<Feedback> {
+    targets.check(tokens, objective.draw_weights.len())?;
+    let tokens = tokens.f_detach()?;
+    let (condition, tape) = bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
+    let (denoising, d_condition) = denoise(bridge, schedule, denoiser, objective, &condition, targets, samples)?;
+    let mut grads = bridge.backward(&tape, &d_condition)?;
+    let anchor = match original {
+        Some(original) if objective.anchor != 0.0 => {
+            let weight = objective.anchor / samples as f64;
+            anchor(bridge, &tokens, original, weight, &mut grads.tokens, &mut grads.params)?
+        }
+        _ => denoising.f_zeros_like()?,
+    };
+    let loss = denoising.f_add(&anchor.f_type_as(&denoising)?)?;
+    Ok(Feedback { loss, denoising, anchor, tokens: grads.tokens, params: grads.params })
+}
+
+/// The N denoising losses and their gradient at the condition (B, N', S, C), N' = N or 1: the second cut.
+fn denoise(
+    bridge: &Bridge,
+    schedule: &Schedule,
+    denoiser: &dyn Denoiser,
+    objective: &Objective,
+    condition: &Tensor,
+    targets: &Targets,
+    samples: i64,
+) -> Result<(Tensor, Tensor)> {
+    let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
+    let learns = bridge.recap != Recap::Text;
+    let mut total: Option<Tensor> = None;
+    let mut gradients: Vec<Tensor> = Vec::with_capacity(objective.draw_weights.len());
+    for (draw, weight) in (0..).zip(&objective.draw_weights) {
+        let timesteps = targets.timesteps.f_select(1, draw)?;
+        let noised = schedule.add_noise(&targets.latents, &targets.noise.f_select(1, draw)?, &timesteps)?;
+        let leaf = condition.f_select(1, if shared { 0 } else { draw })?.f_detach()?.f_set_requires_grad(learns)?;
+        let loss = {
+            let _no_grad = (!learns).then(no_grad_guard);
+            let prediction = denoiser.predict(&noised.noisy, &noised.model_timesteps, &leaf)?;
+            if learns && !prediction.requires_grad() {
+                return Err(DivaError::config(
+                    "feedback",
+                    "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
+                ));
+            }
+            let mut per_sample = objective.loss.per_sample(&prediction, &noised.target)?;
+            if let Some(gamma) = objective.min_snr {
+                per_sample = per_sample.f_mul(&schedule.weights(&timesteps, gamma, &per_sample)?)?;
+            }
+            per_sample.f_sum(per_sample.kind())?.f_mul_scalar(weight / samples as f64)?
+        };
+        if learns {
+            gradients.append(&mut Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?);
+        }
+        let loss = loss.f_detach()?;
+        total = Some(match total {
+            Some(sum) => sum.f_add(&loss)?,
+            None => loss,
+        });
+    }
+    let total = total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
+    let gradient = if !learns {
+        condition.f_zeros_like()?
+    } else if shared {
+        Tensor::f_stack(&gradients, 1)?.f_sum_dim_intlist(1, true, condition.kind())?
+    } else {
+        Tensor::f_stack(&gradients, 1)?
+    };
+    Ok((total, gradient))
+}
+
+/// Adds the gradient of the anchor, `weight * sum(1 - cos(embedding, original))`, to the gradients at hand.
+/// It keeps the pooled embedding near the untouched model's, where text can find it.
+fn anchor(
+    bridge: &Bridge,
+    tokens: &Tensor,
+    original: &Tensor,
+    weight: f64,
+    d_tokens: &mut Tensor,
+    d_params: &mut [Tensor],
+) -> Result<Tensor> {
+    let leaf = tokens.f_detach()?.f_set_requires_grad(true)?;
+    let embedding = embed(&bridge.head, &leaf)?;
+    if embedding.size() != original.size() {
+        let expected = format!("{:?} like the embedding", embedding.size());
+        return Err(DivaError::shape("anchor", "original", original, expected));
+    }
+    let similarity = Tensor::f_cosine_similarity(&embedding, &original.f_type_as(&embedding)?.f_detach()?, 1, 1e-8)?;
+    let loss = similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?.f_mul_scalar(weight)?;
+    let params = bridge.params();
+    // Only the head's own parameters take part; a frozen one has no gradient to add.
+    let heads: Vec<usize> = params
+        .iter()
+        .enumerate()
+        .filter(|(_, (name, param))| !name.starts_with("projector") && param.requires_grad())
+        .map(|(i, _)| i)
+        .collect();
+    let mut inputs = vec![&leaf];
+    inputs.extend(heads.iter().map(|&i| params[i].1));
+    let mut gradients = Tensor::f_run_backward(&[&loss], &inputs, false, false)?.into_iter();
+    if let Some(gradient) = gradients.next() {
+        *d_tokens = d_tokens.f_add(&gradient)?;
+    }
+    for (&i, gradient) in heads.iter().zip(gradients) {
+        if let Some(slot) = d_params.get_mut(i) {
+            *slot = slot.f_add(&gradient)?;
+        }
+    }
+    loss.f_detach().map_err(Into::into)
+}
