@@ -1,18 +1,29 @@
 //! Generative feedback for CLIP: the training step of DIVA (arXiv 2407.20171) over libtorch.
 //!
 //! The map of the house, in the order in which a step walks through it:
+//!
+//! * [`draws`]: timesteps, noise and token choices, keyed by sample
+//! * [`step`]: the student's side: tokens from the vision tower, gradients back into it (cut 1)
+//! * [`condition`]: tokens + text -> condition, forward and backward
+//! * [`schedule`]: noise levels, targets and loss weights
+//! * [`feedback`]: the teacher's side: N denoising losses and their gradient at the condition (cut 2)
+//! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
+//!
+//! and what they stand on: [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
+//! wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
 
-pub mod draws; //     timesteps, noise and token choices, keyed by sample
-pub mod condition; // tokens + text -> condition, forward and backward
-pub mod schedule; //  noise levels, targets and loss weights
-pub mod step; //      the two cuts: draws -> tokens -> condition -> feedback -> gradients
-pub mod optim; //     SGD, AdamW, clipping, learning-rate schedules
-
-pub mod error; //     what can go wrong
-pub mod slices; //    raw views of tensors' memory for the fused CPU passes
-pub mod threads; //   one rayon pool, as wide as libtorch's
+pub mod condition;
+pub mod draws;
+pub mod error;
+pub mod feedback;
+pub mod nn;
+pub mod optim;
+pub mod schedule;
+pub mod slices;
+pub mod step;
+pub mod threads;
 
 #[cfg(feature = "python")]
-mod python; //        the PyO3 door
+mod python;
 
 pub use error::{DivaError, Result};

@@ -2,8 +2,8 @@
 
 use pyo3::prelude::*;
 
-mod draws;
 mod condition;
+mod draws;
 mod enter;
 mod optim;
 mod schedule;
