@@ -1,5 +1,92 @@
-use pyo3::prelude::*;
+//! `_native.Bridge` and its tape.
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use std::sync::Mutex;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_tch::PyTensor;
+use tch::Tensor;
+
+use super::enter::{enter, lock};
+use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
+
+/// From the tokens of a vision tower to the condition of a denoiser, with a hand-written backward pass.
+#[pyclass(frozen, name = "Bridge", module = "diva_rs._native")]
+struct PyBridge {
+    core: Mutex<Bridge>,
+    names: Vec<&'static str>,
+}
+
+/// What `Bridge.backward` needs of one forward pass.
+#[pyclass(frozen, name = "Tape", module = "diva_rs._native")]
+struct PyTape(Mutex<Tape>);
+
+type NormArgs = (Option<PyTensor>, Option<PyTensor>, f64);
+
+#[pymethods]
+impl PyBridge {
+    #[new]
+    #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean"))]
+    fn new(
+        py: Python<'_>,
+        norm: Option<NormArgs>,
+        proj: Option<(PyTensor, bool)>,
+        projector: &Bound<'_, PyDict>,
+        recap: &str,
+        window: Option<i64>,
+        join: &str,
+    ) -> PyResult<Self> {
+        let named: Vec<(String, Tensor)> = projector
+            .iter()
+            .map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0)))
+            .collect::<PyResult<_>>()?;
+        let norm = norm.map(|(weight, bias, eps)| Norm {
+            weight: weight.map(|weight| weight.0),
+            bias: bias.map(|bias| bias.0),
+            eps,
+        });
+        let proj = proj.map(|(weight, transposed)| Proj { weight: weight.0, transposed });
+        enter(py, move || {
+            let recap = Recap::parse(recap, window)?;
+            let join = TextJoin::parse(join)?;
+            let core = Bridge::new(Head { norm, proj }, Projector::from_named(named)?, recap, join)?;
+            let names = core.params().into_iter().map(|(name, _)| name).collect();
+            Ok(PyBridge { core: Mutex::new(core), names })
+        })
+    }
+
+    /// The condition (B, N', S, C) and the tape of this pass.
+    #[pyo3(signature = (tokens, text, choice=None))]
+    fn forward(
+        &self,
+        py: Python<'_>,
+        tokens: PyTensor,
+        text: PyTensor,
+        choice: Option<PyTensor>,
+    ) -> PyResult<(PyTensor, PyTape)> {
+        let (tokens, text, choice) = (tokens.0, text.0, choice.map(|choice| choice.0));
+        enter(py, move || {
+            let (condition, tape) = lock(&self.core).forward(&tokens, &text, choice.as_ref())?;
+            Ok((condition, tape))
+        })
+        .map(|(condition, tape)| (PyTensor(condition), PyTape(Mutex::new(tape))))
+    }
+
+    /// The gradient of the tokens, and of each parameter in the order of `param_names`.
+    fn backward(&self, py: Python<'_>, tape: &PyTape, grad: PyTensor) -> PyResult<(PyTensor, Vec<PyTensor>)> {
+        let grad = grad.0;
+        let grads = enter(py, move || lock(&self.core).backward(&lock(&tape.0), &grad))?;
+        Ok((PyTensor(grads.tokens), grads.params.into_iter().map(PyTensor).collect()))
+    }
+
+    /// Names of the parameters that exist: `norm.weight`, `norm.bias`, `proj`, `projector.*`.
+    #[getter]
+    fn param_names(&self) -> Vec<&'static str> {
+        self.names.clone()
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyBridge>()?;
+    module.add_class::<PyTape>()
 }

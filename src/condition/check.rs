@@ -1,0 +1,215 @@
+//! Do the parameters fit each other, and a gradient its condition? Only shapes, dtypes and devices are looked at.
+
+use tch::{Device, Kind, Tensor};
+
+use super::plan::Plan;
+use super::{Bridge, Head, Projector, Recap, OP};
+use crate::error::{DivaError, Result};
+
+/// What the parameters fix: the widths of the tokens (W) and of the condition (C), the dtype and the device.
+pub(super) struct Sizes {
+    pub width: i64,
+    pub channels: i64,
+    pub kind: Kind,
+    pub device: Device,
+}
+
+pub(super) fn parameters(bridge: &Bridge) -> Result<Sizes> {
+    if let Recap::Windows(window) = bridge.recap {
+        if window < 1 {
+            return Err(DivaError::config(OP, format!("a window of {window} tokens: it must be at least 1")));
+        }
+    }
+    let (kind, device) = alike(&bridge.params())?;
+    let (joint, channels) = projector(&bridge.projector)?;
+    let width = match &bridge.head.proj {
+        None => joint,
+        Some(_) => {
+            let (width, found) = proj(&bridge.head)?;
+            if found != joint {
+                let first = bridge.projector.params().first().map_or("projector", |(key, _)| *key);
+                let what = format!(
+                    "takes {joint} features, but `proj` has shape {:?} and gives {found}",
+                    sizes_of(&bridge.head)
+                );
+                return Err(DivaError::Weights { op: OP, key: first.to_string(), what });
+            }
+            width
+        }
+    };
+    norm(&bridge.head, width)?;
+    Ok(Sizes { width, channels, kind, device })
+}
+
+/// The dtype in which [`super::embed`] computes.
+pub(super) fn head(head: &Head, tokens: &Tensor) -> Result<Kind> {
+    rank(tokens, "tokens", 3, "(B, 1+P, W)")?;
+    let (batch, count, found) = tokens.size3()?;
+    let params = head.params();
+    if batch < 1 || count < 1 {
+        return Err(DivaError::shape(OP, "tokens", tokens, "at least one image and one token"));
+    }
+    let kind = floating(tokens, "tokens")?;
+    if params.is_empty() {
+        return norm(head, found).map(|()| kind);
+    }
+    let (kind, device) = alike(&params)?;
+    let width = match (&head.proj, params.first()) {
+        (Some(_), _) => proj(head)?.0,
+        (None, Some((_, first))) => first.size().first().copied().unwrap_or_default(),
+        (None, None) => found,
+    };
+    norm(head, width)?;
+    if found != width {
+        return Err(DivaError::shape(
+            OP,
+            "tokens",
+            tokens,
+            format!("(B, 1+P, {width}), the width of CLIP's head"),
+        ));
+    }
+    same_device(tokens, "tokens", device)?;
+    Ok(kind)
+}
+
+/// The gradient must have the shape of the condition that `plan` describes.
+pub(super) fn gradient(plan: &Plan, grad: &Tensor, bridge: &Bridge) -> Result<()> {
+    let expected = plan.condition();
+    if grad.size() != expected {
+        return Err(DivaError::shape(OP, "grad", grad, format!("{expected:?}, the shape of the condition")));
+    }
+    floating(grad, "grad")?;
+    if bridge.recap != plan.recap || bridge.join != plan.join {
+        return Err(DivaError::config(OP, "the tape was recorded by another bridge"));
+    }
+    let (_, device) = alike(&bridge.params())?;
+    same_device(grad, "grad", device)
+}
+
+pub(super) fn rank(tensor: &Tensor, name: &str, rank: usize, layout: &str) -> Result<()> {
+    if tensor.dim() == rank {
+        return Ok(());
+    }
+    Err(DivaError::shape(OP, name, tensor, format!("{rank} axes {layout}")))
+}
+
+pub(super) fn floating(tensor: &Tensor, name: &str) -> Result<Kind> {
+    match tensor.f_kind()? {
+        kind @ (Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) => Ok(kind),
+        got => {
+            let expected = "a floating dtype (float32, float64, bfloat16 or float16)".to_string();
+            Err(DivaError::Kind { op: OP, name: name.to_string(), got, expected })
+        }
+    }
+}
+
+pub(super) fn same_device(tensor: &Tensor, name: &str, device: Device) -> Result<()> {
+    let found = tensor.device();
+    if found == device {
+        return Ok(());
+    }
+    let what =
+        format!("`{name}` is on {found:?} but the bridge's parameters are on {device:?}: move one of them");
+    Err(DivaError::Device { op: OP, what })
+}
+
+/// The one dtype and device of all parameters.
+fn alike(params: &[(&'static str, &Tensor)]) -> Result<(Kind, Device)> {
+    let Some((first, lead)) = params.first() else {
+        return Err(DivaError::config(OP, "a bridge without parameters"));
+    };
+    let (kind, device) = (floating(lead, first)?, lead.device());
+    for (key, param) in params {
+        let got = param.f_kind()?;
+        if got != kind {
+            let expected = format!("{kind:?} as `{first}`: all parameters of the bridge share one dtype");
+            return Err(DivaError::Kind { op: OP, name: key.to_string(), got, expected });
+        }
+        if param.device() != device {
+            let what = format!(
+                "`{key}` is on {:?} but `{first}` is on {device:?}: all parameters of the bridge share one device",
+                param.device()
+            );
+            return Err(DivaError::Device { op: OP, what });
+        }
+    }
+    Ok((kind, device))
+}
+
+/// Width of the tokens (W) and of the joint space (D), by the projection.
+fn proj(head: &Head) -> Result<(i64, i64)> {
+    let shape = sizes_of(head);
+    match (&head.proj, shape.as_slice()) {
+        (Some(proj), &[rows, columns]) if rows > 0 && columns > 0 => {
+            Ok(if proj.transposed { (columns, rows) } else { (rows, columns) })
+        }
+        (Some(proj), _) => {
+            Err(misfit("proj", &proj.weight, if proj.transposed { "(D, W)" } else { "(W, D)" }))
+        }
+        (None, _) => Err(DivaError::config(OP, "a head without projection")),
+    }
+}
+
+fn sizes_of(head: &Head) -> Vec<i64> {
+    head.proj.as_ref().map(|proj| proj.weight.size()).unwrap_or_default()
+}
+
+fn norm(head: &Head, width: i64) -> Result<()> {
+    let Some(norm) = &head.norm else { return Ok(()) };
+    if !(norm.eps.is_finite() && norm.eps >= 0.0) {
+        return Err(DivaError::config(
+            OP,
+            format!("eps of the norm is {}: it must not be negative", norm.eps),
+        ));
+    }
+    for (key, param) in [("norm.weight", &norm.weight), ("norm.bias", &norm.bias)] {
+        if let Some(param) = param {
+            vector(key, param, width)?;
+        }
+    }
+    Ok(())
+}
+
+/// Width of the joint space (D) and of the condition (C), by the projector.
+fn projector(projector: &Projector) -> Result<(i64, i64)> {
+    match projector {
+        Projector::Linear { weight, bias } => {
+            let (channels, joint) = matrix("projector.weight", weight, "(C, D)")?;
+            if let Some(bias) = bias {
+                vector("projector.bias", bias, channels)?;
+            }
+            Ok((joint, channels))
+        }
+        Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
+            let (middle, joint) = matrix("projector.1.weight", fc1_weight, "(H, D)")?;
+            vector("projector.0.weight", norm_weight, joint)?;
+            vector("projector.0.bias", norm_bias, joint)?;
+            vector("projector.1.bias", fc1_bias, middle)?;
+            let (channels, found) = matrix("projector.3.weight", fc2_weight, "(C, H)")?;
+            if found != middle {
+                return Err(misfit("projector.3.weight", fc2_weight, &format!("[{channels}, {middle}]")));
+            }
+            vector("projector.3.bias", fc2_bias, channels)?;
+            Ok((joint, channels))
+        }
+    }
+}
+
+fn matrix(key: &str, weight: &Tensor, layout: &str) -> Result<(i64, i64)> {
+    match weight.size().as_slice() {
+        &[rows, columns] if rows > 0 && columns > 0 => Ok((rows, columns)),
+        _ => Err(misfit(key, weight, &format!("{layout}, two axes of at least 1"))),
+    }
+}
+
+fn vector(key: &str, param: &Tensor, width: i64) -> Result<()> {
+    if param.size() == [width] {
+        return Ok(());
+    }
+    Err(misfit(key, param, &format!("[{width}]")))
+}
+
+fn misfit(key: &str, param: &Tensor, expected: &str) -> DivaError {
+    let what = format!("has shape {:?}, expected {expected}", param.size());
+    DivaError::Weights { op: OP, key: key.to_string(), what }
+}
