@@ -1,0 +1,115 @@
+//! `x_t` and the prediction target of a CPU batch in one rayon pass: latents and noise are read once, and no
+//! intermediate product is written to memory.
+
+use std::ops::{Add, Mul, Sub};
+
+use rayon::prelude::*;
+use tch::kind::Element;
+use tch::{Kind, Tensor};
+
+use super::levels::Levels;
+use super::Prediction;
+use crate::error::Result;
+use crate::{slices, threads};
+
+/// Elements per task: large enough to hide the cost of a task, small enough to stay in the L2 cache.
+const BLOCK: usize = 1 << 14;
+
+trait Real: Element + Copy + Send + Sync + Mul<Output = Self> + Add<Output = Self> + Sub<Output = Self> {}
+impl Real for f32 {}
+impl Real for f64 {}
+
+/// At most `BLOCK` elements of one sample. `target` is empty where the target is the noise or the latents.
+struct Task<'a, T> {
+    signal: T,
+    noise: T,
+    x0: &'a [T],
+    e: &'a [T],
+    noisy: &'a mut [T],
+    target: &'a mut [T],
+}
+
+/// `(noisy, target)` for contiguous float32 or float64 CPU tensors `(B, ..)` and checked timesteps `(B,)`.
+pub fn add_noise(
+    prediction: Prediction,
+    levels: &Levels,
+    latents: &Tensor,
+    noise: &Tensor,
+    index: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    match latents.f_kind()? {
+        Kind::Double => run::<f64>(prediction, levels, latents, noise, index),
+        _ => run::<f32>(prediction, levels, latents, noise, index),
+    }
+}
+
+fn run<T: Real>(
+    prediction: Prediction,
+    levels: &Levels,
+    latents: &Tensor,
+    noise: &Tensor,
+    index: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let mut noisy = latents.f_empty_like()?;
+    let (mut target, fresh) = match prediction {
+        Prediction::Epsilon => (noise.f_detach()?, false),
+        Prediction::Sample => (latents.f_detach()?, false),
+        Prediction::V | Prediction::Flow => (latents.f_empty_like()?, true),
+    };
+    let x0 = slices::view::<T>(latents)?;
+    let index = slices::view::<i64>(index)?;
+    if x0.is_empty() {
+        return Ok((noisy, target));
+    }
+    let size = (x0.len() / index.len().max(1)).max(1); // elements of one sample
+    let table = (slices::view::<T>(&levels.signal)?, slices::view::<T>(&levels.noise)?);
+    let amplitudes = index.iter().filter_map(|&t| {
+        let t = usize::try_from(t).ok()?;
+        Some((*table.0.get(t)?, *table.1.get(t)?))
+    });
+    let outputs = slices::view_mut::<T>(&mut noisy)?.chunks_mut(size);
+    // Only a tensor made above may be written: the noise and the latents belong to the caller.
+    let mut rest = if fresh { slices::view_mut::<T>(&mut target)? } else { &mut [] };
+    let mut tasks = Vec::new();
+    for (((x0, e), noisy), (signal, noise)) in
+        x0.chunks(size).zip(slices::view::<T>(noise)?.chunks(size)).zip(outputs).zip(amplitudes)
+    {
+        for ((x0, e), noisy) in x0.chunks(BLOCK).zip(e.chunks(BLOCK)).zip(noisy.chunks_mut(BLOCK)) {
+            let (target, tail) = std::mem::take(&mut rest).split_at_mut(if fresh { x0.len() } else { 0 });
+            rest = tail;
+            tasks.push(Task { signal, noise, x0, e, noisy, target });
+        }
+    }
+    match tasks.len() {
+        1 => tasks.into_iter().for_each(|task| task.run(prediction)), // not worth waking a thread
+        _ => threads::install(|| tasks.into_par_iter().for_each(|task| task.run(prediction)))?,
+    }
+    Ok((noisy, target))
+}
+
+impl<T: Real> Task<'_, T> {
+    /// Every product and sum is rounded on its own (Rust never contracts them), so the result is libtorch's.
+    fn run(self, prediction: Prediction) {
+        let (a, s) = (self.signal, self.noise);
+        let pairs = self.x0.iter().zip(self.e);
+        match prediction {
+            Prediction::Epsilon | Prediction::Sample => {
+                for ((&x0, &e), noisy) in pairs.zip(self.noisy) {
+                    *noisy = a * x0 + s * e;
+                }
+            }
+            Prediction::V => {
+                for (((&x0, &e), noisy), target) in pairs.zip(self.noisy).zip(self.target) {
+                    *noisy = a * x0 + s * e;
+                    *target = a * e - s * x0;
+                }
+            }
+            Prediction::Flow => {
+                for (((&x0, &e), noisy), target) in pairs.zip(self.noisy).zip(self.target) {
+                    *noisy = a * x0 + s * e;
+                    *target = e - x0;
+                }
+            }
+        }
+    }
+}

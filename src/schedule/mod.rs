@@ -1,0 +1,297 @@
+//! How much noise a sample gets at a timestep, what the denoiser is asked to predict there, and how much its error
+//! counts. One table of noise levels, indexed by integer timesteps, for both families of diffusion models:
+//!
+//! * variance preserving (DDPM, arXiv 2006.11239 eq. 4): `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e`,
+//! * flow matching (rectified flow, arXiv 2209.03003): `x_t = (1 - s) x_0 + s e`.
+
+mod betas;
+mod fused;
+mod levels;
+mod weights;
+
+use std::sync::{Mutex, MutexGuard};
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{DivaError, Result};
+use crate::slices;
+
+pub use betas::Betas;
+use levels::{Levels, Tables};
+
+/// What the denoiser was trained to predict. Names and formulas of diffusers' `prediction_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Prediction {
+    /// The noise `e`.
+    Epsilon,
+    /// `sqrt(abar) e - sqrt(1 - abar) x_0` (progressive distillation, arXiv 2202.00512 appendix D).
+    V,
+    /// The clean latents `x_0`.
+    Sample,
+    /// The velocity `e - x_0` of flow matching.
+    Flow,
+}
+
+impl Prediction {
+    const ALL: [Prediction; 4] = [Prediction::Epsilon, Prediction::V, Prediction::Sample, Prediction::Flow];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Prediction::Epsilon => "epsilon",
+            Prediction::V => "v_prediction",
+            Prediction::Sample => "sample",
+            Prediction::Flow => "flow",
+        }
+    }
+
+    pub fn parse(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join("\", \"");
+            DivaError::config("schedule", format!("prediction_type \"{name}\" is not one of \"{names}\""))
+        })
+    }
+}
+
+/// What [`Schedule::add_noise`] makes of a batch. Nothing in it requires a gradient.
+#[derive(Debug)]
+pub struct Noised {
+    /// `x_t`, shape, dtype and device of the latents.
+    pub noisy: Tensor,
+    /// What the denoiser should answer. For `Epsilon` and `Sample` it shares the memory of the noise or the latents.
+    pub target: Tensor,
+    /// `(B,)`: what the denoiser is told about the noise level. The timesteps themselves, or for flow matching
+    /// `sigma * num_train_timesteps` as float32.
+    pub model_timesteps: Tensor,
+}
+
+/// The noise levels of a model, immutable after construction and usable from several threads.
+#[derive(Debug)]
+pub struct Schedule {
+    prediction: Prediction,
+    len: usize,
+    tables: Mutex<Tables>,
+}
+
+impl Schedule {
+    /// The training schedule of diffusers' `DDPMScheduler`: float32, by the same libtorch operations in the same
+    /// order, so that `alphas_cumprod` is equal bit for bit.
+    pub fn ddpm(betas: &Betas, steps: usize, rescale_zero_snr: bool, prediction: Prediction) -> Result<Self> {
+        let table = betas.alphas_cumprod(steps, rescale_zero_snr)?;
+        Self::from_alphas_cumprod(&table, prediction)
+    }
+
+    /// A schedule from the `alphas_cumprod` of any variance-preserving scheduler: float32 or float64, `(T,)`, in
+    /// [0, 1], not increasing. The table is copied.
+    pub fn from_alphas_cumprod(table: &Tensor, prediction: Prediction) -> Result<Self> {
+        const OP: &str = "Schedule.from_alphas_cumprod";
+        if prediction == Prediction::Flow {
+            return Err(DivaError::config(
+                OP,
+                "flow matching has no alphas_cumprod: use Schedule.flow(sigmas)",
+            ));
+        }
+        let (table, values) = levels::host_table(OP, "alphas_cumprod", table)?;
+        if let Some(t) = values.windows(2).position(|pair| pair[1] > pair[0]) {
+            let what = format!("alphas_cumprod increases at timestep {}: it must fall with the noise", t + 1);
+            return Err(DivaError::config(OP, what));
+        }
+        Ok(Self { prediction, len: values.len(), tables: Mutex::new(Tables::new(table, None)) })
+    }
+
+    /// Flow matching with noise levels `sigmas` `(T,)` in [0, 1], all different and in order; a falling table (as
+    /// diffusers keeps it) is turned round, so that the index rises with the noise. The model is told
+    /// `sigma * train_timesteps`, 1000 in every published model.
+    pub fn flow(sigmas: &Tensor, train_timesteps: f64) -> Result<Self> {
+        const OP: &str = "Schedule.flow";
+        if !(train_timesteps.is_finite() && train_timesteps > 0.0) {
+            let what = format!("num_train_timesteps is {train_timesteps}, expected a positive number");
+            return Err(DivaError::config(OP, what));
+        }
+        let (mut table, values) = levels::host_table(OP, "sigmas", sigmas)?;
+        let rising = values.windows(2).all(|pair| pair[0] < pair[1]);
+        let falling = values.windows(2).all(|pair| pair[0] > pair[1]);
+        if !rising && !falling {
+            return Err(DivaError::config(
+                OP,
+                "sigmas must rise or fall strictly from one entry to the next",
+            ));
+        }
+        if !rising {
+            table = table.f_flip([0])?;
+        }
+        // diffusers, scheduling_flow_match_euler_discrete.py: `self.timesteps = sigmas * num_train_timesteps`
+        let steps = table.f_to_kind(Kind::Float)?.f_mul_scalar(train_timesteps)?;
+        let tables = Mutex::new(Tables::new(table, Some(steps)));
+        Ok(Self { prediction: Prediction::Flow, len: values.len(), tables })
+    }
+
+    /// The number of timesteps: valid ones are `0..len`.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    /// `(T,)`, a copy on the CPU. A flow-matching schedule has none.
+    pub fn alphas_cumprod(&self) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Flow => Err(DivaError::config(
+                "Schedule.alphas_cumprod",
+                "flow matching has no alphas_cumprod: see sigmas",
+            )),
+            _ => Ok(self.lock().table().f_detach_copy()?),
+        }
+    }
+
+    /// `(T,)`, rising, a copy on the CPU. A variance-preserving schedule has none.
+    pub fn sigmas(&self) -> Result<Tensor> {
+        match self.prediction {
+            Prediction::Flow => Ok(self.lock().table().f_detach_copy()?),
+            _ => {
+                Err(DivaError::config("Schedule.sigmas", "only flow matching has sigmas: see alphas_cumprod"))
+            }
+        }
+    }
+
+    /// `x_t`, the prediction target and the model's timestep for latents `(B, ..)`, noise of the same shape, dtype
+    /// and device, and timesteps `(B,)` int64 on that device or on the CPU.
+    ///
+    /// Timesteps on the CPU are checked against `0..len`; elsewhere that would be a host read, and libtorch's own
+    /// device-side check stands. Rounds exactly as diffusers' `add_noise`, `get_velocity` and `scale_noise`.
+    pub fn add_noise(&self, latents: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Result<Noised> {
+        const OP: &str = "Schedule.add_noise";
+        let _guard = tch::no_grad_guard();
+        let kind = levels::floating(OP, "latents", latents)?;
+        levels::strided(OP, "noise", noise)?;
+        let shape = latents.size();
+        let Some(&batch) = shape.first() else {
+            return Err(DivaError::shape(OP, "latents", latents, "(B, ...)"));
+        };
+        if noise.size() != shape {
+            return Err(DivaError::shape(OP, "noise", noise, format!("{shape:?}, the shape of `latents`")));
+        }
+        let noise_kind = noise.f_kind()?;
+        if noise_kind != kind {
+            let expected = format!("{kind:?}, the dtype of `latents`");
+            return Err(DivaError::Kind { op: OP, name: "noise".to_string(), got: noise_kind, expected });
+        }
+        if noise.device() != latents.device() {
+            return Err(elsewhere(OP, "noise", "latents"));
+        }
+        let probe = levels::probe(latents, kind)?;
+        let index = self.index(OP, timesteps, "latents", &probe, Some(batch))?;
+        let levels = self.lock().levels(&probe)?;
+        let model_timesteps = match &levels.steps {
+            Some(steps) => steps.f_index_select(0, &index)?,
+            None => index.shallow_clone(),
+        };
+        let (noisy, target) = match kind {
+            Kind::Float | Kind::Double if slices::is_viewable(latents) && slices::is_viewable(noise) => {
+                fused::add_noise(self.prediction, &levels, latents, noise, &index)?
+            }
+            _ => self.by_libtorch(&levels, latents, noise, &index)?,
+        };
+        Ok(Noised { noisy, target, model_timesteps })
+    }
+
+    /// The same as the fused pass, in libtorch operations: every other device and dtype.
+    fn by_libtorch(
+        &self,
+        levels: &Levels,
+        x0: &Tensor,
+        e: &Tensor,
+        index: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut column = vec![1i64; x0.dim()]; // (B, 1, ..)
+        if let Some(batch) = column.first_mut() {
+            *batch = -1;
+        }
+        let signal = levels.signal.f_index_select(0, index)?.f_view(column.as_slice())?;
+        let noise = levels.noise.f_index_select(0, index)?.f_view(column.as_slice())?;
+        let noisy = signal.f_mul(x0)?.f_add(&noise.f_mul(e)?)?;
+        let target = match self.prediction {
+            Prediction::Epsilon => e.f_detach()?,
+            Prediction::Sample => x0.f_detach()?,
+            Prediction::V => signal.f_mul(e)?.f_sub(&noise.f_mul(x0)?)?,
+            Prediction::Flow => e.f_sub(x0)?,
+        };
+        Ok((noisy, target))
+    }
+
+    /// Min-SNR loss weights `(B,)` for timesteps `(B,)`, in the dtype and on the device of `like`. See `weights.rs`.
+    pub fn weights(&self, timesteps: &Tensor, min_snr: f64, like: &Tensor) -> Result<Tensor> {
+        const OP: &str = "Schedule.weights";
+        let _guard = tch::no_grad_guard();
+        let kind = levels::floating(OP, "like", like)?;
+        if !(min_snr.is_finite() && min_snr > 0.0) {
+            let what = format!("min_snr is {min_snr}, expected a finite number above 0 (5 in the paper)");
+            return Err(DivaError::config(OP, what));
+        }
+        // In float32 whatever the dtype of `like`, as diffusers' `compute_snr`.
+        let probe = levels::probe(like, Kind::Float)?;
+        let index = self.index(OP, timesteps, "like", &probe, None)?;
+        let levels = self.lock().levels(&probe)?;
+        let signal = levels.signal.f_index_select(0, &index)?;
+        let noise = levels.noise.f_index_select(0, &index)?;
+        Ok(weights::min_snr(self.prediction, &signal, &noise, min_snr)?.f_to_kind(kind)?)
+    }
+
+    /// The timesteps, checked, on the device of `probe`, which stands for the tensor called `anchor`.
+    fn index(
+        &self,
+        op: &'static str,
+        timesteps: &Tensor,
+        anchor: &str,
+        probe: &Tensor,
+        batch: Option<i64>,
+    ) -> Result<Tensor> {
+        levels::strided(op, "timesteps", timesteps)?;
+        let got = timesteps.f_kind()?;
+        if got != Kind::Int64 {
+            let expected = "int64: timesteps are indices into the schedule".to_string();
+            return Err(DivaError::Kind { op, name: "timesteps".to_string(), got, expected });
+        }
+        let size = timesteps.size();
+        if size.len() != 1 || batch.is_some_and(|batch| size.first() != Some(&batch)) {
+            let expected =
+                batch.map_or("(B,)".to_string(), |batch| format!("[{batch}], one for each of `{anchor}`"));
+            return Err(DivaError::shape(op, "timesteps", timesteps, expected));
+        }
+        if timesteps.device() != Device::Cpu {
+            return match timesteps.device() == probe.device() {
+                true => Ok(timesteps.f_detach()?),
+                false => Err(elsewhere(op, "timesteps", anchor)),
+            };
+        }
+        let host = timesteps.f_contiguous()?;
+        for (i, &t) in slices::view::<i64>(&host)?.iter().enumerate() {
+            if usize::try_from(t).map_or(true, |t| t >= self.len) {
+                let what =
+                    format!("timesteps[{i}] is {t}, outside of [0, {}), the range of the schedule", self.len);
+                return Err(DivaError::Data { op, what });
+            }
+        }
+        Ok(host.f_to_other(&probe.f_to_kind(Kind::Int64)?, true, false)?)
+    }
+
+    /// A lock poisoned by a panic is still usable: the tables are replaced whole or not at all.
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Devices are not named: tch cannot tell those apart that it does not know.
+fn elsewhere(op: &'static str, name: &str, anchor: &str) -> DivaError {
+    let what =
+        format!("`{name}` is on another device than `{anchor}`: move it there with .to({anchor}.device)");
+    DivaError::Device { op, what }
+}
+
+#[cfg(test)]
+mod tests;
