@@ -1,0 +1,43 @@
+"""Layers that behave differently in train mode, found by what they hold, not by which library made them."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+
+def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers that remove tokens in train mode (open_clip's and timm's PatchDropout), by name.
+
+    >>> dropped_patches(nn.Sequential(nn.Linear(2, 2)))
+    []
+    """
+    return [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if type(layer).__name__.startswith("PatchDropout") and _rate(layer, "prob") > 0
+    ]
+
+
+def restless_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers whose train-mode output depends on chance or on the rest of the batch, by name.
+
+    Dropout, dropout inside attention, stochastic depth, batch normalisation.
+
+    >>> [name for name, _ in restless_layers(nn.Sequential(nn.Tanh(), nn.Dropout(0.1), nn.Dropout(0.0)))]
+    ['1']
+    """
+    return [(name, layer) for name, layer in module.named_modules() if _is_restless(layer)]
+
+
+def _is_restless(layer: nn.Module) -> bool:
+    if isinstance(layer, _BatchNorm):
+        return True
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    # `dropout`: nn.MultiheadAttention and transformers' attention; `drop_prob`: timm's DropPath.
+    return _rate(layer, "dropout") > 0 or _rate(layer, "drop_prob") > 0
+
+
+def _rate(layer: nn.Module, attribute: str) -> float:
+    value = getattr(layer, attribute, None)
+    return float(value) if isinstance(value, (int, float)) else 0.0

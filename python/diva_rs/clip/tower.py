@@ -1,0 +1,222 @@
+"""The student as the rest of diva_rs sees it: pixels in, tokens out, and which parameters learn."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs.clip.modes import dropped_patches, restless_layers
+from diva_rs.errors import ConfigError, DeviceError, ShapeError
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip/constants.py: OPENAI_DATASET_MEAN
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)  # SigLIP: pixels in [-1, 1]
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Tower:
+    """The vision part of a CLIP model, made by :func:`diva_rs.clip.adapt`.
+
+    A tower owns nothing: its modules and parameters are the caller's own. Make it after the model is on
+    its device. ``W`` is `width`, ``P`` is `patches`, ``D`` is `embed_dim`. Where the library applies its
+    final LayerNorm and projection to each token alone, they are left to the caller as `norm` and `proj`,
+    so that only the chosen tokens pay for them; otherwise they are applied inside :meth:`tokens` and these
+    fields are None.
+
+    >>> import torch
+    >>> import open_clip
+    >>> from diva_rs.clip import adapt
+    >>> clip = open_clip.CLIP(
+    ...     embed_dim=16,
+    ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
+    ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
+    ... )
+    >>> tower = adapt(clip)
+    >>> tower
+    Tower(open_clip, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 16)
+    >>> images = torch.rand(2, 3, 32, 32)
+    >>> tokens = tower.tokens(images)
+    >>> tokens.shape
+    torch.Size([2, 17, 32])
+    >>> torch.allclose(tower.embed(tokens), clip.encode_image(images), atol=1e-6)
+    True
+    """
+
+    name: str  # the class of the caller's vision module
+    family: str  # "open_clip", "timm", "transformers-clip", "transformers-siglip" or "openai"
+    module: nn.Module  # the vision part; its parameters train
+    norm: nn.LayerNorm | None = None  # final LayerNorm still to be applied to the tokens
+    proj: nn.Parameter | None = None  # projection still to be applied after `norm`
+    proj_transposed: bool = False  # False: (W, D), tokens @ proj; True: (D, W), the weight of an nn.Linear
+    patches: int
+    width: int
+    embed_dim: int
+    image_size: tuple[int, int]  # (H, W) in pixels
+    mean: tuple[float, float, float] = OPENAI_MEAN  # of pixels in [0, 1], per channel
+    std: tuple[float, float, float] = OPENAI_STD
+    where: str = ""  # the attribute of the caller's model that holds the vision part, for messages
+    prefix: str = ""  # what the caller's keys have in front of the module's
+    unused: frozenset[str] = frozenset()  # keys of the module that no token and no embedding depends on
+    stem: nn.Module  # the first layer: its dtype and device are the pixels'
+    tap: Callable[[Tensor], Tensor]  # checked pixels -> tokens, through the caller's own sub-modules
+    rebuild: Callable[[nn.Module], "Tower"]  # the same tower over another copy of `module`
+    _restless: list[tuple[str, nn.Module]] = field(init=False)
+    _patch_dropout: list[tuple[str, nn.Module]] = field(init=False)
+    _warned: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self._restless = restless_layers(self.module)
+        self._patch_dropout = dropped_patches(self.module)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"Tower({self.family}, {self.name}: {self.patches} patches of width {self.width} from "
+            f"{height}x{width} pixels, embedding {self.embed_dim})"
+        )
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """The tokens of a batch, with their autograd graph.
+
+        Args:
+            pixels: (B, 3, H, W), normalised by `mean` and `std`, H and W as in `image_size`, on the
+                model's device; cast to the dtype of the model's first layer.
+
+        Returns:
+            (B, 1 + P, W): token 0 is what the library's image embedding is made of (the class token, or
+            the average or attention-pooled one), tokens 1 to P are the patches in row order.
+
+        Raises:
+            ShapeError: wrong rank, channel count, size or dtype of `pixels`, or no image in the batch.
+            DeviceError: `pixels` and the model are on different devices.
+            ConfigError: patch dropout is active (train mode), so that token i would not be patch i.
+        """
+        self._check_pixels(pixels)
+        self._check_mode()
+        first: Tensor = next(self.stem.parameters())
+        return self.tap(pixels.to(first.dtype))
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """What is left of the library's head, row by row: (..., W) -> (..., D), through `norm`, then `proj`.
+
+        Raises:
+            ShapeError: the last axis of `tokens` is not W.
+        """
+        if tokens.ndim < 1 or tokens.shape[-1] != self.width:
+            raise ShapeError(
+                f"tokens is {tuple(tokens.shape)}, but this tower's tokens are {self.width} wide"
+            )
+        rows: Tensor = tokens if self.norm is None else self.norm(tokens)
+        if self.proj is None:
+            return rows
+        rows = rows.to(self.proj.dtype)
+        return nn.functional.linear(rows, self.proj) if self.proj_transposed else rows @ self.proj
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The image embedding, (B, 1 + P, W) -> (B, D): the library's own before it is L2-normalised.
+
+        Raises:
+            ShapeError: `tokens` is not (B, 1 + P, W).
+        """
+        if tokens.ndim != 3:
+            raise ShapeError(f"tokens is {tuple(tokens.shape)}, expected (batch, 1 + patches, {self.width})")
+        return self.project(tokens[:, 0])
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by the checkpoint's own keys relative to the model given to `adapt`.
+
+        Left out: what is frozen (``requires_grad=False``), what neither tokens nor embedding depend on,
+        the text tower and the logit scale. A frozen `norm` or `proj` is therefore not among them, though
+        the fields are set.
+
+        >>> import open_clip
+        >>> from diva_rs.clip import adapt
+        >>> clip = open_clip.CLIP(
+        ...     embed_dim=16,
+        ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16),
+        ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
+        ... )
+        >>> sorted(adapt(clip).named_parameters())[:3]
+        ['visual.class_embedding', 'visual.conv1.weight', 'visual.ln_post.bias']
+        """
+        return {
+            # A block compiled on its own adds "_orig_mod." to its keys, which no checkpoint has.
+            self.prefix + key.replace("_orig_mod.", ""): parameter
+            for key, parameter in self.module.named_parameters()
+            if parameter.requires_grad and key not in self.unused
+        }
+
+    def frozen_copy(self) -> "Tower":
+        """A copy of the vision part as it is now: own weights, eval mode, no gradients, no text tower.
+
+        >>> import open_clip
+        >>> from diva_rs.clip import adapt
+        >>> clip = open_clip.CLIP(
+        ...     embed_dim=16,
+        ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16),
+        ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
+        ... )
+        >>> original = adapt(clip).frozen_copy()
+        >>> original.named_parameters()
+        {}
+        """
+        return self.rebuild(copy.deepcopy(self.module).eval().requires_grad_(False))
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        height, width = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width):
+            raise ShapeError(
+                f"pixels is {tuple(pixels.shape)}, but this {self.family} tower takes (batch, 3, {height}, "
+                f"{width}): resize the images, or load the model at their size"
+            )
+        if pixels.shape[0] == 0:
+            raise ShapeError(f"pixels is {tuple(pixels.shape)}: a batch without images")
+        if not pixels.is_floating_point():
+            raise ShapeError(
+                f"pixels is {pixels.dtype}, expected floating point normalised by the tower's mean and std"
+            )
+        device = next(self.stem.parameters()).device
+        if pixels.device != device:
+            raise DeviceError(
+                f"pixels is on {pixels.device}, the vision tower on {device}: move one to the other"
+            )
+
+    def _check_mode(self) -> None:
+        for key, layer in self._patch_dropout:
+            if layer.training:
+                raise ConfigError(
+                    f"{self.prefix}{key} drops patches in train mode, so token i would not be patch i: call "
+                    f"clip.{self.where + '.' if self.where else ''}eval() (gradients flow all the same), "
+                    "or build the model with patch_dropout=0"
+                )
+        if self._warned:
+            return
+        active = [self.prefix + key for key, layer in self._restless if layer.training]
+        if active:
+            self._warned = True
+            warnings.warn(
+                f"{len(active)} layers of the vision tower ({active[0]}, ...) give in train mode a result "
+                "that depends on chance or on the rest of the batch, outside the seeded draws: the run "
+                f"cannot be replayed exactly. Call clip.{self.where + '.' if self.where else ''}eval() to "
+                "switch that off; gradients flow all the same.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def three(values: object, fallback: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Three channel values from what a library stores (tuple, list or nothing)."""
+    if isinstance(values, (tuple, list)) and len(values) == 3:
+        return (float(values[0]), float(values[1]), float(values[2]))
+    return fallback
+
+
+def two(value: object) -> tuple[int, int]:
+    """(H, W) from what a library stores: an integer for squares, or a pair."""
+    if isinstance(value, (tuple, list, torch.Size)):
+        return (int(value[0]), int(value[1]))
+    side = int(value)  # type: ignore[call-overload]
+    return (side, side)

@@ -1,0 +1,24 @@
+"""Wrappers around a model that hold it unchanged: looked through, so that keys and modules are the model's
+own."""
+
+from typing import Any
+
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel, DataParallel and torch.compile, in any order.
+
+    >>> inner = nn.Linear(2, 2)
+    >>> unwrap(nn.DataParallel(inner)) is inner
+    True
+    """
+    while True:
+        inner: Any = None
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        elif "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule
+            inner = model._modules["_orig_mod"]
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
