@@ -2,6 +2,8 @@
 //!
 //! The tower runs forward and backward once per sample and step, whatever the number of draws.
 
+use std::sync::Arc;
+
 use tch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Bridge, Head};
@@ -25,7 +27,7 @@ pub struct Step {
     pub tower: Box<dyn VisionTower>,
     pub denoiser: Box<dyn Denoiser>,
     pub bridge: Bridge,
-    pub schedule: Schedule,
+    pub schedule: Arc<Schedule>,
     pub objective: Objective,
     pub original: Option<Original>,
     /// Samples that go through the step at a time; `None`: all.
@@ -90,7 +92,7 @@ impl Step {
             }
             _ => None,
         };
-        let (bridge, schedule, denoiser) = (&self.bridge, &self.schedule, self.denoiser.as_ref());
+        let (bridge, schedule, denoiser) = (&self.bridge, self.schedule.as_ref(), self.denoiser.as_ref());
         feedback(bridge, schedule, denoiser, &self.objective, tokens, original.as_ref(), targets, samples)
     }
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from diva_rs import _native
 from diva_rs.clip import Tower, adapt
 from diva_rs.data.batches import Batch, read_batch
-from diva_rs.data.pixels import PixelGuard, clip_input, vae_input
+from diva_rs.data.checks import PixelGuard, check_finite
+from diva_rs.data.pixels import clip_input, vae_input
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import DrawPlan, Draws, sample_keys
-from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
+from diva_rs.errors import ConfigError, DeviceError, ShapeError
 from diva_rs.recipe import Recipe
 
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -68,9 +69,8 @@ class Pieces:
         Without ids, samples are numbered on from the ``seen`` ones of this rank; with ``draws``, nothing is drawn.
         """
         self.check_home()
-        read = read_batch(batch)
-        if read.images is None and read.pixel_values is None:
-            raise DataError("a batch of latents alone has nothing for CLIP to see: add `images` or `pixel_values`")
+        read = read_batch(batch, self.guard.batches)
+        self._check_pixels(read)
         read = read.to(self.device, self.dtype)
         images = self._clip_pixels(read)
         latents = self._latents(read)
@@ -128,35 +128,37 @@ class Pieces:
 
         return tokens
 
+    def _check_pixels(self, batch: Batch) -> None:
+        """Ranges are checked where the batch comes from: on the host before the copy, on a device without waiting."""
+        number = self.guard.batches
+        pixels, convention = batch.source(self.recipe.pixels)
+        what = "pixel_values" if batch.images is None else "images"
+        self.guard.check(pixels, convention, *self._normalisation(), what, batch.ids)
+        if batch.latents is not None:
+            check_finite(batch.latents, "latents", number, batch.ids)
+
     def _clip_pixels(self, batch: Batch) -> Tensor:
-        mean, std = self._normalisation()
-        if batch.pixel_values is not None:
-            self.guard.check(batch.pixel_values, "clip", mean, std, "pixel_values")
-            if batch.pixel_values.shape[-2:] != self.tower.image_size:
-                raise ShapeError(
-                    f"pixel_values is {tuple(batch.pixel_values.shape)}, {self.tower.name} takes "
-                    f"(B, 3, {self.tower.image_size[0]}, {self.tower.image_size[1]}): resize, or give `images` instead"
-                )
-            return batch.pixel_values
-        assert batch.images is not None
-        self.guard.check(batch.images, self.recipe.pixels, mean, std, "images")
-        return clip_input(batch.images, self.recipe, self.tower.image_size, mean, std)
+        ready, size = batch.pixel_values, self.tower.image_size
+        if ready is None:
+            assert batch.images is not None  # read_batch gives one of the two
+            return clip_input(batch.images, self.recipe, size, *self._normalisation())
+        if tuple(ready.shape[-2:]) != tuple(size):
+            raise ShapeError(
+                f"pixel_values is {tuple(ready.shape)}, {self.tower.name} takes (B, 3, {size[0]}, {size[1]}): resize "
+                "them, or give `images` instead"
+            )
+        return ready
 
     def _latents(self, batch: Batch) -> Tensor:
         if batch.latents is not None:
-            expected = self.teacher.latent_shape
-            if batch.latents.dim() != 4 or batch.latents.shape[1] != expected[0]:
-                raise ShapeError(f"latents is {tuple(batch.latents.shape)}, the teacher denoises (B, {expected[0]}, h, w)")
+            channels = self.teacher.latent_shape[0]
+            if batch.latents.dim() != 4 or batch.latents.shape[1] != channels:
+                raise ShapeError(f"latents is {tuple(batch.latents.shape)}, the teacher denoises (B, {channels}, h, w)")
             return batch.latents
-        mean, std = self._normalisation()
-        images, convention = batch.images, self.recipe.pixels
-        if images is None:
-            images, convention = batch.pixel_values, "clip"
-        assert images is not None
+        pixels, convention = batch.source(self.recipe.pixels)
         side = self.recipe.image_size
         size = (side, side) if side is not None else self.teacher.image_size
-        pixels = vae_input(images, self.recipe, size, mean, std, convention)
-        return self.teacher.encode(pixels)
+        return self.teacher.encode(vae_input(pixels, self.recipe, size, *self._normalisation(), convention))
 
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.recipe.clip_mean or self.tower.mean, self.recipe.clip_std or self.tower.std

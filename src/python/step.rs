@@ -6,9 +6,9 @@ use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::Tensor;
 
-use super::condition::Bridge;
+use super::condition::PyBridge;
 use super::enter::{enter, lock, raise};
-use super::schedule::Schedule;
+use super::schedule::PySchedule;
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Loss, Objective, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
@@ -92,13 +92,13 @@ impl Step {
     fn new(
         tower: PyObject,
         denoiser: PyObject,
-        bridge: PyRef<'_, Bridge>,
-        schedule: PyRef<'_, Schedule>,
+        bridge: PyRef<'_, PyBridge>,
+        schedule: PyRef<'_, PySchedule>,
         loss: &str,
         draw_weights: Vec<f64>,
         min_snr: Option<f64>,
         anchor: f64,
-        original: Option<(PyObject, PyRef<'_, Bridge>)>,
+        original: Option<(PyObject, PyRef<'_, PyBridge>)>,
         micro_batch: Option<usize>,
     ) -> PyResult<Self> {
         let objective = objective(loss, draw_weights, min_snr, anchor).map_err(raise)?;
@@ -107,13 +107,13 @@ impl Step {
         }
         let original = original.map(|(tower, bridge)| Original {
             tower: Box::new(Callback(tower)),
-            head: bridge.core().head.shallow_clone(),
+            head: bridge.core().head,
         });
         Ok(Step(Mutex::new(Core {
             tower: Box::new(Callback(tower)),
             denoiser: Box::new(Callback(denoiser)),
-            bridge: bridge.core().shallow_clone(),
-            schedule: schedule.core(),
+            bridge: bridge.core(),
+            schedule: schedule.0.clone(),
             objective,
             original,
             micro_batch,

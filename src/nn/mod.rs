@@ -1,0 +1,15 @@
+//! The blocks that every network here is made of. Each struct holds its weights under the checkpoint's own keys: the
+//! tree of structs is the tree of keys.
+//!
+//! Weights may be kept in another dtype than the activations (float32 master weights under bf16 compute): a block casts
+//! them to its input's dtype, inside the graph, so that gradients arrive in the weights' own dtype.
+
+mod activation;
+mod attention;
+mod layers;
+mod weights;
+
+pub use activation::Activation;
+pub use attention::{attention, merge_heads, split_heads};
+pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
+pub use weights::{Path, Store};
