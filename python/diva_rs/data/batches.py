@@ -1,0 +1,227 @@
+"""What a loader may yield, read into one shape: ``Batch(images, pixel_values, latents, ids)``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_rs.data.checks import Ids, check_shape
+from diva_rs.errors import DataError, ShapeError
+
+KEYS = ("images", "pixel_values", "latents", "ids")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of B images, as tensors with the batch first.
+
+    images        (B, 3, H, W) in the convention that the recipe's ``pixels`` declares; CLIP's and the VAE's
+                  inputs are made from them.
+    pixel_values  (B, 3, h, w) ready for CLIP, taken as they are. Without ``images`` the VAE's input is made
+                  by un-normalising them, at CLIP's resolution: give ``images`` or ``latents`` too
+                  where that is too coarse.
+    latents       (B, C, h, w) already scaled, taken as they are: the VAE does not run.
+    ids           B sample ids (integers or strings) that key the draws; None: the position in the run is the
+                  key.
+
+    >>> batch = Batch(images=torch.zeros(4, 3, 8, 8), ids=[3, 1, 4, 1])
+    >>> len(batch), batch[1:3].ids
+    (4, [1, 4])
+    """
+
+    images: Tensor | None = None
+    pixel_values: Tensor | None = None
+    latents: Tensor | None = None
+    ids: Ids | None = None
+
+    def __len__(self) -> int:
+        for tensor in (self.images, self.pixel_values, self.latents):
+            if tensor is not None:
+                return int(tensor.shape[0])
+        return 0
+
+    def __getitem__(self, part: slice) -> "Batch":
+        return Batch(**{key: None if (value := getattr(self, key)) is None else value[part] for key in KEYS})
+
+    def source(self, pixels: str) -> tuple[Tensor, str]:
+        """The pixels that the VAE's input is made from and their convention: ``images`` as declared by
+        ``pixels``, or ``pixel_values``, which are always ``"clip"``.
+
+        >>> Batch(pixel_values=torch.zeros(1, 3, 8, 8)).source("unit")[1]
+        'clip'
+        """
+        if self.images is not None:
+            return self.images, pixels
+        if self.pixel_values is not None:
+            return self.pixel_values, "clip"
+        raise DataError("the batch holds neither images nor pixel_values")
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
+        """The batch on another device; from the CPU to CUDA through pinned memory, without blocking. ``ids``
+        stay.
+
+        >>> Batch(images=torch.zeros(1, 3, 8, 8)).to("meta").images.device
+        device(type='meta')
+        """
+        device = torch.device(device)
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            if tensor is None:
+                return None
+            if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+                tensor = tensor.pin_memory()
+            return tensor.to(device=device, dtype=dtype or tensor.dtype, non_blocking=device.type == "cuda")
+
+        return Batch(moved(self.images), moved(self.pixel_values), moved(self.latents), self.ids)
+
+
+def read_batch(item: Any, number: int | None = None) -> Batch:
+    """Read what a loader yielded; ``number`` is the batch's number, for the message.
+
+    Accepted: a tensor or NumPy array of images (B, 3, H, W); a tuple or list whose first entry is one (labels
+    behind it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and
+    optionally ``latents`` and ``ids`` (other keys are ignored). Ranges are not looked at: see
+    ``check_images``.
+
+    Raises DataError for anything else and for latents alone; ShapeError for a wrong rank, channel count,
+    dtype, an empty batch, or parts of different lengths.
+
+    >>> len(read_batch((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))))
+    2
+    >>> read_batch({"pixels": torch.zeros(2, 3, 8, 8)}, number=5)
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: batch 5 is a dict with the keys 'pixels': 'images' or 'pixel_values' is needed
+    """
+    where = "the batch" if number is None else f"batch {number}"
+    if isinstance(item, Batch):
+        batch = item
+    elif isinstance(item, (Tensor, np.ndarray)):
+        batch = Batch(images=_tensor(item, where, "images"))
+    elif isinstance(item, Mapping):
+        batch = _from_mapping(item, where)
+    elif isinstance(item, (tuple, list)) and item:
+        batch = Batch(images=_from_sequence(item, where))
+    else:
+        raise DataError(f"{where} is {_named(item)}: {_WANTED}")
+    for key in ("images", "pixel_values"):
+        if (pixels := getattr(batch, key)) is not None:
+            check_shape(pixels, key, number)
+    _check_latents(batch.latents, where)
+    _check_lengths(batch, where)
+    return batch
+
+
+_WANTED = (
+    "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or 'pixel_values' "
+    "and optionally 'latents' and 'ids'"
+)
+
+
+def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
+    found = {key: item[key] for key in KEYS if key in item and item[key] is not None}
+    if "images" not in found and "pixel_values" not in found:
+        if "bad" in item and not found:
+            names = ", ".join(str(bad) for bad in item["bad"])
+            raise DataError(f"{where} is empty: every image of it is bad: {names}")
+        if "latents" in found:
+            raise DataError(
+                f"{where} holds latents alone, which cannot feed CLIP: "
+                "add 'images' or 'pixel_values' of the same samples"
+            )
+        keys = ", ".join(repr(key) for key in item) or "none"
+        near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
+        hint = f"; rename {near[0]!r} in the collate function" if near else ""
+        raise DataError(
+            f"{where} is a {type(item).__name__} with the keys {keys}: "
+            f"'images' or 'pixel_values' is needed{hint}"
+        )
+    ids = found.pop("ids", None)
+    return Batch(ids=ids, **{key: _tensor(value, where, key) for key, value in found.items()})
+
+
+def _from_sequence(item: Sequence[Any], where: str) -> Tensor:
+    first = item[0]
+    if isinstance(first, (Tensor, np.ndarray)):
+        if first.ndim == 3 and all(isinstance(x, (Tensor, np.ndarray)) and x.ndim == 3 for x in item):
+            raise DataError(
+                f"{where} is a {type(item).__name__} of {len(item)} single images: "
+                "torch.stack them into (B, 3, H, W)"
+            )
+        return _tensor(first, where, "images")
+    raise DataError(
+        f"{where} is a {type(item).__name__} whose first entry is {_named(first)}: {_hint(first)}"
+    )
+
+
+def _tensor(value: Any, where: str, key: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        try:
+            # A read-only array (a memory map, a JAX buffer) must not become a tensor that can write to it,
+            # and torch has no negative strides.
+            plain = value.flags.writeable and min(value.strides, default=0) >= 0
+            return torch.from_numpy(value if plain else value.copy())
+        except (TypeError, ValueError) as err:
+            raise ShapeError(
+                f"{where}: {key!r} is an array of dtype {value.dtype}, floating numbers are needed"
+            ) from err
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    raise DataError(f"{where}: {key!r} is {_named(value)}, a tensor is needed: {_hint(first)}")
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, (list, tuple)) and value:
+        return (
+            f"a {type(value).__name__} of {type(value[0]).__module__.split('.')[0]}.{type(value[0]).__name__}"
+        )
+    return (
+        f"an empty {type(value).__name__}"
+        if isinstance(value, (list, tuple))
+        else f"a {type(value).__name__}"
+    )
+
+
+def _hint(value: Any) -> str:
+    if type(value).__module__.split(".")[0] == "PIL":
+        return (
+            "convert PIL images in the dataset or collate function: all of one size, "
+            "torch.stack([diva_rs.data.unit_tensor(image) for image in images]), with pixels='unit'"
+        )
+    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+        return "files are read by diva_rs.data.folder_loader(folder, ...)"
+    if isinstance(value, Mapping):
+        return "collate the samples first: torch.utils.data.default_collate"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return "torch.stack them into one tensor with the batch first"
+    return _WANTED
+
+
+def _check_latents(latents: Tensor | None, where: str) -> None:
+    if latents is None:
+        return
+    if latents.ndim != 4 or 0 in latents.shape:
+        raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
+    if not latents.is_floating_point():
+        raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
+
+
+def _check_lengths(batch: Batch, where: str) -> None:
+    size = len(batch)
+    for key in ("pixel_values", "latents"):
+        tensor = getattr(batch, key)
+        if tensor is not None and len(tensor) != size:
+            raise ShapeError(
+                f"{where}: {key} holds {len(tensor)} samples, the pixels {size}: "
+                "they must be the same samples"
+            )
+    if batch.ids is None:
+        return
+    rank = batch.ids.ndim if isinstance(batch.ids, (Tensor, np.ndarray)) else 1
+    if rank != 1 or isinstance(batch.ids, (str, bytes)) or not hasattr(batch.ids, "__len__"):
+        raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
+    if len(batch.ids) != size:
+        raise ShapeError(f"{where}: {len(batch.ids)} ids for {size} samples: one id per sample is needed")

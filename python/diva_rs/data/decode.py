@@ -1,0 +1,82 @@
+"""From the bytes of an image file to an RGB picture; anything wrong becomes a DataError that names the
+file."""
+
+import io
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from diva_rs._optional import require
+from diva_rs.errors import DataError
+
+EXTENSIONS = frozenset(
+    ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "avif"]
+)
+# Twice PIL's own warning threshold, where PIL itself refuses: 179 million pixels are 0.5 GB of RGB.
+MAX_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """Stands in a batch for an image that could not be read, until ``collate`` takes it out.
+
+    >>> str(BadImage("cats/3.jpg", "truncated"))
+    'cats/3.jpg (truncated)'
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+    def error(self) -> DataError:
+        return DataError(f"{self.name}: {self.reason}; repair or remove it, or pass on_bad_image='skip'")
+
+
+def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
+    """An RGB ``PIL.Image`` from a file or from its bytes, turned upright by its EXIF orientation.
+
+    ``name`` is what errors call it. Raises DataError for a missing, empty, truncated, corrupt or unknown file
+    and for one of more than ``max_pixels`` pixels (looked at before anything is decompressed);
+    DependencyError without Pillow.
+
+    >>> decode(b"not an image", "x.jpg")
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: x.jpg: not an image that Pillow can read
+    """
+    pil = require("PIL.Image", extra="data")
+    files: Any = require("PIL.ImageFile", extra="data")
+    ops = require("PIL.ImageOps", extra="data")
+    lenient = files.LOAD_TRUNCATED_IMAGES
+    try:
+        # Other libraries switch this on for the whole process; half an image would then train as grey.
+        files.LOAD_TRUNCATED_IMAGES = False
+        with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels} allowed")
+            image.load()
+            return _rgb(ops.exif_transpose(image))
+    except DataError:
+        raise
+    except pil.UnidentifiedImageError as err:
+        raise DataError(f"{name}: not an image that Pillow can read") from err
+    except OSError as err:
+        reason = str(err.strerror or err)
+        raise DataError(f"{name}: {'truncated image' if 'truncated' in reason.lower() else reason}") from err
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as err:  # Pillow's decoders raise SyntaxError, struct.error, ... on hostile files
+        raise DataError(f"{name}: corrupt image ({type(err).__name__}: {err})") from err
+    finally:
+        files.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _rgb(image: Any) -> Any:
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it.
+        image = image.point(lambda v: v * (1 / 256)).convert("L")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"mode {image.mode} has no fixed range; save it as 8 or 16 bits per channel")
+    return image.convert("RGB")

@@ -1,0 +1,181 @@
+"""The loader behind folders and shards: batches, shuffling by key, and what happens to images that cannot be
+read."""
+
+import hashlib
+import logging
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from diva_rs.data.decode import BadImage
+from diva_rs.errors import ConfigError, DataError
+
+logger = logging.getLogger("diva_rs.data")
+
+BAD_IMAGE_POLICIES = ("raise", "skip")
+
+
+def collate(samples: Sequence[Any]) -> dict[str, Any]:
+    """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
+
+    ``BadImage`` entries are left out and listed under ``"bad"``; a batch of nothing else holds ``"bad"``
+    alone. Raises DataError where the images differ in size.
+
+    >>> batch = collate([{"images": torch.zeros(3, 2, 2), "ids": 5}, BadImage("b.jpg", "truncated")])
+    >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
+    ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
+    """
+    good = [sample for sample in samples if not isinstance(sample, BadImage)]
+    bad = [sample for sample in samples if isinstance(sample, BadImage)]
+    batch: dict[str, Any] = {"bad": bad} if bad else {}
+    if good:
+        shapes = sorted({tuple(sample["images"].shape) for sample in good})
+        if len(shapes) > 1:
+            raise DataError(
+                f"images of one batch differ in size, {shapes}: the transform must crop to one size"
+            )
+        batch["images"] = torch.stack([sample["images"] for sample in good])
+        batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
+    return batch
+
+
+class KeyedSampler(Sampler[int]):
+    """The order of one epoch: samples sorted by a hash of (seed, epoch, id), so it is a function of these
+    alone.
+
+    With ``torch.distributed`` running, each rank gets every world-th sample, all ranks equally many (the
+    remainder of an epoch is left out; it is another one each epoch).
+
+    >>> sampler = KeyedSampler(np.arange(6), seed=0)
+    >>> sorted(sampler) == list(range(6)) and list(sampler) == list(sampler)
+    True
+    """
+
+    def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
+        self.ids, self.seed, self.shuffle, self.epoch = ids.astype(np.uint64), seed, shuffle, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        keys = scramble(self.ids, self.seed, self.epoch) if self.shuffle else np.arange(len(self.ids))
+        order = np.argsort(keys, kind="stable")
+        rank, world = rank_and_world()
+        yield from order[: len(self) * world][rank::world].tolist()
+
+    def __len__(self) -> int:
+        return len(self.ids) // rank_and_world()[1]
+
+
+class ImageLoader:
+    """Batches ``dict(images (B, 3, H, W) in [0, 1], ids (B,) int64)`` of one epoch per iteration.
+
+    ``set_epoch(e)`` chooses the order and the crops; iterating twice at one epoch gives the same batches
+    twice, for any number of workers. ``bad`` maps the name of each image that was skipped to the reason.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch: int,
+        workers: int,
+        on_bad_image: str = "raise",
+        sampler: KeyedSampler | None = None,
+    ) -> None:
+        for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
+        self.on_bad_image = checked_policy(on_bad_image)
+        self.dataset, self.sampler, self.batch_size, self.bad = dataset, sampler, batch, dict[str, str]()
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_size=batch,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs: its order and its crops."""
+        for part in (self.dataset, self.sampler):
+            if part is not None and hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        if isinstance(self.dataset, IterableDataset):
+            raise TypeError("the number of images in shards is not known before they are read")
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        good = 0
+        for batch in self._loader:
+            for bad in batch.pop("bad", ()):
+                self._note(bad)
+            if batch:  # a batch of bad images alone is passed over
+                good += len(batch["ids"])
+                yield batch
+        if not good:
+            skipped = f": all {len(self.bad)} were bad, {_few(self.bad)}" if self.bad else ""
+            raise DataError(f"{self.dataset} gave no image{skipped}")
+
+    def _note(self, bad: BadImage) -> None:
+        if self.on_bad_image == "raise":
+            raise bad.error()
+        if bad.name not in self.bad:
+            self.bad[bad.name] = bad.reason
+            logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
+
+
+def checked_policy(on_bad_image: str) -> str:
+    """``on_bad_image`` itself, or ConfigError."""
+    if on_bad_image not in BAD_IMAGE_POLICIES:
+        raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown: one of 'raise', 'skip'")
+    return on_bad_image
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of ranks; (0, 1) outside torch.distributed."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def name_key(name: str) -> int:
+    """The sample id of a name: 63 bits of its BLAKE2b hash, the same on every machine.
+
+    >>> name_key("cats/1.jpg") == name_key("cats/1.jpg") != name_key("cats/2.jpg")
+    True
+    """
+    return (
+        int.from_bytes(
+            hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"
+        )
+        >> 1
+    )
+
+
+def scramble(ids: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    """A uint64 hash of (seed, epoch, id) for each id: the finaliser of SplitMix64 (Steele et al., 2014) over
+    a keyed id.
+
+    >>> bool((scramble(np.arange(3), 0, 0) != scramble(np.arange(3), 0, 1)).all())
+    True
+    """
+    packed = struct.pack("<QQ8s", seed % 2**64, epoch % 2**64, b"shuffle\0")
+    key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8")
+    z = (ids.astype(np.uint64) ^ key[0]) * np.uint64(0x9E3779B97F4A7C15) + key[1]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
+
+
+def _few(names: dict[str, str]) -> str:
+    shown = [f"{name} ({reason})" for name, reason in list(names.items())[:3]]
+    return ", ".join(shown) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,166 @@
+"""Pixels: from what the loader gives to what CLIP and the VAE take.
+
+Three conventions, declared by the caller and never guessed: ``"unit"`` is [0, 1], ``"symmetric"`` is [-1, 1],
+``"clip"`` is normalised by CLIP's mean and std. Nothing here reads a value on the host, so all of it runs on
+CUDA without a synchronisation and on the meta device.
+"""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as nn_f
+from torch import Tensor
+
+from diva_rs.errors import ConfigError
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py `_transform`
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (
+    0.485,
+    0.456,
+    0.406,
+)  # torchvision's; the official code un-normalises the VAE's input with them
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+CONVENTIONS = ("unit", "clip", "symmetric")
+
+
+class PixelFields(Protocol):
+    """The pixel fields of a `Recipe`, which is all that these functions read of it."""
+
+    @property
+    def pixels(self) -> str: ...
+    @property
+    def vae_pixels(self) -> str: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def antialias(self) -> bool: ...
+
+
+def to_unit(
+    images: Tensor,
+    convention: str,
+    mean: tuple[float, ...] = OPENAI_MEAN,
+    std: tuple[float, ...] = OPENAI_STD,
+) -> Tensor:
+    """Pixels in [0, 1] from pixels in the declared convention.
+
+    ``images`` is (B, 3, H, W), floating; the result has its shape, device and dtype. ``mean`` and ``std`` are
+    read for ``"clip"`` only. Raises ConfigError for an unknown convention.
+
+    >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]), "symmetric").tolist()
+    [0.0, 0.5, 1.0]
+    """
+    checked_convention(convention)
+    if convention == "symmetric":
+        return (images + 1) / 2
+    if convention == "clip":
+        return images * channels(std, images) + channels(mean, images)
+    return images
+
+
+def clip_input(
+    images: Tensor,
+    recipe: PixelFields,
+    size: tuple[int, int],
+    mean: tuple[float, ...] = OPENAI_MEAN,
+    std: tuple[float, ...] = OPENAI_STD,
+) -> Tensor:
+    """CLIP's input (B, 3, *size), normalised by ``mean`` and ``std``, on the images' device and in their
+    dtype.
+
+    ``images`` is (B, 3, H, W) in the convention ``recipe.pixels``; ``recipe.resize`` and ``recipe.antialias``
+    say how it is resampled (``torch.nn.functional.interpolate``); images that already have ``size`` are not.
+    Bilinear without antialias is the official code's path, which normalises first and resizes then; the two
+    commute up to rounding. Bicubic may overshoot [0, 1] a little at hard edges: nothing is clamped.
+
+    >>> from types import SimpleNamespace
+    >>> recipe = SimpleNamespace(pixels="unit", resize="bicubic", antialias=True)
+    >>> half = (0.5, 0.5, 0.5)
+    >>> clip_input(torch.zeros(2, 3, 64, 48), recipe, (32, 32), mean=half, std=half).unique()
+    tensor([-1.])
+    """
+    official_order = recipe.resize == "bilinear" and not recipe.antialias
+    same = tuple(images.shape[-2:]) == tuple(size)
+    if recipe.pixels == "clip" and (same or official_order):
+        return _resized(images, recipe, size)
+    unit = to_unit(images, recipe.pixels, mean, std)
+    if official_order:
+        return _resized(_normalised(unit, mean, std), recipe, size)
+    return _normalised(_resized(unit, recipe, size), mean, std)
+
+
+def vae_input(
+    images: Tensor,
+    recipe: PixelFields,
+    size: tuple[int, int],
+    mean: tuple[float, ...] = OPENAI_MEAN,
+    std: tuple[float, ...] = OPENAI_STD,
+    convention: str | None = None,
+) -> Tensor:
+    """The VAE's input (B, 3, *size), on the images' device and in their dtype.
+
+    ``recipe.vae_pixels="symmetric"``: unit pixels x 2 - 1, in [-1, 1], what every Stable Diffusion VAE was
+    trained on. ``"official"``: ``(x * std + mean) * 2 - 1`` with ImageNet's mean and std, where x was
+    normalised by ``mean`` and ``std``: the official DIVA code's input. With OpenAI's this leaves 0.82 to
+    0.86 of the contrast.
+
+    ``convention`` replaces ``recipe.pixels``: pixels that came ready for CLIP (``pixel_values`` alone) are
+    un-normalised with ``"clip"``. Raises ConfigError for an unknown convention.
+
+    >>> from types import SimpleNamespace
+    >>> recipe = SimpleNamespace(pixels="unit", vae_pixels="symmetric", resize="bicubic", antialias=True)
+    >>> vae_input(torch.ones(1, 3, 8, 8), recipe, (8, 8)).unique()
+    tensor([1.])
+    """
+    convention = checked_convention(convention or recipe.pixels)
+    if recipe.vae_pixels == "official":
+        normalised = images if convention == "clip" else _normalised(to_unit(images, convention), mean, std)
+        x = _resized(normalised, recipe, size)
+        return (x * channels(IMAGENET_STD, x) + channels(IMAGENET_MEAN, x)) * 2 - 1
+    if recipe.vae_pixels != "symmetric":
+        raise ConfigError(f"vae_pixels={recipe.vae_pixels!r} is unknown: one of 'symmetric', 'official'")
+    if convention == "symmetric":
+        return _resized(images, recipe, size)
+    return _resized(to_unit(images, convention, mean, std), recipe, size) * 2 - 1
+
+
+def channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """Per-channel constants (3, 1, 1) on the device and in the dtype of ``like``.
+
+    Filled on the device: ``torch.tensor(values, device="cuda")`` would copy from the host and wait for it.
+
+    >>> channels((0.5, 0.25, 1.0), torch.zeros(1, dtype=torch.float64)).flatten().tolist()
+    [0.5, 0.25, 1.0]
+    """
+    return torch.cat([like.new_full((1, 1, 1), value) for value in values])
+
+
+def checked_convention(convention: str) -> str:
+    """``convention`` itself, or ConfigError with the valid ones.
+
+    >>> checked_convention("unit")
+    'unit'
+    """
+    if convention not in CONVENTIONS:
+        raise ConfigError(f"pixels={convention!r} is unknown: one of {', '.join(map(repr, CONVENTIONS))}")
+    return convention
+
+
+def _normalised(unit: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    return (unit - channels(mean, unit)) / channels(std, unit)
+
+
+def _resized(images: Tensor, recipe: PixelFields, size: tuple[int, int]) -> Tensor:
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    if recipe.resize not in ("bicubic", "bilinear"):
+        raise ConfigError(f"resize={recipe.resize!r} is unknown: one of 'bicubic', 'bilinear'")
+    # The antialiased CPU kernels know float32 and float64 only, and 8 mantissa bits are few for sums of
+    # products.
+    wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
+    resized = nn_f.interpolate(
+        wide, tuple(size), mode=recipe.resize, antialias=recipe.antialias, align_corners=False
+    )
+    return resized.to(images.dtype)

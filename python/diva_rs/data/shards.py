@@ -1,0 +1,190 @@
+"""Webdataset shards (tar files of images) as a dataset and as a loader."""
+
+import glob
+import os
+import random
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import IterableDataset
+
+from diva_rs._optional import require
+from diva_rs.data.augment import Transform, center_transform, train_transform, view
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
+from diva_rs.data.loader import ImageLoader, checked_policy, name_key, scramble
+from diva_rs.errors import ConfigError, DataError
+
+_BUFFER = 1000  # undecoded samples that a worker shuffles among, about 100 MB of JPEG files
+
+
+class ImageShards(IterableDataset[Any]):
+    """The images of tar shards, read with the ``webdataset`` library.
+
+    ``pattern`` is a path with braces or wildcards (``"cc3m/{00000..00331}.tar"``) or a list of them, local
+    files only. Items are as of ``ImageFolder``; the id is a hash of the sample's ``__key__``, whichever shard
+    holds it, so keys must be unique across shards (img2dataset's are). Shards are split over ranks and
+    workers; with ``shuffle`` their order and a buffer of samples are shuffled by (seed, epoch). Crops depend
+    on (seed, id, epoch) alone.
+
+    A bad image, a sample without an image and a truncated or damaged shard raise DataError naming shard and
+    key; with ``on_bad_image="skip"`` they come as ``BadImage`` items (of a damaged shard, the samples before
+    the damage are used). Raises DataError for a shard that does not exist, DependencyError without
+    webdataset.
+    """
+
+    def __init__(
+        self,
+        pattern: str | os.PathLike[str] | list[str],
+        transform: Transform | None = None,
+        size: int = 512,
+        seed: int = 0,
+        on_bad_image: str = "raise",
+        shuffle: bool = True,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.shards = _expand(pattern)
+        self.transform = train_transform(size) if transform is None else transform
+        self.seed, self.shuffle, self.max_pixels, self.epoch = seed, shuffle, max_pixels, 0
+        self.on_bad_image = checked_policy(on_bad_image)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that keys the order and the augmentation."""
+        self.epoch = epoch
+
+    def __repr__(self) -> str:
+        return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImage]:
+        wds = require("webdataset", extra="data")
+        shards = self.shards
+        if self.shuffle:
+            keys = np.array([name_key(os.path.basename(shard)) for shard in shards], np.uint64)
+            shards = [shards[i] for i in np.argsort(scramble(keys, self.seed, self.epoch), kind="stable")]
+        mine = list(wds.split_by_worker(wds.split_by_node(iter(shards))))
+        samples = self._samples(mine)
+        if self.shuffle:
+            # The worker's first shard tells the workers apart: a worker's own number would tie the order to
+            # it.
+            rng = random.Random(f"{self.seed} {self.epoch} {mine[0] if mine else ''}")
+            samples = wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)
+        for sample in samples:
+            item = sample if isinstance(sample, BadImage) else self._item(sample)
+            if isinstance(item, BadImage) and self.on_bad_image == "raise":
+                raise item.error()
+            yield item
+
+    def _samples(self, shards: list[str]) -> Iterator[dict[str, Any] | BadImage]:
+        for shard in shards:
+            damage: list[BadImage] = []
+            try:
+                yield from require("webdataset.tariterators", extra="data").group_by_keys(
+                    _members(shard, damage)
+                )
+            except ValueError as err:  # two members of one name
+                damage.append(BadImage(shard, str(err.args[0]) if err.args else "damaged shard"))
+            yield from damage
+
+    def _item(self, sample: dict[str, Any]) -> dict[str, Any] | BadImage:
+        key, shard = sample["__key__"], sample["__url__"]
+        name = f"{shard}, sample {key!r}"
+        member = _image_member(sample)
+        if member is None:
+            found = ", ".join(k for k in sample if not k.startswith("__")) or "nothing"
+            return BadImage(name, f"no image among its members (found {found})")
+        try:
+            image = decode(sample[member], name, self.max_pixels)
+        except DataError as err:
+            return BadImage(name, str(err).removeprefix(f"{name}: "))
+        number = name_key(key)
+        return {"images": view(self.transform, image, (self.seed, number, self.epoch), name), "ids": number}
+
+
+def shard_loader(
+    pattern: str | os.PathLike[str] | list[str],
+    batch: int = 16,
+    size: int = 512,
+    workers: int = 2,
+    seed: int = 0,
+    scale: tuple[float, float] | None = (0.9, 1.0),
+    on_bad_image: str = "raise",
+    shuffle: bool = True,
+) -> ImageLoader:
+    """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
+
+    As ``folder_loader``, with shards split over workers: which samples share a batch depends on the number of
+    workers, an image's pixels and id do not. The length of an epoch is not known in advance (``len`` raises
+    TypeError).
+
+    >>> import tarfile, tempfile; from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     with tarfile.open(f"{root}/00.tar", "w") as shard:
+    ...         for i in range(3):
+    ...             Image.new("RGB", (20, 20)).save(f"{root}/{i}.png")
+    ...             shard.add(f"{root}/{i}.png", f"{i}.png")
+    ...     [len(batch["ids"]) for batch in shard_loader(root + "/{00..00}.tar", batch=2, size=8, workers=0)]
+    [2, 1]
+    """
+    transform = center_transform(size) if scale is None else train_transform(size, scale)
+    checked_policy(on_bad_image)
+    dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
+    return ImageLoader(dataset, batch, workers, on_bad_image)
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """tarfile ends quietly at a damaged header or a missing end mark, and the rest of the shard would be lost
+    unseen."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the proper end: a block of zeros
+        except tarfile.HeaderError as err:
+            raise tarfile.ReadError(f"{err}" if tar.offset else f"not a tar file ({err})") from err
+
+
+def _members(shard: str, damage: list[BadImage]) -> Iterator[dict[str, Any]]:
+    """The regular members of a shard as webdataset's ``tar_file_expander`` gives them; damage is noted and
+    ends it."""
+    try:
+        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+            for info in tar:
+                hidden = os.path.basename(info.name).startswith(".") or info.name.startswith("__")
+                if info.isreg() and not hidden and (member := tar.extractfile(info)) is not None:
+                    yield {"fname": info.name, "data": member.read(), "__url__": shard}
+                tar.members = []  # type: ignore[attr-defined]  # else a shard's headers stay in memory
+    except (tarfile.TarError, EOFError, OSError) as err:
+        reason = getattr(err, "strerror", None) or str(err)
+        damage.append(BadImage(shard, f"truncated or damaged shard ({reason})"))
+    yield {}  # webdataset's mark for the end of a shard
+
+
+def _image_member(sample: dict[str, Any]) -> str | None:
+    names = [name for name in sample if not name.startswith("__")]
+    exact = [name for name in names if name in EXTENSIONS]
+    dotted = [name for name in names if name.rpartition(".")[2] in EXTENSIONS]  # "photo.v2.jpg"
+    return next(iter(exact + dotted), None)
+
+
+def _expand(pattern: str | os.PathLike[str] | list[str]) -> list[str]:
+    expand_urls = require("webdataset.shardlists", extra="data").expand_urls
+    patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
+    shards: list[str] = []
+    for part in [os.fspath(p) for p in patterns]:
+        if "://" in part or part.startswith(("pipe:", "-")):
+            raise ConfigError(f"shards {part!r}: only local files are read; download them or mount the store")
+        try:
+            paths = expand_urls(part)
+        except (ValueError, AssertionError) as err:
+            raise ConfigError(f"shards {part!r}: {err}") from err
+        for path in paths:
+            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            if not found or not os.path.isfile(found[0]):
+                raise DataError(f"shard {path!r} does not exist: looked for it as part of {part!r}")
+            shards += found
+    if not shards:
+        raise DataError("no shards: give a path such as 'data/{00000..00331}.tar'")
+    return shards

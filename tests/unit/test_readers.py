@@ -1,0 +1,316 @@
+"""Image folders and shards: what is read, in which order, and that pixels are keyed by (seed, id, epoch)."""
+
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import center_crop, resize, to_tensor
+
+from diva_rs.data import (
+    ImageFolder,
+    ImageShards,
+    center_transform,
+    collate,
+    folder_loader,
+    keyed,
+    read_batch,
+    shard_loader,
+    train_transform,
+    unit_tensor,
+)
+from diva_rs.data.augment import _augment_seed
+from diva_rs.data.decode import decode
+from diva_rs.data.loader import KeyedSampler, name_key, scramble
+
+
+def picture(seed, size=(40, 32)):
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
+
+
+def png(seed, size=(40, 32)):
+    blob = io.BytesIO()
+    picture(seed, size).save(blob, "png")
+    return blob.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i in range(10):
+        path = tmp_path / "images" / ("ab"[i % 2]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(i))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(4):
+        with webdataset.TarWriter(str(tmp_path / f"{shard:02d}.tar")) as writer:
+            for i in range(3):
+                key = f"{shard:02d}{i:03d}"
+                writer.write({"__key__": key, "png": png(10 * shard + i), "txt": b"a caption", "json": b"{}"})
+    return str(tmp_path / "{00..03}.tar")
+
+
+def by_id(loader):
+    return {int(i): image for batch in loader for i, image in zip(batch["ids"], batch["images"], strict=True)}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[i], other[i]) for i in one)
+
+
+def test_a_folder_yields_unit_pixels_and_stable_ids(folder):
+    dataset = ImageFolder(folder, center_transform(32))
+    assert dataset.names == sorted(f"{'ab'[i % 2]}/{i}.png" for i in range(10))
+    item = dataset[0]
+    assert item["ids"] == name_key("a/0.png") == 1615431527792962283
+    assert torch.equal(item["images"], center_crop(to_tensor(picture(0)), 32))
+    assert "10 images" in repr(dataset)
+
+
+def test_ids_do_not_change_when_files_come_and_go(folder):
+    before = dict(zip(*(lambda d: (d.names, d.ids.tolist()))(ImageFolder(folder)), strict=True))
+    (folder / "a" / "0.png").unlink()
+    (folder / "a" / "00.png").write_bytes(png(77))
+    after = dict(zip(*(lambda d: (d.names, d.ids.tolist()))(ImageFolder(folder)), strict=True))
+    assert all(after[name] == before[name] for name in before if name != "a/0.png")
+    assert min(after.values()) >= 0 and len(set(after.values())) == 10
+
+
+def test_links_are_followed_and_loops_end(folder):
+    os.symlink(folder, folder / "a" / "loop")
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "x.JPEG").write_bytes(png(5))
+    os.symlink(elsewhere, folder / "linked")
+    assert sum(name.endswith(".png") for name in ImageFolder(folder).names) == 10
+    assert "linked/x.JPEG" in ImageFolder(folder).names
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_folder_pixels_and_order_do_not_depend_on_workers(folder, workers):
+    for epoch in (0, 1):
+        runs = []
+        for count in (0, workers):
+            loader = folder_loader(folder, 3, 16, count, seed=7)
+            loader.set_epoch(epoch)
+            runs.append(list(loader))
+        for one, other in zip(*runs, strict=True):
+            assert torch.equal(one["ids"], other["ids"]) and torch.equal(one["images"], other["images"])
+
+
+def test_folder_pixels_do_not_depend_on_order_or_batch(folder):
+    loaders = [folder_loader(folder, 3, 16, 0), folder_loader(folder, 10, 16, 0, shuffle=False)]
+    assert same(by_id(loaders[0]), by_id(loaders[1]))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_shard_pixels_do_not_depend_on_workers(shards, workers):
+    for epoch in (0, 5):
+        runs = []
+        for count in (0, workers):
+            loader = shard_loader(shards, 2, 16, count, seed=3)
+            loader.set_epoch(epoch)
+            runs.append(by_id(loader))
+        assert len(runs[0]) == 12 and same(*runs)
+
+
+def test_an_image_is_the_same_from_any_shard(tmp_path):
+    for name, members in (("one", ["k1", "k2"]), ("two", ["k0", "k2"])):
+        with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
+            for key in members:
+                writer.write({"__key__": key, "png": png(int(key[1]))})
+    one, two = (by_id(shard_loader(f"{tmp_path}/{name}.tar", 2, 16, 0)) for name in ("one", "two"))
+    assert torch.equal(one[name_key("k2")], two[name_key("k2")])
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_seed_and_epoch_change_crops_and_order(kind, request):
+    source, make = request.getfixturevalue(kind), {"folder": folder_loader, "shards": shard_loader}[kind]
+
+    def run(seed, epoch):
+        loader = make(source, 3, 16, 0, seed)
+        loader.set_epoch(epoch)
+        return loader
+
+    first = run(0, 0)
+    order = [i for batch in first for i in batch["ids"].tolist()]
+    assert order == [i for batch in run(0, 0) for i in batch["ids"].tolist()]
+    for other in (run(0, 1), run(1, 0)):
+        assert [i for batch in other for i in batch["ids"].tolist()] != order
+        one, two = by_id(first), by_id(other)
+        assert one.keys() == two.keys()
+        assert not any(torch.equal(one[i], two[i]) for i in one)
+
+
+def test_each_pass_goes_through_every_image_once(folder, shards):
+    for loader, count in ((folder_loader(folder, 4, 16, 0), 10), (shard_loader(shards, 5, 16, 0), 12)):
+        ids = [i for batch in loader for i in batch["ids"].tolist()]
+        assert len(ids) == len(set(ids)) == count
+
+
+def test_lengths(folder, shards):
+    loader = folder_loader(folder, 4, 16, 0)
+    assert len(loader) == len(list(loader)) == 3 and loader.batch_size == 4
+    with pytest.raises(TypeError, match="not known"):
+        len(shard_loader(shards, 4, 16, 0))
+
+
+def test_scale_none_is_one_fixed_view(folder):
+    first, second = (
+        folder_loader(folder, 4, 16, 0, scale=None),
+        folder_loader(folder, 4, 16, 0, seed=9, scale=None),
+    )
+    second.set_epoch(3)
+    assert same(by_id(first), by_id(second))
+
+
+def test_batches_are_what_read_batch_takes(folder, shards):
+    for loader in (folder_loader(folder, 4, 16, 0), shard_loader(shards, 4, 16, 0)):
+        batch = read_batch(next(iter(loader)))
+        assert batch.images.shape == (4, 3, 16, 16) and batch.ids.dtype == torch.int64
+        assert float(batch.images.min()) >= 0 and float(batch.images.max()) <= 1
+
+
+def test_datasets_work_in_a_plain_dataloader(folder, shards):
+    for dataset, count in ((ImageFolder(folder, size=16), 10), (ImageShards(shards, size=16), 12)):
+        assert len(by_id(DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=2))) == count
+        assert len(by_id(DataLoader(dataset, batch_size=4))) == count
+
+
+def test_datasets_can_be_sent_to_spawned_workers(folder, shards):
+    for dataset in (ImageFolder(folder, size=16), ImageShards(shards, size=16)):
+        again = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(next(iter(again))["images"], next(iter(dataset))["images"])
+
+
+def test_the_order_of_an_epoch_is_keyed_by_the_samples():
+    ids = np.array([name_key(str(i)) for i in range(200)])
+    sampler = KeyedSampler(ids, seed=1)
+    order = ids[list(sampler)]
+    fewer = np.delete(ids, 17)
+    assert [i for i in order if i != ids[17]] == fewer[list(KeyedSampler(fewer, seed=1))].tolist()
+    sampler.set_epoch(1)
+    assert ids[list(sampler)].tolist() != order.tolist()
+
+
+def test_orders_of_epochs_are_uniform():
+    # Sample 0's place over 4,000 epochs in 8 bins: chi-square with 7 degrees of freedom, 24.3 is p = 0.001.
+    ids = np.arange(8)
+    places = [int(np.argsort(scramble(ids, 0, epoch), kind="stable").argmin()) for epoch in range(4000)]
+    counts = np.bincount(places, minlength=8)
+    assert float(((counts - 500) ** 2 / 500).sum()) < 24.3
+
+
+def test_ranks_share_an_epoch_without_overlap(folder, shards, monkeypatch):
+    seen = []
+    for rank in range(3):
+        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", 3)):
+            monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **__: value)
+        loader = folder_loader(folder, 2, 16, 0)
+        seen.append(list(by_id(loader)))
+        assert len(loader) == 2
+    assert [len(ids) for ids in seen] == [3, 3, 3] and len({i for ids in seen for i in ids}) == 9
+
+
+def test_ranks_share_shards_without_overlap(shards, monkeypatch):
+    seen = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        seen.append(set(by_id(shard_loader(shards, 2, 16, 0))))
+    assert len(seen[0]) == len(seen[1]) == 6 and not seen[0] & seen[1]
+
+
+def test_train_transform_is_the_papers_crop():
+    torch.manual_seed(5)
+    want = to_tensor(
+        RandomResizedCrop(24, scale=(0.9, 1.0), interpolation=InterpolationMode.BICUBIC)(picture(0))
+    )
+    torch.manual_seed(5)
+    assert torch.equal(train_transform(24)(picture(0)), want)
+
+
+def test_center_transform_is_resize_and_center_crop():
+    want = to_tensor(center_crop(resize(picture(0), 24, InterpolationMode.BICUBIC), 24))
+    assert torch.equal(center_transform(24)(picture(0)), want)
+
+
+def test_keyed_leaves_the_callers_generators_alone():
+    torch.manual_seed(1)
+    want = torch.rand(3)
+    torch.manual_seed(1)
+    keyed(lambda _: torch.rand(100), None, (0, 1, 2))
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_augment_seeds_of_different_keys_differ():
+    keys = [(s, i, e) for s in range(8) for i in range(8) for e in range(8)] + [
+        (0, 2**63 - 1, 0),
+        (2**64 - 1, 0, 0),
+    ]
+    seeds = {_augment_seed(*key) for key in keys}
+    assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_decode_turns_upright_and_converts_every_mode(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 270 degrees to show
+    picture(0, (40, 20)).save(tmp_path / "turned.png", exif=exif)
+    turned = decode(tmp_path / "turned.png", "turned.png")
+    assert turned.size == (20, 40)
+    assert np.array_equal(np.array(turned), np.rot90(np.array(picture(0, (40, 20))), -1))
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK", "I;16"):
+        path = tmp_path / (f"{mode.replace(';', '')}." + ("tif" if mode in ("CMYK", "I;16") else "png"))
+        Image.new(mode, (4, 4)).save(path)
+        assert unit_tensor(decode(path, mode)).shape == (3, 4, 4)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
+    grey = np.array([[0, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(grey).save(tmp_path / "g.png")
+    assert np.array(decode(tmp_path / "g.png", "g.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_shards_as_other_tools_write_them(tmp_path, mode):
+    path = tmp_path / "0.tar"
+    members = {
+        "./x/a.JPG": png(0),
+        "x/._a.jpg": b"junk",
+        "x/b.v2.png": png(1),
+        "x/b.txt": b"words",
+        "__meta__": b"m",
+    }
+    with tarfile.open(path, mode) as tar:
+        folder = tarfile.TarInfo("x")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    loader = shard_loader(str(path), 2, 16, 0, shuffle=False, on_bad_image="skip")
+    assert len(by_id(loader)) == 2 and not loader.bad
+
+
+def test_lists_and_wildcards_of_shards(shards, tmp_path):
+    every = [str(tmp_path / f"{i:02d}.tar") for i in range(4)]
+    assert (
+        ImageShards(shards).shards
+        == ImageShards(f"{tmp_path}/*.tar").shards
+        == ImageShards(every).shards
+        == every
+    )
+    assert ImageShards(tmp_path / "00.tar").shards == every[:1]
