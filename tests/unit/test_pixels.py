@@ -9,15 +9,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 
 from diva_rs.data.checks import PATIENCE, PixelGuard, _Place, _Range, check_images
-from diva_rs.data.pixels import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OPENAI_MEAN,
-    OPENAI_STD,
-    clip_input,
-    to_unit,
-    vae_input,
-)
+from diva_rs.data.conventions import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from diva_rs.data.pixels import clip_input, to_unit, vae_input
 from diva_rs.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
+from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
 from diva_rs.errors import DataError, ShapeError
 
 # Share of the declared range that a value may lie outside it: a bicubic resize upstream overshoots at hard

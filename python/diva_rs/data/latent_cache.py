@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import check_finite, check_images
+from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 from diva_rs.data.latent_identity import compare, identity, input_size, normalisation, view_of
 from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
-from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, vae_input
+from diva_rs.data.pixels import vae_input
 from diva_rs.errors import ConfigError, DataError, ShapeError
 
 
