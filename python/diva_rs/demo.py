@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from diva_rs._optional import require
-from diva_rs.data.augment import train_transform
+from diva_rs.data.augment import keyed, train_transform
 from diva_rs.diffusion import Teacher
 from diva_rs.post_training import post_train
 from diva_rs.recipe import Recipe
@@ -58,7 +58,8 @@ class Photographs(Dataset[dict[str, Any]]):
                 width = round(min(photograph.size) * (1 + 2 * side) / 3)
                 x, y = round((photograph.width - width) * left), round((photograph.height - width) * top)
                 self.windows.append(photograph.crop((x, y, x + width, y + width)))
-        self.transform = train_transform(_SIDE, seed=seed)
+        self.transform = train_transform(_SIDE)
+        self.seed = seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -69,7 +70,8 @@ class Photographs(Dataset[dict[str, Any]]):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"images": self.transform(self.windows[index], index, self.epoch), "ids": index}
+        image = keyed(self.transform, self.windows[index], (self.seed, index, self.epoch))
+        return {"images": image, "ids": index}
 
 
 def small_clip(seed: int = 0) -> nn.Module:

@@ -41,6 +41,7 @@ class FeedbackLoss(nn.Module):
         # Past nn.Module's registration: the frozen teacher is neither trained nor saved nor moved.
         object.__setattr__(self, "pieces", pieces)
         self.epoch = 0
+        self._calls = 0
         self.samples_seen = 0  # by this rank, within this epoch: the default ids of samples that come without
 
     def trained_parameters(self) -> list[nn.Parameter]:
@@ -62,6 +63,9 @@ class FeedbackLoss(nn.Module):
         tokens = pieces.tokens(inputs.images)
         bridge = [parameter for _, parameter in pieces.bridge_parameters()]
         loss: Tensor = _Feedback.apply(pieces, inputs, tokens, *bridge)
+        self._calls += 1
+        if self._calls % self.recipe.log_every == 0:
+            pieces.guard.report()  # pixels on a device are checked without waiting; here is the one read
         if self.training:
             self.samples_seen += len(inputs.images)
         return loss

@@ -133,7 +133,7 @@ class Pieces:
         number = self.guard.batches
         pixels, convention = batch.source(self.recipe.pixels)
         what = "pixel_values" if batch.images is None else "images"
-        self.guard.check(pixels, convention, *self._normalisation(), what, batch.ids)
+        self.guard.check(pixels, convention, *self._normalisation(), what, batch.ids, number)
         if batch.latents is not None:
             check_finite(batch.latents, "latents", number, batch.ids)
 
@@ -208,7 +208,7 @@ def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Modul
     Linear(in_features=768, out_features=1024, bias=True)
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
         if recipe.projector == "linear":
             return nn.Linear(width, condition_width)
         return nn.Sequential(

@@ -207,10 +207,12 @@ def _steps_of_one_pass(loader: Any, recipe: Recipe) -> int | None:
     if recipe.batch is None:
         return int(batches)
     samples = getattr(loader, "batch_size", None)
-    dataset = getattr(loader, "dataset", None)
-    if samples is None or not hasattr(dataset, "__len__"):
+    if samples is None:
         return None
-    seen = batches * samples if getattr(loader, "drop_last", False) else len(dataset)
+    seen = batches * samples
+    dataset = getattr(loader, "dataset", None)
+    if hasattr(dataset, "__len__"):
+        seen = min(seen, len(dataset))  # the last batch may be smaller
     accumulated = math.ceil(recipe.batch / samples) * samples  # a step ends with the loader batch that fills it
     return math.ceil(seen / accumulated)
 
