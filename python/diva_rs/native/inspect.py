@@ -1,0 +1,142 @@
+"""Whether a module computes what its weights say and nothing else: all that a native network knows of it.
+
+A native network shares a module's weights and not its code. Whatever changes the result without being a
+weight (a hook, a replaced layer, a subclass, dropout) has to be seen here, or the network would silently
+compute something else.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs.clip.modes import dropped_patches, restless_layers
+
+_HOOKS = {
+    "_forward_hooks": "a forward hook",
+    "_forward_pre_hooks": "a forward pre-hook",
+    "_backward_hooks": "a backward hook",
+    "_backward_pre_hooks": "a backward pre-hook",
+}
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+class NotNative(Exception):  # noqa: N818  (no failure: the step runs through the Python module instead)
+    """A module is not one that the native networks compute exactly; `reason` says why, in half a sentence.
+
+    >>> NotNative("block 3 is a Mamba").reason
+    'block 3 is a Mamba'
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def kind(module: nn.Module) -> str:
+    """The full name of a module's exact class.
+
+    >>> kind(nn.Linear(1, 1))
+    'torch.nn.modules.linear.Linear'
+    """
+    cls = type(module)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
+    """Every module at and below `root` is exactly of a class in `allowed` and runs that class's own forward.
+
+    Args:
+        root: the network.
+        allowed: full class names as :func:`kind` gives them, so that no optional library has to be imported.
+
+    Raises:
+        NotNative: another class (a subclass, an adapter, a quantised layer, ...), a hook, a parametrization,
+            a replaced method, or a layer that draws random numbers in train mode.
+
+    >>> check_modules(nn.Linear(2, 2), {"torch.nn.modules.linear.Linear"})
+    >>> check_modules(nn.Sequential(nn.Tanh()), {"torch.nn.modules.container.Sequential"})
+    Traceback (most recent call last):
+    ...
+    diva_rs.native.inspect.NotNative: 0 is a torch.nn.modules.activation.Tanh
+    """
+    if _global_hooks():
+        raise NotNative("a hook is registered for all modules of torch.nn")
+    for name, module in root.named_modules():
+        where = name or "the module"
+        if "parametrizations" in module._modules:
+            raise NotNative(f"{where} has a parametrization")
+        for attribute, hook in _HOOKS.items():
+            if getattr(module, attribute, None):
+                raise NotNative(f"{where} has {hook}")
+        if kind(module) not in allowed:
+            raise NotNative(f"{where} is a {kind(module)}")
+        _check_methods(where, module)
+    for name, module in [*restless_layers(root), *dropped_patches(root)]:
+        if module.training:
+            raise NotNative(f"{name or 'the module'} ({type(module).__name__}) is random in train mode")
+
+
+def check_weights(weights: Iterable[tuple[str, Tensor]]) -> torch.dtype:
+    """The one floating-point dtype of plain tensors on one device.
+
+    Raises:
+        NotNative: another kind of tensor (quantised, sharded, ...), several dtypes or devices, or float16.
+
+    >>> check_weights([("a", torch.zeros(2)), ("b", torch.zeros(1))])
+    torch.float32
+    """
+    first: tuple[str, Tensor] | None = None
+    for key, weight in weights:
+        if type(weight) not in (Tensor, nn.Parameter):
+            raise NotNative(f"{key} is a {type(weight).__module__}.{type(weight).__qualname__}")
+        if weight.dtype not in _DTYPES:
+            raise NotNative(f"{key} is {weight.dtype}")
+        first = first or (key, weight)
+        for what in ("dtype", "device"):
+            if getattr(weight, what) != getattr(first[1], what):
+                raise NotNative(f"{key} is {getattr(weight, what)}, {first[0]} is {getattr(first[1], what)}")
+    if first is None:
+        raise NotNative("it has no weights")
+    return first[1].dtype
+
+
+def one(what: str, values: Iterable[Any]) -> Any:
+    """The value that all of `values` share.
+
+    Raises:
+        NotNative: there are none, or they differ.
+
+    >>> one("eps", [1e-5, 1e-5])
+    1e-05
+    """
+    found = list(dict.fromkeys(values))
+    if len(found) != 1:
+        raise NotNative(f"{what} differs from layer to layer: {found}" if found else f"there is no {what}")
+    return found[0]
+
+
+def expect(condition: bool, reason: str) -> None:
+    """NotNative with `reason` unless `condition` holds.
+
+    >>> expect(True, "never said")
+    """
+    if not condition:
+        raise NotNative(reason)
+
+
+def _check_methods(where: str, module: nn.Module) -> None:
+    for name in vars(module):
+        if callable(getattr(type(module), name, None)):
+            raise NotNative(f"{where}.{name} was replaced on the instance")
+    for cls in type(module).__mro__:
+        forward: Callable[..., Any] | None = vars(cls).get("forward")
+        if forward is not None:
+            # A forward that another module assigned to the class says so, unless it takes pains to hide it.
+            expect(forward.__module__ == cls.__module__, f"{where}: {cls.__qualname__}.forward was replaced")
+            return
+
+
+def _global_hooks() -> bool:
+    return any(getattr(nn.modules.module, "_global" + attribute, None) for attribute in _HOOKS)
