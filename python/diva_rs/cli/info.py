@@ -1,0 +1,69 @@
+"""``diva-rs info``: versions, devices and recipes."""
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+HELP = "show versions and devices, or the recipes"
+USAGE = "diva-rs info [--recipes | --recipe NAME]"
+
+_LIBRARIES = {
+    "open_clip_torch": "open-clip",
+    "timm": "open-clip",
+    "transformers": "transformers",
+    "diffusers": "diffusers",
+    "torchvision": "data",
+    "pillow": "data",
+    "webdataset": "data",
+    "matplotlib": "plot",
+    "clip-benchmark": "eval",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--recipes", action="store_true", help="list the presets")
+    which.add_argument("--recipe", metavar="NAME", help="describe a preset, each value with its source")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print; returns the exit code."""
+    from diva_rs.recipe import Recipe
+    from diva_rs.recipes import PRESETS
+
+    if args.recipe is not None:
+        print(Recipe.named(args.recipe).describe())
+    elif args.recipes:
+        width = max(map(len, PRESETS))
+        for name, preset in PRESETS.items():
+            print(f"{name:<{width}}  {preset.summary}; MMVP-VLM {preset.expected} %")
+    else:
+        print("\n".join(_machine()))
+    return 0
+
+
+def _machine() -> list[str]:
+    import torch
+
+    import diva_rs
+
+    lines = [
+        f"diva-rs       {diva_rs.__version__}",
+        f"python        {platform.python_version()} on {platform.platform()}",
+        f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})",
+        f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}",
+    ]
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        lines.append(f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        lines.append("devices       cpu only")
+    for library, extra in _LIBRARIES.items():
+        try:
+            found = version(library)
+        except PackageNotFoundError:
+            found = f"not installed: pip install 'diva-rs[{extra}]'"
+        lines.append(f"{library:<13} {found}")
+    return lines

@@ -1,0 +1,115 @@
+"""``diva-rs train``: post-train a CLIP."""
+
+import argparse
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from diva_rs.cli.models import check_data, load_clip, load_images, load_teacher, pick_device
+from diva_rs.cli.options import add_options, needed, settings
+from diva_rs.errors import ConfigError
+from diva_rs.recipe import Recipe
+
+HELP = "post-train a CLIP with the feedback of a diffusion model"
+USAGE = "diva-rs train --clip MODEL --teacher FOLDER --data FOLDER|SHARDS --output-dir FOLDER [options]"
+
+_OPTIONS = (
+    "recipe",
+    "clip",
+    "teacher",
+    "data",
+    "output_dir",
+    "latents",
+    "device",
+    "loader_batch",
+    "workers",
+    "on_bad_image",
+    "overwrite",
+    "tensorboard",
+    "wandb",
+    "progress",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags: this command's options, and every recipe field."""
+    add_options(parser, _OPTIONS, [field.name for field in dataclasses.fields(Recipe)])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns the exit code: 0, or 130 after Ctrl-C."""
+    values, recipe = settings(args, _OPTIONS)
+    needed(values, "train", "clip", "teacher", "data", "output_dir")
+    if recipe.pixels != "unit":
+        raise ConfigError(f"pixels={recipe.pixels!r}: image files give 'unit' pixels, the only ones here")
+    # What fails fast comes first: a mistyped path must not cost the loading of two large models.
+    check_data(values["data"])
+    callbacks = _callbacks(values)
+    folder = _prepare_folder(Path(values["output_dir"]), values["overwrite"])
+    device = pick_device(values["device"])
+    teacher = load_teacher(values["teacher"], device)
+    loader: Any = load_images(values, recipe, teacher, fixed=values["latents"] is not None, shuffle=True)
+    clip = load_clip(values["clip"], device, recipe.precision)
+    if values["latents"] is not None:
+        loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)  # logs are appended: two runs in one file mislead
+    print(_headline(recipe))
+    result = _post_train(
+        clip, teacher, loader, recipe, output_dir=folder, callbacks=callbacks, progress=values["progress"]
+    )
+    return _report(result, folder)
+
+
+def _post_train(*args: Any, **kwargs: Any) -> Any:
+    from diva_rs.post_training import post_train
+
+    return post_train(*args, **kwargs)
+
+
+def _callbacks(values: dict[str, Any]) -> list[Any]:
+    from diva_rs.callbacks import TensorBoard, WandB
+
+    callbacks: list[Any] = []
+    if values["tensorboard"] is not None:
+        callbacks.append(TensorBoard(values["tensorboard"]))
+    if values["wandb"] is not None:
+        callbacks.append(WandB(values["wandb"]))
+    return callbacks
+
+
+def _prepare_folder(folder: Path, overwrite: bool) -> Path:
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output-dir {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(f"--output-dir {folder} is not empty: choose another, or give --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"--output-dir {folder} cannot be made: {err.strerror or err}") from err
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--output-dir {folder} is not writable")
+    return folder
+
+
+def _with_latents(cache: str, loader: Any, clip: Any, teacher: Any, recipe: Recipe) -> Any:
+    from diva_rs.clip import adapt
+    from diva_rs.data import LatentCache
+
+    tower = adapt(clip)
+    mean, std = recipe.clip_mean or tower.mean, recipe.clip_std or tower.std
+    return LatentCache.open(cache, teacher=teacher, recipe=recipe, mean=mean, std=std).wrap(loader)
+
+
+def _headline(recipe: Recipe) -> str:
+    changed = [line[2:] for line in recipe.describe().splitlines() if line.startswith("* ")]
+    return "\n  ".join([f"recipe {recipe.name}; differing from the defaults:", *(changed or ["nothing"])])
+
+
+def _report(result: Any, folder: Path) -> int:
+    steps = result.report["steps"]
+    losses = [row["loss"] for row in result.history]
+    loss = f", loss {losses[0]:.4f} at the first log, {losses[-1]:.4f} at the last" if losses else ""
+    state = "interrupted after" if result.interrupted else "done:"
+    print(f"{state} {steps} steps{loss}; weights and log in {folder}")
+    return 130 if result.interrupted else 0
