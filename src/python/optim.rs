@@ -1,5 +1,226 @@
-use pyo3::prelude::*;
+//! `_native.Optimizer` and `_native.lr_factor`.
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_tch::PyTensor;
+use tch::Tensor;
+
+use super::enter::{enter, lock, raise};
+use crate::error::{DivaError, Result};
+use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Optimizer>()?;
+    module.add_function(wrap_pyfunction!(lr_factor, module)?)
+}
+
+/// SGD or AdamW over named groups of parameters, equal to torch.optim's number by number.
+///
+/// ``method`` is "sgd" (uses ``momentum``, ``weight_decay``) or "adamw" (uses ``betas``, ``eps``, ``weight_decay``).
+/// ``groups`` is a list of ``(name, learning rate, {parameter name: tensor})``. The tensors are the caller's own,
+/// float32 or float64 leaves of any shape and device: they are changed in place.
+///
+/// Raises ConfigError for a value out of range, an empty group, a name or a tensor that occurs twice; ShapeError
+/// for parameters of another dtype.
+///
+/// >>> import torch
+/// >>> from diva_rs import _native
+/// >>> weight = torch.nn.Parameter(torch.ones(2))
+/// >>> weight.grad = torch.tensor([1.0, -2.0])
+/// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.5, {"weight": weight})], momentum=0.9)
+/// >>> optimizer.step(1.0, [True])
+/// >>> weight.tolist()
+/// [0.5, 2.0]
+#[pyclass(frozen, module = "diva_rs._native")]
+pub struct Optimizer {
+    pub core: Mutex<Core>,
+}
+
+#[pymethods]
+impl Optimizer {
+    #[new]
+    #[pyo3(signature = (method, groups, momentum=0.9, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0))]
+    fn new(
+        py: Python<'_>,
+        method: &str,
+        groups: Vec<(String, f64, Bound<'_, PyDict>)>,
+        momentum: f64,
+        betas: (f64, f64),
+        eps: f64,
+        weight_decay: f64,
+    ) -> PyResult<Self> {
+        let method = match method {
+            "sgd" => Method::Sgd { momentum, weight_decay },
+            "adamw" => Method::AdamW { betas, eps, weight_decay },
+            other => {
+                let what = format!("unknown method {other:?}: use one of {}", Method::NAMES.join(", "));
+                return Err(raise(DivaError::config("Optimizer", what)));
+            }
+        };
+        let groups = read_groups(groups)?;
+        let core = enter(py, move || Core::new(method, groups))?;
+        Ok(Optimizer { core: Mutex::new(core) })
+    }
+
+    /// One update in place with the learning rate ``lr * factor`` of each group (``factor`` >= 0).
+    ///
+    /// ``active`` holds one bool per group: a group that is not active keeps weights and state as they are. A
+    /// parameter whose ``.grad`` is None is left out, as in torch.optim. Raises ConfigError when ``active`` has
+    /// another length, ShapeError when a parameter has changed its dtype or shape since construction.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> head = torch.nn.Parameter(torch.zeros(1))
+    /// >>> head.grad = torch.ones(1)
+    /// >>> optimizer = _native.Optimizer("sgd", [("projector", 1.0, {"head": head})])
+    /// >>> optimizer.step(0.25, [True])
+    /// >>> optimizer.step(0.25, [False])
+    /// >>> head.item()
+    /// -0.25
+    fn step(&self, py: Python<'_>, factor: f64, active: Vec<bool>) -> PyResult<()> {
+        enter(py, || lock(&self.core).step(factor, &active))
+    }
+
+    /// The norm of all gradients as one vector (0-dim tensor on their device), which are then scaled in place to at
+    /// most ``max`` (None: only measured). Equals ``torch.nn.utils.clip_grad_norm_``, all groups together, active
+    /// or not, and never waits for the device. Raises ConfigError for a negative or non-finite ``max``.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> weight.grad = torch.tensor([3.0, 4.0])
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})])
+    /// >>> optimizer.clip_grad_norm(0.5).item()
+    /// 5.0
+    /// >>> [round(value, 4) for value in weight.grad.tolist()]
+    /// [0.3, 0.4]
+    #[pyo3(signature = (max))]
+    fn clip_grad_norm(&self, py: Python<'_>, max: Option<f64>) -> PyResult<PyTensor> {
+        enter(py, || lock(&self.core).clip_grad_norm(max)).map(PyTensor)
+    }
+
+    /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> weight.grad = torch.tensor([3.0, 4.0])
+    /// >>> _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})]).zero_grad()
+    /// >>> weight.grad.tolist()
+    /// [0.0, 0.0]
+    fn zero_grad(&self, py: Python<'_>) -> PyResult<()> {
+        enter(py, || lock(&self.core).zero_grad())
+    }
+
+    /// Multiplies every gradient by ``factor`` in place.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> weight.grad = torch.tensor([3.0, 4.0])
+    /// >>> _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})]).scale_grads(0.5)
+    /// >>> weight.grad.tolist()
+    /// [1.5, 2.0]
+    fn scale_grads(&self, py: Python<'_>, factor: f64) -> PyResult<()> {
+        enter(py, || lock(&self.core).scale_grads(factor))
+    }
+
+    /// The live state as ``{"group.parameter.buffer": tensor}``; clone what is to outlive the next step.
+    ///
+    /// Buffers are named as in torch.optim: ``momentum_buffer``, or ``step``, ``exp_avg`` and ``exp_avg_sq``.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> optimizer = _native.Optimizer("adamw", [("clip", 0.1, {"weight": weight})])
+    /// >>> list(optimizer.state())
+    /// ['clip.weight.step', 'clip.weight.exp_avg', 'clip.weight.exp_avg_sq']
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let state = enter(py, || lock(&self.core).state())?;
+        let dict = PyDict::new(py);
+        for (key, tensor) in state {
+            dict.set_item(key, PyTensor(tensor))?;
+        }
+        Ok(dict)
+    }
+
+    /// Copies a state back in. Raises WeightsError, and changes nothing, when a key is missing or unexpected or has
+    /// another shape or dtype.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})])
+    /// >>> optimizer.load_state({"clip.weight.momentum_buffer": torch.ones(2)})
+    /// >>> optimizer.state()["clip.weight.momentum_buffer"].tolist()
+    /// [1.0, 1.0]
+    fn load_state(&self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
+        let mut entries = Vec::with_capacity(state.len());
+        for (key, value) in state.iter() {
+            let key: String = key.extract()?;
+            let tensor = read_tensor(&value).map_err(|kind| {
+                let what = format!("is of type {kind}, expected a torch.Tensor");
+                raise(DivaError::Weights { op: "Optimizer.load_state", key: key.clone(), what })
+            })?;
+            entries.push((key, tensor));
+        }
+        enter(py, move || lock(&self.core).load_state(entries))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        enter(py, || Ok(lock(&self.core).describe()))
+    }
+}
+
+/// The factor on the learning rate for the update number ``step``, counted from 0.
+///
+/// ``schedule`` is "constant" or "cosine", each after ``warmup`` steps of linear warm-up; ``steps`` is the length of
+/// the whole run ("constant" does not look at it). Equals transformers' ``get_constant_schedule_with_warmup`` and
+/// ``get_cosine_schedule_with_warmup``. Raises ConfigError for an unknown schedule or a negative number.
+///
+/// >>> from diva_rs import _native
+/// >>> [_native.lr_factor("cosine", step, 2, 10) for step in (0, 1, 2, 6, 10)]
+/// [0.0, 0.5, 1.0, 0.5, 0.0]
+#[pyfunction]
+fn lr_factor(py: Python<'_>, schedule: &str, step: i64, warmup: i64, steps: i64) -> PyResult<f64> {
+    let schedule = schedule.to_string();
+    enter(py, move || {
+        if step < 0 {
+            return Err(DivaError::config("lr schedule", format!("step is {step}: it must not be negative")));
+        }
+        let schedule: Result<LrSchedule> = LrSchedule::parse(&schedule, warmup, steps);
+        Ok(schedule?.factor(step))
+    })
+}
+
+/// The groups as the core takes them. A tensor under two names is found here by its Python identity: on the meta
+/// device there is no address that the core could compare.
+fn read_groups(groups: Vec<(String, f64, Bound<'_, PyDict>)>) -> PyResult<Vec<Group>> {
+    let mut seen: HashMap<usize, String> = HashMap::new();
+    let mut read = Vec::with_capacity(groups.len());
+    for (name, lr, dict) in groups {
+        let mut params = Vec::with_capacity(dict.len());
+        for (key, value) in dict.iter() {
+            let param: String = key.extract()?;
+            let key = format!("{name}.{param}");
+            let tensor = read_tensor(&value).map_err(|kind| {
+                let what = format!("`{key}` is of type {kind}, expected a torch.Tensor");
+                raise(DivaError::config("Optimizer", what))
+            })?;
+            if let Some(other) = seen.insert(value.as_ptr() as usize, key.clone()) {
+                return Err(raise(twice(&other, &key)));
+            }
+            params.push((param, tensor));
+        }
+        read.push(Group { name, lr, params });
+    }
+    Ok(read)
+}
+
+/// The tensor, or the name of the type that is not one.
+fn read_tensor(value: &Bound<'_, PyAny>) -> std::result::Result<Tensor, String> {
+    value.extract::<PyTensor>().map(|tensor| tensor.0).map_err(|_| value.get_type().to_string())
 }

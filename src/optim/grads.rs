@@ -1,0 +1,86 @@
+//! All gradients at once: their norm, clipping, scaling and zeroing. Nothing here reads a value on the host.
+
+use tch::Tensor;
+
+use super::{in_range, Optimizer};
+use crate::error::{DivaError, Result};
+
+impl Optimizer {
+    /// The norm of all gradients as one vector (0-dim, on their device), after which they are scaled in place so that
+    /// it is at most `max`. torch/nn/utils/clip_grad.py, clip_grad_norm_ with norm_type=2.
+    pub fn clip_grad_norm(&self, max: Option<f64>) -> Result<Tensor> {
+        const OP: &str = "Optimizer.clip_grad_norm";
+        if let Some(max) = max {
+            in_range(OP, "the maximal norm (None: no clipping)", max)?;
+        }
+        let _guard = tch::no_grad_guard();
+        let mut grads = self.grads(OP)?;
+        let mut norms = Vec::with_capacity(grads.len());
+        for grad in &grads {
+            let norm = grad.f_norm()?;
+            // Groups may live on several devices: their norms meet on the first.
+            norms.push(match norms.first() {
+                Some(first) if Tensor::device(first) != norm.device() => {
+                    norm.f_to_other(first, true, false)?
+                }
+                _ => norm,
+            });
+        }
+        if norms.is_empty() {
+            return self.zero();
+        }
+        let total = Tensor::f_stack(&norms, 0)?.f_norm()?;
+        let Some(max) = max else { return Ok(total) };
+        // Clamped instead of compared: a comparison would wait for the device.
+        let factor = total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?.f_clamp_max(1.0)?;
+        for grad in &mut grads {
+            if grad.device() == factor.device() {
+                let _ = grad.f_mul_(&factor)?;
+            } else {
+                let _ = grad.f_mul_(&factor.f_to_other(grad, true, false)?)?;
+            }
+        }
+        Ok(total)
+    }
+
+    /// Multiplies every gradient by `factor`.
+    pub fn scale_grads(&self, factor: f64) -> Result<()> {
+        const OP: &str = "Optimizer.scale_grads";
+        if !(factor as f32).is_finite() {
+            return Err(DivaError::config(
+                OP,
+                format!("the factor is {factor}: it must be finite in float32"),
+            ));
+        }
+        let _guard = tch::no_grad_guard();
+        for mut grad in self.grads(OP)? {
+            let _ = grad.f_mul_scalar_(factor)?;
+        }
+        Ok(())
+    }
+
+    /// Sets every gradient to zero in place, as torch's `zero_grad(set_to_none=False)`.
+    pub fn zero_grad(&mut self) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        for mut grad in self.grads("Optimizer.zero_grad")? {
+            // A gradient with a graph (create_graph=True) would keep that graph alive.
+            if !grad.f_is_leaf()? {
+                let _ = grad.f_detach_()?;
+            }
+            let _ = grad.f_zero_()?;
+        }
+        Ok(())
+    }
+
+    fn grads(&self, op: &'static str) -> Result<Vec<Tensor>> {
+        self.slots().filter_map(|slot| slot.grad(op).transpose()).collect()
+    }
+
+    /// The norm of nothing, where the first parameter lives.
+    fn zero(&self) -> Result<Tensor> {
+        let Some(slot) = self.slots().next() else {
+            return Err(DivaError::config("Optimizer", "there are no parameters"));
+        };
+        Ok(slot.param.f_zeros_like()?.f_sum(slot.kind)?)
+    }
+}

@@ -1,0 +1,151 @@
+//! The optimizer: SGD and AdamW over named parameter groups, in place on storage that is shared with Python.
+//!
+//! The rules are torch.optim's own (`rule.rs`), so that a run can be compared with a plain PyTorch loop number by
+//! number. What torch leaves open is strict here: every parameter has a name, and a state is loaded whole or not
+//! at all.
+
+mod grads; // norm, clipping, scaling and zeroing of the gradients
+mod lr; //    learning-rate schedules
+mod rule; //  how one parameter moves
+mod slot; //  one parameter: what may be trained
+mod state; // names and tensors of the state, out and in
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+
+use tch::Tensor;
+
+use crate::error::{DivaError, Result};
+use rule::Scalars;
+use slot::Slot;
+
+pub use lr::LrSchedule;
+pub use rule::Method;
+
+/// Parameters that share a base learning rate. A name is unique within its group: the key of a state is
+/// `group.parameter.buffer`.
+pub struct Group {
+    pub name: String,
+    pub lr: f64,
+    pub params: Vec<(String, Tensor)>,
+}
+
+struct Lane {
+    name: String,
+    lr: f64,
+    slots: Vec<Slot>,
+}
+
+pub struct Optimizer {
+    method: Method,
+    lanes: Vec<Lane>,
+}
+
+impl Optimizer {
+    /// Takes shallow handles: the caller's own parameters are the ones that move. The state exists from here on, so
+    /// that it has the same keys whichever parameters have seen a gradient.
+    pub fn new(method: Method, groups: Vec<Group>) -> Result<Self> {
+        const OP: &str = "Optimizer";
+        method.validate()?;
+        if groups.is_empty() {
+            return Err(DivaError::config(OP, "no parameter group was given: pass at least one"));
+        }
+        let _guard = tch::no_grad_guard();
+        let mut keys = HashSet::new();
+        let mut addresses = HashMap::new();
+        let mut lanes = Vec::with_capacity(groups.len());
+        for group in groups {
+            let Group { name, lr, params } = group;
+            in_range(OP, format!("the learning rate of group `{name}`"), lr)?;
+            if params.is_empty() {
+                let what = format!("group `{name}` has no parameters: leave it out or give it some");
+                return Err(DivaError::config(OP, what));
+            }
+            let mut slots = Vec::with_capacity(params.len());
+            for (param_name, param) in params {
+                let key = format!("{name}.{param_name}");
+                if !keys.insert(key.clone()) {
+                    let what = format!("two parameters have the name `{key}`: give each its own");
+                    return Err(DivaError::config(OP, what));
+                }
+                let slot = Slot::new(&method, key.clone(), param)?;
+                // Null on the meta device and for empty tensors: those have no storage to share.
+                let address = Some(slot.param.data_ptr() as usize).filter(|address| *address != 0);
+                if let Some(other) = address.and_then(|address| addresses.insert(address, key.clone())) {
+                    return Err(twice(&other, &key));
+                }
+                slots.push(slot);
+            }
+            lanes.push(Lane { name, lr, slots });
+        }
+        Ok(Optimizer { method, lanes })
+    }
+
+    /// One update with the learning rate `group.lr * factor`. A group that is not `active` keeps weights and state as
+    /// they are, and so does a parameter without a gradient (as in torch.optim).
+    pub fn step(&mut self, factor: f64, active: &[bool]) -> Result<()> {
+        const OP: &str = "Optimizer.step";
+        if active.len() != self.lanes.len() {
+            let names: Vec<_> = self.lanes.iter().map(|lane| lane.name.as_str()).collect();
+            let what = format!(
+                "`active` has {} entries for {} groups ({}): pass one bool per group",
+                active.len(),
+                names.len(),
+                names.join(", ")
+            );
+            return Err(DivaError::config(OP, what));
+        }
+        in_range(OP, "the learning-rate factor", factor)?;
+        let _guard = tch::no_grad_guard();
+        // Every gradient is looked at before the first weight moves: a refused step changes nothing.
+        let mut moves = Vec::new();
+        for lane in self.lanes.iter_mut().zip(active).filter_map(|(lane, on)| on.then_some(lane)) {
+            for slot in &mut lane.slots {
+                if let Some(grad) = slot.grad(OP)? {
+                    moves.push((lane.lr * factor, slot, grad));
+                }
+            }
+        }
+        let mut scalars = Scalars::default();
+        for (lr, slot, mut grad) in moves {
+            // Parameter.grad_dtype allows gradients of lower precision.
+            if grad.f_kind()? != slot.kind {
+                grad = grad.f_to_kind(slot.kind)?;
+            }
+            slot.rule.update(&mut slot.param, &grad, lr, &mut scalars)?;
+        }
+        Ok(())
+    }
+
+    /// One line about the method and each group.
+    pub fn describe(&self) -> String {
+        let groups: Vec<_> = self
+            .lanes
+            .iter()
+            .map(|lane| format!("{}: {} parameters at lr {}", lane.name, lane.slots.len(), lane.lr))
+            .collect();
+        format!("Optimizer({:?}, {})", self.method, groups.join(", "))
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.lanes.iter().flat_map(|lane| &lane.slots)
+    }
+}
+
+/// Checks a hyper-parameter. The bound is far beyond use, and keeps every product of them inside float32: tch panics
+/// instead of failing when a number does not fit the dtype (its `Scalar` is dropped while the error is pending).
+fn in_range(op: &'static str, name: impl Display, value: f64) -> Result<()> {
+    if (0.0..=1e9).contains(&value) {
+        return Ok(());
+    }
+    Err(DivaError::config(op, format!("{name} is {value}: it must lie between 0 and 1e9")))
+}
+
+/// The error for one tensor under two names: it would be updated twice per step.
+pub(crate) fn twice(first: &str, second: &str) -> DivaError {
+    let what = format!("`{first}` and `{second}` are the same tensor: pass a shared parameter once");
+    DivaError::config("Optimizer", what)
+}
+
+#[cfg(test)]
+mod tests;

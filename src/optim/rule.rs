@@ -1,0 +1,144 @@
+//! How one parameter moves. Few libtorch calls and at most one temporary per parameter: a CLIP tower has hundreds of
+//! small ones.
+
+use tch::{Device, Kind, Tensor};
+
+use super::in_range;
+use crate::error::{DivaError, Result};
+
+/// The update rule and its hyper-parameters, named as in torch.optim.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Method {
+    Sgd { momentum: f64, weight_decay: f64 },
+    AdamW { betas: (f64, f64), eps: f64, weight_decay: f64 },
+}
+
+impl Method {
+    pub const NAMES: [&'static str; 2] = ["sgd", "adamw"];
+
+    /// The ranges of torch.optim; NaN, infinity and the absurdly large are refused.
+    pub(super) fn validate(&self) -> Result<()> {
+        const OP: &str = "Optimizer";
+        match *self {
+            Method::Sgd { momentum, weight_decay } => {
+                in_range(OP, "momentum", momentum)?;
+                in_range(OP, "weight_decay", weight_decay)
+            }
+            Method::AdamW { betas, eps, weight_decay } => {
+                for (name, beta) in [("betas[0]", betas.0), ("betas[1]", betas.1)] {
+                    if !(0.0..1.0).contains(&beta) {
+                        let what = format!("{name} is {beta}: it must be at least 0 and less than 1");
+                        return Err(DivaError::config(OP, what));
+                    }
+                }
+                in_range(OP, "eps", eps)?;
+                in_range(OP, "weight_decay", weight_decay)
+            }
+        }
+    }
+}
+
+/// A method together with what it remembers of one parameter.
+pub(super) enum Rule {
+    Sgd { weight_decay: f64, momentum: Option<Momentum> },
+    AdamW { betas: (f64, f64), eps: f64, weight_decay: f64, moments: Moments },
+}
+
+pub(super) struct Momentum {
+    factor: f64,
+    pub(super) buffer: Tensor,
+}
+
+pub(super) struct Moments {
+    pub(super) step: i64,
+    pub(super) exp_avg: Tensor,
+    pub(super) exp_avg_sq: Tensor,
+}
+
+impl Rule {
+    pub(super) fn new(method: &Method, param: &Tensor) -> Result<Self> {
+        Ok(match *method {
+            Method::Sgd { momentum, weight_decay } => {
+                let buffer = (momentum != 0.0).then(|| param.f_zeros_like()).transpose()?;
+                let momentum = buffer.map(|buffer| Momentum { factor: momentum, buffer });
+                Rule::Sgd { weight_decay, momentum }
+            }
+            Method::AdamW { betas, eps, weight_decay } => {
+                let moments =
+                    Moments { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? };
+                Rule::AdamW { betas, eps, weight_decay, moments }
+            }
+        })
+    }
+
+    /// Moves `param` along `grad`. To be called without autograd.
+    pub(super) fn update(
+        &mut self,
+        param: &mut Tensor,
+        grad: &Tensor,
+        lr: f64,
+        scalars: &mut Scalars,
+    ) -> Result<()> {
+        match self {
+            // torch/optim/sgd.py, _single_tensor_sgd: d = g + wd p; b = momentum b + d; p -= lr b
+            Rule::Sgd { weight_decay, momentum: Some(Momentum { factor, buffer }) } => {
+                let _ = buffer.f_mul_scalar_(*factor)?.f_add_(grad)?;
+                scalars.add_scaled(buffer, param, *weight_decay)?;
+                scalars.add_scaled(param, buffer, -lr)
+            }
+            // The same without a buffer: p -= lr wd p + lr g
+            Rule::Sgd { weight_decay, momentum: None } => {
+                decay(param, lr * *weight_decay)?;
+                scalars.add_scaled(param, grad, -lr)
+            }
+            // torch/optim/adam.py, _single_tensor_adam with decoupled_weight_decay
+            Rule::AdamW { betas, eps, weight_decay, moments } => {
+                moments.step += 1;
+                let correction = |beta: f64| 1.0 - beta.powf(moments.step as f64);
+                let (step_size, root) = (lr / correction(betas.0), correction(betas.1).sqrt());
+                decay(param, lr * *weight_decay)?;
+                let _ = moments.exp_avg.f_lerp_(grad, 1.0 - betas.0)?;
+                // v += (1 - beta2) (g^2 - v): libtorch's lerp saves the pass that scales v.
+                let mut scratch = grad.f_square()?;
+                let _ = moments.exp_avg_sq.f_lerp_(&scratch, 1.0 - betas.1)?;
+                let _ = moments.exp_avg_sq.f_sqrt_out(&scratch)?;
+                let _ = scratch.f_div_scalar_(root)?.f_add_scalar_(*eps)?;
+                let _ = moments.exp_avg.f_div_out(&scratch, &scratch)?;
+                scalars.add_scaled(param, &scratch, -step_size)
+            }
+        }
+    }
+}
+
+/// param *= 1 - rate
+fn decay(param: &mut Tensor, rate: f64) -> Result<()> {
+    if rate != 0.0 {
+        let _ = param.f_mul_scalar_(1.0 - rate)?;
+    }
+    Ok(())
+}
+
+/// Numbers as 0-dim tensors beside the parameters they multiply, each made once per step. tch's `add_` has no factor;
+/// `addcmul_` with a 0-dim tensor is the same kernel without a temporary, and without a copy from the host.
+#[derive(Default)]
+pub(super) struct Scalars(Vec<(Device, Kind, f64, Tensor)>);
+
+impl Scalars {
+    /// target += factor * other
+    fn add_scaled(&mut self, target: &mut Tensor, other: &Tensor, factor: f64) -> Result<()> {
+        if factor == 0.0 || target.numel() == 0 {
+            return Ok(());
+        }
+        let (device, kind) = (target.device(), target.f_kind()?);
+        let found = self.0.iter().position(|(d, k, f, _)| *d == device && *k == kind && *f == factor);
+        if let Some((_, _, _, scalar)) = found.and_then(|i| self.0.get(i)) {
+            let _ = target.f_addcmul_(other, scalar)?;
+            return Ok(());
+        }
+        // A view of the first element has the device and kind to fill in, on the meta device too.
+        let scalar = target.f_as_strided([0i64; 0], [0i64; 0], None)?.f_full_like(factor)?;
+        let _ = target.f_addcmul_(other, &scalar)?;
+        self.0.push((device, kind, factor, scalar));
+        Ok(())
+    }
+}
