@@ -73,7 +73,8 @@ def add_options(parser: argparse.ArgumentParser, names: Iterable[str], fields: I
     )
     for name in names:
         option = OPTIONS[name]
-        _add_flag(parser, name, option.kind, f"{option.help} [default {option.default}]")
+        default = "" if option.default is None else f" [default {option.default}]"
+        _add_flag(parser, name, option.kind, option.help + default)
     group = parser.add_argument_group("recipe fields")
     texts = Recipe.fields_help()
     for name in fields:
