@@ -61,8 +61,7 @@ class FeedbackLoss(nn.Module):
         pieces = self.pieces
         inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
         tokens = pieces.tokens(inputs.images)
-        bridge = [parameter for _, parameter in pieces.bridge_parameters()]
-        loss: Tensor = _Feedback.apply(pieces, inputs, tokens, *bridge)
+        loss: Tensor = _Feedback.apply(pieces, inputs, tokens, *pieces.bridge_parameters())
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
             pieces.guard.report()  # pixels on a device are checked without waiting; here is the one read

@@ -87,6 +87,15 @@ class Pieces:
         """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""
         return self._tokens_of(self.tower)(images)
 
+    def bridge_parameters(self) -> list[nn.Parameter]:
+        """What the native bridge takes part in training, in the order in which it returns gradients."""
+        norm = self.tower.norm
+        named: dict[str, Any] = {"proj": self.tower.proj}
+        if norm is not None:
+            named.update({"norm.weight": norm.weight, "norm.bias": norm.bias})
+        named.update({f"projector.{name}": value for name, value in self.projector.named_parameters()})
+        return [named[name] for name in self.bridge.param_names]
+
     def plain(self) -> AbstractContextManager[None]:
         """Switches a caller's autocast off: the native step sets its precisions itself."""
         return torch.autocast(self.device.type if self.device.type != "meta" else "cpu", enabled=False)

@@ -96,6 +96,7 @@ def test_a_restored_trainer_goes_on_bit_for_bit():
 def test_explicit_draws_replace_the_keyed_ones():
     batch = images(4, dtype=torch.float64)
     keyed, explicit = trainer64(seed=5), trainer64(seed=6)
+    explicit.projector.load_state_dict(keyed.projector.state_dict())  # its start is seeded too
     draws = diva_rs.draw(seed=5, ids=range(4), draws=3, latent_shape=(4, 8, 8), patches=16, choose=6)
     keyed.accumulate(batch)
     explicit.accumulate(batch, draws=draws)

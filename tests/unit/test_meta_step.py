@@ -1,0 +1,78 @@
+"""The step on PyTorch's meta device: a stray CPU tensor or a read of a value raises there, so a step that passes has no
+hidden synchronisation on CUDA and fixed shapes."""
+
+import pytest
+import torch
+from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
+
+import diva_rs
+from diva_rs import FeedbackLoss, Recipe, Trainer
+
+VARIANTS = {
+    "default": {},
+    "concat": {"text": "concat", "condition": "all"},
+    "window": {"text": "none", "condition": "window", "window": 3},
+    "class-mlp": {"condition": "class", "projector": "mlp", "text": "add"},
+    "bernoulli": {"bernoulli": True, "density": 0.4},
+    "adamw-anchor": {"optimizer": "adamw", "anchor": 0.1, "micro_batch": 1, "weight_decay": 0.1},
+    "min-snr-l1": {"min_snr": 5.0, "loss": "l1", "draws": 3, "replacement": True},
+    "text": {"condition": "text", "anchor": 0.1},
+    "official-pixels": {"vae_pixels": "official", "resize": "bilinear", "antialias": False},
+}
+
+
+def meta_teacher():
+    unet, vae = small_unet().to("meta"), small_vae().to("meta")
+    text = torch.empty(1, 8, WIDTH, device="meta")
+    return diva_rs.Teacher(unet, vae=vae, scheduler=scheduler(), text_condition=text)
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_a_whole_step_reads_nothing_from_the_device(fields):
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(**fields))
+    batch = torch.empty(2, 3, SIDE, SIDE, device="meta")
+    for _ in range(2):
+        loss = trainer.accumulate(batch)
+        assert loss.is_meta and loss.shape == ()
+        trainer.accumulate(batch)
+        trainer.apply()
+    for name, parameter in trainer.parameters().items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.is_meta and parameter.grad.shape == parameter.shape, name
+
+
+def test_host_batches_go_to_the_device():
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe())
+    assert trainer.step({"images": torch.rand(2, 3, SIDE, SIDE), "ids": [4, 5]}).is_meta
+
+
+def test_feedback_loss_on_the_device():
+    feedback = FeedbackLoss(small_clip().to("meta"), meta_teacher())
+    loss = feedback(torch.empty(2, 3, SIDE, SIDE, device="meta"))
+    loss.backward()
+    assert all(parameter.grad.is_meta for parameter in feedback.trained_parameters())
+
+
+def test_the_meta_device_catches_a_host_read():
+    """The instrument itself: what the tests above rely on."""
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe())
+
+    def reads(module, inputs):
+        inputs[0].sum().item()
+
+    hook = trainer.teacher.unet.mid_block.register_forward_pre_hook(reads)
+    with pytest.raises(RuntimeError, match="meta"):
+        trainer.step(torch.empty(2, 3, SIDE, SIDE, device="meta"))
+    hook.remove()
+
+
+def test_the_meta_device_catches_a_stray_host_tensor():
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe())
+
+    def strays(module, inputs):
+        return (inputs[0] + torch.ones(3), *inputs[1:])
+
+    hook = trainer.teacher.unet.mid_block.register_forward_pre_hook(strays)
+    with pytest.raises(RuntimeError, match="device|size"):
+        trainer.step(torch.empty(2, 3, SIDE, SIDE, device="meta"))
+    hook.remove()
