@@ -1,23 +1,54 @@
 //! `_native.Schedule`.
 
-use std::sync::Arc;
-
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use pyo3_tch::PyTensor;
 
 use super::enter::{enter, raise};
 use crate::error::DivaError;
-use crate::schedule::{Betas, Prediction, Schedule};
+use crate::schedule::{Betas, Prediction, Schedule as Core};
 
-#[pyclass(frozen, name = "Schedule", module = "diva_rs._native")]
-pub struct PySchedule(pub Arc<Schedule>);
+/// How much noise a sample gets at a timestep, and what the denoiser is asked to predict there.
+///
+/// Made by ``ddpm``, ``from_alphas_cumprod`` or ``flow``; immutable. ``len(schedule)`` is the number T of timesteps,
+/// valid ones are the integers 0 to T - 1, and the noise rises with them.
+///
+/// >>> import torch
+/// >>> schedule = Schedule.ddpm("scaled_linear", 1000, 0.00085, 0.012)
+/// >>> schedule
+/// Schedule(prediction_type='epsilon', len=1000)
+/// >>> latents, noise = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
+/// >>> noisy, target, model_timesteps = schedule.add_noise(latents, noise, torch.tensor([0, 999]))
+/// >>> noisy[:, 0, 0, 0]
+/// tensor([0.0292, 0.9977])
+#[pyclass(frozen, module = "diva_rs._native")]
+pub struct Schedule(Core);
+
+impl Schedule {
+    /// The core object, for the other rooms of the door. It shares its tables with this one.
+    pub fn core(&self) -> Core {
+        self.0.clone()
+    }
+}
 
 #[pymethods]
-impl PySchedule {
+impl Schedule {
+    /// The training schedule of diffusers' ``DDPMScheduler``, with its names and defaults.
+    ///
+    /// ``beta_schedule``: ``"linear"``, ``"scaled_linear"``, ``"squaredcos_cap_v2"``, ``"sigmoid"``, ``"laplace"`` or ``"exp"``, between
+    /// ``beta_start`` and ``beta_end`` in (0, 1) where it has these; ``trained_betas``: the betas themselves, T numbers in
+    /// [0, 1], instead. ``rescale_betas_zero_snr``: the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
+    /// ``prediction_type``: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``. ``alphas_cumprod`` is float32 and equal to diffusers' bit for
+    /// bit.
+    ///
+    /// Raises ConfigError for an unknown name, a beta out of range, or ``num_train_timesteps`` out of 1 to 1,000,000.
+    ///
+    /// >>> Schedule.ddpm("linear", 1000, 0.0001, 0.02, rescale_betas_zero_snr=True).alphas_cumprod[-1]
+    /// tensor(0.)
     #[staticmethod]
     #[pyo3(signature = (beta_schedule="linear", num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02,
                         trained_betas=None, rescale_betas_zero_snr=false, prediction_type="epsilon"))]
-    #[allow(clippy::too_many_arguments)] // the names and defaults of diffusers' DDPMScheduler
+    #[allow(clippy::too_many_arguments)] // seven, and the interpreter
     fn ddpm(
         py: Python<'_>,
         beta_schedule: &str,
@@ -35,11 +66,22 @@ impl PySchedule {
                 None => Betas::parse(beta_schedule, beta_start, beta_end)?,
             };
             let prediction = Prediction::parse(prediction_type)?;
-            let steps = usize::try_from(num_train_timesteps).unwrap_or(0); // 0 is refused as well
-            Ok(Self(Arc::new(Schedule::ddpm(&betas, steps, rescale_betas_zero_snr, prediction)?)))
+            let steps = usize::try_from(num_train_timesteps).map_err(|_| {
+                let what = format!("num_train_timesteps is {num_train_timesteps}, expected 1 or more");
+                DivaError::config("Schedule.ddpm", what)
+            })?;
+            Ok(Self(Core::ddpm(&betas, steps, rescale_betas_zero_snr, prediction)?))
         })
     }
 
+    /// A schedule from the ``alphas_cumprod`` of any variance-preserving scheduler: a float32 or float64 tensor (T,) in [0, 1]
+    /// that never increases. It is copied. ``prediction_type`` as in ``ddpm``.
+    ///
+    /// Raises ShapeError for another rank or dtype, ConfigError for values that no schedule has.
+    ///
+    /// >>> import torch
+    /// >>> len(Schedule.from_alphas_cumprod(torch.tensor([0.9, 0.5, 0.1]), "v_prediction"))
+    /// 3
     #[staticmethod]
     #[pyo3(signature = (alphas_cumprod, prediction_type="epsilon"))]
     fn from_alphas_cumprod(
@@ -49,16 +91,44 @@ impl PySchedule {
     ) -> PyResult<Self> {
         enter(py, move || {
             let prediction = Prediction::parse(prediction_type)?;
-            Ok(Self(Arc::new(Schedule::from_alphas_cumprod(&alphas_cumprod.0, prediction)?)))
+            Ok(Self(Core::from_alphas_cumprod(&alphas_cumprod.0, prediction)?))
         })
     }
 
+    /// Flow matching: ``x_t = (1 - sigma) x_0 + sigma noise``, target ``noise - x_0``. ``sigmas``: a float32 or float64 tensor (T,) in
+    /// [0, 1], strictly rising, or strictly falling (as diffusers keeps it) and then turned round. The model is told
+    /// ``sigma * num_train_timesteps``.
+    ///
+    /// Raises ShapeError for another rank or dtype, ConfigError for other values.
+    ///
+    /// >>> import torch
+    /// >>> schedule = Schedule.flow(torch.tensor([1.0, 0.5, 0.25]))
+    /// >>> x = torch.zeros(1, 4, 8, 8)
+    /// >>> schedule.add_noise(x, x, torch.tensor([0]))[2]
+    /// tensor([250.])
     #[staticmethod]
     #[pyo3(signature = (sigmas, num_train_timesteps=1000.0))]
     fn flow(py: Python<'_>, sigmas: PyTensor, num_train_timesteps: f64) -> PyResult<Self> {
-        enter(py, move || Ok(Self(Arc::new(Schedule::flow(&sigmas.0, num_train_timesteps)?))))
+        enter(py, move || Ok(Self(Core::flow(&sigmas.0, num_train_timesteps)?)))
     }
 
+    /// ``(noisy, target, model_timesteps)`` for latents (B, ...) of a floating dtype, noise of the same shape, dtype and
+    /// device, and timesteps (B,) int64 on that device or on the CPU.
+    ///
+    /// ``noisy`` and ``target`` are like the latents, ``model_timesteps`` (B,) is the timesteps, or float32 for flow matching.
+    /// No gradient passes. For ``"epsilon"`` and ``"sample"`` the target shares the memory of the noise or the latents. On the CPU
+    /// float32 and float64 take one fused pass; every device and dtype gives what diffusers' ``add_noise``, ``get_velocity`` and
+    /// ``scale_noise`` give.
+    ///
+    /// Raises ShapeError for shapes or dtypes that do not fit, DeviceError for tensors apart, DataError for timesteps
+    /// out of range (seen on the host only when they are there).
+    ///
+    /// >>> import torch
+    /// >>> schedule = Schedule.ddpm(prediction_type="v_prediction")
+    /// >>> x = torch.ones(1, 4, 8, 8)
+    /// >>> noisy, target, model_timesteps = schedule.add_noise(x, 0 * x, torch.tensor([500]))
+    /// >>> bool(torch.allclose(noisy ** 2 + target ** 2, x)), model_timesteps
+    /// (True, tensor([500]))
     fn add_noise(
         &self,
         py: Python<'_>,
@@ -70,6 +140,16 @@ impl PySchedule {
         Ok((PyTensor(noised.noisy), PyTensor(noised.target), PyTensor(noised.model_timesteps)))
     }
 
+    /// Min-SNR loss weights (B,) of timesteps (B,) int64, on the device and in the dtype of ``like`` (arXiv 2303.09556; in
+    /// float32 inside, as diffusers' ``compute_snr``). With ``snr = (signal / noise) ** 2`` and ``m = min(snr, min_snr)``: ``m`` for
+    /// ``"sample"``, ``m / snr`` for ``"epsilon"``, ``m / (snr + 1)`` for ``"v_prediction"``, ``m * sigma ** 2`` for flow matching. Finite at every
+    /// noise level, zero terminal SNR included.
+    ///
+    /// Raises ConfigError unless ``min_snr`` is above 0 and finite, and what ``add_noise`` raises for timesteps.
+    ///
+    /// >>> import torch
+    /// >>> Schedule.ddpm().weights(torch.tensor([0, 999]), 5.0, like=torch.zeros(1))
+    /// tensor([5.0013e-04, 1.0000e+00])
     fn weights(
         &self,
         py: Python<'_>,
@@ -80,16 +160,19 @@ impl PySchedule {
         enter(py, move || self.0.weights(&timesteps.0, min_snr, &like.0)).map(PyTensor)
     }
 
+    /// A copy of the table (T,) on the CPU. ConfigError for flow matching, which has ``sigmas``.
     #[getter]
     fn alphas_cumprod(&self, py: Python<'_>) -> PyResult<PyTensor> {
         enter(py, || self.0.alphas_cumprod()).map(PyTensor)
     }
 
+    /// A copy of the rising table (T,) on the CPU. ConfigError unless this is flow matching.
     #[getter]
     fn sigmas(&self, py: Python<'_>) -> PyResult<PyTensor> {
         enter(py, || self.0.sigmas()).map(PyTensor)
     }
 
+    /// ``"epsilon"``, ``"v_prediction"``, ``"sample"`` or ``"flow"``.
     #[getter]
     fn prediction_type(&self) -> &'static str {
         self.0.prediction().name()
@@ -102,6 +185,18 @@ impl PySchedule {
     fn __repr__(&self) -> String {
         format!("Schedule(prediction_type='{}', len={})", self.0.prediction().name(), self.0.len())
     }
+
+    /// Copies and pickles by the table: a teacher can be sent to a worker process.
+    fn __reduce__<'py>(&self, py: Python<'py>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
+        let class = py.get_type::<Self>();
+        match self.0.train_timesteps() {
+            Some(count) => Ok((class.getattr("flow")?, (self.sigmas(py)?, count).into_pyobject(py)?)),
+            None => {
+                let args = (self.alphas_cumprod(py)?, self.prediction_type()).into_pyobject(py)?;
+                Ok((class.getattr("from_alphas_cumprod")?, args))
+            }
+        }
+    }
 }
 
 /// Floats from a list, a tuple, a NumPy array or a 1-D tensor.
@@ -113,5 +208,5 @@ fn numbers(values: &Bound<'_, PyAny>) -> PyResult<Vec<f64>> {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<PySchedule>()
+    module.add_class::<Schedule>()
 }

@@ -29,7 +29,12 @@ struct Task<'a, T> {
     target: &'a mut [T],
 }
 
-/// `(noisy, target)` for contiguous float32 or float64 CPU tensors `(B, ..)` and checked timesteps `(B,)`.
+/// True for a CPU tensor whose samples are contiguous each: also one draw of several, `noise[:, n]`.
+pub fn takes(tensor: &Tensor) -> bool {
+    slices::is_viewable(tensor) || tensor.f_select(0, 0).is_ok_and(|sample| slices::is_viewable(&sample))
+}
+
+/// `(noisy, target)` for float32 or float64 tensors `(B, ..)` that `takes` accepts and checked timesteps `(B,)`.
 pub fn add_noise(
     prediction: Prediction,
     levels: &Levels,
@@ -50,30 +55,29 @@ fn run<T: Real>(
     noise: &Tensor,
     index: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let mut noisy = latents.f_empty_like()?;
+    let mut noisy = latents.f_empty_like()?.f_contiguous()?;
     let (mut target, fresh) = match prediction {
         Prediction::Epsilon => (noise.f_detach()?, false),
         Prediction::Sample => (latents.f_detach()?, false),
-        Prediction::V | Prediction::Flow => (latents.f_empty_like()?, true),
+        Prediction::V | Prediction::Flow => (latents.f_empty_like()?.f_contiguous()?, true),
     };
-    let x0 = slices::view::<T>(latents)?;
     let index = slices::view::<i64>(index)?;
-    if x0.is_empty() {
+    let outputs = slices::view_mut::<T>(&mut noisy)?;
+    if outputs.is_empty() {
         return Ok((noisy, target));
     }
-    let size = (x0.len() / index.len().max(1)).max(1); // elements of one sample
-    let table = (slices::view::<T>(&levels.signal)?, slices::view::<T>(&levels.noise)?);
+    let size = (outputs.len() / index.len().max(1)).max(1); // elements of one sample
+    let (latents, noise) = (Samples::of(latents)?, Samples::of(noise)?);
+    let (signals, noises) = (slices::view::<T>(&levels.signal)?, slices::view::<T>(&levels.noise)?);
     let amplitudes = index.iter().filter_map(|&t| {
-        let t = usize::try_from(t).ok()?;
-        Some((*table.0.get(t)?, *table.1.get(t)?))
+        let t = usize::try_from(t).ok()?; // within the table: the caller has checked
+        Some((*signals.get(t)?, *noises.get(t)?))
     });
-    let outputs = slices::view_mut::<T>(&mut noisy)?.chunks_mut(size);
     // Only a tensor made above may be written: the noise and the latents belong to the caller.
     let mut rest = if fresh { slices::view_mut::<T>(&mut target)? } else { &mut [] };
     let mut tasks = Vec::new();
-    for (((x0, e), noisy), (signal, noise)) in
-        x0.chunks(size).zip(slices::view::<T>(noise)?.chunks(size)).zip(outputs).zip(amplitudes)
-    {
+    let samples = latents.slices(size)?.into_iter().zip(noise.slices(size)?);
+    for (((x0, e), noisy), (signal, noise)) in samples.zip(outputs.chunks_mut(size)).zip(amplitudes) {
         for ((x0, e), noisy) in x0.chunks(BLOCK).zip(e.chunks(BLOCK)).zip(noisy.chunks_mut(BLOCK)) {
             let (target, tail) = std::mem::take(&mut rest).split_at_mut(if fresh { x0.len() } else { 0 });
             rest = tail;
@@ -85,6 +89,30 @@ fn run<T: Real>(
         _ => threads::install(|| tasks.into_par_iter().for_each(|task| task.run(prediction)))?,
     }
     Ok((noisy, target))
+}
+
+/// The samples of a batch: all in one piece, or each in one of its own.
+enum Samples<'a> {
+    Whole(&'a Tensor),
+    Apart(Vec<Tensor>),
+}
+
+impl<'a> Samples<'a> {
+    fn of(batch: &'a Tensor) -> Result<Self> {
+        if slices::is_viewable(batch) {
+            return Ok(Samples::Whole(batch));
+        }
+        let count = batch.size().first().copied().unwrap_or(0);
+        let rows = (0..count).map(|i| Ok(batch.f_select(0, i)?)).collect::<Result<Vec<_>>>()?;
+        Ok(Samples::Apart(rows))
+    }
+
+    fn slices<T: Real>(&self, size: usize) -> Result<Vec<&[T]>> {
+        match self {
+            Samples::Whole(batch) => Ok(slices::view::<T>(batch)?.chunks(size).collect()),
+            Samples::Apart(rows) => rows.iter().map(slices::view::<T>).collect(),
+        }
+    }
 }
 
 impl<T: Real> Task<'_, T> {

@@ -1,5 +1,7 @@
 //! The table of noise levels and its copies: signal and noise amplitude per timestep, once per device and dtype.
 
+use std::sync::{Arc, Mutex};
+
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{DivaError, Result};
@@ -34,8 +36,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn new(table: Tensor, steps: Option<Tensor>) -> Self {
-        Self { table, steps, made: Vec::new() }
+    pub fn shared(table: Tensor, steps: Option<Tensor>) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { table, steps, made: Vec::new() }))
     }
 
     pub fn table(&self) -> &Tensor {
@@ -98,10 +100,17 @@ pub fn probe(like: &Tensor, kind: Kind) -> Result<Tensor> {
     Ok(like.f_as_strided([0], [1], None)?.f_to_kind(kind)?)
 }
 
+/// The dtype of a dense tensor; tch knows no name for some, as for torch.uint16.
+pub fn kind(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
+    strided(op, name, tensor)?;
+    tensor
+        .f_kind()
+        .map_err(|_| DivaError::Data { op, what: format!("`{name}` has a dtype that is not supported") })
+}
+
 /// The dtype of a dense floating-point tensor.
 pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
-    strided(op, name, tensor)?;
-    let got = tensor.f_kind()?;
+    let got = kind(op, name, tensor)?;
     match got {
         Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half => Ok(got),
         _ => {
@@ -112,7 +121,7 @@ pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
 }
 
 /// Refuses sparse and nested layouts before a question about strides makes libtorch throw where tch would panic.
-pub fn strided(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
+fn strided(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
     let dense = tensor.defined() && (tensor.device() != Device::Cpu || tensor.f_is_set_to(tensor).is_ok());
     match dense {
         true => Ok(()),

@@ -7,9 +7,10 @@
 mod betas;
 mod fused;
 mod levels;
+mod prediction;
 mod weights;
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tch::{Device, Kind, Tensor};
 
@@ -17,40 +18,9 @@ use crate::error::{DivaError, Result};
 use crate::slices;
 
 pub use betas::Betas;
+pub use prediction::Prediction;
+
 use levels::{Levels, Tables};
-
-/// What the denoiser was trained to predict. Names and formulas of diffusers' `prediction_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Prediction {
-    /// The noise `e`.
-    Epsilon,
-    /// `sqrt(abar) e - sqrt(1 - abar) x_0` (progressive distillation, arXiv 2202.00512 appendix D).
-    V,
-    /// The clean latents `x_0`.
-    Sample,
-    /// The velocity `e - x_0` of flow matching.
-    Flow,
-}
-
-impl Prediction {
-    const ALL: [Prediction; 4] = [Prediction::Epsilon, Prediction::V, Prediction::Sample, Prediction::Flow];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Prediction::Epsilon => "epsilon",
-            Prediction::V => "v_prediction",
-            Prediction::Sample => "sample",
-            Prediction::Flow => "flow",
-        }
-    }
-
-    pub fn parse(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join("\", \"");
-            DivaError::config("schedule", format!("prediction_type \"{name}\" is not one of \"{names}\""))
-        })
-    }
-}
 
 /// What [`Schedule::add_noise`] makes of a batch. Nothing in it requires a gradient.
 #[derive(Debug)]
@@ -64,12 +34,15 @@ pub struct Noised {
     pub model_timesteps: Tensor,
 }
 
-/// The noise levels of a model, immutable after construction and usable from several threads.
-#[derive(Debug)]
+/// The noise levels of a model, immutable after construction and usable from several threads. A clone shares the
+/// table and its copies on the devices.
+#[derive(Debug, Clone)]
 pub struct Schedule {
     prediction: Prediction,
     len: usize,
-    tables: Mutex<Tables>,
+    /// Flow matching only: the model is told the noise level times this.
+    train_timesteps: Option<f64>,
+    tables: Arc<Mutex<Tables>>,
 }
 
 impl Schedule {
@@ -91,11 +64,14 @@ impl Schedule {
             ));
         }
         let (table, values) = levels::host_table(OP, "alphas_cumprod", table)?;
-        if let Some(t) = values.windows(2).position(|pair| pair[1] > pair[0]) {
+        // Not strictly: with zero terminal SNR diffusers' sampling schedulers lift the last entry from 0 to 2^-24,
+        // which can be above the one before it.
+        if let Some(t) = values.windows(2).position(|pair| pair[1] > pair[0] + 1e-6) {
             let what = format!("alphas_cumprod increases at timestep {}: it must fall with the noise", t + 1);
             return Err(DivaError::config(OP, what));
         }
-        Ok(Self { prediction, len: values.len(), tables: Mutex::new(Tables::new(table, None)) })
+        let tables = Tables::shared(table, None);
+        Ok(Self { prediction, len: values.len(), train_timesteps: None, tables })
     }
 
     /// Flow matching with noise levels `sigmas` `(T,)` in [0, 1], all different and in order; a falling table (as
@@ -121,8 +97,13 @@ impl Schedule {
         }
         // diffusers, scheduling_flow_match_euler_discrete.py: `self.timesteps = sigmas * num_train_timesteps`
         let steps = table.f_to_kind(Kind::Float)?.f_mul_scalar(train_timesteps)?;
-        let tables = Mutex::new(Tables::new(table, Some(steps)));
-        Ok(Self { prediction: Prediction::Flow, len: values.len(), tables })
+        let (prediction, train_timesteps) = (Prediction::Flow, Some(train_timesteps));
+        Ok(Self {
+            prediction,
+            len: values.len(),
+            train_timesteps,
+            tables: Tables::shared(table, Some(steps)),
+        })
     }
 
     /// The number of timesteps: valid ones are `0..len`.
@@ -136,6 +117,11 @@ impl Schedule {
 
     pub fn prediction(&self) -> Prediction {
         self.prediction
+    }
+
+    /// What the noise level is multiplied with for a flow-matching model; the other models are told the timestep.
+    pub fn train_timesteps(&self) -> Option<f64> {
+        self.train_timesteps
     }
 
     /// `(T,)`, a copy on the CPU. A flow-matching schedule has none.
@@ -168,7 +154,7 @@ impl Schedule {
         const OP: &str = "Schedule.add_noise";
         let _guard = tch::no_grad_guard();
         let kind = levels::floating(OP, "latents", latents)?;
-        levels::strided(OP, "noise", noise)?;
+        let noise_kind = levels::kind(OP, "noise", noise)?;
         let shape = latents.size();
         let Some(&batch) = shape.first() else {
             return Err(DivaError::shape(OP, "latents", latents, "(B, ...)"));
@@ -176,7 +162,6 @@ impl Schedule {
         if noise.size() != shape {
             return Err(DivaError::shape(OP, "noise", noise, format!("{shape:?}, the shape of `latents`")));
         }
-        let noise_kind = noise.f_kind()?;
         if noise_kind != kind {
             let expected = format!("{kind:?}, the dtype of `latents`");
             return Err(DivaError::Kind { op: OP, name: "noise".to_string(), got: noise_kind, expected });
@@ -192,7 +177,7 @@ impl Schedule {
             None => index.shallow_clone(),
         };
         let (noisy, target) = match kind {
-            Kind::Float | Kind::Double if slices::is_viewable(latents) && slices::is_viewable(noise) => {
+            Kind::Float | Kind::Double if fused::takes(latents) && fused::takes(noise) => {
                 fused::add_noise(self.prediction, &levels, latents, noise, &index)?
             }
             _ => self.by_libtorch(&levels, latents, noise, &index)?,
@@ -251,8 +236,7 @@ impl Schedule {
         probe: &Tensor,
         batch: Option<i64>,
     ) -> Result<Tensor> {
-        levels::strided(op, "timesteps", timesteps)?;
-        let got = timesteps.f_kind()?;
+        let got = levels::kind(op, "timesteps", timesteps)?;
         if got != Kind::Int64 {
             let expected = "int64: timesteps are indices into the schedule".to_string();
             return Err(DivaError::Kind { op, name: "timesteps".to_string(), got, expected });

@@ -7,8 +7,9 @@ from diva_rs.errors import ConfigError
 
 __all__ = ["schedule_from_scheduler"]
 
-# The schedulers that a variance-preserving model may come with. They differ in how they sample; the noise levels
-# that the model was trained on are `alphas_cumprod` in each of them. Others keep a name like it for something else.
+# The schedulers that a variance-preserving model may come with. They differ in how they sample; the noise
+# levels that the model was trained on are `alphas_cumprod` in each of them. Other classes may keep something
+# else under that name.
 _VARIANCE_PRESERVING = frozenset(
     {
         "DDIMScheduler",
@@ -17,7 +18,6 @@ _VARIANCE_PRESERVING = frozenset(
         "DDPMParallelScheduler",
         "DEISMultistepScheduler",
         "DPMSolverMultistepScheduler",
-        "DPMSolverSDEScheduler",
         "DPMSolverSinglestepScheduler",
         "EulerAncestralDiscreteScheduler",
         "EulerDiscreteScheduler",
@@ -35,16 +35,17 @@ _FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
 def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     """The noise levels and the prediction target that ``scheduler``'s model was trained with.
 
-    ``scheduler``: a diffusers scheduler, of which nothing is changed, or a ``_native.Schedule``, which is returned
-    as it is. Variance-preserving schedulers (DDPM, DDIM, PNDM, LMS, Euler, Heun, DPM-Solver, DEIS, UniPC, KDPM2) give their own
-    ``alphas_cumprod`` (T,) and ``prediction_type``; ``FlowMatchEulerDiscreteScheduler`` gives its training sigmas, in (0, 1],
-    with ``shift`` applied, whatever ``set_timesteps`` has been called with since.
+    ``scheduler``: a diffusers scheduler, of which nothing is changed, or a ``_native.Schedule``, which is
+    returned as it is. Variance-preserving schedulers (DDPM, DDIM, PNDM, LMS, Euler, Heun, DPM-Solver, DEIS,
+    UniPC, KDPM2) give their own ``alphas_cumprod`` (T,) and ``prediction_type``;
+    FlowMatchEulerDiscreteScheduler gives its training sigmas (T,) in (0, 1], with ``shift`` applied, whatever
+    ``set_timesteps`` has been called with since.
 
-    Raises ConfigError for any other class, and for a configuration whose model is not asked in integer timesteps
-    or not for one of ``"epsilon"``, ``"v_prediction"``, ``"sample"`` (or the velocity of flow matching).
+    Raises ConfigError for any other class, and for a configuration whose model is not asked in integer
+    timesteps, or not for one of ``"epsilon"``, ``"v_prediction"``, ``"sample"`` (or a flow's velocity).
 
     >>> from diffusers import DDIMScheduler
-    >>> schedule = schedule_from_scheduler(DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"))
+    >>> schedule = schedule_from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
     >>> len(schedule), schedule.prediction_type
     (1000, 'v_prediction')
     """
@@ -57,28 +58,30 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     if config is None or not names & _VARIANCE_PRESERVING:
         known = ", ".join(sorted({*_VARIANCE_PRESERVING, _FLOW_MATCHING}))
         raise ConfigError(
-            f"scheduler: {type(scheduler).__name__} is not one whose training noise is known here ({known}); build the "
-            "schedule with diva_rs._native.Schedule.from_alphas_cumprod or .flow and give that instead"
+            f"scheduler: {type(scheduler).__name__} is not one whose training noise is known here ({known}): "
+            "give a schedule made by diva_rs._native.Schedule.from_alphas_cumprod or .flow instead"
         )
     # Options under which the same class trains another process than the one that `alphas_cumprod` describes.
     if config.get("timestep_type", "discrete") != "discrete":
         raise ConfigError(
-            f"scheduler: timestep_type {config['timestep_type']!r} asks the model in continuous noise levels (EDM), "
-            "which have no integer timesteps: only 'discrete' is supported"
+            f"scheduler: timestep_type {config['timestep_type']!r} asks the model in continuous noise levels "
+            "(EDM), which have no integer timesteps: only 'discrete' is supported"
         )
     if config.get("use_flow_sigmas", False):
         raise ConfigError(
-            f"scheduler: {type(scheduler).__name__} with use_flow_sigmas samples a flow-matching model: give the "
-            f"{_FLOW_MATCHING} that the model was trained with"
+            f"scheduler: {type(scheduler).__name__} with use_flow_sigmas samples a flow-matching model: "
+            f"give the {_FLOW_MATCHING} that the model was trained with"
         )
-    return _native.Schedule.from_alphas_cumprod(scheduler.alphas_cumprod, config.get("prediction_type", "epsilon"))
+    return _native.Schedule.from_alphas_cumprod(
+        scheduler.alphas_cumprod, config.get("prediction_type", "epsilon")
+    )
 
 
 def _flow(scheduler: Any, config: Any) -> _native.Schedule:
     if config.get("invert_sigmas", False):
         raise ConfigError(
-            f"scheduler: {_FLOW_MATCHING} with invert_sigmas=True trains a model that goes from data to noise the "
-            "other way round: only invert_sigmas=False is supported"
+            f"scheduler: {_FLOW_MATCHING} with invert_sigmas=True samples a model that was trained with time "
+            "running the other way: only invert_sigmas=False is supported"
         )
     # `set_timesteps` replaces the training table by the one of a sampling run, so a fresh scheduler is asked.
     fresh = type(scheduler).from_config(config, shift=scheduler.shift)
