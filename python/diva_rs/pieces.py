@@ -4,7 +4,8 @@
 them, and the native step that joins the three.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,9 +97,12 @@ class Pieces:
         named.update({f"projector.{name}": value for name, value in self.projector.named_parameters()})
         return [named[name] for name in self.bridge.param_names]
 
-    def plain(self) -> AbstractContextManager[None]:
-        """Switches a caller's autocast off: the native step sets its precisions itself."""
-        return torch.autocast(self.device.type if self.device.type != "meta" else "cpu", enabled=False)
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """The modes of the native step, whatever the caller's: gradients on, autocast off (it sets its precisions itself)."""
+        device = "cpu" if self.device.type == "meta" else self.device.type  # autocast knows no meta
+        with torch.enable_grad(), torch.autocast(device, enabled=False):
+            yield
 
     def check_home(self) -> None:
         """Raise DeviceError when the student moved to another device or dtype since it was adapted."""

@@ -12,7 +12,7 @@ FIELDS = {"precision": "fp64", "draws": 2, "density": 0.5, "anchor": 0.05}
 
 
 def pair(**fields):
-    recipe = Recipe(**{**FIELDS, **fields})
+    recipe = Recipe(**FIELDS).replace(**fields)
     trainer = Trainer(small_clip(torch.float64), small_teacher(torch.float64), recipe)
     return trainer, FeedbackLoss(small_clip(torch.float64), small_teacher(torch.float64), recipe)
 
