@@ -1,12 +1,14 @@
 //! `_native.Schedule`.
 
+use std::sync::Arc;
+
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3_tch::PyTensor;
 
 use super::enter::{enter, raise};
 use crate::error::DivaError;
-use crate::schedule::{Betas, Prediction, Schedule as Core};
+use crate::schedule::{Betas, Prediction, Schedule};
 
 /// How much noise a sample gets at a timestep, and what the denoiser is asked to predict there.
 ///
@@ -21,18 +23,11 @@ use crate::schedule::{Betas, Prediction, Schedule as Core};
 /// >>> noisy, target, model_timesteps = schedule.add_noise(latents, noise, torch.tensor([0, 999]))
 /// >>> noisy[:, 0, 0, 0]
 /// tensor([0.0292, 0.9977])
-#[pyclass(frozen, module = "diva_rs._native")]
-pub struct Schedule(Core);
-
-impl Schedule {
-    /// The core object, for the other rooms of the door. It shares its tables with this one.
-    pub fn core(&self) -> Core {
-        self.0.clone()
-    }
-}
+#[pyclass(frozen, name = "Schedule", module = "diva_rs._native")]
+pub struct PySchedule(pub Arc<Schedule>);
 
 #[pymethods]
-impl Schedule {
+impl PySchedule {
     /// The training schedule of diffusers' ``DDPMScheduler``, with its names and defaults.
     ///
     /// ``beta_schedule``: ``"linear"``, ``"scaled_linear"``, ``"squaredcos_cap_v2"``, ``"sigmoid"``, ``"laplace"`` or ``"exp"``, between
@@ -70,7 +65,7 @@ impl Schedule {
                 let what = format!("num_train_timesteps is {num_train_timesteps}, expected 1 or more");
                 DivaError::config("Schedule.ddpm", what)
             })?;
-            Ok(Self(Core::ddpm(&betas, steps, rescale_betas_zero_snr, prediction)?))
+            Ok(Self(Arc::new(Schedule::ddpm(&betas, steps, rescale_betas_zero_snr, prediction)?)))
         })
     }
 
@@ -91,7 +86,7 @@ impl Schedule {
     ) -> PyResult<Self> {
         enter(py, move || {
             let prediction = Prediction::parse(prediction_type)?;
-            Ok(Self(Core::from_alphas_cumprod(&alphas_cumprod.0, prediction)?))
+            Ok(Self(Arc::new(Schedule::from_alphas_cumprod(&alphas_cumprod.0, prediction)?)))
         })
     }
 
@@ -109,7 +104,7 @@ impl Schedule {
     #[staticmethod]
     #[pyo3(signature = (sigmas, num_train_timesteps=1000.0))]
     fn flow(py: Python<'_>, sigmas: PyTensor, num_train_timesteps: f64) -> PyResult<Self> {
-        enter(py, move || Ok(Self(Core::flow(&sigmas.0, num_train_timesteps)?)))
+        enter(py, move || Ok(Self(Arc::new(Schedule::flow(&sigmas.0, num_train_timesteps)?))))
     }
 
     /// ``(noisy, target, model_timesteps)`` for latents (B, ...) of a floating dtype, noise of the same shape, dtype and
@@ -208,5 +203,5 @@ fn numbers(values: &Bound<'_, PyAny>) -> PyResult<Vec<f64>> {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<Schedule>()
+    module.add_class::<PySchedule>()
 }

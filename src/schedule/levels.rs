@@ -1,6 +1,6 @@
 //! The table of noise levels and its copies: signal and noise amplitude per timestep, once per device and dtype.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use tch::{Device, Kind, Tensor};
 
@@ -36,8 +36,8 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn shared(table: Tensor, steps: Option<Tensor>) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self { table, steps, made: Vec::new() }))
+    pub fn new(table: Tensor, steps: Option<Tensor>) -> Mutex<Self> {
+        Mutex::new(Self { table, steps, made: Vec::new() })
     }
 
     pub fn table(&self) -> &Tensor {

@@ -10,7 +10,7 @@ mod levels;
 mod prediction;
 mod weights;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard};
 
 use tch::{Device, Kind, Tensor};
 
@@ -34,15 +34,14 @@ pub struct Noised {
     pub model_timesteps: Tensor,
 }
 
-/// The noise levels of a model, immutable after construction and usable from several threads. A clone shares the
-/// table and its copies on the devices.
-#[derive(Debug, Clone)]
+/// The noise levels of a model, immutable after construction and usable from several threads.
+#[derive(Debug)]
 pub struct Schedule {
     prediction: Prediction,
     len: usize,
     /// Flow matching only: the model is told the noise level times this.
     train_timesteps: Option<f64>,
-    tables: Arc<Mutex<Tables>>,
+    tables: Mutex<Tables>,
 }
 
 impl Schedule {
@@ -70,7 +69,7 @@ impl Schedule {
             let what = format!("alphas_cumprod increases at timestep {}: it must fall with the noise", t + 1);
             return Err(DivaError::config(OP, what));
         }
-        let tables = Tables::shared(table, None);
+        let tables = Tables::new(table, None);
         Ok(Self { prediction, len: values.len(), train_timesteps: None, tables })
     }
 
@@ -98,12 +97,7 @@ impl Schedule {
         // diffusers, scheduling_flow_match_euler_discrete.py: `self.timesteps = sigmas * num_train_timesteps`
         let steps = table.f_to_kind(Kind::Float)?.f_mul_scalar(train_timesteps)?;
         let (prediction, train_timesteps) = (Prediction::Flow, Some(train_timesteps));
-        Ok(Self {
-            prediction,
-            len: values.len(),
-            train_timesteps,
-            tables: Tables::shared(table, Some(steps)),
-        })
+        Ok(Self { prediction, len: values.len(), train_timesteps, tables: Tables::new(table, Some(steps)) })
     }
 
     /// The number of timesteps: valid ones are `0..len`.
