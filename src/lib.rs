@@ -22,6 +22,7 @@ pub mod schedule;
 pub mod slices;
 pub mod step;
 pub mod threads;
+pub mod vision;
 
 #[cfg(feature = "python")]
 mod python;

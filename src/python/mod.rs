@@ -8,6 +8,7 @@ mod enter;
 mod optim;
 mod schedule;
 mod step;
+mod vision;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
@@ -17,5 +18,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     schedule::register(module)?;
     condition::register(module)?;
     optim::register(module)?;
-    step::register(module)
+    step::register(module)?;
+    vision::register(module)
 }

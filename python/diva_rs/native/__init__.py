@@ -1,5 +1,6 @@
 """The native networks over the weights of Python modules, and why a module is not one of them."""
 
 from diva_rs.native.inspect import NotNative
+from diva_rs.native.vision import native_tower, why_not
 
-__all__ = ["NotNative"]
+__all__ = ["NotNative", "native_tower", "why_not"]

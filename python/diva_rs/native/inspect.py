@@ -19,6 +19,13 @@ _HOOKS = {
     "_backward_hooks": "a backward hook",
     "_backward_pre_hooks": "a backward pre-hook",
 }
+# Hooks that change no value: this one marks the embeddings as requiring grad, for gradient checkpointing.
+_HARMLESS = {
+    (
+        "transformers.modeling_utils",
+        "PreTrainedModel.enable_input_require_grads.<locals>.make_inputs_require_grads",
+    )
+}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -68,7 +75,7 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
         if "parametrizations" in module._modules:
             raise NotNative(f"{where} has a parametrization")
         for attribute, hook in _HOOKS.items():
-            if getattr(module, attribute, None):
+            if any(_matters(found) for found in getattr(module, attribute).values()):
                 raise NotNative(f"{where} has {hook}")
         if kind(module) not in allowed:
             raise NotNative(f"{where} is a {kind(module)}")
@@ -136,6 +143,10 @@ def _check_methods(where: str, module: nn.Module) -> None:
             # A forward that another module assigned to the class says so, unless it takes pains to hide it.
             expect(forward.__module__ == cls.__module__, f"{where}: {cls.__qualname__}.forward was replaced")
             return
+
+
+def _matters(hook: object) -> bool:
+    return (getattr(hook, "__module__", None), getattr(hook, "__qualname__", None)) not in _HARMLESS
 
 
 def _global_hooks() -> bool:

@@ -1,0 +1,166 @@
+//! `_native.VisionTransformer`.
+
+use std::sync::{Arc, Mutex};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_tch::PyTensor;
+use tch::Tensor;
+
+use super::enter::{enter, lock, raise};
+use crate::error::{DivaError, Result};
+use crate::nn::Activation;
+use crate::step::VisionTower;
+use crate::vision::{Compute, Config, HeadLayer, Layout, Pool, Positions, Recording, Resize, Vit};
+
+const OP: &str = "VisionTransformer";
+
+/// A CLIP vision tower on the caller's own weights. `config` and `weights` as `diva_rs.native.vision` makes them.
+#[pyclass(frozen, name = "VisionTransformer", module = "diva_rs._native")]
+pub struct PyVisionTransformer {
+    core: Arc<Mutex<Vit>>,
+    checkpoint: bool,
+}
+
+/// The same network, for a step of its own.
+struct Shared(Arc<Mutex<Vit>>);
+
+impl VisionTower for Shared {
+    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
+        lock(&self.0).tokens(images)
+    }
+}
+
+impl PyVisionTransformer {
+    #[allow(dead_code)] // taken by the step where it is given a native tower
+    pub(super) fn core(&self) -> Box<dyn VisionTower> {
+        Box::new(Shared(self.core.clone()))
+    }
+}
+
+/// What `VisionTransformer.backward` needs of one pass of `record`; it can be used once.
+#[pyclass(frozen, name = "Recording", module = "diva_rs._native")]
+struct PyRecording(Mutex<Option<Recording>>);
+
+#[pymethods]
+impl PyVisionTransformer {
+    #[new]
+    fn new(py: Python<'_>, config: &Bound<'_, PyDict>, weights: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let mut fields = Fields { config, known: Vec::new() };
+        let (config, checkpoint) = read(&mut fields)?;
+        fields.finish()?;
+        let weights: Vec<(String, Tensor)> = weights
+            .iter()
+            .map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0)))
+            .collect::<PyResult<_>>()?;
+        enter(py, move || {
+            Ok(PyVisionTransformer { core: Arc::new(Mutex::new(Vit::load(&config, weights)?)), checkpoint })
+        })
+    }
+
+    /// Tokens (B, 1 + P, W) of images (B, 3, H, W), in the caller's grad mode.
+    fn tokens(&self, py: Python<'_>, images: PyTensor) -> PyResult<PyTensor> {
+        let images = images.0;
+        enter(py, move || lock(&self.core).tokens(&images)).map(PyTensor)
+    }
+
+    /// The same tokens outside any graph, and what `backward` needs: the inputs of the blocks alone.
+    fn record(&self, py: Python<'_>, images: PyTensor) -> PyResult<(PyTensor, PyRecording)> {
+        let images = images.0;
+        let (tokens, recording) = enter(py, move || lock(&self.core).record(&images))?;
+        Ok((PyTensor(tokens), PyRecording(Mutex::new(Some(recording)))))
+    }
+
+    /// Adds to every weight's `.grad`, given the gradient of the tokens. Each block runs forward once more.
+    fn backward(&self, py: Python<'_>, recording: &PyRecording, gradient: PyTensor) -> PyResult<()> {
+        let gradient = gradient.0;
+        enter(py, move || {
+            let recording = lock(&recording.0).take().ok_or_else(|| DivaError::Data {
+                op: "VisionTransformer.backward",
+                what: "the recording was used already: call record again".to_string(),
+            })?;
+            lock(&self.core).backward(recording, &gradient)
+        })
+    }
+
+    /// Whether a step is asked to recompute blocks instead of keeping their activations.
+    #[getter]
+    fn checkpoint(&self) -> bool {
+        self.checkpoint
+    }
+}
+
+/// The fields of a configuration, and which of them are known.
+struct Fields<'a, 'py> {
+    config: &'a Bound<'py, PyDict>,
+    known: Vec<&'static str>,
+}
+
+impl<'py> Fields<'_, 'py> {
+    fn get<T: FromPyObject<'py>>(&mut self, name: &'static str) -> PyResult<T> {
+        self.known.push(name);
+        let value = self.config.get_item(name)?;
+        let value = value.ok_or_else(|| raise(DivaError::config(OP, format!("config has no {name:?}"))))?;
+        value.extract().map_err(|err| {
+            raise(DivaError::config(
+                OP,
+                format!("config[{name:?}] is {value}, which is of the wrong type: {err}"),
+            ))
+        })
+    }
+
+    fn parse<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T>) -> PyResult<T> {
+        parse(&self.get::<String>(name)?).map_err(raise)
+    }
+
+    fn finish(&self) -> PyResult<()> {
+        for key in self.config.keys() {
+            let key: String = key.extract()?;
+            if !self.known.contains(&key.as_str()) {
+                let what = format!("config has an unknown field {key:?}; known are {:?}", self.known);
+                return Err(raise(DivaError::config(OP, what)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(fields: &mut Fields) -> PyResult<(Config, bool)> {
+    let compute: Option<String> = fields.get("compute")?;
+    let head: Vec<(String, String)> = fields.get("head")?;
+    let config = Config {
+        layout: fields.parse("layout", Layout::parse)?,
+        root: fields.get("root")?,
+        image: fields.get("image")?,
+        patch: fields.get("patch")?,
+        width: fields.get("width")?,
+        layers: fields.get("layers")?,
+        heads: fields.get("heads")?,
+        hidden: fields.get("hidden")?,
+        activation: fields.parse("activation", Activation::parse)?,
+        eps: fields.get("eps")?,
+        class_token: fields.get("class_token")?,
+        registers: fields.get("registers")?,
+        positions: fields.parse("positions", Positions::parse)?,
+        resize: fields.parse("resize", Resize::parse)?,
+        norm_pre: fields.get("norm_pre")?,
+        layer_scale: fields.get("layer_scale")?,
+        norm: fields.get("norm")?,
+        stem_bias: fields.get("stem_bias")?,
+        qkv_bias: fields.get("qkv_bias")?,
+        bias: fields.get("bias")?,
+        pool: fields.parse("pool", Pool::parse)?,
+        head: head
+            .into_iter()
+            .map(|(layer, key)| Ok((HeadLayer::parse(&layer)?, key)))
+            .collect::<Result<_>>()
+            .map_err(raise)?,
+        compute: compute.as_deref().map(Compute::parse).transpose().map_err(raise)?,
+    };
+    Ok((config, fields.get("checkpoint")?))
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyVisionTransformer>()?;
+    module.add_class::<PyRecording>()
+}

@@ -1,0 +1,261 @@
+//! What a tower's weights do not say.
+
+use tch::Kind;
+
+use super::layouts::Layout;
+use crate::error::{DivaError, Result};
+use crate::nn::Activation;
+
+const OP: &str = "VisionTransformer";
+
+/// What token 0 of the output is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// The class token.
+    Class,
+    /// The mean of the patches.
+    Average,
+    /// Multi-head attention pooling with a learned query (SigLIP).
+    Map,
+}
+
+/// Which tokens the position embedding has rows for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    All,
+    Patches,
+    None,
+}
+
+/// How the position embedding follows images of another size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resize {
+    /// Not at all: another size is an error.
+    None,
+    /// transformers' `interpolate_pos_encoding`.
+    Bicubic,
+    /// timm's `resample_abs_pos_embed`, in float32.
+    BicubicAntialias,
+}
+
+/// A layer that a library applies after pooling, which cannot wait until tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadLayer {
+    Norm,
+    Linear { bias: bool },
+    Mlp { bias: (bool, bool) },
+}
+
+/// The precision of matrix products. The residual stream, the norms and the weights keep the weights' own precision
+/// where that is the wider one, so gradients add up in the weights' own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compute {
+    Fp32,
+    Bf16,
+    Fp64,
+}
+
+impl Pool {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "class" => Ok(Pool::Class),
+            "avg" => Ok(Pool::Average),
+            "map" => Ok(Pool::Map),
+            other => Err(unknown("pool", other, "class, avg or map")),
+        }
+    }
+}
+
+impl Positions {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "all" => Ok(Positions::All),
+            "patches" => Ok(Positions::Patches),
+            "none" => Ok(Positions::None),
+            other => Err(unknown("positions", other, "all, patches or none")),
+        }
+    }
+}
+
+impl Resize {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "none" => Ok(Resize::None),
+            "bicubic" => Ok(Resize::Bicubic),
+            "bicubic-antialias" => Ok(Resize::BicubicAntialias),
+            other => Err(unknown("resize", other, "none, bicubic or bicubic-antialias")),
+        }
+    }
+}
+
+impl HeadLayer {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "norm" => Ok(HeadLayer::Norm),
+            "linear" => Ok(HeadLayer::Linear { bias: false }),
+            "linear-bias" => Ok(HeadLayer::Linear { bias: true }),
+            "mlp" => Ok(HeadLayer::Mlp { bias: (true, false) }),
+            "mlp-bias" => Ok(HeadLayer::Mlp { bias: (true, true) }),
+            other => Err(unknown("head layer", other, "norm, linear, linear-bias, mlp or mlp-bias")),
+        }
+    }
+}
+
+impl Compute {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "fp32" => Ok(Compute::Fp32),
+            "bf16" => Ok(Compute::Bf16),
+            "fp64" => Ok(Compute::Fp64),
+            other => Err(unknown("compute", other, "fp32, bf16 or fp64")),
+        }
+    }
+
+    pub fn kind(self) -> Kind {
+        match self {
+            Compute::Fp32 => Kind::Float,
+            Compute::Bf16 => Kind::BFloat16,
+            Compute::Fp64 => Kind::Double,
+        }
+    }
+}
+
+fn unknown(what: &str, got: &str, valid: &str) -> DivaError {
+    DivaError::config(OP, format!("unknown {what} {got:?}: use {valid}"))
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub layout: Layout,
+    /// Where the tower sits in the tree of keys, such as `visual.trunk`; empty: at its top.
+    pub root: String,
+    pub image: (i64, i64), // (H, W) in pixels
+    pub patch: (i64, i64),
+    pub width: i64,
+    pub layers: i64,
+    pub heads: i64,
+    /// Width inside the feed-forward layers.
+    pub hidden: i64,
+    pub activation: Activation,
+    /// Of every LayerNorm.
+    pub eps: f64,
+    pub class_token: bool,
+    pub registers: i64,
+    pub positions: Positions,
+    pub resize: Resize,
+    /// LayerNorm before the blocks.
+    pub norm_pre: bool,
+    pub layer_scale: bool,
+    /// LayerNorm of every token after the blocks, before pooling.
+    pub norm: bool,
+    /// Biases: of the patch convolution, of queries, keys and values, of the other linear layers.
+    pub stem_bias: bool,
+    pub qkv_bias: bool,
+    pub bias: bool,
+    pub pool: Pool,
+    /// Layers applied to every token after pooling, with their keys.
+    pub head: Vec<(HeadLayer, String)>,
+    /// `None`: as the weights.
+    pub compute: Option<Compute>,
+}
+
+impl Config {
+    /// Patches along (height, width) of an image: what remains at the edges is not looked at.
+    pub fn grid(&self, image: (i64, i64)) -> (i64, i64) {
+        (image.0 / self.patch.0, image.1 / self.patch.1)
+    }
+
+    /// Tokens in front of the patches.
+    pub fn prefix(&self) -> i64 {
+        i64::from(self.class_token) + self.registers
+    }
+
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: String| Err(DivaError::config(OP, what));
+        for (name, value) in [
+            ("image height", self.image.0),
+            ("image width", self.image.1),
+            ("patch height", self.patch.0),
+            ("patch width", self.patch.1),
+            ("width", self.width),
+            ("layers", self.layers),
+            ("heads", self.heads),
+            ("hidden", self.hidden),
+        ] {
+            if value < 1 {
+                return fail(format!("{name} {value}: must be at least 1"));
+            }
+        }
+        if self.width % self.heads != 0 {
+            return fail(format!("width {} is not a multiple of heads {}", self.width, self.heads));
+        }
+        if self.image.0 < self.patch.0 || self.image.1 < self.patch.1 {
+            return fail(format!("an image of {:?} has no patch of {:?}", self.image, self.patch));
+        }
+        if self.registers < 0 || !(self.eps.is_finite() && self.eps > 0.0) {
+            return fail(format!("registers {} or eps {} is out of range", self.registers, self.eps));
+        }
+        if self.pool == Pool::Class && !self.class_token {
+            return fail("pool \"class\" needs class_token".to_string());
+        }
+        self.layout.check(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            layout: Layout::OpenClip,
+            root: String::new(),
+            image: (32, 30),
+            patch: (8, 8),
+            width: 8,
+            layers: 1,
+            heads: 2,
+            hidden: 16,
+            activation: Activation::QuickGelu,
+            eps: 1e-5,
+            class_token: true,
+            registers: 0,
+            positions: Positions::All,
+            resize: Resize::None,
+            norm_pre: true,
+            layer_scale: false,
+            norm: false,
+            stem_bias: false,
+            qkv_bias: true,
+            bias: true,
+            pool: Pool::Class,
+            head: Vec::new(),
+            compute: None,
+        }
+    }
+
+    #[test]
+    fn the_grid_leaves_out_what_is_no_whole_patch() {
+        assert_eq!(config().grid((32, 30)), (4, 3));
+        assert!(config().check().is_ok());
+    }
+
+    fn refused<T>(result: Result<T>, text: &str) -> bool {
+        result.is_err_and(|err| err.to_string().contains(text))
+    }
+
+    #[test]
+    fn a_layout_refuses_parts_that_it_has_no_names_for() {
+        let siglip = Config { layout: Layout::TransformersSiglip, ..config() };
+        assert!(refused(siglip.check(), "no class_token"));
+        let pooled = Config { pool: Pool::Map, ..config() };
+        assert!(refused(pooled.check(), "no pool"));
+    }
+
+    #[test]
+    fn names_are_parsed_or_listed() {
+        assert!(Compute::parse("bf16").is_ok_and(|compute| compute.kind() == Kind::BFloat16));
+        assert!(HeadLayer::parse("mlp").is_ok_and(|layer| layer == HeadLayer::Mlp { bias: (true, false) }));
+        assert!(refused(Pool::parse("max"), "class, avg or map"));
+    }
+}
