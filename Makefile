@@ -32,7 +32,7 @@ test-rust: $(TORCH)
 
 test-python: $(NATIVE)
 	$(BIN)/python -m pytest
-	$(BIN)/python -m mypy.stubtest diva_rs._native --ignore-disjoint-bases
+	$(BIN)/python -m mypy.stubtest diva_rs._native
 
 test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into an empty environment
 	$(MAKE) test

@@ -5,7 +5,7 @@
 
 use tch::{no_grad_guard, Kind, Tensor};
 
-use crate::condition::{embed, Bridge, Recap};
+use crate::condition::{embed, Bridge, BridgeGrads, Recap};
 use crate::error::{DivaError, Result};
 use crate::schedule::Schedule;
 
@@ -66,7 +66,12 @@ impl Targets {
         let batch = tokens.size().first().copied().unwrap_or(0);
         let draws = draws as i64;
         if self.latents.dim() < 2 || self.latents.size()[0] != batch {
-            return Err(DivaError::shape(op, "latents", &self.latents, format!("({batch}, ...) like the tokens")));
+            return Err(DivaError::shape(
+                op,
+                "latents",
+                &self.latents,
+                format!("({batch}, ...) like the tokens"),
+            ));
         }
         if self.timesteps.size() != [batch, draws] {
             return Err(DivaError::shape(op, "timesteps", &self.timesteps, format!("[{batch}, {draws}]")));
@@ -74,7 +79,12 @@ impl Targets {
         let mut noise = vec![batch, draws];
         noise.extend(&self.latents.size()[1..]);
         if self.noise.size() != noise {
-            return Err(DivaError::shape(op, "noise", &self.noise, format!("{noise:?}, (B, N, ...) for these latents")));
+            return Err(DivaError::shape(
+                op,
+                "noise",
+                &self.noise,
+                format!("{noise:?}, (B, N, ...) for these latents"),
+            ));
         }
         Ok(())
     }
@@ -87,7 +97,11 @@ impl Targets {
             noise: part(&self.noise)?,
             timesteps: part(&self.timesteps)?,
             choice: self.choice.as_ref().map(part).transpose()?,
-            text: if self.text.size().first() == Some(&1) { self.text.shallow_clone() } else { part(&self.text)? },
+            text: if self.text.size().first() == Some(&1) {
+                self.text.shallow_clone()
+            } else {
+                part(&self.text)?
+            },
         })
     }
 }
@@ -101,85 +115,91 @@ pub struct Feedback {
     pub params: Vec<Tensor>, // in the order of `Bridge::params`
 }
 
-/// Loss and gradients at the `tokens` (B, 1+P, W) of a batch. The losses of the samples are summed with weight
-/// 1/`samples` each, so that micro-batches of one batch of `samples` add up to its mean.
-pub fn feedback(
-    bridge: &Bridge,
-    schedule: &Schedule,
-    denoiser: &dyn Denoiser,
-    objective: &Objective,
-    tokens: &Tensor,
-    original: Option<&Tensor>, // (B, D), the untouched model's embedding
-    targets: &Targets,
-    samples: i64,
-) -> Result<Feedback> {
-    targets.check(tokens, objective.draw_weights.len())?;
-    let tokens = tokens.f_detach()?;
-    let (condition, tape) = bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
-    let (denoising, d_condition) = denoise(bridge, schedule, denoiser, objective, &condition, targets, samples)?;
-    let mut grads = bridge.backward(&tape, &d_condition)?;
-    let anchor = match original {
-        Some(original) if objective.anchor != 0.0 => {
-            let weight = objective.anchor / samples as f64;
-            anchor(bridge, &tokens, original, weight, &mut grads.tokens, &mut grads.params)?
-        }
-        _ => denoising.f_zeros_like()?,
-    };
-    let loss = denoising.f_add(&anchor.f_type_as(&denoising)?)?;
-    Ok(Feedback { loss, denoising, anchor, tokens: grads.tokens, params: grads.params })
+/// Everything on the far side of cut 1.
+pub struct Teaching<'a> {
+    pub bridge: &'a Bridge,
+    pub schedule: &'a Schedule,
+    pub denoiser: &'a dyn Denoiser,
+    pub objective: &'a Objective,
 }
 
-/// The N denoising losses and their gradient at the condition (B, N', S, C), N' = N or 1: the second cut.
-fn denoise(
-    bridge: &Bridge,
-    schedule: &Schedule,
-    denoiser: &dyn Denoiser,
-    objective: &Objective,
-    condition: &Tensor,
-    targets: &Targets,
-    samples: i64,
-) -> Result<(Tensor, Tensor)> {
-    let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
-    let learns = bridge.recap != Recap::Text;
-    let mut total: Option<Tensor> = None;
-    let mut gradients: Vec<Tensor> = Vec::with_capacity(objective.draw_weights.len());
-    for (draw, weight) in (0..).zip(&objective.draw_weights) {
-        let timesteps = targets.timesteps.f_select(1, draw)?;
-        let noised = schedule.add_noise(&targets.latents, &targets.noise.f_select(1, draw)?, &timesteps)?;
-        let leaf = condition.f_select(1, if shared { 0 } else { draw })?.f_detach()?.f_set_requires_grad(learns)?;
-        let loss = {
-            let _no_grad = (!learns).then(no_grad_guard);
-            let prediction = denoiser.predict(&noised.noisy, &noised.model_timesteps, &leaf)?;
-            if learns && !prediction.requires_grad() {
-                return Err(DivaError::config(
-                    "feedback",
-                    "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
-                ));
+impl Teaching<'_> {
+    /// Loss and gradients at the `tokens` (B, 1+P, W) of a batch. The losses of the samples are summed with weight
+    /// 1/`samples` each, so that micro-batches of one batch of `samples` add up to its mean. `original` (B, D) is the
+    /// untouched model's embedding.
+    pub fn feedback(
+        &self,
+        tokens: &Tensor,
+        original: Option<&Tensor>,
+        targets: &Targets,
+        samples: i64,
+    ) -> Result<Feedback> {
+        targets.check(tokens, self.objective.draw_weights.len())?;
+        let tokens = tokens.f_detach()?;
+        let (condition, tape) = self.bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
+        let (denoising, d_condition) = self.denoise(&condition, targets, samples)?;
+        let mut grads = self.bridge.backward(&tape, &d_condition)?;
+        let anchor = match original {
+            Some(original) if self.objective.anchor != 0.0 => {
+                let weight = self.objective.anchor / samples as f64;
+                anchor(self.bridge, &tokens, original, weight, &mut grads)?
             }
-            let mut per_sample = objective.loss.per_sample(&prediction, &noised.target)?;
-            if let Some(gamma) = objective.min_snr {
-                per_sample = per_sample.f_mul(&schedule.weights(&timesteps, gamma, &per_sample)?)?;
-            }
-            per_sample.f_sum(per_sample.kind())?.f_mul_scalar(weight / samples as f64)?
+            _ => denoising.f_zeros_like()?,
         };
-        if learns {
-            gradients.append(&mut Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?);
-        }
-        let loss = loss.f_detach()?;
-        total = Some(match total {
-            Some(sum) => sum.f_add(&loss)?,
-            None => loss,
-        });
+        let loss = denoising.f_add(&anchor.f_type_as(&denoising)?)?;
+        Ok(Feedback { loss, denoising, anchor, tokens: grads.tokens, params: grads.params })
     }
-    let total = total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
-    let gradient = if !learns {
-        condition.f_zeros_like()?
-    } else if shared {
-        Tensor::f_stack(&gradients, 1)?.f_sum_dim_intlist(1, true, condition.kind())?
-    } else {
-        Tensor::f_stack(&gradients, 1)?
-    };
-    Ok((total, gradient))
+
+    /// The N denoising losses and their gradient at the condition (B, N', S, C), N' = N or 1: the second cut.
+    fn denoise(&self, condition: &Tensor, targets: &Targets, samples: i64) -> Result<(Tensor, Tensor)> {
+        let Teaching { bridge, schedule, denoiser, objective } = *self;
+        let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
+        let learns = bridge.recap != Recap::Text;
+        let mut total: Option<Tensor> = None;
+        let mut gradients: Vec<Tensor> = Vec::with_capacity(objective.draw_weights.len());
+        for (draw, weight) in (0..).zip(&objective.draw_weights) {
+            let timesteps = targets.timesteps.f_select(1, draw)?;
+            let noised =
+                schedule.add_noise(&targets.latents, &targets.noise.f_select(1, draw)?, &timesteps)?;
+            let leaf = condition
+                .f_select(1, if shared { 0 } else { draw })?
+                .f_detach()?
+                .f_set_requires_grad(learns)?;
+            let loss = {
+                let _no_grad = (!learns).then(no_grad_guard);
+                let prediction = denoiser.predict(&noised.noisy, &noised.model_timesteps, &leaf)?;
+                if learns && !prediction.requires_grad() {
+                    return Err(DivaError::config(
+                        "feedback",
+                        "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
+                    ));
+                }
+                let mut per_sample = objective.loss.per_sample(&prediction, &noised.target)?;
+                if let Some(gamma) = objective.min_snr {
+                    per_sample = per_sample.f_mul(&schedule.weights(&timesteps, gamma, &per_sample)?)?;
+                }
+                per_sample.f_sum(per_sample.kind())?.f_mul_scalar(weight / samples as f64)?
+            };
+            if learns {
+                gradients.append(&mut Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?);
+            }
+            let loss = loss.f_detach()?;
+            total = Some(match total {
+                Some(sum) => sum.f_add(&loss)?,
+                None => loss,
+            });
+        }
+        let total =
+            total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
+        let gradient = if !learns {
+            condition.f_zeros_like()?
+        } else if shared {
+            Tensor::f_stack(&gradients, 1)?.f_sum_dim_intlist(1, true, condition.kind())?
+        } else {
+            Tensor::f_stack(&gradients, 1)?
+        };
+        Ok((total, gradient))
+    }
 }
 
 /// Adds the gradient of the anchor, `weight * sum(1 - cos(embedding, original))`, to the gradients at hand.
@@ -189,8 +209,7 @@ fn anchor(
     tokens: &Tensor,
     original: &Tensor,
     weight: f64,
-    d_tokens: &mut Tensor,
-    d_params: &mut [Tensor],
+    grads: &mut BridgeGrads,
 ) -> Result<Tensor> {
     let leaf = tokens.f_detach()?.f_set_requires_grad(true)?;
     let embedding = embed(&bridge.head, &leaf)?;
@@ -198,7 +217,8 @@ fn anchor(
         let expected = format!("{:?} like the embedding", embedding.size());
         return Err(DivaError::shape("anchor", "original", original, expected));
     }
-    let similarity = Tensor::f_cosine_similarity(&embedding, &original.f_type_as(&embedding)?.f_detach()?, 1, 1e-8)?;
+    let similarity =
+        Tensor::f_cosine_similarity(&embedding, &original.f_type_as(&embedding)?.f_detach()?, 1, 1e-8)?;
     let loss = similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?.f_mul_scalar(weight)?;
     let params = bridge.params();
     // Only the head's own parameters take part; a frozen one has no gradient to add.
@@ -212,10 +232,10 @@ fn anchor(
     inputs.extend(heads.iter().map(|&i| params[i].1));
     let mut gradients = Tensor::f_run_backward(&[&loss], &inputs, false, false)?.into_iter();
     if let Some(gradient) = gradients.next() {
-        *d_tokens = d_tokens.f_add(&gradient)?;
+        grads.tokens = grads.tokens.f_add(&gradient)?;
     }
     for (&i, gradient) in heads.iter().zip(gradients) {
-        if let Some(slot) = d_params.get_mut(i) {
+        if let Some(slot) = grads.params.get_mut(i) {
             *slot = slot.f_add(&gradient)?;
         }
     }

@@ -8,7 +8,7 @@ use tch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Bridge, Head};
 use crate::error::{DivaError, Result};
-use crate::feedback::{feedback, Denoiser, Feedback, Objective, Targets};
+use crate::feedback::{Denoiser, Feedback, Objective, Targets, Teaching};
 use crate::schedule::Schedule;
 
 /// The student: the vision tower of a CLIP.
@@ -92,8 +92,13 @@ impl Step {
             }
             _ => None,
         };
-        let (bridge, schedule, denoiser) = (&self.bridge, self.schedule.as_ref(), self.denoiser.as_ref());
-        feedback(bridge, schedule, denoiser, &self.objective, tokens, original.as_ref(), targets, samples)
+        let teaching = Teaching {
+            bridge: &self.bridge,
+            schedule: &self.schedule,
+            denoiser: self.denoiser.as_ref(),
+            objective: &self.objective,
+        };
+        teaching.feedback(tokens, original.as_ref(), targets, samples)
     }
 
     /// Cut 1 joined again: the backward pass of the scalar sum(tokens * d_tokens) + sum(param * d_param), whose

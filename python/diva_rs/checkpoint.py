@@ -3,11 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,8 +15,29 @@ from torch import Tensor
 from diva_rs.errors import DataError, WeightsError
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made with its parents where it is missing.
+
+    Raises:
+        DataError: it is a file, or cannot be made; names it.
+
+    >>> import tempfile
+    >>> make_folder(tempfile.mkdtemp() + "/runs/a").is_dir()
+    True
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise DataError(f"folder {folder} cannot be made: {err.strerror or err}") from err
+    return folder
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically.
+
+    Raises:
+        DataError: it cannot be written; whatever was there is unchanged.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "note.txt"
@@ -24,19 +45,29 @@ def write_text(path: Path, text: str) -> None:
     >>> path.read_text()
     'whole or not there'
     """
-    beside = _beside(path)
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        _into_place(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically. A number that is not finite becomes null, which every reader of JSON takes.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "history.json"
+    >>> write_json(path, [{"loss": float("nan")}])
+    >>> json.loads(path.read_text())
+    [{'loss': None}]
+    """
+    write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a name -> tensor map as safetensors, atomically. Tensors that share storage are written once each.
+    """Write a name -> tensor map as safetensors, atomically; tensors that share storage are written once each.
+
+    Raises:
+        DataError: it cannot be written; whatever was there is unchanged.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "w.safetensors"
@@ -44,24 +75,22 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     >>> load_weights(path)
     {'weight': tensor([1., 1.])}
     """
-    beside = _beside(path)
-    try:
-        # clone: safetensors refuses views of one storage, and a later step must not change what is being written.
+    with _replacing(path) as beside:
+        # clone: safetensors refuses views of one storage, and a later step must not change what is written.
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, beside)
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
-        _into_place(beside, path)
-    except (OSError, SafetensorError) as err:
-        raise DataError(f"{path} could not be written ({err}): nothing at that path was changed") from err
-    finally:
-        beside.unlink(missing_ok=True)
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
+def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
         WeightsError: the file is missing, truncated or no safetensors file; names it.
+
+    >>> load_weights("nowhere.safetensors")
+    Traceback (most recent call last):
+    diva_rs.errors.WeightsError: nowhere.safetensors cannot be read as safetensors: ...
     """
     try:
         return dict(load_file(path))
@@ -70,53 +99,104 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write a `Trainer.state_dict` as a folder that appears whole or not at all; an older one there is replaced."""
-    beside = _beside(folder)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
+    """Write a `Trainer.state_dict` as a folder that appears whole or not at all, in the place of an older one.
+
+    Raises:
+        DataError: it cannot be written; an older one is unchanged.
+
+    >>> import tempfile
+    >>> folder = save_state(Path(tempfile.mkdtemp()) / "checkpoint", Trainer(clip, teacher).state_dict())
+    >>> sorted(file.name for file in folder.iterdir())
+    ['optimizer.safetensors', 'parameters.safetensors', 'state.json']
+    """
+    with _replacing(folder) as beside:
+        beside.mkdir(parents=True)
         save_weights(beside / "parameters.safetensors", state["parameters"])
         save_weights(beside / "optimizer.safetensors", state["optimizer"])
-        facts = {"counters": state["counters"], "recipe": state["recipe"]}
-        write_text(beside / "state.json", json.dumps(facts, indent=2) + "\n")
-        old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        _into_place(beside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        write_json(beside / "state.json", {"counters": state["counters"], "recipe": state["recipe"]})
     return folder
 
 
-def load_state(folder: str | Path) -> dict[str, Any]:
+def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Read what `save_state` wrote, for `Trainer.load_state_dict`.
 
     Raises:
         WeightsError: a file is missing or damaged; names it.
+
+    >>> load_state("nowhere")
+    Traceback (most recent call last):
+    diva_rs.errors.WeightsError: nowhere/state.json cannot be read: ...
     """
     folder = Path(folder)
+    if not folder.exists() and _old(folder).exists():
+        folder = _old(folder)  # the machine went down between the two renames of `_into_place`
+    file = folder / "state.json"
     try:
-        facts = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise WeightsError(f"{folder / 'state.json'} cannot be read: {err}") from err
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise WeightsError(f"{file} cannot be read: {err}") from err
+    for key in ("counters", "recipe"):
+        if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
+            raise WeightsError(f"{file} is no state of a Trainer: it has no {key!r}")
     return {
         "parameters": load_weights(folder / "parameters.safetensors"),
         "optimizer": load_weights(folder / "optimizer.safetensors"),
-        **facts,
+        "counters": facts["counters"],
+        "recipe": facts["recipe"],
     }
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to; it takes the place of ``path`` at the end, or nothing changes."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(beside)
+    try:
+        yield beside
+        _into_place(beside, path)
+    except (OSError, SafetensorError) as err:
+        raise DataError(f"{path} could not be written ({err}): nothing at that path was changed") from err
+    finally:
+        _remove(beside)
 
 
 def _into_place(beside: Path, path: Path) -> None:
-    os.replace(beside, path)
+    aside = _old(path)
+    moved = path.is_dir()
+    if moved:  # a rename replaces a file, but no folder that holds something
+        _remove(aside)
+        os.replace(path, aside)
+    try:
+        os.replace(beside, path)
+    except BaseException:
+        if moved:
+            os.rename(aside, path)
+        raise
     # The rename itself is durable only once the folder is synced.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+    if moved:
+        _remove(aside)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    infinite = isinstance(content, float) and content - content != 0
+    return None if infinite else content

@@ -21,7 +21,14 @@ from diva_rs.post_training import post_train
 from diva_rs.recipe import Recipe
 from diva_rs.result import PostTrainResult
 
-_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "motorcycle_left.png", "rocket.jpg")
+_SCIKIT_IMAGE = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
 _SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 _SIDE = 128  # pixels of a crop: what the teacher sees
 
@@ -44,8 +51,8 @@ class Photographs(Dataset[dict[str, Any]]):
     def __init__(self, crops: int = 24, seed: int = 0) -> None:
         image_library = require("PIL.Image", extra="demo")
         folders = [
-            Path(require("skimage.data", extra="demo").__file__).parent,
-            Path(require("sklearn.datasets", extra="demo").__file__).parent / "images",
+            Path(str(require("skimage.data", extra="demo").__file__)).parent,
+            Path(str(require("sklearn.datasets", extra="demo").__file__)).parent / "images",
         ]
         files = [folders[0] / name for name in _SCIKIT_IMAGE] + [folders[1] / name for name in _SCIKIT_LEARN]
         generator = torch.Generator().manual_seed(seed)
@@ -115,7 +122,11 @@ def small_teacher(seed: int = 0) -> Teacher:
     )
     encoder = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(
-            hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
         )
     ).eval()
     scheduler = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -141,11 +152,17 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     """
     folder = Path(output_dir) if output_dir is not None else Path(tempfile.mkdtemp(prefix="diva-rs-demo-"))
     photographs = Photographs()
-    print(f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, {len(photographs)} crops of {_SIDE} x {_SIDE} pixels")
+    print(
+        f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, {len(photographs)} crops of {_SIDE} x {_SIDE} pixels"
+    )
     clip, teacher = small_clip(), small_teacher()
     print(teacher.describe())
-    recipe = Recipe(name="demo", optimizer="adamw", lr=1e-4, density=0.3, draws=2, warmup=5, log_every=5, steps=steps)
-    loader = DataLoader(photographs, batch_size=16, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0))
+    recipe = Recipe(
+        name="demo", optimizer="adamw", lr=1e-4, density=0.3, draws=2, warmup=5, log_every=5, steps=steps
+    )
+    loader = DataLoader(
+        photographs, batch_size=16, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0)
+    )
     probe = torch.stack([photographs[index]["images"] for index in range(0, len(photographs), 24)])
     before = _embed(clip, probe)
     started = time.perf_counter()
@@ -157,9 +174,13 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     print(f"\n{result.report['steps']} steps, {result.report['samples']} samples in {seconds:.0f} s")
     print(f"denoising loss: {losses[0]:.4f} at step {result.history[0]['step']}, {losses[-1]:.4f} at the end")
     print(f"the embeddings moved by {drift:.1e} (1 - mean cosine)")
-    print("The teacher's weights are random, so its feedback carries little: this run shows the machinery, not a gain.")
+    print(
+        "The teacher's weights are random, so its feedback carries little: this run shows the machinery, not a gain."
+    )
     same = torch.equal(_embed(_reload(folder / "clip.safetensors"), probe), after)
-    print(f"reloaded in plain open_clip from {folder / 'clip.safetensors'}: {'the same embeddings' if same else 'DIFFERENT EMBEDDINGS'}")
+    print(
+        f"reloaded in plain open_clip from {folder / 'clip.safetensors'}: {'the same embeddings' if same else 'DIFFERENT EMBEDDINGS'}"
+    )
     if not same:
         raise SystemExit(1)
     return result

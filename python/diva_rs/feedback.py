@@ -6,17 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs.draws import Draws
-from diva_rs.pieces import Inputs, Pieces
+from diva_rs.inputs import Inputs
+from diva_rs.pieces import Pieces, as_recipe
 from diva_rs.recipe import Recipe
 
 
 class FeedbackLoss(nn.Module):
     """``loss = feedback(images); loss.backward()`` with any optimizer, accelerate or DistributedDataParallel.
 
-    CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what they
-    expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector and the draw
-    counter alone. Text-side parameters of a full CLIP take no part; under DDP pass ``find_unused_parameters=True`` or
-    hand over the vision model only.
+    CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what
+    they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector and
+    the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
+    ``find_unused_parameters=True`` or hand over the vision model only.
 
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
@@ -34,7 +35,7 @@ class FeedbackLoss(nn.Module):
 
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
         super().__init__()
-        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
+        self.recipe = as_recipe(recipe)
         self.clip = clip
         pieces = Pieces(clip, unet, self.recipe)
         self.projector = pieces.projector
@@ -53,15 +54,18 @@ class FeedbackLoss(nn.Module):
         return [*self.pieces.parameters.values(), *self.projector.parameters()]
 
     def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
-        """Mean loss over a batch (0-dim), differentiable with respect to CLIP's vision tower and the projector.
+        """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
 
-        Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all ranks, so that
-        no two ranks share a draw.
+        Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all ranks,
+        which take turns: sample i of rank r is number ``i * world + r``, so that no two ranks share a draw.
         """
         pieces = self.pieces
-        inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        with torch.inference_mode(False):
+            inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
         tokens = pieces.tokens(inputs.images)
-        loss: Tensor = _Feedback.apply(pieces, inputs, tokens, *pieces.bridge_parameters())
+        loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
+            pieces, inputs, tokens, *pieces.bridge_parameters()
+        )
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
             pieces.guard.report()  # pixels on a device are checked without waiting; here is the one read
@@ -87,7 +91,7 @@ class FeedbackLoss(nn.Module):
 
 
 class _Feedback(torch.autograd.Function):
-    """Cut 1 as an autograd function: loss and gradients come from one native call, backward hands them out."""
+    """Cut 1 as an autograd function: one native call gives loss and gradients, backward hands them out."""
 
     @staticmethod
     def forward(ctx: Any, pieces: Pieces, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:

@@ -77,7 +77,12 @@ class _Run:
     """One run of the loop: batches in, steps, logs and files out."""
 
     def __init__(
-        self, trainer: Trainer, loader: Iterable[Any], output_dir: str | Path | None, callbacks: Iterable[Any], progress: bool
+        self,
+        trainer: Trainer,
+        loader: Iterable[Any],
+        output_dir: str | Path | None,
+        callbacks: Iterable[Any],
+        progress: bool,
     ) -> None:
         self.trainer = trainer
         self.recipe = trainer.recipe
@@ -146,8 +151,9 @@ class _Run:
                         return
             if batches == 0:
                 raise DataError(
-                    "the loader gave no batch at all" if epoch == 0 else
-                    f"the loader gave no batch in pass {epoch + 1}, after {trainer.steps_done} of {last} steps: it can be "
+                    "the loader gave no batch at all"
+                    if epoch == 0
+                    else f"the loader gave no batch in pass {epoch + 1}, after {trainer.steps_done} of {last} steps: it can be "
                     "iterated only once; give a DataLoader or a list, or fewer steps"
                 )
             if one_pass:
@@ -191,9 +197,13 @@ class _Run:
 
 def _check_loader(loader: Any) -> None:
     if isinstance(loader, torch.Tensor):
-        raise DataError(f"loader is one tensor {tuple(loader.shape)}: give an iterable of batches, e.g. [images]")
+        raise DataError(
+            f"loader is one tensor {tuple(loader.shape)}: give an iterable of batches, e.g. [images]"
+        )
     if not isinstance(loader, Iterable):
-        raise ConfigError(f"loader is a {type(loader).__name__}: give an iterable of image batches, e.g. a DataLoader")
+        raise ConfigError(
+            f"loader is a {type(loader).__name__}: give an iterable of image batches, e.g. a DataLoader"
+        )
 
 
 def _steps_of_one_pass(loader: Any, recipe: Recipe) -> int | None:
@@ -206,14 +216,16 @@ def _steps_of_one_pass(loader: Any, recipe: Recipe) -> int | None:
         raise DataError("the loader is empty: it has length 0")
     if recipe.batch is None:
         return int(batches)
-    samples = getattr(loader, "batch_size", None)
+    samples: int | None = getattr(loader, "batch_size", None)
     if samples is None:
         return None
-    seen = batches * samples
-    dataset = getattr(loader, "dataset", None)
+    seen: int = batches * samples
+    dataset: Any = getattr(loader, "dataset", None)
     if hasattr(dataset, "__len__"):
         seen = min(seen, len(dataset))  # the last batch may be smaller
-    accumulated = math.ceil(recipe.batch / samples) * samples  # a step ends with the loader batch that fills it
+    accumulated = (
+        math.ceil(recipe.batch / samples) * samples
+    )  # a step ends with the loader batch that fills it
     return math.ceil(seen / accumulated)
 
 

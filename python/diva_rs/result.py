@@ -57,7 +57,11 @@ class PostTrainResult:
             ax.plot(steps, _smooth(losses), color="tab:blue", linewidth=1.8, label="smoothed")
         if self.recipe.projector_warmup:
             ax.axvline(self.recipe.projector_warmup, color="0.6", linestyle=":", label="CLIP starts to train")
-        ax.set(xlabel="step", ylabel="denoising loss" if not self.recipe.anchor else "loss", title=self.recipe.name)
+        ax.set(
+            xlabel="step",
+            ylabel="denoising loss" if not self.recipe.anchor else "loss",
+            title=self.recipe.name,
+        )
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax
@@ -77,7 +81,11 @@ class PostTrainResult:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(folder / "clip.safetensors", self.clip.state_dict())
         save_weights(folder / "projector.safetensors", self.projector.state_dict())
-        for name, content in (("recipe", self.recipe.to_dict()), ("history", self.history), ("report", self.report)):
+        for name, content in (
+            ("recipe", self.recipe.to_dict()),
+            ("history", self.history),
+            ("report", self.report),
+        ):
             write_text(folder / f"{name}.json", json.dumps(content, indent=2, default=str) + "\n")
         return folder
 

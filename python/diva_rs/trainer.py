@@ -1,5 +1,9 @@
 """Trainer: the training step for people with their own loop, and the engine of `post_train`."""
 
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +13,7 @@ from diva_rs import _native
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.pieces import Pieces
+from diva_rs.pieces import Pieces, as_recipe
 from diva_rs.recipe import Recipe
 
 
@@ -19,11 +23,12 @@ class Trainer:
     Args:
         clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
         unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`.
-        recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``; without
-            it the learning rate stays constant after its warm-up.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
+            without it the learning rate stays constant after its warm-up.
 
     Raises:
         ConfigError: ``clip`` has no patch tokens or nothing to train, or the recipe does not fit the models.
+        DeviceError: CLIP's parameters lie on several devices.
 
     >>> trainer = Trainer(clip, teacher, Recipe(draws=2, density=0.5, lr=1e-3))
     >>> loss = trainer.step(torch.rand(4, 3, 32, 32))
@@ -32,14 +37,15 @@ class Trainer:
     """
 
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
-        self.recipe = Recipe.named(recipe) if isinstance(recipe, str) else recipe or Recipe()
+        self.recipe = as_recipe(recipe)
         self.clip = clip
         self.pieces = Pieces(clip, unet, self.recipe)
         self.steps_done = 0  # optimizer steps
         self.samples_seen = 0  # within this epoch: the default ids of samples that come without
         self.epoch = 0
         self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
-        self.metrics: dict[str, Any] = {}  # of the last step; tensors stay on the device until somebody reads them
+        # Of the last step; tensors stay on the device until somebody reads them.
+        self.metrics: dict[str, Any] = {}
         self._optimizer = self._make_optimizer()
 
     @property
@@ -69,14 +75,16 @@ class Trainer:
     def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Run one batch forward and backward.
 
-        Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last `apply`, so that
-        several calls are one larger batch, whatever their sizes.
+        Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last
+        `apply`, so that several calls are one larger batch, whatever their sizes. A batch that is refused
+        changes nothing; an error inside the step discards what was accumulated before.
 
         Args:
-            images: a batch as loaders give it: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with ``images``,
-                ``pixel_values``, ``latents``, ``ids``. Pixels are in the range that ``recipe.pixels`` declares.
-            ids: one key per sample (integers or strings) that decides its draws; by default the batch's own ids,
-                or the sample's number within the epoch.
+            images: a batch as loaders give it: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with
+                ``images``, ``pixel_values``, ``latents``, ``ids``. Pixels are in the range that
+                ``recipe.pixels`` declares.
+            ids: one key per sample (integers or strings) that decides its draws; by default the batch's own
+                ids, or the sample's number within the epoch.
             draws: explicit draws in place of keyed ones, for comparison with another implementation.
 
         Returns:
@@ -84,27 +92,30 @@ class Trainer:
 
         Raises:
             DataError, ShapeError: an image that cannot be used; names the sample.
-            DeviceError: CLIP was moved since this trainer was made.
+            DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
+                made.
 
         >>> trainer = Trainer(clip, teacher)
         >>> loss = trainer.accumulate({"images": torch.rand(2, 3, 32, 32), "ids": ["cat", "dog"]})
         >>> trainer.pending
         2
         """
-        inputs = self.pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
-        batch = len(inputs.images)
-        share = batch / (self.pending + batch)
         if self.pending == 0:
             self._clear()
-        else:
-            self._optimizer.scale_grads(1.0 - share)
-        try:
-            with self.pieces.plain():
-                losses = self.pieces.step.accumulate(inputs.images, inputs.targets, share, not self.warming_up)
-        except BaseException:
-            # Part of a batch may be in `.grad` already: no later step may build on it.
-            self.discard()
-            raise
+        with self.pieces.plain():
+            inputs = self.pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
+            batch = len(inputs.images)
+            share = batch / (self.pending + batch)
+            try:
+                if self.pending:
+                    self._optimizer.scale_grads(1.0 - share)
+                losses = self.pieces.step.accumulate(
+                    inputs.images, inputs.targets, share, not self.warming_up
+                )
+            except BaseException:
+                # Part of a batch may be in `.grad` already: no later step may build on it.
+                self.discard()
+                raise
         self.pending += batch
         self.samples_seen += batch
         self._note(losses, share)
@@ -112,6 +123,11 @@ class Trainer:
 
     def apply(self) -> None:
         """Clip the gradient, update the weights, and go on to the next step.
+
+        Raises:
+            ConfigError: no batch was accumulated.
+            DeviceError: CLIP was moved or cast since this trainer was made. The weights are unchanged then,
+                and the gradient is discarded.
 
         >>> trainer = Trainer(clip, teacher)
         >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
@@ -124,12 +140,18 @@ class Trainer:
         recipe = self.recipe
         schedule = recipe.schedule if recipe.steps is not None else "constant"
         factor = _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
-        with self.pieces.plain():
-            norm = self._optimizer.clip_grad_norm(recipe.grad_clip)
-            self._optimizer.step(factor, [not self.warming_up, True])
-        self.metrics.update(grad_norm=norm, lr=recipe.lr * factor, epoch=self.epoch, samples=self.pending)
-        self.pending = 0
-        self.steps_done += 1
+        # The weights and the count of steps change together: Ctrl-C waits for both.
+        with self.pieces.plain(), _uninterrupted():
+            try:
+                self.pieces.check_home()
+                norm = self._optimizer.clip_grad_norm(recipe.grad_clip)
+                self._optimizer.step(factor, [not self.warming_up, True])
+            except BaseException:
+                self.discard()
+                raise
+            self.metrics.update(grad_norm=norm, lr=recipe.lr * factor, epoch=self.epoch, samples=self.pending)
+            self.pending = 0
+            self.steps_done += 1
 
     def step(self, images: Any, ids: Any = None) -> Tensor:
         """`accumulate` and `apply` in one call; returns the loss.
@@ -162,7 +184,9 @@ class Trainer:
         self.samples_seen = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a later `load_state_dict` needs to go on bit for bit (a gradient not yet applied is not kept).
+        """Everything that a later `load_state_dict` needs to go on bit for bit.
+
+        A gradient that was not applied yet is not kept.
 
         >>> sorted(Trainer(clip, teacher).state_dict())
         ['counters', 'optimizer', 'parameters', 'recipe']
@@ -170,7 +194,11 @@ class Trainer:
         return {
             "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
             "optimizer": {name: value.clone() for name, value in self._optimizer.state().items()},
-            "counters": {"steps_done": self.steps_done, "samples_seen": self.samples_seen, "epoch": self.epoch},
+            "counters": {
+                "steps_done": self.steps_done,
+                "samples_seen": self.samples_seen,
+                "epoch": self.epoch,
+            },
             "recipe": self.recipe.to_dict(),
         }
 
@@ -183,19 +211,16 @@ class Trainer:
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())
         """
-        missing = {"parameters", "optimizer", "counters"} - set(state)
-        if missing:
-            raise WeightsError(f"not a state of Trainer: {sorted(missing)} is missing")
-        own, saved = self.parameters(), state["parameters"]
-        for name in sorted(own.keys() ^ saved.keys()):
-            raise WeightsError(f"parameter {name} is {'missing from' if name in own else 'unexpected in'} the saved state")
+        parts = {name: _mapping(state, name) for name in ("parameters", "optimizer", "counters")}
+        own, saved = self.parameters(), parts["parameters"]
+        for name in sorted(own.keys() ^ saved.keys(), key=str):
+            fault = "missing from" if name in own else "unexpected in"
+            raise WeightsError(f"parameter {name} is {fault} the saved state")
         for name, parameter in own.items():
-            if saved[name].shape != parameter.shape:
-                raise WeightsError(
-                    f"parameter {name} is {tuple(saved[name].shape)} in the saved state, here {tuple(parameter.shape)}"
-                )
-        counters = {name: int(state["counters"][name]) for name in ("steps_done", "samples_seen", "epoch")}
-        self._optimizer.load_state(dict(state["optimizer"]))
+            _check_like(name, saved[name], parameter)
+        counters = {name: _count(parts["counters"], name) for name in ("steps_done", "samples_seen", "epoch")}
+        self.pieces.check_home()
+        self._optimizer.load_state(dict(parts["optimizer"]))
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(saved[name])
@@ -207,7 +232,10 @@ class Trainer:
         projector_lr = recipe.lr if recipe.projector_lr is None else recipe.projector_lr
         return _native.Optimizer(
             recipe.optimizer,
-            [("clip", recipe.lr, self.pieces.parameters), ("projector", projector_lr, dict(self.projector.named_parameters()))],
+            [
+                ("clip", recipe.lr, self.pieces.parameters),
+                ("projector", projector_lr, dict(self.projector.named_parameters())),
+            ],
             momentum=recipe.momentum,
             betas=recipe.betas,
             eps=recipe.eps,
@@ -221,4 +249,46 @@ class Trainer:
     def _note(self, losses: tuple[Tensor, Tensor, Tensor], share: float) -> None:
         for name, value in zip(("loss", "denoising", "anchor"), losses, strict=True):
             before = self.metrics.get(name)
-            self.metrics[name] = value if share == 1.0 or before is None else before + share * (value - before)
+            self.metrics[name] = (
+                value if share == 1.0 or before is None else before + share * (value - before)
+            )
+
+
+def _mapping(state: Any, name: str) -> Mapping[str, Any]:
+    part = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(part, Mapping):
+        raise WeightsError(f"not a state of Trainer: {name!r} is missing or no mapping")
+    return part
+
+
+def _check_like(name: str, value: Any, parameter: Tensor) -> None:
+    found = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+    if found != (tuple(parameter.shape), parameter.dtype):
+        shown = f"{found[1]} {found[0]}" if isinstance(found, tuple) else f"a {found}"
+        raise WeightsError(
+            f"parameter {name} is {shown} in the saved state, here {parameter.dtype} {tuple(parameter.shape)}"
+        )
+
+
+def _count(counters: Mapping[str, Any], name: str) -> int:
+    value = counters.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise WeightsError(f"counter {name} is {value!r} in the saved state, expected a whole number from 0")
+    return value
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keeps a Ctrl-C until the end of the block. Python delivers it in the main thread only."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: kept.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if kept:
+            signal.raise_signal(signal.SIGINT)

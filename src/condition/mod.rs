@@ -87,7 +87,31 @@ pub struct BridgeGrads {
     pub params: Vec<Tensor>,
 }
 
+impl Head {
+    /// The same parameters, shared.
+    pub fn shallow_clone(&self) -> Self {
+        let share = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+        Head {
+            norm: self.norm.as_ref().map(|norm| Norm {
+                weight: share(&norm.weight),
+                bias: share(&norm.bias),
+                eps: norm.eps,
+            }),
+            proj: self
+                .proj
+                .as_ref()
+                .map(|proj| Proj { weight: proj.weight.shallow_clone(), transposed: proj.transposed }),
+        }
+    }
+}
+
 impl Bridge {
+    /// The same parameters, shared.
+    pub fn shallow_clone(&self) -> Self {
+        let (head, projector) = (self.head.shallow_clone(), self.projector.shallow_clone());
+        Bridge { head, projector, recap: self.recap, join: self.join }
+    }
+
     /// Checks that the parameters fit each other.
     ///
     /// Errors: `Weights` for a misshapen parameter, `Kind` and `Device` when the parameters are not all of one

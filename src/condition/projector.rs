@@ -31,6 +31,24 @@ pub(super) enum Saved {
 }
 
 impl Projector {
+    /// The same parameters, shared.
+    pub fn shallow_clone(&self) -> Self {
+        match self {
+            Projector::Linear { weight, bias } => Projector::Linear {
+                weight: weight.shallow_clone(),
+                bias: bias.as_ref().map(Tensor::shallow_clone),
+            },
+            Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => Projector::Mlp {
+                norm_weight: norm_weight.shallow_clone(),
+                norm_bias: norm_bias.shallow_clone(),
+                fc1_weight: fc1_weight.shallow_clone(),
+                fc1_bias: fc1_bias.shallow_clone(),
+                fc2_weight: fc2_weight.shallow_clone(),
+                fc2_bias: fc2_bias.shallow_clone(),
+            },
+        }
+    }
+
     /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm, Linear, GELU,
     /// Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`).
     ///

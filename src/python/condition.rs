@@ -12,9 +12,16 @@ use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoi
 
 /// From the tokens of a vision tower to the condition of a denoiser, with a hand-written backward pass.
 #[pyclass(frozen, name = "Bridge", module = "diva_rs._native")]
-struct PyBridge {
+pub struct PyBridge {
     core: Mutex<Bridge>,
     names: Vec<&'static str>,
+}
+
+impl PyBridge {
+    /// The bridge over the same parameters, for a step of its own.
+    pub fn core(&self) -> Bridge {
+        lock(&self.core).shallow_clone()
+    }
 }
 
 /// What `Bridge.backward` needs of one forward pass.

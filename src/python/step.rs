@@ -105,10 +105,8 @@ impl Step {
         if micro_batch == Some(0) {
             return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
         }
-        let original = original.map(|(tower, bridge)| Original {
-            tower: Box::new(Callback(tower)),
-            head: bridge.core().head,
-        });
+        let original = original
+            .map(|(tower, bridge)| Original { tower: Box::new(Callback(tower)), head: bridge.core().head });
         Ok(Step(Mutex::new(Core {
             tower: Box::new(Callback(tower)),
             denoiser: Box::new(Callback(denoiser)),

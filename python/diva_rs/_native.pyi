@@ -1,0 +1,122 @@
+"""The native core. Rust's documentation says what each part computes; Python code uses the wrappers around it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+__version__: str
+__all__ = ["Bridge", "DrawPlan", "Optimizer", "Schedule", "Step", "Tape", "__version__", "augment_seed", "lr_factor"]
+
+_Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+
+def augment_seed(seed: int, id: int, epoch: int) -> int: ...
+def lr_factor(schedule: str, step: int, warmup: int, steps: int) -> float: ...
+@final
+class DrawPlan:
+    def __new__(
+        cls,
+        seed: int,
+        draws: int,
+        latent_shape: Sequence[int],
+        patches: int,
+        choose: int | None = None,
+        replacement: bool | None = None,
+        density: float | None = None,
+        timesteps: str | None = None,
+        timestep_range: tuple[int, int] | None = None,
+        logit: tuple[float, float] | None = None,
+    ) -> DrawPlan: ...
+    def draw(
+        self, ids: npt.NDArray[np.uint64], epoch: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]]: ...
+
+@final
+class Schedule:
+    @staticmethod
+    def ddpm(
+        beta_schedule: str = "linear",
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        trained_betas: Any = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+    ) -> Schedule: ...
+    @staticmethod
+    def from_alphas_cumprod(alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> Schedule: ...
+    @staticmethod
+    def flow(sigmas: Tensor, num_train_timesteps: float = 1000.0) -> Schedule: ...
+    def add_noise(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def weights(self, timesteps: Tensor, min_snr: float, like: Tensor) -> Tensor: ...
+    @property
+    def alphas_cumprod(self) -> Tensor: ...
+    @property
+    def sigmas(self) -> Tensor: ...
+    @property
+    def prediction_type(self) -> str: ...
+    def __len__(self) -> int: ...
+
+@final
+class Tape: ...
+
+@final
+class Bridge:
+    def __new__(
+        cls,
+        norm: tuple[Tensor | None, Tensor | None, float] | None,
+        proj: tuple[Tensor, bool] | None,
+        projector: Mapping[str, Tensor],
+        recap: str,
+        window: int | None = None,
+        join: str = "mean",
+    ) -> Bridge: ...
+    def forward(self, tokens: Tensor, text: Tensor, choice: Tensor | None = None) -> tuple[Tensor, Tape]: ...
+    def backward(self, tape: Tape, grad: Tensor) -> tuple[Tensor, list[Tensor]]: ...
+    @property
+    def param_names(self) -> list[str]: ...
+
+@final
+class Optimizer:
+    def __new__(
+        cls,
+        method: str,
+        groups: Sequence[tuple[str, float, Mapping[str, Tensor]]],
+        momentum: float = 0.9,
+        betas: tuple[float, float] = ...,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> Optimizer: ...
+    def step(self, factor: float, active: list[bool]) -> None: ...
+    def clip_grad_norm(self, max: float | None) -> Tensor: ...
+    def zero_grad(self) -> None: ...
+    def scale_grads(self, factor: float) -> None: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+@final
+class Step:
+    def __new__(
+        cls,
+        tower: Callable[[Tensor], Tensor],
+        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor],
+        bridge: Bridge,
+        schedule: Schedule,
+        *,
+        loss: str = "mse",
+        draw_weights: Sequence[float] = ...,
+        min_snr: float | None = None,
+        anchor: float = 0.0,
+        original: tuple[Callable[[Tensor], Tensor], Bridge] | None = None,
+        micro_batch: int | None = None,
+    ) -> Step: ...
+    def accumulate(
+        self, images: Tensor, targets: _Targets, share: float = 1.0, train_tower: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def at_tokens(
+        self, tokens: Tensor, images: Tensor, targets: _Targets
+    ) -> tuple[Tensor, Tensor, list[Tensor]]: ...

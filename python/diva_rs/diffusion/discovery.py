@@ -1,0 +1,197 @@
+"""Where a teacher's parts are: given, in a pipeline, or on disk beside the denoiser; loaded when needed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diva_rs.clip import unwrap
+from diva_rs.diffusion.loading import denoiser_name, load_part
+from diva_rs.errors import ConfigError, WeightsError
+
+DENOISERS = ("UNet2DConditionModel", "DiTTransformer2DModel")
+SUPPORTED = (
+    "a diffusers UNet2DConditionModel or DiTTransformer2DModel, a pipeline that holds one, a diffusers "
+    "folder, a repository on the Hugging Face Hub, or a diva_rs.Teacher"
+)
+# A repository on the Hub is owner/name; anything that looks like a path is none.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_NAMES = {"vae": "VAE", "text_encoder": "text encoder"}
+_ARGUMENTS = {"vae": "vae", "scheduler": "scheduler"}
+
+
+class Parts:
+    """The parts of one diffusion model by their diffusers names: "vae", "scheduler", "text_encoder", ...
+
+    Args:
+        source: a denoiser, a pipeline, a folder (of a pipeline or of a denoiser) or a Hub repository.
+        given: parts that the caller supplies; they come before what is found.
+
+    Raises:
+        ConfigError: ``source`` is none of these, or its denoiser is of an unsupported class.
+        WeightsError: ``source`` is a folder whose denoiser cannot be loaded.
+
+    >>> parts = Parts(unet, {"scheduler": "mine"})
+    >>> parts.get("scheduler"), parts.where("scheduler")
+    ('mine', 'given')
+    >>> parts.get("vae") is None, parts.where("vae")
+    (True, 'not found')
+    """
+
+    def __init__(self, source: Any, given: dict[str, Any]) -> None:
+        self._parts: dict[str, Any] = {}
+        self._where: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
+        self._root: str | None = None  # the pipeline's folder or Hub repository
+        self.denoiser: nn.Module
+        if isinstance(source, (str, Path)):
+            self.denoiser = self._opened(str(source))
+        elif isinstance(source, nn.Module):
+            self.denoiser = self._given(source)
+        elif "DiffusionPipeline" in _bases(type(source)):
+            self.denoiser = self._in_pipeline(source)
+        else:
+            raise ConfigError(f"unet is a {type(source).__name__}, expected {SUPPORTED}")
+        self._parts["unet"] = self.denoiser
+        for name, part in given.items():
+            if part is not None:
+                self._parts[name], self._where[name] = _bare(part), "given"
+
+    def get(self, name: str) -> Any | None:
+        """The part, loaded at the first call; None when there is none.
+
+        Raises:
+            WeightsError: it is there, but cannot be loaded.
+        """
+        if name not in self._parts and self.findable(name):
+            assert self._root is not None
+            try:
+                self._parts[name] = load_part(self._root, name)
+                self._where[name] = f"from {self._root}/{name}"
+            except WeightsError as err:
+                if Path(self._root).is_dir():
+                    raise
+                # A repository without this part and a Hub out of reach look alike here: the message tells.
+                self._failed[name] = str(err)
+        return self._parts.get(name)
+
+    def need(self, name: str) -> Any:
+        """The part, or a ConfigError that says where it was looked for and which argument supplies it."""
+        part = self.get(name)
+        if part is None:
+            argument = _ARGUMENTS.get(name, "text_condition")
+            raise ConfigError(
+                f"no {_NAMES.get(name, name)} was found{self._searched(name)}: "
+                f"pass Teacher(unet, {argument}=...)"
+            )
+        return part
+
+    def loaded(self, name: str) -> Any | None:
+        """The part if it is in memory already."""
+        return self._parts.get(name)
+
+    def findable(self, name: str) -> bool:
+        """Whether the part could still be loaded from disk or the Hub; costs neither loading nor network."""
+        if self._root is None or name in self._parts or name in self._failed:
+            return False
+        folder = Path(self._root)
+        if folder.is_dir():
+            return (folder / name).is_dir()
+        return _HUB_NAME.fullmatch(self._root) is not None
+
+    def owned(self, name: str) -> bool:
+        """Whether the part was loaded here, so that nobody else holds it."""
+        return self._where.get(name, "").startswith("from ")
+
+    def where(self, name: str) -> str:
+        """Where the part is from, for people."""
+        if self.findable(name):
+            return f"in {self._root}/{name}, not loaded yet"
+        return self._where.get(name, "not found")
+
+    def _given(self, model: nn.Module) -> nn.Module:
+        model = _checked(unwrap(model))
+        self._where["unet"] = "given"
+        named = getattr(
+            getattr(model, "config", None), "_name_or_path", None
+        )  # written by diffusers' from_pretrained
+        if named:
+            self._root = _root_of(Path(str(named)))
+        return model
+
+    def _in_pipeline(self, pipeline: Any) -> nn.Module:
+        components: dict[str, Any] = pipeline.components
+        place = f"in the {type(pipeline).__name__}"
+        models = [components.get(name) for name in ("unet", "transformer")]
+        held = [model for model in models if isinstance(model, nn.Module)]
+        if not held:
+            raise ConfigError(
+                f"the {type(pipeline).__name__} holds no UNet and no transformer; expected {SUPPORTED}"
+            )
+        for name, part in components.items():
+            if part is not None:
+                self._parts[name], self._where[name] = _bare(part), place
+        self._where["unet"] = place
+        return _checked(unwrap(held[0]))
+
+    def _opened(self, source: str) -> nn.Module:
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            self._root = _root_of(folder)
+            root = Path(self._root)
+            if root != folder:
+                name = folder.name
+            else:
+                held = [
+                    name for name in ("unet", "transformer", "") if (folder / name / "config.json").is_file()
+                ]
+                if not held:
+                    raise ConfigError(
+                        f"{folder} is no diffusers folder: it has no unet/config.json, no "
+                        "transformer/config.json and no config.json"
+                    )
+                name = held[0]
+        elif not folder.exists() and _HUB_NAME.fullmatch(source):
+            self._root = source
+            try:
+                name = denoiser_name(source)
+            except WeightsError as err:
+                raise ConfigError(
+                    f"{source} is no folder here, and the Hugging Face Hub did not supply it: {err}"
+                ) from err
+        else:
+            raise ConfigError(
+                f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected {SUPPORTED}"
+            )
+        self._where["unet"] = f"from {self._root}/{name}" if name else f"from {self._root}"
+        return _checked(load_part(self._root, name))
+
+    def _searched(self, name: str) -> str:
+        if name in self._failed:
+            return f" ({self._failed[name]})"
+        if self._root is not None:
+            return f" in {self._root}"
+        if self._where["unet"] != "given":
+            return f" {self._where['unet']}"
+        return " (the denoiser does not say which folder it was loaded from)"
+
+
+def _bases(kind: type) -> set[str]:
+    return {base.__name__ for base in kind.__mro__}
+
+
+def _bare(part: Any) -> Any:
+    return unwrap(part) if isinstance(part, nn.Module) else part
+
+
+def _checked(model: Any) -> nn.Module:
+    if not isinstance(model, nn.Module) or not _bases(type(model)) & set(DENOISERS):
+        raise ConfigError(f"a {type(model).__name__} cannot be a teacher; expected {SUPPORTED}")
+    return model
+
+
+def _root_of(folder: Path) -> str:
+    """The pipeline's folder, also when the denoiser's own folder inside it is named."""
+    own = folder.name in ("unet", "transformer") and (folder / "config.json").is_file()
+    return str(folder.parent) if own else str(folder)

@@ -1,0 +1,107 @@
+"""Loading one part of a diffusers folder or Hub repository, strictly: no weight is ever left to chance."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from diva_rs._optional import require
+from diva_rs.errors import ConfigError, DivaError, WeightsError
+
+# Hugging Face's names of weight files: name[.variant][-00001-of-00002].safetensors
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
+
+
+def load_part(root: str, name: str) -> Any:
+    """The part ``name`` ("unet", "transformer", "vae", "scheduler", "tokenizer", ...) of a pipeline.
+
+    Args:
+        root: a pipeline folder, or a repository on the Hugging Face Hub (downloaded by its client).
+        name: the part's folder; "" for a folder that holds the denoiser alone.
+
+    Raises:
+        WeightsError: a file is damaged, or a weight is missing, unexpected or misshapen; with its key.
+        ConfigError: the part is of a class that is not supported.
+        DependencyError: diffusers or transformers is not installed.
+    """
+    place = f"{root}/{name}" if name else root
+    try:
+        if name.startswith("tokenizer"):
+            return require("transformers", extra="diffusers").CLIPTokenizer.from_pretrained(
+                root, subfolder=name
+            )
+        if name.startswith("text_encoder"):
+            return _text_encoder(root, name, place)
+        return _diffusers_part(root, name, place)
+    except DivaError:
+        raise
+    except Exception as err:  # json, safetensors, pickle, OS and network errors of two libraries
+        raise WeightsError(f"{place} could not be loaded: {type(err).__name__}: {err}") from err
+
+
+def variant_of(folder: Path) -> str | None:
+    """The variant ("fp16") of a folder that has its weights in that variant alone, otherwise None.
+
+    >>> variant_of(Path("no such folder")) is None
+    True
+    """
+    matches = [_WEIGHTS.fullmatch(file.name) for file in folder.glob("*")]
+    variants = {match[1] for match in matches if match}
+    return variants.pop() if len(variants) == 1 else None
+
+
+def denoiser_name(root: str) -> str:
+    """The folder of a pipeline's denoiser, "unet" or "transformer", as its model_index.json says."""
+    diffusers = require("diffusers", extra="diffusers")
+    try:
+        index = diffusers.DiffusionPipeline.load_config(root)
+    except Exception as err:
+        raise WeightsError(f"{root}/model_index.json could not be read: {err}") from err
+    return "unet" if "unet" in index else "transformer"
+
+
+def _diffusers_part(root: str, name: str, place: str) -> Any:
+    diffusers = require("diffusers", extra="diffusers")
+    subfolder = {"subfolder": name} if name else {}
+    # Any class of the kind reads the configuration of all of them; it names the class that is wanted.
+    reader = diffusers.DDPMScheduler if name == "scheduler" else diffusers.AutoencoderKL
+    class_name = str(reader.load_config(root, **subfolder).get("_class_name"))
+    kind = getattr(diffusers, class_name, None)
+    if kind is None:
+        raise ConfigError(f"{place} is a {class_name}, which diffusers {diffusers.__version__} does not know")
+    if name == "scheduler":
+        return kind.from_pretrained(root, **subfolder)
+    variant = variant_of(Path(root) / name)
+    model, info = kind.from_pretrained(root, variant=variant, output_loading_info=True, **subfolder)
+    _strict(place, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+def _text_encoder(root: str, name: str, place: str) -> Any:
+    transformers = require("transformers", extra="diffusers")
+    config = transformers.AutoConfig.from_pretrained(root, subfolder=name)
+    class_name = (config.architectures or ["unknown"])[0]
+    if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        raise ConfigError(
+            f"{place} is a {class_name}, only CLIP text encoders are run here: encode the prompt with its "
+            "own pipeline and pass Teacher(unet, text_condition=...)"
+        )
+    kind = getattr(transformers, class_name)
+    variant = variant_of(Path(root) / name)
+    model, info = kind.from_pretrained(root, subfolder=name, variant=variant, output_loading_info=True)
+    # Extra keys are usual here: text encoders are published inside files of a whole CLIP.
+    _strict(place, info, ("missing_keys", "mismatched_keys"))
+    # One prompt is encoded once: float32 costs nothing and half precision is not on every CPU.
+    return model.float()
+
+
+def _strict(place: str, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
+    for kind in kinds:
+        keys = sorted(str(key) for key in info[kind])
+        if keys:
+            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
+            raise WeightsError(
+                f"{place}: {len(keys)} {kind.replace('_', ' ')} ({shown}): the weights do not fit the "
+                "config.json beside them"
+            )

@@ -1,0 +1,70 @@
+"""SDXL's added condition: pooled text and image sizes, beside what the cross-attention reads."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_rs.diffusion.frozen import moved
+from diva_rs.errors import ConfigError, ShapeError
+
+_SIZES = 6  # original height and width, crop top and left, target height and width
+
+
+class AddedCondition:
+    """added_cond_kwargs of an SDXL UNet (arXiv 2307.01952, section 2.1 and 2.2), the same for every sample.
+
+    What is not given: the pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and the
+    sizes are those of the image, not cropped.
+
+    Args:
+        config: the UNet's configuration.
+        given: "text_embeds" (1, D) and "time_ids" (1, n), both, one or none of them.
+        factor: gives the pixels per latent along a side.
+
+    Raises:
+        ConfigError: another key is given.
+        ShapeError: a given tensor does not fit the UNet.
+    """
+
+    def __init__(self, config: Any, given: Mapping[str, Tensor], factor: Callable[[], int]) -> None:
+        for name, tensor in given.items():
+            if name not in ("text_embeds", "time_ids"):
+                raise ConfigError(f"added_cond_kwargs has {name!r}, expected text_embeds and time_ids")
+            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            if not isinstance(tensor, Tensor) or tensor.ndim != 2 or len(tensor) != 1:
+                raise ShapeError(
+                    f"added_cond_kwargs[{name!r}] is {shape}, expected a tensor (1, n), one for all samples"
+                )
+        self.text, self.time_ids = given.get("text_embeds"), given.get("time_ids")
+        self.factor = factor
+        # diffusers UNet2DConditionModel.get_aug_embed: the pooled text, then an embedding of each id.
+        total, each = int(config.projection_class_embeddings_input_dim), int(config.addition_time_embed_dim)
+        ids = _SIZES if self.time_ids is None else self.time_ids.shape[1]
+        self.text_width = total - ids * each if self.text is None else self.text.shape[1]
+        if self.text_width <= 0 or self.text_width + ids * each != total:
+            raise ShapeError(
+                f"this UNet's added embedding takes {total} values, but text_embeds of {self.text_width} and "
+                f"{ids} time_ids of {each} each make {self.text_width + ids * each}"
+            )
+        self.cache: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+
+    def like(self, noisy: Tensor) -> dict[str, Tensor]:
+        """The keyword argument for a batch ``noisy`` (B, C, h, w): text_embeds (B, D), time_ids (B, n)."""
+        key = (noisy.device, noisy.dtype, *noisy.shape[-2:])
+        if key not in self.cache:
+            self.cache[key] = self._made(noisy)
+        return {name: tensor.expand(len(noisy), -1) for name, tensor in self.cache[key].items()}
+
+    def _made(self, noisy: Tensor) -> dict[str, Tensor]:
+        text, time_ids = self.text, self.time_ids
+        if text is None:
+            text = noisy.new_zeros(1, self.text_width)
+        if time_ids is None:
+            height, width = (side * self.factor() for side in noisy.shape[-2:])
+            time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        return {
+            "text_embeds": moved(text.detach(), noisy.device, noisy.dtype),
+            "time_ids": moved(time_ids.detach(), noisy.device),
+        }

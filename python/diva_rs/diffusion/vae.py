@@ -1,0 +1,178 @@
+"""From images to what the teacher denoises: latents of an AutoencoderKL, or the pixels themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs.diffusion.discovery import Parts
+from diva_rs.diffusion.frozen import fitted, freeze, home, moved, plain
+from diva_rs.errors import ConfigError, ShapeError
+
+_PIXELS = 3  # channels of a denoiser that needs no VAE
+
+
+def check_vae(vae: Any, channels: int) -> None:
+    """Raise ConfigError unless ``vae`` is an AutoencoderKL whose latents have ``channels`` channels.
+
+    >>> check_vae(nn.Linear(2, 2), 4)
+    Traceback (most recent call last):
+    ...
+    diva_rs.errors.ConfigError: vae is a Linear, expected a diffusers AutoencoderKL
+    """
+    if not isinstance(vae, nn.Module) or "AutoencoderKL" not in {base.__name__ for base in type(vae).__mro__}:
+        raise ConfigError(f"vae is a {type(vae).__name__}, expected a diffusers AutoencoderKL")
+    config: Any = vae.config
+    if config.latent_channels != channels:
+        raise ConfigError(
+            f"the VAE's latents have {config.latent_channels} channels, the denoiser takes {channels}: pass "
+            "the VAE that it was trained with"
+        )
+
+
+def vae_of(
+    parts: Parts,
+    channels: int,
+    teacher: tuple[torch.device, torch.dtype],
+    device: torch.device | None,
+    precision: torch.dtype | None,
+) -> nn.Module | None:
+    """The frozen VAE for a denoiser of ``channels`` channels; None where it works on pixels.
+
+    A VAE that was given stays where and as it is, unless a device or precision is asked for; one that was
+    loaded here goes to the teacher's.
+
+    Raises:
+        ConfigError: there is none, or it does not fit the denoiser.
+    """
+    if channels == _PIXELS and parts.get("vae") is None:
+        return None
+    vae = parts.need("vae")
+    check_vae(vae, channels)
+    own_device, own_dtype = teacher if parts.owned("vae") else home(vae, "the VAE")
+    return freeze(fitted(vae, device or own_device, vae_dtype(vae, precision or own_dtype)))
+
+
+def pixels_per_latent(vae: nn.Module | None, channels: int) -> int:
+    """Along a side; without a VAE what is usual for a denoiser of ``channels`` channels.
+
+    >>> pixels_per_latent(None, 3), pixels_per_latent(None, 4)
+    (1, 8)
+    """
+    if vae is not None:
+        return downscale(vae)
+    return 1 if channels == _PIXELS else 8
+
+
+def downscale(vae: nn.Module) -> int:
+    """Pixels per latent along a side: diffusers' AutoencoderKL halves after every block but the last."""
+    config: Any = vae.config
+    return 1 << (len(config.block_out_channels) - 1)
+
+
+def vae_dtype(vae: nn.Module, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that the VAE computes in when the teacher computes in ``dtype``.
+
+    A VAE with ``force_upcast`` overflows in half precision (known of SDXL's), so it runs in float32.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and getattr(vae.config, "force_upcast", True) else dtype
+
+
+def latents_of(
+    vae: nn.Module | None,
+    images: Tensor,
+    channels: int,
+    seeds: Sequence[int] | None,
+    noise: Tensor | None,
+    micro_batch: int,
+) -> Tensor:
+    """What a denoiser of ``channels`` channels denoises, for images (B, 3, H, W): see `Teacher.encode`.
+
+    >>> latents_of(None, torch.zeros(1, 3, 8, 8), 3, None, None, 8).shape
+    torch.Size([1, 3, 8, 8])
+    """
+    factor = 1 if vae is None else downscale(vae)
+    config: Any = None if vae is None else vae.config
+    check_images(images, channels if vae is None else int(config.in_channels), factor)
+    if micro_batch < 1:
+        raise ConfigError(f"micro_batch is {micro_batch}, expected at least 1 image")
+    if seeds is not None and noise is not None:
+        raise ConfigError("both seeds and noise are given: the posterior is sampled with one of them")
+    if vae is None:
+        if seeds is not None or noise is not None:
+            raise ConfigError(
+                "this teacher works on pixels, which have no posterior: leave out seeds and noise"
+            )
+        return images.detach()
+    shape = (channels, images.shape[2] // factor, images.shape[3] // factor)
+    if seeds is not None:
+        if len(seeds) != len(images):
+            raise ShapeError(f"{len(seeds)} seeds for {len(images)} images: one per sample")
+        noise = posterior_noise(seeds, shape, images)
+    if noise is not None and tuple(noise.shape) != (len(images), *shape):
+        raise ShapeError(f"noise is {tuple(noise.shape)}, expected {(len(images), *shape)} like the latents")
+    return _encoded(vae, images, noise, micro_batch)
+
+
+def check_images(images: Tensor, channels: int, factor: int) -> None:
+    """Raise ShapeError unless images is floating point (B, channels, H, W), H and W multiples of ``factor``.
+
+    >>> check_images(torch.zeros(1, 3, 30, 32), 3, 8)
+    Traceback (most recent call last):
+    ...
+    diva_rs.errors.ShapeError: images is (1, 3, 30, 32): height and width must be multiples of 8, as ...
+    """
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != channels:
+        raise ShapeError(f"images is {shape}, expected (B, {channels}, H, W) with pixels in [-1, 1]")
+    if not images.is_floating_point():
+        raise ShapeError(f"images is {images.dtype}, expected floating point: for uint8, images / 127.5 - 1")
+    if 0 in shape:
+        raise ShapeError(f"images is {shape}: nothing to encode")
+    if shape[2] % factor or shape[3] % factor:
+        raise ShapeError(
+            f"images is {shape}: height and width must be multiples of {factor}, as the VAE scales them down"
+        )
+
+
+def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Standard normal noise (B, *shape), one seed per sample, drawn on the host: the same on every device.
+
+    >>> a, b = posterior_noise([7, 7], (4, 2, 2), torch.zeros(1))
+    >>> torch.equal(a, b)
+    True
+    """
+    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+    noise = torch.stack(rows)
+    return moved(noise.pin_memory() if like.is_cuda else noise, like.device, like.dtype)
+
+
+def _encoded(vae: Any, images: Tensor, noise: Tensor | None, micro_batch: int) -> Tensor:
+    # diffusers DiagonalGaussianDistribution: its mean, or mean + std * noise.
+    device, dtype = home(vae, "the VAE")
+    parts = []
+    with torch.no_grad(), plain(device):
+        for start in range(0, len(images), micro_batch):
+            stop = start + micro_batch
+            posterior = vae.encode(moved(images[start:stop], device, dtype)).latent_dist
+            latents: Tensor = posterior.mean
+            if noise is not None:
+                latents = latents + posterior.std * moved(noise[start:stop], device, dtype)
+            parts.append(_scaled(vae.config, latents))
+        return moved(torch.cat(parts), images.device, images.dtype)
+
+
+def _scaled(config: Any, latents: Tensor) -> Tensor:
+    # diffusers' pipelines and training scripts: first shift, then scale; some SDXL models shift per channel.
+    scale = float(config.scaling_factor)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        return (latents - _per_channel(mean, latents)) * scale / _per_channel(std, latents)
+    shift = getattr(config, "shift_factor", None)
+    return (latents if shift is None else latents - float(shift)) * scale
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return moved(torch.tensor(values, dtype=like.dtype).view(1, -1, 1, 1), like.device)

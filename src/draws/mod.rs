@@ -1,0 +1,134 @@
+//! Draws: the timesteps, noise and token choices of a batch, each a function of (seed, sample id, epoch, draw, purpose).
+//!
+//! Nothing depends on the order of calls, so a run can be replayed to the bit: on any device, for any batch order,
+//! micro-batch size, number of threads, workers or ranks, and after a resume. (Stratified timesteps are spread over the
+//! batch they are drawn for: draw for the whole batch, then slice.) All of it is arithmetic that is the same to the
+//! bit on every processor, except the `exp` and `ln` behind logit-normal timesteps.
+
+mod check;
+mod keys;
+mod noise;
+mod timesteps;
+mod tokens;
+
+pub use check::{MAX_BYTES, MAX_DIMS, MAX_DRAWS, MAX_PATCHES, MAX_TIMESTEP};
+pub use keys::{augment_seed, Key, Purpose};
+
+use crate::error::{DivaError, Result};
+use crate::threads::install;
+
+/// How timesteps are spread over `range`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Timesteps {
+    /// Each equally likely, independently.
+    Uniform,
+    /// The range cut into B*N equal strata, each hit exactly once: less variance in the loss, same expectation.
+    Stratified,
+    /// `lo + floor(sigmoid(mean + std * normal) * (hi - lo))` (Esser et al., arXiv 2403.03206, section 3.1).
+    LogitNormal { mean: f64, std: f64 },
+}
+
+/// Which patches a draw shows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TokenRule {
+    /// No choice: `tokens` is empty.
+    None,
+    /// `k` of the patches in random order, distinct unless `replacement`.
+    Choose { k: usize, replacement: bool },
+    /// Each patch with probability `density`: entry i is i where patch i is kept and -1, an empty slot, where not.
+    Bernoulli { density: f64 },
+}
+
+/// What to draw for each sample.
+///
+/// ```
+/// use diva_rs::draws::{DrawPlan, Timesteps, TokenRule};
+/// let plan = DrawPlan {
+///     seed: 0,
+///     draws: 2,
+///     timesteps: Timesteps::Uniform,
+///     range: (0, 1000),
+///     latent: vec![4, 8, 8],
+///     patches: 16,
+///     tokens: TokenRule::Choose { k: 5, replacement: false },
+/// }
+/// .validated()?;
+/// let draws = plan.draw(&[10, 11, 12], 0)?;
+/// assert_eq!((draws.timesteps.len(), draws.noise.len(), draws.tokens.len()), (6, 6 * 256, 6 * 5));
+/// // Sample 12 draws the same alone.
+/// assert_eq!(plan.draw(&[12], 0)?.noise, draws.noise[4 * 256..]);
+/// # Ok::<(), diva_rs::DivaError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct DrawPlan {
+    pub seed: u64,
+    /// N, the diffusion draws per sample.
+    pub draws: usize,
+    pub timesteps: Timesteps,
+    /// Timesteps lie in `range.0..range.1`.
+    pub range: (i64, i64),
+    /// Shape of one sample's latent, without batch and draw.
+    pub latent: Vec<usize>,
+    /// P, the patches of a sample; unused where no token is chosen.
+    pub patches: usize,
+    pub tokens: TokenRule,
+}
+
+/// The draws of a batch, row-major.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draws {
+    /// (B, N)
+    pub timesteps: Vec<i64>,
+    /// (B, N, latent..), standard normal
+    pub noise: Vec<f32>,
+    /// (B, N, k), patch indices from 0; -1 is an empty slot
+    pub tokens: Vec<i64>,
+    /// Width of `tokens`.
+    pub k: usize,
+}
+
+impl DrawPlan {
+    /// The plan, or the first thing that is wrong with it.
+    pub fn validated(self) -> Result<Self> {
+        self.check().map(|()| self)
+    }
+
+    /// k, the width of the token choices.
+    pub fn width(&self) -> usize {
+        match self.tokens {
+            TokenRule::None => 0,
+            TokenRule::Choose { k, .. } => k,
+            TokenRule::Bernoulli { .. } => self.patches,
+        }
+    }
+
+    /// The draws of the samples `ids` in epoch `epoch`. A sample that occurs twice draws the same twice (except for
+    /// stratified timesteps, where each occurrence has strata of its own).
+    pub fn draw(&self, ids: &[u64], epoch: u64) -> Result<Draws> {
+        let sizes = self.sizes(ids.len())?;
+        let mut timesteps = filled("timesteps", sizes.rows, 0)?;
+        let mut noise = filled("noise", sizes.noise, 0.0)?;
+        let mut tokens = filled("token choices", sizes.tokens, 0)?;
+        let k = self.width();
+        install(|| {
+            timesteps::fill(self, ids, epoch, &mut timesteps)?;
+            tokens::fill(self, ids, epoch, k, &mut tokens);
+            noise::fill(self, ids, epoch, sizes.latent, &mut noise);
+            Ok(Draws { timesteps, noise, tokens, k })
+        })?
+    }
+}
+
+/// `count` copies of `value`, or an error where the memory is not there: a plain `vec!` would abort the process.
+fn filled<T: Clone>(what: &str, count: usize, value: T) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).map_err(|_| DivaError::Device {
+        op: "draws",
+        what: format!(
+            "{count} values of {what} do not fit into the host's memory; draw for fewer samples at a time (`batch`, \
+             `micro_batch`) or use fewer `draws`"
+        ),
+    })?;
+    values.resize(count, value);
+    Ok(values)
+}
