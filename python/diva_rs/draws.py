@@ -1,8 +1,8 @@
-"""Draws: the timesteps, noise and token choices of a batch, each a function of (seed, sample id, epoch, draw).
+"""Draws: timesteps, noise and token choices of a batch, each a function of (seed, sample id, epoch, draw).
 
-The numbers come from ChaCha8 streams keyed by what they are for, never from the order of calls: the same seed and the
-same samples give the same draws on CPU and GPU, for any batch order, micro-batch size, thread count, number of workers
-and ranks, before and after a resume.
+The numbers come from ChaCha8 streams keyed by what they are for, never from the order of calls: the same seed
+and the same samples give the same draws on CPU and GPU, for any batch order, micro-batch size, thread count,
+number of workers and ranks, before and after a resume.
 
 >>> import diva_rs
 >>> draws = diva_rs.draw(seed=0, ids=[7, 8, 9], draws=2, latent_shape=(4, 8, 8), patches=16, choose=5)
@@ -59,8 +59,12 @@ class Draws:
         for name, shape in expected.items():
             value = getattr(self, name)
             if not isinstance(value, np.ndarray | torch.Tensor):
-                raise ShapeError(f"Draws: `{name}` is a {type(value).__name__}, expected a NumPy array or a tensor")
-            rank_fits = value.ndim >= 3 if name == "noise" else value.ndim == (2 if name == "timesteps" else 3)
+                raise ShapeError(
+                    f"Draws: `{name}` is a {type(value).__name__}, expected a NumPy array or a tensor"
+                )
+            rank_fits = (
+                value.ndim >= 3 if name == "noise" else value.ndim == (2 if name == "timesteps" else 3)
+            )
             if not rank_fits or tuple(value.shape[:2]) != lead:
                 raise ShapeError(
                     f"Draws: `{name}` has shape {tuple(value.shape)}, expected {shape} with the (B, N) of "
@@ -91,16 +95,18 @@ class Draws:
     def tensors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(timesteps, noise, tokens)`` on the device of ``like``: int64, the dtype of ``like``, int64.
 
-        Host arrays go to a CUDA device through pinned memory and without blocking. On the CPU nothing is copied where
-        the dtype fits already, so the tensors share the memory of the arrays. Raises ShapeError where ``like`` is not
-        floating point.
+        Host arrays go to a CUDA device through pinned memory and without blocking. On the CPU nothing is
+        copied where the dtype fits already, so the tensors share the memory of the arrays. Raises ShapeError
+        where ``like`` is not floating point.
 
         >>> draws = draw(seed=0, ids=[1], draws=2, latent_shape=(4, 8, 8), patches=16, choose=5)
         >>> [tuple(t.shape) for t in draws.tensors(torch.zeros(1, dtype=torch.float64))]
         [(1, 2), (1, 2, 4, 8, 8), (1, 2, 5)]
         """
         if not like.is_floating_point():
-            raise ShapeError(f"Draws.tensors: `like` is {like.dtype}, expected floating point: noise takes its dtype")
+            raise ShapeError(
+                f"Draws.tensors: `like` is {like.dtype}, expected floating point: noise takes its dtype"
+            )
         return (
             _place(self.timesteps, like.device, torch.int64),
             _place(self.noise, like.device, like.dtype),
@@ -112,13 +118,16 @@ class Draws:
 class DrawPlan:
     """What to draw for each sample, checked once.
 
-    ``seed`` 0..2**64-1; ``draws`` N per sample; ``latent_shape`` of one sample, without batch and draw; ``patches`` P
-    of the vision tower. Tokens: ``choose`` k of P (distinct unless ``replacement``), or each patch with probability
-    ``density`` (then k = P, and a patch that is not kept is an empty slot, -1), or none.
+    ``seed`` 0..2**64-1; ``draws`` N per sample; ``latent_shape`` of one sample, without batch and draw;
+    ``patches`` P of the vision tower. Tokens: ``choose`` k of P (distinct unless ``replacement``), or each
+    patch with probability ``density`` (then k = P, and a patch that is not kept is an empty slot, -1), or
+    none.
 
-    ``timesteps`` lie in ``timestep_range`` (low, high), high excluded: ``"uniform"``; ``"stratified"`` (the range is cut
-    into B*N equal strata and each is hit once); ``"logit-normal"`` (``low + floor(sigmoid(logit_mean + logit_std *
-    normal) * (high - low))``, arXiv 2403.03206 section 3.1). Raises ConfigError naming the field that is wrong.
+    ``timesteps`` lie in ``timestep_range`` (low, high), high excluded: ``"uniform"``; ``"stratified"`` (the
+    range is cut into B*N equal strata and each is hit once); ``"logit-normal"`` (``low + floor(s * (high -
+    low))``, s the sigmoid of ``logit_mean + logit_std * normal``, arXiv 2403.03206 section 3.1).
+
+    Raises ConfigError naming the field that is wrong.
 
     >>> plan = DrawPlan(seed=0, draws=2, latent_shape=(4, 8, 8), timesteps="stratified")
     >>> sorted((plan.draw(["a.png", "b.png"]).timesteps.ravel() // 250).tolist())
@@ -164,9 +173,9 @@ class DrawPlan:
     def draw(self, ids: Iterable[Any], epoch: int = 0) -> Draws:
         """The draws of the samples ``ids`` (see :func:`sample_keys`) in epoch ``epoch``.
 
-        A sample's draws do not depend on the others in the batch, except for stratified timesteps, which are spread
-        over the batch that is given: draw for the whole batch, then slice. Raises DataError for ids that cannot be
-        used or an empty batch, DeviceError where the host's memory does not hold the result.
+        A sample's draws do not depend on the others in the batch, except for stratified timesteps, which are
+        spread over the batch that is given: draw for the whole batch, then slice. Raises DataError for ids
+        that cannot be used or an empty batch, DeviceError where the host's memory does not hold the result.
 
         >>> plan = DrawPlan(seed=0, draws=1, latent_shape=(4,))
         >>> bool((plan.draw([1, 2]).noise == plan.draw([2, 1]).noise[::-1]).all())
@@ -185,10 +194,11 @@ def draw(
     replacement: bool = False,
     epoch: int = 0,
 ) -> Draws:
-    """Uniform timesteps in [0, 1000), noise and token choices for the samples ``ids``: a :class:`DrawPlan` in one call.
+    """Uniform timesteps in [0, 1000), noise and token choices for the samples ``ids``, in one call.
 
-    Returns ``Draws(timesteps int64 (B, N), noise float32 (B, N, *latent_shape), tokens int64 (B, N, k))`` as NumPy
-    arrays. Raises ConfigError for a setting and DataError for ids that cannot be used.
+    Returns ``Draws(timesteps int64 (B, N), noise float32 (B, N, *latent_shape), tokens int64 (B, N, k))`` as
+    NumPy arrays. Raises ConfigError for a setting and DataError for ids that cannot be used. See
+    :class:`DrawPlan` for other timesteps and token rules.
 
     >>> draw(seed=0, ids=["a.png"], draws=2, latent_shape=(4, 8, 8), patches=16, choose=3).tokens.shape
     (1, 2, 3)
@@ -198,7 +208,7 @@ def draw(
 
 
 def augment_seed(seed: int, sample: Any, epoch: int = 0) -> int:
-    """A 63-bit seed for the image augmentation of one sample (its id, as in :func:`sample_keys`) in one epoch.
+    """A 63-bit seed for the image augmentation of one sample in one epoch; ``sample`` is its id.
 
     >>> generator = torch.Generator().manual_seed(augment_seed(0, "a.png"))
     """
@@ -208,9 +218,9 @@ def augment_seed(seed: int, sample: Any, epoch: int = 0) -> int:
 def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     """Sample ids as the 64-bit keys of their streams, (B,) uint64.
 
-    Whole numbers (Python, NumPy, tensors) from 0 to 2**64 - 1 are taken as they are; strings are hashed (BLAKE2b with
-    8 bytes, little-endian, over UTF-8). Raises DataError naming the index of an id that is negative, too large or of
-    another type.
+    Whole numbers (Python, NumPy, tensors) from 0 to 2**64 - 1 are taken as they are; strings are hashed
+    (BLAKE2b with 8 bytes, little-endian, over UTF-8). Raises DataError naming the index of an id that is
+    negative, too large or of another type.
 
     >>> sample_keys([3, 4])
     array([3, 4], dtype=uint64)
@@ -219,7 +229,9 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     """
     if isinstance(ids, torch.Tensor):
         if ids.is_meta:
-            raise DataError("ids: a tensor on the meta device holds no numbers; give the ids as numbers or strings")
+            raise DataError(
+                "ids: a tensor on the meta device holds no numbers; give the ids as numbers or strings"
+            )
         ids = ids.detach().cpu().numpy()
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1:
@@ -228,7 +240,9 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
             return np.ascontiguousarray(ids, dtype=np.uint64)
         ids = ids.tolist()
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise DataError(f"ids: {_short(ids)} is a single value, expected one id per sample, such as [{_short(ids)}]")
+        raise DataError(
+            f"ids: {_short(ids)} is a single value, expected one id per sample, such as [{_short(ids)}]"
+        )
     return np.array([_key(index, value) for index, value in enumerate(ids)], dtype=np.uint64)
 
 
@@ -244,7 +258,8 @@ def _key(index: int, value: Any) -> int:
             return int(value)
         raise DataError(f"ids[{index}] is {_short(value)}, expected 0 to 2**64 - 1")
     raise DataError(
-        f"ids[{index}] is {_short(value)} ({type(value).__name__}), expected a whole number or a string for each sample"
+        f"ids[{index}] is {_short(value)} ({type(value).__name__}), expected a whole number or a string for "
+        "each sample"
     )
 
 
@@ -252,7 +267,7 @@ def _short(value: Any) -> str:
     try:
         text = repr(value)
     except Exception:  # whole numbers of more than 4300 digits, objects that cannot be shown
-        text = f"a {type(value).__name__}"
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
@@ -267,7 +282,7 @@ def _kind(value: Array) -> str:
 
 def _place(value: Array, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     if isinstance(value, np.ndarray):
-        # torch takes neither negative strides, nor foreign byte orders, nor read-only memory, nor long doubles.
+        # torch takes no negative strides, foreign byte orders, read-only memory or long doubles.
         if _kind(value) == "i":
             value = np.require(value, np.int64, ["C", "W"])
         elif value.dtype not in (np.float16, np.float32, np.float64) or not value.dtype.isnative:
@@ -277,6 +292,6 @@ def _place(value: Array, device: torch.device, dtype: torch.dtype) -> torch.Tens
         value = torch.from_numpy(value)
     if device.type == "cuda" and value.device.type == "cpu":
         value = value.pin_memory()
-    # In two moves: a copy that changes device and dtype at once casts on the host, into memory that is not pinned. Only
-    # towards CUDA is it safe not to wait: a copy to the host would be read before it has arrived.
+    # In two moves: a copy that changes device and dtype at once casts on the host, into memory that is not
+    # pinned. Only towards CUDA is it safe not to wait: a copy to the host could be read too soon.
     return value.to(device, non_blocking=device.type == "cuda").to(dtype)
