@@ -72,18 +72,18 @@ pub(super) fn head(head: &Head, tokens: &Tensor) -> Result<Kind> {
     Ok(kind)
 }
 
-/// The gradient must have the shape of the condition that `plan` describes.
-pub(super) fn gradient(plan: &Plan, grad: &Tensor, bridge: &Bridge) -> Result<()> {
+/// The gradient must have the shape of the condition that `plan` describes, and the bridge must be its own.
+pub(super) fn gradient(plan: &Plan, grad: &Tensor, bridge: &Bridge, sizes: &Sizes) -> Result<()> {
+    let widths = (sizes.width, sizes.channels);
+    if bridge.recap != plan.recap || bridge.join != plan.join || widths != (plan.width, plan.channels) {
+        return Err(DivaError::config(OP, "the tape was recorded by another bridge"));
+    }
     let expected = plan.condition();
     if grad.size() != expected {
         return Err(DivaError::shape(OP, "grad", grad, format!("{expected:?}, the shape of the condition")));
     }
     floating(grad, "grad")?;
-    if bridge.recap != plan.recap || bridge.join != plan.join {
-        return Err(DivaError::config(OP, "the tape was recorded by another bridge"));
-    }
-    let (_, device) = alike(&bridge.params())?;
-    same_device(grad, "grad", device)
+    same_device(grad, "grad", sizes.device)
 }
 
 pub(super) fn rank(tensor: &Tensor, name: &str, rank: usize, layout: &str) -> Result<()> {
@@ -108,9 +108,20 @@ pub(super) fn same_device(tensor: &Tensor, name: &str, device: Device) -> Result
     if found == device {
         return Ok(());
     }
+    let (found, device) = (place(found), place(device));
     let what =
-        format!("`{name}` is on {found:?} but the bridge's parameters are on {device:?}: move one of them");
+        format!("`{name}` is on {found} but the bridge's parameters are on {device}: move one of them");
     Err(DivaError::Device { op: OP, what })
+}
+
+/// A device as PyTorch writes it. tch has no name for `meta`, which it reports as its neighbour.
+fn place(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".to_string(),
+        Device::Cuda(index) => format!("cuda:{index}"),
+        Device::Mps => "meta or mps".to_string(),
+        Device::Vulkan => "vulkan".to_string(),
+    }
 }
 
 /// The one dtype and device of all parameters.
@@ -126,10 +137,9 @@ fn alike(params: &[(&'static str, &Tensor)]) -> Result<(Kind, Device)> {
             return Err(DivaError::Kind { op: OP, name: key.to_string(), got, expected });
         }
         if param.device() != device {
-            let what = format!(
-                "`{key}` is on {:?} but `{first}` is on {device:?}: all parameters of the bridge share one device",
-                param.device()
-            );
+            let (found, device) = (place(param.device()), place(device));
+            let what =
+                format!("`{key}` is on {found} but `{first}` is on {device}: the bridge needs one device");
             return Err(DivaError::Device { op: OP, what });
         }
     }

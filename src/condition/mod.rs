@@ -145,7 +145,10 @@ impl Bridge {
         let sizes = check::parameters(self)?;
         let plan = Plan::new(self, &sizes, tokens, text, choice)?;
         let kind = tokens.f_kind()?;
-        let text = text.f_detach()?.f_to_kind(sizes.kind)?;
+        let text = match plan.text {
+            0 => text.shallow_clone(),
+            _ => text.f_detach()?.f_to_kind(sizes.kind)?,
+        };
         let mut tape = Tape {
             kind,
             tokens: tokens.f_detach()?,
@@ -184,7 +187,7 @@ impl Bridge {
         let _guard = tch::no_grad_guard();
         let sizes = check::parameters(self)?;
         let plan = &tape.plan;
-        check::gradient(plan, grad, self)?;
+        check::gradient(plan, grad, self, &sizes)?;
         let Some(flow) = &tape.flow else {
             let params: std::result::Result<_, _> =
                 self.params().into_iter().map(|(_, param)| param.f_zeros_like()).collect();
@@ -257,3 +260,6 @@ pub fn embed(head: &Head, tokens: &Tensor) -> Result<Tensor> {
     };
     head.project(&pooled)
 }
+
+#[cfg(test)]
+mod tests;

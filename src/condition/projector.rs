@@ -38,14 +38,16 @@ impl Projector {
                 weight: weight.shallow_clone(),
                 bias: bias.as_ref().map(Tensor::shallow_clone),
             },
-            Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => Projector::Mlp {
-                norm_weight: norm_weight.shallow_clone(),
-                norm_bias: norm_bias.shallow_clone(),
-                fc1_weight: fc1_weight.shallow_clone(),
-                fc1_bias: fc1_bias.shallow_clone(),
-                fc2_weight: fc2_weight.shallow_clone(),
-                fc2_bias: fc2_bias.shallow_clone(),
-            },
+            Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
+                Projector::Mlp {
+                    norm_weight: norm_weight.shallow_clone(),
+                    norm_bias: norm_bias.shallow_clone(),
+                    fc1_weight: fc1_weight.shallow_clone(),
+                    fc1_bias: fc1_bias.shallow_clone(),
+                    fc2_weight: fc2_weight.shallow_clone(),
+                    fc2_bias: fc2_bias.shallow_clone(),
+                }
+            }
         }
     }
 
