@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __version__: str = _native.__version__
 
-# Public names and the rooms they live in, imported at first use: `import diva_rs` stays about as quick as `import torch`.
+# Public names and the rooms they live in, imported at first use: `import diva_rs` costs little over torch.
 _ROOMS = {
     "DrawPlan": "draws",
     "Draws": "draws",
@@ -51,7 +51,7 @@ _ROOMS = {
     "draw": "draws",
     "post_train": "post_training",
 }
-_SUBMODULES = ("callbacks", "clip", "data", "diffusion", "draws", "errors", "recipe")
+_SUBMODULES = ("callbacks", "checkpoint", "clip", "data", "diffusion", "draws", "errors", "recipe")
 
 __all__ = [
     "ConfigError",

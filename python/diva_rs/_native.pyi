@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 __version__: str
-__all__ = ["Bridge", "DrawPlan", "Optimizer", "Schedule", "Step", "Tape", "__version__", "augment_seed", "lr_factor"]
+__all__ = ["Bridge", "DrawPlan", "Optimizer", "Recording", "Schedule", "Step", "Tape", "VisionTransformer", "__version__", "augment_seed", "lr_factor"]
 
 _Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
@@ -102,7 +102,7 @@ class Optimizer:
 class Step:
     def __new__(
         cls,
-        tower: Callable[[Tensor], Tensor],
+        tower: Callable[[Tensor], Tensor] | VisionTransformer,
         denoiser: Callable[[Tensor, Tensor, Tensor], Tensor],
         bridge: Bridge,
         schedule: Schedule,
@@ -111,7 +111,7 @@ class Step:
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
         anchor: float = 0.0,
-        original: tuple[Callable[[Tensor], Tensor], Bridge] | None = None,
+        original: tuple[Callable[[Tensor], Tensor] | VisionTransformer, Bridge] | None = None,
         micro_batch: int | None = None,
     ) -> Step: ...
     def accumulate(
@@ -120,3 +120,15 @@ class Step:
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets
     ) -> tuple[Tensor, Tensor, list[Tensor]]: ...
+
+@final
+class Recording: ...
+
+@final
+class VisionTransformer:
+    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> VisionTransformer: ...
+    def tokens(self, images: Tensor) -> Tensor: ...
+    def record(self, images: Tensor) -> tuple[Tensor, Recording]: ...
+    def backward(self, recording: Recording, gradient: Tensor) -> None: ...
+    @property
+    def checkpoint(self) -> bool: ...

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diva_rs.errors import DataError, WeightsError
+
+_STATE_FILES = {"parameters.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -64,7 +66,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write a name -> tensor map as safetensors, atomically; tensors that share storage are written once each.
+    """Write a name -> tensor map as safetensors, atomically. Shared storage is written once per name.
 
     Raises:
         DataError: it cannot be written; whatever was there is unchanged.
@@ -77,7 +79,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """
     with _replacing(path) as beside:
         # clone: safetensors refuses views of one storage, and a later step must not change what is written.
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, beside)
+        save_file(
+            {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, beside
+        )
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
 
@@ -99,16 +103,21 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
-    """Write a `Trainer.state_dict` as a folder that appears whole or not at all, in the place of an older one.
+    """Write a `Trainer.state_dict` as a folder that appears whole or not at all, in place of an older one.
 
     Raises:
-        DataError: it cannot be written; an older one is unchanged.
+        DataError: it cannot be written, or ``folder`` holds something else; what is there is unchanged.
 
     >>> import tempfile
     >>> folder = save_state(Path(tempfile.mkdtemp()) / "checkpoint", Trainer(clip, teacher).state_dict())
     >>> sorted(file.name for file in folder.iterdir())
     ['optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
+    others = {file.name for file in folder.iterdir()} - _STATE_FILES if folder.is_dir() else set()
+    if others:
+        raise DataError(
+            f"{folder} holds {sorted(others)[0]!r}, which is no checkpoint's: choose another folder"
+        )
     with _replacing(folder) as beside:
         beside.mkdir(parents=True)
         save_weights(beside / "parameters.safetensors", state["parameters"])
@@ -150,8 +159,8 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def _replacing(path: Path) -> Iterator[Path]:
     """A place beside ``path`` to write to; it takes the place of ``path`` at the end, or nothing changes."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    _remove(beside)
     try:
+        _remove(beside)
         yield beside
         _into_place(beside, path)
     except (OSError, SafetensorError) as err:
@@ -162,14 +171,14 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 def _into_place(beside: Path, path: Path) -> None:
     aside = _old(path)
-    moved = path.is_dir()
-    if moved:  # a rename replaces a file, but no folder that holds something
-        _remove(aside)
-        os.replace(path, aside)
+    moved = beside.is_dir() and path.is_dir()
     try:
+        if moved:  # a rename replaces a file, but no folder that holds something
+            _remove(aside)
+            os.replace(path, aside)
         os.replace(beside, path)
     except BaseException:
-        if moved:
+        if moved and not path.exists():
             os.rename(aside, path)
         raise
     # The rename itself is durable only once the folder is synced.
@@ -189,7 +198,8 @@ def _old(path: Path) -> Path:
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
+        return
+    with suppress(OSError):
         path.unlink(missing_ok=True)
 
 

@@ -1,8 +1,9 @@
 """The main job on real photographs, with models small enough for two cores.
 
-Nothing is downloaded: the photographs ship inside the scikit-image and scikit-learn wheels, and the models (an open_clip
-ViT, a diffusers UNet with VAE, a transformers text encoder) are built from configurations with random weights. So the
-run shows how post-training works, not what it gains: a frozen denoiser that was never trained has little to teach.
+Nothing is downloaded: the photographs ship inside the scikit-image and scikit-learn wheels, and the models (an
+open_clip ViT, a diffusers UNet with VAE, a transformers text encoder) are built from configurations with random
+weights. So the run shows how post-training works, not what it gains: a frozen denoiser that was never trained
+has little to teach.
 """
 
 import tempfile
@@ -40,9 +41,10 @@ _CLIP = {
 
 
 class Photographs(Dataset[dict[str, Any]]):
-    """Crops of the photographs in the scikit-image and scikit-learn wheels: {"images": (3, 128, 128) in [0, 1], "ids"}.
+    """Crops of the photographs in the scikit-image and scikit-learn wheels.
 
-    Each of the photographs gives ``crops`` square windows of a third of its shorter side and more, placed by ``seed``.
+    An item is {"images": (3, 128, 128) in [0, 1], "ids": int}. Each photograph gives ``crops`` square windows of
+    a third of its shorter side and more, placed by ``seed``.
 
     >>> len(Photographs(crops=2))
     16
@@ -153,7 +155,8 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     folder = Path(output_dir) if output_dir is not None else Path(tempfile.mkdtemp(prefix="diva-rs-demo-"))
     photographs = Photographs()
     print(
-        f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, {len(photographs)} crops of {_SIDE} x {_SIDE} pixels"
+        f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, "
+        f"{len(photographs)} crops of {_SIDE} x {_SIDE} pixels"
     )
     clip, teacher = small_clip(), small_teacher()
     print(teacher.describe())
@@ -175,11 +178,13 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     print(f"denoising loss: {losses[0]:.4f} at step {result.history[0]['step']}, {losses[-1]:.4f} at the end")
     print(f"the embeddings moved by {drift:.1e} (1 - mean cosine)")
     print(
-        "The teacher's weights are random, so its feedback carries little: this run shows the machinery, not a gain."
+        "The teacher's weights are random, so its feedback carries little: "
+        "this run shows the machinery, not a gain."
     )
     same = torch.equal(_embed(_reload(folder / "clip.safetensors"), probe), after)
     print(
-        f"reloaded in plain open_clip from {folder / 'clip.safetensors'}: {'the same embeddings' if same else 'DIFFERENT EMBEDDINGS'}"
+        f"reloaded in plain open_clip from {folder / 'clip.safetensors'}: "
+        f"{'the same embeddings' if same else 'DIFFERENT EMBEDDINGS'}"
     )
     if not same:
         raise SystemExit(1)

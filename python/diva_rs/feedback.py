@@ -15,8 +15,8 @@ class FeedbackLoss(nn.Module):
     """``loss = feedback(images); loss.backward()`` with any optimizer, accelerate or DistributedDataParallel.
 
     CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what
-    they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector and
-    the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
+    they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector
+    and the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
     ``find_unused_parameters=True`` or hand over the vision model only.
 
     Args:
@@ -56,8 +56,8 @@ class FeedbackLoss(nn.Module):
     def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
 
-        Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all ranks,
-        which take turns: sample i of rank r is number ``i * world + r``, so that no two ranks share a draw.
+        Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all
+        ranks, which take turns (sample i of rank r is number ``i * world + r``): no two ranks share a draw.
         """
         pieces = self.pieces
         with torch.inference_mode(False):

@@ -187,7 +187,7 @@ def _keys(batch: Batch, seen: int) -> Keys:
     """The key of each sample's draws: its id, or its number within the epoch."""
     if batch.ids is not None:
         return sample_keys(batch.ids)
-    # The ranks take turns, as in torch's DistributedSampler: none share a draw, whatever their batches' sizes.
+    # The ranks take turns, as in torch's DistributedSampler: none share a draw, however large their batches.
     rank, world = rank_and_world()
     numbers = np.arange(seen, seen + len(batch), dtype=np.uint64)
     return numbers * np.uint64(world) + np.uint64(rank)

@@ -17,6 +17,7 @@ from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.inputs import Inputs, Reader
+from diva_rs.native.choose import choose_tower
 from diva_rs.recipe import Recipe
 
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -26,8 +27,6 @@ class Pieces:
     """The student, the teacher, the bridge between them, and the native step over all three."""
 
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe) -> None:
-        if recipe.backend == "native":
-            raise ConfigError('backend="native" is not part of this release: use "auto" or "torch"')
         self.recipe = recipe
         self.tower = adapt(clip)
         self.parameters = self.tower.named_parameters()
@@ -40,8 +39,11 @@ class Pieces:
         self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
         self._original = self._untouched() if recipe.anchor else None
+        tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
+        # What runs natively, and why the rest does not.
+        self.backend = {"tower": tower.backend}
         self.step = _native.Step(
-            self._tokens_of(self.tower),
+            tower.network,
             self.teacher.denoise,
             self.bridge,
             self.teacher.schedule,
@@ -120,7 +122,8 @@ class Pieces:
 
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()
-        return self._tokens_of(tower), _bridge(tower, self.projector, self.recipe)
+        network = choose_tower(tower, self.recipe, self._tokens_of(tower)).network
+        return network, _bridge(tower, self.projector, self.recipe)
 
     def _tokens_of(self, tower: Tower) -> Any:
         if self.recipe.precision != "bf16":

@@ -1,14 +1,14 @@
 """What `post_train` gives back."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from diva_rs._optional import require
-from diva_rs.checkpoint import save_weights, write_text
+from diva_rs.checkpoint import make_folder, save_weights, write_json
+from diva_rs.clip import unwrap
 from diva_rs.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,8 +20,10 @@ class PostTrainResult:
     """The trained model's record.
 
     Attributes:
-        history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples_per_second.
-        report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was interrupted.
+        history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples (of
+            this step), samples_per_second (since the last log).
+        report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was
+            interrupted.
         projector: the trained projector, an ordinary nn.Module.
         recipe: the recipe as it was run.
         clip: the caller's CLIP, the same object, now trained.
@@ -67,27 +69,36 @@ class PostTrainResult:
         return ax
 
     def save(self, path: str | Path) -> Path:
-        """Write clip.safetensors (the whole CLIP, by its own keys), projector.safetensors, recipe, history and report.
+        """Write clip.safetensors (the whole CLIP, by its own keys), projector.safetensors, and as JSON the
+        recipe, the history and the report.
 
         Each file is written beside its place and renamed; an open_clip model loads the first one with
         ``create_model(name, pretrained=".../clip.safetensors")``. Returns the folder.
+
+        Raises:
+            DataError: the folder cannot be made or written to; names it.
 
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
         >>> sorted(file.name for file in folder.iterdir())[0]
         'clip.safetensors'
         """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(folder / "clip.safetensors", self.clip.state_dict())
+        folder = make_folder(path)
+        save_weights(folder / "clip.safetensors", _own_weights(self.clip))
         save_weights(folder / "projector.safetensors", self.projector.state_dict())
         for name, content in (
             ("recipe", self.recipe.to_dict()),
             ("history", self.history),
             ("report", self.report),
         ):
-            write_text(folder / f"{name}.json", json.dumps(content, indent=2, default=str) + "\n")
+            write_json(folder / f"{name}.json", content)
         return folder
+
+
+def _own_weights(clip: nn.Module) -> dict[str, Tensor]:
+    """The model's weights by its own keys: without those of DataParallel's or torch.compile's wrappers."""
+    weights = unwrap(clip).state_dict().items()
+    return {name.replace("_orig_mod.", ""): value for name, value in weights if isinstance(value, Tensor)}
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

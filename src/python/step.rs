@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::condition::PyBridge;
 use super::enter::{enter, lock, raise};
 use super::schedule::PySchedule;
+use super::vision::PyVisionTransformer;
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Loss, Objective, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
@@ -42,6 +43,14 @@ impl VisionTower for Callback {
 impl Denoiser for Callback {
     fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
         self.call(&[noisy, timesteps, condition])
+    }
+}
+
+/// A native tower where the object is one, otherwise a callable `images -> tokens`.
+fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
+    match object.bind(py).downcast::<PyVisionTransformer>() {
+        Ok(native) => native.get().core(),
+        Err(_) => Box::new(Callback(object)),
     }
 }
 
@@ -90,6 +99,7 @@ impl Step {
     #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=vec![1.0], min_snr=None, anchor=0.0, original=None, micro_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
+        py: Python<'_>,
         tower: PyObject,
         denoiser: PyObject,
         bridge: PyRef<'_, PyBridge>,
@@ -106,9 +116,9 @@ impl Step {
             return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
         }
         let original = original
-            .map(|(tower, bridge)| Original { tower: Box::new(Callback(tower)), head: bridge.core().head });
+            .map(|(tower, bridge)| Original { tower: self::tower(py, tower), head: bridge.core().head });
         Ok(Step(Mutex::new(Core {
-            tower: Box::new(Callback(tower)),
+            tower: self::tower(py, tower),
             denoiser: Box::new(Callback(denoiser)),
             bridge: bridge.core(),
             schedule: schedule.0.clone(),

@@ -32,7 +32,6 @@ impl VisionTower for Shared {
 }
 
 impl PyVisionTransformer {
-    #[allow(dead_code)] // taken by the step where it is given a native tower
     pub(super) fn core(&self) -> Box<dyn VisionTower> {
         Box::new(Shared(self.core.clone()))
     }
