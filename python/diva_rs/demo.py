@@ -1,9 +1,9 @@
 """The main job on real photographs, with models small enough for two cores.
 
-Nothing is downloaded: the photographs ship inside the scikit-image and scikit-learn wheels, and the models (an
-open_clip ViT, a diffusers UNet with VAE, a transformers text encoder) are built from configurations with random
-weights. So the run shows how post-training works, not what it gains: a frozen denoiser that was never trained
-has little to teach.
+Nothing is downloaded: the photographs ship inside the scikit-image and scikit-learn wheels, and the models
+(an open_clip ViT, a diffusers UNet with VAE, a transformers text encoder) are built from configurations with
+random weights. So the run shows how post-training works, not what it gains: a frozen denoiser that was never
+trained has little to teach.
 """
 
 import tempfile
@@ -43,8 +43,8 @@ _CLIP = {
 class Photographs(Dataset[dict[str, Any]]):
     """Crops of the photographs in the scikit-image and scikit-learn wheels.
 
-    An item is {"images": (3, 128, 128) in [0, 1], "ids": int}. Each photograph gives ``crops`` square windows of
-    a third of its shorter side and more, placed by ``seed``.
+    An item is {"images": (3, 128, 128) in [0, 1], "ids": int}. Each photograph gives ``crops`` square windows
+    of a third of its shorter side and more, placed by ``seed``.
 
     >>> len(Photographs(crops=2))
     16

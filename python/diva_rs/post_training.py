@@ -66,7 +66,7 @@ def post_train(
         set, and with an ``output_dir`` the checkpoint is written.
 
     Raises:
-        ConfigError, DataError, ShapeError, DeviceError: the mistake, where it is, and what to do. No ``.grad``
+        ConfigError, DataError, ShapeError, DeviceError: the mistake, where it is, and what to do. No gradient
             is left then, and with an ``output_dir`` the steps that were done are in its checkpoint.
 
     >>> loader = [torch.rand(4, 3, 32, 32) for _ in range(3)]
@@ -165,8 +165,8 @@ class _Run:
                 if epoch == 0:
                     raise DataError("the loader gave no batch at all")
                 raise DataError(
-                    f"the loader gave no batch in pass {epoch + 1}, after {trainer.steps_done} of {last} steps: "
-                    "it can be iterated only once; give a DataLoader or a list, or fewer steps"
+                    f"the loader gave no batch in pass {epoch + 1}, after {trainer.steps_done} of {last} "
+                    "steps: it can be iterated only once; give a DataLoader or a list, or fewer steps"
                 )
             if one_pass:
                 if trainer.pending:  # the last, smaller batch of the pass
