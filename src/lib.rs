@@ -7,12 +7,14 @@
 //! * [`condition`]: tokens + text -> condition, forward and backward
 //! * [`schedule`]: noise levels, targets and loss weights
 //! * [`feedback`]: the teacher's side: N denoising losses and their gradient at the condition (cut 2)
+//! * [`denoiser`]: the teacher's networks
 //! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
 //!
 //! and what they stand on: [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
 //! wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
 
 pub mod condition;
+pub mod denoiser;
 pub mod draws;
 pub mod error;
 pub mod feedback;

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 __version__: str
-__all__ = ["Bridge", "DrawPlan", "Optimizer", "Recording", "Schedule", "Step", "Tape", "VisionTransformer", "__version__", "augment_seed", "lr_factor"]
+__all__ = ["Bridge", "DrawPlan", "Optimizer", "Recording", "Schedule", "Step", "Tape", "UNet2DCondition", "VisionTransformer", "__version__", "augment_seed", "lr_factor"]
 
 _Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
@@ -132,3 +132,12 @@ class VisionTransformer:
     def backward(self, recording: Recording, gradient: Tensor) -> None: ...
     @property
     def checkpoint(self) -> bool: ...
+
+@final
+class UNet2DCondition:
+    def __new__(
+        cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None
+    ) -> UNet2DCondition: ...
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor: ...
+    @property
+    def condition_width(self) -> int: ...

@@ -18,7 +18,17 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
 
 /// softmax(q k^T / sqrt(d)) v over (B, L, width) inputs, `heads` at a time, through libtorch's fused kernels.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
-    let (query, key, value) = (split_heads(query, heads)?, split_heads(key, heads)?, split_heads(value, heads)?);
-    let mixed = Tensor::f_scaled_dot_product_attention(&query, &key, &value, None::<&Tensor>, 0.0, false, None, false)?;
+    let (query, key, value) =
+        (split_heads(query, heads)?, split_heads(key, heads)?, split_heads(value, heads)?);
+    let mixed = Tensor::f_scaled_dot_product_attention(
+        &query,
+        &key,
+        &value,
+        None::<&Tensor>,
+        0.0,
+        false,
+        None,
+        false,
+    )?;
     merge_heads(&mixed)
 }

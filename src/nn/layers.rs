@@ -62,7 +62,12 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     pub fn load(path: &Path, width: i64, eps: f64) -> Result<Self> {
-        Ok(LayerNorm { weight: Some(path.get("weight", &[width])?), bias: path.maybe("bias", &[width])?, width, eps })
+        Ok(LayerNorm {
+            weight: Some(path.get("weight", &[width])?),
+            bias: path.maybe("bias", &[width])?,
+            width,
+            eps,
+        })
     }
 
     /// Without weights (`elementwise_affine=False`).

@@ -52,7 +52,8 @@ impl<'a, T: Display> Div<T> for &Path<'a> {
     type Output = Path<'a>;
 
     fn div(self, part: T) -> Path<'a> {
-        let prefix = if self.prefix.is_empty() { part.to_string() } else { format!("{}.{part}", self.prefix) };
+        let prefix =
+            if self.prefix.is_empty() { part.to_string() } else { format!("{}.{part}", self.prefix) };
         Path { store: self.store, prefix }
     }
 }
@@ -78,7 +79,11 @@ impl Path<'_> {
     pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let key = self.key(name);
         match self.store.tensors.get(&key) {
-            None => Err(DivaError::Weights { op: OP, key, what: format!("is missing (expected shape {shape:?})") }),
+            None => Err(DivaError::Weights {
+                op: OP,
+                key,
+                what: format!("is missing (expected shape {shape:?})"),
+            }),
             Some(tensor) if tensor.size() != shape => {
                 let what = format!("has shape {:?}, expected {shape:?}", tensor.size());
                 Err(DivaError::Weights { op: OP, key, what })
@@ -135,7 +140,10 @@ mod tests {
         let missing = path.get("bias", &[2]).unwrap_err().to_string();
         assert!(missing.contains("a.bias") && missing.contains("[2]"), "{missing}");
         let shape = (&path / "b").get("weight", &[3, 2]).unwrap_err().to_string();
-        assert!(shape.contains("a.b.weight") && shape.contains("[2, 3]") && shape.contains("[3, 2]"), "{shape}");
+        assert!(
+            shape.contains("a.b.weight") && shape.contains("[2, 3]") && shape.contains("[3, 2]"),
+            "{shape}"
+        );
         assert!(store.finish().unwrap_err().to_string().contains("a.b.weight"));
         assert!((&path / "b").get("weight", &[2, 3]).is_ok());
         assert!(store.finish().is_ok());

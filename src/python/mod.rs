@@ -5,9 +5,11 @@ use pyo3::prelude::*;
 mod condition;
 mod draws;
 mod enter;
+mod fields;
 mod optim;
 mod schedule;
 mod step;
+mod unet;
 mod vision;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
@@ -19,5 +21,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     condition::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    unet::register(module)?;
     vision::register(module)
 }

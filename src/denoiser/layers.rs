@@ -1,0 +1,42 @@
+//! Layers whose bias is known to be there, or known not to be: in a denoiser the architecture decides that, so a bias
+//! that a checkpoint lacks is a missing key and not a layer without bias.
+
+use tch::Tensor;
+
+use crate::error::Result;
+use crate::nn::{Conv2d, LayerNorm, Linear, Path};
+
+/// torch.nn.Linear(inputs, outputs).
+pub fn linear(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
+    Ok(Linear { weight: path.get("weight", &[outputs, inputs])?, bias: Some(path.get("bias", &[outputs])?) })
+}
+
+/// torch.nn.Linear(inputs, outputs, bias=False).
+pub fn linear_without_bias(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
+    Ok(Linear { weight: path.get("weight", &[outputs, inputs])?, bias: None })
+}
+
+/// A convolution of one pixel as the linear layer over channels that it is: a view of its weight (out, in, 1, 1).
+pub fn pointwise(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
+    let weight = path.get("weight", &[outputs, inputs, 1, 1])?.f_view([outputs, inputs])?;
+    Ok(Linear { weight, bias: Some(path.get("bias", &[outputs])?) })
+}
+
+/// torch.nn.Conv2d(channels.0, channels.1, kernel, stride, padding).
+pub fn conv(path: &Path, channels: (i64, i64), kernel: i64, stride: i64, padding: i64) -> Result<Conv2d> {
+    let weight = path.get("weight", &[channels.1, channels.0, kernel, kernel])?;
+    Ok(Conv2d { weight, bias: Some(path.get("bias", &[channels.1])?), stride, padding })
+}
+
+/// torch.nn.LayerNorm(width, eps).
+pub fn layer_norm(path: &Path, width: i64, eps: f64) -> Result<LayerNorm> {
+    let (weight, bias) = (path.get("weight", &[width])?, path.get("bias", &[width])?);
+    Ok(LayerNorm { weight: Some(weight), bias: Some(bias), width, eps })
+}
+
+/// `norm` in the dtype of `x`. libtorch's kernel computes in float32 inside; a float32 copy of `x` would only be kept
+/// for the backward pass, at twice the memory.
+pub fn normalised(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
+    let (weight, bias) = (norm.weight.as_ref(), norm.bias.as_ref());
+    Ok(x.f_layer_norm([norm.width], weight, bias, norm.eps, true)?)
+}

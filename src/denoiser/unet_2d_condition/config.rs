@@ -1,0 +1,231 @@
+//! What a UNet2DConditionModel is built from, under the names of diffusers' configuration, and the checks that make
+//! building it safe.
+
+use crate::error::{DivaError, Result};
+
+const OP: &str = "UNet2DCondition";
+
+/// The type of a block by diffusers' name; `CrossAttn...` blocks have a transformer beside each ResNet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockType {
+    Plain,
+    CrossAttn,
+}
+
+impl BlockType {
+    pub fn down(name: &str) -> Result<Self> {
+        Self::parse(name, "DownBlock2D", "CrossAttnDownBlock2D")
+    }
+
+    pub fn up(name: &str) -> Result<Self> {
+        Self::parse(name, "UpBlock2D", "CrossAttnUpBlock2D")
+    }
+
+    pub fn mid(name: &str) -> Result<Self> {
+        match name {
+            "UNetMidBlock2DCrossAttn" => Ok(BlockType::CrossAttn),
+            other => {
+                refuse(format!("unknown mid block {other:?}: only UNetMidBlock2DCrossAttn is supported"))
+            }
+        }
+    }
+
+    fn parse(name: &str, plain: &str, cross: &str) -> Result<Self> {
+        if name == plain {
+            Ok(BlockType::Plain)
+        } else if name == cross {
+            Ok(BlockType::CrossAttn)
+        } else {
+            refuse(format!("unknown block {name:?}: supported here are {plain} and {cross}"))
+        }
+    }
+}
+
+/// One block: its type, and the number of transformer layers beside each of its ResNets (0 where there are none).
+/// A mid block has one more ResNet, before the first.
+#[derive(Clone, Debug)]
+pub struct Block {
+    pub kind: BlockType,
+    pub depths: Vec<usize>,
+    /// Attention heads; what diffusers' configuration calls `attention_head_dim`.
+    pub heads: i64,
+}
+
+/// How the time embedding enters a ResNet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeScaleShift {
+    /// Added between the convolutions.
+    Default,
+    /// Scales and shifts the second norm's output.
+    ScaleShift,
+}
+
+impl TimeScaleShift {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "default" => Ok(TimeScaleShift::Default),
+            "scale_shift" => Ok(TimeScaleShift::ScaleShift),
+            other => refuse(format!("unknown resnet_time_scale_shift {other:?}: use default or scale_shift")),
+        }
+    }
+}
+
+/// An image embedding that enters through the time embedding (Stable unCLIP).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClassEmbed {
+    /// Two layers, as for timesteps.
+    Projection,
+    /// One linear layer.
+    SimpleProjection,
+}
+
+impl ClassEmbed {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "projection" => Ok(ClassEmbed::Projection),
+            "simple_projection" => Ok(ClassEmbed::SimpleProjection),
+            other => {
+                refuse(format!("unknown class_embed_type {other:?}: use projection or simple_projection"))
+            }
+        }
+    }
+}
+
+/// SDXL's `addition_embed_type="text_time"` (arXiv 2307.01952): pooled text and sizes through the time embedding.
+#[derive(Clone, Debug)]
+pub struct TextTime {
+    /// Width of the sinusoids of each size.
+    pub addition_time_embed_dim: i64,
+    /// Pixels per latent along a side, for the sizes of an image that is not cropped.
+    pub pixels_per_latent: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub in_channels: i64,
+    /// As `in_channels`, or twice that: a learned variance, which is computed and dropped.
+    pub out_channels: i64,
+    pub block_out_channels: Vec<i64>,
+    pub down_blocks: Vec<Block>,
+    pub mid_block: Option<Block>,
+    pub up_blocks: Vec<Block>,
+    pub center_input_sample: bool,
+    pub flip_sin_to_cos: bool,
+    pub freq_shift: f64,
+    pub time_embedding_dim: i64,
+    pub downsample_padding: i64,
+    pub mid_block_scale_factor: f64,
+    pub norm_num_groups: i64,
+    pub norm_eps: f64,
+    pub resnet_time_scale_shift: TimeScaleShift,
+    pub cross_attention_dim: i64,
+    pub use_linear_projection: bool,
+    /// Of the group norm before a transformer, and of the layer norms in it.
+    pub attention_norm_eps: (f64, f64),
+    pub class_embed_type: Option<ClassEmbed>,
+    pub text_time: Option<TextTime>,
+    /// Input width of the class embedding or of the added embedding.
+    pub projection_class_embeddings_input_dim: Option<i64>,
+}
+
+impl Config {
+    /// Every way in which building or running the network could divide by zero, index out of range or compute another
+    /// network than diffusers would.
+    pub fn check(&self) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        if levels == 0 || self.down_blocks.len() != levels || self.up_blocks.len() != levels {
+            return refuse(format!(
+                "block_out_channels has {levels} entries, down_blocks {}, up_blocks {}: all need the same number, \
+                 at least 1",
+                self.down_blocks.len(),
+                self.up_blocks.len()
+            ));
+        }
+        let sizes =
+            [self.in_channels, self.time_embedding_dim, self.norm_num_groups, self.cross_attention_dim];
+        if sizes.iter().chain(&self.block_out_channels).any(|&size| size < 1) {
+            return refuse(format!("a size is not positive: {self:?}"));
+        }
+        if self.out_channels != self.in_channels && self.out_channels != 2 * self.in_channels {
+            return refuse(format!(
+                "{} channels in and {} out: neither as many nor twice as many",
+                self.in_channels, self.out_channels
+            ));
+        }
+        if let Some(channels) =
+            self.block_out_channels.iter().find(|&channels| channels % self.norm_num_groups != 0)
+        {
+            return refuse(format!(
+                "{channels} channels cannot be normalised in {} groups",
+                self.norm_num_groups
+            ));
+        }
+        if !matches!(self.downsample_padding, 0 | 1) {
+            return refuse(format!("downsample_padding {}: must be 0 or 1", self.downsample_padding));
+        }
+        if !self.mid_block_scale_factor.is_finite() || self.mid_block_scale_factor == 0.0 {
+            return refuse(format!(
+                "mid_block_scale_factor {}: must be finite and not 0",
+                self.mid_block_scale_factor
+            ));
+        }
+        self.check_blocks()
+    }
+
+    fn check_blocks(&self) -> Result<()> {
+        let channels = &self.block_out_channels;
+        for (block, &channels) in self.down_blocks.iter().zip(channels) {
+            block.check(channels)?;
+        }
+        for (block, &channels) in self.mid_block.iter().zip(channels.last()) {
+            block.check(channels)?;
+        }
+        // The residuals of a down block, one per ResNet and one per change of resolution, are what its up block takes.
+        for ((down, up), &channels) in
+            self.down_blocks.iter().rev().zip(&self.up_blocks).zip(channels.iter().rev())
+        {
+            up.check(channels)?;
+            if up.depths.len() != down.depths.len() + 1 {
+                return refuse(format!(
+                    "an up block has {} ResNets where the down block of its resolution has {}: needs one more",
+                    up.depths.len(),
+                    down.depths.len()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The input width that the class or the added embedding must have.
+    pub fn projection_width(&self) -> Result<i64> {
+        match self.projection_class_embeddings_input_dim {
+            Some(width) if width > 0 => Ok(width),
+            other => {
+                refuse(format!("projection_class_embeddings_input_dim is {other:?}: the embedding needs it"))
+            }
+        }
+    }
+}
+
+impl Block {
+    fn check(&self, channels: i64) -> Result<()> {
+        let fits = match self.kind {
+            BlockType::Plain => self.depths.iter().all(|&depth| depth == 0),
+            BlockType::CrossAttn => self.depths.iter().all(|&depth| depth > 0),
+        };
+        if self.depths.is_empty() || !fits {
+            return refuse(format!(
+                "transformer layers {:?} do not fit a block of type {:?}",
+                self.depths, self.kind
+            ));
+        }
+        if self.kind == BlockType::CrossAttn && !(1..=channels).contains(&self.heads) {
+            return refuse(format!("{} attention heads for {channels} channels", self.heads));
+        }
+        Ok(())
+    }
+}
+
+fn refuse<T>(what: String) -> Result<T> {
+    Err(DivaError::config(OP, what))
+}

@@ -1,0 +1,63 @@
+//! A configuration handed over as a dict of plain values: every field must be there, and no other.
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_tch::PyTensor;
+use tch::Tensor;
+
+use super::enter::raise;
+use crate::error::{DivaError, Result};
+
+pub struct Fields<'a, 'py> {
+    op: &'static str,
+    config: &'a Bound<'py, PyDict>,
+    known: Vec<&'static str>,
+}
+
+impl<'a, 'py> Fields<'a, 'py> {
+    /// `op` names the class in errors.
+    pub fn new(op: &'static str, config: &'a Bound<'py, PyDict>) -> Self {
+        Fields { op, config, known: Vec::new() }
+    }
+
+    pub fn get<T: FromPyObject<'py>>(&mut self, name: &'static str) -> PyResult<T> {
+        self.known.push(name);
+        let value = self.config.get_item(name)?;
+        let value = value.ok_or_else(|| self.refuse(format!("config has no {name:?}")))?;
+        value.extract().map_err(|err| {
+            self.refuse(format!("config[{name:?}] is {value}, which is of the wrong type: {err}"))
+        })
+    }
+
+    /// A name, read by `parse`.
+    pub fn parse<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T>) -> PyResult<T> {
+        parse(&self.get::<String>(name)?).map_err(raise)
+    }
+
+    /// The same for a field that may be None.
+    pub fn maybe<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T>) -> PyResult<Option<T>> {
+        self.get::<Option<String>>(name)?.as_deref().map(parse).transpose().map_err(raise)
+    }
+
+    /// Error when the dict holds a field that nobody asked for.
+    pub fn finish(self) -> PyResult<()> {
+        for key in self.config.keys() {
+            let key: String = key.extract()?;
+            if !self.known.contains(&key.as_str()) {
+                return Err(
+                    self.refuse(format!("config has an unknown field {key:?}; known are {:?}", self.known))
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, what: String) -> PyErr {
+        raise(DivaError::config(self.op, what))
+    }
+}
+
+/// The entries of a dict of tensors.
+pub fn tensors(dict: &Bound<'_, PyDict>) -> PyResult<Vec<(String, Tensor)>> {
+    dict.iter().map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0))).collect()
+}
