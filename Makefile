@@ -42,14 +42,14 @@ lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python tests
-	$(BIN)/ruff check python tests
+	$(BIN)/ruff format --check python tests benches conftest.py
+	$(BIN)/ruff check python tests benches conftest.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python tests
-	$(BIN)/ruff format python tests
+	$(BIN)/ruff check --fix python tests benches conftest.py
+	$(BIN)/ruff format python tests benches conftest.py
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
 	$(BIN)/python benches/step.py

@@ -1,13 +1,15 @@
 """One training step against plain PyTorch, as ratios within one run.
 
-Contestants, each doing the same work (B images, N draws, gradients on every CLIP parameter and the projector):
+Contestants, each doing the same work (B images, N draws, gradients on every CLIP parameter and the
+projector):
 
-* official: as the official code computes it. CLIP, VAE and text encoder once per draw, every patch normalised and projected,
-  float32 weights under bf16 autocast, frozen models with gradients enabled on their weights' inputs only.
-* plain: what a strong engineer writes. CLIP, VAE and text once per step, frozen weights cast to bf16 once.
+* official: as the official code computes it. CLIP and VAE once per draw, every patch normalised and
+  projected, float32 weights (under autocast in bf16).
+* plain: what a strong engineer writes. CLIP and VAE once per step, frozen weights cast to bf16 once.
 * diva_rs: `Trainer.accumulate`.
 
-They take turns within one run, so that a change of the machine's speed hits all; medians and ratios are printed.
+They take turns within one run, so that a change of the machine's speed hits all; medians and ratios are
+printed.
 """
 
 import argparse
@@ -58,7 +60,9 @@ class Plain(nn.Module):
         alpha = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         choice = torch.rand(batch, tokens.shape[1] - 1).argsort(1)[:, :CHOOSE] + 1
-        rows = torch.cat([tokens[:, :1], tokens.gather(1, choice[..., None].expand(-1, -1, tokens.shape[-1]))], 1)
+        rows = torch.cat(
+            [tokens[:, :1], tokens.gather(1, choice[..., None].expand(-1, -1, tokens.shape[-1]))], 1
+        )
         condition = self.projector(rows) + self.text.mean(1, keepdim=True)
         prediction = self.unet(noisy.to(self.frozen), timesteps, condition.to(self.frozen)).sample
         return nn.functional.mse_loss(prediction.float(), noise)
@@ -86,7 +90,11 @@ def contestants(precision: str) -> dict[str, object]:
         trainer.discard()
         trainer.accumulate(images)
 
-    return {"official": Plain(precision, per_draw=True).step, "plain": Plain(precision, per_draw=False).step, "diva_rs": ours}
+    return {
+        "official": Plain(precision, per_draw=True).step,
+        "plain": Plain(precision, per_draw=False).step,
+        "diva_rs": ours,
+    }
 
 
 def main() -> None:
@@ -107,11 +115,13 @@ def main() -> None:
             step(images)
             times[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"batch {arguments.batch}, {DRAWS} draws, {arguments.precision}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    machine = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"batch {arguments.batch}, {DRAWS} draws, {arguments.precision}, {machine}")
     print(f"{'contestant':<12}{'median ms':>12}{'min ms':>10}{'max ms':>10}{'diva_rs is':>14}")
     for name, values in times.items():
         ratio = medians[name] / medians["diva_rs"]
-        print(f"{name:<12}{medians[name] * 1e3:>12.1f}{min(values) * 1e3:>10.1f}{max(values) * 1e3:>10.1f}{ratio:>13.2f}x")
+        figures = [medians[name] * 1e3, min(values) * 1e3, max(values) * 1e3]
+        print(f"{name:<12}{figures[0]:>12.1f}{figures[1]:>10.1f}{figures[2]:>10.1f}{ratio:>13.2f}x")
 
 
 if __name__ == "__main__":

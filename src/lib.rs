@@ -4,13 +4,14 @@
 //!
 //! * [`draws`]: timesteps, noise and token choices, keyed by sample
 //! * [`step`]: the student's side: tokens from the vision tower, gradients back into it (cut 1)
+//! * [`vision`]: the student's tower, native, on the caller's own weights
 //! * [`condition`]: tokens + text -> condition, forward and backward
 //! * [`schedule`]: noise levels, targets and loss weights
 //! * [`feedback`]: the teacher's side: N denoising losses and their gradient at the condition (cut 2)
 //! * [`denoiser`]: the teacher's networks
 //! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
 //!
-//! and what they stand on: [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
+//! and what they stand on: [`nn`] (blocks of the native networks, strict loading), [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
 //! wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
 
 pub mod condition;

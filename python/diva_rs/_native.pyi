@@ -1,4 +1,4 @@
-"""The native core. Rust's documentation says what each part computes; Python code uses the wrappers around it."""
+"""The native core. Rust's documentation says what each part computes; use the wrappers around it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
@@ -8,12 +8,26 @@ import numpy.typing as npt
 from torch import Tensor
 
 __version__: str
-__all__ = ["Bridge", "DrawPlan", "Optimizer", "Recording", "Schedule", "Step", "Tape", "UNet2DCondition", "VisionTransformer", "__version__", "augment_seed", "lr_factor"]
+__all__ = [
+    "Bridge",
+    "DrawPlan",
+    "Optimizer",
+    "Recording",
+    "Schedule",
+    "Step",
+    "Tape",
+    "UNet2DCondition",
+    "VisionTransformer",
+    "__version__",
+    "augment_seed",
+    "lr_factor",
+]
 
 _Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
 def augment_seed(seed: int, id: int, epoch: int) -> int: ...
 def lr_factor(schedule: str, step: int, warmup: int, steps: int) -> float: ...
+
 @final
 class DrawPlan:
     def __new__(
@@ -136,7 +150,10 @@ class VisionTransformer:
 @final
 class UNet2DCondition:
     def __new__(
-        cls, config: Mapping[str, Any], weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor] | None = None
+        cls,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor] | None = None,
     ) -> UNet2DCondition: ...
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor: ...
     @property

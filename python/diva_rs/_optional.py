@@ -18,4 +18,6 @@ def require(module: str, extra: str) -> ModuleType:
         # A library that is there but broken must not be reported as missing.
         if err.name is not None and err.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise DependencyError(f"{module} is needed here and not installed: pip install 'diva-rs[{extra}]'") from err
+        raise DependencyError(
+            f"{module} is needed here and not installed: pip install 'diva-rs[{extra}]'"
+        ) from err

@@ -1,9 +1,18 @@
 """The exceptions of diva_rs: one root, and beneath it one class per kind of mistake.
 
-Each also derives from the built-in exception that a caller would expect, so that ``except ValueError`` keeps working.
+Each also derives from the built-in exception that a caller would expect, so that ``except ValueError`` keeps
+working.
 """
 
-__all__ = ["ConfigError", "DataError", "DependencyError", "DeviceError", "DivaError", "ShapeError", "WeightsError"]
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "DependencyError",
+    "DeviceError",
+    "DivaError",
+    "ShapeError",
+    "WeightsError",
+]
 
 
 class DivaError(Exception):

@@ -1,5 +1,6 @@
 """What `post_train` gives back."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,15 @@ def _own_weights(clip: nn.Module) -> dict[str, Tensor]:
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential average without the start's bias."""
+    """Exponential average without the start's bias; a value that is not finite takes no part.
+
+    >>> _smooth([1.0, float("nan"), 1.0])
+    [1.0, 1.0, 1.0]
+    """
     average, norm, smoothed = 0.0, 0.0, []
     for value in values:
-        average = weight * average + (1 - weight) * value
-        norm = weight * norm + (1 - weight)
-        smoothed.append(average / norm)
+        if math.isfinite(value):
+            average = weight * average + (1 - weight) * value
+            norm = weight * norm + (1 - weight)
+        smoothed.append(average / norm if norm else value)
     return smoothed

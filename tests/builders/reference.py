@@ -1,5 +1,5 @@
-"""DIVA's step in plain PyTorch, as the official code computes it: CLIP, VAE and UNet once per draw, every patch normalised
-and projected before any is chosen. Calls open_clip and diffusers directly and nothing of diva_rs."""
+"""DIVA's step in plain PyTorch, as the official code computes it: CLIP, VAE and UNet once per draw, every
+patch normalised and projected before any is chosen. Calls open_clip and diffusers, nothing of diva_rs."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -59,15 +59,22 @@ class ReferenceStep:
     def latents(self, images: Tensor, side: int, mean_std) -> Tensor:
         if self.fields["vae_pixels"] == "official":
             mean, std = (channels(values, images) for values in mean_std)
-            normalised = F.interpolate((images - mean) / std, (side, side), mode="bilinear", align_corners=False)
+            normalised = F.interpolate(
+                (images - mean) / std, (side, side), mode="bilinear", align_corners=False
+            )
             imagenet_mean, imagenet_std = (channels(values, images) for values in IMAGENET)
             pixels = (normalised * imagenet_std + imagenet_mean) * 2 - 1
         else:
-            pixels = F.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False) * 2 - 1
+            pixels = (
+                F.interpolate(images, (side, side), mode="bicubic", antialias=True, align_corners=False) * 2
+                - 1
+            )
         with torch.no_grad():
             return self.vae.encode(pixels).latent_dist.mode() * self.vae.config.scaling_factor
 
-    def run(self, images: Tensor, timesteps: Tensor, noise: Tensor, choice: Tensor, mean_std, side: int, size) -> float:
+    def run(
+        self, images: Tensor, timesteps: Tensor, noise: Tensor, choice: Tensor, mean_std, side: int, size
+    ) -> float:
         """Backward once per draw, as the official loop does; returns the weighted loss."""
         draws = timesteps.shape[1]
         weights = self.fields["draw_weights"] or [1 / draws] * draws

@@ -65,18 +65,25 @@ def small_teacher(dtype: torch.dtype = torch.float32, text_tokens: int = 40) -> 
 
 def images(batch: int = 4, seed: int = 4, dtype: torch.dtype = torch.float32) -> Tensor:
     """Random pixels in [0, 1]: (batch, 3, 32, 32)."""
-    return torch.rand(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.rand(
+        batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def gradients(trainer: diva_rs.Trainer) -> dict[str, Tensor]:
     """A copy of every `.grad` of a trainer's parameters."""
-    return {name: parameter.grad.clone() for name, parameter in trainer.parameters().items() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in trainer.parameters().items()
+        if parameter.grad is not None
+    }
 
 
 def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    """Largest relative error over tensors of the same names, each against its own norm (of at least 1e-6 of the largest).
+    """Largest relative error over tensors of the same names, each against its own norm.
 
-    The floor is there for gradients that are zero in exact arithmetic, such as those of attention's key biases.
+    The norm counts for at least 1e-6 of the largest one: gradients that are zero in exact arithmetic, such as
+    those of attention's key biases, are rounding noise.
     """
     assert ours.keys() == theirs.keys()
     floor = 1e-6 * max(float(value.norm()) for value in theirs.values())

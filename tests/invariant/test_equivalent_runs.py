@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from builders.small import gradients, images, small_clip, small_teacher, worst
 
 import diva_rs
+from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import Recipe, Trainer
 
 FP64 = {"precision": "fp64", "draws": 3, "density": 0.4, "text": "mean"}

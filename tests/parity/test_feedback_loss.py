@@ -1,11 +1,11 @@
-"""FeedbackLoss in loops of one's own: the gradients are Trainer's, with torch's optimizer and inside accelerate."""
+"""FeedbackLoss in loops of one's own: Trainer's gradients, with torch's optimizer and inside accelerate."""
 
 import copy
 
 import pytest
 import torch
-from builders.small import gradients, images, small_clip, small_teacher, worst
 
+from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import FeedbackLoss, Recipe, Trainer
 
 FIELDS = {"precision": "fp64", "draws": 2, "density": 0.5, "anchor": 0.05}
@@ -18,11 +18,16 @@ def pair(**fields):
 
 
 def grads_of(feedback):
-    named = {**feedback.pieces.parameters, **{f"projector.{n}": p for n, p in feedback.projector.named_parameters()}}
+    named = {
+        **feedback.pieces.parameters,
+        **{f"projector.{n}": p for n, p in feedback.projector.named_parameters()},
+    }
     return {name: parameter.grad.clone() for name, parameter in named.items()}
 
 
-@pytest.mark.parametrize("fields", [{}, {"micro_batch": 2}, {"projector": "mlp", "text": "concat"}, {"condition": "all"}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{}, {"micro_batch": 2}, {"projector": "mlp", "text": "concat"}, {"condition": "all"}], ids=str
+)
 def test_loss_and_gradients_are_the_trainers(fields):
     trainer, feedback = pair(**fields)
     batch = images(4, dtype=torch.float64)
@@ -45,7 +50,9 @@ def test_the_loss_scales_and_adds_like_any_other():
 
 
 def test_a_hand_written_loop_with_adamw_walks_with_the_native_optimizer():
-    recipe = Recipe(precision="fp64", optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="constant", grad_clip=1.0)
+    recipe = Recipe(
+        precision="fp64", optimizer="adamw", lr=1e-3, weight_decay=0.01, schedule="constant", grad_clip=1.0
+    )
     trainer = Trainer(small_clip(torch.float64), small_teacher(torch.float64), recipe)
     feedback = FeedbackLoss(small_clip(torch.float64), small_teacher(torch.float64), recipe)
     optimizer = torch.optim.AdamW(feedback.trained_parameters(), lr=1e-3, weight_decay=0.01)

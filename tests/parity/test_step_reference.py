@@ -1,4 +1,4 @@
-"""`Trainer.accumulate` against the plain-PyTorch step that runs CLIP once per draw: the same loss, the same gradient."""
+"""`Trainer.accumulate` against the plain-PyTorch step that runs CLIP once per draw: loss and every gradient."""
 
 import copy
 from functools import partial
@@ -6,12 +6,12 @@ from functools import partial
 import open_clip
 import pytest
 import torch
-from builders import small
-from builders.reference import OPENAI, ReferenceStep, gradients_of
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import diva_rs
+from builders import small
+from builders.reference import OPENAI, ReferenceStep, gradients_of
 from diva_rs import Recipe, Trainer
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -32,7 +32,12 @@ def siglip(patches: int, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(0)
     custom = open_clip.CustomTextCLIP(
         embed_dim=16,
-        vision_cfg={"image_size": side, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "none"},
+        vision_cfg={
+            "image_size": side,
+            "timm_model_name": "vit_tiny_patch16_224",
+            "timm_pool": "",
+            "timm_proj": "none",
+        },
         text_cfg={"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
     )
     custom.visual.trunk = VisionTransformer(
@@ -59,11 +64,22 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
     trainer = Trainer(clip, teacher, recipe)
     twin_projector = copy.deepcopy(trainer.projector)
     fields = recipe.to_dict()
-    images = torch.rand(batch, 3, 40, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+    images = torch.rand(batch, 3, 40, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
+        dtype
+    )
     tower = trainer.pieces.tower
-    drawn = {"choose": recipe.chosen(tower.patches), "patches": tower.patches} if recipe.condition == "random" else {}
+    drawn = (
+        {"choose": recipe.chosen(tower.patches), "patches": tower.patches}
+        if recipe.condition == "random"
+        else {}
+    )
     draws = diva_rs.draw(
-        seed=11, ids=range(batch), draws=recipe.draws, latent_shape=(4, 8, 8), replacement=recipe.replacement, **drawn
+        seed=11,
+        ids=range(batch),
+        draws=recipe.draws,
+        latent_shape=(4, 8, 8),
+        replacement=recipe.replacement,
+        **drawn,
     )
     ours = float(trainer.accumulate(images, draws=draws))
 
@@ -111,7 +127,9 @@ def test_every_condition_and_text_join(condition, text, dtype):
     compare(small.small_clip(dtype), recipe, dtype)
 
 
-@pytest.mark.parametrize("fields", [{"loss": "l1"}, {"projector": "mlp"}, {"draw_weights": (2.0, 0.5)}], ids=str)
+@pytest.mark.parametrize(
+    "fields", [{"loss": "l1"}, {"projector": "mlp"}, {"draw_weights": (2.0, 0.5)}], ids=str
+)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_losses_projectors_and_targets(fields, prediction):
     recipe = Recipe(precision="fp64", **fields)
@@ -122,11 +140,16 @@ def test_the_anchor_adds_the_gradient_of_one_minus_cosine():
     dtype, weight = torch.float64, 0.7
     images = small.images(4, dtype=dtype)
     plain = Trainer(small.small_clip(dtype), small.small_teacher(dtype), Recipe(precision="fp64"))
-    anchored = Trainer(small.small_clip(dtype), small.small_teacher(dtype), Recipe(precision="fp64", anchor=weight))
+    anchored = Trainer(
+        small.small_clip(dtype), small.small_teacher(dtype), Recipe(precision="fp64", anchor=weight)
+    )
     for trainer in (plain, anchored):  # move away from the original, where the penalty has no gradient
         with torch.no_grad():
             for parameter in trainer.pieces.parameters.values():
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8), dtype=dtype), alpha=0.05)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8), dtype=dtype),
+                    alpha=0.05,
+                )
     losses = [trainer.accumulate(images) for trainer in (plain, anchored)]
 
     twin, original = copy.deepcopy(anchored.clip), small.small_clip(dtype)
@@ -140,7 +163,9 @@ def test_the_anchor_adds_the_gradient_of_one_minus_cosine():
     assert float(penalty.detach()) > 1e-4
     assert abs(float(losses[1] - losses[0] - penalty.detach())) <= 1e-12
     without, expected = small.gradients(plain), gradients_of({"": twin})
-    added = {name: value - without[name] for name, value in small.gradients(anchored).items() if name in expected}
+    added = {
+        name: value - without[name] for name, value in small.gradients(anchored).items() if name in expected
+    }
     assert small.worst(added, expected) <= 1e-10
 
 
@@ -149,7 +174,11 @@ def test_min_snr_weighs_each_sample():
     images, teacher = small.images(1, dtype=dtype), small.small_teacher(dtype)
     draws = diva_rs.draw(seed=1, ids=[7], draws=1, latent_shape=(4, 8, 8), patches=16, choose=5)
     losses = [
-        float(Trainer(small.small_clip(dtype), teacher, Recipe(precision="fp64", draws=1, **fields)).accumulate(images, draws=draws))
+        float(
+            Trainer(small.small_clip(dtype), teacher, Recipe(precision="fp64", draws=1, **fields)).accumulate(
+                images, draws=draws
+            )
+        )
         for fields in ({}, {"min_snr": gamma})
     ]
     alpha = small.scheduler().alphas_cumprod[int(draws.timesteps[0, 0])].double()

@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
-from builders.small import images, small_clip, small_teacher
 
 import diva_rs
+from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe, Trainer
 from diva_rs.checkpoint import load_state
 
@@ -57,7 +57,15 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog):
 
     loader = [images(4, seed=n) for n in range(4)]
     result = diva_rs.post_train(
-        clip, small_teacher(), loader, steps=500, lr=1e-3, log_every=1, output_dir=tmp_path, callbacks=[press], progress=False
+        clip,
+        small_teacher(),
+        loader,
+        steps=500,
+        lr=1e-3,
+        log_every=1,
+        output_dir=tmp_path,
+        callbacks=[press],
+        progress=False,
     )
     assert result.interrupted
     assert 3 <= result.report["steps"] < 500

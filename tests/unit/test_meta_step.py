@@ -1,11 +1,11 @@
-"""The step on PyTorch's meta device: a stray CPU tensor or a read of a value raises there, so a step that passes has no
-hidden synchronisation on CUDA and fixed shapes."""
+"""The step on PyTorch's meta device: a stray CPU tensor or a read of a value raises there. A step that passes
+has no hidden synchronisation on CUDA and fixed shapes."""
 
 import pytest
 import torch
-from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
 
 import diva_rs
+from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
 from diva_rs import FeedbackLoss, Recipe, Trainer
 
 VARIANTS = {

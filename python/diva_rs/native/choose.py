@@ -1,11 +1,10 @@
-"""Which parts of a step run natively: all that the native networks compute exactly, and why the others do not."""
+"""Which parts of a step run natively: all that the native networks compute exactly; why the others do not."""
 
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diva_rs.clip import Tower
-from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 from diva_rs.native.inspect import NotNative
 from diva_rs.native.vision import native_tower
@@ -46,7 +45,8 @@ def _choose(what: str, recipe: Recipe, fallback: Any, build: Callable[[], Any]) 
     except NotNative as reason:
         if recipe.backend == "native":
             raise ConfigError(
-                f'backend="native": {what} cannot run natively: {reason}; use backend="auto" to run it through PyTorch'
+                f'backend="native": {what} cannot run natively: {reason}; '
+                'backend="auto" runs it through PyTorch'
             ) from reason
         _log.info("%s runs through PyTorch: %s", what, reason)
         return Part(fallback, f"torch ({reason})")

@@ -29,7 +29,7 @@ _HARMLESS = {
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-class NotNative(Exception):  # noqa: N818  (no failure: the step runs through the Python module instead)
+class NotNative(Exception):
     """A module is not one that the native networks compute exactly; `reason` says why, in half a sentence.
 
     >>> NotNative("block 3 is a Mamba").reason
