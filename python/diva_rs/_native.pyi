@@ -117,7 +117,7 @@ class Step:
     def __new__(
         cls,
         tower: Callable[[Tensor], Tensor] | VisionTransformer,
-        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor],
+        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor] | UNet2DCondition,
         bridge: Bridge,
         schedule: Schedule,
         *,

@@ -17,7 +17,7 @@ from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.inputs import Inputs, Reader
-from diva_rs.native.choose import choose_tower
+from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipe import Recipe
 
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -40,11 +40,12 @@ class Pieces:
         self.guard = self.reader.guard
         self._original = self._untouched() if recipe.anchor else None
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
+        denoiser = choose_denoiser(self.teacher, recipe)
         # What runs natively, and why the rest does not.
-        self.backend = {"tower": tower.backend}
+        self.backend = {"tower": tower.backend, "denoiser": denoiser.backend}
         self.step = _native.Step(
             tower.network,
-            self.teacher.denoise,
+            denoiser.network,
             self.bridge,
             self.teacher.schedule,
             loss=recipe.loss,

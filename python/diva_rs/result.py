@@ -53,10 +53,13 @@ class PostTrainResult:
         if ax is None:
             plt = require("matplotlib.pyplot", extra="plot")
             _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
+            ax.locator_params(axis="x", integer=True, min_n_ticks=1)
         steps = [row["step"] for row in self.history]
         losses = [row["loss"] for row in self.history]
-        ax.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss")
-        if len(losses) >= 5:
+        if len(losses) < 5:  # too few for a curve: a single one would not even show as a line
+            ax.plot(steps, losses, color="tab:blue", linewidth=1, marker="o", label="loss")
+        else:
+            ax.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss")
             ax.plot(steps, _smooth(losses), color="tab:blue", linewidth=1.8, label="smoothed")
         if self.recipe.projector_warmup:
             ax.axvline(self.recipe.projector_warmup, color="0.6", linestyle=":", label="CLIP starts to train")

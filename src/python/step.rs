@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::condition::PyBridge;
 use super::enter::{enter, lock, raise};
 use super::schedule::PySchedule;
+use super::unet::PyUNet2DCondition;
 use super::vision::PyVisionTransformer;
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Loss, Objective, Targets};
@@ -49,6 +50,14 @@ impl Denoiser for Callback {
 /// A native tower where the object is one, otherwise a callable `images -> tokens`.
 fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
     match object.bind(py).downcast::<PyVisionTransformer>() {
+        Ok(native) => native.get().core(),
+        Err(_) => Box::new(Callback(object)),
+    }
+}
+
+/// A native denoiser where the object is one, otherwise a callable `noisy, timesteps, condition -> prediction`.
+fn denoiser(py: Python<'_>, object: PyObject) -> Box<dyn Denoiser> {
+    match object.bind(py).downcast::<PyUNet2DCondition>() {
         Ok(native) => native.get().core(),
         Err(_) => Box::new(Callback(object)),
     }
@@ -119,7 +128,7 @@ impl Step {
             .map(|(tower, bridge)| Original { tower: self::tower(py, tower), head: bridge.core().head });
         Ok(Step(Mutex::new(Core {
             tower: self::tower(py, tower),
-            denoiser: Box::new(Callback(denoiser)),
+            denoiser: self::denoiser(py, denoiser),
             bridge: bridge.core(),
             schedule: schedule.0.clone(),
             objective,

@@ -86,7 +86,10 @@ def test_published_sizes_equal_diffusers(name: str) -> None:
     for mine, reference in zip(both(native_unet(unet).predict, torch.float32), exact, strict=True):
         assert error(mine, reference) <= 1e-5
     unet.to(torch.bfloat16)
-    ours, half = both(native_unet(unet).predict, torch.bfloat16), both(theirs, torch.bfloat16)
+    ours = list(both(native_unet(unet).predict, torch.bfloat16))
+    half = list(both(theirs, torch.bfloat16))
     for mine, other, reference in zip(ours, half, exact, strict=True):
-        assert error(mine, reference) <= 2e-2
         assert error(mine, reference) <= 1.5 * error(other, reference)
+    # No absolute bound on the gradient: to round these random weights to bf16 alone costs 1.5e-2, and diffusers
+    # ends 2.7e-2 (SD-1.4) and 2.4e-2 (SD-2-1-base) off.
+    assert error(ours[0], exact[0]) <= 2e-2

@@ -111,10 +111,11 @@ def test_each_preset_assembles_what_its_reference_does(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("draws", [1, 2, 5])
 @pytest.mark.parametrize("micro_batch", [1, 4, 8])
-def test_draws_and_micro_batches(draws, micro_batch, dtype):
-    recipe = Recipe(draws=draws, micro_batch=micro_batch, precision=PRECISION[dtype], density=0.5)
+def test_draws_and_micro_batches(draws, micro_batch, backend, dtype):
+    recipe = Recipe(draws=draws, micro_batch=micro_batch, backend=backend, precision=PRECISION[dtype])
     compare(small.small_clip(dtype), recipe, dtype, batch=8)
 
 

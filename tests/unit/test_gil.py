@@ -80,7 +80,7 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog):
 
 def test_an_exception_inside_the_teacher_comes_back_unchanged_and_leaves_no_gradient():
     teacher = small_teacher()
-    trainer = Trainer(small_clip(), teacher)
+    trainer = Trainer(small_clip(), teacher, Recipe(backend="torch"))
 
     class Trouble(RuntimeError):
         pass

@@ -27,9 +27,10 @@ def meta_teacher():
     return diva_rs.Teacher(unet, vae=vae, scheduler=scheduler(), text_condition=text)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
-def test_a_whole_step_reads_nothing_from_the_device(fields):
-    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(**fields))
+def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend=backend, **fields))
     batch = torch.empty(2, 3, SIDE, SIDE, device="meta")
     for _ in range(2):
         loss = trainer.accumulate(batch)
@@ -55,7 +56,7 @@ def test_feedback_loss_on_the_device():
 
 def test_the_meta_device_catches_a_host_read():
     """The instrument itself: what the tests above rely on."""
-    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe())
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend="torch"))
 
     def reads(module, inputs):
         inputs[0].sum().item()
@@ -67,7 +68,7 @@ def test_the_meta_device_catches_a_host_read():
 
 
 def test_the_meta_device_catches_a_stray_host_tensor():
-    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe())
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend="torch"))
 
     def strays(module, inputs):
         return (inputs[0] + torch.ones(16, 1, 1), *inputs[1:])

@@ -7,11 +7,11 @@ import math
 import open_clip
 import pytest
 import torch
-from builders.clips import clip_variants
-from builders.small import SIDE, images, small_clip, small_teacher
 from safetensors.torch import load_file
 
 import diva_rs
+from builders.clips import clip_variants
+from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs import ConfigError, DataError, PostTrainResult, Recipe
 from diva_rs.callbacks import Callback
 from diva_rs.checkpoint import load_state
@@ -102,7 +102,7 @@ def test_fields_override_the_recipe(teacher, three):
 
 
 def test_a_recipe_by_name(teacher, three):
-    small = {"steps": 1, "log_every": 1, "image_size": 16}
+    small = {"steps": 1, "log_every": 1, "batch": 4}
     result = train(teacher, three, "diva-openai-vit-l-14-224", **small)
     assert result.recipe == Recipe.named("diva-openai-vit-l-14-224").replace(**small)
 
@@ -137,7 +137,9 @@ def test_without_steps_the_run_is_one_pass(teacher, three):
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["len", "no len"])
-@pytest.mark.parametrize(("samples", "batch", "steps"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (6, 8, [6]), (7, 3, [4, 3])])
+@pytest.mark.parametrize(
+    ("samples", "batch", "steps"), [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (6, 8, [6]), (7, 3, [4, 3])]
+)
 def test_loader_batches_add_up_to_the_recipes(teacher, sized, samples, batch, steps):
     """Batches of two; the remainder of the pass is a step of its own."""
     loader = torch.utils.data.DataLoader(list(images(samples)), batch_size=2)
@@ -183,7 +185,9 @@ def test_an_endless_loader_ends_with_the_steps(teacher):
 
 def test_a_generator_that_ends_early_says_after_how_many_steps(teacher, three, tmp_path):
     clip = small_clip()
-    with pytest.raises(DataError, match=r"no batch in pass 2, after 3 of 5 steps: it can be iterated only once"):
+    with pytest.raises(
+        DataError, match=r"no batch in pass 2, after 3 of 5 steps: it can be iterated only once"
+    ):
         train(teacher, iter(three), clip=clip, steps=5, output_dir=tmp_path)
     assert all(parameter.grad is None for parameter in clip.parameters())
     assert load_state(tmp_path / "checkpoint")["counters"]["steps_done"] == 3
@@ -265,7 +269,9 @@ def test_the_run_folder(teacher, three, tmp_path):
         "report.json",
     }
     assert (folder / "recipe.txt").read_text() == result.recipe.describe() + "\n"
-    assert [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()] == result.history
+    assert [
+        json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ] == result.history
     assert json.loads((folder / "history.json").read_text()) == result.history
     assert json.loads((folder / "report.json").read_text()) == result.report
     assert Recipe.from_dict(json.loads((folder / "recipe.json").read_text())) == result.recipe
@@ -305,7 +311,9 @@ def test_the_checkpoint_goes_on_where_the_run_ended(teacher, three, tmp_path):
 @pytest.mark.parametrize("wrapper", ["plain", "DataParallel", "compile"])
 def test_plain_open_clip_loads_the_result_and_gives_the_same_embeddings(teacher, three, tmp_path, wrapper):
     clip = small_clip()
-    given = {"plain": clip, "DataParallel": torch.nn.DataParallel(clip), "compile": torch.compile(clip)}[wrapper]
+    given = {"plain": clip, "DataParallel": torch.nn.DataParallel(clip), "compile": torch.compile(clip)}[
+        wrapper
+    ]
     train(teacher, three, clip=given, output_dir=tmp_path, lr=1e-2)
     config = {
         "embed_dim": 20,
@@ -333,7 +341,9 @@ def test_students_of_transformers(teacher, three, tmp_path, name):
     again = build(seed=9)
     again.load_state_dict(load_file(tmp_path / "clip.safetensors"), strict=True)
     probe = images(3, seed=8)
-    embed = (lambda m: m(probe).pooler_output) if "vision" in name else (lambda m: m.get_image_features(probe))
+    embed = (
+        (lambda m: m(probe).pooler_output) if "vision" in name else (lambda m: m.get_image_features(probe))
+    )
     with torch.no_grad():
         ours, theirs = (embed(model.eval()) for model in (clip, again))
     ours, theirs = (getattr(value, "pooler_output", value) for value in (ours, theirs))
@@ -370,6 +380,8 @@ def test_plot_draws_the_losses(teacher, three, tmp_path):
     result.history[2]["loss"] = float("nan")  # a loss that is no number leaves a gap, not an empty curve
     gap, curve = (line.get_ydata() for line in result.plot().get_lines()[:2])
     assert math.isnan(gap[2]) and all(map(math.isfinite, curve))
+    del result.history[1:]
+    assert result.plot().get_lines()[0].get_marker() == "o"  # a line of one point would be invisible
     result.history.clear()
     assert result.plot().get_xlabel() == "step"
     pyplot.close("all")

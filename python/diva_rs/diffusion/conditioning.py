@@ -25,6 +25,10 @@ class Conditioning(ABC):
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """Raw output (B, C or 2C, h, w); the inputs are on the model's device and in its dtype."""
 
+    @abstractmethod
+    def native(self) -> Any:
+        """The native network that computes what the model does, or NotNative with the reason."""
+
 
 def conditioning_of(
     model: nn.Module,
@@ -85,6 +89,11 @@ class _Cross(Conditioning):
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         return self.call(noisy, timesteps, condition, None)
 
+    def native(self) -> Any:
+        from diva_rs.native.unet import native_unet
+
+        return native_unet(self.unet, added=self.added)
+
     def call(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor, class_labels: Tensor | None) -> Tensor:
         output: Tensor = self.unet(
             noisy,
@@ -116,6 +125,13 @@ class _ClassProjection(Conditioning):
         hidden = self.hidden.expand(len(noisy), -1, -1)
         return self.cross.call(noisy, timesteps, hidden, condition.mean(dim=1))
 
+    def native(self) -> Any:
+        from diva_rs.native.unet import native_unet
+
+        weight = next(self.cross.unet.parameters())
+        text = moved(self.text(self.cross.width), weight.device, weight.dtype)
+        return native_unet(self.cross.unet, text=text, added=self.cross.added)
+
 
 class _Label(Conditioning):
     """DiT: the mean over the positions replaces each block's label embedding, or joins "no class"."""
@@ -125,6 +141,7 @@ class _Label(Conditioning):
 
     def __init__(self, dit: nn.Module, label: str) -> None:
         config: Any = dit.config
+        self.dit, self.label = dit, label
         self.width = int(config.num_attention_heads) * int(config.attention_head_dim)
         self.entry = f"label embedding ({label}), {self.width} wide"
         self.patch = int(config.patch_size)
@@ -146,6 +163,11 @@ class _Label(Conditioning):
         label = condition.mean(dim=1)  # (B, C)
         output: Tensor = self.view(noisy, timesteps, class_labels=label, return_dict=False)[0]
         return output
+
+    def native(self) -> Any:
+        from diva_rs.native.dit import native_dit
+
+        return native_dit(self.dit, self.label)
 
 
 class _Given(nn.Module):

@@ -164,6 +164,18 @@ class Teacher:
             )
         return moved(prediction[:, : self._channels], noisy.device, noisy.dtype)
 
+    def native(self) -> Any:
+        """The native network that predicts what `denoise` does, on the same weights.
+
+        Raises:
+            NotNative (`diva_rs.native`): the model is not one that a native network computes exactly.
+
+        >>> type(teacher.native()).__name__
+        'UNet2DCondition'
+        """
+        freeze(self.unet)
+        return self._conditioning.native()
+
     def encode(
         self,
         images: Tensor,

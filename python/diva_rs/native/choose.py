@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from diva_rs.clip import Tower
+from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 from diva_rs.native.inspect import NotNative
 from diva_rs.native.vision import native_tower
@@ -35,6 +36,18 @@ def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> 
     """
     compute = "bf16" if recipe.precision == "bf16" else None
     return _choose("the vision tower", recipe, fallback, lambda: native_tower(tower, compute))
+
+
+def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
+    """The teacher's native network, or `Teacher.denoise` where the recipe or the model asks for it.
+
+    Raises:
+        ConfigError: ``backend="native"``, and the model is not one that a native network computes exactly.
+
+    >>> choose_denoiser(teacher, Recipe()).backend
+    'native'
+    """
+    return _choose("the denoiser", recipe, teacher.denoise, teacher.native)
 
 
 def _choose(what: str, recipe: Recipe, fallback: Any, build: Callable[[], Any]) -> Part:
