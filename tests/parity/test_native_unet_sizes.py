@@ -90,6 +90,6 @@ def test_published_sizes_equal_diffusers(name: str) -> None:
     half = list(both(theirs, torch.bfloat16))
     for mine, other, reference in zip(ours, half, exact, strict=True):
         assert error(mine, reference) <= 1.5 * error(other, reference)
-    # No absolute bound on the gradient: to round these random weights to bf16 alone costs 1.5e-2, and diffusers
+    # No absolute bound on the gradient: rounding random weights to bf16 alone costs 1.5e-2, and diffusers
     # ends 2.7e-2 (SD-1.4) and 2.4e-2 (SD-2-1-base) off.
     assert error(ours[0], exact[0]) <= 2e-2
