@@ -49,6 +49,8 @@ pub struct Objective {
     pub min_snr: Option<f64>,
     /// Weight of `1 - cos(embedding, the original model's embedding)`.
     pub anchor: f64,
+    /// The most images that the denoiser sees at a time, draws of an image counted singly; `None`: one draw at a time.
+    pub denoiser_batch: Option<usize>,
 }
 
 /// What a batch of B samples is denoised from, N draws each.
@@ -152,33 +154,21 @@ impl Teaching<'_> {
 
     /// The N denoising losses and their gradient at the condition (B, N', S, C), N' = N or 1: the second cut.
     fn denoise(&self, condition: &Tensor, targets: &Targets, samples: i64) -> Result<(Tensor, Tensor)> {
-        let Teaching { bridge, schedule, denoiser, objective } = *self;
+        let batch = targets.latents.size().first().map_or(1, |&batch| batch.max(1));
+        let together = self.objective.denoiser_batch.map_or(1, |most| (most as i64 / batch).max(1));
         let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
-        let learns = bridge.recap != Recap::Text;
+        let learns = self.bridge.recap != Recap::Text;
         let mut total: Option<Tensor> = None;
-        let mut gradients: Vec<Tensor> = Vec::with_capacity(objective.draw_weights.len());
-        for (draw, weight) in (0..).zip(&objective.draw_weights) {
-            let timesteps = targets.timesteps.f_select(1, draw)?;
-            let noised =
-                schedule.add_noise(&targets.latents, &targets.noise.f_select(1, draw)?, &timesteps)?;
-            let leaf = condition
-                .f_select(1, if shared { 0 } else { draw })?
-                .f_detach()?
-                .f_set_requires_grad(learns)?;
+        let mut gradients: Vec<Tensor> = Vec::new();
+        let mut start = 0;
+        for weights in self.objective.draw_weights.chunks(together as usize) {
+            let draws = weights.len() as i64;
+            let part =
+                if shared { condition.shallow_clone() } else { condition.f_narrow(1, start, draws)? };
+            let leaf = part.f_detach()?.f_set_requires_grad(learns)?; // (B, n | 1, S, C)
             let loss = {
                 let _no_grad = (!learns).then(no_grad_guard);
-                let prediction = denoiser.predict(&noised.noisy, &noised.model_timesteps, &leaf)?;
-                if learns && !prediction.requires_grad() {
-                    return Err(DivaError::config(
-                        "feedback",
-                        "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
-                    ));
-                }
-                let mut per_sample = objective.loss.per_sample(&prediction, &noised.target)?;
-                if let Some(gamma) = objective.min_snr {
-                    per_sample = per_sample.f_mul(&schedule.weights(&timesteps, gamma, &per_sample)?)?;
-                }
-                per_sample.f_sum(per_sample.kind())?.f_mul_scalar(weight / samples as f64)?
+                self.loss_of(&leaf, targets, start, weights)?.f_mul_scalar(1.0 / samples as f64)?
             };
             if learns {
                 gradients.append(&mut Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?);
@@ -188,17 +178,60 @@ impl Teaching<'_> {
                 Some(sum) => sum.f_add(&loss)?,
                 None => loss,
             });
+            start += draws;
         }
         let total =
             total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
         let gradient = if !learns {
             condition.f_zeros_like()?
         } else if shared {
-            Tensor::f_stack(&gradients, 1)?.f_sum_dim_intlist(1, true, condition.kind())?
+            Tensor::f_stack(&gradients, 0)?.f_sum_dim_intlist(0, false, condition.kind())?
         } else {
-            Tensor::f_stack(&gradients, 1)?
+            Tensor::f_cat(&gradients, 1)?
         };
         Ok((total, gradient))
+    }
+
+    /// Weighted loss of the draws from `start`, summed over the samples: one pass of the denoiser over n * B images,
+    /// draw by draw. `condition` is (B, n | 1, S, C).
+    fn loss_of(&self, condition: &Tensor, targets: &Targets, start: i64, weights: &[f64]) -> Result<Tensor> {
+        let draws = weights.len() as i64;
+        let side_by_side = |tensor: &Tensor| tensor.f_transpose(0, 1)?.f_flatten(0, 1); // (B, n, ...) -> (n * B, ...)
+        let mut wide = targets.latents.size();
+        wide.insert(1, draws);
+        let latents = side_by_side(&targets.latents.f_unsqueeze(1)?.f_expand(&wide, false)?)?;
+        let noise = side_by_side(&targets.noise.f_narrow(1, start, draws)?)?;
+        let timesteps = side_by_side(&targets.timesteps.f_narrow(1, start, draws)?)?;
+        let noised = self.schedule.add_noise(&latents, &noise, &timesteps)?;
+        let mut shape = condition.size();
+        if let Some(count) = shape.get_mut(1) {
+            *count = draws;
+        }
+        let condition = side_by_side(&condition.f_expand(&shape, false)?)?;
+        let prediction = self.denoiser.predict(&noised.noisy, &noised.model_timesteps, &condition)?;
+        if condition.requires_grad() && !prediction.requires_grad() {
+            return Err(DivaError::config(
+                "feedback",
+                "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
+            ));
+        }
+        let mut per_sample = self.objective.loss.per_sample(&prediction, &noised.target)?;
+        if let Some(gamma) = self.objective.min_snr {
+            per_sample = per_sample.f_mul(&self.schedule.weights(&timesteps, gamma, &per_sample)?)?;
+        }
+        let batch = per_sample.size1()? / draws;
+        let mut total: Option<Tensor> = None;
+        for (draw, &weight) in (0..).zip(weights) {
+            let loss = per_sample
+                .f_narrow(0, draw * batch, batch)?
+                .f_sum(per_sample.kind())?
+                .f_mul_scalar(weight)?;
+            total = Some(match total {
+                Some(sum) => sum.f_add(&loss)?,
+                None => loss,
+            });
+        }
+        total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))
     }
 }
 

@@ -127,6 +127,7 @@ class Step:
         anchor: float = 0.0,
         original: tuple[Callable[[Tensor], Tensor] | VisionTransformer, Bridge] | None = None,
         micro_batch: int | None = None,
+        denoiser_batch: int | None = None,
     ) -> Step: ...
     def accumulate(
         self, images: Tensor, targets: _Targets, share: float = 1.0, train_tower: bool = True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs.draws import Draws
-from diva_rs.inputs import Inputs
+from diva_rs.inputs import Inputs, checked_epoch
 from diva_rs.pieces import Pieces, as_recipe
 from diva_rs.recipe import Recipe
 
@@ -78,7 +78,7 @@ class FeedbackLoss(nn.Module):
 
         >>> FeedbackLoss(clip, teacher).set_epoch(1)
         """
-        self.epoch = epoch
+        self.epoch = checked_epoch(epoch)
         self.samples_seen = 0
 
     def get_extra_state(self) -> Tensor:

@@ -21,6 +21,9 @@ from diva_rs.recipe import Recipe
 
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_HALF = 1 << 63  # epochs end here; the other half of the numbers keys posterior samples
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -102,6 +105,11 @@ class Reader:
         for what, (tensor, convention) in pixels.items():
             if tensor is None:
                 continue
+            if tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+                raise ShapeError(
+                    f"{what} of batch {number} is {tensor.dtype} in layout {tensor.layout}: give an ordinary "
+                    "tensor of float32, float64, float16 or bfloat16"
+                )
             if tensor.is_meta and self.device.type != "meta":
                 raise DeviceError(f"{what} of batch {number} is on the meta device, which holds no values")
             if convention:
@@ -124,9 +132,8 @@ class Reader:
         ready = vae_input(pixels, self.recipe, size, *self._normalisation(), convention)
         seeds = None
         if self.recipe.latent == "sample":
-            # The upper half of the epochs, which no run reaches: no image augmentation shares these seeds.
-            far = epoch + (1 << 63)
-            seeds = [_native.augment_seed(self.recipe.seed, int(key), far) for key in keys]
+            # No image augmentation shares these seeds.
+            seeds = [_native.augment_seed(self.recipe.seed, int(key), epoch + _HALF) for key in keys]
         return self.teacher.encode(ready, seeds)
 
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -181,6 +188,21 @@ class Reader:
                 "all, or batches of that size (drop_last=True)"
             )
         return text.to(device=self.device, dtype=self.dtype)
+
+
+def checked_epoch(epoch: Any) -> int:
+    """The number of a pass over the data.
+
+    Raises:
+        ConfigError: it is no whole number from 0 to 2**63 - 1.
+
+    >>> checked_epoch(3)
+    3
+    """
+    whole = isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool)
+    if not whole or not 0 <= epoch < _HALF:
+        raise ConfigError(f"epoch is {epoch!r}: a whole number from 0 to 2**63 - 1 is needed")
+    return int(epoch)
 
 
 def _keys(batch: Batch, seen: int) -> Keys:

@@ -54,6 +54,7 @@ class Pieces:
             anchor=recipe.anchor,
             original=self._original,
             micro_batch=recipe.micro_batch,
+            denoiser_batch=recipe.denoiser_batch,
         )
 
     def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
@@ -93,9 +94,8 @@ class Pieces:
         for name, parameter in self.parameters.items():
             if id(parameter) not in held:
                 raise ConfigError(
-                    f"{name} was replaced since this trainer was made, so the new tensor would not train: "
-                    "change weights in place (load_state_dict without assign=True), or make the trainer "
-                    "afterwards"
+                    f"{name} is another tensor than when this trainer was made, and would not train: move "
+                    "and load the model first (clip.to, load_state_dict with assign=True), then make the trainer"
                 )
         projector = self.projector.named_parameters(prefix="projector")
         for name, parameter in (*self.parameters.items(), *projector):

@@ -13,6 +13,7 @@ from diva_rs import _native
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.inputs import checked_epoch
 from diva_rs.pieces import Pieces, as_recipe
 from diva_rs.recipe import Recipe
 
@@ -46,7 +47,10 @@ class Trainer:
         self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
         # Of the last step; tensors stay on the device until somebody reads them.
         self.metrics: dict[str, Any] = {}
-        self._optimizer = self._make_optimizer()
+        with (
+            self.pieces.plain()
+        ):  # buffers made under a caller's inference_mode could not be updated outside it
+            self._optimizer = self._make_optimizer()
 
     @property
     def projector(self) -> nn.Module:
@@ -180,7 +184,7 @@ class Trainer:
 
         >>> Trainer(clip, teacher).set_epoch(3)
         """
-        self.epoch = epoch
+        self.epoch = checked_epoch(epoch)
         self.samples_seen = 0
 
     def state_dict(self) -> dict[str, Any]:

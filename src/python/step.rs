@@ -81,7 +81,13 @@ fn targets(parts: PyTargets) -> Targets {
     }
 }
 
-fn objective(loss: &str, draw_weights: Vec<f64>, min_snr: Option<f64>, anchor: f64) -> Result<Objective> {
+fn objective(
+    loss: &str,
+    draw_weights: Vec<f64>,
+    min_snr: Option<f64>,
+    anchor: f64,
+    denoiser_batch: Option<usize>,
+) -> Result<Objective> {
     let loss = match loss {
         "mse" => Loss::Mse,
         "l1" => Loss::L1,
@@ -98,14 +104,14 @@ fn objective(loss: &str, draw_weights: Vec<f64>, min_snr: Option<f64>, anchor: f
     if !anchor.is_finite() || anchor < 0.0 {
         return Err(DivaError::config("Step", format!("anchor {anchor}: must be finite and not negative")));
     }
-    Ok(Objective { loss, draw_weights, min_snr, anchor })
+    Ok(Objective { loss, draw_weights, min_snr, anchor, denoiser_batch })
 }
 
 #[pymethods]
 impl Step {
     /// `original`: (tower, bridge) of the untouched model, needed by the anchor penalty.
     #[new]
-    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=vec![1.0], min_snr=None, anchor=0.0, original=None, micro_batch=None))]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=vec![1.0], min_snr=None, anchor=0.0, original=None, micro_batch=None, denoiser_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -119,8 +125,9 @@ impl Step {
         anchor: f64,
         original: Option<(PyObject, PyRef<'_, PyBridge>)>,
         micro_batch: Option<usize>,
+        denoiser_batch: Option<usize>,
     ) -> PyResult<Self> {
-        let objective = objective(loss, draw_weights, min_snr, anchor).map_err(raise)?;
+        let objective = objective(loss, draw_weights, min_snr, anchor, denoiser_batch).map_err(raise)?;
         if micro_batch == Some(0) {
             return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
         }

@@ -1,4 +1,4 @@
-"""`Trainer.accumulate` against the plain-PyTorch step that runs CLIP once per draw: loss and every gradient."""
+"""`Trainer.accumulate` against the plain-PyTorch step that runs CLIP once per draw: loss and gradients."""
 
 import copy
 from functools import partial
@@ -117,6 +117,14 @@ def test_each_preset_assembles_what_its_reference_does(name, dtype):
 def test_draws_and_micro_batches(draws, micro_batch, backend, dtype):
     recipe = Recipe(draws=draws, micro_batch=micro_batch, backend=backend, precision=PRECISION[dtype])
     compare(small.small_clip(dtype), recipe, dtype, batch=8)
+
+
+@pytest.mark.parametrize("denoiser_batch", [1, 3, 6, 7, 100])
+@pytest.mark.parametrize("condition", ["random", "all"])
+def test_several_draws_in_one_pass_of_the_denoiser(condition, denoiser_batch):
+    weights = (0.5, 0.1, 0.2, 0.3, 0.4)
+    recipe = Recipe(condition=condition, draws=5, draw_weights=weights, denoiser_batch=denoiser_batch)
+    compare(small.small_clip(torch.float64), recipe.replace(precision="fp64"), torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])

@@ -80,6 +80,7 @@ def test_defaults_are_those_of_the_documentation():
         "steps": None,
         "batch": None,
         "micro_batch": None,
+        "denoiser_batch": None,
         "precision": "fp32",
         "backend": "auto",
         "pixels": "unit",

@@ -82,6 +82,11 @@ class Fields:
     micro_batch: int | None = _is(
         optional(integer(1)), None, "images per pass through the models; None: all at once"
     )
+    denoiser_batch: int | None = _is(
+        optional(integer(1)),
+        None,
+        "most images per pass of the denoiser, each draw counted; None: one draw at a time",
+    )
 
     # The computation.
     precision: str = _is(
