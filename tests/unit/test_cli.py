@@ -149,6 +149,7 @@ def test_every_recipe_field_is_a_flag():
         "steps": ("100", 100),
         "batch": ("64", 64),
         "micro_batch": ("8", 8),
+        "denoiser_batch": ("16", 16),
         "precision": ("bf16", "bf16"),
         "backend": ("torch", "torch"),
         "pixels": ("symmetric", "symmetric"),

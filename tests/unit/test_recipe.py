@@ -142,6 +142,7 @@ BAD = [
     ("steps", 0, "an integer of at least 1"),
     ("batch", 0, "an integer of at least 1"),
     ("micro_batch", 0, "an integer of at least 1"),
+    ("denoiser_batch", 0, "an integer of at least 1"),
     ("precision", "fp16", "one of 'fp32', 'bf16', 'fp64'"),
     ("backend", "rust", "one of 'auto', 'torch', 'native'"),
     ("pixels", "[0, 1]", "one of 'unit', 'clip', 'symmetric'"),
