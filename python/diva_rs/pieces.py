@@ -95,7 +95,8 @@ class Pieces:
             if id(parameter) not in held:
                 raise ConfigError(
                     f"{name} is another tensor than when this trainer was made, and would not train: move "
-                    "and load the model first (clip.to, load_state_dict with assign=True), then make the trainer"
+                    "and load the model first (clip.to, load_state_dict with assign=True), then make the "
+                    "trainer"
                 )
         projector = self.projector.named_parameters(prefix="projector")
         for name, parameter in (*self.parameters.items(), *projector):

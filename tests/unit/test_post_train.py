@@ -166,15 +166,15 @@ def test_loader_batches_larger_than_the_recipes_are_reported(teacher, three, cap
 
 
 def test_several_passes_tell_the_loader_and_draw_anew(teacher, three):
-    class Told(list):
-        epochs = []
+    told = []
 
+    class Loader(list):
         def set_epoch(self, epoch):
-            self.epochs.append(epoch)
+            told.append(epoch)
 
-    loader = Told(three[:1])
+    loader = Loader(three[:1])
     result = train(teacher, loader, steps=3, lr=0.0)
-    assert Told.epochs == [0, 1, 2]
+    assert told == [0, 1, 2]
     assert [row["epoch"] for row in result.history] == [0, 1, 2]
     assert len({row["loss"] for row in result.history}) == 3  # the same image and weights under other draws
 

@@ -1,4 +1,4 @@
-"""What a loader may be: lists, DataLoaders, dicts with pixel values, latents and ids, folders, cached latents."""
+"""What a loader may be: lists, DataLoaders, dicts with pixels, latents and ids, folders, cached latents."""
 
 import numpy as np
 import pytest
@@ -154,7 +154,7 @@ def test_a_latent_cache(teacher, photos, tmp_path):
     without_vae = diva_rs.Teacher(teacher.unet, scheduler=teacher.schedule, text_condition=teacher.text())
     cached = losses(without_vae, cache.wrap(loader), steps=4)
     assert cached == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(DataError, match="its pixels are not those that were cached.*scale=None"):
+    with pytest.raises(DataError, match=r"its pixels are not those that were cached.*scale=None"):
         losses(
             without_vae, cache.wrap(folder_loader(photos, batch=3, size=SIDE, workers=0, scale=(0.5, 0.6)))
         )
