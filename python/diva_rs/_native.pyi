@@ -9,7 +9,9 @@ from torch import Tensor
 
 __version__: str
 __all__ = [
+    "AutoencoderEncoder",
     "Bridge",
+    "DiTTransformer2D",
     "DrawPlan",
     "Optimizer",
     "Recording",
@@ -159,3 +161,16 @@ class UNet2DCondition:
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor: ...
     @property
     def condition_width(self) -> int: ...
+
+@final
+class DiTTransformer2D:
+    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DiTTransformer2D: ...
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor: ...
+    @property
+    def condition_width(self) -> int: ...
+
+@final
+class AutoencoderEncoder:
+    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AutoencoderEncoder: ...
+    def encode(self, images: Tensor, micro_batch: int = 8) -> Tensor: ...
+    def encode_sample(self, images: Tensor, noise: Tensor, micro_batch: int = 8) -> Tensor: ...

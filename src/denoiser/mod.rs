@@ -10,9 +10,12 @@ use tch::Tensor;
 use crate::error::Result;
 use crate::feedback::Denoiser;
 
+pub mod dit;
 pub mod embeddings;
+pub mod frozen;
 pub mod layers;
 pub mod unet_2d_condition;
+pub mod vae;
 
 /// One network for several owners: the object that Python holds and the step that runs it.
 impl<T: Denoiser> Denoiser for Arc<Mutex<T>> {

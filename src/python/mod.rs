@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod condition;
+mod dit;
 mod draws;
 mod enter;
 mod fields;
@@ -10,6 +11,7 @@ mod optim;
 mod schedule;
 mod step;
 mod unet;
+mod vae;
 mod vision;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
@@ -21,6 +23,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     condition::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    dit::register(module)?;
     unet::register(module)?;
+    vae::register(module)?;
     vision::register(module)
 }

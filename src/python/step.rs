@@ -7,6 +7,7 @@ use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::condition::PyBridge;
+use super::dit::PyDiTTransformer2D;
 use super::enter::{enter, lock, raise};
 use super::schedule::PySchedule;
 use super::unet::PyUNet2DCondition;
@@ -57,7 +58,11 @@ fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
 
 /// A native denoiser where the object is one, otherwise a callable `noisy, timesteps, condition -> prediction`.
 fn denoiser(py: Python<'_>, object: PyObject) -> Box<dyn Denoiser> {
-    match object.bind(py).downcast::<PyUNet2DCondition>() {
+    let bound = object.bind(py);
+    if let Ok(native) = bound.downcast::<PyUNet2DCondition>() {
+        return native.get().core();
+    }
+    match bound.downcast::<PyDiTTransformer2D>() {
         Ok(native) => native.get().core(),
         Err(_) => Box::new(Callback(object)),
     }

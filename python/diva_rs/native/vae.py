@@ -1,0 +1,165 @@
+"""The encoder of diffusers' AutoencoderKL as a native network over the same weights."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from diva_rs import _native
+from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.native.diffusers_layers import (
+    ATTENTION,
+    CONV,
+    DOWNSAMPLE,
+    DROPOUT,
+    GROUP_NORM,
+    LINEAR,
+    MODELS,
+    MODULE_LIST,
+    RESNET,
+    SILU,
+    check_attention,
+    check_conv,
+    check_silu,
+    layers_of,
+)
+from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind, one
+
+_VAE = f"{MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
+_ENCODER = f"{MODELS}autoencoders.vae.Encoder"
+_BLOCKS = f"{MODELS}unets.unet_2d_blocks."
+_DOWN = f"{_BLOCKS}DownEncoderBlock2D"
+_MID = f"{_BLOCKS}UNetMidBlock2D"
+
+_ALLOWED = {
+    *(_ENCODER, _DOWN, _MID, RESNET, DOWNSAMPLE, ATTENTION, CONV, LINEAR, GROUP_NORM, SILU, DROPOUT),
+    MODULE_LIST,
+}
+
+
+def native_vae(module: nn.Module) -> "_native.AutoencoderEncoder":
+    """The native encoder that gives exactly the latents that `module` does, shifted and scaled.
+
+    The weights share their storage. Only the encoder is looked at: the decoder may be anything.
+
+    Args:
+        module: a diffusers ``AutoencoderKL``. Slicing makes no difference to it; tiling does.
+
+    Raises:
+        NotNative: anything about the encoder that the native one does not compute.
+
+    >>> import diffusers
+    >>> vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    >>> images = torch.rand(2, 3, 16, 16) * 2 - 1
+    >>> latents = native_vae(vae).encode(images)
+    >>> torch.allclose(latents, vae.encode(images).latent_dist.mean * 0.18215, atol=1e-5)
+    True
+    """
+    vae: Any = module
+    expect(kind(vae) == _VAE, f"it is a {kind(vae)}")
+    _check_model(vae)
+    parts = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
+    weights: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        if part is not None:
+            check_modules(part, _ALLOWED)
+            weights |= {f"{name}.{key}": p for key, p in part.named_parameters(remove_duplicate=False)}
+            weights |= {f"{name}.{key}": b for key, b in part.named_buffers()}
+    check_weights(weights.items())
+    try:
+        return _native.AutoencoderEncoder(vae_config(vae), weights)
+    except (ConfigError, WeightsError) as err:
+        raise NotNative(str(err)) from err
+
+
+def vae_config(vae: Any) -> dict[str, Any]:
+    """The fields of ``_native.AutoencoderEncoder``'s config, read from the modules.
+
+    Only what turns the posterior into latents is taken from ``vae.config``: no module computes it.
+
+    Raises:
+        NotNative: a value that the native encoder does not know.
+
+    >>> import diffusers
+    >>> vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    >>> config = vae_config(vae)
+    >>> config["block_out_channels"], config["mid_heads"], config["scaling_factor"]
+    ([8], 1, 0.18215)
+    """
+    encoder = vae.encoder
+    _check_layers(encoder)
+    norms = [norm for _, norm in layers_of(encoder, GROUP_NORM)]
+    if vae.quant_conv is not None:
+        check_conv("quant_conv", vae.quant_conv, 1, 1, 0)
+    config: Any = vae.config
+    scaling, shift = config.scaling_factor, getattr(config, "shift_factor", None)
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    per_channel = None if mean is None or std is None else ([float(m) for m in mean], [float(s) for s in std])
+    return {
+        "in_channels": encoder.conv_in.in_channels,
+        "latent_channels": encoder.conv_out.out_channels // 2,
+        "block_out_channels": [block.resnets[0].out_channels for block in encoder.down_blocks],
+        "layers_per_block": one("layers_per_block", [len(block.resnets) for block in encoder.down_blocks]),
+        "mid_layers": len(encoder.mid_block.resnets) - 1,
+        "mid_heads": _mid_heads(encoder.mid_block),
+        "norm_num_groups": one("num_groups of the norms", [norm.num_groups for norm in norms]),
+        "norm_eps": one("eps of the norms", [norm.eps for norm in norms]),
+        "quant_conv": vae.quant_conv is not None,
+        "scaling_factor": float(scaling),
+        "shift_factor": None if shift is None else float(shift),
+        "latents_mean_std": per_channel,
+    }
+
+
+def _check_model(vae: Any) -> None:
+    expect(
+        not vae.use_tiling,
+        "tiling is enabled, which encodes large images in tiles that do not see each other",
+    )
+    expect(kind(vae.encoder) == _ENCODER, f"encoder is a {kind(vae.encoder)}")
+    # `encode` is not a forward: it is looked after by nobody but here.
+    for name in ("encode", "_encode"):
+        own = getattr(type(vae), name).__module__ == type(vae).__module__
+        expect(own and name not in vars(vae), f"its {name} was replaced")
+    # accelerate moves the weights of a model with such a hook to the device and away again.
+    hooked = [
+        name for name, part in vae.named_modules() if hasattr(part, "_hf_hook") and "decoder" not in name
+    ]
+    expect(not hooked, "it is offloaded by accelerate")
+
+
+def _check_layers(encoder: Any) -> None:
+    check_conv("encoder.conv_in", encoder.conv_in, 3, 1, 1)
+    check_conv("encoder.conv_out", encoder.conv_out, 3, 1, 1)
+    check_silu("encoder.conv_act", encoder.conv_act)
+    for name, resnet in layers_of(encoder, RESNET):
+        where = f"encoder.{name}"
+        check_silu(f"{where}.nonlinearity", resnet.nonlinearity)
+        check_conv(f"{where}.conv1", resnet.conv1, 3, 1, 1)
+        check_conv(f"{where}.conv2", resnet.conv2, 3, 1, 1)
+        if resnet.conv_shortcut is not None:
+            check_conv(f"{where}.conv_shortcut", resnet.conv_shortcut, 1, 1, 0)
+        plain = resnet.upsample is None and resnet.downsample is None and resnet.time_emb_proj is None
+        expect(plain and resnet.time_embedding_norm == "default", f"{where} is of an unknown form")
+        expect(resnet.output_scale_factor == 1, f"{where} scales its output")
+    last = len(encoder.down_blocks) - 1
+    for i, block in enumerate(encoder.down_blocks):
+        where = f"encoder.down_blocks.{i}"
+        expect(kind(block) == _DOWN, f"{where} is a {kind(block)}")
+        samplers = block.downsamplers
+        expect(
+            (0 if samplers is None else len(samplers)) == int(i != last), f"{where} has other downsamplers"
+        )
+        for sampler in samplers or ():
+            plain = sampler.norm is None and sampler.use_conv and sampler.padding == 0
+            expect(kind(sampler) == DOWNSAMPLE and plain, f"{where}.downsamplers is of an unknown form")
+            check_conv(f"{where}.downsamplers.conv", sampler.conv, 3, 2, 0)
+
+
+def _mid_heads(mid: Any) -> int | None:
+    expect(kind(mid) == _MID, f"encoder.mid_block is a {kind(mid)}")
+    expect(len(mid.attentions) == len(mid.resnets) - 1, "encoder.mid_block is of an unknown form")
+    if all(attention is None for attention in mid.attentions):
+        return None
+    for i, attention in enumerate(mid.attentions):
+        check_attention(f"encoder.mid_block.attentions.{i}", attention, residual=True)
+    return int(one("number of heads", [attention.heads for attention in mid.attentions]))

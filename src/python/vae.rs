@@ -1,0 +1,85 @@
+//! `_native.AutoencoderEncoder`.
+
+use std::sync::{Arc, Mutex};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use pyo3_tch::PyTensor;
+
+use super::enter::{enter, lock};
+use super::fields::{tensors, Fields};
+use crate::denoiser::vae::config::{Config, Scaling, OP};
+use crate::denoiser::vae::AutoencoderEncoder;
+
+/// The encoder of a diffusers AutoencoderKL on its own weights. `config` and `weights` as `diva_rs.native.vae` makes
+/// them.
+#[pyclass(frozen, name = "AutoencoderEncoder", module = "diva_rs._native")]
+pub struct PyAutoencoderEncoder {
+    core: Arc<Mutex<AutoencoderEncoder>>,
+}
+
+impl PyAutoencoderEncoder {
+    /// The same network, for a step of its own.
+    #[allow(dead_code)] // taken by the step where it is given a native VAE
+    pub(super) fn core(&self) -> Arc<Mutex<AutoencoderEncoder>> {
+        self.core.clone()
+    }
+}
+
+#[pymethods]
+impl PyAutoencoderEncoder {
+    #[new]
+    fn new(py: Python<'_>, config: &Bound<'_, PyDict>, weights: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let mut fields = Fields::new(OP, config);
+        let config = read(&mut fields)?;
+        fields.finish()?;
+        let weights = tensors(weights)?;
+        enter(py, move || {
+            Ok(PyAutoencoderEncoder { core: Arc::new(Mutex::new(AutoencoderEncoder::new(config, weights)?)) })
+        })
+    }
+
+    /// Latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]: the posterior's mean, shifted and scaled, without
+    /// gradients, in the dtype and on the device of `images`.
+    #[pyo3(signature = (images, micro_batch=8))]
+    fn encode(&self, py: Python<'_>, images: PyTensor, micro_batch: i64) -> PyResult<PyTensor> {
+        let images = images.0;
+        enter(py, move || lock(&self.core).encode(&images, None, micro_batch)).map(PyTensor)
+    }
+
+    /// The same with mean + std * noise in place of the mean; `noise` is standard normal, (B, C, h, w).
+    #[pyo3(signature = (images, noise, micro_batch=8))]
+    fn encode_sample(
+        &self,
+        py: Python<'_>,
+        images: PyTensor,
+        noise: PyTensor,
+        micro_batch: i64,
+    ) -> PyResult<PyTensor> {
+        let (images, noise) = (images.0, noise.0);
+        enter(py, move || lock(&self.core).encode(&images, Some(&noise), micro_batch)).map(PyTensor)
+    }
+}
+
+fn read(fields: &mut Fields) -> PyResult<Config> {
+    Ok(Config {
+        in_channels: fields.get("in_channels")?,
+        latent_channels: fields.get("latent_channels")?,
+        block_out_channels: fields.get("block_out_channels")?,
+        layers_per_block: fields.get("layers_per_block")?,
+        mid_layers: fields.get("mid_layers")?,
+        mid_heads: fields.get("mid_heads")?,
+        norm_num_groups: fields.get("norm_num_groups")?,
+        norm_eps: fields.get("norm_eps")?,
+        quant_conv: fields.get("quant_conv")?,
+        scaling: Scaling {
+            factor: fields.get("scaling_factor")?,
+            shift: fields.get("shift_factor")?,
+            channels: fields.get("latents_mean_std")?,
+        },
+    })
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyAutoencoderEncoder>()
+}
