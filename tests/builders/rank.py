@@ -1,0 +1,101 @@
+"""Two ranks on one machine: `python -m builders.rank FOLDER`, for unit/test_two_ranks.py.
+
+Each runs FeedbackLoss under DistributedDataParallel and leaves in FOLDER its draws, losses and gradients.
+"""
+
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from builders.small import images, small_clip, small_teacher
+from diva_rs import FeedbackLoss, Recipe
+
+RECIPE = Recipe(precision="fp64", draws=2, density=0.5, anchor=0.1, timesteps="uniform")
+SIZES = ((3, 2), (1, 4))  # uneven batches: per call, per rank
+
+
+def batch_of(rank: int, call: int = 0, size: int = 3) -> torch.Tensor:
+    """The images of one rank in one call."""
+    return images(size, seed=10 * call + rank, dtype=torch.float64)
+
+
+def feedback_loss(vision_only: bool = False) -> FeedbackLoss:
+    """The same student and teacher on every rank, and in the test."""
+    clip = small_clip(torch.float64)
+    return FeedbackLoss(clip.visual if vision_only else clip, small_teacher(torch.float64), RECIPE)
+
+
+def gradients(feedback: FeedbackLoss) -> dict[str, torch.Tensor]:
+    """A copy of every gradient, by name."""
+    named = {**feedback.pieces.parameters, **dict(feedback.projector.named_parameters(prefix="projector"))}
+    return {name: parameter.grad.clone() for name, parameter in named.items()}
+
+
+def noise(feedback: FeedbackLoss, batch: torch.Tensor) -> torch.Tensor:
+    """The noise that the next call will draw for this batch."""
+    inputs = feedback.pieces.inputs(batch, None, feedback.epoch, None, feedback.samples_seen)
+    return inputs.targets[1]
+
+
+def work(rank: int) -> dict[str, Any]:
+    """What this rank sees and computes."""
+    seen: dict[str, Any] = {}
+    feedback = feedback_loss()
+    wrapped = DistributedDataParallel(feedback, find_unused_parameters=True)
+    seen["noise"] = noise(feedback, batch_of(rank))
+    loss = wrapped(batch_of(rank))
+    loss.backward()
+    seen["loss"], seen["default ids"] = loss.detach(), gradients(feedback)
+
+    wrapped.zero_grad()
+    names = [f"{rank}-{i}.jpg" for i in range(3)]
+    wrapped(batch_of(rank), ids=names).backward()
+    seen["own ids"] = gradients(feedback)
+
+    # Without the text tower every parameter takes part; a second call would raise if one did not.
+    vision = feedback_loss(vision_only=True)
+    wrapped = DistributedDataParallel(vision)
+    for call in range(2):
+        wrapped.zero_grad()
+        wrapped(batch_of(rank, call)).backward()
+    seen["vision only"] = gradients(vision)
+
+    uneven = feedback_loss()
+    seen["uneven"] = []
+    for call, sizes in enumerate(SIZES):
+        batch = batch_of(rank, call, sizes[rank])
+        seen["uneven"].append(noise(uneven, batch))
+        uneven(batch)
+    return seen
+
+
+def join(rank: int, folder: Path) -> None:
+    """Join the group, work, and leave the results."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    torch.save(work(rank), folder / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def main() -> int:
+    """Both ranks, forked before any thread was started: the imports cost far more than the work."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=join, args=(rank, Path(sys.argv[1]))) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return max(abs(rank.exitcode or 0) for rank in ranks)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

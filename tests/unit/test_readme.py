@@ -1,0 +1,112 @@
+"""The README does what it says: its Python runs as pasted, its commands parse, its make targets exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import diva_rs
+from builders.diffusion import tiny_pipeline
+from builders.small import images, small_clip, small_teacher
+from diva_rs import cli
+from diva_rs.cli import options
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+NOTEBOOK, LOOP = [code for language, code in BLOCKS if language == "python"]
+COMMANDS = "".join(code for language, code in BLOCKS if language == "")
+
+
+@pytest.fixture
+def scene(tmp_path, monkeypatch):
+    """The README's names in small: a photos folder, a Stable Diffusion folder, a CLIP for open_clip."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg")
+    tiny_pipeline().save_pretrained(tmp_path / "stable-diffusion-2-1-base")
+    asked = []
+
+    def create(*args, **kwargs):
+        asked.append((args, kwargs))
+        return small_clip(), None, None
+
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
+    return asked
+
+
+def test_the_notebook_example_runs_as_it_is_pasted(scene, tmp_path):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    # The one change: two steps in place of two hundred.
+    assert NOTEBOOK.count("steps=200") == 1
+    names = {}
+    exec(NOTEBOOK.replace("steps=200", "steps=2"), names)
+    assert scene == [(("ViT-L-14-quickgelu",), {"pretrained": "openai"})]
+    assert names["result"].report["steps"] == 2 and names["result"].report["samples"] == 128
+    assert names["result"].recipe.name == "diva-openai-vit-l-14-224"
+    before, after = small_clip().state_dict(), load_file(tmp_path / "runs" / "a" / "clip.safetensors")
+    assert after.keys() == before.keys()
+    assert not torch.equal(after["visual.proj"], before["visual.proj"])
+    assert torch.equal(after["visual.proj"], names["clip"].visual.proj)
+    pyplot.close("all")
+
+
+def test_the_loop_example_runs_as_it_is_pasted():
+    clip = small_clip()
+    start = clip.visual.proj.detach().clone()
+    names = {"torch": torch, "diva_rs": diva_rs, "clip": clip, "unet": small_teacher()}
+    names["loader"] = [images(2, seed=n) for n in range(2)]
+    exec(LOOP, names)
+    assert np.isfinite(float(names["loss"].detach()))
+    assert not torch.equal(clip.visual.proj, start)
+    for line in ("trainer = diva_rs.Trainer(clip, unet, recipe)", "trainer.step(images)"):
+        assert f"`{line}`" in README
+        exec(line, {**names, "recipe": diva_rs.Recipe()} if "recipe" in line else names, names)
+    assert names["trainer"].steps_done == 1
+
+
+def test_the_command_lines_parse(monkeypatch):
+    lines = re.findall(r"^diva-rs .*$", COMMANDS, re.MULTILINE)
+    assert {line.split()[1] for line in lines} >= {"train", "info", "cache"}
+    for line in lines:
+        command = cli._COMMANDS[line.split()[1]]
+        seen = []
+        monkeypatch.setattr(command, "run", lambda args, seen=seen: seen.append(args) or 0)
+        assert cli.main(shlex.split(line)[1:]) == 0, line
+        if line.split()[1] != "train":
+            continue
+        values, recipe = options.settings(seen[0], command._OPTIONS)
+        assert (values["clip"], values["data"], recipe.lr, recipe.steps) == (
+            "ViT-B-32:openai",
+            "photos",
+            1e-5,
+            500,
+        )
+
+
+def test_the_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^make ([a-z-]+)", COMMANDS, re.MULTILINE)) | set(
+        re.findall(r"`make ([a-z-]+)`", README)
+    )
+    assert {"demo", "test"} <= named <= targets
+
+
+def test_the_recipes_and_extras_that_it_names_exist():
+    for name in re.findall(r'recipe="([^"]+)"', README):
+        assert name in diva_rs.Recipe.names()
+    project = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"\.\[([a-z-]+)\]", README):
+        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), extra
