@@ -15,7 +15,16 @@ use crate::schedule::Schedule;
 pub trait VisionTower: Send {
     /// Tokens (B, 1+P, W) of `images` (B, 3, H, W), differentiable with respect to the tower's parameters.
     fn tokens(&self, images: &Tensor) -> Result<Tensor>;
+
+    /// The same tokens outside any graph, and what carries their gradient back: for towers that compute their blocks
+    /// again in the backward pass instead of keeping every activation. `None`: this one keeps them.
+    fn record(&self, _images: &Tensor) -> Result<Option<(Tensor, Carry)>> {
+        Ok(None)
+    }
 }
+
+/// Adds to every `.grad` of a tower, given the gradient of its tokens.
+pub type Carry = Box<dyn FnOnce(&Tensor) -> Result<()>>;
 
 /// The untouched model that the anchor penalty holds the student to.
 pub struct Original {
@@ -55,15 +64,27 @@ impl Step {
         let mut losses: Option<Losses> = None;
         for (start, length) in self.micro_batches(samples) {
             let images = images.f_narrow(0, start, length)?;
-            let tokens = {
-                let _frozen = (!train_tower).then(no_grad_guard);
-                self.tower.tokens(&images)?
-            };
+            let (tokens, carry) = self.tokens(&images, train_tower)?;
             let heard = self.feedback(&tokens, &images, &targets.narrow(start, length)?, samples)?;
+            if let Some(carry) = carry {
+                carry(&scaled(&heard.tokens, share)?)?;
+            }
             self.backward(&tokens, &heard, share, train_tower)?;
             losses = Some(sum(losses, heard)?);
         }
         losses.ok_or_else(|| DivaError::Data { op: "accumulate", what: "the batch is empty".to_string() })
+    }
+
+    /// The tower's tokens: in a graph, recorded with what carries their gradient back, or, untrained, neither.
+    fn tokens(&self, images: &Tensor, train_tower: bool) -> Result<(Tensor, Option<Carry>)> {
+        if train_tower {
+            return match self.tower.record(images)? {
+                Some((tokens, carry)) => Ok((tokens, Some(carry))),
+                None => Ok((self.tower.tokens(images)?, None)),
+            };
+        }
+        let _frozen = no_grad_guard();
+        Ok((self.tower.tokens(images)?, None))
     }
 
     /// Loss and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
@@ -115,9 +136,7 @@ impl Step {
         }
         let mut scalar: Option<Tensor> = None;
         for (value, gradient) in terms {
-            let gradient =
-                if share == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(share)? };
-            let product = value.f_mul(&gradient)?;
+            let product = value.f_mul(&scaled(gradient, share)?)?;
             let term = product.f_sum(product.kind())?;
             scalar = Some(match scalar {
                 Some(sum) => sum.f_add(&term.f_type_as(&sum)?)?,
@@ -134,6 +153,10 @@ impl Step {
         let width = self.micro_batch.map_or(samples, |width| width as i64).max(1);
         (0..samples).step_by(width as usize).map(move |start| (start, width.min(samples - start)))
     }
+}
+
+fn scaled(gradient: &Tensor, share: f64) -> Result<Tensor> {
+    Ok(if share == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(share)? })
 }
 
 fn batch_of(tensor: &Tensor) -> Result<i64> {

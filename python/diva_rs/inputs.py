@@ -17,6 +17,7 @@ from diva_rs.data.pixels import clip_input, vae_input
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import DrawPlan, Draws, sample_keys
 from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
+from diva_rs.native.choose import Encoder
 from diva_rs.recipe import Recipe
 
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
@@ -45,6 +46,7 @@ class Reader:
         self.tower, self.teacher, self.recipe = tower, teacher, recipe
         self.device, self.dtype = device, dtype
         self.guard = PixelGuard()
+        self.encode = Encoder(teacher, recipe)
         self.chosen = recipe.chosen(tower.patches)  # k, where the condition is random
         self._plans: dict[tuple[int, ...], DrawPlan] = {}
         steps = len(teacher.schedule)
@@ -134,7 +136,7 @@ class Reader:
         if self.recipe.latent == "sample":
             # No image augmentation shares these seeds.
             seeds = [_native.augment_seed(self.recipe.seed, int(key), epoch + _HALF) for key in keys]
-        return self.teacher.encode(ready, seeds)
+        return self.encode(ready, seeds)
 
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.recipe.clip_mean or self.tower.mean, self.recipe.clip_std or self.tower.std

@@ -60,7 +60,8 @@ class Pieces:
     def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
         """The step's tensors of a loader's item: see `Reader.read`."""
         self.check_home()
-        return self.reader.read(batch, ids, epoch, draws, seen)
+        with self.plain():
+            return self.reader.read(batch, ids, epoch, draws, seen)
 
     def tokens(self, images: Tensor) -> Tensor:
         """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""

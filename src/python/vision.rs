@@ -10,7 +10,7 @@ use tch::Tensor;
 use super::enter::{enter, lock, raise};
 use crate::error::{DivaError, Result};
 use crate::nn::Activation;
-use crate::step::VisionTower;
+use crate::step::{Carry, VisionTower};
 use crate::vision::{Compute, Config, HeadLayer, Layout, Pool, Positions, Recording, Resize, Vit};
 
 const OP: &str = "VisionTransformer";
@@ -23,17 +23,29 @@ pub struct PyVisionTransformer {
 }
 
 /// The same network, for a step of its own.
-struct Shared(Arc<Mutex<Vit>>);
+struct Shared {
+    core: Arc<Mutex<Vit>>,
+    checkpoint: bool,
+}
 
 impl VisionTower for Shared {
     fn tokens(&self, images: &Tensor) -> Result<Tensor> {
-        lock(&self.0).tokens(images)
+        lock(&self.core).tokens(images)
+    }
+
+    fn record(&self, images: &Tensor) -> Result<Option<(Tensor, Carry)>> {
+        if !self.checkpoint {
+            return Ok(None);
+        }
+        let (tokens, recording) = lock(&self.core).record(images)?;
+        let core = self.core.clone();
+        Ok(Some((tokens, Box::new(move |gradient| lock(&core).backward(recording, gradient)))))
     }
 }
 
 impl PyVisionTransformer {
     pub(super) fn core(&self) -> Box<dyn VisionTower> {
-        Box::new(Shared(self.core.clone()))
+        Box::new(Shared { core: self.core.clone(), checkpoint: self.checkpoint })
     }
 }
 

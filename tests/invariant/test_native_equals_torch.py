@@ -13,6 +13,12 @@ from diva_rs.errors import ConfigError
 STEPS = 20
 RECIPES = {
     "adamw": {"optimizer": "adamw", "lr": 1e-3, "anchor": 0.05, "micro_batch": 2},
+    "checkpointing": {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "gradient_checkpointing": True,
+        "projector_warmup": 2,
+    },
     "sgd": {"lr": 1e-2, "momentum": 0.9, "text": "concat", "condition": "all"},
 }
 

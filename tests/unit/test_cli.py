@@ -163,14 +163,14 @@ def test_every_recipe_field_is_a_flag():
         "log_every": ("1", 1),
     }
     flags = [part for name, (text, _) in values.items() for part in ("--" + name.replace("_", "-"), text)]
-    _, recipe = parsed([*flags, "--no-antialias"])
+    _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing"])
     expected = {name: value for name, (_, value) in values.items()}
-    assert recipe == Recipe(**expected, antialias=False)
+    assert recipe == Recipe(**expected, antialias=False, gradient_checkpointing=True)
     _, other = parsed(["--choose", "9", "--replacement"])
     assert other == Recipe(choose=9, replacement=True)
     _, coins = parsed(["--density", "0.25", "--bernoulli"])
     assert coins == Recipe(density=0.25, bernoulli=True)
-    shown = {*values, "antialias", "choose", "replacement", "density", "bernoulli"}
+    shown = {*values, "antialias", "gradient_checkpointing", "choose", "replacement", "density", "bernoulli"}
     assert shown == {field.name for field in dataclasses.fields(Recipe)}
 
 

@@ -176,6 +176,21 @@ class Teacher:
         freeze(self.unet)
         return self._conditioning.native()
 
+    def native_encoder(self) -> Any:
+        """The native encoder that gives the latents of `encode` (the posterior's mean), on the VAE's own weights.
+
+        Raises:
+            NotNative (`diva_rs.native`): there is no VAE (pixels), or not one that it computes exactly.
+            ConfigError: the VAE that the model needs was not found.
+        """
+        from diva_rs.native.inspect import NotNative
+        from diva_rs.native.vae import native_vae
+
+        vae = self._autoencoder()
+        if vae is None:
+            raise NotNative("it works on pixels and needs no VAE")
+        return native_vae(vae)
+
     def encode(
         self,
         images: Tensor,

@@ -1,8 +1,10 @@
 """Which parts of a step run natively: all that the native networks compute exactly; why the others do not."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from diva_rs.clip import Tower
 from diva_rs.diffusion import Teacher
@@ -35,7 +37,8 @@ def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> 
     'native'
     """
     compute = "bf16" if recipe.precision == "bf16" else None
-    return _choose("the vision tower", recipe, fallback, lambda: native_tower(tower, compute))
+    recompute = recipe.gradient_checkpointing
+    return _choose("the vision tower", recipe, fallback, lambda: native_tower(tower, compute, recompute))
 
 
 def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
@@ -48,6 +51,37 @@ def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
     'native'
     """
     return _choose("the denoiser", recipe, teacher.denoise, teacher.native)
+
+
+class Encoder:
+    """From pixels in [-1, 1] to latents: the native VAE, or `Teacher.encode`, decided when it is first needed.
+
+    A loader that yields latents never needs a VAE, so none has to be there before.
+
+    >>> encode = Encoder(teacher, Recipe())
+    >>> encode(torch.zeros(2, 3, 16, 16), None).shape
+    torch.Size([2, 3, 16, 16])
+    >>> encode.backend
+    'torch (it works on pixels and needs no VAE)'
+    """
+
+    def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
+        self.teacher, self.recipe = teacher, recipe
+        self.backend: str | None = None  # not needed yet
+        self._network: Any = None
+
+    def __call__(self, images: Tensor, seeds: Sequence[int] | None) -> Tensor:
+        """Latents of ``images`` (B, 3, H, W); with ``seeds`` a sample of the posterior, otherwise its mean."""
+        if seeds is not None:  # the noise of a sample is drawn on the host, by the teacher
+            return self.teacher.encode(images, seeds)
+        if self.backend is None:
+            # Pixels are no network: nothing there that could run natively.
+            recipe = self.recipe.replace(backend="auto") if self.recipe.backend == "native" else self.recipe
+            self._network, self.backend = _choose("the VAE", recipe, None, self.teacher.native_encoder)
+        if self._network is None:
+            return self.teacher.encode(images)
+        latents: Tensor = self._network.encode(images)
+        return latents
 
 
 def _choose(what: str, recipe: Recipe, fallback: Any, build: Callable[[], Any]) -> Part:

@@ -82,6 +82,11 @@ class Fields:
     micro_batch: int | None = _is(
         optional(integer(1)), None, "images per pass through the models; None: all at once"
     )
+    gradient_checkpointing: bool = _is(
+        flag(),
+        False,
+        "whether Trainer's native tower computes its blocks again in the backward pass, for less memory",
+    )
     denoiser_batch: int | None = _is(
         optional(integer(1)),
         None,
