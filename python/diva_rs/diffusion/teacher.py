@@ -177,7 +177,7 @@ class Teacher:
         return self._conditioning.native()
 
     def native_encoder(self) -> Any:
-        """The native encoder that gives the latents of `encode` (the posterior's mean), on the VAE's own weights.
+        """The native encoder that gives what `encode` does (the posterior's mean), on the VAE's weights.
 
         Raises:
             NotNative (`diva_rs.native`): there is no VAE (pixels), or not one that it computes exactly.

@@ -54,7 +54,7 @@ def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
 
 
 class Encoder:
-    """From pixels in [-1, 1] to latents: the native VAE, or `Teacher.encode`, decided when it is first needed.
+    """From pixels in [-1, 1] to latents: the native VAE, or `Teacher.encode`, decided when first needed.
 
     A loader that yields latents never needs a VAE, so none has to be there before.
 
@@ -71,7 +71,7 @@ class Encoder:
         self._network: Any = None
 
     def __call__(self, images: Tensor, seeds: Sequence[int] | None) -> Tensor:
-        """Latents of ``images`` (B, 3, H, W); with ``seeds`` a sample of the posterior, otherwise its mean."""
+        """Latents of ``images`` (B, 3, H, W); with ``seeds`` sampled from the posterior, else its mean."""
         if seeds is not None:  # the noise of a sample is drawn on the host, by the teacher
             return self.teacher.encode(images, seeds)
         if self.backend is None:
