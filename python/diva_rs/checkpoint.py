@@ -18,7 +18,7 @@ _STATE_FILES = {"parameters.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder, made with its parents where it is missing.
+    """The folder, made with its parents where it is missing; ``~`` is the home folder.
 
     Raises:
         DataError: it is a file, or cannot be made; names it.
@@ -27,7 +27,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     >>> make_folder(tempfile.mkdtemp() + "/runs/a").is_dir()
     True
     """
-    folder = Path(path)
+    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -113,17 +113,25 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     >>> sorted(file.name for file in folder.iterdir())
     ['optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
-    others = {file.name for file in folder.iterdir()} - _STATE_FILES if folder.is_dir() else set()
-    if others:
-        raise DataError(
-            f"{folder} holds {sorted(others)[0]!r}, which is no checkpoint's: choose another folder"
-        )
+    check_place(folder)
     with _replacing(folder) as beside:
         beside.mkdir(parents=True)
         save_weights(beside / "parameters.safetensors", state["parameters"])
         save_weights(beside / "optimizer.safetensors", state["optimizer"])
         write_json(beside / "state.json", {"counters": state["counters"], "recipe": state["recipe"]})
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """Raise DataError where `save_state` would replace a folder that holds something else than a checkpoint.
+
+    >>> import tempfile
+    >>> check_place(Path(tempfile.mkdtemp()))
+    """
+    others = {file.name for file in folder.iterdir()} - _STATE_FILES if folder.is_dir() else set()
+    if others:
+        found = sorted(others)[0]
+        raise DataError(f"{folder} holds {found!r}, which is no checkpoint's: choose another folder")
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:

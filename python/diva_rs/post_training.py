@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 import diva_rs
 from diva_rs.callbacks import Callback, JsonLines, as_callback
-from diva_rs.checkpoint import make_folder, save_state, write_text
+from diva_rs.checkpoint import check_place, make_folder, save_state, write_text
 from diva_rs.data.batches import Batch
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.pieces import as_recipe
@@ -108,6 +108,7 @@ class _Run:
         self._since = (time.perf_counter(), 0)  # of the last log: seconds, samples
         self._warned = False
         if self.folder is not None:
+            check_place(self.folder / "checkpoint")  # not at the end of the run
             write_text(self.folder / "recipe.txt", self.recipe.describe() + "\n")
             write_text(self.folder / "metrics.jsonl", "")  # logs are appended: two runs in one file mislead
             self.callbacks.append(JsonLines(self.folder / "metrics.jsonl"))

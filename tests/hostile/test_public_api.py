@@ -127,6 +127,25 @@ def test_bad_batches(teacher, name):
         feedback(batch)
 
 
+@pytest.mark.parametrize(
+    ("ids", "kind", "match"),
+    [
+        ([1, 2], ShapeError, "batch 0: 2 ids for 3 samples"),
+        (range(4), ShapeError, "batch 0: 4 ids for 3 samples"),
+        ("abc", ShapeError, "ids must be a sequence of one integer or string per sample"),
+        (7, ShapeError, "ids must be a sequence"),
+        (torch.zeros(3), DataError, r"ids\[0\] is 0.0 \(float\)"),
+        ([2**64, 1, 2], DataError, r"ids\[0\] is 18446744073709551616, expected 0 to 2\*\*64 - 1"),
+    ],
+    ids=["few", "many", "text", "one", "floats", "large"],
+)
+def test_ids_that_do_not_fit(teacher, ids, kind, match):
+    clip = small_clip()
+    trainer = Trainer(clip, teacher)
+    with refused(kind, match, clip, trainer.projector):
+        trainer.accumulate(GOOD, ids=ids)
+
+
 def test_a_refused_batch_leaves_what_was_accumulated_before(teacher):
     """Of three batches the second is bad: the caller may leave it out and go on."""
     kept, expected = (Trainer(small_clip(), teacher) for _ in range(2))
