@@ -36,7 +36,7 @@ class Plain(nn.Module):
         frozen = torch.bfloat16 if precision == "bf16" and not per_draw else torch.float32
         self.unet, self.vae = teacher.unet.to(frozen), teacher.vae.to(frozen)
         self.text = teacher.text("")
-        self.alphas = teacher.schedule.alphas_cumprod()
+        self.alphas = teacher.schedule.alphas_cumprod
         self.projector = nn.Linear(128, 128)
         self.frozen = frozen
 

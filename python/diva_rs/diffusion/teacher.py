@@ -186,7 +186,7 @@ class Teacher:
         from diva_rs.native.inspect import NotNative
         from diva_rs.native.vae import native_vae
 
-        vae = self._autoencoder()
+        vae = self.vae
         if vae is None:
             raise NotNative("it works on pixels and needs no VAE")
         return native_vae(vae)
@@ -239,6 +239,18 @@ class Teacher:
         if not way.text_joins or (way.text_width is None and self._text.given is None):
             return torch.zeros(1, 1, way.width, device=self.device, dtype=self.dtype)
         return self._text.tokens(prompt, way.width)
+
+    @property
+    def vae(self) -> nn.Module | None:
+        """The frozen VAE; None for a model that works on pixels.
+
+        Raises:
+            ConfigError: the model needs one and none was found.
+
+        >>> teacher.vae is None
+        True
+        """
+        return self._autoencoder()
 
     @property
     def schedule(self) -> "Schedule":
