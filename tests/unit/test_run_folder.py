@@ -1,4 +1,4 @@
-"""What a run leaves: its folder, weights that plain libraries load, the plot, and files every reader takes."""
+"""What a run leaves: its folder, weights that plain libraries load, the plot, and its numbers."""
 
 import json
 import math
