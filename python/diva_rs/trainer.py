@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from diva_rs import _native
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
-from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.errors import ConfigError
 from diva_rs.inputs import checked_epoch
 from diva_rs.pieces import Pieces, as_recipe
 from diva_rs.recipe import Recipe
+from diva_rs.state import checked_state
 
 
 class Trainer:
@@ -211,24 +212,20 @@ class Trainer:
 
         Raises:
             WeightsError: a missing, unexpected or misshapen entry; names it.
+            DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
+                made.
 
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())
         """
-        parts = {name: _mapping(state, name) for name in ("parameters", "optimizer", "counters")}
-        own, saved = self.parameters(), parts["parameters"]
-        for name in sorted(own.keys() ^ saved.keys(), key=str):
-            fault = "missing from" if name in own else "unexpected in"
-            raise WeightsError(f"parameter {name} is {fault} the saved state")
-        for name, parameter in own.items():
-            _check_like(name, saved[name], parameter)
-        counters = {name: _count(parts["counters"], name) for name in ("steps_done", "samples_seen", "epoch")}
         self.pieces.check_home()
-        self._optimizer.load_state(dict(parts["optimizer"]))
+        own = self.parameters()
+        saved = checked_state(state, own, self.pieces.device)
+        self._optimizer.load_state(dict(saved.optimizer))
         with torch.no_grad():
             for name, parameter in own.items():
-                parameter.copy_(saved[name])
-        self.__dict__.update(counters)
+                parameter.copy_(saved.parameters[name])
+        self.__dict__.update(saved.counters)
         self.discard()
 
     def _make_optimizer(self) -> _native.Optimizer:
@@ -256,29 +253,6 @@ class Trainer:
             self.metrics[name] = (
                 value if share == 1.0 or before is None else before + share * (value - before)
             )
-
-
-def _mapping(state: Any, name: str) -> Mapping[str, Any]:
-    part = state.get(name) if isinstance(state, Mapping) else None
-    if not isinstance(part, Mapping):
-        raise WeightsError(f"not a state of Trainer: {name!r} is missing or no mapping")
-    return part
-
-
-def _check_like(name: str, value: Any, parameter: Tensor) -> None:
-    found = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
-    if found != (tuple(parameter.shape), parameter.dtype):
-        shown = f"{found[1]} {found[0]}" if isinstance(found, tuple) else f"a {found}"
-        raise WeightsError(
-            f"parameter {name} is {shown} in the saved state, here {parameter.dtype} {tuple(parameter.shape)}"
-        )
-
-
-def _count(counters: Mapping[str, Any], name: str) -> int:
-    value = counters.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise WeightsError(f"counter {name} is {value!r} in the saved state, expected a whole number from 0")
-    return value
 
 
 @contextmanager

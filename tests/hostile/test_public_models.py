@@ -149,6 +149,7 @@ def test_apply_needs_a_gradient(teacher):
 def test_a_clip_that_moves_after_the_trainer_was_made(teacher, change, kind, match):
     clip = small_clip()
     trainer = Trainer(clip, teacher)
+    state = trainer.state_dict()
     trainer.accumulate(GOOD)
     clip.to({"double": torch.float64, "half": torch.float16, "meta": "meta"}[change])
     with pytest.raises(kind, match=match):
@@ -157,6 +158,8 @@ def test_a_clip_that_moves_after_the_trainer_was_made(teacher, change, kind, mat
     for _ in range(2):
         with pytest.raises(kind, match=match):
             trainer.accumulate(GOOD)
+    with pytest.raises(kind, match=match):
+        trainer.load_state_dict(state)
     assert trainer.steps_done == 0
 
 
