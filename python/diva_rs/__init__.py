@@ -51,7 +51,17 @@ _ROOMS = {
     "draw": "draws",
     "post_train": "post_training",
 }
-_SUBMODULES = ("callbacks", "checkpoint", "clip", "data", "diffusion", "draws", "errors", "recipe")
+_SUBMODULES = (
+    "callbacks",
+    "checkpoint",
+    "clip",
+    "data",
+    "diffusion",
+    "draws",
+    "errors",
+    "evaluation",
+    "recipe",
+)
 
 __all__ = [
     "ConfigError",

@@ -1,0 +1,31 @@
+"""Does it see better, and what did it lose? Scores of a CLIP before and after post-training.
+
+Every result object prints as a table, turns into a dict for JSON by ``to_dict()``, and compares itself with
+the other model's by ``before.compare(after)``. Scores are in per cent.
+"""
+
+from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
+from diva_rs.evaluation.statistics import (
+    Comparison,
+    compare_outcomes,
+    mcnemar_exact,
+    paired_bootstrap,
+    wilson_interval,
+)
+
+__all__ = [
+    "PATTERNS",
+    "Comparison",
+    "DatasetScore",
+    "DriftResult",
+    "FolderResult",
+    "MmvpPair",
+    "MmvpVlmResult",
+    "ProbeScore",
+    "SuiteResult",
+    "compare_outcomes",
+    "mcnemar_exact",
+    "paired_bootstrap",
+    "wilson_interval",
+]

@@ -1,0 +1,92 @@
+"""Intervals and tests of the evaluation, held against scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.evaluation import compare_outcomes, mcnemar_exact, paired_bootstrap, wilson_interval
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+@pytest.mark.parametrize("right,total", [(0, 15), (1, 15), (15, 15), (27, 135), (35, 135), (37_750, 50_000)])
+def test_wilson_is_scipys(right, total, confidence):
+    theirs = stats.binomtest(right, total).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(right, total, confidence) == pytest.approx(
+        (theirs.low, theirs.high), rel=1e-12, abs=1e-15
+    )
+
+
+@pytest.mark.parametrize("gained", [0, 1, 2, 9, 40, 700])
+@pytest.mark.parametrize("lost", [0, 1, 3, 38, 650])
+def test_mcnemar_is_scipys_exact_binomial_test(gained, lost):
+    if gained + lost == 0:
+        assert mcnemar_exact(0, 0) == 1.0
+        return
+    theirs = stats.binomtest(gained, gained + lost, 0.5).pvalue
+    assert mcnemar_exact(gained, lost) == pytest.approx(theirs, rel=1e-10)
+
+
+def outcomes(both, gained, lost, neither):
+    before = [True] * both + [False] * gained + [True] * lost + [False] * neither
+    after = [True] * (both + gained) + [False] * (lost + neither)
+    order = np.random.default_rng(0).permutation(len(before))
+    return np.array(before)[order].tolist(), np.array(after)[order].tolist()
+
+
+@pytest.mark.parametrize("counts", [(20, 12, 3, 100), (0, 30, 30, 75), (100, 1, 0, 34)])
+def test_the_bootstrap_is_scipys_up_to_resampling(counts):
+    before, after = outcomes(*counts)
+
+    def difference(x, y, axis):
+        return np.mean(y, axis=axis) - np.mean(x, axis=axis)
+
+    theirs = stats.bootstrap(
+        (np.array(before, float), np.array(after, float)),
+        difference,
+        paired=True,
+        vectorized=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    ours = paired_bootstrap(before, after, resamples=20_000)
+    # Differences come in steps of one pair; two sets of resamples may settle on neighbouring steps.
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1.0001 / len(before))
+
+
+def test_the_bootstrap_is_seeded():
+    before, after = outcomes(20, 12, 3, 100)
+    assert paired_bootstrap(before, after, seed=3) == paired_bootstrap(before, after, seed=3)
+    seen = {paired_bootstrap(before, after, resamples=50, seed=seed) for seed in range(20)}
+    assert len(seen) > 1
+
+
+def test_a_comparison_names_which_items_flipped():
+    before, after = outcomes(20, 12, 3, 100)
+    change = compare_outcomes(before, after, "pairs")
+    assert [before[i] for i in change.gained] == [False] * 12 and all(after[i] for i in change.gained)
+    assert [after[i] for i in change.lost] == [False] * 3 and all(before[i] for i in change.lost)
+    assert change.before == pytest.approx(100 * 23 / 135) and change.after == pytest.approx(100 * 32 / 135)
+    assert change.difference == pytest.approx(change.after - change.before)
+    assert change.interval[0] < change.difference < change.interval[1]
+    assert change.p_value == mcnemar_exact(12, 3)
+    assert set(change.to_dict()) == set(change.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    "call,error,words",
+    [
+        (lambda: wilson_interval(3, 2), ConfigError, "right=3 must be in 0 to total=2"),
+        (lambda: wilson_interval(-1, 2), ConfigError, "right=-1"),
+        (lambda: wilson_interval(1, 2, 1.0), ConfigError, "confidence=1.0"),
+        (lambda: mcnemar_exact(-1, 2), ConfigError, "gained=-1"),
+        (lambda: paired_bootstrap([True], [True, False]), ShapeError, "1 outcomes before and 2 after"),
+        (lambda: paired_bootstrap([], []), ShapeError, "0 outcomes"),
+        (lambda: paired_bootstrap([True], [True], resamples=0), ConfigError, "resamples=0"),
+        (lambda: paired_bootstrap([True], [True], confidence=0.0), ConfigError, "confidence=0.0"),
+    ],
+)
+def test_bad_numbers_are_named(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
