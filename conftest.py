@@ -1,6 +1,14 @@
 """What the examples in docstrings may use: a tiny `clip`, a `teacher`, and the `result` of a short run."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes side by side share the cores; torch reads this once, when it is imported.
+    _share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(_share, 1)))
+
 import torch
 from _pytest.doctest import DoctestItem
 
