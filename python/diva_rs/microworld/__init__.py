@@ -1,0 +1,41 @@
+"""The microworld: a procedural world in which a tiny CLIP can be as blind to detail as the real one.
+
+Scenes of ten attributes (`Scene`, `scene`), their pictures (`render`), short and detailed captions
+(`caption`), a word tokenizer (`Tokenizer`), splits that share no scene (`World`), pairs that differ in one
+attribute, scored as MMVP-VLM is (`mini_mmvp`), and zero-shot classification of objects
+(`zero_shot_objects`).
+"""
+
+from diva_rs.microworld.captions import DETAILS, Tokenizer, caption, detailed_caption, short_caption
+from diva_rs.microworld.dataset import SPLITS, Captioned, World, pictures
+from diva_rs.microworld.embedding import image_embeddings, new_clip, text_embeddings
+from diva_rs.microworld.mini_mmvp import Pair, mini_mmvp, pairs
+from diva_rs.microworld.rendering import SIDE, render
+from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed, scene
+from diva_rs.microworld.zero_shot import zero_shot_objects
+
+__all__ = [
+    "DETAILS",
+    "PATTERNS",
+    "SIDE",
+    "SPLITS",
+    "VALUES",
+    "Captioned",
+    "Pair",
+    "Scene",
+    "Tokenizer",
+    "World",
+    "caption",
+    "changed",
+    "detailed_caption",
+    "image_embeddings",
+    "mini_mmvp",
+    "new_clip",
+    "pairs",
+    "pictures",
+    "render",
+    "scene",
+    "short_caption",
+    "text_embeddings",
+    "zero_shot_objects",
+]

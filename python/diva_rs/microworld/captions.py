@@ -1,0 +1,106 @@
+"""Captions of scenes, and the tokenizer that reads them.
+
+A short caption names the object and now and then an attribute, as captions of the web do: this is what makes
+the tiny CLIP blind. A detailed caption names everything: this is what the tiny diffusion model knows.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_rs.errors import DataError
+from diva_rs.microworld.scenes import VALUES, Scene, checked_attribute
+
+# Two words per attribute: which attribute, and which value.
+_PHRASES = {
+    "direction": "pointing {}",
+    "border": "edge {}",
+    "fill": "drawn {}",
+    "count": "numbering {}",
+    "position": "letter {}",
+    "colour": "coloured {}",
+    "texture": "ground {}",
+    "glyph": "marked {}",
+    "size": "seen {}",
+}
+DETAILS = tuple(_PHRASES)  # the attributes that a caption may leave out
+
+_START, _END, _PAD = "<start>", "<end>", "<pad>"
+
+
+def caption(scene: Scene, details: Iterable[str] = ()) -> str:
+    """``a photo of a <object>``, and a phrase for each attribute in ``details``, in their order.
+
+    Raises:
+        ConfigError: there is no such attribute.
+
+    >>> caption(Scene(object=3, colour=2, count=1), ["count", "colour"])
+    'a photo of a fish numbering two coloured blue'
+    """
+    phrases = [_PHRASES[checked_attribute(name)].format(scene.value(name)) for name in details]
+    name = scene.value("object")
+    article = "an" if name[0] in "aeiou" else "a"
+    return " ".join([f"a photo of {article} {name}", *phrases])
+
+
+def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
+    """The object, and each attribute with probability ``share``; ``key`` decides which.
+
+    >>> short_caption(Scene(), 0.0, (0, 1))
+    'a photo of an arrow'
+    """
+    chances = _uniform(key, len(DETAILS))
+    return caption(scene, [name for name, chance in zip(DETAILS, chances, strict=True) if chance < share])
+
+
+def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
+    """The object and all nine attributes, in an order that ``key`` decides.
+
+    >>> len(detailed_caption(Scene(), (0, 1)).split())
+    23
+    """
+    return caption(scene, [DETAILS[n] for n in np.argsort(_uniform(key, len(DETAILS)))])
+
+
+class Tokenizer:
+    """Words of the world to token ids (N, L) int64: start, words, end, padding.
+
+    Called as open_clip's tokenizers are. The end token has the highest id, which is where open_clip's text
+    tower reads a caption's embedding. Padding is 0.
+
+    Raises:
+        DataError: a word that the world does not know, or more words than ``context_length`` - 2.
+
+    >>> tokenizer = Tokenizer()
+    >>> tokenizer(["a photo of a fish", ""]).shape, tokenizer.vocab_size
+    (torch.Size([2, 26]), 57)
+    """
+
+    def __init__(self, context_length: int = 26) -> None:
+        words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
+        words += [word for values in VALUES.values() for word in values]
+        self._ids = {word: number for number, word in enumerate([_PAD, *dict.fromkeys(words), _START, _END])}
+        self.context_length = context_length
+        self.vocab_size = len(self._ids)
+
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        length = context_length or self.context_length
+        texts = [texts] if isinstance(texts, str) else texts
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        for row, text in zip(ids, texts, strict=True):
+            words = [_START, *str(text).rstrip(" .").split(), _END]
+            unknown = [word for word in words if word not in self._ids]
+            if unknown:
+                raise DataError(f"{unknown[0]!r} in {text!r} is no word of the microworld")
+            if len(words) > length:
+                raise DataError(f"{text!r} has {len(words) - 2} words, at most {length - 2} fit")
+            row[: len(words)] = torch.tensor([self._ids[word] for word in words])
+        return ids
+
+
+def _uniform(key: Sequence[int], count: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+    """Numbers in [0, 1): the raw words of Philox keyed by two numbers."""
+    words = np.random.Philox(key=np.array(key, np.uint64)).random_raw(count)
+    return (words >> np.uint64(11)) / float(1 << 53)

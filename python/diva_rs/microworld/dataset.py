@@ -1,0 +1,142 @@
+"""What pretraining, post-training and evaluation need of a dataset, and the microworld as such a dataset."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_rs.errors import ConfigError
+from diva_rs.microworld.captions import detailed_caption, short_caption
+from diva_rs.microworld.rendering import render
+from diva_rs.microworld.scenes import VALUES, Scene, scene
+
+
+class Captioned(Protocol):
+    """Images with captions and attribute labels. Another source that has these can take the world's place."""
+
+    values: Mapping[str, Sequence[str]]  # attribute -> the words for its values
+
+    def __len__(self) -> int: ...
+
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1]."""
+        ...
+
+    def labels(self, numbers: Sequence[int]) -> Tensor:
+        """(B, attributes) int64: value indices in the order of ``values``."""
+        ...
+
+    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
+        """Short captions that name each attribute with probability ``share``."""
+        ...
+
+    def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:
+        """Captions that name everything."""
+        ...
+
+
+# First index and length of each split. A scene is a function of (seed, index), so disjoint ranges cannot
+# share one, and two indices that happen to draw the same attributes still differ in what no caption names.
+SPLITS: dict[str, tuple[int, int]] = {
+    "train": (0, 1 << 24),
+    "validation": (1 << 24, 1 << 20),
+    "test": (1 << 25, 1 << 20),
+}
+
+
+class World:
+    """The first ``size`` scenes of a split, each with the same number on every machine.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``: disjoint ranges of scene numbers.
+        size: how many scenes.
+        seed: of the world.
+
+    Raises:
+        ConfigError: an unknown split, or more scenes than it has.
+
+    >>> world = World("train", 4)
+    >>> world.images([0, 2]).shape, world.labels([0, 2]).shape
+    (torch.Size([2, 3, 48, 48]), torch.Size([2, 10]))
+    """
+
+    values: Mapping[str, Sequence[str]] = VALUES
+
+    def __init__(self, split: str, size: int, seed: int = 0) -> None:
+        if split not in SPLITS:
+            raise ConfigError(f"split={split!r}: one of {', '.join(SPLITS)}")
+        self.first, most = SPLITS[split]
+        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
+            raise ConfigError(f"size={size!r}: split {split!r} has 1 to {most} scenes")
+        self.split, self.size, self.seed = split, size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def scene(self, number: int) -> Scene:
+        """Scene ``number`` of this split, from 0.
+
+        Raises:
+            ConfigError: there is no such scene.
+        """
+        if not 0 <= number < self.size:
+            raise ConfigError(f"scene {number} of {self.size}")
+        return scene(self.seed, self.first + int(number))
+
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        """Pictures (B, 3, 48, 48) float32 in [0, 1].
+
+        >>> World("test", 1).images([0]).min() >= 0
+        tensor(True)
+        """
+        return pictures([self.scene(number) for number in numbers])
+
+    def labels(self, numbers: Sequence[int]) -> Tensor:
+        """Value indices (B, 10) int64, in the order of `VALUES`.
+
+        >>> World("test", 3).labels(range(3)).dtype
+        torch.int64
+        """
+        return torch.tensor([self.scene(number).labels() for number in numbers], dtype=torch.int64)
+
+    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
+        """Short captions: the object, and each attribute with probability ``share``.
+
+        >>> World("train", 8).captions([7], 0.0)
+        ['a photo of a flag']
+        """
+        return [short_caption(self.scene(number), share, self._key(number, epoch)) for number in numbers]
+
+    def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:
+        """Captions that name the object and all nine attributes, each time in another order.
+
+        >>> len(World("train", 1).detailed_captions([0])[0].split())
+        23
+        """
+        return [detailed_caption(self.scene(number), self._key(number, epoch)) for number in numbers]
+
+    def batches(self, batch: int) -> Iterator[dict[str, Any]]:
+        """The images with their scene numbers as ids, in order, as `diva_rs.post_train` takes them.
+
+        >>> [len(batch["ids"]) for batch in World("train", 5).batches(2)]
+        [2, 2, 1]
+        """
+        for start in range(0, self.size, batch):
+            numbers = range(start, min(start + batch, self.size))
+            yield {"images": self.images(numbers), "ids": [self.first + number for number in numbers]}
+
+    def _key(self, number: int, epoch: int) -> tuple[int, int]:
+        # The scene itself draws from (seed, index): captions take a seed that no world has.
+        return (1 << 63) + self.seed * 4096 + epoch % 4096, self.first + number
+
+
+def pictures(scenes: Sequence[Scene]) -> Tensor:
+    """Scenes as (B, 3, 48, 48) float32 in [0, 1].
+
+    >>> pictures([Scene(), Scene(colour=1)]).shape
+    torch.Size([2, 3, 48, 48])
+    """
+    stacked = np.stack([render(scene) for scene in scenes])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,142 @@
+"""The world: what a scene consists of, and the scene of each (seed, index).
+
+Ten attributes, independent and uniform. Nine of them stand for MMVP's nine visual patterns (`PATTERNS`), the
+tenth, the object, is what short captions name and zero-shot classification asks for.
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from diva_rs.errors import ConfigError, DataError
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "object": ("arrow", "boat", "cup", "fish", "flag", "house", "key", "tree"),
+    "direction": ("left", "right", "up", "down"),
+    "border": ("unframed", "framed"),
+    "fill": ("solid", "hollow"),
+    "count": ("one", "two", "three"),
+    "position": ("before", "after", "above", "under"),
+    "colour": ("red", "green", "blue", "yellow", "purple", "white"),
+    "texture": ("plain", "striped", "dotted", "checked"),
+    "glyph": ("A", "H", "L", "O", "T", "X"),
+    "size": ("near", "far"),
+}
+
+# MMVP's names of the nine patterns, and the attribute in which the two scenes of a pair differ.
+PATTERNS: dict[str, str] = {
+    "Orientation and Direction": "direction",
+    "Presence of Specific Features": "border",
+    "State and Condition": "fill",
+    "Quantity and Count": "count",
+    "Positional and Relational Context": "position",
+    "Color and Appearance": "colour",
+    "Structural Characteristics": "texture",
+    "Texts": "glyph",
+    "Viewpoint and Perspective": "size",
+}
+
+_LIMIT = 1 << 63  # of seeds and indices: Philox keys are two 64-bit words
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene: a value index per attribute (see `VALUES`), and what no caption ever names.
+
+    ``place``, ``shade`` and ``phase`` are 32-bit words that move the objects, tint the colours and shift the
+    background: the same attributes look different in every scene.
+
+    >>> Scene(object=3, count=1).value("object"), Scene(object=3, count=1).value("count")
+    ('fish', 'two')
+    """
+
+    object: int = 0
+    direction: int = 0
+    border: int = 0
+    fill: int = 0
+    count: int = 0
+    position: int = 0
+    colour: int = 0
+    texture: int = 0
+    glyph: int = 0
+    size: int = 0
+    place: int = 0
+    shade: int = 0
+    phase: int = 0
+
+    def value(self, attribute: str) -> str:
+        """The word for an attribute.
+
+        Raises:
+            ConfigError: there is no such attribute.
+        """
+        return VALUES[checked_attribute(attribute)][int(getattr(self, attribute))]
+
+    def labels(self) -> tuple[int, ...]:
+        """The value indices, in the order of `VALUES`."""
+        return tuple(int(getattr(self, name)) for name in VALUES)
+
+    def differing(self, other: "Scene") -> list[str]:
+        """The fields in which two scenes differ.
+
+        >>> Scene().differing(Scene(colour=2))
+        ['colour']
+        """
+        return [
+            field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def scene(seed: int, index: int) -> Scene:
+    """The scene with that number in the world of ``seed``: the same on every machine.
+
+    Words of the counter-based generator Philox, keyed by (seed, index); NumPy keeps a bit generator's raw
+    output stable over its versions, which it does not promise of distributions.
+
+    Raises:
+        DataError: seed or index is no whole number from 0 to 2**63 - 1.
+
+    >>> scene(0, 7) == scene(0, 7), scene(0, 7) == scene(0, 8)
+    (True, False)
+    """
+    for name, number in (("seed", seed), ("index", index)):
+        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+        if not whole or not 0 <= number < _LIMIT:
+            raise DataError(f"{name} is {number!r}: a whole number from 0 to 2**63 - 1 is needed")
+    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(len(VALUES) + 3) >> np.uint64(
+        32
+    )
+    # Multiply and shift: a 32-bit word to 0 … n-1, with a bias below 1e-8 for such small n.
+    labels = {
+        name: int(word) * len(values) >> 32
+        for (name, values), word in zip(VALUES.items(), words, strict=False)
+    }
+    place, shade, phase = (int(word) for word in words[len(VALUES) :])
+    return Scene(**labels, place=place, shade=shade, phase=phase)
+
+
+def changed(base: Scene, attribute: str, step: int) -> Scene:
+    """The scene with another value of one attribute, ``step`` values on (cyclically), and all else equal.
+
+    Raises:
+        ConfigError: there is no such attribute, or the step leads back to the same value.
+
+    >>> changed(Scene(), "colour", 2).value("colour")
+    'blue'
+    """
+    values = VALUES[checked_attribute(attribute)]
+    if step % len(values) == 0:
+        raise ConfigError(f"step={step} leaves {attribute} unchanged: it has {len(values)} values")
+    return replace(base, **{attribute: (int(getattr(base, attribute)) + step) % len(values)})
+
+
+def checked_attribute(attribute: str) -> str:
+    """The attribute's name, if there is such an attribute.
+
+    >>> checked_attribute("color")
+    Traceback (most recent call last):
+    diva_rs.errors.ConfigError: the world has no attribute 'color': one of object, direction, ...
+    """
+    if attribute not in VALUES:
+        raise ConfigError(f"the world has no attribute {attribute!r}: one of {', '.join(VALUES)}")
+    return attribute

@@ -1,0 +1,54 @@
+"""Zero-shot classification of the world's objects: what post-training must not lose."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
+from diva_rs.microworld.captions import Tokenizer
+from diva_rs.microworld.dataset import Captioned
+from diva_rs.microworld.embedding import image_embeddings, text_embeddings
+
+
+@dataclass(frozen=True)
+class ZeroShotScore:
+    """For each image whether it was named rightly."""
+
+    outcomes: tuple[bool, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose object was picked, in per cent."""
+        return 100 * sum(self.outcomes) / len(self.outcomes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy, in per cent."""
+        low, high = wilson_interval(sum(self.outcomes), len(self.outcomes))
+        return 100 * low, 100 * high
+
+    def compare(self, after: "ZeroShotScore") -> Comparison:
+        """This score before against another after, on the same images.
+
+        >>> ZeroShotScore((True, False)).compare(ZeroShotScore((True, True))).difference
+        50.0
+        """
+        return compare_outcomes(self.outcomes, after.outcomes, "zero-shot objects")
+
+
+def zero_shot_objects(
+    clip: nn.Module, dataset: Captioned, attribute: str = "object", template: str = "a photo of a {}"
+) -> ZeroShotScore:
+    """Name the ``attribute`` of each image of ``dataset`` by the nearest of the captions ``template``.
+
+    >>> world = diva_rs.microworld.World("validation", 16)
+    >>> len(zero_shot_objects(diva_rs.microworld.new_clip(seed=0), world).outcomes)
+    16
+    """
+    numbers = range(len(dataset))
+    texts = text_embeddings(
+        clip, Tokenizer()([template.format(value) for value in dataset.values[attribute]])
+    )
+    picked = (image_embeddings(clip, dataset.images, numbers) @ texts.T).argmax(dim=1)
+    truth = dataset.labels(numbers)[:, list(dataset.values).index(attribute)]
+    return ZeroShotScore(tuple((picked == truth).tolist()))
