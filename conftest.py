@@ -1,4 +1,5 @@
-"""What the examples in docstrings may use: a tiny `clip`, a `teacher`, and the `result` of a short run."""
+"""What the examples in docstrings may use: a tiny `clip` with its `preprocess` and `tokenizer`, a `teacher`,
+the `result` of a short run, and small folders of the benchmarks."""
 
 import os
 
@@ -14,17 +15,17 @@ from _pytest.doctest import DoctestItem
 
 
 @pytest.fixture(autouse=True)
-def _names_for_examples(request, doctest_namespace):
+def _names_for_examples(request, doctest_namespace, tmp_path):
     if not isinstance(request.node, DoctestItem):
         return
     import diva_rs
 
     torch.manual_seed(0)
-    lazy = _Examples()
+    lazy = _Examples(tmp_path)
     doctest_namespace.update(torch=torch, diva_rs=diva_rs)
     # Building models costs time that most examples do not need: only the names that an example mentions.
     text = "".join(example.source for example in request.node.dtest.examples)
-    for name in ("clip", "teacher", "unet", "result"):
+    for name in ("clip", "teacher", "unet", "result", "preprocess", "tokenizer", "mmvp_folder"):
         if name in text:
             doctest_namespace[name] = getattr(lazy, name)()
     for name in ("Recipe", "Trainer", "FeedbackLoss", "Teacher", "post_train", "draw", "Draws"):
@@ -34,12 +35,30 @@ def _names_for_examples(request, doctest_namespace):
 class _Examples:
     """Tiny models: an open_clip ViT at 32 pixels and a pixel-space UNet."""
 
+    def __init__(self, folder):
+        self.folder = folder
+
     def clip(self):
         import open_clip
 
         vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
         text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
         return open_clip.model.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text)
+
+    def preprocess(self):
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        return image_transform_v2(PreprocessCfg(size=32), is_train=False)
+
+    def tokenizer(self):
+        from builders.texts import tokenize
+
+        return tokenize
+
+    def mmvp_folder(self):
+        from builders.mmvp import mmvp_folder
+
+        return mmvp_folder(self.folder)
 
     def unet(self):
         import diffusers

@@ -17,7 +17,7 @@ SUPPORTED = (
 )
 
 
-def adapt(clip: Any) -> Tower:
+def adapt(clip: Any, training: bool = True) -> Tower:
     """The vision tower of a CLIP model, for training it in place.
 
     Wrappers of DistributedDataParallel, DataParallel and torch.compile are looked through. The vision part
@@ -27,10 +27,11 @@ def adapt(clip: Any) -> Tower:
     Args:
         clip: a model of open_clip, transformers or OpenAI's `clip` package, already on its device. Pixels
             are to be normalised by the tower's `mean` and `std`.
+        training: False where the tower is only read: then its parameters may all be frozen.
 
     Raises:
-        ConfigError: the model has no patch tokens (ResNet), no vision part, an unknown class, only frozen
-            vision parameters, or parameters that cannot hold a gradient.
+        ConfigError: the model has no patch tokens (ResNet), no vision part or an unknown class; with
+            ``training``, only frozen vision parameters, or parameters that cannot hold a gradient.
 
     >>> import open_clip
     >>> clip = open_clip.CLIP(
@@ -56,6 +57,8 @@ def adapt(clip: Any) -> Tower:
         raise ConfigError(f"clip is a {type(clip).__name__}, expected a loaded model: {SUPPORTED}")
     model = unwrap(clip)
     tower = _tower(model)
+    if not training:
+        return tower
     _check_parameters(tower)
     if not tower.named_parameters():
         raise ConfigError(

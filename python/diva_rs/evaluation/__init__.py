@@ -4,7 +4,9 @@ Every result object prints as a table, turns into a dict for JSON by ``to_dict()
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
+from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import (
     Comparison,
@@ -15,17 +17,20 @@ from diva_rs.evaluation.statistics import (
 )
 
 __all__ = [
+    "EMBEDDINGS",
     "PATTERNS",
     "Comparison",
     "DatasetScore",
     "DriftResult",
     "FolderResult",
+    "ImageEmbedding",
     "MmvpPair",
     "MmvpVlmResult",
     "ProbeScore",
     "SuiteResult",
     "compare_outcomes",
     "mcnemar_exact",
+    "mmvp_vlm",
     "paired_bootstrap",
     "wilson_interval",
 ]

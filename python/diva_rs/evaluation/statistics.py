@@ -31,7 +31,7 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     """
     if not 0 <= right <= total:
         raise ConfigError(f"right={right} must be in 0 to total={total}")
-    z = _quantile(confidence)
+    z = NormalDist().inv_cdf((1 + checked_confidence(confidence)) / 2)
     if total == 0:
         return 0.0, 1.0
     share = right / total
@@ -83,7 +83,7 @@ def paired_bootstrap(
     (1.0, 1.0)
     """
     gained, lost = _flips(before, after)
-    _quantile(confidence)
+    checked_confidence(confidence)
     if resamples < 1:
         raise ConfigError(f"resamples={resamples} must be at least 1")
     items = len(before)
@@ -179,7 +179,12 @@ def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ..
     return gained, tuple(i for i, (old, new) in enumerate(both) if old and not new)
 
 
-def _quantile(confidence: float) -> float:
+def checked_confidence(confidence: float) -> float:
+    """The confidence, or ConfigError unless it lies inside (0, 1).
+
+    >>> checked_confidence(0.95)
+    0.95
+    """
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie inside (0, 1), for example 0.95")
-    return NormalDist().inv_cdf((1 + confidence) / 2)
+    return confidence

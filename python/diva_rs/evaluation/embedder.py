@@ -1,0 +1,152 @@
+"""Any supported CLIP behind one pair of methods, with the transform and the tokenizer that belong to it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs.clip import Tower, adapt
+from diva_rs.errors import ConfigError, DataError
+from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
+from diva_rs.evaluation.mode import device_of
+
+Tokens = Any
+"""A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
+
+
+class Embedder:
+    """Images and texts to vectors, whichever library the model is of; what clip-benchmark calls a model.
+
+    Args:
+        clip: a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or any module
+            with ``encode_image`` and ``encode_text``.
+        preprocess: PIL image -> (3, H, W), or a transformers processor; for scoring, not for training.
+        tokenizer: texts -> token ids (open_clip's, OpenAI's `clip.tokenize`), or a transformers tokenizer or
+            processor.
+        embedding: a name of `EMBEDDINGS`, or a function of the projected first token and patches.
+        seed: of the drawn patches, where the embedding draws any.
+
+    Raises:
+        ConfigError: no text tower, an unknown embedding, a transform that draws at random, a value of the
+            wrong kind.
+
+    >>> embedder = Embedder(clip, preprocess, tokenizer)
+    >>> embedder.encode_text(embedder.tokenize(["a photo of a cat"])).shape
+    torch.Size([1, 32])
+    """
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        preprocess: Any,
+        tokenizer: Any,
+        embedding: str | Combine | ImageEmbedding = "pooled",
+        seed: int = 0,
+    ) -> None:
+        self.model: Any = clip
+        self.transform = image_transform(preprocess)
+        self.tokenize = text_tokenizer(tokenizer, clip)
+        self.embedding = image_embedding(embedding)
+        self.seed = seed
+        self.device = device_of(clip)
+        self._tower: Tower | None = None
+        if not hasattr(clip, "encode_text") and not hasattr(clip, "get_text_features"):
+            raise ConfigError(
+                f"{type(clip).__name__} has no text tower, and images are scored against texts: load the "
+                "full model (CLIPModel, SiglipModel, an open_clip model)"
+            )
+        if self.embedding.combine is not None:
+            self._tower = adapt(clip, training=False)
+
+    def encode_image(self, pixels: Tensor, ids: Sequence[int] = ()) -> Tensor:
+        """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation.
+
+        ``ids`` key the drawn patches of embeddings that draw any.
+        """
+        if self._tower is None:
+            own = next(self.model.parameters(), pixels)
+            return library_embedding(self.model, None, pixels.to(own.dtype))
+        tokens = self._tower.tokens(pixels)
+        return self.embedding.of_tokens(self._tower, tokens, ids or range(len(pixels)), self.seed)
+
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
+        if hasattr(self.model, "get_text_features"):
+            named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
+            if "siglip" in str(getattr(self.model.config, "model_type", "")):
+                named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
+            return pooled(self.model.get_text_features(**named))
+        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
+        features: Tensor = self.model.encode_text(ids)
+        return features
+
+
+def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
+    """PIL image -> (3, H, W), from a torchvision-style transform or a transformers processor.
+
+    Raises:
+        ConfigError: it cannot be called, or draws at random, so that no two runs would agree.
+        DataError: when called: the result is no floating tensor (3, H, W).
+    """
+    if _of_transformers(preprocess):
+        processor = getattr(preprocess, "image_processor", preprocess)
+        return lambda image: _checked(
+            processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        )
+    if not callable(preprocess):
+        raise ConfigError(
+            f"preprocess is {_kind(preprocess)}, expected the transform that makes CLIP's pixels of a PIL "
+            "image: the third value of open_clip.create_model_and_transforms, the second of clip.load, or a "
+            "transformers processor"
+        )
+    drawing = [name for name in _names(preprocess) if name.startswith("Random")]
+    if drawing:
+        raise ConfigError(
+            f"preprocess draws at random ({drawing[0]}): it is the transform for training; the one for "
+            "scoring is the third value of open_clip.create_model_and_transforms"
+        )
+    return lambda image: _checked(preprocess(image))
+
+
+def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
+    """Texts -> token ids; transformers tokenizers pad to the model's length, as their models were trained.
+
+    Raises:
+        ConfigError: it cannot be called.
+    """
+    if _of_transformers(tokenizer):
+        own = getattr(tokenizer, "tokenizer", tokenizer)
+        config = getattr(getattr(clip, "config", None), "text_config", None)
+        length = getattr(config, "max_position_embeddings", 77)
+        return lambda texts: own(
+            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        )
+    if not callable(tokenizer):
+        raise ConfigError(
+            f"tokenizer is {_kind(tokenizer)}, expected open_clip.get_tokenizer(name), clip.tokenize, or a "
+            "transformers tokenizer"
+        )
+    return lambda texts: tokenizer(list(texts))
+
+
+def _checked(pixels: Any) -> Tensor:
+    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
+        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else _kind(pixels)
+        raise DataError(f"preprocess gave {got}, a floating tensor (3, H, W) is needed")
+    return pixels
+
+
+def _of_transformers(value: Any) -> bool:
+    return any(cls.__module__.startswith("transformers.") for cls in type(value).__mro__)
+
+
+def _names(transform: Any) -> list[str]:
+    """Class names of a transform and of those that it is composed of."""
+    parts = getattr(transform, "transforms", None)
+    inner = parts if isinstance(parts, (list, tuple)) else []
+    return [type(transform).__name__, *(name for part in inner for name in _names(part))]
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"

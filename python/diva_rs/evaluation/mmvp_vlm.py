@@ -1,0 +1,149 @@
+"""MMVP-VLM: does CLIP tell apart images that differ in one visual pattern?
+
+Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code does (github tsb0601/MMVP,
+scripts/evaluate_vlm.py), in float32 and, where tokens are drawn, by seed.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from diva_rs._optional import require
+from diva_rs.errors import DataError
+from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.embeddings import Combine
+from diva_rs.evaluation.mmvp_folder import QuestionPair, read_pairs
+from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.mode import evaluating
+from diva_rs.evaluation.statistics import checked_confidence
+
+PROMPT = "a photo of "
+
+
+def mmvp_vlm(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    embedding: str | Combine = "pooled",
+    seed: int = 0,
+    confidence: float = 0.95,
+    progress: bool = False,
+) -> MmvpVlmResult:
+    """Score a CLIP on the MMVP-VLM benchmark, by the official rules:
+
+    * Two consecutive rows of Questions.csv are a pair; row order gives the pattern, 15 pairs each.
+    * Each statement, as "a photo of " + statement, picks the image of its pair with the larger softmax share
+      of ``100 * cosine``. It picks the first row's image where that image's share is *above* one half: a tie
+      picks the second.
+    * A statement with an odd question id should pick the pair's first image, one with an even id the second.
+      With rows in the published order each should pick its own; the tie counts against the odd one, so a
+      model that embeds both images alike gets no pair right.
+    * A pair counts only if both statements pick rightly; the score is the mean of the nine accuracies.
+
+    Images are read as they are stored (no EXIF rotation), two at a time, so the result does not depend on a
+    batch size. The model is scored in eval mode and float32; afterwards it is as it was.
+
+    Args:
+        clip: an open_clip, transformers or OpenAI model with its text tower, on its device.
+        preprocess: the model's own transform for validation: PIL image -> (3, H, W); or a transformers
+            processor.
+        tokenizer: open_clip's, OpenAI's `clip.tokenize`, or a transformers tokenizer or processor.
+        root: folder of the benchmark, with Questions.csv and the images folder in any published spelling.
+        embedding: "pooled", the library's own; "class"; or what a published score was made of:
+            "official-openai", "official-metaclip", "official-dfn-224", "official-dfn-378",
+            "official-siglip" (see `EMBEDDINGS`); or a function of the projected first token (B, D) and
+            patches (B, P, D).
+        seed: keys the tokens that "official-openai" and "official-dfn-378" draw for each image.
+        confidence: of the Wilson intervals.
+        progress: whether to show a progress bar.
+
+    Raises:
+        DataError: the folder is not as published (names file and row), an image cannot be read, or an
+            embedding is not finite.
+        ConfigError: no text tower, a transform that draws at random, an unknown embedding.
+
+    >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
+    >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
+    (135, 9, True)
+    >>> print(result.compare(result))
+    MMVP-VLM: ... (+0.0 points, 95% interval +0.0 to +0.0); 0 gained, 0 lost of 135, exact McNemar p = 1
+    """
+    checked_confidence(confidence)
+    pairs = read_pairs(root)
+    with evaluating(clip) as model:
+        embedder = Embedder(model, preprocess, tokenizer, embedding, seed)
+        scored = [
+            _score(embedder, pair) for pair in tqdm(pairs, desc="MMVP-VLM", unit="pair", disable=not progress)
+        ]
+    return MmvpVlmResult(
+        pairs=tuple(scored),
+        embedding=embedder.embedding.name,
+        model=type(model).__name__,
+        root=str(root),
+        seed=seed,
+        confidence=confidence,
+    )
+
+
+def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
+    ids = tuple(question.id for question in pair.questions)
+    pixels = torch.stack(
+        [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
+    ).to(embedder.device)
+    images = embedder.encode_image(pixels, ids).float()
+    statements = [PROMPT + question.statement for question in pair.questions]
+    texts = embedder.encode_text(embedder.tokenize(statements).to(embedder.device)).float()
+    if embedder.embedding.normalized:
+        images = normalize(images, dim=-1)
+    scores = first_image_shares(normalize(texts, dim=-1), images)
+    if not all(score == score for score in scores):
+        raise DataError(f"the embeddings of {pair.images[0]} and {pair.images[1]} are not finite")
+    picked = tuple(1 if score > 0.5 else 2 for score in scores)
+    expected = tuple(1 if number % 2 else 2 for number in ids)
+    return MmvpPair(
+        pattern=pair.pattern,
+        type=pair.questions[0].type,
+        ids=_two(ids),
+        statements=_two([question.statement for question in pair.questions]),
+        images=_two([str(path) for path in pair.images]),
+        scores=_two(scores),
+        picked=_two(picked),
+        expected=_two(expected),
+        correct=picked == expected,
+    )
+
+
+def first_image_shares(texts: Tensor, images: Tensor) -> list[float]:
+    """For each statement (2, D) the softmax share of the first of two images (2, D), in [0, 1].
+
+    >>> first_image_shares(torch.eye(2), 0.01 * torch.eye(2))
+    [0.7310585975646973, 0.2689414322376251]
+    >>> first_image_shares(torch.eye(2), torch.ones(2, 2))
+    [0.5, 0.5]
+    """
+    shares: list[float] = (100 * texts @ images.T).softmax(dim=-1)[:, 0].tolist()
+    return shares
+
+
+def _pixels(embedder: Embedder, path: Path, question: Any) -> Tensor:
+    pil = require("PIL.Image", extra="data")
+    try:
+        with pil.open(path) as image:
+            image.load()
+            return embedder.transform(image)
+    except DataError:
+        raise
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as err:
+        raise DataError(f"{path} (question {question.id}, row {question.row}) cannot be read: {err}") from err
+
+
+def _two(values: Sequence[Any]) -> Any:
+    first, second = values
+    return first, second
