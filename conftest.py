@@ -13,6 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from _pytest.doctest import DoctestItem
 
+_FOLDERS = ("mmvp_folder", "shapes_folder", "captions_folder", "photos_folder")
+
 
 @pytest.fixture(autouse=True)
 def _names_for_examples(request, doctest_namespace, tmp_path):
@@ -25,7 +27,7 @@ def _names_for_examples(request, doctest_namespace, tmp_path):
     doctest_namespace.update(torch=torch, diva_rs=diva_rs)
     # Building models costs time that most examples do not need: only the names that an example mentions.
     text = "".join(example.source for example in request.node.dtest.examples)
-    for name in ("clip", "teacher", "unet", "result", "preprocess", "tokenizer", "mmvp_folder"):
+    for name in (*("clip", "teacher", "unet", "result", "preprocess", "tokenizer"), *_FOLDERS):
         if name in text:
             doctest_namespace[name] = getattr(lazy, name)()
     for name in ("Recipe", "Trainer", "FeedbackLoss", "Teacher", "post_train", "draw", "Draws"):
@@ -59,6 +61,21 @@ class _Examples:
         from builders.mmvp import mmvp_folder
 
         return mmvp_folder(self.folder)
+
+    def shapes_folder(self):
+        from builders.benchmarks import shapes_folder
+
+        return shapes_folder(self.folder)
+
+    def captions_folder(self):
+        from builders.benchmarks import captions_folder
+
+        return captions_folder(self.folder)
+
+    def photos_folder(self):
+        from builders.benchmarks import photos_folder
+
+        return photos_folder(self.folder)
 
     def unet(self):
         import diffusers

@@ -7,6 +7,7 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
+from diva_rs.evaluation.retrieval import retrieval
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import (
     Comparison,
@@ -15,10 +16,14 @@ from diva_rs.evaluation.statistics import (
     paired_bootstrap,
     wilson_interval,
 )
+from diva_rs.evaluation.suites import SUITES
+from diva_rs.evaluation.zero_shot import zero_shot
+from diva_rs.evaluation.zero_shot_folder import zero_shot_folder
 
 __all__ = [
     "EMBEDDINGS",
     "PATTERNS",
+    "SUITES",
     "Comparison",
     "DatasetScore",
     "DriftResult",
@@ -32,5 +37,8 @@ __all__ = [
     "mcnemar_exact",
     "mmvp_vlm",
     "paired_bootstrap",
+    "retrieval",
     "wilson_interval",
+    "zero_shot",
+    "zero_shot_folder",
 ]

@@ -1,0 +1,237 @@
+"""Data sets through clip-benchmark: found or downloaded, or missing with the reason, and never skipped."""
+
+import contextlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from diva_rs._optional import require
+from diva_rs.errors import ConfigError, DataError, DependencyError
+from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.mode import evaluating
+from diva_rs.evaluation.scores import DatasetScore, SuiteResult
+from diva_rs.evaluation.statistics import checked_confidence
+from diva_rs.evaluation.suites import ABSENT, suite_datasets
+from diva_rs.recipes.kinds import hint
+
+# What clip-benchmark would fetch with wget whatever `download` says, relative to the data set's root.
+_NEEDED = {
+    "imagenetv2": ("ImageNetV2-matched-frequency",),
+    "mscoco_captions": ("val2014", "coco_{split}_karpathy.json"),
+    "flickr30k": ("flickr30k_{split}_karpathy.txt",),
+    "flickr8k": ("flickr8k_{split}_karpathy.txt",),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How data sets are read.
+
+    Attributes:
+        split: of the data set, usually "test".
+        batch: images at a time.
+        workers: processes that read images.
+        download: whether clip-benchmark may download what is not there (it runs wget, gdown or kaggle).
+        webdataset: whether the names of a suite mean webdataset folders, as "wds/<name>" does.
+        recall: the k of recall@k, for retrieval; the first one is the score.
+        confidence: of the intervals.
+        progress: whether clip-benchmark's progress bars are shown.
+    """
+
+    split: str = "test"
+    batch: int = 64
+    workers: int = 2
+    download: bool = False
+    webdataset: bool = False
+    recall: tuple[int, ...] = (1, 5, 10)
+    confidence: float = 0.95
+    progress: bool = True
+
+    @classmethod
+    def checked(cls, given: dict[str, Any]) -> "Settings":
+        """From keyword arguments; ConfigError names one that is unknown or out of range."""
+        known = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in known:
+                near = hint(name, known) or f": there are {', '.join(known)}"
+                raise ConfigError(f"unknown setting {name!r}{near}")
+        settings = cls(**given)
+        if settings.batch < 1 or settings.workers < 0:
+            raise ConfigError(f"batch={settings.batch} must be at least 1, workers={settings.workers} 0")
+        if not settings.recall or min(settings.recall) < 1:
+            raise ConfigError(f"recall={settings.recall}: at least one k, each at least 1")
+        checked_confidence(settings.confidence)
+        return settings
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A data set that is there: clip-benchmark's own object, and its batches."""
+
+    name: str
+    dataset: Any
+    batches: Any
+
+
+Score = Callable[[Embedder, Opened, Settings], DatasetScore]
+
+
+def run_suite(
+    task: str,
+    score: Score,
+    embedder: tuple[Any, Any, Any],
+    root: str | os.PathLike[str],
+    datasets: str | Sequence[str],
+    suite: str | None,
+    given: dict[str, Any],
+) -> SuiteResult:
+    """Score (clip, preprocess, tokenizer) on every data set that can be had.
+
+    Raises:
+        ConfigError: no data set is named, or a setting is wrong.
+        DataError: none of them could be had, with every reason.
+        DependencyError: clip-benchmark is not installed.
+    """
+    settings = Settings.checked(given)
+    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    if suite is not None:
+        prefix = "wds/" if settings.webdataset else ""
+        names += [prefix + name for name in suite_datasets(suite, task)]
+    if not names:
+        raise ConfigError('no data set is named: give datasets=["cifar10", ...] or suite="diva"')
+    require("clip_benchmark", extra="eval")
+    scores: list[DatasetScore] = []
+    missing: dict[str, str] = {}
+    with evaluating(embedder[0]) as model:
+        ready = Embedder(model, *embedder[1:])
+        for name in dict.fromkeys(names):
+            try:
+                scores.append(score(ready, open_dataset(name, ready, root, settings, task), settings))
+            except (torch.OutOfMemoryError, DependencyError, ConfigError):
+                raise
+            except (Exception, SystemExit) as err:  # clip-benchmark exits where a download tool is missing
+                missing[name] = _reason(err)
+    if not scores:
+        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise DataError(f"no data set could be had: {told}")
+    return SuiteResult(task, tuple(scores), missing, type(model).__name__, settings.confidence)
+
+
+def open_dataset(
+    name: str, embedder: Embedder, root: str | os.PathLike[str], settings: Settings, task: str
+) -> Opened:
+    """The data set of that name in clip-benchmark.
+
+    Raises:
+        DataError: it is not there and may not be downloaded. clip-benchmark's own errors pass through.
+    """
+    builder = require("clip_benchmark.datasets.builder", extra="eval")
+    if name in ABSENT:
+        raise DataError(ABSENT[name])
+    place = place_of(root, name)
+    if not settings.download and "://" not in place:
+        _check_there(name, Path(place), settings.split)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off, as it should be
+        dataset = builder.build_dataset(
+            dataset_name=name,
+            root=place,
+            transform=embedder.transform,
+            split=settings.split,
+            download=settings.download,
+            task={"zero-shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}[task],
+        )
+    loader: DataLoader[Any]
+    if name.startswith("wds/"):
+        # More workers than shards would leave some without any, which webdataset refuses.
+        count = Path(place, settings.split, "nshards.txt")
+        workers = min(settings.workers, int(count.read_text())) if count.is_file() else 1
+        loader = DataLoader(dataset.batched(settings.batch), None, num_workers=workers)
+    else:
+        loader = DataLoader(
+            dataset,
+            settings.batch,
+            num_workers=settings.workers,
+            collate_fn=builder.get_dataset_collate_fn(name),
+        )
+    return Opened(name, dataset, _Batches(loader, dataset))
+
+
+def place_of(root: str | os.PathLike[str], name: str) -> str:
+    """Where a data set lies.
+
+    ``{dataset}`` and ``{dataset_cleaned}`` in ``root`` are filled in as clip-benchmark does; without them, it
+    is the folder of that name below ``root`` if there is one, else ``root`` itself.
+
+    Raises:
+        ConfigError: another name in braces.
+
+    >>> place_of("data/{dataset_cleaned}", "wds/vtab/resisc45"), place_of("nowhere", "cifar10")
+    ('data/vtab-resisc45', 'nowhere')
+    """
+    text, short = os.path.expanduser(os.fspath(root)), name.removeprefix("wds/")
+    cleaned = short.replace("/", "-")
+    if "{" in text:
+        try:
+            return text.format(dataset=short, dataset_cleaned=cleaned)
+        except (KeyError, IndexError, ValueError) as err:
+            known = "{dataset} and {dataset_cleaned}"
+            raise ConfigError(f"root={text!r}: only {known} are filled in") from err
+    below = Path(text, cleaned)
+    return str(below) if below.is_dir() else text
+
+
+@contextlib.contextmanager
+def quiet(settings: Settings) -> Iterator[None]:
+    """Hide clip-benchmark's progress bars unless they are wanted."""
+    with contextlib.nullcontext() if settings.progress else contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def device_name(embedder: Embedder) -> Iterator[str]:
+    """The device as clip-benchmark takes it, by type alone; on CUDA the model's own is the current one."""
+    device = embedder.device
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        yield device.type
+
+
+class _Batches:
+    """A loader that counts what passes, with the data set where clip-benchmark looks for it."""
+
+    def __init__(self, loader: Any, dataset: Any) -> None:
+        self.loader, self.dataset, self.images = loader, dataset, 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            self.images += len(batch[0])
+            yield batch
+
+
+def _check_there(name: str, place: Path, split: str) -> None:
+    if not place.is_dir():
+        raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
+    needed = (f"{split}/nshards.txt",) if name.startswith("wds/") else _NEEDED.get(name, ())
+    for part in needed:
+        file = place / part.format(split=split)
+        if not file.exists():
+            raise DataError(f"{file} is missing")
+
+
+def _reason(err: BaseException) -> str:
+    """One line of an error."""
+    if isinstance(err, SystemExit):
+        return "clip-benchmark gave up: a download tool is missing"
+    text = " ".join(str(err).split()) or "no reason given"
+    named = text if isinstance(err, DataError | AssertionError) else f"{type(err).__name__}: {text}"
+    return named if len(named) <= 300 else named[:297] + "..."
