@@ -60,6 +60,7 @@ _SUBMODULES = (
     "draws",
     "errors",
     "evaluation",
+    "export",
     "microworld",
     "recipe",
 )

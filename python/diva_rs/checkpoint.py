@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -47,7 +48,7 @@ def write_text(path: Path, text: str) -> None:
     >>> path.read_text()
     'whole or not there'
     """
-    with _replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -77,13 +78,33 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     >>> load_weights(path)
     {'weight': tensor([1., 1.])}
     """
-    with _replacing(path) as beside:
+    with replacing(path) as beside:
         # clone: safetensors refuses views of one storage, and a later step must not change what is written.
-        save_file(
-            {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}, beside
-        )
+        own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+        # transformers 4.x refuses a file that does not say which library its tensors are of.
+        save_file(own, beside, metadata={"format": "pt"})
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
+
+
+def save_torch(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write a name -> tensor map as ``torch.load(path, weights_only=True)`` reads it, atomically.
+
+    Raises:
+        DataError: it cannot be written; whatever was there is unchanged.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "w.pt"
+    >>> save_torch(path, {"weight": torch.ones(2)})
+    >>> torch.load(path, weights_only=True)
+    {'weight': tensor([1., 1.])}
+    """
+    # clone: a view would be written with all of the storage that it looks at.
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    with replacing(path) as beside, open(beside, "wb") as file:
+        torch.save(own, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -114,7 +135,7 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     ['optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
     check_place(folder)
-    with _replacing(folder) as beside:
+    with replacing(folder) as beside:
         beside.mkdir(parents=True)
         save_weights(beside / "parameters.safetensors", state["parameters"])
         save_weights(beside / "optimizer.safetensors", state["optimizer"])
@@ -164,7 +185,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A place beside ``path`` to write to; it takes the place of ``path`` at the end, or nothing changes."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

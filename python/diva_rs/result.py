@@ -88,7 +88,7 @@ class PostTrainResult:
         'clip.safetensors'
         """
         folder = make_folder(path)
-        save_weights(folder / "clip.safetensors", _own_weights(self.clip))
+        save_weights(folder / "clip.safetensors", own_weights(self.clip))
         save_weights(folder / "projector.safetensors", self.projector.state_dict())
         for name, content in (
             ("recipe", self.recipe.to_dict()),
@@ -99,7 +99,7 @@ class PostTrainResult:
         return folder
 
 
-def _own_weights(clip: nn.Module) -> dict[str, Tensor]:
+def own_weights(clip: nn.Module) -> dict[str, Tensor]:
     """The model's weights by its own keys: without those of DataParallel's or torch.compile's wrappers."""
     weights = unwrap(clip).state_dict().items()
     return {name.replace("_orig_mod.", ""): value for name, value in weights if isinstance(value, Tensor)}

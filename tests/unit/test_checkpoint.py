@@ -77,7 +77,7 @@ def test_a_failed_write_of_text_leaves_the_old_file(tmp_path, monkeypatch, step)
 
 
 def test_an_exception_of_any_kind_leaves_no_temporary_file(tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "save_file", interrupted)

@@ -3,15 +3,18 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
 import diva_rs
+from builders import exports
 from builders.diffusion import tiny_pipeline
 from builders.small import images, small_clip, small_teacher
 from diva_rs import cli
@@ -20,7 +23,11 @@ from diva_rs.cli import options
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-NOTEBOOK, LOOP = [code for language, code in BLOCKS if language == "python"]
+# The Python under each heading, by the heading.
+PYTHON = dict(
+    re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+)
+NOTEBOOK, LOOP = PYTHON["In a notebook"], PYTHON["In your own training loop"]
 COMMANDS = "".join(code for language, code in BLOCKS if language == "")
 
 
@@ -77,9 +84,22 @@ def test_the_loop_example_runs_as_it_is_pasted():
     assert names["trainer"].steps_done == 1
 
 
+def test_the_export_example_runs_as_it_is_pasted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clip = exports.model("openai")
+    exec(
+        PYTHON["Put it into LLaVA, SAN or your own code"],
+        {"diva_rs": diva_rs, "result": SimpleNamespace(clip=clip)},
+    )
+    tower = transformers.CLIPVisionModel.from_pretrained("clip-diva")
+    assert torch.equal(tower.state_dict()["post_layernorm.weight"], clip.visual.ln_post.weight)
+    for file in (load_file("clip-diva.safetensors"), torch.load("clip-diva.pt", weights_only=True)):
+        assert all(torch.equal(file[key], value) for key, value in clip.state_dict().items())
+
+
 def test_the_command_lines_parse(monkeypatch):
     lines = re.findall(r"^diva-rs .*$", COMMANDS, re.MULTILINE)
-    assert {line.split()[1] for line in lines} >= {"train", "info", "cache"}
+    assert {line.split()[1] for line in lines} >= {"train", "info", "cache", "export"}
     for line in lines:
         command = cli._COMMANDS[line.split()[1]]
         seen = []
