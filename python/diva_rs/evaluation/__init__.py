@@ -4,9 +4,12 @@ Every result object prints as a table, turns into a dict for JSON by ``to_dict()
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
+from diva_rs.evaluation.drift import drift, linear_cka
 from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding
+from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
+from diva_rs.evaluation.probes import linear_probe
 from diva_rs.evaluation.retrieval import retrieval
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import (
@@ -34,6 +37,10 @@ __all__ = [
     "ProbeScore",
     "SuiteResult",
     "compare_outcomes",
+    "drift",
+    "image_features",
+    "linear_cka",
+    "linear_probe",
     "mcnemar_exact",
     "mmvp_vlm",
     "paired_bootstrap",
