@@ -21,3 +21,13 @@ def require(module: str, extra: str) -> ModuleType:
         raise DependencyError(
             f"{module} is needed here and not installed: pip install 'diva-rs[{extra}]'"
         ) from err
+
+
+def one_line(err: Exception) -> str:
+    """One line of an error that may list every weight of a model.
+
+    >>> one_line(ValueError("two\\n  lines"))
+    'ValueError: two lines'
+    """
+    text = " ".join(f"{type(err).__name__}: {err}".split())
+    return text if len(text) <= 300 else text[:297] + "..."

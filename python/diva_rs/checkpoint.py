@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diva_rs._files import open_regular, read_text
+from diva_rs._optional import one_line
 from diva_rs.errors import DataError, WeightsError
 
 _STATE_FILES = {"parameters.safetensors", "optimizer.safetensors", "state.json"}
@@ -118,9 +120,14 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     diva_rs.errors.WeightsError: nowhere.safetensors cannot be read as safetensors: ...
     """
     try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as err:
-        raise WeightsError(f"{path} cannot be read as safetensors: {err}") from err
+        open_regular(path).close()
+        weights = dict(load_file(path))
+    except (OSError, SafetensorError, ValueError) as err:
+        raise WeightsError(f"{path} cannot be read as safetensors: {one_line(err)}") from err
+    longest = max(map(len, weights), default=0)
+    if longest > 1000:
+        raise WeightsError(f"{path} holds a name of {longest} characters: no weight is called so")
+    return weights
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
@@ -170,7 +177,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
         folder = _old(folder)  # the machine went down between the two renames of `_into_place`
     file = folder / "state.json"
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        facts = json.loads(read_text(file))
     except (OSError, ValueError, RecursionError) as err:
         raise WeightsError(f"{file} cannot be read: {err}") from err
     for key in ("counters", "recipe"):

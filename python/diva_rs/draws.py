@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from diva_rs import _native
-from diva_rs.errors import DataError, ShapeError
+from diva_rs.errors import DataError, ShapeError, shown
 
 __all__ = ["Array", "DrawPlan", "Draws", "augment_seed", "draw", "sample_keys"]
 
@@ -85,7 +85,7 @@ class Draws:
         Raises DataError for anything but a slice.
         """
         if not isinstance(rows, slice):
-            raise DataError(f"Draws is cut by slices of the batch, such as draws[0:4], not by {rows!r}")
+            raise DataError(f"Draws is cut by slices of the batch, such as draws[0:4], not by {shown(rows)}")
         return Draws(self.timesteps[rows], self.noise[rows], self.tokens[rows])
 
     def __repr__(self) -> str:
@@ -241,7 +241,7 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
         ids = ids.tolist()
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise DataError(
-            f"ids: {_short(ids)} is a single value, expected one id per sample, such as [{_short(ids)}]"
+            f"ids: {shown(ids)} is a single value, expected one id per sample, such as [{shown(ids)}]"
         )
     return np.array([_key(index, value) for index, value in enumerate(ids)], dtype=np.uint64)
 
@@ -256,19 +256,11 @@ def _key(index: int, value: Any) -> int:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         if 0 <= value < 2**64:
             return int(value)
-        raise DataError(f"ids[{index}] is {_short(value)}, expected 0 to 2**64 - 1")
+        raise DataError(f"ids[{index}] is {shown(value)}, expected 0 to 2**64 - 1")
     raise DataError(
-        f"ids[{index}] is {_short(value)} ({type(value).__name__}), expected a whole number or a string for "
+        f"ids[{index}] is {shown(value)} ({type(value).__name__}), expected a whole number or a string for "
         "each sample"
     )
-
-
-def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # whole numbers of more than 4300 digits, objects that cannot be shown
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _kind(value: Array) -> str:

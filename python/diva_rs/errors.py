@@ -15,6 +15,19 @@ __all__ = [
 ]
 
 
+def shown(value: object) -> str:
+    """What a message shows of a value: its first 60 characters; whatever its own ``repr`` does.
+
+    >>> shown("a"), shown(10**5000)
+    ("'a'", '<int>')
+    """
+    try:
+        text = repr(value)
+    except Exception:  # whole numbers of more than 4300 digits, objects that cannot be shown
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 class DivaError(Exception):
     """Root of everything that diva_rs raises on purpose."""
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diva_rs.errors import WeightsError
+from diva_rs.errors import WeightsError, shown
 
 _COUNTERS = ("steps_done", "samples_seen", "epoch")
 
@@ -53,7 +53,7 @@ def _check_plain(name: Any, value: Any, device: torch.device) -> None:
     """Whether it can be copied from: halfway through the copies would be too late."""
     if not isinstance(name, str) or not isinstance(value, Tensor):
         raise WeightsError(
-            f"entry {name!r} is a {type(value).__name__} in the saved state, expected a tensor"
+            f"entry {shown(name)} is a {type(value).__name__} in the saved state, expected a tensor"
         )
     if value.layout != torch.strided or (value.is_meta and device.type != "meta"):
         raise WeightsError(
@@ -72,5 +72,7 @@ def _check_like(name: str, value: Tensor, parameter: Tensor) -> None:
 def _count(counters: Mapping[str, Any], name: str) -> int:
     value = counters.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise WeightsError(f"counter {name} is {value!r} in the saved state, expected a whole number from 0")
+        raise WeightsError(
+            f"counter {name} is {shown(value)} in the saved state, expected a whole number from 0"
+        )
     return value

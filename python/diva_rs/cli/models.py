@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diva_rs._optional import require
+from diva_rs._files import check_files, check_model
+from diva_rs._optional import one_line, require
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.kinds import hint
 
@@ -134,13 +135,16 @@ def _from_open_clip(name: str, pretrained: str | None) -> "nn.Module":
         quick_gelu = _wants_quick_gelu(open_clip, name, pretrained)
     if pretrained is None and ":" not in name:
         print(f"diva-rs: note: {name} without :PRETRAINED starts from random weights", file=sys.stderr)
+    local = name.removeprefix("local-dir:") if ":" in name else pretrained
     try:
+        if local is not None and Path(local).exists():
+            check_files(local)
         model: nn.Module = open_clip.create_model(
             name, pretrained=pretrained, force_quick_gelu=quick_gelu, require_pretrained=":" in name
         )
     except Exception as err:  # json, safetensors, pickle, OS and network errors, and mismatched shapes
         where = name if pretrained is None else f"{name}:{pretrained}"
-        raise WeightsError(f"{where} could not be loaded: {_short(err)}") from err
+        raise WeightsError(f"{where} could not be loaded: {one_line(err)}") from err
     return model
 
 
@@ -181,11 +185,14 @@ def _wants_quick_gelu(open_clip: Any, name: str, pretrained: str | None) -> bool
 def _from_transformers(folder: Path) -> "nn.Module":
     transformers = require("transformers", extra="transformers")
     try:
-        names = transformers.AutoConfig.from_pretrained(folder, local_files_only=True).architectures or [
-            "unknown"
-        ]
+        check_model(folder)
+        # Without the last argument a file could have a question asked on the terminal.
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        names = config.architectures or ["unknown"]
     except Exception as err:  # json and OS errors, unknown model types
-        raise ConfigError(f"{folder / 'config.json'} cannot be used: {_short(err)}") from err
+        raise ConfigError(f"{folder / 'config.json'} cannot be used: {one_line(err)}") from err
     if names[0] not in _TRANSFORMERS:
         raise ConfigError(f"{folder} holds a {names[0]}: one of {', '.join(_TRANSFORMERS)} is needed")
     try:
@@ -194,7 +201,7 @@ def _from_transformers(folder: Path) -> "nn.Module":
             folder, local_files_only=True, output_loading_info=True
         )
     except Exception as err:  # json, safetensors, pickle and OS errors, and mismatched shapes
-        raise WeightsError(f"{folder} could not be loaded: {_short(err)}") from err
+        raise WeightsError(f"{folder} could not be loaded: {one_line(err)}") from err
     # transformers fills what a file lacks at random, with a warning.
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:
@@ -202,9 +209,3 @@ def _from_transformers(folder: Path) -> "nn.Module":
             f"{folder} lacks {len(missing)} weights of its {names[0]}, the first is {missing[0]}"
         )
     return model
-
-
-def _short(err: Exception) -> str:
-    """One line of an error that may list every weight of a model."""
-    text = " ".join(f"{type(err).__name__}: {err}".split())
-    return text if len(text) <= 300 else text[:297] + "..."

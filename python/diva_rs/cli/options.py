@@ -16,10 +16,10 @@ import dataclasses
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from diva_rs.errors import ConfigError
+from diva_rs._files import read_text
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipe import Recipe
 from diva_rs.recipes.kinds import Kind, choice, flag, hint, integer, optional, string
 
@@ -37,6 +37,9 @@ class Option:
     default: Any
     help: str
 
+
+# Far more than a configuration has. tomllib needs memory with the square of the parts of a dotted key.
+_MOST_BYTES, _MOST_DOTS = 1 << 16, 1000
 
 _TEXT = optional(string(least=1))
 
@@ -119,23 +122,31 @@ def read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ConfigError: the file cannot be read, is no TOML, or has a key that means nothing.
 
     >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "run.toml"
+    >>> import pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.toml"
     >>> _ = path.write_text('workers = 4\\n[recipe]\\nlr = 1e-5\\n')
     >>> read_config(str(path))
     ({'workers': 4}, {'lr': 1e-05})
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = read_text(path, _MOST_BYTES)
+        if text.count(".") > _MOST_DOTS:
+            raise ConfigError(f"config {path} has more than {_MOST_DOTS} dots: it is no configuration")
+        content = tomllib.loads(text)
     except OSError as err:
         raise ConfigError(f"config {path} cannot be read: {err.strerror or err}") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as err:  # not all of them are TOMLDecodeError
         raise ConfigError(f"config {path} is not valid TOML: {err}") from err
     table = content.pop("recipe", {})
     top = {name.replace("-", "_"): value for name, value in content.items()}
     if isinstance(table, str):
         top["recipe"], table = table, {}
     if not isinstance(table, dict):
-        raise ConfigError(f"config {path}: recipe={table!r}: a preset's name or a table of fields is needed")
+        raise ConfigError(
+            f"config {path}: recipe={shown(table)}: a preset's name or a table of fields is needed"
+        )
     _check_keys(path, top, OPTIONS, "the top level")
     table = {name.replace("-", "_"): value for name, value in table.items()}
     _check_keys(path, table, {**_FIELDS, "preset": None}, "[recipe]")
@@ -175,7 +186,7 @@ def _from_flag(kind: Kind, value: Any, name: str) -> Any:
 def _from_file(kind: Kind, value: Any, where: str) -> Any:
     # TOML has no None: "none" stands for it, as on the command line.
     empty = isinstance(value, str) and value.lower() == "none" and kind.words.endswith(", or None")
-    return _converted(kind, None if empty else value, f"{where} = {value!r}")
+    return _converted(kind, None if empty else value, f"{where} = {shown(value)}")
 
 
 def _converted(kind: Kind, value: Any, where: str) -> Any:
@@ -191,4 +202,4 @@ def _check_keys(path: str, given: Iterable[str], known: Mapping[str, Any], where
             near = hint(name, known) or f": known are {', '.join(known)}"
             # A recipe field at the top level is the likeliest slip.
             near = "; it belongs into the table [recipe]" if name in _FIELDS else near
-            raise ConfigError(f"config {path}: unknown key {name!r} at {where}{near}")
+            raise ConfigError(f"config {path}: unknown key {shown(name)} at {where}{near}")

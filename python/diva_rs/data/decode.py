@@ -6,12 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from diva_rs._files import open_regular
 from diva_rs._optional import require
 from diva_rs.errors import DataError
 
 EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "avif"]
 )
+# Of these alone: Pillow goes by the first bytes, whatever the name, and hands PostScript to Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
 # Twice PIL's own warning threshold, where PIL itself refuses: 179 million pixels are 0.5 GB of RGB.
 MAX_PIXELS = 178_956_970
 
@@ -52,7 +55,10 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     try:
         # Other libraries switch this on for the whole process; half an image would then train as grey.
         files.LOAD_TRUNCATED_IMAGES = False
-        with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
+            pil.open(file, formats=_formats(pil)) as image,
+        ):
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels} allowed")
@@ -65,12 +71,18 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     except OSError as err:
         reason = str(err.strerror or err)
         raise DataError(f"{name}: {'truncated image' if 'truncated' in reason.lower() else reason}") from err
-    except (MemoryError, RecursionError):
-        raise
+    except MemoryError as err:
+        raise DataError(f"{name}: decoding it takes more memory than there is") from err
     except Exception as err:  # Pillow's decoders raise SyntaxError, struct.error, ... on hostile files
         raise DataError(f"{name}: corrupt image ({type(err).__name__}: {err})") from err
     finally:
         files.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def _formats(pil: Any) -> list[str]:
+    """Those of ours that this Pillow was built with."""
+    pil.init()
+    return [name for name in _FORMATS if name in pil.OPEN]
 
 
 def _rgb(image: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from diva_rs._files import open_regular, read_text
 from diva_rs.errors import DataError
 
 Array = np.ndarray[Any, Any]
@@ -122,12 +123,15 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = self._manifest()
-        index = folder / "index.npy"
-        if not index.is_file() or _file_hash(index) != self.manifest["index"]:
-            raise self._damaged("index.npy is missing or does not match its checksum")
-        self.index: Array = np.load(index, allow_pickle=False)
+        shape = self.manifest["shape"]
+        self.index = self._array("index.npy", shape[:1], _INDEX)
+        if _file_hash(folder / "index.npy") != self.manifest["index"]:
+            raise self._damaged("index.npy does not match its checksum")
+        self.latents = self._array("latents.npy", shape, np.dtype(self.manifest["dtype"]).newbyteorder("<"))
         self._keys = np.ascontiguousarray(self.index["key"])
-        self.latents = self._latents()
+        rows = self.index["row"]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(rows):
+            raise self._damaged("index.npy names a row that is not there")
 
     def rows(self, contents: list[tuple[int, int]]) -> Array:
         """The row of each content hash, -1 where there is none: (n,) int64."""
@@ -155,31 +159,40 @@ class Store:
             raise DataError(
                 f"latent cache {self.folder} does not exist: make it with LatentCache.build or diva-rs cache"
             )
-        if not path.is_file():
-            raise self._damaged("manifest.json is missing")
         try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
+            manifest = json.loads(read_text(path))
             checksum = manifest.pop("checksum")
-        except (ValueError, KeyError, AttributeError, TypeError) as err:
+        except FileNotFoundError as err:
+            raise self._damaged("manifest.json is missing") from err
+        except OSError as err:
+            raise self._damaged(f"manifest.json cannot be read ({err.strerror})") from err
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
             raise self._damaged("manifest.json is not whole") from err
         if checksum != _json_hash(manifest):
             raise self._damaged("manifest.json does not match its checksum")
         if manifest.get("format") != _FORMAT:
             raise self._damaged(f"its format is {manifest.get('format')!r}, this version reads {_FORMAT!r}")
+        fault = _fault(manifest)
+        if fault:
+            raise self._damaged(f"manifest.json has no valid {fault}")
         return manifest  # type: ignore[no-any-return]
 
-    def _latents(self) -> Array:
-        path = self.folder / "latents.npy"
+    def _array(self, name: str, shape: list[int], dtype: np.dtype[Any]) -> Array:
+        """Map a file into memory; a size that it only declares is never allocated."""
+        path = self.folder / name
         try:
-            latents: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as err:
-            raise self._damaged(f"latents.npy cannot be read ({err})") from err
-        got = (list(latents.shape), latents.dtype.name, path.stat().st_size)
-        size = latents.nbytes + getattr(latents, "offset", 0)
-        want = (self.manifest["shape"], self.manifest["dtype"], size)
-        if got != want:
-            raise self._damaged(f"latents.npy holds {got}, the manifest says {want} (shape, dtype, bytes)")
-        return latents
+            open_regular(path).close()
+            array: Array = np.lib.format.open_memmap(path, mode="r")
+            size = path.stat().st_size
+        except FileNotFoundError as err:
+            raise self._damaged(f"{name} is missing") from err
+        except Exception as err:  # NumPy parses the header as Python text, with the errors of its tokenizer
+            raise self._damaged(f"{name} cannot be read ({str(err)[:200]})") from err
+        got = (list(array.shape), array.dtype, size)
+        want = (shape, dtype, array.nbytes + getattr(array, "offset", 0))
+        if got != want or not array.flags.c_contiguous:
+            raise self._damaged(f"{name} holds {got}, the manifest says {want} (shape, dtype, bytes)")
+        return array
 
     def _damaged(self, what: str) -> DataError:
         return DataError(
@@ -191,6 +204,20 @@ def holds_store(folder: Path) -> bool:
     """Whether a folder holds (what is left of) a store and nothing else, so that it may be replaced."""
     names = {path.name for path in folder.iterdir()}
     return bool(names) and names <= set(FILES)
+
+
+def _fault(manifest: dict[str, Any]) -> str | None:
+    """The first entry that is not as `StoreWriter` writes it."""
+    shape, teacher, view = (manifest.get(name) for name in ("shape", "teacher", "view"))
+    sides = shape if isinstance(shape, list) and len(shape) == 4 else [None]
+    valid = {
+        "shape": all(type(side) is int and 0 < side < 2**48 for side in sides),
+        "dtype": manifest.get("dtype") in ("float32", "float16"),
+        "index": isinstance(manifest.get("index"), str),
+        "teacher": isinstance(teacher, dict) and isinstance(teacher.get("describe"), str),
+        "view": isinstance(view, dict) and {"source", "resampled", "image_size"} <= view.keys(),
+    }
+    return next((name for name, fits in valid.items() if not fits), None)
 
 
 def _check(data: bytes) -> int:

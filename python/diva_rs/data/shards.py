@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from diva_rs._files import open_regular
 from diva_rs._optional import require
 from diva_rs.data.augment import Transform, center_transform, train_transform, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, checked_policy, name_key, scramble
 from diva_rs.errors import ConfigError, DataError
 
+_LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
+_LONGEST = 1 << 16  # bytes of a name or of other extended headers
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _BUFFER = 1000  # undecoded samples that a worker shuffles among, about 100 MB of JPEG files
 
 
@@ -67,7 +71,8 @@ class ImageShards(IterableDataset[Any]):
         if self.shuffle:
             # The worker's first shard tells the workers apart: a worker's own number would tie the order to
             # it.
-            rng = random.Random(f"{self.seed} {self.epoch} {mine[0] if mine else ''}")
+            name = f"{self.seed} {self.epoch} {mine[0] if mine else ''}"
+            rng = random.Random(name.encode("utf-8", "surrogateescape"))
             samples = wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)
         for sample in samples:
             item = sample if isinstance(sample, BadImage) else self._item(sample)
@@ -137,6 +142,15 @@ class _StrictInfo(tarfile.TarInfo):
     unseen."""
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
+        info = super().frombuf(buf, encoding, errors)
+        # tarfile would read these whole, whatever size they declare.
+        long = info.type in _EXTENDED and info.size > _LONGEST
+        if info.size < 0 or long or info.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"a header declares {info.size} bytes")
+        return info
+
+    @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
         try:
             return super().fromtarfile(tar)
@@ -150,16 +164,26 @@ def _members(shard: str, damage: list[BadImage]) -> Iterator[dict[str, Any]]:
     """The regular members of a shard as webdataset's ``tar_file_expander`` gives them; damage is noted and
     ends it."""
     try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
             for info in tar:
                 hidden = os.path.basename(info.name).startswith(".") or info.name.startswith("__")
-                if info.isreg() and not hidden and (member := tar.extractfile(info)) is not None:
-                    yield {"fname": info.name, "data": member.read(), "__url__": shard}
+                if info.isreg() and not hidden:
+                    yield {"fname": info.name, "data": _image_bytes(tar, info), "__url__": shard}
                 tar.members = []  # type: ignore[attr-defined]  # else a shard's headers stay in memory
-    except (tarfile.TarError, EOFError, OSError) as err:
+    except Exception as err:  # tarfile raises ValueError, IndexError, ... on hostile headers
         reason = getattr(err, "strerror", None) or str(err)
         damage.append(BadImage(shard, f"truncated or damaged shard ({reason})"))
     yield {}  # webdataset's mark for the end of a shard
+
+
+def _image_bytes(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    """What is in a member that may be the image; nothing else is read into memory."""
+    if info.name.rpartition(".")[2].lower() not in EXTENSIONS:
+        return b""
+    if info.issparse() or info.size > _LARGEST:
+        raise tarfile.ReadError(f"{info.name!r} declares {info.size} bytes")
+    member = tar.extractfile(info)
+    return b"" if member is None else member.read()
 
 
 def _image_member(sample: dict[str, Any]) -> str | None:

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diva_rs._optional import require
+from diva_rs._files import check_model
+from diva_rs._optional import one_line, require
 from diva_rs.errors import ConfigError, DivaError, WeightsError
 
 # Hugging Face's names of weight files: name[.variant][-00001-of-00002].safetensors
@@ -27,6 +28,8 @@ def load_part(root: str, name: str) -> Any:
     """
     place = f"{root}/{name}" if name else root
     try:
+        if Path(place).is_dir():
+            check_model(Path(place))
         if name.startswith("tokenizer"):
             return require("transformers", extra="diffusers").CLIPTokenizer.from_pretrained(
                 root, subfolder=name
@@ -37,7 +40,7 @@ def load_part(root: str, name: str) -> Any:
     except DivaError:
         raise
     except Exception as err:  # json, safetensors, pickle, OS and network errors of two libraries
-        raise WeightsError(f"{place} could not be loaded: {type(err).__name__}: {err}") from err
+        raise WeightsError(f"{place} could not be loaded: {one_line(err)}") from err
 
 
 def variant_of(folder: Path) -> str | None:
@@ -70,6 +73,10 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
     kind = getattr(diffusers, class_name, None)
     if kind is None:
         raise ConfigError(f"{place} is a {class_name}, which diffusers {diffusers.__version__} does not know")
+    # A file may name any class. Those of pipelines run code that lies beside the weights.
+    base = diffusers.SchedulerMixin if name == "scheduler" else diffusers.ModelMixin
+    if base not in getattr(kind, "__mro__", ()):
+        raise ConfigError(f"{place} is a {class_name}, which is no {base.__name__} of diffusers")
     if name == "scheduler":
         return kind.from_pretrained(root, **subfolder)
     variant = variant_of(Path(root) / name)
@@ -80,7 +87,8 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
 
 def _text_encoder(root: str, name: str, place: str) -> Any:
     transformers = require("transformers", extra="diffusers")
-    config = transformers.AutoConfig.from_pretrained(root, subfolder=name)
+    # Without the last argument a file could have a question asked on the terminal.
+    config = transformers.AutoConfig.from_pretrained(root, subfolder=name, trust_remote_code=False)
     class_name = (config.architectures or ["unknown"])[0]
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise ConfigError(

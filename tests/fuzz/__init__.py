@@ -1,0 +1,1 @@
+"""Hostile files and hostile arguments, case by case in a child process (`python -m fuzz --help`)."""

@@ -1,0 +1,114 @@
+"""The target "files": good files are damaged, then read: a result, or an exception of diva_rs."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import shutil
+import traceback
+import warnings
+from pathlib import Path
+
+from diva_rs.errors import DivaError
+from fuzz.payloads import payloads
+from fuzz.places import PLACES
+from fuzz.readers import READERS
+from fuzz.structured import damages
+
+OUTSIDE = 0.12  # share of cases with something else in a file's place
+PICKLED = 0.08  # share of cases with a pickle there
+
+
+class Files:
+    """Damages one file of one reader's folder per case."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.good, self.bad = scratch / "good", scratch / "bad"
+        self.marker = scratch / "code was run"
+        self.pickles = list(payloads(self.marker).values())
+        self.story = ""
+
+    def warm_up(self) -> None:
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+        for name, reader in READERS.items():
+            (self.good / name).mkdir(parents=True)
+            reader.make(self.good / name)
+            with _silence():
+                reader.read(self.good / name)
+
+    def run(self, rng: random.Random) -> str:
+        name = rng.choices(list(READERS), [reader.weight for reader in READERS.values()])[0]
+        reader = READERS[name]
+        self._clear()
+        shutil.copytree(self.good / name, self.bad)
+        self.story = f"{name}: {self._damage(rng)}"
+        if reader.seal is not None and rng.random() < 0.6:
+            with contextlib.suppress(Exception):  # what cannot be read cannot be sealed
+                if all(file.stat().st_size < 1 << 20 and file.is_file() for file in self.bad.rglob("*")):
+                    reader.seal(self.bad)
+        try:
+            with _silence():
+                reader.read(self.bad)
+            outcome = "result"
+        except DivaError as err:
+            assert type(err) is not DivaError, f"{self.story}: {err!r}: the root is for what nobody expected"
+            assert 20 < len(str(err)) < 3000, f"{self.story}: a message of {len(str(err))} characters"
+            outcome = type(err).__name__
+        except AssertionError:
+            raise
+        except BaseException as err:
+            lines = "".join(traceback.format_exception(err)[-6:])
+            raise AssertionError(f"{self.story}: {type(err).__name__}: {str(err)[:300]}\n{lines}") from err
+        assert not self.marker.exists(), f"{self.story}: code was run"
+        return f"{name}: {outcome}"
+
+    def keep(self, place: Path) -> None:
+        shutil.copytree(self.bad, place, symlinks=True, ignore=_special, dirs_exist_ok=True)
+        (place / "story.txt").write_text(self.story)
+
+    def _damage(self, rng: random.Random) -> str:
+        files = sorted(file for file in self.bad.rglob("*") if file.is_file())
+        told = []
+        for _ in range(rng.choice([1, 1, 1, 2])):
+            file = rng.choice(files)
+            if not file.is_file() or file.is_symlink():
+                continue
+            kind = rng.random()
+            if kind < OUTSIDE:
+                place = rng.choice(PLACES)
+                place(file, rng)
+                told.append(f"{file.name}, {place.__name__}")
+            elif kind < OUTSIDE + PICKLED:
+                file.write_bytes(rng.choice(self.pickles))
+                told.append(f"{file.name}, a pickle")
+            elif 0 < file.stat().st_size < 1 << 24:
+                change = rng.choice(damages(file))
+                with contextlib.suppress(ValueError, KeyError, IndexError):  # no longer of its format
+                    file.write_bytes(change(file.read_bytes(), rng))
+                told.append(f"{file.name}, {change.__name__}")
+        return " and ".join(told)
+
+    def _clear(self) -> None:
+        if self.bad.exists():
+            shutil.rmtree(self.bad)
+
+
+def target(scratch: Path) -> Files:
+    return Files(scratch)
+
+
+@contextlib.contextmanager
+def _silence():
+    """Libraries print to both streams what they think of damaged files."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _special(folder: str, names: list[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if not os.path.isfile(os.path.join(folder, name)) and not os.path.isdir(os.path.join(folder, name))
+    ]

@@ -1,0 +1,213 @@
+"""Every reader of files: how good ones are made, and what reads them."""
+
+import argparse
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import open_clip
+import torch
+import transformers
+from PIL import Image
+
+from builders.diffusion import tiny_pipeline
+from builders.small import small_clip, small_teacher
+from diva_rs import Recipe, Teacher, Trainer
+from diva_rs.checkpoint import load_state, load_weights, save_state, save_weights
+from diva_rs.cli.models import load_clip
+from diva_rs.cli.options import OPTIONS, settings
+from diva_rs.data import LatentCache, folder_loader, shard_loader
+from diva_rs.data.latent_store import _file_hash, _json_hash
+from diva_rs.diffusion.loading import load_part
+
+MODEL = "diva-fuzz-tiny"
+_CONFIG = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+}
+_CPU = torch.device("cpu")
+
+
+class Reader(NamedTuple):
+    """One way into the package for files.
+
+    Attributes:
+        make: writes good files into an empty folder.
+        read: reads all of what is in the folder, as far as a user's call would.
+        weight: its share of the cases.
+        seal: makes checksums right again after damage, as an attacker would.
+    """
+
+    make: Callable[[Path], None]
+    read: Callable[[Path], Any]
+    weight: int
+    seal: Callable[[Path], None] | None = None
+
+
+class _Checkpoint:
+    """One trainer for all cases; a refused state must leave it as it was."""
+
+    def __init__(self) -> None:
+        self.trainer: Trainer | None = None
+
+    def make(self, folder: Path) -> None:
+        self.trainer = Trainer(small_clip(), small_teacher(), Recipe(optimizer="adamw"))
+        self.trainer.step(torch.rand(2, 3, 32, 32))
+        save_state(folder / "checkpoint", self.trainer.state_dict())
+
+    def read(self, folder: Path) -> None:
+        assert self.trainer is not None
+        before = self._bits()
+        done = False
+        try:
+            state = load_state(folder / "checkpoint")
+            Recipe.from_dict(state["recipe"])
+            self.trainer.load_state_dict(state)
+            done = True
+        finally:
+            assert done or all(map(torch.equal, before, self._bits())), (
+                "a refused checkpoint changed the weights"
+            )
+
+    def _bits(self) -> list[torch.Tensor]:
+        """The weights as whole numbers: NaN is not equal to itself."""
+        assert self.trainer is not None
+        return [weight.detach().clone().view(torch.int32) for weight in self.trainer.parameters().values()]
+
+
+def _config(folder: Path) -> None:
+    recipe = Recipe.named("diva-openai-vit-l-14-224").to_dict()
+    lines = ['data = "photos"', 'clip = "ViT-B-32:openai"', "workers = 4", "progress = false", "", "[recipe]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in recipe.items() if value is not None]
+    (folder / "run.toml").write_text("\n".join(lines) + "\n")
+
+
+def _read_config(folder: Path) -> None:
+    settings(argparse.Namespace(config=str(folder / "run.toml")), OPTIONS)
+
+
+def _picture(seed: int, kind: str) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    blob = io.BytesIO()
+    Image.fromarray(pixels).save(blob, kind)
+    return blob.getvalue()
+
+
+_KINDS = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "png", "ppm"]
+
+
+def _images(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    for number, kind in enumerate(_KINDS):
+        (folder / ("deep" if number % 2 else "") / f"{number}.{kind}").write_bytes(_picture(number, kind))
+
+
+def _shard(folder: Path) -> None:
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for number in range(4):
+            for ending, data in (("png" if number % 2 else "jpg", None), ("json", b'{"caption": "x"}')):
+                data = data or _picture(number, "png" if number % 2 else "jpeg")
+                info = tarfile.TarInfo(f"{number:03}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def _read_images(folder: Path) -> None:
+    for policy in ("skip", "raise"):
+        list(folder_loader(folder, batch=2, size=16, workers=0, on_bad_image=policy))
+
+
+def _read_shard(folder: Path) -> None:
+    for policy in ("skip", "raise"):
+        list(shard_loader(str(folder / "*.tar"), batch=2, size=16, workers=0, on_bad_image=policy))
+
+
+def _latents(folder: Path) -> None:
+    LatentCache.build([torch.rand(4, 3, 16, 16)], small_teacher(), folder)
+
+
+def _read_latents(folder: Path) -> None:
+    cache = LatentCache.open(folder, teacher=small_teacher(), recipe=Recipe())
+    cache = LatentCache.open(folder)
+    repr((cache.describe(), cache.shape, len(cache)))
+    for place in range(len(cache)):
+        cache._store.read(np.array([place]))
+
+
+def _seal_latents(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest.pop("checksum", None)
+    manifest["index"] = _file_hash(folder / "index.npy")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"checksum": _json_hash(manifest)}))
+
+
+def _read_teacher(folder: Path) -> None:
+    teacher = Teacher.of(folder)
+    repr((teacher.latent_shape, teacher.image_size, teacher.describe(), len(teacher.schedule)))
+    teacher.text("a cat")
+    latents = teacher.encode(torch.zeros(1, 3, 32, 32))
+    teacher.denoise(latents, torch.tensor([10]), torch.zeros(1, 8, teacher.condition_width))
+
+
+def _read_tokenizer(folder: Path) -> None:
+    load_part(str(folder), "tokenizer")(["a photo of a cat"])
+
+
+def _transformers(folder: Path) -> None:
+    config = transformers.CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+    )
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+
+
+def _open_clip(folder: Path) -> None:
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": _CONFIG, "preprocess_cfg": {}}))
+    save_weights(folder / "open_clip_model.safetensors", small_clip().state_dict())
+
+
+def _pytorch(folder: Path) -> None:
+    own = folder / f"{MODEL}.json"
+    own.write_text(json.dumps(_CONFIG))
+    if MODEL not in open_clip.list_models():
+        open_clip.add_model_config(own)
+    own.unlink()
+    torch.save(small_clip().state_dict(), folder / "clip.pt")
+
+
+def _folder_of_clip(folder: Path) -> None:
+    load_clip(str(folder), _CPU, "fp32")
+
+
+_checkpoint = _Checkpoint()
+
+READERS: dict[str, Reader] = {
+    "checkpoint": Reader(_checkpoint.make, _checkpoint.read, 12),
+    "weights": Reader(
+        lambda folder: save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)}),
+        lambda folder: load_weights(folder / "w.safetensors"),
+        12,
+    ),
+    "config": Reader(_config, _read_config, 12),
+    "images": Reader(_images, _read_images, 15),
+    "shard": Reader(_shard, _read_shard, 15),
+    "latents": Reader(_latents, _read_latents, 12, _seal_latents),
+    "teacher": Reader(lambda folder: tiny_pipeline().save_pretrained(folder), _read_teacher, 6),
+    "tokenizer": Reader(
+        lambda folder: tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer"), _read_tokenizer, 4
+    ),
+    "transformers CLIP": Reader(_transformers, _folder_of_clip, 4),
+    "open_clip folder": Reader(_open_clip, _folder_of_clip, 4),
+    "PyTorch weights": Reader(
+        _pytorch, lambda folder: load_clip(f"{MODEL}:{folder / 'clip.pt'}", _CPU, "fp32"), 4
+    ),
+}
