@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format bench clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz bench clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
 	$(BIN)/ruff check --fix python tests benches conftest.py
 	$(BIN)/ruff format python tests benches conftest.py
+
+fuzz: $(NATIVE) ## nightly: twelve thousand damaged files, each a result or an exception of diva_rs
+	cd tests && $(BIN)/python -m fuzz files --cases 12000
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
 	$(BIN)/python benches/step.py

@@ -9,12 +9,12 @@ import random
 import shutil
 
 import pytest
+
+from diva_rs.errors import DivaError
 from fuzz.engine import run
 from fuzz.payloads import payloads, unpickled_by_all
 from fuzz.places import PLACES
 from fuzz.readers import READERS
-
-from diva_rs.errors import DivaError
 
 CASES = 540
 # An empty configuration is one, and no bit keeps root from reading.
