@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from diva_rs.diffusion import Teacher
     from diva_rs.draws import DrawPlan, Draws, draw
     from diva_rs.feedback import FeedbackLoss
+    from diva_rs.interpolation import interpolate
     from diva_rs.post_training import post_train
     from diva_rs.recipe import Recipe
     from diva_rs.result import PostTrainResult
+    from diva_rs.sweep import InterpolationSweep, interpolation_sweep
     from diva_rs.trainer import Trainer
 
 __version__: str = _native.__version__
@@ -44,11 +46,14 @@ _ROOMS = {
     "DrawPlan": "draws",
     "Draws": "draws",
     "FeedbackLoss": "feedback",
+    "InterpolationSweep": "sweep",
     "PostTrainResult": "result",
     "Recipe": "recipe",
     "Teacher": "diffusion",
     "Trainer": "trainer",
     "draw": "draws",
+    "interpolate": "interpolation",
+    "interpolation_sweep": "sweep",
     "post_train": "post_training",
 }
 _SUBMODULES = (
@@ -74,6 +79,7 @@ __all__ = [
     "DrawPlan",
     "Draws",
     "FeedbackLoss",
+    "InterpolationSweep",
     "PostTrainResult",
     "Recipe",
     "ShapeError",
@@ -81,6 +87,8 @@ __all__ = [
     "Trainer",
     "WeightsError",
     "draw",
+    "interpolate",
+    "interpolation_sweep",
     "post_train",
 ]
 

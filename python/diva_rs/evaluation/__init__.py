@@ -5,6 +5,7 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
 from diva_rs.evaluation.drift import drift, linear_cka
+from diva_rs.evaluation.drift_metric import Drift
 from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
@@ -29,6 +30,7 @@ __all__ = [
     "SUITES",
     "Comparison",
     "DatasetScore",
+    "Drift",
     "DriftResult",
     "FolderResult",
     "ImageEmbedding",
