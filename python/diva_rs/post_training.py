@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-import diva_rs
 from diva_rs.callbacks import Callback, JsonLines, as_callback
-from diva_rs.checkpoint import check_place, make_folder, save_state, write_text
+from diva_rs.checkpoint import check_place, make_folder, save_state, write_json, write_text
 from diva_rs.data.batches import Batch
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.pieces import as_recipe
+from diva_rs.provenance import describe_data, environment
 from diva_rs.recipe import Recipe
 from diva_rs.recipes.kinds import hint
 from diva_rs.result import PostTrainResult
@@ -110,7 +109,10 @@ class _Run:
         if self.folder is not None:
             check_place(self.folder / "checkpoint")  # not at the end of the run
             write_text(self.folder / "recipe.txt", self.recipe.describe() + "\n")
+            write_json(self.folder / "recipe.json", self.recipe.to_dict())
             write_text(self.folder / "metrics.jsonl", "")  # logs are appended: two runs in one file mislead
+            for name in ("history.json", "report.json"):  # an earlier run's, beside this one's log
+                (self.folder / name).unlink(missing_ok=True)
             self.callbacks.append(JsonLines(self.folder / "metrics.jsonl"))
 
     def go(self, one_pass: bool) -> PostTrainResult:
@@ -215,10 +217,13 @@ class _Run:
             "samples": self.samples,
             "seconds": round(seconds, 3),
             "interrupted": interrupted,
-            "device": str(trainer.pieces.device),
-            "diva_rs": diva_rs.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
+            "data": describe_data(self.loader),
+            "trained_parameters": {
+                "clip": sum(value.numel() for value in trainer.pieces.parameters.values()),
+                "projector": sum(value.numel() for value in trainer.projector.parameters()),
+            },
+            "backend": trainer.pieces.backend,
+            **environment(trainer.pieces.device),
         }
         return PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)
 

@@ -36,8 +36,8 @@ class DatasetScore:
     outcomes: tuple[bool, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields without the single outcomes, for JSON."""
-        return {name: value for name, value in vars(self).items() if name != "outcomes"}
+        """The fields, for JSON; the outcomes as one string of 0 and 1."""
+        return {**vars(self), "outcomes": "".join("01"[right] for right in self.outcomes)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class SuiteResult:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the single outcomes, for JSON."""
+        """Everything, for JSON."""
         return {
             "task": self.task,
             "model": self.model,

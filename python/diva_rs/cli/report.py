@@ -1,0 +1,29 @@
+"""``diva-rs report``: one page about a run, as HTML and as Markdown."""
+
+import argparse
+
+HELP = "write report.html and report.md of a run"
+USAGE = "diva-rs report RUN [--before FILE...] [--after FILE...] [--output-dir FOLDER]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument("run", metavar="RUN", help="run folder: the --output-dir of diva-rs train")
+    for side in ("before", "after"):
+        parser.add_argument(
+            f"--{side}",
+            metavar="FILE",
+            nargs="+",
+            default=[],
+            help=f"evaluations of CLIP {side} post-training: what diva-rs eval, or a result's to_json, wrote",
+        )
+    parser.add_argument("--output-dir", metavar="FOLDER", help="where to write [default: RUN]")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write it; returns the exit code."""
+    from diva_rs.evaluation import report
+
+    page = report.write(args.run, args.output_dir, before=args.before, after=args.after)
+    print(f"{page}\n{page.with_suffix('.md')}")
+    return 0

@@ -1,0 +1,366 @@
+"""The report of a run: its parts, its figures, and that HTML and Markdown tell the same."""
+
+import dataclasses
+import html
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from scipy.stats import binomtest
+
+import diva_rs
+from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, retrieval, zero_shot
+from builders.pages import parsed
+from builders.small import images, small_clip, small_teacher
+from diva_rs import Recipe
+from diva_rs.evaluation import PATTERNS, report
+
+ANCHORS = [
+    "trained",
+    "recipe",
+    "training",
+    "mmvp",
+    "flips",
+    "retention",
+    "drift",
+    "throughput",
+    "environment",
+]
+BEFORE, AFTER = range(27), [*range(25), *range(60, 70)]  # ten gained, two lost
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """(page, Markdown) of a run with every evaluation."""
+    root = tmp_path_factory.mktemp("mmvp")
+    before = [mmvp(BEFORE, root), zero_shot(150), retrieval(80.0), folder(30)]
+    after = [mmvp(AFTER, root), zero_shot(120), retrieval(79.5), folder(30), drift()]
+    file = report.write(post_trained(), root / "report", before=before, after=after)
+    return parsed(file.read_text()), file.with_suffix(".md").read_text()
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """(page, Markdown) of a run without any evaluation."""
+    file = report.write(post_trained(), tmp_path_factory.mktemp("report"))
+    return parsed(file.read_text()), file.with_suffix(".md").read_text()
+
+
+def cells(page, caption):
+    """The rows of the table whose caption begins so."""
+    found = [table for table in page.all("table") if table.one("caption").text.startswith(caption)]
+    assert len(found) == 1, caption
+    return [[cell.text for cell in row.all("th", "td")] for row in found[0].all("tr")]
+
+
+def wilson(right, total=135):
+    """Wilson's interval in per cent, by scipy."""
+    low, high = binomtest(right, total).proportion_ci(method="wilson")
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def markdown_tables(text):
+    """Every table of a Markdown text, as rows of plain cells."""
+    blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    return [[_cells(line) for n, line in enumerate(block.splitlines()) if n != 1] for block in blocks]
+
+
+def _cells(line):
+    parts = re.split(r"(?<!\\)\|", line)[1:-1]
+    return [html.unescape(re.sub(r"\\(.)", r"\1", part.strip().strip("`").strip())) for part in parts]
+
+
+# The page
+
+
+def test_the_sections_and_the_links_to_them(full, bare):
+    for page, _ in (full, bare):
+        anchors = [section.attributes["id"] for section in page.all("section")]
+        assert anchors == [*ANCHORS, "defaults"]
+        assert [link.attributes["href"] for link in page.one("nav").all("a")] == [f"#{a}" for a in anchors]
+        named = [element.attributes["id"] for element in page.all() if "id" in element.attributes]
+        assert len(named) == len(set(named))
+        assert all(section.attributes["aria-labelledby"] in named for section in page.all("section"))
+
+
+def test_it_needs_nothing_else_and_runs_nothing(full):
+    page, _ = full
+    assert not page.all("script", "link", "iframe", "object", "base", "form")
+    for element in page.all():
+        assert not [name for name in element.attributes if name.startswith("on")], element.name
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "style"):
+            value = element.attributes.get(name, "")
+            assert value == "" or value.startswith(("#", "data:image/")), (element.name, name, value)
+    style = page.one("style").text
+    assert "url(" not in style and "@import" not in style
+    policy = next(m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes)
+    assert "default-src 'none'" in policy and "script" not in policy
+
+
+def test_it_can_be_read_without_seeing_it(full):
+    page, _ = full
+    assert page.one("html").attributes["lang"] == "en" and len(page.all("h1")) == 1
+    for table in page.all("table"):
+        assert table.one("caption").text
+        heads, *rows = table.all("tr")
+        assert all(head.attributes["scope"] == "col" for head in heads.all("th"))
+        assert rows and all(row.all("th")[0].attributes["scope"] == "row" for row in rows)
+        assert {len(row.all("th", "td")) for row in table.all("tr")} == {len(heads.all("th"))}
+    charts = [svg for svg in page.all("svg") if svg.attributes.get("aria-hidden") != "true"]
+    assert len(charts) >= 8
+    assert all(svg.attributes["role"] == "img" and len(svg.one("title").text) > 20 for svg in charts)
+    assert page.all("img") and all(len(image.attributes["alt"]) > 5 for image in page.all("img"))
+    levels = [int(head.name[1]) for head in page.all("h1", "h2", "h3", "h4")]
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_contrast_of_text_in_both_schemes(full):
+    # WCAG 2.1, 1.4.3: at least 4.5 between text and what is behind it.
+    style = full[0].one("style").text
+    schemes = [
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+        for block in re.findall(r":root \{(.*?)\}", style, re.S)
+    ]
+    assert len(schemes) == 3  # light, dark, print
+
+    def luminance(colour):
+        parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for scheme in schemes:
+        for name in ("ink", "soft", "before", "after", "better", "worse"):
+            for behind in ("paper", "raised"):
+                pair = sorted((luminance(scheme[name]), luminance(scheme[behind])))
+                assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (name, behind, scheme[name])
+
+
+# Figures
+
+
+def test_html_and_markdown_hold_the_same_tables(full, bare):
+    for page, text in (full, bare):
+        ours = [
+            [[cell.text for cell in row.all("th", "td")] for row in table.all("tr")]
+            for table in page.all("table")
+        ]
+        theirs = [table for table in markdown_tables(text) if table[0][0] not in ("At a glance", "Pair")]
+        assert ours == theirs
+
+
+def test_html_and_markdown_hold_the_same_texts_and_key_figures(full):
+    page, text = full
+    plain = html.unescape(re.sub(r"\\(.)", r"\1", text))
+    for block in page.all("p"):
+        assert block.text in plain, block.text
+    keys = [[part.text for part in key.all("dt", "dd")] for key in page.one("dl").all("div")]
+    assert markdown_tables(text)[0][1:] == keys
+    flipped = [row for table in markdown_tables(text) if table[0][0] == "Pair" for row in table[1:]]
+    assert [row[0] for row in flipped] == [head.text for head in page.all("h4")]
+
+
+def test_the_planted_flips_are_found(full):
+    page, _ = full
+    table = {row[0]: row[1:] for row in cells(page, "MMVP-VLM")}
+    assert list(table) == ["Pattern", *PATTERNS, "Average"]
+    # 27 and 35 of 135; the exact test of ten against two flips is 79 / 2048.
+    before, after, difference, reading = table["Average"]
+    assert (before, after) == (f"20.0 ({wilson(27)})", f"25.9 ({wilson(35)})")
+    assert difference.startswith("+5.9 (") and reading == "higher after"
+    assert "exact McNemar p = 0.039" in page.one("section", id="mmvp").text
+    assert "10 pairs became right, 2 became wrong, 123 stayed" in page.one("section", id="mmvp").text
+    assert table["Orientation and Direction"][2:] == ["0.0 (0.0 to 0.0)", "no difference shown"]
+    headings = [head.text for head in page.one("section", id="flips").all("h3")]
+    assert headings == ["10 pairs became right", "2 pairs became wrong"]
+    numbers = [int(re.search(r"questions (\d+)", head.text)[1]) for head in page.all("h4")]
+    assert numbers == [2 * n + 1 for n in (*range(60, 70), 25, 26)]
+
+
+def test_a_flipped_pair_shows_its_images_and_decisions(full):
+    card = full[0].one("section", id="flips").all("li")[0]
+    colours = [jpeg_of(image.attributes["src"]).getpixel((10, 10)) for image in card.all("img")]
+    for number, (red, green, _) in zip((121, 122), colours, strict=True):
+        assert abs(red - number) < 6 and abs(green - (255 - number)) < 6
+    assert [line.text for line in card.all("p")] == [
+        "Statement 1: wrong (25.0 %) before, right (75.0 %) after.",
+        "Statement 2: right (75.0 %) before, right (75.0 %) after.",
+    ]
+    assert [caption.text for caption in card.all("figcaption")] == ["thing 121 121.png", "thing 122 122.png"]
+
+
+def test_retention(full):
+    page, text = full
+    assert cells(page, "Zero-shot scores")[1:] == [
+        [
+            "cifar10 (acc1)",
+            "75.0 (68.6 to 80.5)",
+            "60.0 (53.1 to 66.5)",
+            cells(page, "Zero-shot")[1][3],
+            "lower after",
+        ],
+        [
+            "Image folder",
+            "60.0 (46.2 to 72.4)",
+            "60.0 (46.2 to 72.4)",
+            "0.0 (0.0 to 0.0)",
+            "no difference shown",
+        ],
+    ]
+    assert cells(page, "Retrieval scores")[1] == [
+        "flickr30k (image_retrieval_recall@5)",
+        *("80.0", "79.5", "\N{MINUS SIGN}0.5", "not tested"),
+    ]
+    assert "birdsnap could not be had: clip-benchmark has no such set" in text
+    assert cells(page, "Embeddings after")[2] == ["Mean cosine to the original embedding", "0.9805"]
+
+
+@pytest.mark.parametrize(
+    ("after", "reading"),
+    [
+        (range(27), "no difference shown"),  # nothing flipped
+        (
+            range(31),
+            "no difference shown",
+        ),  # four gained, none lost: p = 0.125 though the interval excludes zero
+        ([*range(20), *range(60, 70)], "no difference shown"),  # ten against seven
+        (range(20), "lower after"),  # none against seven: p = 1 / 64
+    ],
+)
+def test_a_difference_is_called_shown_only_where_interval_and_exact_test_agree(tmp_path, after, reading):
+    file = report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=mmvp(after))
+    page = parsed(file.read_text())
+    assert cells(page, "MMVP-VLM")[-1][-1] == reading
+    key = page.one("dl").all("div")[-1]
+    assert key.attributes["class"] == {"lower after": "worse"}.get(reading, "plain")
+    assert key.all("dd")[1].text.endswith(reading)
+
+
+def test_scores_of_different_embeddings_carry_a_warning(tmp_path):
+    after = dataclasses.replace(mmvp(AFTER), embedding="official-openai")
+    file = report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=after)
+    assert "Caution: before was scored with the image embedding 'pooled'" in file.read_text().replace(
+        "&#x27;", "'"
+    )
+
+
+def test_what_was_not_measured_is_said_with_the_code_that_measures_it(bare):
+    page, text = bare
+    missing = [div for div in page.all("div") if div.attributes.get("class") == "missing"]
+    assert len(missing) == 5  # the patterns, the flips, zero-shot, retrieval, drift
+    for block in missing:
+        code = block.one("pre").text
+        compile(code, "report", "exec")
+        assert (
+            "not measured" in block.text
+            or "was measured neither" in block.text
+            or "is known once" in block.text
+        )
+        assert code in text
+    names = re.findall(r"from diva_rs.evaluation import (\w+)", "".join(b.text for b in missing))
+    assert set(names) >= {"mmvp_vlm", "zero_shot", "retrieval"}
+    assert all(hasattr(diva_rs.evaluation, name) for name in names)
+    assert "no difference shown" not in text and "higher" not in text
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_one_side_alone_is_shown_and_not_compared(tmp_path, side):
+    other = "after" if side == "before" else "before"
+    given = {side: [mmvp(BEFORE), zero_shot(150), folder(20)]}
+    page = parsed(report.write(post_trained(), tmp_path, **given).read_text())
+    assert cells(page, f"MMVP-VLM {side}")[-1] == ["Average", "27 of 135", "20.0", wilson(27)]
+    assert f"not measured {other} post-training" in page.one("section", id="mmvp").text
+    rows = cells(page, "Zero-shot scores")
+    assert [row[-1] for row in rows[1:]] == ["not compared", "not compared"]
+    assert rows[1][1 if other == "before" else 2] == "not measured"
+
+
+# The run
+
+
+def test_a_preset_is_shown_with_the_source_of_each_value(tmp_path):
+    recipe = Recipe.named("diva-openai-vit-l-14-224").replace(lr=1e-5, steps=100)
+    page = parsed(report.write(post_trained(recipe), tmp_path).read_text())
+    decided = {row[0]: row[1:] for row in cells(page, "Fields that the recipe's source")}
+    assert decided["density"] == ["0.15", "paper: about 15 % of the local tokens at 224"]
+    assert decided["lr"] == ["1e-05", "set for this run; the preset has 0.0001"]
+    others = {row[0] for row in cells(page, "Fields at their defaults")}
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"name"}
+    assert fields == (others | decided.keys()) - {"Field"} and not others & decided.keys() - {"Field"}
+    assert "MMVP-VLM average as published, before -> after: 19.3 -> 25.9 %" in page.text
+    assert "Measured with diva-rs by its authors: not yet run" in page.text
+    assert recipe.digest() in page.text
+
+
+def test_the_loss_curve_holds_every_log(bare):
+    training = bare[0].one("section", id="training")
+    chart = training.all("svg")
+    paths = [path for svg in chart for path in svg.all("path") if path.attributes["class"] == "line raw"]
+    points = re.findall(r"[ML]([\d.]+) ([\d.]+)", paths[0].attributes["d"])
+    assert len(points) == 40
+    xs, ys = zip(*((float(x), float(y)) for x, y in points), strict=True)
+    steps = [b - a for a, b in pairwise(xs)]
+    assert max(steps) - min(steps) < 0.2  # evenly spaced logs
+    assert list(ys) == sorted(ys)  # a falling loss: down the page
+    assert "The first 8 of 40 losses logged average 0.4965, the last 8 0.4645." in training.text
+    assert cells(bare[0], "The numbers of 40 logs")[1] == ["loss", "0.5000", "0.4610", "0.4610", "0.5000"]
+
+
+def test_losses_that_are_not_finite_are_gaps_and_are_counted(tmp_path):
+    result = post_trained()
+    for n in (3, 20):
+        result.history[n]["loss"] = math.nan
+    page = parsed(report.write(result, tmp_path).read_text())
+    training = page.one("section", id="training")
+    assert "2 of 40 logs are not finite." in training.text and "nan" not in training.text.lower()
+    raw = [p for p in training.all("path") if p.attributes["class"] == "line raw"]
+    assert [len(re.findall("[ML]", path.attributes["d"])) for path in raw] == [3, 16, 19]
+    for row in result.history:
+        row["loss"] = math.inf
+    assert "no finite loss" in report.write(result, tmp_path).read_text()
+    result.history.clear()
+    assert "no finite loss" in report.write(result, tmp_path).read_text()
+
+
+def test_a_long_run_stays_small(tmp_path):
+    file = report.write(post_trained(logs=20_000), tmp_path)
+    assert file.stat().st_size < 150_000
+
+
+def test_throughput_and_environment(bare):
+    page, _ = bare
+    speed = dict(cells(page, "Speed"))
+    assert speed["Duration"] == "13 min 20 s" and speed["Images per second"] == "8.000"
+    assert speed["Peak memory, of the whole process"] == "not recorded"
+    assert dict(cells(page, "Versions and machine"))["PyTorch"] == "2.13.0"
+    trained = dict(cells(page, "Models, images"))
+    assert (
+        trained["Teacher, vae"] == "AutoencoderKL"
+        and trained["Images"] == "ImageFolder('photos', 320 images)"
+    )
+
+
+def test_an_interrupted_run_is_called_so(tmp_path):
+    page = parsed(report.write(post_trained(interrupted=True), tmp_path).read_text())
+    assert "interrupted by Ctrl-C" in page.one("dl").text
+    assert "interrupted by Ctrl-C" in page.one("section", id="trained").text
+
+
+def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
+    loader = [images(4, seed=n) for n in range(3)]
+    result = diva_rs.post_train(
+        small_clip(), small_teacher(), loader, output_dir=tmp_path / "run", progress=False, log_every=1
+    )
+    of_folder = report.write(tmp_path / "run")
+    of_result = report.write(result, tmp_path / "other")
+    assert of_folder == tmp_path / "run" / "report.html"
+    assert {file.name for file in (tmp_path / "other").iterdir()} == {"report.html", "report.md"}
+    same = of_result.read_text().replace("Post-training report: custom", "Post-training report: run")
+    assert of_folder.read_text() == same
+    facts = dict(cells(parsed(same), "Versions and machine"))
+    assert facts["PyTorch"] == torch.__version__ and facts["diva-rs"] == diva_rs.__version__
+    trained = dict(cells(parsed(same), "Models, images"))
+    assert trained["Images"] == "a list of 3 batches"
+    visual = sum(parameter.numel() for parameter in result.clip.visual.parameters())
+    assert trained["Trained parameters, clip"] == f"{visual:,}"
