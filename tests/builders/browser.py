@@ -50,11 +50,16 @@ class Browser:
     Attributes:
         console: what the page, or the browser about it, wrote to the console.
         requests: the address of everything that was asked for since the last `open`.
+        blocked: those of them that the page's own policy kept from being sent.
+
     """
 
     def __init__(self, program: str, wait: float = 60.0) -> None:
         self.console: list[str] = []
         self.requests: list[str] = []
+        self.blocked: list[str] = []
+        self._addresses: dict[str, str] = {}
+
         self._wait, self._number, self._rest = wait, 0, b""
         self._session: str | None = None
         self._home = tempfile.mkdtemp(prefix="diva-rs-browser-")
@@ -108,6 +113,8 @@ class Browser:
     def open(self, file: Path, width: int, height: int = 900, dark: bool = False, media: str = "") -> None:
         """Load a file at a width in CSS pixels, in the light or the dark scheme, on screen or for print."""
         self.requests.clear()
+        self.blocked.clear()
+
         phone = width < 600
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -155,6 +162,10 @@ class Browser:
         match event.get("method"):
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
+                self._addresses[params["requestId"]] = params["request"]["url"]
+            case "Network.loadingFailed" if params.get("blockedReason") == "csp":
+                self.blocked.append(self._addresses[params["requestId"]])
+
             case "Log.entryAdded":
                 self.console.append(f"{params['entry']['level']}: {params['entry']['text']}")
             case "Runtime.consoleAPICalled":

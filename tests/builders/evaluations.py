@@ -17,6 +17,7 @@ from diva_rs.evaluation import (
     FolderResult,
     MmvpPair,
     MmvpVlmResult,
+    ProbeScore,
     SuiteResult,
     wilson_interval,
 )
@@ -105,6 +106,15 @@ def folder(right: int, total: int = 50) -> FolderResult:
     rows = tuple((f"cat/{n}.jpg", "cat", "cat" if n < right else "dog") for n in range(total))
     share = 100 * right / total
     return FolderResult(share, (100 * low, 100 * high), {"cat": share}, {"cat": (right, total)}, rows)
+
+
+def probes(right: int, total: int = 40) -> dict[str, ProbeScore]:
+    """What `linear_probe` gives, for one kind of features."""
+    low, high = wilson_interval(right, total)
+    images = {"train": 80, "validation": 20, "test": total}
+    outcomes = tuple(n < right for n in range(total))
+    score = ProbeScore("patches", 100 * right / total, (100 * low, 100 * high), 0.1, 55.0, images, outcomes)
+    return {"patches": score}
 
 
 def drift() -> DriftResult:

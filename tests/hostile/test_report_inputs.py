@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from builders.evaluations import drift, folder, mmvp, post_trained, retrieval, zero_shot
+from builders.evaluations import drift, folder, mmvp, post_trained, probes, retrieval, zero_shot
 from builders.pages import parsed
 from diva_rs import ConfigError, DataError, Recipe
 from diva_rs.cli import main
@@ -113,6 +113,11 @@ def test_evaluations_come_back_from_their_files(tmp_path):
     for side, results in (("before", before), ("after", after)):
         (tmp_path / side).mkdir()
         files[side] = [saved(result, tmp_path / side / f"{n}.json") for n, result in enumerate(results)]
+    for side, right in (("before", 20), ("after", 36)):
+        file = tmp_path / side / "probes.json"
+        file.write_text(json.dumps({name: score.to_dict() for name, score in probes(right).items()}))
+        files[side].append(file)
+    before, after = [*before, probes(20)], [*after, probes(36)]
     (tmp_path / "drift.json").write_text(json.dumps(drift().to_dict()))
     of_objects = report.write(post_trained(), tmp_path / "a", before=before, after=[*after, drift()])
     of_files = report.write(
@@ -122,6 +127,17 @@ def test_evaluations_come_back_from_their_files(tmp_path):
         after=[*files["after"], str(tmp_path / "drift.json")],
     )
     assert of_objects.read_text() == of_files.read_text()
+
+
+def test_the_files_of_diva_rs_eval(tmp_path):
+    before, after = mmvp(range(27)), mmvp(range(35))
+    both, one = tmp_path / "both.json", tmp_path / "one.json"
+    content = {"clip": "ViT-B-32", "before": before.to_dict(), "after": after.to_dict(), "changes": {}}
+    both.write_text(json.dumps(content))
+    one.write_text(json.dumps({"clip": "ViT-B-32", "scores": zero_shot(150).to_dict()}))
+    of_files = report.write(post_trained(), tmp_path / "a", before=[both, one], after=both)
+    of_objects = report.write(post_trained(), tmp_path / "b", before=[before, zero_shot(150)], after=after)
+    assert of_files.read_text() == of_objects.read_text()
 
 
 def _changed(change):
@@ -134,7 +150,7 @@ def _changed(change):
     ("content", "words"),
     [
         ("", "holds no valid JSON"),
-        ("[]", "holds no result of diva_rs.evaluation: give what its to_json wrote"),
+        ("[]", "holds no result of diva_rs.evaluation: give what its to_json or diva-rs eval wrote"),
         ('{"accuracy": 3}', "holds no result of diva_rs.evaluation"),
         ('{"benchmark": "MMVP-VLM"}', "pairs is missing"),
         ('{"benchmark": "MMVP-VLM", "pairs": []}', "or there is none"),

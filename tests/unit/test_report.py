@@ -11,22 +11,15 @@ import torch
 from scipy.stats import binomtest
 
 import diva_rs
-from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, retrieval, zero_shot
+from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, probes, retrieval, zero_shot
 from builders.pages import parsed
 from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe
 from diva_rs.evaluation import PATTERNS, report
 
 ANCHORS = [
-    "trained",
-    "recipe",
-    "training",
-    "mmvp",
-    "flips",
-    "retention",
-    "drift",
-    "throughput",
-    "environment",
+    *("trained", "recipe", "training", "mmvp", "flips", "retention", "probes", "drift"),
+    *("throughput", "environment"),
 ]
 BEFORE, AFTER = range(27), [*range(25), *range(60, 70)]  # ten gained, two lost
 
@@ -35,8 +28,9 @@ BEFORE, AFTER = range(27), [*range(25), *range(60, 70)]  # ten gained, two lost
 def full(tmp_path_factory):
     """(page, Markdown) of a run with every evaluation."""
     root = tmp_path_factory.mktemp("mmvp")
-    before = [mmvp(BEFORE, root), zero_shot(150), retrieval(80.0), folder(30)]
-    after = [mmvp(AFTER, root), zero_shot(120), retrieval(79.5), folder(30), drift()]
+    before = [mmvp(BEFORE, root), zero_shot(150), retrieval(80.0), folder(30), probes(20)]
+
+    after = [mmvp(AFTER, root), zero_shot(120), retrieval(79.5), folder(30), probes(36), drift()]
     file = report.write(post_trained(), root / "report", before=before, after=after)
     return parsed(file.read_text()), file.with_suffix(".md").read_text()
 
@@ -213,6 +207,9 @@ def test_retention(full):
         *("80.0", "79.5", "\N{MINUS SIGN}0.5", "not tested"),
     ]
     assert "birdsnap could not be had: clip-benchmark has no such set" in text
+    accuracy = cells(page, "Accuracy on the test images")[1]
+    assert accuracy[:1] + accuracy[-1:] == ["patches", "higher after"] and accuracy[3].startswith("+40.0 (")
+    assert cells(page, "Images of each probe")[2] == ["patches", "after", "80", "20", "40", "0.1"]
     assert cells(page, "Embeddings after")[2] == ["Mean cosine to the original embedding", "0.9805"]
 
 
@@ -248,7 +245,7 @@ def test_scores_of_different_embeddings_carry_a_warning(tmp_path):
 def test_what_was_not_measured_is_said_with_the_code_that_measures_it(bare):
     page, text = bare
     missing = [div for div in page.all("div") if div.attributes.get("class") == "missing"]
-    assert len(missing) == 5  # the patterns, the flips, zero-shot, retrieval, drift
+    assert len(missing) == 6  # the patterns, the flips, zero-shot, retrieval, probes, drift
     for block in missing:
         code = block.one("pre").text
         compile(code, "report", "exec")

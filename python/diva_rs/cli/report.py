@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="FILE",
             nargs="+",
             default=[],
-            help=f"evaluations of CLIP {side} post-training: what diva-rs eval, or a result's to_json, wrote",
+            help=f"evaluations of CLIP {side} post-training: what diva-rs eval, or to_json, wrote",
         )
     parser.add_argument("--output-dir", metavar="FOLDER", help="where to write [default: RUN]")
 

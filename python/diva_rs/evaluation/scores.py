@@ -225,8 +225,8 @@ class ProbeScore:
     outcomes: tuple[bool, ...] = field(default=(), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields without the single outcomes, for JSON."""
-        return {name: value for name, value in vars(self).items() if name != "outcomes"}
+        """The fields, for JSON; the outcomes as one string of 0 and 1."""
+        return {**vars(self), "outcomes": "".join("01"[right] for right in self.outcomes)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diva_rs.evaluation.report.markup import Markup, element
 
 _ROW = 44.0  # height of a row: its label above, its marks below
 _WIDTH = 460
+_LETTERS = 44  # of a row's label
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def histogram(values: Sequence[float], x_label: str, y_label: str, alt: str, mos
     for value in values:
         counts[min(int((value - low) / (high - low) * bins), bins - 1)] += 1
     x_scale = Scale(low, high, 60.0, _WIDTH - 14.0)
-    y_scale = Scale(0.0, 1.08 * max(counts), 190.0, 10.0)
+    y_scale = Scale(0.0, 1.08 * max(counts), 186.0, 10.0)
     parts = [grid(x_scale, y_scale, x_label, y_label)]
     width = (x_scale.end - x_scale.start) / bins
     for n, number in enumerate(counts):
@@ -128,7 +129,7 @@ def histogram(values: Sequence[float], x_label: str, y_label: str, alt: str, mos
                 x=x_scale.start + n * width,
                 y=top,
                 width=width - 1.5,
-                height=190.0 - top,
+                height=186.0 - top,
             )
         )
     title = element("title", alt)
@@ -141,6 +142,9 @@ def _chart(parts: Sequence[Markup], rows: int, alt: str) -> Markup:
 
 
 def _label(label: str, row: int) -> Markup:
+    # What does not fit on the narrowest page is cut here; a table beside the chart has it in full.
+    label = label if len(label) <= _LETTERS else f"{label[: _LETTERS - 1]}…"
+
     return element("text", label, class_="name", x=12, y=row * _ROW + 20)
 
 

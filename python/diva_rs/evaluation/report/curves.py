@@ -46,7 +46,7 @@ def curves(
     xs = [x for line in lines for x in line.xs]
     low, high = span([y for line in lines for y in line.ys])
     x_scale = Scale(*_range(xs), start=74.0, end=width - 14.0)
-    y_scale = Scale(min(0.0, low) if from_zero else low, high, start=height - 48.0, end=10.0)
+    y_scale = Scale(min(0.0, low) if from_zero else low, high, start=height - 56.0, end=10.0)
     parts = [grid(x_scale, y_scale, x_label, y_label, whole=True)]
     if mark is not None:
         at = x_scale(mark)
@@ -117,7 +117,7 @@ def grid(x_scale: Scale, y_scale: Scale, x_label: str, y_label: str, whole: bool
         element("line", class_="axis", x1=x_scale.start, x2=x_scale.end, y1=y_scale.start, y2=y_scale.start)
     )
     parts.append(
-        element("text", x_label, class_="name", x=middle, y=y_scale.start + 44, text_anchor="middle")
+        element("text", x_label, class_="name", x=middle, y=y_scale.start + 50, text_anchor="middle")
     )
     centre = (y_scale.start + y_scale.end) / 2
     turned = f"translate(13 {centre:.1f}) rotate(-90)"

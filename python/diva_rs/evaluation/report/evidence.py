@@ -1,7 +1,7 @@
 """The evaluations that a report shows, before and after: given as result objects, or as the files of them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,14 @@ from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.report.decode import decode
 from diva_rs.evaluation.report.run import read_json
-from diva_rs.evaluation.scores import DriftResult, FolderResult, SuiteResult
+from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 
 # What only one kind of result has in its JSON.
 _MARKS: dict[str, Any] = {
     "benchmark": MmvpVlmResult,
     "task": SuiteResult,
     "predictions": FolderResult,
+    "validation": ProbeScore,
     "cka": DriftResult,
 }
 
@@ -28,6 +29,7 @@ class Side:
     mmvp: MmvpVlmResult | None = None
     suites: dict[str, SuiteResult] = field(default_factory=dict)  # by task
     folder: FolderResult | None = None
+    probes: dict[str, ProbeScore] = field(default_factory=dict)  # by kind of features
     drift: DriftResult | None = None
 
 
@@ -35,46 +37,74 @@ def gather(given: Any, side: str) -> Side:
     """The evaluations of one model.
 
     Args:
-        given: None, a result object of `diva_rs.evaluation`, a file that its ``to_json`` wrote, or several.
-        side: "before" or "after", for errors.
+        given: None, a result object of `diva_rs.evaluation` (or the dict of them that `linear_probe` gives),
+            a file that ``to_json`` or ``diva-rs eval --out`` wrote, or several of these.
+        side: "before" or "after", for errors, and for files that hold both.
 
     Raises:
         ConfigError: something that is neither, or two results of one kind.
         DataError: a file is damaged or holds no result; names it.
 
-    >>> gather(None, "before")
-    Side(mmvp=None, suites={}, folder=None, drift=None)
+    >>> gather(None, "before") == Side()
+    True
     """
-    if given is None:
-        return Side()
-    several = isinstance(given, Iterable) and not isinstance(given, str)
+    several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
+    entries = given if several else [] if given is None else [given]
     found: dict[str, Any] = {}
-    suites: dict[str, SuiteResult] = {}
-    for entry in given if several else [given]:
-        result = read_result(entry) if isinstance(entry, (str, os.PathLike)) else entry
-        if isinstance(result, SuiteResult):
-            name, place = result.task, suites
-        else:
-            name, place = _name(result, side), found
-        if name in place:
+    for result in _results(entries, side):
+        name = _name(result, side)
+        if name in found:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
-        place[name] = result
-    return Side(suites=suites, **found)
+        found[name] = result
+    return Side(
+        mmvp=found.get("mmvp"),
+        suites={result.task: result for result in found.values() if isinstance(result, SuiteResult)},
+        folder=found.get("folder"),
+        probes={result.features: result for result in found.values() if isinstance(result, ProbeScore)},
+        drift=found.get("drift"),
+    )
 
 
-def read_result(path: str | os.PathLike[str]) -> Any:
-    """The result object that a file holds. Raises DataError, naming the file, where it holds none.
+def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
+    for entry in entries:
+        if isinstance(entry, (str, os.PathLike)):
+            yield from read_results(entry, side)
+        elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
+            yield from entry.values()
+        else:
+            yield entry
 
-    >>> read_result("nowhere.json")
+
+def read_results(path: str | os.PathLike[str], side: str = "after") -> list[Any]:
+    """The result objects that a file holds; of a file with both sides, those of ``side``.
+
+    Raises:
+        DataError: it cannot be read, or holds no result; names it.
+
+    >>> read_results("nowhere.json")
     Traceback (most recent call last):
     diva_rs.errors.DataError: nowhere.json cannot be read: No such file or directory
     """
     file = Path(path).expanduser()
     content = read_json(file)
+    if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
+        content = content.get(side, content.get("scores"))
+    probes = isinstance(content, dict) and content and all(map(_is_probe, content.values()))
+    parts = list(content.values()) if probes else [content]
+    return [_checked(_decoded(part, file), file) for part in parts]
+
+
+def _is_probe(content: Any) -> bool:
+    return isinstance(content, dict) and "validation" in content
+
+
+def _decoded(content: Any, file: Path) -> Any:
     for mark, kind in _MARKS.items():
         if isinstance(content, dict) and mark in content:
-            return _checked(decode(kind, content, str(file)), file)
-    raise DataError(f"{file} holds no result of diva_rs.evaluation: give what its to_json wrote")
+            return decode(kind, content, str(file))
+    raise DataError(
+        f"{file} holds no result of diva_rs.evaluation: give what its to_json or diva-rs eval wrote"
+    )
 
 
 def _checked(result: Any, file: Path) -> Any:
@@ -100,6 +130,10 @@ def _name(result: Any, side: str) -> str:
     for kind, name in ((MmvpVlmResult, "mmvp"), (FolderResult, "folder"), (DriftResult, "drift")):
         if isinstance(result, kind):
             return name
+    if isinstance(result, SuiteResult):
+        return result.task
+    if isinstance(result, ProbeScore):
+        return f"{result.features} probe"
     raise ConfigError(
         f"{side} holds a {type(result).__name__}: give results of diva_rs.evaluation, or files of them"
     )

@@ -1,4 +1,4 @@
-"""The sections about what was kept: zero-shot, retrieval, and how far the embeddings moved."""
+"""The sections about what was kept: zero-shot, retrieval, linear probes, and how far the embeddings moved."""
 
 from collections import Counter
 
@@ -13,9 +13,9 @@ from diva_rs.evaluation.report.change import (
 )
 from diva_rs.evaluation.report.comparisons import histogram
 from diva_rs.evaluation.report.evidence import Side
-from diva_rs.evaluation.report.words import count, points
-from diva_rs.evaluation.scores import DriftResult, SuiteResult
-from diva_rs.evaluation.statistics import Comparison
+from diva_rs.evaluation.report.words import count, figure, points
+from diva_rs.evaluation.scores import DriftResult, ProbeScore, SuiteResult
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 _HOW = {
     "zero-shot": """from diva_rs.evaluation import zero_shot
@@ -27,6 +27,11 @@ report.write("runs/a", before=before, after=after)""",
 
 before = retrieval(clip, preprocess, tokenizer, "datasets", ["flickr30k"])    # before post_train
 after = retrieval(clip, preprocess, tokenizer, "datasets", ["flickr30k"])     # after it
+report.write("runs/a", before=before, after=after)""",
+    "probes": """from diva_rs.evaluation import linear_probe
+
+before = linear_probe(clip, train, test)    # before post_train: batches of (pixels, labels)
+after = linear_probe(clip, train, test)     # after it
 report.write("runs/a", before=before, after=after)""",
     "drift": """from diva_rs.evaluation import drift
 
@@ -73,6 +78,28 @@ def retention_section(before: Side, after: Side) -> Section:
         *_task(suite_changes(before, after, "retrieval"), "retrieval", before, after),
     ]
     return Section("Zero-shot and retrieval: what was kept", "retention", tuple(blocks))
+
+
+def probes_section(before: Side, after: Side) -> Section:
+    """How much a linear classifier reads from the features."""
+    title, anchor = "Linear probes", "probes"
+    names = list(dict.fromkeys([*before.probes, *after.probes]))
+    if not names:
+        text = "How much a linear classifier reads from the features was not measured."
+        return Section(title, anchor, (Missing(text, _HOW["probes"]),))
+    changes = [_probe_change(name, before.probes.get(name), after.probes.get(name)) for name in names]
+    rows = []
+    for name in names:
+        for side, score in (("before", before.probes.get(name)), ("after", after.probes.get(name))):
+            if score is not None:
+                images = (figure(score.images.get(part)) for part in ("train", "validation", "test"))
+                rows.append((name, side, *images, f"{score.c:g}"))
+    header = ("Features", "Model", "Fitted on", "Chosen on", "Tested on", "C")
+    details = Table(
+        "Images of each probe, and the penalty chosen", header, tuple(rows), frozenset({2, 3, 4, 5})
+    )
+    table = changes_table("Accuracy on the test images", "Features", changes)
+    return Section(title, anchor, (table, details))
 
 
 def drift_section(after: Side) -> Section:
@@ -130,6 +157,13 @@ def _suite_change(
     note = "different metrics" if before and after and before.metric != after.metric else ""
     values = (before.value if before else None, after.value if after else None)
     return Change(label, *values, *intervals, confidence=level, note=note)
+
+
+def _probe_change(name: str, old: ProbeScore | None, new: ProbeScore | None) -> Change:
+    intervals = (old.interval if old else None, new.interval if new else None)
+    if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
+        return compared(name, compare_outcomes(old.outcomes, new.outcomes, name), *intervals)
+    return Change(name, old.accuracy if old else None, new.accuracy if new else None, *intervals)
 
 
 def _task(changes: list[Change], task: str, before: Side, after: Side) -> list[Block]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diva_rs._files import read_text
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipe import Recipe
 from diva_rs.result import PostTrainResult
@@ -79,7 +80,7 @@ def read_json(file: Path) -> Any:
     diva_rs.errors.DataError: nowhere.json cannot be read: No such file or directory
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file))
     except OSError as err:
         raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
@@ -101,7 +102,7 @@ def _history(folder: Path, notes: list[str]) -> tuple[Log, ...]:
         return _logs(_expect(file, read_json(file), list, "a list"), str(file))
     file = folder / "metrics.jsonl"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, ValueError) as err:
         raise DataError(f"{file} cannot be read: {err}") from err
     rows, cut = [], 0

@@ -2,10 +2,10 @@
 
 import base64
 import io
-import warnings
 from pathlib import Path
 
-from diva_rs._optional import require
+from diva_rs.data.decode import decode
+from diva_rs.errors import DataError
 
 
 def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:
@@ -16,23 +16,11 @@ def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:
     >>> thumbnail("nowhere.jpg") is None
     True
     """
-    library = require("PIL.Image", extra="data")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", library.DecompressionBombWarning)
-            file = Path(path) if Path(path).exists() else Path(root, path)
-            with library.open(file) as opened:
-                opened.draft("RGB", (2 * side, 2 * side))
-                small = opened.convert("RGB")
-        small.thumbnail((side, side))
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        library.DecompressionBombError,
-        library.DecompressionBombWarning,
-    ):
+        small = decode(path if Path(path).exists() else Path(root, path), path)
+    except (DataError, OSError, ValueError):  # a name that no file can have is a ValueError
         return None
+    small.thumbnail((side, side))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=82)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

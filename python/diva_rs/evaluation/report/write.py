@@ -35,7 +35,7 @@ def write(
         run: a `PostTrainResult`, or a run folder, also one whose run has not ended.
         folder: where to write; by default the run folder.
         before: evaluations of CLIP before post-training: result objects of `diva_rs.evaluation`, or files
-            that their ``to_json`` wrote; one, or a list with at most one of each kind.
+            that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of each kind.
         after: those of CLIP after it, and the drift.
 
     Returns:
@@ -77,6 +77,7 @@ def compose(run: Run, before: Side, after: Side) -> Document:
         of_mmvp.patterns_section(before, after),
         of_mmvp.flips_section(before, after),
         of_scores.retention_section(before, after),
+        of_scores.probes_section(before, after),
         of_scores.drift_section(after),
         of_run.throughput_section(run),
         of_run.environment_section(run),
