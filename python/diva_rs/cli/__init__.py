@@ -1,4 +1,4 @@
-"""The command line, ``diva-rs``: train, cache, export, report, info and demo.
+"""The command line, ``diva-rs``: train, eval, export, cache, report, info and demo.
 
 One file per command; each adds its flags and its ``run``, which imports what is heavy. A mistake of the
 caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -11,11 +11,19 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import diva_rs
-from diva_rs.cli import cache, demo, export, info, report, train
+from diva_rs.cli import cache, demo, eval, export, info, report, train
 from diva_rs.errors import ConfigError, DivaError
 from diva_rs.recipes.kinds import hint
 
-_COMMANDS = {"train": train, "cache": cache, "export": export, "report": report, "info": info, "demo": demo}
+_COMMANDS = {
+    "train": train,
+    "eval": eval,
+    "cache": cache,
+    "export": export,
+    "report": report,
+    "info": info,
+    "demo": demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

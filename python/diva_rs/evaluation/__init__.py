@@ -6,7 +6,7 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 
 from diva_rs.evaluation.drift import drift, linear_cka
 from diva_rs.evaluation.drift_metric import Drift
-from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding
+from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
@@ -40,6 +40,7 @@ __all__ = [
     "SuiteResult",
     "compare_outcomes",
     "drift",
+    "image_embedding",
     "image_features",
     "linear_cka",
     "linear_probe",

@@ -201,6 +201,17 @@ class FolderResult:
         write_json(Path(path), self.to_dict())
         return Path(path)
 
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write one row per image atomically; returns the path. Raises DataError where that fails."""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(["file", "class", "picked", "correct"])
+        rows.writerows(
+            [file, named, picked, int(named == picked)] for file, named, picked in self.predictions
+        )
+        write_text(Path(path), text.getvalue())
+        return Path(path)
+
 
 @dataclass(frozen=True)
 class ProbeScore:
