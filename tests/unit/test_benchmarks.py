@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,6 +108,9 @@ def test_a_data_set_that_clip_benchmark_knows_as_a_folder(tmp_path):
     score = zero_shot(clip, clip_pixels, texts.tokenize, tmp_path, "fer2013", **QUIET)["fer2013"]
     assert score.items == 7 and set(score.metrics) == {"acc1", "acc5", "mean_per_class_recall"}
     assert score.metrics["acc5"] >= score.metrics["acc1"] == pytest.approx(score.value)
+    shutil.rmtree(tmp_path / "fer2013" / "test" / "fear")
+    with pytest.raises(DataError, match="fer2013/test has 6 class folders, but the data set has 7 classes"):
+        zero_shot(clip, clip_pixels, texts.tokenize, tmp_path, "fer2013", **QUIET)
 
 
 def test_retrieval_finds_what_a_planted_model_knows(tmp_path):
@@ -179,6 +183,16 @@ def test_before_and_after_a_short_post_training(tmp_path):
     change = before.compare(after)["wds/shapes"]
     assert change.before == pytest.approx(before.average) and change.after == pytest.approx(after.average)
     assert len(change.gained) + len(change.lost) > 0
+
+
+def test_a_data_set_is_never_looked_for_in_a_folder_of_another_name(tmp_path):
+    # As an image folder the root would pass for any ImageNet variant: its sub-folders look like classes.
+    photos_folder(tmp_path)
+    with pytest.raises(DataError, match=f"imagenet-a: there is no folder {tmp_path}/imagenet-a"):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, "imagenet-a", **QUIET)
+    shapes_folder(tmp_path)
+    own = zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path / "shapes", "wds/shapes", **QUIET)
+    assert own["wds/shapes"].items == 8
 
 
 def test_what_cannot_be_had_is_listed_with_its_reason(tmp_path):

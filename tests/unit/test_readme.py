@@ -10,12 +10,14 @@ import open_clip
 import pytest
 import torch
 import transformers
+from open_clip.transform import image_transform
 from PIL import Image
 from safetensors.torch import load_file
 
 import diva_rs
-from builders import exports
+from builders import exports, texts
 from builders.diffusion import tiny_pipeline
+from builders.mmvp import mmvp_folder
 from builders.small import images, small_clip, small_teacher
 from diva_rs import cli
 from diva_rs.cli import options
@@ -97,9 +99,27 @@ def test_the_export_example_runs_as_it_is_pasted(tmp_path, monkeypatch):
         assert all(torch.equal(file[key], value) for key, value in clip.state_dict().items())
 
 
+def test_the_evaluation_example_runs_as_it_is_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mmvp_folder(tmp_path / "MMVP_VLM", pairs=1)
+    for place, name in enumerate("abcdefg"):  # fer2013 has seven classes
+        folder = tmp_path / "datasets" / "fer2013" / "test" / name
+        folder.mkdir(parents=True)
+        Image.new("L", (48, 48), 30 * place).save(folder / "0.png")
+    clip = small_clip()
+    transform = image_transform(32, is_train=False)
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (clip, None, transform))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: texts.tokenize)
+    names = {"unet": small_teacher(), "images": [images(2, seed=n) for n in range(2)]}
+    exec(PYTHON["Does it see better?"], names)
+    told = capsys.readouterr().out
+    assert str(names["after"]) in told and "exact McNemar p = " in told
+    assert re.search(r"fer2013 +7 ", told) and told.count("missing: ") == 26
+
+
 def test_the_command_lines_parse(monkeypatch):
     lines = re.findall(r"^diva-rs .*$", COMMANDS, re.MULTILINE)
-    assert {line.split()[1] for line in lines} >= {"train", "info", "cache", "export"}
+    assert {line.split()[1] for line in lines} >= {"train", "eval", "info", "cache", "export"}
     for line in lines:
         command = cli._COMMANDS[line.split()[1]]
         seen = []

@@ -148,6 +148,7 @@ def open_dataset(
             download=settings.download,
             task={"zero-shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}[task],
         )
+    _check_class_folders(dataset)
     loader: DataLoader[Any]
     if name.startswith("wds/"):
         # More workers than shards would leave some without any, which webdataset refuses.
@@ -165,16 +166,18 @@ def open_dataset(
 
 
 def place_of(root: str | os.PathLike[str], name: str) -> str:
-    """Where a data set lies.
+    """Where a data set lies: in the folder of its name, below ``root`` or ``root`` itself.
 
-    ``{dataset}`` and ``{dataset_cleaned}`` in ``root`` are filled in as clip-benchmark does; without them, it
-    is the folder of that name below ``root`` if there is one, else ``root`` itself.
+    A ``root`` with ``{dataset}`` or ``{dataset_cleaned}`` (a slash becomes a dash) is filled in, as
+    clip-benchmark does. Never in a folder of another name: an image folder of other data would be scored.
 
     Raises:
         ConfigError: another name in braces.
 
-    >>> place_of("data/{dataset_cleaned}", "wds/vtab/resisc45"), place_of("nowhere", "cifar10")
-    ('data/vtab-resisc45', 'nowhere')
+    >>> place_of("data/{dataset_cleaned}/v2", "wds/vtab/resisc45"), place_of("data", "vtab/resisc45")
+    ('data/vtab-resisc45/v2', 'data/vtab-resisc45')
+    >>> place_of("data/cifar10", "cifar10")
+    'data/cifar10'
     """
     text, short = os.path.expanduser(os.fspath(root)), name.removeprefix("wds/")
     cleaned = short.replace("/", "-")
@@ -184,8 +187,7 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
         except (KeyError, IndexError, ValueError) as err:
             known = "{dataset} and {dataset_cleaned}"
             raise ConfigError(f"root={text!r}: only {known} are filled in") from err
-    below = Path(text, cleaned)
-    return str(below) if below.is_dir() else text
+    return text if "://" in text or Path(text).name == cleaned else str(Path(text, cleaned))
 
 
 @contextlib.contextmanager
@@ -226,6 +228,15 @@ def _check_there(name: str, place: Path, split: str) -> None:
         file = place / part.format(split=split)
         if not file.exists():
             raise DataError(f"{file} is missing")
+
+
+def _check_class_folders(dataset: Any) -> None:
+    """An image folder counts its classes by its own sub-folders, clip-benchmark names them by a fixed list."""
+    if type(dataset).__name__ != "ImageFolder":
+        return
+    folders, names = len(dataset.class_to_idx), len(dataset.classes)
+    if folders != names:
+        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {names} classes")
 
 
 def _reason(err: BaseException) -> str:

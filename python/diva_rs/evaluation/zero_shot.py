@@ -28,8 +28,9 @@ def zero_shot(
 
     Args:
         clip, preprocess, tokenizer: as for `mmvp_vlm`.
-        root: where the data sets are: a folder with one sub-folder per data set, or a template such as
-            "data/{dataset_cleaned}", or an address for webdatasets ("https://.../{dataset_cleaned}/tree/main").
+        root: a folder with one sub-folder per data set, of its name (a slash is a dash, "wds/" left out), or
+            a template such as "data/{dataset_cleaned}/v1", or an address of webdatasets
+            ("https://.../{dataset_cleaned}/tree/main").
         datasets: names of clip-benchmark: "cifar10", "imagenet1k", "wds/<name>" for webdatasets, ...
         suite: "diva": the 27 sets of the paper, after those of ``datasets``.
         settings: fields of `Settings`: split, batch, workers, download (default False), webdataset,
@@ -49,7 +50,6 @@ def zero_shot(
 
 def _score(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
     measures = require("clip_benchmark.metrics.zeroshot_classification", extra="eval")
-    learn = require("sklearn.metrics", extra="eval")
     classes, templates = getattr(opened.dataset, "classes", None), getattr(opened.dataset, "templates", None)
     if not classes or not templates:
         raise DataError("it has no class names or no templates")
@@ -67,9 +67,10 @@ def _score(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetSco
     picked = logits.argmax(dim=1)
     outcomes = (picked == target).tolist()
     right = sum(outcomes)
+    recalls = [float((picked[target == kind] == kind).float().mean()) for kind in target.unique()]
     metrics = {
         "acc1": 100 * right / len(outcomes),
-        "mean_per_class_recall": 100 * float(learn.balanced_accuracy_score(target, picked)),
+        "mean_per_class_recall": 100 * sum(recalls) / len(recalls),
     }
     if len(classes) >= 5:
         # Not by clip-benchmark's own `accuracy`, which fails under NumPy 2.4 and later.
