@@ -231,7 +231,7 @@ def _check_there(name: str, place: Path, split: str) -> None:
 
 
 def _check_class_folders(dataset: Any) -> None:
-    """An image folder counts its classes by its own sub-folders, clip-benchmark names them by a fixed list."""
+    """An image folder numbers classes by its sub-folders, which clip-benchmark names by a fixed list."""
     if type(dataset).__name__ != "ImageFolder":
         return
     folders, names = len(dataset.class_to_idx), len(dataset.classes)
