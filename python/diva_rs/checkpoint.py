@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,8 +17,10 @@ from torch import Tensor
 from diva_rs._files import open_regular, read_text
 from diva_rs._optional import one_line
 from diva_rs.errors import DataError, WeightsError
+from diva_rs.manifest import NAME, manifest, verify
 
-_STATE_FILES = {"parameters.safetensors", "optimizer.safetensors", "state.json"}
+_STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `replacing` writes to
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -133,20 +136,25 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """Write a `Trainer.state_dict` as a folder that appears whole or not at all, in place of an older one.
 
+    A mapping under ``"run"``, JSON values alone, is kept with it: `post_train` puts its place in the data
+    there. ``manifest.json`` holds the size and the SHA-256 of every other file.
+
     Raises:
         DataError: it cannot be written, or ``folder`` holds something else; what is there is unchanged.
 
     >>> import tempfile
     >>> folder = save_state(Path(tempfile.mkdtemp()) / "checkpoint", Trainer(clip, teacher).state_dict())
     >>> sorted(file.name for file in folder.iterdir())
-    ['optimizer.safetensors', 'parameters.safetensors', 'state.json']
+    ['manifest.json', 'optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
     check_place(folder)
+    facts = {key: state[key] for key in ("counters", "recipe", "run") if key in state}
     with replacing(folder) as beside:
         beside.mkdir(parents=True)
         save_weights(beside / "parameters.safetensors", state["parameters"])
         save_weights(beside / "optimizer.safetensors", state["optimizer"])
-        write_json(beside / "state.json", {"counters": state["counters"], "recipe": state["recipe"]})
+        write_json(beside / "state.json", facts)
+        write_json(beside / NAME, manifest(beside, _STATE_FILES))
     return folder
 
 
@@ -156,25 +164,27 @@ def check_place(folder: Path) -> None:
     >>> import tempfile
     >>> check_place(Path(tempfile.mkdtemp()))
     """
-    others = {file.name for file in folder.iterdir()} - _STATE_FILES if folder.is_dir() else set()
+    known = {*_STATE_FILES, NAME}
+    others = {file.name for file in folder.iterdir()} - known if folder.is_dir() else set()
     if others:
         found = sorted(others)[0]
         raise DataError(f"{folder} holds {found!r}, which is no checkpoint's: choose another folder")
 
 
 def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save_state` wrote, for `Trainer.load_state_dict`.
+    """Read what `save_state` wrote, for `Trainer.load_state_dict`. Checksums are compared first.
 
     Raises:
         WeightsError: a file is missing or damaged; names it.
 
     >>> load_state("nowhere")
     Traceback (most recent call last):
-    diva_rs.errors.WeightsError: nowhere/state.json cannot be read: ...
+    diva_rs.errors.WeightsError: nowhere/manifest.json cannot be read: ...
     """
     folder = Path(folder)
     if not folder.exists() and _old(folder).exists():
         folder = _old(folder)  # the machine went down between the two renames of `_into_place`
+    verify(folder, _STATE_FILES)
     file = folder / "state.json"
     try:
         facts = json.loads(read_text(file))
@@ -186,9 +196,39 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "parameters": load_weights(folder / "parameters.safetensors"),
         "optimizer": load_weights(folder / "optimizer.safetensors"),
-        "counters": facts["counters"],
-        "recipe": facts["recipe"],
+        **{key: facts[key] for key in ("counters", "recipe", "run") if key in facts},
     }
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a crash in between leaves no half of it under its name.
+
+    >>> import tempfile
+    >>> folder = make_folder(tempfile.mkdtemp() + "/old")
+    >>> remove_folder(folder)
+    >>> folder.exists()
+    False
+    """
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    _remove(aside)
+    with suppress(FileNotFoundError):
+        os.replace(folder, aside)
+    _remove(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers that were killed have left in ``folder``.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".note.txt.123.tmp").touch()
+    >>> sweep(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 @contextmanager

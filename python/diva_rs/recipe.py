@@ -155,13 +155,24 @@ class Recipe(Fields):
         return (1.0 / self.draws,) * self.draws if self.draw_weights is None else self.draw_weights
 
     def digest(self) -> str:
-        """A fingerprint of all fields, the same on every machine: SHA-256 of their canonical JSON, in hex.
+        """A fingerprint of the fields that weights depend on, the same on every machine: SHA-256 of their
+        canonical JSON, in hex. ``log_every``, ``checkpoint_every`` and ``keep`` are not among them.
 
-        >>> Recipe().digest() == Recipe(lr=1e-4).digest() != Recipe(lr=1e-5).digest()
+        >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True
         """
-        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        values = {name: value for name, value in self.to_dict().items() if name not in _OPERATIONAL}
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
+        """The fields that weights depend on and that differ: name -> (this one's value, the other's).
+
+        >>> Recipe(lr=1e-4).differences(Recipe(lr=1e-5, log_every=1))
+        {'lr': (0.0001, 1e-05)}
+        """
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _DEFAULTS}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in _OPERATIONAL}
 
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
@@ -245,3 +256,4 @@ def _check_names(names: Iterable[Any]) -> None:
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Recipe)}
+_OPERATIONAL = {field.name for field in dataclasses.fields(Recipe) if field.metadata["operational"]}

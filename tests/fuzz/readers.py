@@ -23,6 +23,7 @@ from diva_rs.cli.options import OPTIONS, settings
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.data.latent_store import _file_hash, _json_hash
 from diva_rs.diffusion.loading import load_part
+from diva_rs.manifest import manifest
 
 MODEL = "diva-fuzz-tiny"
 _CONFIG = {
@@ -140,10 +141,16 @@ def _read_latents(folder: Path) -> None:
 
 
 def _seal_latents(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest.pop("checksum", None)
-    manifest["index"] = _file_hash(folder / "index.npy")
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"checksum": _json_hash(manifest)}))
+    content = json.loads((folder / "manifest.json").read_text())
+    content.pop("checksum", None)
+    content["index"] = _file_hash(folder / "index.npy")
+    (folder / "manifest.json").write_text(json.dumps(content | {"checksum": _json_hash(content)}))
+
+
+def _seal_checkpoint(folder: Path) -> None:
+    place = folder / "checkpoint"
+    names = ("parameters.safetensors", "optimizer.safetensors", "state.json")
+    (place / "manifest.json").write_text(json.dumps(manifest(place, names)))
 
 
 def _read_teacher(folder: Path) -> None:
@@ -191,7 +198,7 @@ def _folder_of_clip(folder: Path) -> None:
 _checkpoint = _Checkpoint()
 
 READERS: dict[str, Reader] = {
-    "checkpoint": Reader(_checkpoint.make, _checkpoint.read, 12),
+    "checkpoint": Reader(_checkpoint.make, _checkpoint.read, 12, _seal_checkpoint),
     "weights": Reader(
         lambda folder: save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)}),
         lambda folder: load_weights(folder / "w.safetensors"),

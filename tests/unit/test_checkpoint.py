@@ -10,9 +10,10 @@ import torch
 import diva_rs.checkpoint as checkpoint
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DataError, Recipe, Trainer, WeightsError
+from diva_rs.manifest import manifest
 
 OLD, NEW = {"a": torch.zeros(3), "b": torch.ones(2, 2)}, {"a": torch.full((3,), 7.0)}
-STATE_FILES = ["optimizer.safetensors", "parameters.safetensors", "state.json"]
+STATE_FILES = ["manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json"]
 
 
 def state(value):
@@ -88,9 +89,9 @@ def test_an_exception_of_any_kind_leaves_no_temporary_file(tmp_path, monkeypatch
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("renames", range(5))
+@pytest.mark.parametrize("renames", range(6))
 def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch, renames):
-    """Three files, the old folder aside, the new one into place: the disk fails at each of these renames."""
+    """Four files, the old folder aside, the new one into place: the disk fails at each of these renames."""
     folder = tmp_path / "checkpoint"
     checkpoint.save_state(folder, state(1))
     with monkeypatch.context() as patch:
@@ -154,6 +155,10 @@ def damage(path, how):
         os.truncate(path, path.stat().st_size // 2)
     elif how == "without its last byte":
         os.truncate(path, path.stat().st_size - 1)
+    elif how == "one bit":
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
     elif how == "noise":
         path.write_bytes(bytes(range(256)) * 4)
     elif how == "a huge header":
@@ -164,16 +169,48 @@ def damage(path, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["missing", "empty", "truncated", "without its last byte", "noise", "a huge header", "a folder"]
+    "how",
+    [
+        "missing",
+        "empty",
+        "truncated",
+        "without its last byte",
+        "noise",
+        "one bit",
+        "a huge header",
+        "a folder",
+    ],
 )
 @pytest.mark.parametrize("file", STATE_FILES)
 def test_damaged_checkpoints_name_the_file(tmp_path, file, how):
     folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
-    if file == "state.json" and how == "without its last byte":
+    if file == "manifest.json" and how in ("without its last byte", "one bit"):
         how = "truncated"  # the last byte of a text file is its newline
     damage(folder / file, how)
+    with pytest.raises(WeightsError, match=rf"checkpoint/{file} (cannot be read|is damaged): \S"):
+        checkpoint.load_state(folder)
+
+
+def seal(folder):
+    """Make the manifest true again, as somebody would who changes a file on purpose."""
+    checkpoint.write_json(folder / "manifest.json", manifest(folder, STATE_FILES[1:]))
+
+
+@pytest.mark.parametrize("file", STATE_FILES[1:])
+def test_what_is_no_safetensors_file_in_spite_of_its_checksum(tmp_path, file):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    damage(folder / file, "noise")
+    seal(folder)
     verb = "be read" if file == "state.json" else "be read as safetensors"
     with pytest.raises(WeightsError, match=rf"checkpoint/{file} cannot {verb}: \S"):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize("listed", [[], 3, {}, {"state.json": None}, {"state.json": {"bytes": "3"}}])
+def test_a_manifest_of_other_content(tmp_path, listed):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    checkpoint.write_json(folder / "manifest.json", listed)
+    with pytest.raises(WeightsError, match=r"no manifest of a checkpoint|is damaged"):
         checkpoint.load_state(folder)
 
 
@@ -192,6 +229,7 @@ def test_damaged_checkpoints_name_the_file(tmp_path, file, how):
 def test_a_state_file_of_other_content(tmp_path, text, match):
     folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
     (folder / "state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    seal(folder)
     with pytest.raises(WeightsError, match=rf"checkpoint/state\.json .*{match}"):
         checkpoint.load_state(folder)
 

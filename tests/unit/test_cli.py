@@ -161,6 +161,8 @@ def test_every_recipe_field_is_a_flag():
         "latent": ("sample", "sample"),
         "seed": ("42", 42),
         "log_every": ("1", 1),
+        "checkpoint_every": ("none", None),
+        "keep": ("3", 3),
     }
     flags = [part for name, (text, _) in values.items() for part in ("--" + name.replace("_", "-"), text)]
     _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing"])
@@ -337,10 +339,19 @@ def test_an_output_folder_that_holds_something_is_not_overwritten(trained, comma
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("old\n")
     (folder / "note").write_text("mine")
-    assert "is not empty: choose another, or give --overwrite" in message(capsys, command)
+    assert "is not empty and holds no run to go on with: choose another" in message(capsys, command)
     assert (folder / "metrics.jsonl").read_text() == "old\n" and not trained
     assert main([*command, "--overwrite"]) == 0
-    assert [file.name for file in folder.iterdir()] == ["note"]
+    assert trained[-1].resume is False
+    assert (folder / "note").read_text() == "mine"
+
+
+def test_a_folder_that_holds_a_run_goes_on(trained, command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    assert main(command) == 0
+    assert main([*command, "--resume", "force"]) == 130
+    assert [call.resume for call in trained] == [True, "force"]
 
 
 def test_an_output_folder_that_cannot_be(trained, command, capsys, tmp_path):

@@ -71,7 +71,8 @@ def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog):
     assert 3 <= result.report["steps"] < 500
     assert "checkpoint" in caplog.text
     assert all(parameter.grad is None for parameter in clip.visual.parameters())
-    state = load_state(tmp_path / "checkpoint")
+    [checkpoint] = (tmp_path / "checkpoints").iterdir()
+    state = load_state(checkpoint)
     resumed = Trainer(small_clip(seed=7), small_teacher(), Recipe.from_dict(state["recipe"]))
     resumed.load_state_dict(state)
     assert resumed.steps_done == result.report["steps"]

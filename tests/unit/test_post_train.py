@@ -211,7 +211,7 @@ def test_a_generator_that_ends_early_says_after_how_many_steps(teacher, three, t
     ):
         train(teacher, iter(three), clip=clip, steps=5, output_dir=tmp_path)
     assert all(parameter.grad is None for parameter in clip.parameters())
-    assert load_state(tmp_path / "checkpoint")["counters"]["steps_done"] == 3
+    assert load_state(tmp_path / "checkpoints" / "step-00000003")["counters"]["steps_done"] == 3
 
 
 def test_callbacks_see_everything_in_order(teacher, three):
@@ -260,7 +260,7 @@ def test_an_exception_in_a_callback_ends_the_run(teacher, three, tmp_path, hook)
     with pytest.raises(Trouble, match=hook):
         train(teacher, three, clip=clip, callbacks=[spy], output_dir=tmp_path)
     assert all(parameter.grad is None for parameter in clip.parameters())
-    assert (tmp_path / "checkpoint").exists() == (hook != "on_train_begin")
+    assert any((tmp_path / "checkpoints").iterdir()) == (hook != "on_train_begin")
 
 
 def test_the_last_log_is_as_safe_as_the_others(teacher, three, tmp_path):
@@ -272,7 +272,7 @@ def test_the_last_log_is_as_safe_as_the_others(teacher, three, tmp_path):
     clip = small_clip()
     with pytest.raises(RuntimeError, match="disk full"):
         train(teacher, iter(three), clip=clip, callbacks=[fail], log_every=10, output_dir=tmp_path)
-    assert load_state(tmp_path / "checkpoint")["counters"]["steps_done"] == 3
+    assert load_state(tmp_path / "checkpoints" / "step-00000003")["counters"]["steps_done"] == 3
     assert all(parameter.grad is None for parameter in clip.parameters())
 
 

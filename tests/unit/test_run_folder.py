@@ -39,7 +39,8 @@ def test_the_run_folder(teacher, three, tmp_path):
     result = train(teacher, three, output_dir=tmp_path / "runs" / "a", lr=1e-3)
     folder = tmp_path / "runs" / "a"
     assert {file.name for file in folder.iterdir()} == {
-        "checkpoint",
+        ".lock",
+        "checkpoints",
         "clip.safetensors",
         "history.json",
         "metrics.jsonl",
@@ -47,6 +48,7 @@ def test_the_run_folder(teacher, three, tmp_path):
         "recipe.json",
         "recipe.txt",
         "report.json",
+        "run.json",
     }
     assert (folder / "recipe.txt").read_text() == result.recipe.describe() + "\n"
     assert [
@@ -59,12 +61,12 @@ def test_the_run_folder(teacher, three, tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in result.projector.state_dict().items())
 
 
-def test_a_second_run_replaces_the_first(teacher, three, tmp_path):
+def test_a_second_run_replaces_the_first_where_it_is_told_to(teacher, three, tmp_path):
     for steps in (3, 1):
-        train(teacher, three, output_dir=tmp_path, steps=steps)
+        train(teacher, three, output_dir=tmp_path, steps=steps, resume=False)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     assert len(json.loads((tmp_path / "history.json").read_text())) == 1
-    assert load_state(tmp_path / "checkpoint")["counters"]["steps_done"] == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_an_output_dir_that_is_a_file(teacher, three, tmp_path):
@@ -77,14 +79,15 @@ def test_an_output_dir_that_is_a_file(teacher, three, tmp_path):
 
 
 def test_a_checkpoint_folder_of_something_else_is_refused_before_the_run(teacher, tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "thesis.tex").write_text("mine")
+    folder = tmp_path / "checkpoints" / "step-00000003"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("mine")
 
     def untouched():
         raise AssertionError("the loader was read")
         yield
 
-    with pytest.raises(DataError, match=r"checkpoint holds 'thesis.tex', which is no checkpoint's"):
+    with pytest.raises(DataError, match=r"step-00000003 holds 'thesis.tex', which is no checkpoint's"):
         train(teacher, untouched(), output_dir=tmp_path)
 
 
@@ -98,7 +101,7 @@ def test_an_output_dir_in_the_home_folder(teacher, three, tmp_path, monkeypatch)
 def test_the_checkpoint_goes_on_where_the_run_ended(teacher, three, tmp_path):
     clip = small_clip()
     train(teacher, three, clip=clip, output_dir=tmp_path, steps=4, optimizer="adamw", lr=1e-3)
-    state = load_state(tmp_path / "checkpoint")
+    state = load_state(tmp_path / "checkpoints" / "step-00000004")
     again = diva_rs.Trainer(small_clip(seed=5), teacher, Recipe.from_dict(state["recipe"]))
     again.load_state_dict(state)
     assert (again.steps_done, again.epoch, again.samples_seen) == (4, 1, 4)

@@ -52,14 +52,21 @@ OPTIONS: dict[str, Option] = {
     ),
     "teacher": Option(_TEXT, None, "diffusers folder (or repository) of the frozen diffusion model"),
     "data": Option(_TEXT, None, "image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'"),
-    "output_dir": Option(_TEXT, None, "folder for the log, the recipe, the checkpoint and the weights"),
+    "output_dir": Option(
+        _TEXT, None, "folder of the run: log, recipe, checkpoints and weights; one that is there goes on"
+    ),
     "out": Option(_TEXT, None, "folder for the latents"),
     "latents": Option(_TEXT, None, "latent cache made by diva-rs cache; images are then centre crops"),
     "device": Option(_TEXT, None, "cpu, cuda, cuda:1, ...; none: CUDA where there is one"),
     "loader_batch": Option(optional(integer(1)), None, "images per batch of the loader; none: up to 16"),
     "workers": Option(integer(0), 2, "processes that read images"),
     "on_bad_image": Option(choice("raise", "skip"), "raise", "what to do about an image that cannot be read"),
-    "overwrite": Option(flag(), False, "whether to write into a folder that holds something already"),
+    "overwrite": Option(flag(), False, "whether to begin anew in a folder that holds something already"),
+    "resume": Option(
+        choice("auto", "force"),
+        "auto",
+        "whether a run goes on only under its own settings, or under others too",
+    ),
     "dtype": Option(choice("float32", "float16"), "float32", "how latents are stored"),
     "tensorboard": Option(_TEXT, None, "folder for TensorBoard's files"),
     "wandb": Option(_TEXT, None, "project of Weights & Biases to log to"),

@@ -26,6 +26,7 @@ _OPTIONS = (
     "workers",
     "on_bad_image",
     "overwrite",
+    "resume",
     "tensorboard",
     "wandb",
     "progress",
@@ -53,10 +54,16 @@ def run(args: argparse.Namespace) -> int:
     clip = load_clip(values["clip"], device, recipe.precision)
     if values["latents"] is not None:
         loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
-    (folder / "metrics.jsonl").unlink(missing_ok=True)  # logs are appended: two runs in one file mislead
     print(_headline(recipe))
     result = _post_train(
-        clip, teacher, loader, recipe, output_dir=folder, callbacks=callbacks, progress=values["progress"]
+        clip,
+        teacher,
+        loader,
+        recipe,
+        output_dir=folder,
+        resume=False if values["overwrite"] else {"auto": True, "force": "force"}[values["resume"]],
+        callbacks=callbacks,
+        progress=values["progress"],
     )
     return _report(result, folder)
 
@@ -81,8 +88,11 @@ def _callbacks(values: dict[str, Any]) -> list[Any]:
 def _prepare_folder(folder: Path, overwrite: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output-dir {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ConfigError(f"--output-dir {folder} is not empty: choose another, or give --overwrite")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists() and not overwrite:
+        raise ConfigError(
+            f"--output-dir {folder} is not empty and holds no run to go on with: choose another, or give "
+            "--overwrite"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:

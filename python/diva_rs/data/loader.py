@@ -19,6 +19,10 @@ logger = logging.getLogger("diva_rs.data")
 BAD_IMAGE_POLICIES = ("raise", "skip")
 
 
+class Passed:
+    """In the place of a sample that an earlier run has used: nothing was decoded."""
+
+
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
@@ -29,7 +33,7 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if not isinstance(sample, BadImage)]
+    good = [sample for sample in samples if not isinstance(sample, (BadImage, Passed))]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
     if good:
@@ -57,6 +61,7 @@ class KeyedSampler(Sampler[int]):
 
     def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
         self.ids, self.seed, self.shuffle, self.epoch = ids.astype(np.uint64), seed, shuffle, 0
+        self.start = 0  # samples of this rank that the next iteration leaves out
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -66,7 +71,7 @@ class KeyedSampler(Sampler[int]):
         keys = scramble(self.ids, self.seed, self.epoch) if self.shuffle else np.arange(len(self.ids))
         order = np.argsort(keys, kind="stable")
         rank, world = rank_and_world()
-        yield from order[: len(self) * world][rank::world].tolist()
+        yield from order[: len(self) * world][rank::world][self.start :].tolist()
 
     def __len__(self) -> int:
         return len(self.ids) // rank_and_world()[1]
@@ -77,6 +82,9 @@ class ImageLoader:
 
     ``set_epoch(e)`` chooses the order and the crops; iterating twice at one epoch gives the same batches
     twice, for any number of workers. ``bad`` maps the name of each image that was skipped to the reason.
+
+    ``position`` counts the batches that were read in this epoch, ``start_at(position)`` makes the next
+    iteration begin after as many, without decoding what lies before.
     """
 
     def __init__(
@@ -92,6 +100,8 @@ class ImageLoader:
                 raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
         self.on_bad_image = checked_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size, self.bad = dataset, sampler, batch, dict[str, str]()
+        self.position = 0
+        self._start = 0
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch,
@@ -107,14 +117,22 @@ class ImageLoader:
             if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
+    def start_at(self, position: int) -> None:
+        """Make the next iteration go on after ``position`` batches of the epoch."""
+        self._start = position
+
     def __len__(self) -> int:
         if isinstance(self.dataset, IterableDataset):
             raise TypeError("the number of images in shards is not known before they are read")
         return len(self._loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        good = 0
-        for batch in self._loader:
+        start, self._start = self._start, 0
+        good, self.position = start, 0
+        for batch in self._batches(start):
+            self.position += 1
+            if self.position <= start:
+                continue
             for bad in batch.pop("bad", ()):
                 self._note(bad)
             if batch:  # a batch of bad images alone is passed over
@@ -123,6 +141,27 @@ class ImageLoader:
         if not good:
             skipped = f": all {len(self.bad)} were bad, {_few(self.bad)}" if self.bad else ""
             raise DataError(f"{self.dataset} gave no image{skipped}")
+
+    def _batches(self, start: int) -> Iterator[dict[str, Any]]:
+        """The epoch's batches; the first ``start`` are empty, or were cheap to make."""
+        if self.sampler is not None:
+            self.sampler.start = start * self.batch_size
+            try:
+                batches = iter(self._loader)
+                for _ in range(start):
+                    yield {}
+                yield from batches
+            finally:
+                self.sampler.start = 0
+            return
+        if hasattr(self.dataset, "start"):
+            workers = max(1, self._loader.num_workers)
+            # The workers take turns; one that has run dry leaves its turns to the others, so that these are
+            # the batches that a worker has given at least.
+            self.dataset.start = [
+                self.batch_size * len(range(worker, start, workers)) for worker in range(workers)
+            ]
+        yield from self._loader
 
     def _note(self, bad: BadImage) -> None:
         if self.on_bad_image == "raise":

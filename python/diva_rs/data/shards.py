@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from diva_rs._files import open_regular
 from diva_rs._optional import require
 from diva_rs.data.augment import Transform, center_transform, train_transform, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
-from diva_rs.data.loader import ImageLoader, checked_policy, name_key, scramble
+from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, scramble
 from diva_rs.errors import ConfigError, DataError
 
 _LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
@@ -52,6 +52,7 @@ class ImageShards(IterableDataset[Any]):
         self.transform = train_transform(size) if transform is None else transform
         self.seed, self.shuffle, self.max_pixels, self.epoch = seed, shuffle, max_pixels, 0
         self.on_bad_image = checked_policy(on_bad_image)
+        self.start: list[int] = []  # samples of each worker that the next iteration passes over, undecoded
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that keys the order and the augmentation."""
@@ -60,7 +61,7 @@ class ImageShards(IterableDataset[Any]):
     def __repr__(self) -> str:
         return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BadImage]:
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImage | Passed]:
         wds = require("webdataset", extra="data")
         shards = self.shards
         if self.shuffle:
@@ -74,7 +75,12 @@ class ImageShards(IterableDataset[Any]):
             name = f"{self.seed} {self.epoch} {mine[0] if mine else ''}"
             rng = random.Random(name.encode("utf-8", "surrogateescape"))
             samples = wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)
-        for sample in samples:
+        worker = get_worker_info()
+        start = self.start[0 if worker is None else worker.id] if self.start else 0
+        for number, sample in enumerate(samples):
+            if number < start:
+                yield Passed()
+                continue
             item = sample if isinstance(sample, BadImage) else self._item(sample)
             if isinstance(item, BadImage) and self.on_bad_image == "raise":
                 raise item.error()

@@ -7,8 +7,10 @@ from typing import Any
 from diva_rs.recipes.kinds import Kind, choice, flag, integer, number, optional, several, string
 
 
-def _is(kind: Kind, default: Any, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": text})
+def _is(kind: Kind, default: Any, text: str, operational: bool = False) -> Any:
+    """``operational``: no weight depends on it, so that it may change from one start of a run to the next."""
+    metadata = {"kind": kind, "help": text, "operational": operational}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,4 +127,8 @@ class Fields:
 
     # The run.
     seed: int = _is(integer(0, most=2**64 - 1), 0, "decides every draw and the projector's start")
-    log_every: int = _is(integer(1), 10, "steps between two logs")
+    log_every: int = _is(integer(1), 10, "steps between two logs", operational=True)
+    checkpoint_every: int | None = _is(
+        optional(integer(1)), 500, "steps between two checkpoints; None: at the end only", operational=True
+    )
+    keep: int = _is(integer(1), 2, "checkpoints that are kept, the newest ones", operational=True)

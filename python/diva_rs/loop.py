@@ -1,0 +1,209 @@
+"""The loop of `post_train`: batches in, steps, logs and checkpoints out."""
+
+import itertools
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from diva_rs.callbacks import Callback, JsonLines
+from diva_rs.errors import DataError
+from diva_rs.feed import Feed
+from diva_rs.provenance import describe_data, environment
+from diva_rs.result import PostTrainResult
+from diva_rs.resume import open_run
+from diva_rs.run_folder import RunFolder
+from diva_rs.trainer import Trainer
+
+_log = logging.getLogger("diva_rs")
+
+
+class Run:
+    """One run of the loop, from its start or from the checkpoint in its folder."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        loader: Iterable[Any],
+        folder: RunFolder | None,
+        callbacks: list[Callback],
+        progress: bool,
+        resume: bool | str,
+    ) -> None:
+        self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
+        self.callbacks, self.progress = callbacks, progress
+        self.history: list[dict[str, float]] = []
+        self.samples, self.seconds = 0, 0.0  # of the whole run, earlier starts included
+        self._saved: int | None = None  # step of the newest checkpoint
+        self._warned = False
+        place = None
+        if folder is not None:
+            place = self._restore(open_run(folder, trainer, resume))
+            # Before the caller's own, so that one that fails loses no row.
+            self.callbacks.insert(0, JsonLines(folder.metrics))
+        self.feed = Feed(loader, self.recipe.seed, place)
+        self._done = self._mark()
+        self._started = time.perf_counter()
+        self._since = (self._started, self.samples)  # of the last log: seconds, samples
+
+    def go(self, one_pass: bool) -> PostTrainResult:
+        """Train until the steps, or one pass, are done; see `post_train`."""
+        interrupted = False
+        for callback in self.callbacks:
+            callback.on_train_begin(self.trainer)
+        done = self.trainer.steps_done
+        with tqdm(
+            total=self.recipe.steps, initial=done, desc="post-train", unit="step", disable=not self.progress
+        ) as bar:
+            try:
+                try:
+                    for step in self._steps(one_pass):
+                        self._after(step, bar)
+                except KeyboardInterrupt:
+                    interrupted = True
+                last = self.history[-1]["step"] if self.history else 0
+                if last != self.trainer.steps_done:
+                    self._log(self.trainer.steps_done, bar)
+            except BaseException:
+                # Whatever went wrong, the steps that were done are not lost.
+                self.trainer.discard()
+                self._save()
+                raise
+        self.trainer.discard()  # the caller's model keeps no gradient of the last step
+        self._save()
+        result = self._result(interrupted)
+        if self.folder is not None:
+            result.save(self.folder.path)
+        if interrupted:
+            kept = "" if self.folder is None else f"; checkpoint in {self.folder.checkpoints}"
+            _log.warning("interrupted after %d steps%s", self.trainer.steps_done, kept)
+        for callback in self.callbacks:
+            callback.on_train_end(result)
+        return result
+
+    def _restore(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Go on from a checkpoint's state; returns the place in the data."""
+        assert self.folder is not None
+        if state is None:
+            self.folder.rows(0)
+            return None
+        self.trainer.load_state_dict(state)
+        self._saved = self.trainer.steps_done
+        self.history = self.folder.rows(self._saved)
+        run = state.get("run", {})
+        self.samples, self.seconds = int(run.get("samples", 0)), float(run.get("seconds", 0.0))
+        if self.recipe.steps is not None and self._saved >= self.recipe.steps:
+            text = "the run in %s has done all its %d steps: it is read back, resume=False would start anew"
+        else:
+            text = "going on with the run in %s at step %d"
+        _log.warning(text, self.folder.path, self._saved)
+        place: dict[str, Any] | None = run.get("place")
+        return place
+
+    def _save(self) -> None:
+        """Write a checkpoint of the steps that were done, unless there is one."""
+        step = self.trainer.steps_done
+        if self.folder is None or step in (0, self._saved):
+            return
+        state = self.trainer.state_dict()
+        state["counters"].update(self._done["counters"])
+        run = {"place": self._done["place"], "samples": self._done["samples"], "seconds": self._seconds()}
+        self.folder.save({**state, "run": run}, step, self.recipe.keep)
+        self._saved = step
+
+    def _steps(self, one_pass: bool) -> Iterator[int]:
+        """Feed batches until the steps, or one pass, are done; yields the number of each step."""
+        trainer, last = self.trainer, self.recipe.steps
+        if last is not None and trainer.steps_done >= last:
+            return
+        for epoch in itertools.count(self.feed.epoch):
+            if epoch != trainer.epoch:
+                trainer.set_epoch(epoch)
+            for batch in self.feed.read(epoch):
+                before = trainer.pending
+                trainer.accumulate(batch)
+                self.samples += trainer.pending - before
+                if trainer.pending >= (self.recipe.batch or 1):
+                    self._check_size(trainer.pending)
+                    yield self._apply()
+                    if last is not None and trainer.steps_done >= last:
+                        return
+            if self.feed.batches == 0:
+                if epoch == 0:
+                    raise DataError("the loader gave no batch at all")
+                raise DataError(
+                    f"the loader gave no batch in pass {epoch + 1}, after {trainer.steps_done} of {last} "
+                    "steps: it can be iterated only once; give a DataLoader or a list, or fewer steps"
+                )
+            if one_pass:
+                if trainer.pending:  # the last, smaller batch of the pass
+                    yield self._apply()
+                return
+
+    def _apply(self) -> int:
+        self.trainer.apply()
+        self._done = self._mark()
+        return self.trainer.steps_done
+
+    def _mark(self) -> dict[str, Any]:
+        """Where a whole step ended; what is read after it for the next one comes again after a resume."""
+        counters = {"epoch": self.trainer.epoch, "samples_seen": self.trainer.samples_seen}
+        return {"place": self.feed.place(), "samples": self.samples, "counters": counters}
+
+    def _after(self, step: int, bar: Any) -> None:
+        bar.update()
+        for callback in self.callbacks:
+            callback.on_step(step, self.trainer.metrics)
+        if step % self.recipe.log_every == 0 or step == self.recipe.steps:
+            self._log(step, bar)
+        every = self.recipe.checkpoint_every
+        if every is not None and step % every == 0:
+            self._save()
+
+    def _seconds(self) -> float:
+        return self.seconds + time.perf_counter() - self._started
+
+    def _check_size(self, samples: int) -> None:
+        if self.recipe.batch is not None and samples > self.recipe.batch and not self._warned:
+            self._warned = True
+            _log.warning(
+                "a step takes %d samples, not batch=%d: the loader's batches do not add up to it",
+                samples,
+                self.recipe.batch,
+            )
+
+    def _log(self, step: int, bar: Any) -> None:
+        """Read the statistics from the device, once per `log_every` steps."""
+        if step == 0:
+            return
+        self.trainer.pieces.guard.report()
+        now = time.perf_counter()
+        then, samples = self._since
+        metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
+        metrics["samples_per_second"] = (self.samples - samples) / max(now - then, 1e-9)
+        self._since = (now, self.samples)
+        self.history.append({"step": step, **metrics})
+        bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}")
+        for callback in self.callbacks:
+            callback.on_log(step, metrics)
+
+    def _result(self, interrupted: bool) -> PostTrainResult:
+        trainer = self.trainer
+        report = {
+            "clip": f"{type(trainer.clip).__name__} ({trainer.pieces.tower.name})",
+            "teacher": trainer.teacher.describe(),
+            "steps": trainer.steps_done,
+            "samples": self.samples,
+            "seconds": round(self._seconds(), 3),
+            "interrupted": interrupted,
+            "data": describe_data(self.feed.loader),
+            "trained_parameters": {
+                "clip": sum(value.numel() for value in trainer.pieces.parameters.values()),
+                "projector": sum(value.numel() for value in trainer.projector.parameters()),
+            },
+            "backend": trainer.pieces.backend,
+            **environment(trainer.pieces.device),
+        }
+        return PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)
