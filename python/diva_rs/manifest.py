@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diva_rs._files import open_regular, read_text
-from diva_rs.errors import WeightsError
+from diva_rs.errors import WeightsError, shown
 
 NAME = "manifest.json"
 
@@ -51,7 +51,7 @@ def verify(folder: Path, names: Iterable[str]) -> None:
             size = file.stat().st_size
             if size != entry.get("bytes"):
                 raise WeightsError(
-                    f"{file} is damaged: it has {size} bytes, but {entry.get('bytes')} were written"
+                    f"{file} is damaged: it has {size} bytes, but {shown(entry.get('bytes'))} were written"
                 )
             if _sha256(file) != entry.get("sha256"):
                 raise WeightsError(f"{file} is damaged: its checksum is not that of what was written")

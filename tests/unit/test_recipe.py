@@ -160,7 +160,7 @@ BAD = [
     ("seed", -1, "an integer of at least 0 and at most 18446744073709551615"),
     ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615"),
     ("log_every", 0, "an integer of at least 1"),
-    ("checkpoint_every", 0, "an integer of at least 1, or None"),
+    ("checkpoint_every", 0, "an integer of at least 1 is needed, or None"),
     ("keep", 0, "an integer of at least 1"),
 ]
 
