@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -301,6 +302,14 @@ def test_the_model_is_scored_in_eval_mode_and_left_as_it_was(root):
     mmvp_vlm(model, preprocess, tokenize, root)
     assert set(model.seen_training) == {False}
     assert model.training and not model.inner.training
+
+
+def test_wrapped_models_and_plain_objects_are_scored(root):
+    model = PlantedCLIP(range(10))
+    model.weight = torch.nn.Parameter(torch.zeros(1))
+    plain = SimpleNamespace(encode_image=model.encode_image, encode_text=model.encode_text)
+    for clip in (torch.nn.DataParallel(model), torch.compile(model), plain):
+        assert mmvp_vlm(clip, preprocess, tokenize, root).right == 10
 
 
 def test_the_mode_is_restored_after_an_error(own):

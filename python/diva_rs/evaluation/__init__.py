@@ -6,6 +6,7 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 
 from diva_rs.evaluation.drift import drift, linear_cka
 from diva_rs.evaluation.drift_metric import Drift
+from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
@@ -32,6 +33,7 @@ __all__ = [
     "DatasetScore",
     "Drift",
     "DriftResult",
+    "Embedder",
     "FolderResult",
     "ImageEmbedding",
     "MmvpPair",

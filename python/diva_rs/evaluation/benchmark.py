@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -112,6 +113,8 @@ def run_suite(
     with evaluating(embedder[0]) as model:
         ready = Embedder(model, *embedder[1:])
         for name in dict.fromkeys(names):
+            if settings.progress:
+                print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not say
             try:
                 scores.append(score(ready, open_dataset(name, ready, root, settings, task), settings))
             except (torch.OutOfMemoryError, DependencyError, ConfigError):

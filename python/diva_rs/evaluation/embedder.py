@@ -19,7 +19,7 @@ class Embedder:
     """Images and texts to vectors, whichever library the model is of; what clip-benchmark calls a model.
 
     Args:
-        clip: a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or any module
+        clip: a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or anything
             with ``encode_image`` and ``encode_text``.
         preprocess: PIL image -> (3, H, W), or a transformers processor; for scoring, not for training.
         tokenizer: texts -> token ids (open_clip's, OpenAI's `clip.tokenize`), or a transformers tokenizer or
@@ -38,7 +38,7 @@ class Embedder:
 
     def __init__(
         self,
-        clip: nn.Module,
+        clip: Any,
         preprocess: Any,
         tokenizer: Any,
         embedding: str | Combine | ImageEmbedding = "pooled",
@@ -65,7 +65,7 @@ class Embedder:
         ``ids`` key the drawn patches of embeddings that draw any.
         """
         if self._tower is None:
-            own = next(self.model.parameters(), pixels)
+            own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
             return library_embedding(self.model, None, pixels.to(own.dtype))
         tokens = self._tower.tokens(pixels)
         return self.embedding.of_tokens(self._tower, tokens, ids or range(len(pixels)), self.seed)

@@ -51,7 +51,8 @@ def mmvp_vlm(
     batch size. The model is scored in eval mode and float32; afterwards it is as it was.
 
     Args:
-        clip: an open_clip, transformers or OpenAI model with its text tower, on its device.
+        clip: an open_clip, transformers or OpenAI model with its text tower, on its device; for "pooled" any
+            object with ``encode_image`` and ``encode_text``.
         preprocess: the model's own transform for validation: PIL image -> (3, H, W); or a transformers
             processor.
         tokenizer: open_clip's, OpenAI's `clip.tokenize`, or a transformers tokenizer or processor.

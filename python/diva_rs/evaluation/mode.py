@@ -13,11 +13,12 @@ from diva_rs.errors import ConfigError
 
 
 @contextmanager
-def evaluating(clip: Any) -> Iterator[nn.Module]:
+def evaluating(clip: Any) -> Iterator[Any]:
     """The model inside its wrappers, in eval mode, under no_grad, without autocast or TF32.
 
     Afterwards every module has the mode that it had and torch the settings that it had. Weights in half
-    precision are scored as a float32 copy; the caller's stay as they are.
+    precision are scored as a float32 copy; the caller's stay as they are. An object that is no module but
+    has ``encode_image`` and ``encode_text`` is taken as it is.
 
     Raises:
         ConfigError: ``clip`` is no model.
@@ -34,17 +35,23 @@ def evaluating(clip: Any) -> Iterator[nn.Module]:
             f"clip is a {type(clip).__name__} of {len(clip)}, expected the model alone: "
             "open_clip.create_model_and_transforms and clip.load return the model first"
         )
-    if not isinstance(clip, nn.Module):
+    if not isinstance(clip, nn.Module) and not (
+        hasattr(clip, "encode_image") and hasattr(clip, "encode_text")
+    ):
         raise ConfigError(f"clip is a {type(clip).__name__}, expected a loaded CLIP model")
-    model = unwrap(clip)
-    modes = [(module, module.training) for module in model.modules()]
-    half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
+    model = unwrap(clip) if isinstance(clip, nn.Module) else clip
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
         with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False), _exact_arithmetic():
-            yield copy.deepcopy(model).float().eval() if half else model.eval()
+            yield _ready(model) if isinstance(model, nn.Module) else model
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
+    return copy.deepcopy(model).float().eval() if half else model.eval()
 
 
 @contextmanager
@@ -71,11 +78,11 @@ def _exact_arithmetic() -> Iterator[None]:
             setattr(place, name, value)
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: Any) -> torch.device:
     """Where the model's parameters are; the CPU for one without any.
 
     >>> device_of(clip)
     device(type='cpu')
     """
-    first = next(model.parameters(), None)
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if first is None else first.device
