@@ -369,6 +369,10 @@ def test_a_transform_for_training_is_refused(root):
         mmvp_vlm(PlantedCLIP(()), image_transform(32, is_train=True), tokenize, root)
 
 
-def test_a_transform_that_gives_no_image_is_named(root):
+def test_a_transform_that_gives_no_image_is_named(own):
+    root = own
+    Image.new("RGB", (9, 8)).save(own / "MLLM_VLM Images" / "Orientation" / "2.jpg", format="PNG")
+    with pytest.raises(DataError, match=r"several sizes, \(3, 8, 8\) and \(3, 8, 9\)"):
+        mmvp_vlm(PlantedCLIP(()), preprocess, tokenize, own)
     with pytest.raises(DataError, match="preprocess gave a list, a floating tensor"):
         mmvp_vlm(PlantedCLIP(()), lambda image: [], tokenize, root)

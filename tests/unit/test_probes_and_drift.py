@@ -1,5 +1,8 @@
 """Linear probes and embedding drift: planted truths, scikit-learn, and a model that was trained."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ import diva_rs
 from builders.clips import clip_variants, library_embedding, pixels
 from builders.small import images, small_clip, small_teacher
 from diva_rs.clip import adapt
-from diva_rs.errors import ConfigError, DataError, ShapeError
+from diva_rs.errors import ConfigError, DataError, DependencyError, ShapeError
 from diva_rs.evaluation import drift, image_features, linear_cka, linear_probe, wilson_interval
 
 VARIANTS = clip_variants()
@@ -137,6 +140,20 @@ def test_bad_probes_are_named(change, error, words):
     batch = set_of(12, seed=0)
     with pytest.raises(error, match=words):
         linear_probe(**{"clip": small_clip(), "train": [batch], "test": [batch], **change})
+
+
+def test_without_scikit_learn_the_pip_command_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    batch = set_of(12, seed=0)
+    with pytest.raises(DependencyError, match=r"pip install 'diva-rs\[eval\]'"):
+        linear_probe(small_clip(), [batch], [batch])
+
+
+def test_the_room_loads_no_optional_library():
+    heavy = {"sklearn", "scipy", "clip_benchmark", "PIL", "open_clip", "transformers", "matplotlib"}
+    code = f"import sys, diva_rs.evaluation; print({heavy} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("set()\n", 0), done.stderr
 
 
 def gram_cka(x, y):

@@ -121,6 +121,9 @@ def _change(before: Any, after: Any) -> str:
     for name, change in changes.items():
         told = isinstance(change, float)
         lines.append(f"{name}: {change:+.1f} points" if told else str(change))
+    if len(changes) > 1:
+        old, new = (sum(result[name].value for name in changes) / len(changes) for result in (before, after))
+        lines.append(f"average of {len(changes)}: {old:.1f} -> {new:.1f} ({new - old:+.1f} points)")
     return "\n".join(lines)
 
 

@@ -130,6 +130,22 @@ def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]],
     return lambda texts: tokenizer(list(texts))
 
 
+def stacked(images: Sequence[Tensor]) -> Tensor:
+    """(B, 3, H, W) from transformed images.
+
+    Raises:
+        DataError: they are of several sizes.
+
+    >>> stacked([torch.zeros(3, 2, 2)] * 4).shape
+    torch.Size([4, 3, 2, 2])
+    """
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        told = " and ".join(map(str, sorted(shapes)[:2]))
+        raise DataError(f"preprocess gave images of several sizes, {told}: it must crop or resize to one")
+    return torch.stack(list(images))
+
+
 def _checked(pixels: Any) -> Tensor:
     if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
         got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else _kind(pixels)

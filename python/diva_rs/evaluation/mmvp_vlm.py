@@ -4,21 +4,20 @@ Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code d
 scripts/evaluate_vlm.py), in float32 and, where tokens are drawn, by seed.
 """
 
+import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from diva_rs._optional import require
 from diva_rs.errors import DataError
-from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.embeddings import Combine
-from diva_rs.evaluation.mmvp_folder import QuestionPair, read_pairs
+from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.statistics import checked_confidence
@@ -94,46 +93,45 @@ def mmvp_vlm(
 
 
 def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
-    ids = tuple(question.id for question in pair.questions)
-    pixels = torch.stack(
-        [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
-    ).to(embedder.device)
-    images = embedder.encode_image(pixels, ids).float()
-    statements = [PROMPT + question.statement for question in pair.questions]
+    first, second = pair.questions
+    ids = (first.id, second.id)
+    pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
+    images = embedder.encode_image(stacked(pixels).to(embedder.device), ids).float()
+    statements = [PROMPT + first.statement, PROMPT + second.statement]
     texts = embedder.encode_text(embedder.tokenize(statements).to(embedder.device)).float()
     if embedder.embedding.normalized:
         images = normalize(images, dim=-1)
     scores = first_image_shares(normalize(texts, dim=-1), images)
-    if not all(score == score for score in scores):
+    if not all(map(math.isfinite, scores)):
         raise DataError(f"the embeddings of {pair.images[0]} and {pair.images[1]} are not finite")
-    picked = tuple(1 if score > 0.5 else 2 for score in scores)
-    expected = tuple(1 if number % 2 else 2 for number in ids)
+    picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
+    expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
     return MmvpPair(
         pattern=pair.pattern,
-        type=pair.questions[0].type,
-        ids=_two(ids),
-        statements=_two([question.statement for question in pair.questions]),
-        images=_two([str(path) for path in pair.images]),
-        scores=_two(scores),
-        picked=_two(picked),
-        expected=_two(expected),
+        type=first.type,
+        ids=ids,
+        statements=(first.statement, second.statement),
+        images=(str(pair.images[0]), str(pair.images[1])),
+        scores=scores,
+        picked=picked,
+        expected=expected,
         correct=picked == expected,
     )
 
 
-def first_image_shares(texts: Tensor, images: Tensor) -> list[float]:
-    """For each statement (2, D) the softmax share of the first of two images (2, D), in [0, 1].
+def first_image_shares(texts: Tensor, images: Tensor) -> tuple[float, float]:
+    """For each of two statements (2, D) the softmax share of the first of two images (2, D), in [0, 1].
 
     >>> first_image_shares(torch.eye(2), 0.01 * torch.eye(2))
-    [0.7310585975646973, 0.2689414322376251]
+    (0.7310585975646973, 0.2689414322376251)
     >>> first_image_shares(torch.eye(2), torch.ones(2, 2))
-    [0.5, 0.5]
+    (0.5, 0.5)
     """
-    shares: list[float] = (100 * texts @ images.T).softmax(dim=-1)[:, 0].tolist()
-    return shares
+    one, two = (100 * texts @ images.T).softmax(dim=-1)[:, 0].tolist()
+    return one, two
 
 
-def _pixels(embedder: Embedder, path: Path, question: Any) -> Tensor:
+def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:
     pil = require("PIL.Image", extra="data")
     try:
         with pil.open(path) as image:
@@ -143,8 +141,3 @@ def _pixels(embedder: Embedder, path: Path, question: Any) -> Tensor:
         raise
     except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as err:
         raise DataError(f"{path} (question {question.id}, row {question.row}) cannot be read: {err}") from err
-
-
-def _two(values: Sequence[Any]) -> Any:
-    first, second = values
-    return first, second

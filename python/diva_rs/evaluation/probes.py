@@ -57,6 +57,7 @@ def linear_probe(
     checked_confidence(confidence)
     if not 0 < validation < 1 or not cs or min(cs) <= 0:
         raise ConfigError(f"validation={validation} must lie inside (0, 1), cs={tuple(cs)} be above 0")
+    require("sklearn.linear_model", extra="eval")  # before the work, not after it
     fit_on, known = _read(clip, train, features, "train")
     tested, asked = _read(clip, test, features, "test")
     _check_classes(known, asked)

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError
-from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import FolderResult
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
@@ -69,7 +69,7 @@ def zero_shot_folder(
         picked: list[str] = []
         for start in range(0, len(files), batch):
             some = [Path(root) / file for file in files[start : start + batch]]
-            pixels = torch.stack([embedder.transform(decode(path, str(path))) for path in some])
+            pixels = stacked([embedder.transform(decode(path, str(path))) for path in some])
             images = normalize(embedder.encode_image(pixels.to(embedder.device)), dim=-1)
             picked += [kinds[number] for number in (images @ texts.T).argmax(dim=1).tolist()]
     return _result(
