@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from diva_rs._optional import require
 from diva_rs.data.augment import keyed, train_transform
 from diva_rs.diffusion import Teacher
+from diva_rs.evaluation import drift, linear_probe, report
 from diva_rs.post_training import post_train
 from diva_rs.recipe import Recipe
 from diva_rs.result import PostTrainResult
@@ -32,6 +33,11 @@ _SCIKIT_IMAGE = (
 )
 _SCIKIT_LEARN = ("china.jpg", "flower.jpg")
 _SIDE = 128  # pixels of a crop: what the teacher sees
+
+_NOTE = (
+    "Demo: CLIP and its teacher have random weights, so the feedback carries little; this run shows the "
+    "machinery, not a gain. The probes ask which of the eight photographs an unseen crop is from."
+)
 
 _CLIP = {
     "embed_dim": 128,
@@ -68,7 +74,7 @@ class Photographs(Dataset[dict[str, Any]]):
                 x, y = round((photograph.width - width) * left), round((photograph.height - width) * top)
                 self.windows.append(photograph.crop((x, y, x + width, y + width)))
         self.transform = train_transform(_SIDE)
-        self.seed = seed
+        self.crops, self.seed = crops, seed
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -138,7 +144,8 @@ def small_teacher(seed: int = 0) -> Teacher:
 
 
 def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = True) -> PostTrainResult:
-    """Post-train `small_clip` on `Photographs`, save the run, and load the result in plain open_clip.
+    """Post-train `small_clip` on `Photographs`, save the run with its report, and load the result in plain
+    open_clip.
 
     Args:
         output_dir: the run folder; by default a fresh folder in the system's temporary directory.
@@ -153,7 +160,7 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     ...
     """
     folder = Path(output_dir) if output_dir is not None else Path(tempfile.mkdtemp(prefix="diva-rs-demo-"))
-    photographs = Photographs()
+    photographs, others = Photographs(), Photographs(crops=6, seed=1)
     print(
         f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, "
         f"{len(photographs)} crops of {_SIDE} x {_SIDE} pixels"
@@ -166,22 +173,21 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
     loader = DataLoader(
         photographs, batch_size=16, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(0)
     )
-    probe = torch.stack([photographs[index]["images"] for index in range(0, len(photographs), 24)])
-    before = _embed(clip, probe)
+    known, unseen = _pixels_and_labels(photographs), _pixels_and_labels(others)
+    before, read_before = _embed(clip, unseen[0]), linear_probe(clip, [known], [unseen])
     started = time.perf_counter()
     result = post_train(clip, teacher, loader, recipe, output_dir=folder, progress=progress)
     seconds = time.perf_counter() - started
-    after = _embed(clip, probe)
+    after, read_after = _embed(clip, unseen[0]), linear_probe(clip, [known], [unseen])
+    moved = drift(before, after)
     losses = [row["loss"] for row in result.history]
-    drift = 1 - nn.functional.cosine_similarity(before, after).mean().item()
     print(f"\n{result.report['steps']} steps, {result.report['samples']} samples in {seconds:.0f} s")
     print(f"denoising loss: {losses[0]:.4f} at step {result.history[0]['step']}, {losses[-1]:.4f} at the end")
-    print(f"the embeddings moved by {drift:.1e} (1 - mean cosine)")
-    print(
-        "The teacher's weights are random, so its feedback carries little: "
-        "this run shows the machinery, not a gain."
-    )
-    same = torch.equal(_embed(_reload(folder / "clip.safetensors"), probe), after)
+    print(moved)
+    print(_NOTE)
+    page = report.write(result, folder, before=read_before, after=[read_after, moved], note=_NOTE)
+    print(f"report: {page}")
+    same = torch.equal(_embed(_reload(folder / "clip.safetensors"), unseen[0]), after)
     print(
         f"reloaded in plain open_clip from {folder / 'clip.safetensors'}: "
         f"{'the same embeddings' if same else 'DIFFERENT EMBEDDINGS'}"
@@ -199,10 +205,17 @@ def _reload(file: Path) -> nn.Module:
     return model.eval()
 
 
-def _embed(clip: nn.Module, images: Tensor) -> Tensor:
+def _pixels_and_labels(photographs: Photographs) -> tuple[Tensor, Tensor]:
+    """CLIP's pixels of every crop (N, 3, 64, 64), and the number of the photograph that it is from (N,)."""
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
+    images = torch.stack([photographs[index]["images"] for index in range(len(photographs))])
     pixels = nn.functional.interpolate(images, 64, mode="bicubic", antialias=True).clamp(0, 1)
+    labels = torch.arange(len(photographs)) // photographs.crops
+    return (pixels - mean) / std, labels
+
+
+def _embed(clip: nn.Module, pixels: Tensor) -> Tensor:
     with torch.no_grad():
-        embeddings: Tensor = clip.encode_image((pixels - mean) / std)  # type: ignore[operator]
+        embeddings: Tensor = clip.encode_image(pixels)  # type: ignore[operator]
     return embeddings

@@ -33,11 +33,16 @@ def test_markup_in_names_is_text(tmp_path):
     scores = dataclasses.replace(zero_shot(5), missing={BOMB: BOMB})
     scores = dataclasses.replace(scores, scores=(dataclasses.replace(scores.scores[0], dataset=BOMB),))
     before, after = mmvp(range(9), words=BOMB), mmvp(range(5), words=BOMB)
-    file = report.write(result, tmp_path, before=[before, scores], after=[after, scores])
+    file = report.write(result, tmp_path, before=[before, scores], after=[after, scores], note=BOMB)
     page = parsed(file.read_text())
     plain = " ".join(BOMB.split())
     assert not page.all("script") and not [e for e in page.all() if "onerror" in e.attributes]
-    for part in (page.one("h1"), page.one("section", id="flips"), page.one("section", id="retention")):
+    for part in (
+        page.one("h1"),
+        page.one("header"),
+        page.one("section", id="flips"),
+        page.one("section", id="retention"),
+    ):
         assert plain in " ".join(part.text.split())
     text = file.with_suffix(".md").read_text()
     assert "<script" not in text and "<img" not in text and html.unescape(text).count("<script>") > 5

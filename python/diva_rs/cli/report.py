@@ -3,7 +3,7 @@
 import argparse
 
 HELP = "write report.html and report.md of a run"
-USAGE = "diva-rs report RUN [--before FILE...] [--after FILE...] [--output-dir FOLDER]"
+USAGE = "diva-rs report RUN [--before FILE...] [--after FILE...] [--note TEXT] [--output-dir FOLDER]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=[],
             help=f"evaluations of CLIP {side} post-training: what diva-rs eval, or to_json, wrote",
         )
+    parser.add_argument("--note", metavar="TEXT", default="", help="a sentence for the head of the report")
     parser.add_argument("--output-dir", metavar="FOLDER", help="where to write [default: RUN]")
 
 
@@ -24,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
     """Write it; returns the exit code."""
     from diva_rs.evaluation import report
 
-    page = report.write(args.run, args.output_dir, before=args.before, after=args.after)
+    page = report.write(args.run, args.output_dir, before=args.before, after=args.after, note=args.note)
     print(f"{page}\n{page.with_suffix('.md')}")
     return 0

@@ -129,3 +129,4 @@ class Document:
     keys: tuple[Key, ...]
     sections: tuple[Section, ...] = ()
     footer: str = ""
+    note: str = ""

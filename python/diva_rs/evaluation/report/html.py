@@ -41,7 +41,12 @@ def page(document: Document) -> str:
     links = [element("li", element("a", s.title, href=f"#{s.anchor}")) for s in document.sections]
     body = element(
         "body",
-        element("header", element("h1", document.title), element("p", document.lead, class_="lead")),
+        element(
+            "header",
+            element("h1", document.title),
+            element("p", document.lead, class_="lead"),
+            element("p", document.note) if document.note else "",
+        ),
         element("nav", element("ul", *links), aria_label="Sections"),
         element("main", _keys(document.keys), *map(_section, document.sections)),
         element("footer", document.footer),

@@ -16,7 +16,7 @@ def markdown(document: Document) -> str:
     one\\_two
     <BLANKLINE>
     """
-    parts = [f"# {_escaped(document.title)}", _escaped(document.lead)]
+    parts = [f"# {_escaped(document.title)}", _escaped(document.lead), _escaped(document.note)]
     if document.keys:
         rows = tuple((key.label, key.value, key.detail) for key in document.keys)
         parts.append(_table(("At a glance", "", ""), rows))

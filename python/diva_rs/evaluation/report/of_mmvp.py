@@ -28,7 +28,7 @@ from diva_rs.evaluation.report.thumbnails import thumbnail
 from diva_rs.evaluation.report.words import between, count, percent
 from diva_rs.evaluation.statistics import compare_outcomes
 
-_HOW = """from diva_rs.evaluation import mmvp_vlm
+_HOW = """from diva_rs.evaluation import mmvp_vlm, report
 
 before = mmvp_vlm(clip, preprocess, tokenizer, "MMVP_VLM")    # before post_train
 after = mmvp_vlm(clip, preprocess, tokenizer, "MMVP_VLM")     # after it
@@ -97,8 +97,8 @@ def flips_section(before: Side, after: Side) -> Section:
     old, new = before.mmvp, after.mmvp
     title, anchor = "Pairs that flipped", "flips"
     if old is None or new is None:
-        text = "Which pairs flipped is known once MMVP-VLM is measured before and after."
-        return Section(title, anchor, (Missing(text, _HOW),))
+        text = "Which pairs flipped is known once MMVP-VLM is measured before and after, as said above."
+        return Section(title, anchor, (Text(text),))
     blocks: list[Block] = []
     for flipped, words in zip(_flipped(old, new), ("became right", "became wrong"), strict=True):
         if not flipped:

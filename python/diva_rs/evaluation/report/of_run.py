@@ -48,13 +48,12 @@ def run_keys(run: Run) -> list[Key]:
     if len(values) > 1:
         early, late = _ends(values)
         logs = len(values) // 5 or 1
-        keys.append(
-            Key(
-                "Denoising loss",
-                figure(late),
-                f"last {count(logs, 'log')}; {figure(early)} in the first {logs}",
-            )
+        where = (
+            ("at the last log", "at the first")
+            if logs == 1
+            else (f"last {logs} logs", f"in the first {logs}")
         )
+        keys.append(Key("Denoising loss", figure(late), f"{where[0]}; {figure(early)} {where[1]}"))
     return keys
 
 

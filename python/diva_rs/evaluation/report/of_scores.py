@@ -18,22 +18,22 @@ from diva_rs.evaluation.scores import DriftResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 _HOW = {
-    "zero-shot": """from diva_rs.evaluation import zero_shot
+    "zero-shot": """from diva_rs.evaluation import report, zero_shot
 
 before = zero_shot(clip, preprocess, tokenizer, "datasets", ["cifar10"])    # before post_train
 after = zero_shot(clip, preprocess, tokenizer, "datasets", ["cifar10"])     # after it
 report.write("runs/a", before=before, after=after)""",
-    "retrieval": """from diva_rs.evaluation import retrieval
+    "retrieval": """from diva_rs.evaluation import report, retrieval
 
 before = retrieval(clip, preprocess, tokenizer, "datasets", ["flickr30k"])    # before post_train
 after = retrieval(clip, preprocess, tokenizer, "datasets", ["flickr30k"])     # after it
 report.write("runs/a", before=before, after=after)""",
-    "probes": """from diva_rs.evaluation import linear_probe
+    "probes": """from diva_rs.evaluation import linear_probe, report
 
 before = linear_probe(clip, train, test)    # before post_train: batches of (pixels, labels)
 after = linear_probe(clip, train, test)     # after it
 report.write("runs/a", before=before, after=after)""",
-    "drift": """from diva_rs.evaluation import drift
+    "drift": """from diva_rs.evaluation import drift, report
 
 original = diva_rs.clip.adapt(clip).frozen_copy()    # before post_train
 moved = drift(original, clip, images)                # after it

@@ -25,6 +25,7 @@ def write(
     *,
     before: Any = None,
     after: Any = None,
+    note: str = "",
 ) -> Path:
     """Write report.html, one file that needs nothing else, and report.md with the same figures.
 
@@ -37,6 +38,8 @@ def write(
         before: evaluations of CLIP before post-training: result objects of `diva_rs.evaluation`, or files
             that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of each kind.
         after: those of CLIP after it, and the drift.
+        note: a sentence or two of yours for the head of the report: what the run was for.
+
 
     Returns:
         The path of report.html.
@@ -56,14 +59,14 @@ def write(
         if not isinstance(run, (str, os.PathLike)):
             raise ConfigError("folder is missing: a PostTrainResult does not know where its report shall go")
         folder = run
-    document = compose(record, gather(before, "before"), gather(after, "after"))
+    document = compose(record, gather(before, "before"), gather(after, "after"), note)
     place = make_folder(folder)
     write_text(place / "report.md", markdown(document))
     write_text(place / "report.html", page(document))
     return place / "report.html"
 
 
-def compose(run: Run, before: Side, after: Side) -> Document:
+def compose(run: Run, before: Side, after: Side, note: str = "") -> Document:
     """The report, before it is HTML or Markdown.
 
     >>> [section.anchor for section in compose(read_run(result), Side(), Side()).sections][:3]
@@ -87,7 +90,7 @@ def compose(run: Run, before: Side, after: Side) -> Document:
     footer = (
         f"Written by diva-rs {diva_rs.__version__} from the run's own files; no figure was entered by hand."
     )
-    return Document(title, of_run.lead(run), tuple(keys), sections, footer)
+    return Document(title, of_run.lead(run), tuple(keys), sections, footer, note)
 
 
 def _score_keys(before: Side, after: Side) -> list[Key]:
