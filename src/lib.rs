@@ -2,6 +2,9 @@
 //!
 //! The map of the house, in the order in which a step walks through it:
 //!
+//! * [`train`]: the whole of it, from images to updated weights
+//! * [`inputs`]: a loader's batch as the tensors of a step
+//! * [`pixels`]: pixel conventions and resizing
 //! * [`draws`]: timesteps, noise and token choices, keyed by sample
 //! * [`step`]: the student's side: tokens from the vision tower, gradients back into it (cut 1)
 //! * [`vision`]: the student's tower, native, on the caller's own weights
@@ -19,12 +22,15 @@ pub mod denoiser;
 pub mod draws;
 pub mod error;
 pub mod feedback;
+pub mod inputs;
 pub mod nn;
 pub mod optim;
+pub mod pixels;
 pub mod schedule;
 pub mod slices;
 pub mod step;
 pub mod threads;
+pub mod train;
 pub mod vision;
 
 #[cfg(feature = "python")]

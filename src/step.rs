@@ -9,6 +9,7 @@ use tch::{no_grad_guard, Tensor};
 use crate::condition::{embed, Bridge, Head};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Feedback, Objective, Targets, Teaching};
+use crate::inputs::Poll;
 use crate::schedule::Schedule;
 
 /// The student: the vision tower of a CLIP.
@@ -52,13 +53,15 @@ pub struct Losses {
 
 impl Step {
     /// Adds `share` times the gradient of the mean loss over `images` (B, 3, H, W) to the `.grad` of every trained
-    /// parameter. With `train_tower` false only the projector gets a gradient (its warm-up).
+    /// parameter. With `train_tower` false only the projector gets a gradient (its warm-up). `poll` is called after each
+    /// micro-batch.
     pub fn accumulate(
         &self,
         images: &Tensor,
         targets: &Targets,
         share: f64,
         train_tower: bool,
+        poll: Poll,
     ) -> Result<Losses> {
         let samples = batch_of(images)?;
         let mut losses: Option<Losses> = None;
@@ -71,6 +74,7 @@ impl Step {
             }
             self.backward(&tokens, &heard, share, train_tower)?;
             losses = Some(sum(losses, heard)?);
+            poll()?;
         }
         losses.ok_or_else(|| DivaError::Data { op: "accumulate", what: "the batch is empty".to_string() })
     }

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from diva_rs.inputs import RawBatch
+
 __version__: str
 __all__ = [
     "AutoencoderEncoder",
@@ -14,6 +16,8 @@ __all__ = [
     "DiTTransformer2D",
     "DrawPlan",
     "Optimizer",
+    "Pixels",
+    "Reader",
     "Recording",
     "Schedule",
     "Step",
@@ -109,10 +113,31 @@ class Optimizer:
     ) -> Optimizer: ...
     def step(self, factor: float, active: list[bool]) -> None: ...
     def clip_grad_norm(self, max: float | None) -> Tensor: ...
+    def update(self, max_norm: float | None, factor: float, active: list[bool]) -> Tensor: ...
     def zero_grad(self) -> None: ...
     def scale_grads(self, factor: float) -> None: ...
     def state(self) -> dict[str, Tensor]: ...
     def load_state(self, state: Mapping[str, Tensor]) -> None: ...
+
+@final
+class Pixels:
+    def __new__(
+        cls,
+        pixels: str,
+        vae_pixels: str,
+        resize: str,
+        antialias: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> Pixels: ...
+    def to_unit(self, images: Tensor) -> Tensor: ...
+    def clip_input(self, images: Tensor, size: tuple[int, int]) -> Tensor: ...
+    def vae_input(self, images: Tensor, size: tuple[int, int]) -> Tensor: ...
+
+@final
+class Reader:
+    def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
+    def read(self, batch: RawBatch) -> tuple[Tensor, _Targets]: ...
 
 @final
 class Step:
@@ -131,9 +156,16 @@ class Step:
         micro_batch: int | None = None,
         denoiser_batch: int | None = None,
     ) -> Step: ...
-    def accumulate(
-        self, images: Tensor, targets: _Targets, share: float = 1.0, train_tower: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def train(
+        self,
+        reader: Reader,
+        batch: RawBatch,
+        optimizer: Optimizer,
+        share: float = 1.0,
+        train_tower: bool = True,
+        update: tuple[float | None, float] | None = None,
+        hold: Callable[[], None] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets
     ) -> tuple[Tensor, Tensor, list[Tensor]]: ...

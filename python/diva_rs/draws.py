@@ -170,6 +170,11 @@ class DrawPlan:
         # The native half is rebuilt from the fields, so that a plan travels to worker processes.
         return DrawPlan, tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
+    @property
+    def native(self) -> _native.DrawPlan:
+        """The plan as the native step takes it."""
+        return self._core
+
     def draw(self, ids: Iterable[Any], epoch: int = 0) -> Draws:
         """The draws of the samples ``ids`` (see :func:`sample_keys`) in epoch ``epoch``.
 

@@ -60,8 +60,7 @@ class FeedbackLoss(nn.Module):
         ranks, which take turns (sample i of rank r is number ``i * world + r``): no two ranks share a draw.
         """
         pieces = self.pieces
-        with torch.inference_mode(False):
-            inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
         tokens = pieces.tokens(inputs.images)
         loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
             pieces, inputs, tokens, *pieces.bridge_parameters()
@@ -95,8 +94,7 @@ class _Feedback(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pieces: Pieces, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
-        with pieces.plain():
-            loss, d_tokens, d_bridge = pieces.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        loss, d_tokens, d_bridge = pieces.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
         ctx.save_for_backward(d_tokens, *d_bridge)
         return loss
 

@@ -13,7 +13,7 @@ from diva_rs.clip import Tower
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite
 from diva_rs.data.loader import rank_and_world
-from diva_rs.data.pixels import clip_input, vae_input
+from diva_rs.data.pixels import native_pixels
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import DrawPlan, Draws, sample_keys
 from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
@@ -23,19 +23,40 @@ from diva_rs.recipe import Recipe
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_HALF = 1 << 63  # epochs end here; the other half of the numbers keys posterior samples
+_EPOCHS = 1 << 63
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """A loader's batch, checked and not yet computed on: what the native step starts from, by these names."""
+
+    images: Tensor | None  # (B, 3, H, W) in the recipe's convention
+    pixel_values: Tensor | None  # (B, 3, h, w), ready for CLIP
+    latents: Tensor | None  # (B, C, h, w), already scaled
+    text: Tensor  # (1 | B, L, C), on CLIP's device
+    size: tuple[int, int]  # of the images that latents are made from, where none are given
+    encoder: Any  # see `Encoder.network`
+    sampled: tuple[int, ...] | None  # the shape of a latent, where it is drawn from the VAE's posterior
+    drawn: "_native.DrawPlan | tuple[Tensor, Tensor, Tensor | None]"  # or timesteps, noise, choice
+    keys: Keys
+    epoch: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch, ready for the native step: CLIP's pixels and what the teacher denoises."""
+    """The tensors of a step: CLIP's pixels and what the teacher denoises."""
 
     images: Tensor  # (B, 3, H, W), normalised for CLIP
     targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]  # latents, noise, timesteps, choice, text
 
 
 class Reader:
-    """Makes a step's tensors, on CLIP's device and in its dtype, for one tower, teacher and recipe.
+    """Reads what a loader yields for one tower, teacher and recipe. Tensors are made on CLIP's device and in
+    its dtype, by the native core.
 
     Raises ConfigError at once where the recipe does not fit the models.
     """
@@ -46,7 +67,7 @@ class Reader:
         self.tower, self.teacher, self.recipe = tower, teacher, recipe
         self.device, self.dtype = device, dtype
         self.guard = PixelGuard()
-        self.encode = Encoder(teacher, recipe)
+        self.encoder = Encoder(teacher, recipe)
         self.chosen = recipe.chosen(tower.patches)  # k, where the condition is random
         self._plans: dict[tuple[int, ...], DrawPlan] = {}
         steps = len(teacher.schedule)
@@ -56,41 +77,46 @@ class Reader:
                 f"timestep_range={recipe.timestep_range} ends beyond the teacher's {steps} timesteps: "
                 f"end it at {steps} or before"
             )
+        self._home = torch.empty((), device=device, dtype=dtype)
+        pixels = native_pixels(recipe, *self._normalisation())
+        self.native = _native.Reader(pixels, tower.image_size, self._home)
 
-    def read(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
-        """Read a loader's item and make the step's tensors of it.
+    def raw(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+        """Read and check a loader's item.
 
         Without ids, samples are numbered on from the ``seen`` ones of this rank; with ``draws``, nothing is
         drawn.
         """
-        with torch.no_grad():
-            batch = self._batch(item, ids)
-            keys = _keys(batch, seen)
-            batch = batch.to(self.device, self.dtype)
-            images = self.clip_pixels(batch)
-            latents = self._latents(batch, keys, epoch)
-            if draws is not None:
-                self._check_draws(draws, latents)
-                check_finite(draws.tensors(latents)[1], "draws.noise")
-            else:
-                draws = self._plan(tuple(latents.shape[1:])).draw(keys, epoch)
-            timesteps, noise, tokens = draws.tensors(latents)
-            choice = tokens if self.recipe.condition == "random" else None
-            text = self._text(len(latents))
-            return Inputs(_own(images), (_own(latents), noise.detach(), timesteps, choice, text))
+        batch = self._batch(item, ids)
+        keys = _keys(batch, seen)
+        self._check_ready(batch)
+        size, shape, encoder = self._latents(batch)
+        sampled = None
+        if self.recipe.latent == "sample" and batch.latents is None:
+            if encoder is None:
+                raise ConfigError(
+                    "this teacher works on pixels, which have no posterior to draw from: use latent='mean'"
+                )
+            sampled = shape
+        drawn = self._plan(shape).native if draws is None else self._given(draws, len(batch), shape)
+        pinned = batch.pinned(self.device)
+        return RawBatch(
+            pinned.images,
+            pinned.pixel_values,
+            pinned.latents,
+            self._text(len(batch)),
+            size,
+            encoder,
+            sampled,
+            drawn,
+            keys,
+            epoch,
+            self.recipe.seed,
+        )
 
-    def clip_pixels(self, batch: Batch) -> Tensor:
-        """CLIP's input (B, 3, H, W): ``pixel_values`` as they are, or made from ``images``."""
-        ready, size = batch.pixel_values, self.tower.image_size
-        if ready is None:
-            assert batch.images is not None  # read_batch gives one of the two
-            return clip_input(batch.images, self.recipe, size, *self._normalisation())
-        if tuple(ready.shape[-2:]) != tuple(size):
-            raise ShapeError(
-                f"pixel_values is {tuple(ready.shape)}, {self.tower.name} takes (B, 3, {size[0]}, "
-                f"{size[1]}): resize them, or give `images` instead"
-            )
-        return ready
+    def read(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
+        """The tensors of a step: `raw`, and everything that the native step does before the networks."""
+        return Inputs(*self.native.read(self.raw(item, ids, epoch, draws, seen)))
 
     def _batch(self, item: Any, ids: Any) -> Batch:
         """The item, checked where it comes from: on the host before the copy, on a device without waiting."""
@@ -121,22 +147,24 @@ class Reader:
                 check_finite(tensor.to(self.dtype), what, number, batch.ids)
         return batch
 
-    def _latents(self, batch: Batch, keys: Keys, epoch: int) -> Tensor:
+    def _check_ready(self, batch: Batch) -> None:
+        ready, size = batch.pixel_values, self.tower.image_size
+        if ready is not None and tuple(ready.shape[-2:]) != tuple(size):
+            raise ShapeError(
+                f"pixel_values is {tuple(ready.shape)}, {self.tower.name} takes (B, 3, {size[0]}, "
+                f"{size[1]}): resize them, or give `images` instead"
+            )
+
+    def _latents(self, batch: Batch) -> tuple[tuple[int, int], tuple[int, ...], Any]:
+        """The size of the images that latents are made from, the shape of a latent, and what makes it."""
         if batch.latents is not None:
-            channels = self.teacher.latent_shape[0]
-            if batch.latents.shape[1] != channels:
-                shape = tuple(batch.latents.shape)
+            channels, shape = self.teacher.latent_shape[0], tuple(batch.latents.shape)
+            if shape[1] != channels:
                 raise ShapeError(f"latents is {shape}, the teacher denoises (B, {channels}, h, w)")
-            return batch.latents
-        pixels, convention = batch.source(self.recipe.pixels)
+            return (0, 0), shape[1:], None
         side = self.recipe.image_size
         size = (side, side) if side is not None else self.teacher.image_size
-        ready = vae_input(pixels, self.recipe, size, *self._normalisation(), convention)
-        seeds = None
-        if self.recipe.latent == "sample":
-            # No image augmentation shares these seeds.
-            seeds = [_native.augment_seed(self.recipe.seed, int(key), epoch + _HALF) for key in keys]
-        return self.encode(ready, seeds)
+        return size, self.teacher.latents_of(size), self.encoder.network()
 
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.recipe.clip_mean or self.tower.mean, self.recipe.clip_std or self.tower.std
@@ -160,15 +188,15 @@ class Reader:
             )
         return self._plans[latent_shape]
 
-    def _check_draws(self, draws: Any, latents: Tensor) -> None:
-        """Whether explicit draws fit; their values are looked at where they are on the host."""
+    def _given(self, draws: Any, batch: int, latent: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Explicit draws as tensors, if they fit; their values are looked at where they are on the host."""
         if not isinstance(draws, Draws):
             raise ConfigError(
                 f"draws is a {type(draws).__name__}: give diva_rs.Draws(timesteps, noise, tokens), or what "
                 "diva_rs.draw returns"
             )
-        lead = (len(latents), self.recipe.draws)
-        wanted = {"timesteps": lead, "noise": (*lead, *latents.shape[1:])}
+        lead = (batch, self.recipe.draws)
+        wanted = {"timesteps": lead, "noise": (*lead, *latent)}
         if self.recipe.condition == "random":
             wanted["tokens"] = (*lead, self.chosen)
         for name, shape in wanted.items():
@@ -181,6 +209,9 @@ class Reader:
         _check_values("timesteps", draws.timesteps, 0, len(self.teacher.schedule))
         if "tokens" in wanted:
             _check_values("tokens", draws.tokens, -1, self.tower.patches)
+        timesteps, noise, tokens = draws.tensors(self._home)
+        check_finite(noise, "draws.noise")
+        return timesteps, noise.detach(), tokens if "tokens" in wanted else None
 
     def _text(self, batch: int) -> Tensor:
         text = self.teacher.text(self.recipe.prompt)
@@ -202,7 +233,7 @@ def checked_epoch(epoch: Any) -> int:
     3
     """
     whole = isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool)
-    if not whole or not 0 <= epoch < _HALF:
+    if not whole or not 0 <= epoch < _EPOCHS:
         raise ConfigError(f"epoch is {epoch!r}: a whole number from 0 to 2**63 - 1 is needed")
     return int(epoch)
 
@@ -225,8 +256,3 @@ def _check_values(name: str, values: Any, low: int, high: int) -> None:
         raise DataError(
             f"draws.{name} reaches from {values.min()} to {values.max()}, valid are {low} to {high - 1}"
         )
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Outside the caller's graph; what was made under inference_mode cannot be saved for a backward pass."""
-    return tensor.clone() if tensor.is_inference() else tensor.detach()

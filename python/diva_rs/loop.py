@@ -122,12 +122,9 @@ class Run:
             if epoch != trainer.epoch:
                 trainer.set_epoch(epoch)
             for batch in self.feed.read(epoch):
-                before = trainer.pending
-                trainer.accumulate(batch)
-                self.samples += trainer.pending - before
-                if trainer.pending >= (self.recipe.batch or 1):
-                    self._check_size(trainer.pending)
-                    yield self._apply()
+                if self._train(batch):
+                    self._check_size(trainer.metrics["samples"])
+                    yield trainer.steps_done
                     if last is not None and trainer.steps_done >= last:
                         return
             if self.feed.batches == 0:
@@ -139,13 +136,24 @@ class Run:
                 )
             if one_pass:
                 if trainer.pending:  # the last, smaller batch of the pass
-                    yield self._apply()
+                    self._train(None)
+                    yield trainer.steps_done
                 return
 
-    def _apply(self) -> int:
-        self.trainer.apply()
-        self._done = self._mark()
-        return self.trainer.steps_done
+    def _train(self, batch: Any) -> bool:
+        """Run a batch, and update where that completes a step (None: update alone); says whether it did."""
+        trainer = self.trainer
+        steps, samples = trainer.steps_done, trainer.samples_seen
+        try:
+            if batch is None:
+                trainer.apply()
+            else:
+                trainer._train(batch, until=self.recipe.batch or 1)
+        finally:  # a Ctrl-C that waited for the update comes when the step is done
+            self.samples += trainer.samples_seen - samples
+            if trainer.steps_done > steps:
+                self._done = self._mark()
+        return trainer.steps_done > steps
 
     def _mark(self) -> dict[str, Any]:
         """Where a whole step ended; what is read after it for the next one comes again after a resume."""

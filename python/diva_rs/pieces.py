@@ -16,7 +16,7 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, DeviceError
-from diva_rs.inputs import Inputs, Reader
+from diva_rs.inputs import Inputs, RawBatch, Reader
 from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipe import Recipe
 
@@ -36,13 +36,13 @@ class Pieces:
         self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
         self.projector.to(device=self.device, dtype=self.dtype)
         self.bridge = _bridge(self.tower, self.projector, recipe)
-        self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
+        with self.plain():
+            self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
         self._original = self._untouched() if recipe.anchor else None
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
         denoiser = choose_denoiser(self.teacher, recipe)
-        # What runs natively, and why the rest does not.
-        self.backend = {"tower": tower.backend, "denoiser": denoiser.backend}
+        self._parts = {"tower": tower, "denoiser": denoiser}
         self.step = _native.Step(
             tower.network,
             denoiser.network,
@@ -57,11 +57,35 @@ class Pieces:
             denoiser_batch=recipe.denoiser_batch,
         )
 
-    def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
-        """The step's tensors of a loader's item: see `Reader.read`."""
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs natively and why the rest does not: "native" or "torch (reason)" for each network.
+
+        Whether a VAE is needed, and can run natively, is known after the first batch.
+        """
+        parts = {name: part.backend for name, part in self._parts.items()}
+        return {**parts, "vae": self.reader.encoder.backend}
+
+    def raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+        """A loader's item, checked, for a step that runs all the networks: see `Reader.raw`."""
         self.check_home()
-        with self.plain():
-            return self.reader.read(batch, ids, epoch, draws, seen)
+        self._check("tower")
+        return self._raw(batch, ids, epoch, draws, seen)
+
+    def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
+        """The step's tensors of a loader's item, for callers who run the tower: see `Reader.read`."""
+        self.check_home()
+        return Inputs(*self.reader.native.read(self._raw(batch, ids, epoch, draws, seen)))
+
+    def _raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+        self._check("denoiser")
+        with self.plain(), torch.no_grad():
+            return self.reader.raw(batch, ids, epoch, draws, seen)
+
+    def _check(self, part: str) -> None:
+        watch = self._parts[part].watch
+        if watch is not None:
+            watch.check()
 
     def tokens(self, images: Tensor) -> Tensor:
         """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""

@@ -2,8 +2,9 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -105,26 +106,7 @@ class Trainer:
         >>> trainer.pending
         2
         """
-        if self.pending == 0:
-            self._clear()
-        with self.pieces.plain():
-            inputs = self.pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
-            batch = len(inputs.images)
-            share = batch / (self.pending + batch)
-            try:
-                if self.pending:
-                    self._optimizer.scale_grads(1.0 - share)
-                losses = self.pieces.step.accumulate(
-                    inputs.images, inputs.targets, share, not self.warming_up
-                )
-            except BaseException:
-                # Part of a batch may be in `.grad` already: no later step may build on it.
-                self.discard()
-                raise
-        self.pending += batch
-        self.samples_seen += batch
-        self._note(losses, share)
-        return losses[0]
+        return self._train(images, ids, draws)
 
     def apply(self) -> None:
         """Clip the gradient, update the weights, and go on to the next step.
@@ -142,31 +124,24 @@ class Trainer:
         """
         if self.pending == 0:
             raise ConfigError("apply() has no gradient to apply: call accumulate(images) first")
-        recipe = self.recipe
-        schedule = recipe.schedule if recipe.steps is not None else "constant"
-        factor = _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
-        # The weights and the count of steps change together: Ctrl-C waits for both.
-        with self.pieces.plain(), _uninterrupted():
+        factor = self._factor()
+        with _interrupts() as hold:  # the weights and the count of steps change together
+            hold()
             try:
                 self.pieces.check_home()
-                norm = self._optimizer.clip_grad_norm(recipe.grad_clip)
-                self._optimizer.step(factor, [not self.warming_up, True])
+                norm = self._optimizer.update(self.recipe.grad_clip, factor, [not self.warming_up, True])
             except BaseException:
                 self.discard()
                 raise
-            self.metrics.update(grad_norm=norm, lr=recipe.lr * factor, epoch=self.epoch, samples=self.pending)
-            self.pending = 0
-            self.steps_done += 1
+            self._updated(norm, factor)
 
     def step(self, images: Any, ids: Any = None) -> Tensor:
-        """`accumulate` and `apply` in one call; returns the loss.
+        """`accumulate` and `apply` in one native call, without the GIL; returns the loss.
 
         >>> Trainer(clip, teacher).step(torch.rand(2, 3, 32, 32)).requires_grad
         False
         """
-        loss = self.accumulate(images, ids)
-        self.apply()
-        return loss
+        return self._train(images, ids, until=1)
 
     def discard(self) -> None:
         """Forget the gradient accumulated since the last `apply`.
@@ -228,6 +203,44 @@ class Trainer:
         self.__dict__.update(saved.counters)
         self.discard()
 
+    def _train(
+        self, images: Any, ids: Any = None, draws: Draws | None = None, until: int | None = None
+    ) -> Tensor:
+        """`accumulate`, and with ``until`` samples together also `apply`: one call into the native core."""
+        if self.pending == 0:
+            self._clear()
+        raw = self.pieces.raw(images, ids, self.epoch, draws, self.samples_seen)
+        samples = self.pending + len(raw)
+        share, factor = len(raw) / samples, self._factor()
+        update = (self.recipe.grad_clip, factor) if until is not None and samples >= until else None
+        with _interrupts() as hold:
+            try:
+                *losses, norm = self.pieces.step.train(
+                    self.pieces.reader.native, raw, self._optimizer, share, not self.warming_up, update, hold
+                )
+            except BaseException:
+                # Part of a batch may be in `.grad` already: no later step may build on it.
+                self.discard()
+                raise
+            self.pending = samples
+            self.samples_seen += len(raw)
+            self._note(losses, share)
+            if norm is not None:
+                self._updated(norm, factor)
+        return losses[0]
+
+    def _factor(self) -> float:
+        """On the learning rate of the coming update."""
+        recipe = self.recipe
+        schedule = recipe.schedule if recipe.steps is not None else "constant"
+        return _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
+
+    def _updated(self, norm: Tensor, factor: float) -> None:
+        lr = self.recipe.lr * factor
+        self.metrics.update(grad_norm=norm, lr=lr, epoch=self.epoch, samples=self.pending)
+        self.pending = 0
+        self.steps_done += 1
+
     def _make_optimizer(self) -> _native.Optimizer:
         recipe = self.recipe
         projector_lr = recipe.lr if recipe.projector_lr is None else recipe.projector_lr
@@ -247,7 +260,7 @@ class Trainer:
         for parameter in self.parameters().values():
             parameter.grad = None
 
-    def _note(self, losses: tuple[Tensor, Tensor, Tensor], share: float) -> None:
+    def _note(self, losses: list[Tensor], share: float) -> None:
         for name, value in zip(("loss", "denoising", "anchor"), losses, strict=True):
             before = self.metrics.get(name)
             self.metrics[name] = (
@@ -256,16 +269,31 @@ class Trainer:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Keeps a Ctrl-C until the end of the block. Python delivers it in the main thread only."""
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Gives ``hold``: once it was called, a Ctrl-C waits until the end of the block; before, it does not.
+
+    Python delivers it in the main thread only.
+    """
     handler = signal.getsignal(signal.SIGINT)
     if handler is None or threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
     kept: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: kept.append(number))
+    holding = False
+
+    def hold() -> None:
+        nonlocal holding
+        holding = True
+
+    def deliver(number: int, frame: FrameType | None) -> None:
+        if holding or not callable(handler):
+            kept.append(number)
+        else:
+            handler(number, frame)
+
+    signal.signal(signal.SIGINT, deliver)
     try:
-        yield
+        yield hold
     finally:
         signal.signal(signal.SIGINT, handler)
         if kept:

@@ -23,16 +23,19 @@ pub enum Purpose {
     Rotation = 5,
     /// The seed of a sample's image augmentation.
     Augment = 6,
+    /// The Gaussian noise with which a sample's latent is drawn from the VAE's posterior.
+    Posterior = 7,
 }
 
 impl Purpose {
-    pub const ALL: [Purpose; 6] = [
+    pub const ALL: [Purpose; 7] = [
         Purpose::Timestep,
         Purpose::Noise,
         Purpose::Tokens,
         Purpose::Strata,
         Purpose::Rotation,
         Purpose::Augment,
+        Purpose::Posterior,
     ];
 }
 
@@ -129,6 +132,6 @@ mod tests {
     #[test]
     fn every_purpose_has_its_own_number() {
         let numbers: Vec<u32> = Purpose::ALL.iter().map(|purpose| *purpose as u32).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
     }
 }

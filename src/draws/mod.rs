@@ -113,10 +113,29 @@ impl DrawPlan {
         install(|| {
             timesteps::fill(self, ids, epoch, &mut timesteps)?;
             tokens::fill(self, ids, epoch, k, &mut tokens);
-            noise::fill(self, ids, epoch, sizes.latent, &mut noise);
+            noise::fill(self, ids, epoch, Purpose::Noise, sizes.latent, &mut noise);
             Ok(Draws { timesteps, noise, tokens, k })
         })?
     }
+}
+
+/// Standard normal noise (B, `latent`..), row-major, with which the latent of each sample is drawn from the VAE's
+/// posterior: a function of (seed, sample id, epoch), and of no draw.
+///
+/// ```
+/// use diva_rs::draws::posterior_noise;
+/// let noise = posterior_noise(0, &[5, 6], 1, &[4, 2, 2])?;
+/// assert_eq!(posterior_noise(0, &[6], 1, &[4, 2, 2])?, noise[16..]);
+/// # Ok::<(), diva_rs::DivaError>(())
+/// ```
+pub fn posterior_noise(seed: u64, ids: &[u64], epoch: u64, latent: &[usize]) -> Result<Vec<f32>> {
+    let (latent, tokens) = (latent.to_vec(), TokenRule::None);
+    let plan =
+        DrawPlan { seed, draws: 1, timesteps: Timesteps::Uniform, range: (0, 1), latent, patches: 0, tokens };
+    let sizes = plan.sizes(ids.len())?;
+    let mut noise = filled("noise", sizes.noise, 0.0)?;
+    install(|| noise::fill(&plan, ids, epoch, Purpose::Posterior, sizes.latent, &mut noise))?;
+    Ok(noise)
 }
 
 /// `count` copies of `value`, or an error where the memory is not there: a plain `vec!` would abort the process.

@@ -20,10 +20,17 @@ const HALF: usize = BLOCK / 2;
 const CHUNK: usize = 64 * BLOCK;
 
 /// Fills `out` (B, N, latent), parallel over samples, draws and chunks of a draw.
-pub(super) fn fill(plan: &DrawPlan, ids: &[u64], epoch: u64, latent: usize, out: &mut [f32]) {
+pub(super) fn fill(
+    plan: &DrawPlan,
+    ids: &[u64],
+    epoch: u64,
+    purpose: Purpose,
+    latent: usize,
+    out: &mut [f32],
+) {
     ids.par_iter().zip(out.par_chunks_exact_mut(plan.draws * latent)).for_each(|(&id, sample)| {
         sample.par_chunks_exact_mut(latent).enumerate().for_each(|(draw, row)| {
-            let key = plan.key(id, epoch, draw, Purpose::Noise);
+            let key = plan.key(id, epoch, draw, purpose);
             row.par_chunks_mut(CHUNK)
                 .enumerate()
                 .for_each(|(chunk, values)| fill_from(&key, chunk * CHUNK, values));

@@ -11,8 +11,8 @@ use crate::error::DivaError;
 
 /// `diva_rs._native.DrawPlan`: what to draw for each sample. Immutable, so it needs no lock.
 #[pyclass(frozen, module = "diva_rs._native")]
-struct DrawPlan {
-    core: draws::DrawPlan,
+pub(super) struct DrawPlan {
+    pub(super) core: draws::DrawPlan,
 }
 
 type Arrays<'py> = (Bound<'py, PyArrayDyn<i64>>, Bound<'py, PyArrayDyn<f32>>, Bound<'py, PyArrayDyn<i64>>);

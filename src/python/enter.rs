@@ -33,6 +33,37 @@ where
     Ok(value)
 }
 
+/// `enter` in the modes of a training step, whatever the caller's are: gradients on, inference mode and autocast off. The
+/// modes belong to the thread, and it is this thread that runs the step.
+pub fn enter_step<T, F>(py: Python<'_>, work: F) -> PyResult<T>
+where
+    T: Send,
+    F: FnOnce() -> Result<T> + Send,
+{
+    let torch = py.import("torch")?;
+    let mut autocast = Vec::new();
+    for device in ["cpu", "cuda"] {
+        if torch.call_method1("is_autocast_enabled", (device,))?.extract()? {
+            autocast.push(device);
+        }
+    }
+    let modes = [torch.call_method1("inference_mode", (false,))?, torch.getattr("enable_grad")?.call0()?];
+    for mode in &modes {
+        mode.call_method0("__enter__")?;
+    }
+    for &device in &autocast {
+        torch.call_method1("set_autocast_enabled", (device, false))?;
+    }
+    let outcome = enter(py, work);
+    for &device in &autocast {
+        torch.call_method1("set_autocast_enabled", (device, true))?;
+    }
+    for mode in modes.iter().rev() {
+        mode.call_method1("__exit__", (py.None(), py.None(), py.None()))?;
+    }
+    outcome
+}
+
 /// The core object behind a Python class. A lock poisoned by a panic is still usable: the panic was reported.
 pub fn lock<T>(slot: &Mutex<T>) -> MutexGuard<'_, T> {
     slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -7,6 +7,7 @@ mod dit;
 mod draws;
 mod enter;
 mod fields;
+mod inputs;
 mod optim;
 mod schedule;
 mod step;
@@ -21,6 +22,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     draws::register(module)?;
     schedule::register(module)?;
     condition::register(module)?;
+    inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
     dit::register(module)?;

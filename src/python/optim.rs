@@ -8,9 +8,10 @@ use pyo3::types::PyDict;
 use pyo3_tch::PyTensor;
 use tch::Tensor;
 
-use super::enter::{enter, lock, raise};
+use super::enter::{enter, enter_step, lock, raise};
 use crate::error::{DivaError, Result};
 use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
+use crate::train::Update;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Optimizer>()?;
@@ -100,6 +101,28 @@ impl Optimizer {
     #[pyo3(signature = (max))]
     fn clip_grad_norm(&self, py: Python<'_>, max: Option<f64>) -> PyResult<PyTensor> {
         enter(py, || lock(&self.core).clip_grad_norm(max)).map(PyTensor)
+    }
+
+    /// `clip_grad_norm`, then `step`, in one call; returns the norm before clipping.
+    ///
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
+    /// >>> weight.grad = torch.tensor([3.0, 4.0])
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 1.0, {"weight": weight})])
+    /// >>> optimizer.update(None, 0.5, [True]).item()
+    /// 5.0
+    /// >>> weight.tolist()
+    /// [-1.5, -2.0]
+    fn update(
+        &self,
+        py: Python<'_>,
+        max_norm: Option<f64>,
+        factor: f64,
+        active: Vec<bool>,
+    ) -> PyResult<PyTensor> {
+        let update = Update { max_norm, factor };
+        enter_step(py, || update.apply(&mut lock(&self.core), &active)).map(PyTensor)
     }
 
     /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.

@@ -1,4 +1,4 @@
-//! `_native.Step`: a training step whose tower and denoiser are Python callables.
+//! `_native.Step`: a training step. Tower, denoiser and VAE are native networks, or Python callables in their place.
 
 use std::sync::Mutex;
 
@@ -8,23 +8,26 @@ use tch::Tensor;
 
 use super::condition::PyBridge;
 use super::dit::PyDiTTransformer2D;
-use super::enter::{enter, lock, raise};
+use super::enter::{enter_step, lock, raise};
+use super::inputs::{held, signals, PyReader, RawBatch};
+use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::unet::PyUNet2DCondition;
 use super::vision::PyVisionTransformer;
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Loss, Objective, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
+use crate::train::{train, Part, Update};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Step>()
 }
 
 /// A Python callable in the place of a native network. It takes the GIL for its own length only.
-struct Callback(PyObject);
+pub(super) struct Callback(pub PyObject);
 
 impl Callback {
-    fn call(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+    pub(super) fn call(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         Python::with_gil(|py| {
             let inputs = inputs.iter().map(|tensor| PyTensor(tensor.shallow_clone()).into_pyobject(py));
             let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
@@ -73,7 +76,7 @@ fn denoiser(py: Python<'_>, object: PyObject) -> Box<dyn Denoiser> {
 struct Step(Mutex<Core>);
 
 /// latents (B, ...), noise (B, N, ...), timesteps (B, N), choice (B, N, k) or None, text (1 | B, L, C).
-type PyTargets = (PyTensor, PyTensor, PyTensor, Option<PyTensor>, PyTensor);
+pub(super) type PyTargets = (PyTensor, PyTensor, PyTensor, Option<PyTensor>, PyTensor);
 
 fn targets(parts: PyTargets) -> Targets {
     let (latents, noise, timesteps, choice, text) = parts;
@@ -84,6 +87,11 @@ fn targets(parts: PyTargets) -> Targets {
         choice: choice.map(|t| t.0),
         text: text.0,
     }
+}
+
+pub(super) fn untargets(targets: Targets) -> PyTargets {
+    let Targets { latents, noise, timesteps, choice, text } = targets;
+    (PyTensor(latents), PyTensor(noise), PyTensor(timesteps), choice.map(PyTensor), PyTensor(text))
 }
 
 fn objective(
@@ -149,19 +157,33 @@ impl Step {
         })))
     }
 
-    /// Adds `share` times the mean gradient to every `.grad`; returns (loss, denoising, anchor), 0-dim.
-    #[pyo3(signature = (images, targets, share=1.0, train_tower=true))]
-    fn accumulate(
+    /// From a `diva_rs.inputs.RawBatch` to gradients, and with `update` on to updated weights: (loss, denoising, anchor,
+    /// norm of the gradient or None), 0-dim, on the device.
+    ///
+    /// The gradients that are there count for 1 - `share`, this batch's for `share`. `update` is (largest norm of the
+    /// gradient or None, factor on the learning rate). Signals are handled between the parts of the step, and end it where
+    /// their handler raises; `hold` is called before the weights move, so that a handler can wait from then on.
+    #[pyo3(signature = (reader, batch, optimizer, share=1.0, train_tower=true, update=None, hold=None))]
+    #[allow(clippy::too_many_arguments)] // seven, and the interpreter
+    fn train(
         &self,
         py: Python<'_>,
-        images: PyTensor,
-        targets: PyTargets,
+        reader: &PyReader,
+        batch: RawBatch<'_>,
+        optimizer: &Optimizer,
         share: f64,
         train_tower: bool,
-    ) -> PyResult<(PyTensor, PyTensor, PyTensor)> {
-        let (images, targets) = (images.0, self::targets(targets));
-        let losses = enter(py, move || lock(&self.0).accumulate(&images, &targets, share, train_tower))?;
-        Ok((PyTensor(losses.loss), PyTensor(losses.denoising), PyTensor(losses.anchor)))
+        update: Option<(Option<f64>, f64)>,
+        hold: Option<PyObject>,
+    ) -> PyResult<(PyTensor, PyTensor, PyTensor, Option<PyTensor>)> {
+        let batch = batch.core(py)?;
+        let update = update.map(|(max_norm, factor)| Update { max_norm, factor });
+        let part = Part { share, train_tower, update };
+        let (losses, norm) = enter_step(py, move || {
+            let (reader, step, mut optimizer) = (lock(&reader.0), lock(&self.0), lock(&optimizer.core));
+            train(&reader, &step, &mut optimizer, &batch, &part, &signals, &|| held(&hold))
+        })?;
+        Ok((PyTensor(losses.loss), PyTensor(losses.denoising), PyTensor(losses.anchor), norm.map(PyTensor)))
     }
 
     /// (loss, gradient at the tokens, gradients of the bridge's parameters in the order of `Bridge.param_names`).
@@ -173,7 +195,7 @@ impl Step {
         targets: PyTargets,
     ) -> PyResult<(PyTensor, PyTensor, Vec<PyTensor>)> {
         let (tokens, images, targets) = (tokens.0, images.0, self::targets(targets));
-        let heard = enter(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
+        let heard = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
         Ok((PyTensor(heard.loss), PyTensor(heard.tokens), heard.params.into_iter().map(PyTensor).collect()))
     }
 }

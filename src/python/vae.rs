@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3_tch::PyTensor;
+use tch::Tensor;
 
 use super::enter::{enter, lock};
 use super::fields::{tensors, Fields};
 use crate::denoiser::vae::config::{Config, Scaling, OP};
 use crate::denoiser::vae::AutoencoderEncoder;
+use crate::error::Result;
+use crate::inputs::Encoder;
 
 /// The encoder of a diffusers AutoencoderKL on its own weights. `config` and `weights` as `diva_rs.native.vae` makes
 /// them.
@@ -20,9 +23,16 @@ pub struct PyAutoencoderEncoder {
 
 impl PyAutoencoderEncoder {
     /// The same network, for a step of its own.
-    #[allow(dead_code)] // taken by the step where it is given a native VAE
-    pub(super) fn core(&self) -> Arc<Mutex<AutoencoderEncoder>> {
-        self.core.clone()
+    pub(super) fn core(&self) -> Box<dyn Encoder> {
+        Box::new(Shared(self.core.clone()))
+    }
+}
+
+struct Shared(Arc<Mutex<AutoencoderEncoder>>);
+
+impl Encoder for Shared {
+    fn encode(&self, images: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
+        lock(&self.0).encode(images, noise, i64::MAX)
     }
 }
 

@@ -34,8 +34,8 @@ def run(backend: str, dtype: torch.dtype, fields: dict) -> tuple[list[float], Tr
 def test_all_weights_agree_in_float64(fields):
     native_losses, native = run("native", torch.float64, fields)
     torch_losses, python = run("torch", torch.float64, fields)
-    assert native.pieces.backend == {"tower": "native", "denoiser": "native"}
-    assert python.pieces.backend["tower"].startswith("torch")
+    assert set(native.pieces.backend.values()) == {"native"}
+    assert all(why.startswith("torch") for why in python.pieces.backend.values())
     ours = {name: value.detach() for name, value in native.parameters().items()}
     theirs = {name: value.detach() for name, value in python.parameters().items()}
     moved = worst(ours, {name: value.detach() for name, value in fresh(torch.float64, fields).items()})

@@ -164,7 +164,7 @@ def test_the_anchor_adds_the_gradient_of_one_minus_cosine():
     twin, original = copy.deepcopy(anchored.clip), small.small_clip(dtype)
     for parameter in twin.parameters():
         parameter.grad = None
-    pixels = plain.pieces.reader.clip_pixels(diva_rs.data.Batch(images=images))
+    pixels = plain.pieces.inputs(images, None, 0, None, 0).images
     with torch.no_grad():
         target = original.encode_image(pixels)
     penalty = weight * (1 - nn.functional.cosine_similarity(twin.encode_image(pixels), target)).mean()

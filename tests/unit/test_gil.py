@@ -47,6 +47,110 @@ def test_another_thread_runs_during_the_native_parts_of_a_step():
     assert len(middle) >= 3
 
 
+def test_another_thread_runs_during_the_whole_native_step():
+    """From images to updated weights in one call: a Python thread notes the clock in every quarter of it."""
+    recipe = Recipe(backend="native", optimizer="adamw", latent="sample", draws=3)
+    trainer = Trainer(small_clip(), small_teacher(), recipe)
+    batch = torch.rand(96, 3, 64, 64)
+    trainer.step(batch)
+    window = noted_window(trainer)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        trainer.step(batch)
+    finally:
+        stop.set()
+        thread.join()
+    began, ended = window
+    assert ended - began > 0.04, "too short to tell"
+    quarter = (ended - began) / 4
+    for part in range(4):
+        assert any(0 <= moment - began - part * quarter < quarter for moment in ticks), f"quarter {part + 1}"
+
+
+def noted_window(trainer: Trainer) -> list[float]:
+    """When the trainer's next native call began and ended; filled by that call."""
+    native, window = trainer.pieces.step, []
+
+    class Watched:
+        def train(self, *arguments):
+            window.append(time.perf_counter())
+            losses = native.train(*arguments)
+            window.append(time.perf_counter())
+            return losses
+
+    trainer.pieces.step = Watched()
+    return window
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient():
+    teacher = small_teacher()
+    trainer = Trainer(small_clip(), teacher, Recipe(backend="torch", micro_batch=1, draws=1))
+    before = {name: parameter.detach().clone() for name, parameter in trainer.parameters().items()}
+    seen = []
+
+    def press(*_):
+        seen.append(1)
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    hook = trainer.teacher.unet.register_forward_pre_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(images(6))
+    assert 2 <= len(seen) < 6
+    assert trainer.pending == 0 and trainer.steps_done == 0
+    for name, parameter in trainer.parameters().items():
+        assert parameter.grad is None and torch.equal(parameter, before[name])
+    hook.remove()
+    trainer.step(images(6))
+    assert trainer.steps_done == 1
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_is_noticed_between_native_micro_batches():
+    """Nothing of the step is Python: the signal waits in the interpreter until the step looks for it."""
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native", micro_batch=1))
+    raw = trainer.pieces.raw(images(64), None, 0, None, 0)
+    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(1000):
+            trainer.pieces.step.train(trainer.pieces.reader.native, raw, trainer._optimizer)
+    timer.join()
+
+
+def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native"))
+    native = trainer.pieces.step
+
+    class Pressed:
+        def train(self, *arguments):
+            *rest, hold = arguments
+
+            def press():
+                hold()
+                os.kill(os.getpid(), signal.SIGINT)  # all gradients are there, no weight has moved
+
+            return native.train(*rest, press)
+
+    before = trainer.projector.weight.detach().clone()
+    trainer.pieces.step = Pressed()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(images(2))
+    assert trainer.steps_done == 1 and trainer.pending == 0
+    assert not torch.equal(trainer.projector.weight, before)
+    trainer.pieces.step = native
+    trainer.step(images(2))
+
+
 @pytest.mark.timeout(60)
 def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog):
     clip = small_clip()

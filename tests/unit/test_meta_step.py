@@ -18,6 +18,8 @@ VARIANTS = {
     "min-snr-l1": {"min_snr": 5.0, "loss": "l1", "draws": 3, "replacement": True},
     "text": {"condition": "text", "anchor": 0.1},
     "official-pixels": {"vae_pixels": "official", "resize": "bilinear", "antialias": False},
+    "sampled-posterior": {"latent": "sample", "pixels": "symmetric", "micro_batch": 1},
+    "clip-pixels": {"pixels": "clip", "resize": "bilinear", "gradient_checkpointing": True},
 }
 
 
@@ -40,6 +42,34 @@ def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
     for name, parameter in trainer.parameters().items():
         assert parameter.grad is not None, name
         assert parameter.grad.is_meta and parameter.grad.shape == parameter.shape, name
+
+
+@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+def test_one_native_call_from_images_to_updated_weights_reads_nothing(fields):
+    trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend="native", **fields))
+    raw = trainer.pieces.raw(torch.empty(2, 3, SIDE, SIDE, device="meta"), None, 0, None, 0)
+    *losses, norm = trainer.pieces.step.train(
+        trainer.pieces.reader.native, raw, trainer._optimizer, update=(1.0, 0.5)
+    )
+    assert set(trainer.pieces.backend.values()) == {"native"}
+    for statistic in (*losses, norm):
+        assert statistic.is_meta and statistic.shape == ()
+    for name, parameter in trainer.parameters().items():
+        assert parameter.grad.is_meta and parameter.grad.shape == parameter.shape, name
+
+
+@pytest.mark.parametrize("item", ["pixel_values", "latents", "pixels-teacher"])
+def test_every_way_in_reads_nothing(item):
+    teacher, batch = meta_teacher(), {"images": torch.empty(2, 3, SIDE, SIDE, device="meta")}
+    if item == "pixels-teacher":
+        text = torch.empty(1, 8, WIDTH, device="meta")
+        unet = small_unet(channels=3).to("meta")
+        teacher = diva_rs.Teacher(unet, scheduler=scheduler(), text_condition=text)
+    elif item == "latents":
+        batch["latents"] = torch.empty(2, 4, 8, 8, device="meta")
+    else:
+        batch["pixel_values"] = batch.pop("images")
+    assert Trainer(small_clip().to("meta"), teacher, Recipe(backend="native")).step(batch).is_meta
 
 
 def test_host_batches_go_to_the_device():

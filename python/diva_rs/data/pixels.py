@@ -2,25 +2,17 @@
 
 Three conventions, declared by the caller and never guessed: ``"unit"`` is [0, 1], ``"symmetric"`` is [-1, 1],
 ``"clip"`` is normalised by CLIP's mean and std. Nothing here reads a value on the host, so all of it runs on
-CUDA without a synchronisation and on the meta device.
+CUDA without a synchronisation and on the meta device. The arithmetic is in ``src/pixels.rs``: a training step
+does the same without coming here.
 """
 
 from typing import Protocol
 
-import torch
-import torch.nn.functional as nn_f
 from torch import Tensor
 
+from diva_rs import _native
 from diva_rs.data.checks import PixelGuard, check_images
-from diva_rs.data.conventions import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    OPENAI_MEAN,
-    OPENAI_STD,
-    channels,
-    checked_convention,
-)
-from diva_rs.errors import ConfigError
+from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 
 __all__ = ["PixelFields", "PixelGuard", "check_images", "clip_input", "to_unit", "vae_input"]
 
@@ -52,12 +44,7 @@ def to_unit(
     >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]), "symmetric").tolist()
     [0.0, 0.5, 1.0]
     """
-    checked_convention(convention)
-    if convention == "symmetric":
-        return (images + 1) / 2
-    if convention == "clip":
-        return images * channels(std, images) + channels(mean, images)
-    return images
+    return _native.Pixels(convention, "symmetric", "bicubic", True, mean, std).to_unit(images)
 
 
 def clip_input(
@@ -81,14 +68,8 @@ def clip_input(
     >>> clip_input(torch.zeros(2, 3, 64, 48), recipe, (32, 32), mean=half, std=half).unique()
     tensor([-1.])
     """
-    official_order = recipe.resize == "bilinear" and not recipe.antialias
-    same = tuple(images.shape[-2:]) == tuple(size)
-    if recipe.pixels == "clip" and (same or official_order):
-        return _resized(images, recipe, size)
-    unit = to_unit(images, recipe.pixels, mean, std)
-    if official_order:
-        return _resized(_normalised(unit, mean, std), recipe, size)
-    return _normalised(_resized(unit, recipe, size), mean, std)
+    pixels = _native.Pixels(recipe.pixels, "symmetric", recipe.resize, recipe.antialias, mean, std)
+    return pixels.clip_input(images, size)
 
 
 def vae_input(
@@ -114,31 +95,17 @@ def vae_input(
     >>> vae_input(torch.ones(1, 3, 8, 8), recipe, (8, 8)).unique()
     tensor([1.])
     """
-    convention = checked_convention(convention or recipe.pixels)
-    if recipe.vae_pixels == "official":
-        normalised = images if convention == "clip" else _normalised(to_unit(images, convention), mean, std)
-        x = _resized(normalised, recipe, size)
-        return (x * channels(IMAGENET_STD, x) + channels(IMAGENET_MEAN, x)) * 2 - 1
-    if recipe.vae_pixels != "symmetric":
-        raise ConfigError(f"vae_pixels={recipe.vae_pixels!r} is unknown: one of 'symmetric', 'official'")
-    if convention == "symmetric":
-        return _resized(images, recipe, size)
-    return _resized(to_unit(images, convention, mean, std), recipe, size) * 2 - 1
+    return native_pixels(recipe, mean, std, convention).vae_input(images, size)
 
 
-def _normalised(unit: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    return (unit - channels(mean, unit)) / channels(std, unit)
+def native_pixels(
+    recipe: PixelFields, mean: tuple[float, ...], std: tuple[float, ...], convention: str | None = None
+) -> _native.Pixels:
+    """The pixel fields of a recipe as the native core takes them; ``convention`` replaces ``recipe.pixels``.
 
-
-def _resized(images: Tensor, recipe: PixelFields, size: tuple[int, int]) -> Tensor:
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    if recipe.resize not in ("bicubic", "bilinear"):
-        raise ConfigError(f"resize={recipe.resize!r} is unknown: one of 'bicubic', 'bilinear'")
-    # The antialiased CPU kernels know float32 and float64 only, and 8 mantissa bits are few for sums of
-    # products.
-    wide = images.float() if images.dtype in (torch.bfloat16, torch.float16) else images
-    resized = nn_f.interpolate(
-        wide, tuple(size), mode=recipe.resize, antialias=recipe.antialias, align_corners=False
+    >>> native_pixels(Recipe(pixels="symmetric"), OPENAI_MEAN, OPENAI_STD).to_unit(torch.ones(1))
+    tensor([1.])
+    """
+    return _native.Pixels(
+        convention or recipe.pixels, recipe.vae_pixels, recipe.resize, recipe.antialias, mean, std
     )
-    return resized.to(images.dtype)

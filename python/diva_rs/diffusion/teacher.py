@@ -219,6 +219,21 @@ class Teacher:
         vae = self._autoencoder()
         return autoencoder.latents_of(vae, images, self._channels, seeds, noise, micro_batch)
 
+    def latents_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the latents of images of ``size`` (H, W).
+
+        Raises:
+            ShapeError: H or W is not a multiple of the VAE's downscaling.
+            ConfigError: no VAE was found for a denoiser of latents.
+
+        >>> teacher.latents_of((32, 16))
+        (3, 32, 16)
+        """
+        vae = self._autoencoder()
+        factor = 1 if vae is None else autoencoder.downscale(vae)
+        autoencoder.check_size((1, 3, *size), factor)
+        return (self._channels, size[0] // factor, size[1] // factor)
+
     def text(self, prompt: str = "") -> Tensor:
         """Text tokens (1, L, `condition_width`) to stand in the condition, without gradients, encoded once.
 

@@ -131,7 +131,15 @@ def check_images(images: Tensor, channels: int, factor: int) -> None:
         raise ShapeError(f"images is {images.dtype}, expected floating point: for uint8, images / 127.5 - 1")
     if 0 in shape:
         raise ShapeError(f"images is {shape}: nothing to encode")
-    if shape[2] % factor or shape[3] % factor:
+    check_size(shape, factor)
+
+
+def check_size(shape: tuple[int, ...], factor: int) -> None:
+    """Raise ShapeError unless images of ``shape`` (..., H, W) can be scaled down by ``factor``.
+
+    >>> check_size((1, 3, 32, 32), 8)
+    """
+    if shape[-2] % factor or shape[-1] % factor:
         raise ShapeError(
             f"images is {shape}: height and width must be multiples of {factor}, as the VAE scales them down"
         )

@@ -1,16 +1,18 @@
 """Which parts of a step run natively: all that the native networks compute exactly; why the others do not."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diva_rs.clip import Tower
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 from diva_rs.native.inspect import NotNative
 from diva_rs.native.vision import native_tower
+from diva_rs.native.watch import Watch
 from diva_rs.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
@@ -21,6 +23,7 @@ class Part(NamedTuple):
 
     network: Any
     backend: str
+    watch: Watch | None = None  # over the module behind it
 
 
 def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> Part:
@@ -38,7 +41,8 @@ def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> 
     """
     compute = "bf16" if recipe.precision == "bf16" else None
     recompute = recipe.gradient_checkpointing
-    return _choose("the vision tower", recipe, fallback, lambda: native_tower(tower, compute, recompute))
+    build = partial(native_tower, tower, compute, recompute)
+    return _choose("the vision tower", recipe, tower.module, fallback, build)
 
 
 def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
@@ -50,45 +54,52 @@ def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
     >>> choose_denoiser(teacher, Recipe()).backend
     'native'
     """
-    return _choose("the denoiser", recipe, teacher.denoise, teacher.native)
+    return _choose("the denoiser", recipe, teacher.unet, teacher.denoise, teacher.native)
 
 
 class Encoder:
-    """From pixels in [-1, 1] to latents: the native VAE, or `Teacher.encode`, decided when first needed.
+    """What makes latents of pixels in [-1, 1]: the native VAE or `Teacher.encode`, decided when first needed.
 
     A loader that yields latents never needs a VAE, so none has to be there before.
 
-    >>> encode = Encoder(teacher, Recipe())
-    >>> encode(torch.zeros(2, 3, 16, 16), None).shape
-    torch.Size([2, 3, 16, 16])
-    >>> encode.backend
-    'torch (it works on pixels and needs no VAE)'
+    >>> encoder = Encoder(teacher, Recipe())
+    >>> encoder.network() is None, encoder.backend
+    (True, 'none (the teacher works on pixels)')
     """
 
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe = teacher, recipe
-        self.backend: str | None = None  # not needed yet
-        self._network: Any = None
+        self.backend = "not needed yet"
+        self._chosen: Part | None = None
 
-    def __call__(self, images: Tensor, seeds: Sequence[int] | None) -> Tensor:
-        """Latents of ``images`` (B, 3, H, W); with ``seeds`` sampled from the posterior, else its mean."""
-        if seeds is not None:  # the noise of a sample is drawn on the host, by the teacher
-            return self.teacher.encode(images, seeds)
-        if self.backend is None:
-            # Pixels are no network: nothing there that could run natively.
-            recipe = self.recipe.replace(backend="auto") if self.recipe.backend == "native" else self.recipe
-            self._network, self.backend = _choose("the VAE", recipe, None, self.teacher.native_encoder)
-        if self._network is None:
-            return self.teacher.encode(images)
-        latents: Tensor = self._network.encode(images)
-        return latents
+    def network(self) -> Any:
+        """The native VAE, a callable ``images[, noise] -> latents``, or None where pixels are the latents.
+
+        Raises:
+            ConfigError: the VAE that the teacher needs was not found; or ``backend="native"``, and it is not
+                one that the native encoder computes exactly; or the VAE was changed since.
+            DeviceError: the VAE was moved or cast since the first call.
+        """
+        if self._chosen is None:
+            vae, native = self.teacher.vae, self.teacher.native_encoder
+            if vae is None:
+                self._chosen = Part(None, "none (the teacher works on pixels)")
+            else:
+                self._chosen = _choose("the VAE", self.recipe, vae, self._encode, native)
+            self.backend = self._chosen.backend
+        elif self._chosen.watch is not None:
+            self._chosen.watch.check()
+        return self._chosen.network
+
+    def _encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.teacher.encode(images, noise=noise)
 
 
-def _choose(what: str, recipe: Recipe, fallback: Any, build: Callable[[], Any]) -> Part:
+def _choose(what: str, recipe: Recipe, module: nn.Module, fallback: Any, build: Callable[[], Any]) -> Part:
     if recipe.backend == "torch":
-        return Part(fallback, "torch (as the recipe says)")
+        return Part(fallback, "torch (as the recipe says)", Watch(what, module))
     try:
-        return Part(build(), "native")
+        network = build()
     except NotNative as reason:
         if recipe.backend == "native":
             raise ConfigError(
@@ -96,4 +107,5 @@ def _choose(what: str, recipe: Recipe, fallback: Any, build: Callable[[], Any]) 
                 'backend="auto" runs it through PyTorch'
             ) from reason
         _log.info("%s runs through PyTorch: %s", what, reason)
-        return Part(fallback, f"torch ({reason})")
+        return Part(fallback, f"torch ({reason})", Watch(what, module))
+    return Part(network, "native", Watch(what, module, build))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diva_rs.clip.modes import dropped_patches, restless_layers
 
-_HOOKS = {
+HOOKS = {
     "_forward_hooks": "a forward hook",
     "_forward_pre_hooks": "a forward pre-hook",
     "_backward_hooks": "a backward hook",
@@ -68,13 +68,13 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
     ...
     diva_rs.native.inspect.NotNative: 0 is a torch.nn.modules.activation.Tanh
     """
-    if _global_hooks():
+    if global_hooks():
         raise NotNative("a hook is registered for all modules of torch.nn")
     for name, module in root.named_modules():
         where = name or "the module"
         if "parametrizations" in module._modules:
             raise NotNative(f"{where} has a parametrization")
-        for attribute, hook in _HOOKS.items():
+        for attribute, hook in HOOKS.items():
             if any(_matters(found) for found in getattr(module, attribute).values()):
                 raise NotNative(f"{where} has {hook}")
         if kind(module) not in allowed:
@@ -149,5 +149,5 @@ def _matters(hook: object) -> bool:
     return (getattr(hook, "__module__", None), getattr(hook, "__qualname__", None)) not in _HARMLESS
 
 
-def _global_hooks() -> bool:
-    return any(getattr(nn.modules.module, "_global" + attribute, None) for attribute in _HOOKS)
+def global_hooks() -> bool:
+    return any(getattr(nn.modules.module, "_global" + attribute, None) for attribute in HOOKS)
