@@ -1,5 +1,7 @@
 """What the evaluation scores, held against the libraries' own embeddings and the official rules in words."""
 
+import csv
+
 import pytest
 import torch
 import transformers
@@ -210,3 +212,34 @@ def test_a_transformers_tokenizer_pads_to_the_models_length(name):
         theirs = model.get_text_features(**given)
         theirs = theirs if isinstance(theirs, torch.Tensor) else theirs.pooler_output
         assert torch.equal(ours.encode_text(tokens), theirs)
+
+
+@pytest.mark.parametrize("name", ["open_clip-gelu", "timm-siglip", "transformers-clip", "openai"])
+def test_scores_are_those_of_plain_code_by_the_official_rules(tmp_path, name):
+    """The benchmark in plain PyTorch: one statement at a time against both images of its pair."""
+    root = mmvp_folder(tmp_path, pairs=2)
+    model = VARIANTS[name]().eval()
+    result = mmvp_vlm(model, preprocess, tokenize, root)
+    right = 0
+    with torch.no_grad(), open(root / "Questions.csv", newline="") as opened:
+        rows = list(csv.reader(opened))[1:]
+        for place, (first, second) in enumerate(zip(rows[::2], rows[1::2], strict=True)):
+            files = [root / "MLLM_VLM Images" / first[1] / f"{row[0]}.jpg" for row in (first, second)]
+            images = torch.stack([preprocess(Image.open(file)) for file in files])
+            image_features = normalize(library_embedding(model, images), dim=-1)
+            good = []
+            for row, score in zip((first, second), result.pairs[place].scores, strict=True):
+                tokens = tokenize([f"a photo of {row[2]}"])
+                if hasattr(model, "encode_text"):
+                    text = model.encode_text(tokens)
+                else:
+                    text = model.get_text_features(input_ids=tokens)
+                    text = text if isinstance(text, torch.Tensor) else text.pooler_output
+                share = (100 * image_features @ normalize(text, dim=-1).T).T.softmax(dim=-1)[0, 0]
+                # 100 times the float32 rounding of a cosine.
+                assert score == pytest.approx(float(share), abs=1e-4)
+                picked = "img1" if share > 0.5 else "img2"
+                good.append(picked == ("img1" if int(row[0]) % 2 == 1 else "img2"))
+            assert result.pairs[place].correct == all(good)
+            right += all(good)
+    assert result.average == pytest.approx(100 * right / 18)
