@@ -1,6 +1,7 @@
 """What the examples in docstrings may use: a tiny `clip` with its `preprocess` and `tokenizer`, a `teacher`,
 the `result` of a short run, and small folders of the benchmarks."""
 
+import importlib
 import os
 
 import pytest
@@ -13,32 +14,39 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from _pytest.doctest import DoctestItem
 
-_FOLDERS = ("mmvp_folder", "shapes_folder", "captions_folder", "photos_folder")
+# Small folders of the benchmarks, by the module under tests/ that writes them.
+_FOLDERS = {
+    "mmvp_folder": "builders.mmvp",
+    "shapes_folder": "builders.benchmarks",
+    "captions_folder": "builders.benchmarks",
+    "photos_folder": "builders.benchmarks",
+}
 
 
 @pytest.fixture(autouse=True)
-def _names_for_examples(request, doctest_namespace, tmp_path):
+def _names_for_examples(request, doctest_namespace):
     if not isinstance(request.node, DoctestItem):
         return
     import diva_rs
 
     torch.manual_seed(0)
-    lazy = _Examples(tmp_path)
+    lazy = _Examples()
     doctest_namespace.update(torch=torch, diva_rs=diva_rs)
     # Building models costs time that most examples do not need: only the names that an example mentions.
     text = "".join(example.source for example in request.node.dtest.examples)
-    for name in (*("clip", "teacher", "unet", "result", "preprocess", "tokenizer"), *_FOLDERS):
+    for name in ("clip", "teacher", "unet", "result", "preprocess", "tokenizer"):
         if name in text:
             doctest_namespace[name] = getattr(lazy, name)()
+    for name, builder in _FOLDERS.items():
+        if name in text:
+            make = getattr(importlib.import_module(builder), name)
+            doctest_namespace[name] = make(request.getfixturevalue("tmp_path"))
     for name in ("Recipe", "Trainer", "FeedbackLoss", "Teacher", "post_train", "draw", "Draws"):
         doctest_namespace[name] = getattr(diva_rs, name)
 
 
 class _Examples:
     """Tiny models: an open_clip ViT at 32 pixels and a pixel-space UNet."""
-
-    def __init__(self, folder):
-        self.folder = folder
 
     def clip(self):
         import open_clip
@@ -56,26 +64,6 @@ class _Examples:
         from builders.texts import tokenize
 
         return tokenize
-
-    def mmvp_folder(self):
-        from builders.mmvp import mmvp_folder
-
-        return mmvp_folder(self.folder)
-
-    def shapes_folder(self):
-        from builders.benchmarks import shapes_folder
-
-        return shapes_folder(self.folder)
-
-    def captions_folder(self):
-        from builders.benchmarks import captions_folder
-
-        return captions_folder(self.folder)
-
-    def photos_folder(self):
-        from builders.benchmarks import photos_folder
-
-        return photos_folder(self.folder)
 
     def unet(self):
         import diffusers
