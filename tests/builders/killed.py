@@ -1,0 +1,127 @@
+"""A small run to be killed and started again: `python -m builders.killed PLAN FOLDER`, for
+invariant/test_killed_runs.py.
+
+    once      one run in FOLDER, from its start or from where an earlier one left off
+    fifty     an uninterrupted run in FOLDER/straight; then runs in FOLDER/0, FOLDER/1, ... killed fifty
+              times, at random moments and while files are written, and started again each time
+
+The fifty starts are forks of one process that has imported everything and computed nothing.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import diva_rs.checkpoint as checkpoint
+import diva_rs.loop  # noqa: F401  (imported here once, not in every fork)
+from builders.small import images, small_clip, small_teacher
+from diva_rs import post_train
+
+KILLS = 50
+FIELDS = {"steps": 12, "batch": 4, "lr": 1e-2, "optimizer": "adamw", "checkpoint_every": 1, "log_every": 1}
+DATA = [images(1, seed=n)[0] for n in range(10)]  # five batches a pass: accumulated steps cross its end
+
+
+def run(folder: Path, teacher: Any = None) -> None:
+    """The run. A process that is started anew has other random numbers, so the caller's are spoilt first."""
+    torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
+    loader = DataLoader(DATA, batch_size=2, shuffle=True)
+    clip, teacher = small_clip(), teacher or small_teacher()
+    post_train(clip, teacher, loader, output_dir=folder, progress=False, **FIELDS)
+
+
+def fork(work: Callable[[], None]) -> int:
+    """Start `work` in a fork of this process; its number."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def die_while_writing(calls: int, rng: random.Random) -> None:
+    """End this process by SIGKILL at the given call that writes, syncs or renames: before it, halfway through
+    the file, or after it."""
+    left, moment = [calls], rng.choice(["before", "halfway", "after"])
+
+    def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0 and moment == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*args, **kwargs)
+            if left[0] == 0:
+                if moment == "halfway" and len(args) > 1 and os.path.isfile(args[1]):
+                    os.truncate(args[1], os.path.getsize(args[1]) // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+    checkpoint.save_file = deadly(checkpoint.save_file)
+
+
+def fifty(folder: Path) -> dict[str, int]:
+    """Kill and start again; how often, and where."""
+    rng = random.Random(int(os.environ.get("DIVA_KILL_SEED", "0")))
+    teacher = small_teacher()
+    began = time.perf_counter()
+    assert os.waitpid(fork(lambda: run(folder / "straight", teacher)), 0)[1] == 0
+    whole = time.perf_counter() - began
+    counts = {"by the clock": 0, "while writing": 0, "runs": 0, "starts": 0}
+    while counts["by the clock"] + counts["while writing"] < KILLS:
+        place = folder / str(counts["runs"])
+        finished = False
+        while not finished:
+            counts["starts"] += 1
+            enough = counts["by the clock"] + counts["while writing"] >= KILLS
+            inside = rng.random() < 0.5
+            calls, moment = rng.randrange(1, 80), rng.uniform(0.0, whole)
+
+            def work(place: Path = place, calls: int = calls, inside: bool = inside and not enough) -> None:
+                if inside:
+                    die_while_writing(calls, rng)
+                run(place, teacher)
+
+            child = fork(work)
+            if not enough and not inside:
+                time.sleep(moment)
+                os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+            if os.WIFSIGNALED(status):
+                assert os.WTERMSIG(status) == signal.SIGKILL, status
+                counts["while writing" if inside else "by the clock"] += 1
+            else:
+                assert status == 0, status
+                finished = True
+        counts["runs"] += 1
+    return counts
+
+
+def main() -> None:
+    """The plan that the command line names."""
+    torch.set_num_threads(1)
+    plan, folder = sys.argv[1], Path(sys.argv[2])
+    if plan == "once":
+        run(folder)
+    else:
+        print(json.dumps(fifty(folder)))
+
+
+if __name__ == "__main__":
+    main()
