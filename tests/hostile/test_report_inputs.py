@@ -58,6 +58,8 @@ def test_markup_in_names_is_text(tmp_path):
         ("recipe.json", '{"drws": 3}', "no field 'drws'; did you mean 'draws'"),
         ("recipe.json", '{"draws": 0}', "draws=0"),
         ("report.json", "[1]", "holds list, not an object"),
+        ("run.json", "[1]", "holds list, not an object"),
+        ("run.json", '{"starts"', "holds no valid JSON"),
         ("report.json", "\\xff", "holds no valid JSON"),
         ("history.json", '{"step": 1}', "holds dict, not a list"),
         ("history.json", '[{"step": 1}, {"loss": 2}]', "entry 1 is no log of post_train"),

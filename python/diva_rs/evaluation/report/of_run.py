@@ -71,6 +71,7 @@ def trained_section(run: Run) -> Section:
     rows.append(("Images seen", figure(report.get("samples"))))
     epochs = _finite(run.column("epoch")[1])
     rows.append(("Passes over the images", f"{int(max(epochs)) + 1} begun" if epochs else NOT_RECORDED))
+    rows += _origin(run)
     table = Table("Models, images and length of the run", ("What", "Value"), tuple(rows))
     return Section("What was trained on what", "trained", (*(Text(note) for note in run.notes), table))
 
@@ -161,6 +162,16 @@ def running_mean(values: list[float], width: int) -> list[float]:
         near = _finite(values[max(0, n - width // 2) : n + (width + 1) // 2])
         means.append(sum(near) / len(near) if near else math.nan)
     return means
+
+
+def _origin(run: Run) -> list[tuple[str, str]]:
+    """What tells this run's models and starts from others'."""
+    names = (("clip_start", "Fingerprint of CLIP before"), ("teacher_weights", "Fingerprint of the teacher"))
+    rows = [(label, str(run.origin[name])) for name, label in names if run.origin.get(name) is not None]
+    starts = run.origin.get("starts")
+    later = starts[1:] if isinstance(starts, list) else []
+    steps = [figure(start["step"]) for start in later if isinstance(start, Mapping) and "step" in start]
+    return [*rows, ("Interrupted and gone on with at step", ", ".join(steps))] if steps else rows
 
 
 def _teacher(description: Any) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ class Run:
         name: what to call it: the folder's name, or the recipe's.
         recipe: as it was run.
         history: one dict per log, with "step" in each; NaN where a value was not finite.
-        report: what was trained on what; empty where the run has not come to its end.
+                report: what was trained on what; empty where the run has not come to its end.
+        origin: what a run folder also tells (run.json): the fingerprints of the models, and its starts.
+
         notes: what could not be read, in words.
     """
 
@@ -33,6 +35,7 @@ class Run:
     history: tuple[Log, ...]
     report: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a logged number, NaN where a log has none.
@@ -45,7 +48,8 @@ class Run:
 
 
 def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
-    """The record of a result, or of a run folder (recipe.json, history.json or metrics.jsonl, report.json).
+    """The record of a result, or of a run folder (recipe.json, history.json or metrics.jsonl, report.json,
+    run.json).
 
     Raises:
         DataError: a file is missing, damaged, or not what `post_train` writes; names it.
@@ -66,10 +70,11 @@ def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
     history = _history(folder, notes)
     report: Mapping[str, Any] = {}
     if (folder / "report.json").exists():
-        report = _expect(folder / "report.json", read_json(folder / "report.json"), dict, "an object")
+        report = _object(folder / "report.json")
     else:
         notes.append("The run has left no report.json: it is still running, or it ended by an error.")
-    return Run(folder.resolve().name, recipe, history, report, tuple(notes))
+    origin = _object(folder / "run.json") if (folder / "run.json").exists() else {}
+    return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin)
 
 
 def read_json(file: Path) -> Any:
@@ -89,7 +94,7 @@ def read_json(file: Path) -> Any:
 
 def _recipe(folder: Path) -> Recipe:
     file = folder / "recipe.json"
-    content = _expect(file, read_json(file), dict, "an object")
+    content = _object(file)
     try:
         return Recipe.from_dict(content)
     except ConfigError as err:
@@ -132,6 +137,11 @@ def _number(value: Any) -> float:
         return float(value) if plain else math.nan
     except OverflowError:  # an integer beyond every float
         return math.nan
+
+
+def _object(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = _expect(file, read_json(file), dict, "an object")
+    return content
 
 
 def _expect(file: Path, content: Any, kind: Callable[..., Any], words: str) -> Any:
