@@ -16,6 +16,7 @@ from diva_rs.result import PostTrainResult
 from diva_rs.resume import open_run
 from diva_rs.run_folder import RunFolder
 from diva_rs.trainer import Trainer
+from diva_rs.watch import Evaluation, Watch
 
 _log = logging.getLogger("diva_rs")
 
@@ -31,6 +32,7 @@ class Run:
         callbacks: list[Callback],
         progress: bool,
         resume: bool | str,
+        evaluation: Evaluation | None = None,
     ) -> None:
         self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
         self.callbacks, self.progress = callbacks, progress
@@ -43,6 +45,8 @@ class Run:
             place = self._restore(open_run(folder, trainer, resume))
             # Before the caller's own, so that one that fails loses no row.
             self.callbacks.insert(0, JsonLines(folder.metrics))
+        place_of_files = None if folder is None else folder.path
+        self.watch = None if evaluation is None else Watch(evaluation, trainer, place_of_files)
         self.feed = Feed(loader, self.recipe.seed, place)
         self._done = self._mark()
         self._started = time.perf_counter()
@@ -51,6 +55,8 @@ class Run:
     def go(self, one_pass: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
         interrupted = False
+        if self.watch is not None:
+            self.watch.begin()
         for callback in self.callbacks:
             callback.on_train_begin(self.trainer)
         done = self.trainer.steps_done
@@ -59,8 +65,11 @@ class Run:
         ) as bar:
             try:
                 try:
-                    for step in self._steps(one_pass):
+                    for step in () if self._stopped else self._steps(one_pass):
                         self._after(step, bar)
+                        if self._stopped:
+                            break
+                    self._last_look(bar)
                 except KeyboardInterrupt:
                     interrupted = True
                 last = self.history[-1]["step"] if self.history else 0
@@ -73,6 +82,8 @@ class Run:
                 raise
         self.trainer.discard()  # the caller's model keeps no gradient of the last step
         self._save()
+        if self.watch is not None and self._stopped:
+            self.watch.restore()
         result = self._result(interrupted)
         if self.folder is not None:
             result.save(self.folder.path)
@@ -164,11 +175,23 @@ class Run:
         bar.update()
         for callback in self.callbacks:
             callback.on_step(step, self.trainer.metrics)
-        if step % self.recipe.log_every == 0 or step == self.recipe.steps:
-            self._log(step, bar)
+        scores = self.watch.look(step) if self.watch is not None and self.watch.due(step) else None
+        if scores or step % self.recipe.log_every == 0 or step == self.recipe.steps:
+            self._log(step, bar, scores)
         every = self.recipe.checkpoint_every
         if every is not None and step % every == 0:
             self._save()
+
+    @property
+    def _stopped(self) -> str | None:
+        """Why the guard ends the run."""
+        return None if self.watch is None else self.watch.stopped
+
+    def _last_look(self, bar: Any) -> None:
+        """Evaluate at the end of a pass whose length was not known."""
+        step = self.trainer.steps_done
+        if self.watch is not None and self.watch.rows[-1]["step"] != step:
+            self._log(step, bar, self.watch.look(step))
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self._started
@@ -182,16 +205,17 @@ class Run:
                 self.recipe.batch,
             )
 
-    def _log(self, step: int, bar: Any) -> None:
-        """Read the statistics from the device, once per `log_every` steps."""
+    def _log(self, step: int, bar: Any, scores: dict[str, float] | None = None) -> None:
+        """Read the statistics from the device, once per `log_every` steps and at each evaluation."""
         if step == 0:
             return
         self.trainer.pieces.guard.report()
-        now = time.perf_counter()
+        now = time.perf_counter() - (0.0 if self.watch is None else self.watch.seconds)
         then, samples = self._since
         metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
         metrics["samples_per_second"] = (self.samples - samples) / max(now - then, 1e-9)
         self._since = (now, self.samples)
+        metrics.update(scores or {})
         self.history.append({"step": step, **metrics})
         bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}")
         for callback in self.callbacks:
@@ -213,5 +237,6 @@ class Run:
             },
             "backend": trainer.pieces.backend,
             **environment(trainer.pieces.device),
+            **({} if self.watch is None else self.watch.report()),
         }
         return PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)

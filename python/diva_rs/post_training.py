@@ -22,6 +22,7 @@ from diva_rs.result import PostTrainResult
 from diva_rs.resume import checked_resume
 from diva_rs.run_folder import RunFolder
 from diva_rs.trainer import Trainer
+from diva_rs.watch import ARGUMENTS, Evaluation
 
 
 def post_train(
@@ -60,7 +61,17 @@ def post_train(
         callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
         progress: whether to show a progress bar.
         fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without ``steps`` the
-            run is one pass over the loader.
+            run is one pass over the loader. And four that measure while training:
+
+            evaluate: name -> function of the model, or one function; it gives a number, a mapping of numbers
+                or a result of `diva_rs.evaluation`. Measured before the first and after the last step; the
+                scores are in the history, and training is the same to the bit.
+            eval_every: measure every so many steps as well.
+            best: the score whose best weights are kept in ``output_dir/best``; ``(name, "min")`` where lower
+                is better.
+            guard: score -> the lowest that is allowed, or ``("max", highest)``, or ``("drop", points)`` below
+                the score before training. Where one is broken the run stops, ``report["stopped"]`` says why,
+                and the model gets back the best weights that kept every bound, the latest without ``best``.
 
     Returns:
         A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far comes back with ``interrupted``
@@ -75,6 +86,7 @@ def post_train(
     >>> [row["step"] for row in result.history]
     [1, 2, 3]
     """
+    evaluation = Evaluation.of({name: fields.pop(name, None) for name in ARGUMENTS})
     _check_fields(fields)
     checked_resume(resume)
     recipe = as_recipe(recipe).replace(**fields)
@@ -87,7 +99,7 @@ def post_train(
         recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe))
     folder = None if output_dir is None else RunFolder(output_dir)
     try:
-        run = Run(Trainer(clip, unet, recipe), loader, folder, hooks, progress, resume)
+        run = Run(Trainer(clip, unet, recipe), loader, folder, hooks, progress, resume, evaluation)
         return run.go(one_pass)
     finally:
         if folder is not None:
@@ -98,7 +110,7 @@ def _check_fields(fields: dict[str, Any]) -> None:
     """A slip in one of post_train's own arguments arrives among the recipe's fields."""
     known = {field.name for field in dataclasses.fields(Recipe)}
     for name in fields.keys() - known:
-        near = hint(name, [*known, "recipe", "output_dir", "resume", "callbacks", "progress"])
+        near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
         raise ConfigError(f"post_train has no argument {name!r}, nor has a recipe such a field{near}")
 
 

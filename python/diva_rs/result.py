@@ -41,6 +41,11 @@ class PostTrainResult:
         """Whether Ctrl-C ended the run before its last step."""
         return bool(self.report.get("interrupted"))
 
+    @property
+    def stopped(self) -> str | None:
+        """Why the guard ended the run; None where it did not."""
+        return self.report.get("stopped")
+
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the loss over the steps, as it was logged and smoothed; returns the matplotlib axes.
 

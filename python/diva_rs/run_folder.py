@@ -4,6 +4,8 @@ run.json        the recipe and its hash, the models, and the environment of ever
 recipe.txt      the recipe for people
 metrics.jsonl   one line per log
 best.json       step and score of the best checkpoint, where something was scored
+evaluations.json, best/
+                what was measured while training, and the weights that are kept for it (see `watch`)
 checkpoints/step-00000500/
                 parameters.safetensors (what trains, the diffusion model not among it),
                 optimizer.safetensors, state.json (counters, place in the data), manifest.json (checksums)
@@ -163,7 +165,9 @@ class RunFolder:
         """Remove an earlier run: its log, its checkpoints and its results."""
         for step in self.steps():
             remove_folder(self.checkpoint(step))
-        for name in ("run.json", "best.json", "metrics.jsonl", *_RESULTS):
+        if (self.path / "best" / "scores.json").exists():
+            remove_folder(self.path / "best")
+        for name in ("run.json", "best.json", "metrics.jsonl", "evaluations.json", *_RESULTS):
             with suppress(FileNotFoundError):
                 (self.path / name).unlink()
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import diva_rs
 from builders import exports, texts
+from builders.benchmarks import photos_folder
 from builders.diffusion import tiny_pipeline
 from builders.mmvp import mmvp_folder
 from builders.small import images, small_clip, small_teacher
@@ -84,6 +85,31 @@ def test_the_loop_example_runs_as_it_is_pasted():
         assert f"`{line}`" in README
         exec(line, {**names, "recipe": diva_rs.Recipe()} if "recipe" in line else names, names)
     assert names["trainer"].steps_done == 1
+
+
+def test_the_example_that_watches_runs_as_it_is_pasted(tmp_path, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    monkeypatch.chdir(tmp_path)
+    code = PYTHON["Keep what CLIP could before"]
+    # The changes: four steps in place of two thousand, and two measurements in place of ten.
+    assert code.count("steps=2000") == 1 and code.count("eval_every=200") == 1
+    code = code.replace("steps=2000", "steps=4").replace("eval_every=200", "eval_every=2")
+    mmvp_folder(tmp_path / "MMVP_VLM", pairs=1)
+    photos_folder(tmp_path).rename("imagenette")
+    clip = small_clip()
+    names = {"diva_rs": diva_rs, "clip": clip, "unet": small_teacher(), "images": [images(2)]}
+    names |= {"preprocess": image_transform(32, is_train=False), "tokenizer": texts.tokenize}
+    exec(code, names)
+    history = names["result"].history
+    assert {"mmvp", "zero_shot"} <= history[-1].keys() and (tmp_path / "runs" / "b" / "best").is_dir()
+    assert [row["alpha"] for row in names["sweep"].rows] == [n / 10 for n in range(11)]
+    halfway = diva_rs.interpolate(names["original"], tmp_path / "runs" / "b", 0.5)
+    assert torch.equal(halfway["visual.proj"], clip.visual.proj)
+    pyplot.close("all")
 
 
 def test_the_export_example_runs_as_it_is_pasted(tmp_path, monkeypatch):

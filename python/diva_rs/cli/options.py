@@ -68,6 +68,18 @@ OPTIONS: dict[str, Option] = {
         "whether a run goes on only under its own settings, or under others too",
     ),
     "dtype": Option(choice("float32", "float16"), "float32", "how latents are stored"),
+    "eval_every": Option(optional(integer(1)), None, "measure every so many steps; none: at begin and end"),
+    "mmvp": Option(_TEXT, None, "measure MMVP-VLM: the folder with Questions.csv"),
+    "zero_shot": Option(_TEXT, None, "measure zero-shot accuracy: an image folder with a folder per class"),
+    "drift": Option(
+        optional(integer(1)), None, "measure drift: mean cosine to the original on so many training images"
+    ),
+    "best": Option(
+        _TEXT, None, "score whose best weights are kept in OUTPUT_DIR/best: mmvp, zero_shot, drift"
+    ),
+    "guard": Option(
+        _TEXT, None, "stop where a score falls below: drift=0.95, or zero_shot=drop:1 (below the start's)"
+    ),
     "tensorboard": Option(_TEXT, None, "folder for TensorBoard's files"),
     "wandb": Option(_TEXT, None, "project of Weights & Biases to log to"),
     "progress": Option(flag(), True, "whether to show a progress bar"),

@@ -28,9 +28,18 @@ def load_scored(spec: str, device: "torch.device") -> Scored:
         WeightsError: the weights cannot be loaded, or do not fit.
     """
     clip = load_clip(spec, device, "fp32").eval()
+    return clip, *belongings(clip, spec)
+
+
+def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
+    """The transform and the tokenizer of the model that was loaded by ``spec``.
+
+    Raises:
+        ConfigError: a transformers folder without image processor or tokenizer.
+    """
     folder = Path(spec)
     if folder.is_dir() and (folder / "config.json").is_file():
-        return clip, *_of_transformers(folder)
+        return _of_transformers(folder)
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     from diva_rs.clip import adapt
@@ -42,7 +51,7 @@ def load_scored(spec: str, device: "torch.device") -> Scored:
     if ":" in spec and not spec.startswith(("hf-hub:", "local-dir:")) and not folder.is_dir():
         name = spec.partition(":")[0]
     transform = image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False)
-    return clip, transform, open_clip.get_tokenizer(name)
+    return transform, open_clip.get_tokenizer(name)
 
 
 def load_other(spec: str, first: Scored, device: "torch.device", of: str) -> Scored:

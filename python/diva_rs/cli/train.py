@@ -3,11 +3,13 @@
 import argparse
 import dataclasses
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diva_rs.cli.models import check_data, load_clip, load_images, load_teacher, pick_device
 from diva_rs.cli.options import add_options, needed, settings
+from diva_rs.cli.watching import scores_table, watching
 from diva_rs.errors import ConfigError
 from diva_rs.recipe import Recipe
 
@@ -27,6 +29,12 @@ _OPTIONS = (
     "on_bad_image",
     "overwrite",
     "resume",
+    "eval_every",
+    "mmvp",
+    "zero_shot",
+    "drift",
+    "best",
+    "guard",
     "tensorboard",
     "wandb",
     "progress",
@@ -52,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     teacher = load_teacher(values["teacher"], device)
     loader: Any = load_images(values, recipe, teacher, fixed=values["latents"] is not None, shuffle=True)
     clip = load_clip(values["clip"], device, recipe.precision)
+    images = partial(load_images, values, recipe, teacher, fixed=True, shuffle=False)
+    watched = watching(values, clip, images, recipe)
     if values["latents"] is not None:
         loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
     print(_headline(recipe))
@@ -64,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         resume=False if values["overwrite"] else {"auto": True, "force": "force"}[values["resume"]],
         callbacks=callbacks,
         progress=values["progress"],
+        **watched,
     )
     return _report(result, folder)
 
@@ -120,6 +131,12 @@ def _report(result: Any, folder: Path) -> int:
     steps = result.report["steps"]
     losses = [row["loss"] for row in result.history]
     loss = f", loss {losses[0]:.4f} at the first log, {losses[-1]:.4f} at the last" if losses else ""
-    state = "interrupted after" if result.interrupted else "done:"
+    stopped = result.report.get("stopped")
+    state = "interrupted after" if result.interrupted else "stopped after" if stopped else "done:"
     print(f"{state} {steps} steps{loss}; weights and log in {folder}")
+    found = result.report.get("evaluation")
+    if found:
+        print(scores_table(found))
+    if stopped:
+        print(f"the guard ended the run: {stopped}")
     return 130 if result.interrupted else 0

@@ -21,7 +21,7 @@ _NAMES = {
 }
 _ELSEWHERE = {
     *("clip", "teacher", "data", "trained_parameters", "steps", "samples", "seconds", "interrupted"),
-    *("backend", "peak_memory_bytes"),
+    *("backend", "peak_memory_bytes", "evaluation", "stopped"),
 }
 
 
@@ -185,6 +185,8 @@ def _teacher(description: Any) -> list[tuple[str, str]]:
 def _state(run: Run) -> str:
     if run.report.get("interrupted"):
         return "interrupted by Ctrl-C"
+    if run.report.get("stopped"):
+        return "stopped by the guard"
     return "" if run.report else "no end recorded"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import diva_rs
 from diva_rs.checkpoint import make_folder, write_text
 from diva_rs.errors import ConfigError
-from diva_rs.evaluation.report import of_mmvp, of_recipe, of_run, of_scores
+from diva_rs.evaluation.report import of_mmvp, of_recipe, of_run, of_scores, of_watch
 from diva_rs.evaluation.report.blocks import Document, Key
 from diva_rs.evaluation.report.change import Change
 from diva_rs.evaluation.report.evidence import Side, gather
@@ -77,6 +77,7 @@ def compose(run: Run, before: Side, after: Side, note: str = "") -> Document:
         of_run.trained_section(run),
         of_recipe.recipe_section(run.recipe),
         of_run.training_section(run),
+        *of_watch.watch_sections(run),
         of_mmvp.patterns_section(before, after),
         of_mmvp.flips_section(before, after),
         of_scores.retention_section(before, after),

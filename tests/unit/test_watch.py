@@ -1,0 +1,333 @@
+"""Evaluation during training: sees every score, keeps the best, stops where it must, and disturbs nothing."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+import diva_rs
+from builders.clips import pixels
+from builders.small import images, small_clip, small_teacher
+from diva_rs import ConfigError, DataError
+from diva_rs.evaluation import Drift, report
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return small_teacher()
+
+
+def train(teacher, clip=None, loader=None, **given):
+    clip = small_clip() if clip is None else clip
+    loader = [images(2, seed=n) for n in range(6)] if loader is None else loader
+    settings = {"progress": False, "log_every": 2, "lr": 1e-2, "density": 0.5, **given}
+    return diva_rs.post_train(clip, teacher, loader, **settings)
+
+
+def weights(clip):
+    return {name: value.clone() for name, value in clip.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Planted:
+    """A metric that gives these scores in turn, and remembers the weights that it saw."""
+
+    def __init__(self, *scores):
+        self.scores, self.seen = list(scores), []
+
+    def __call__(self, clip):
+        self.seen.append(weights(clip))
+        return self.scores[len(self.seen) - 1]
+
+
+def noisy(clip):
+    """As thoughtless as a metric can be: draws from every generator, and leaves gradients behind."""
+    random.random(), np.random.rand(3), torch.rand(5)
+    with torch.enable_grad():
+        features = clip.encode_image(pixels(clip))
+        features.sum().backward()
+    return {"mean": features.mean(), "drawn": torch.rand(())}
+
+
+def test_training_is_the_same_to_the_bit_with_and_without(teacher):
+    data = TensorDataset(torch.cat([images(2, seed=n) for n in range(6)]))
+
+    def run(**given):
+        torch.manual_seed(5)  # decides the loader's order, batch by batch
+        clip = small_clip().train()
+        result = train(teacher, clip, DataLoader(data, batch_size=2, shuffle=True), steps=9, **given)
+        return clip, result
+
+    (plain, before), (watched, after) = run(), run(evaluate={"noisy": noisy}, eval_every=1)
+    assert same(plain.state_dict(), watched.state_dict())
+    assert same(before.projector.state_dict(), after.projector.state_dict())
+    assert all(parameter.grad is None for parameter in watched.parameters())
+    assert watched.training and len(after.history) == 9
+
+
+def test_scores_are_those_of_the_weights_at_their_step(teacher, tmp_path):
+    clip, states = small_clip(), {}
+    states[0] = float(clip.visual.proj.norm())
+
+    def keep(step, metrics):
+        states[step] = float(clip.visual.proj.norm())
+
+    result = train(
+        teacher,
+        clip,
+        evaluate={"size": lambda model: model.visual.proj.norm()},
+        eval_every=4,
+        callbacks=[keep],
+        output_dir=tmp_path,
+    )
+    assert [(row["step"], row.get("size")) for row in result.history] == [
+        (2, None),
+        (4, states[4]),
+        (6, states[6]),  # the last step is always measured
+    ]
+    found = result.report["evaluation"]
+    assert (found["before"], found["after"]) == (
+        {"step": 0, "size": states[0]},
+        {"step": 6, "size": states[6]},
+    )
+    assert "best" not in found and result.stopped is None and not (tmp_path / "best").exists()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.history
+    assert json.loads((tmp_path / "evaluations.json").read_text())[1] == {"step": 4, "size": states[4]}
+    assert result.plot().get_xlabel() == "step"
+
+
+def test_without_eval_every_before_and_after(teacher):
+    metric = Planted(1.0, 2.0)
+    result = train(teacher, evaluate=metric)
+    assert [row.get("planted") for row in result.history] == [None, None, 2.0]
+    # One pass over a loader that does not tell its length ends where nobody knew.
+    metric = Planted(1.0, 2.0)
+    result = train(
+        teacher, loader=(images(2, seed=n) for n in range(3)), evaluate={"score": metric}, log_every=1
+    )
+    assert result.history[-1]["step"] == 3 and result.history[-1]["score"] == 2.0 and len(metric.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("best", "scores", "kept"),
+    [
+        ("score", (5.0, 7.0, 6.0, 7.0), 1),
+        (("score", "min"), (5.0, 7.0, 6.0, 4.0), 3),
+        ("score", (9.0, 7.0, 6.0, 4.0), 0),
+        ("score", (5.0, float("nan"), 6.0, 4.0), 2),
+        ("score", (float("nan"), float("nan"), 3.0, 2.0), 2),
+    ],
+)
+def test_the_best_weights_are_kept(teacher, tmp_path, best, scores, kept):
+    metric, clip = Planted(*scores), small_clip()
+    result = train(teacher, clip, evaluate={"score": metric}, eval_every=2, best=best, output_dir=tmp_path)
+    assert same(load_file(tmp_path / "best" / "clip.safetensors"), metric.seen[kept])
+    assert (
+        load_file(tmp_path / "best" / "projector.safetensors").keys() == result.projector.state_dict().keys()
+    )
+    row = {"step": 2 * kept, "score": scores[kept]}
+    assert (
+        json.loads((tmp_path / "best" / "scores.json").read_text())
+        == row
+        == result.report["evaluation"]["best"]
+    )
+    # The run itself went on to its end.
+    assert result.report["steps"] == 6 and same(clip.state_dict(), metric.seen[3])
+    assert not any(path.name.startswith(".best") for path in tmp_path.iterdir())
+
+
+def test_the_guard_stops_and_gives_back_what_kept_the_bounds(teacher, tmp_path):
+    metric, clip = Planted(70.0, 71.0, 69.5, 68.0), small_clip()
+    result = train(
+        teacher,
+        clip,
+        evaluate={"zero_shot": metric},
+        eval_every=1,
+        guard={"zero_shot": 69},
+        output_dir=tmp_path,
+    )
+    why = "zero_shot is 68 at step 3, below 69; the weights are those of step 2"
+    assert result.stopped == result.report["stopped"] == why
+    assert json.loads((tmp_path / "report.json").read_text())["stopped"] == why
+    assert result.report["steps"] == 3 and result.history[-1]["step"] == 3
+    assert same(clip.state_dict(), metric.seen[2])
+    assert same(load_file(tmp_path / "clip.safetensors"), metric.seen[2])
+    assert same(load_file(tmp_path / "best" / "clip.safetensors"), metric.seen[2])
+    assert all(parameter.grad is None for parameter in clip.parameters())
+    report.write(tmp_path)
+    page = (tmp_path / "report.md").read_text().replace("\\_", "_")
+    assert f"The guard ended the run: {why}." in page and "stopped by the guard" in page
+    assert "| zero_shot | 70.00 | 69.50 | 68.00 |" in page
+    assert "zero_shot over the steps: 70.00 at step 0, 68.00 at the last." in page
+
+
+def test_the_guard_gives_back_the_best_of_what_kept_the_bounds(teacher):
+    mmvp, clip = Planted(20.0, 26.0, 24.0, 30.0), small_clip()
+    scores = iter((75.0, 74.8, 74.5, 73.0))
+    result = train(
+        teacher,
+        clip,
+        evaluate={"mmvp": mmvp, "zero_shot": lambda model: {"top1": next(scores), "top5": 90.0}},
+        eval_every=1,
+        best="mmvp",
+        guard={"zero_shot/top1": ("drop", 1.5), "zero_shot/top5": ("max", 95)},
+    )
+    assert result.stopped == "zero_shot/top1 is 73 at step 3, below 73.5; the weights are those of step 1"
+    assert result.report["evaluation"]["best"]["mmvp"] == 26.0
+    assert same(clip.state_dict(), mmvp.seen[1])
+
+
+def test_a_score_that_is_not_a_number_breaks_a_bound(teacher):
+    metric = Planted(1.0, float("nan"))
+    assert (
+        "is nan at step 1"
+        in train(teacher, evaluate={"score": metric}, eval_every=1, guard={"score": 0}).stopped
+    )
+
+
+def test_real_drift_ends_a_run_that_learns_too_fast(teacher):
+    clip = small_clip()
+    start = weights(clip)
+    metric = Drift(clip, pixels(clip, 8))
+    calm = train(
+        teacher, small_clip(), evaluate={"drift": metric}, eval_every=1, guard={"drift": 0.9}, lr=1e-5
+    )
+    assert calm.stopped is None and 0.999 < calm.history[-1]["drift"] <= 1 + 1e-6
+    wild = train(
+        teacher,
+        clip,
+        evaluate={"drift": metric},
+        eval_every=1,
+        guard={"drift": ("min", 0.9)},
+        optimizer="adamw",
+        lr=1.0,
+    )
+    assert wild.stopped.startswith("drift is ") and wild.report["steps"] < 6
+    assert same(clip.state_dict(), start) and wild.report["evaluation"]["best"]["step"] == 0
+
+
+def test_a_bound_that_is_broken_before_the_first_step(teacher, tmp_path):
+    clip = small_clip()
+    start = weights(clip)
+    with pytest.raises(ConfigError, match=r"guard: score is 62 at step 0, below 70, before the first step"):
+        train(teacher, clip, evaluate={"score": Planted(62.0)}, guard={"score": 70.0}, output_dir=tmp_path)
+    assert same(clip.state_dict(), start)
+
+
+def test_ctrl_c_in_a_metric_ends_the_run_cleanly(teacher):
+    def metric(clip, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    clip = small_clip().train()
+    result = train(teacher, clip, evaluate=metric, eval_every=1)
+    assert result.interrupted and result.report["steps"] == 2 and result.history[-1]["step"] == 2
+    assert clip.training
+
+
+def interrupted_at(step):
+    def hook(now, metrics):
+        if now == step:
+            raise RuntimeError("the machine went down")
+
+    return hook
+
+
+def test_a_resumed_run_has_measured_and_kept_the_same(teacher, tmp_path):
+    def run(folder, clip, **given):
+        metrics = {"drift": Drift(clip, pixels(clip, 4))}
+        kept = {"eval_every": 2, "best": ("drift", "min"), "checkpoint_every": 1, "log_every": 1}
+        return train(teacher, clip, evaluate=metrics, output_dir=folder, **kept, **given)
+
+    straight, once = small_clip(), tmp_path / "once"
+    result = run(once, straight)
+    broken, twice = small_clip(), tmp_path / "twice"
+    with pytest.raises(RuntimeError, match="went down"):
+        run(twice, broken, callbacks=[interrupted_at(5)])
+    broken = small_clip()
+    resumed = run(twice, broken)
+    assert same(straight.state_dict(), broken.state_dict())
+    assert json.loads((once / "evaluations.json").read_text()) == json.loads(
+        (twice / "evaluations.json").read_text()
+    )
+    assert [row.get("drift") for row in resumed.history] == [row.get("drift") for row in result.history]
+    assert resumed.report["evaluation"]["best"] == result.report["evaluation"]["best"]
+    assert same(load_file(once / "best" / "clip.safetensors"), load_file(twice / "best" / "clip.safetensors"))
+
+
+def test_a_stopped_run_is_read_back_and_goes_on_under_another_guard(teacher, tmp_path):
+    clip = small_clip()
+    stopped = train(
+        teacher,
+        clip,
+        evaluate={"s": Planted(70.0, 69.0, 60.0)},
+        eval_every=1,
+        guard={"s": 65},
+        output_dir=tmp_path,
+    )
+    kept, why = weights(clip), "s is 60 at step 2, below 65; the weights are those of step 1"
+    assert stopped.stopped == why
+    again, metric = small_clip(), Planted()
+    result = train(teacher, again, evaluate={"s": metric}, eval_every=1, guard={"s": 65}, output_dir=tmp_path)
+    assert result.stopped == why and metric.seen == [] and result.report["steps"] == 2
+    assert same(again.state_dict(), kept) and result.report["evaluation"]["before"] == {"step": 0, "s": 70.0}
+    # Under a weaker guard it goes on from where it was stopped, to where it would have come.
+    metric, freely = Planted(59.0, 58.0, 57.0, 56.0), small_clip()
+    result = train(teacher, again, evaluate={"s": metric}, eval_every=1, guard={"s": 50}, output_dir=tmp_path)
+    assert result.stopped is None and result.report["steps"] == 6 and len(metric.seen) == 4
+    train(teacher, freely)
+    assert same(again.state_dict(), freely.state_dict())
+    # And anew.
+    result = train(teacher, small_clip(), steps=1, output_dir=tmp_path, resume=False)
+    assert not (tmp_path / "best").exists() and not (tmp_path / "evaluations.json").exists()
+
+
+def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match=r"best holds 'thesis\.tex', which no run wrote"):
+        train(teacher, evaluate=Planted(1.0), best="planted", output_dir=tmp_path)
+    train(teacher, steps=1, output_dir=tmp_path, resume=False)
+    assert (tmp_path / "best" / "thesis.tex").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"eval_every": 10}, r"eval_every=10 has nothing to go by: give evaluate="),
+        ({"guard": {"drift": 0.9}}, r"guard=.* has nothing to go by"),
+        ({"evaluate": 3}, r"metrics is 3: give a function"),
+        ({"evaluate": {"a": 3}}, r"metric 'a' is 3: a function"),
+        ({"evaluate": Planted(1.0), "eval_every": 0}, r"eval_every=0: a number of steps from 1"),
+        (
+            {"evaluate": Planted(1.0), "best": ("planted", "up")},
+            r"best=.* the name of a score, or \(name, 'min'\)",
+        ),
+        ({"evaluate": Planted(1.0), "best": "plated"}, r"'plated' is none.*planted"),
+        ({"evaluate": Planted(1.0), "guard": {"x": 1}}, r"'x' is none: measured are planted"),
+        (
+            {"evaluate": Planted(1.0), "guard": {"planted": ("least", 1)}},
+            r"guard=\{'planted': .*the lowest score",
+        ),
+        ({"evaluate": Planted(1.0), "guard": 0.9}, r"guard=0\.9: a mapping of scores to bounds"),
+        ({"evaluate": {"loss": Planted(1.0)}}, r"a score is called 'loss'.*rename"),
+        ({"evaluate": Planted("high")}, r"metric planted gave a str"),
+        ({"evalute": Planted(1.0)}, r"no argument 'evalute'.*'evaluate'"),
+    ],
+)
+def test_slips_are_explained_before_the_first_step(teacher, given, message):
+    clip = small_clip()
+    start = weights(clip)
+    with pytest.raises(ConfigError, match=message):
+        train(teacher, clip, **given)
+    assert same(clip.state_dict(), start)
