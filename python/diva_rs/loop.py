@@ -3,7 +3,8 @@
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -133,7 +134,7 @@ class Run:
             if epoch != trainer.epoch:
                 trainer.set_epoch(epoch)
             for batch in self.feed.read(epoch):
-                if self._train(batch):
+                if self._advance(partial(trainer._train, batch, until=self.recipe.batch or 1)):
                     self._check_size(trainer.metrics["samples"])
                     yield trainer.steps_done
                     if last is not None and trainer.steps_done >= last:
@@ -147,19 +148,16 @@ class Run:
                 )
             if one_pass:
                 if trainer.pending:  # the last, smaller batch of the pass
-                    self._train(None)
+                    self._advance(trainer.apply)
                     yield trainer.steps_done
                 return
 
-    def _train(self, batch: Any) -> bool:
-        """Run a batch, and update where that completes a step (None: update alone); says whether it did."""
+    def _advance(self, work: Callable[[], Any]) -> bool:
+        """Let the trainer work, and say whether that completed a step."""
         trainer = self.trainer
         steps, samples = trainer.steps_done, trainer.samples_seen
         try:
-            if batch is None:
-                trainer.apply()
-            else:
-                trainer._train(batch, until=self.recipe.batch or 1)
+            work()
         finally:  # a Ctrl-C that waited for the update comes when the step is done
             self.samples += trainer.samples_seen - samples
             if trainer.steps_done > steps:
