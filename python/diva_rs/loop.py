@@ -176,6 +176,7 @@ class Run:
         scores = self.watch.look(step) if self.watch is not None and self.watch.due(step) else None
         if scores or step % self.recipe.log_every == 0 or step == self.recipe.steps:
             self._log(step, bar, scores)
+        self._keep_best(step)
         every = self.recipe.checkpoint_every
         if every is not None and step % every == 0:
             self._save()
@@ -184,6 +185,13 @@ class Run:
     def _stopped(self) -> str | None:
         """Why the guard ends the run."""
         return None if self.watch is None else self.watch.stopped
+
+    def _keep_best(self, step: int) -> None:
+        """A checkpoint of the step whose score is the best so far, spared when older ones are removed."""
+        best = None if self.watch is None else self.watch.best_score(step)
+        if self.folder is not None and best is not None:
+            self._save()
+            self.folder.mark_best(step, best)
 
     def _last_look(self, bar: Any) -> None:
         """Evaluate at the end of a pass whose length was not known."""

@@ -173,6 +173,13 @@ class Watch:
         self.seconds += time.perf_counter() - started
         return scores
 
+    def best_score(self, step: int) -> float | None:
+        """The score that ``best`` asks for, where this step's weights are the best so far; None where not."""
+        kept = self._kept_row
+        if self.asked.best is None or kept is None or kept["step"] != step:
+            return None
+        return kept.get(self.asked.best[0])
+
     def restore(self) -> None:
         """Put the kept weights back, where the guard has ended the run."""
         if self._kept is None:

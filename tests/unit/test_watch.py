@@ -128,7 +128,9 @@ def test_without_eval_every_before_and_after(teacher):
 )
 def test_the_best_weights_are_kept(teacher, tmp_path, best, scores, kept):
     metric, clip = Planted(*scores), small_clip()
-    result = train(teacher, clip, evaluate={"score": metric}, eval_every=2, best=best, output_dir=tmp_path)
+    result = train(
+        teacher, clip, evaluate={"score": metric}, eval_every=2, best=best, output_dir=tmp_path, keep=1
+    )
     assert same(load_file(tmp_path / "best" / "clip.safetensors"), metric.seen[kept])
     assert (
         load_file(tmp_path / "best" / "projector.safetensors").keys() == result.projector.state_dict().keys()
@@ -139,6 +141,9 @@ def test_the_best_weights_are_kept(teacher, tmp_path, best, scores, kept):
         == row
         == result.report["evaluation"]["best"]
     )
+    # Its checkpoint is spared where only the last one is kept; step 0 has none.
+    checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert checkpoints == [f"step-{step:08d}" for step in sorted({2 * kept, 6} - {0})]
     # The run itself went on to its end.
     assert result.report["steps"] == 6 and same(clip.state_dict(), metric.seen[3])
     assert not any(path.name.startswith(".best") for path in tmp_path.iterdir())
