@@ -2,6 +2,7 @@
 
 from functools import singledispatch
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from diva_rs.evaluation.report.blocks import (
@@ -135,7 +136,11 @@ def _(block: Figure) -> Markup:
 
 @_block.register
 def _(block: Columns) -> Markup:
-    return element("div", *map(_block, block.blocks), class_="columns")
+    cells: list[Markup] = []
+    for is_text, group in groupby(block.blocks, key=lambda part: isinstance(part, Text)):
+        parts = [_block(part) for part in group]
+        cells += [element("div", *parts)] if is_text else parts  # texts in a row share a column
+    return element("div", *cells, class_="columns")
 
 
 @_block.register
