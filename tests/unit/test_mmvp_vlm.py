@@ -275,7 +275,7 @@ def test_the_json_holds_scores_intervals_and_pairs(root, tmp_path):
 
 def test_the_table_shows_every_pattern_and_the_average(root):
     lines = str(score(root, {0, 5, 100})).splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 11 and lines[0].startswith("MMVP-VLM (pooled) ")
     assert lines[1].split()[:5] == ["Orientation", "and", "Direction", "2/15", "13.3"]
     assert lines[-1].split()[:3] == ["average", "3/135", "2.2"]
 

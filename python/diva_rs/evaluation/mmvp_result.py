@@ -141,9 +141,10 @@ class MmvpVlmResult:
         )
 
     def __str__(self) -> str:
-        width = max(map(len, self.patterns))
+        title = f"MMVP-VLM ({self.embedding})"
+        width = max(map(len, [*self.patterns, title]))
         lines = [
-            f"{'MMVP-VLM':<{width}}  {'right':>7}      %   {self.confidence:.0%} interval",
+            f"{title:<{width}}  {'right':>7}      %   {self.confidence:.0%} interval",
             *(
                 f"{name:<{width}}  {right:>3}/{total:<3}  {100 * right / total:5.1f}   {_range(interval)}"
                 for (name, (right, total)), interval in zip(
