@@ -4,6 +4,7 @@
 between them, the reader that makes tensors of a batch, and the native step that joins them.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,13 @@ class Pieces:
         self.parameters = self.tower.named_parameters()
         self._clip = clip
         self.device, self.dtype = self._student_home()
+        if recipe.precision == "bf16" and not computes_bf16(self.device):
+            warnings.warn(
+                f'precision="bf16": this {self.device.type} device has no bfloat16 arithmetic and emulates '
+                'it, more slowly than "fp32"',
+                UserWarning,
+                stacklevel=3,
+            )
         self.teacher = Teacher.of(unet).to_precision(recipe.precision)
         self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
         self.projector.to(device=self.device, dtype=self.dtype)
@@ -161,6 +169,17 @@ class Pieces:
                 return tower.tokens(images)
 
         return tokens
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 numbers itself; others give the same results, but slowly.
+
+    >>> computes_bf16(torch.device("meta"))
+    True
+    """
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Module:

@@ -35,7 +35,7 @@ _SINUSOIDS = f"{_EMBEDDINGS}Timesteps"
 _TIME = f"{_EMBEDDINGS}TimestepEmbedding"
 _PATCHES = f"{_EMBEDDINGS}PatchEmbed"
 
-_ALLOWED = {
+ALLOWED = {
     *(_DIT, _BLOCK, _FEED_FORWARD, _GELU, _ADA_NORM, _COMBINED, _LABELS, _SINUSOIDS, _TIME, _PATCHES),
     *(ATTENTION, CONV, LINEAR, LAYER_NORM, SILU, DROPOUT, MODULE_LIST, f"{TORCH}sparse.Embedding"),
 }
@@ -74,7 +74,7 @@ def native_dit(module: nn.Module, label: str = "replace") -> "_native.DiTTransfo
     with warnings.catch_warnings():
         # diffusers warns of every look for an attribute that it finds in the configuration.
         warnings.simplefilter("ignore", FutureWarning)
-        check_modules(dit, _ALLOWED)
+        check_modules(dit, ALLOWED)
     config = dit_config(dit) | {"label": label}
     weights = dict(dit.named_parameters(remove_duplicate=False))
     check_weights(weights.items())

@@ -30,7 +30,7 @@ _BLOCKS = f"{MODELS}unets.unet_2d_blocks."
 _DOWN = f"{_BLOCKS}DownEncoderBlock2D"
 _MID = f"{_BLOCKS}UNetMidBlock2D"
 
-_ALLOWED = {
+ALLOWED = {
     *(_ENCODER, _DOWN, _MID, RESNET, DOWNSAMPLE, ATTENTION, CONV, LINEAR, GROUP_NORM, SILU, DROPOUT),
     MODULE_LIST,
 }
@@ -61,7 +61,7 @@ def native_vae(module: nn.Module) -> "_native.AutoencoderEncoder":
     weights: dict[str, Tensor] = {}
     for name, part in parts.items():
         if part is not None:
-            check_modules(part, _ALLOWED)
+            check_modules(part, ALLOWED)
             weights |= {f"{name}.{key}": p for key, p in part.named_parameters(remove_duplicate=False)}
             weights |= {f"{name}.{key}": b for key, b in part.named_buffers()}
     check_weights(weights.items())
