@@ -86,6 +86,10 @@ class Run:
         if self.watch is not None and self._stopped:
             self.watch.restore()
         result = self._result(interrupted)
+        if result.stopped is not None:
+            _log.warning(
+                "the guard ended the run after %d steps: %s", self.trainer.steps_done, result.stopped
+            )
         if self.folder is not None:
             result.save(self.folder.path)
         if interrupted:

@@ -281,7 +281,7 @@ def test_slips_are_explained(models, tmp_path):
         ConfigError, match=r"ends in '\.bin': a file that ends in \.safetensors or \.pt is needed"
     ):
         to_open_clip(vit, tmp_path / "clip.bin")
-    with pytest.raises(ConfigError, match=r"Linear is no full CLIP"):
+    with pytest.raises(ConfigError, match=r"Linear is no full CLIP: give the whole model"):
         to_transformers(torch.nn.Linear(2, 2), tmp_path / "tower")
     with pytest.raises(WeightsError, match=r"on the meta device and holds no values"):
         to_transformers(exports.model("vit").to("meta"), tmp_path / "tower")

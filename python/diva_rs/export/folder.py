@@ -40,7 +40,8 @@ def to_transformers(
     From a full model, ``CLIPModel`` or ``SiglipModel``, the vision classes load as well, which is how LLaVA
     takes its vision tower: ``CLIPVisionModel.from_pretrained(path)`` and
     ``CLIPImageProcessor.from_pretrained(path)``. The keys are those that releases from 4.28 to 5.x load
-    (seen with 4.28.1, 4.37.2, which LLaVA 1.5 asks for, 4.50.3 and 5.24.0).
+    (seen with 4.28.1, 4.37.2, which LLaVA 1.5 asks for, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and
+    where its towers differ in width from 4.50.3 on).
 
     Args:
         clip: an open_clip model over a ViT or a timm SigLIP, a ViT of OpenAI's `clip`, or a transformers CLIP

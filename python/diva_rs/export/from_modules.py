@@ -20,8 +20,8 @@ def read(model: nn.Module, state: dict[str, Tensor], vision_only: bool) -> Sourc
     visual: Any = getattr(model, "visual", None)
     if not isinstance(visual, nn.Module):
         raise ConfigError(
-            f"{type(model).__name__} is no full CLIP: exported are models of open_clip, transformers and "
-            "OpenAI's clip, as their libraries make them"
+            f"{type(model).__name__} is no full CLIP: give the whole model of open_clip, transformers or "
+            "OpenAI's clip (to_transformers(..., vision_only=True) leaves its text tower out)"
         )
     text = None
     if vision_only:
