@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz bench clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz bench example clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,10 @@ fuzz: $(NATIVE) ## nightly: twelve thousand damaged files, each a result or an e
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
 	$(BIN)/python benches/step.py
+
+example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
+	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \
+	cp $$folder/demo/report.html docs/example-report.html
 
 clean: ## forget the build and the environment
 	rm -rf target $(VENV) python/diva_rs/*.so

@@ -108,6 +108,7 @@ def test_numbers_that_json_cannot_hold_or_that_are_absurd(run):
     )
     content = json.loads((run / "report.json").read_text())
     content.update(seconds=-1, samples="many", steps=True, peak_memory_bytes=None, backend=[1], device=7)
+    content.update(cpus=int(huge), evaluation={"before": {"cosine": int(huge), "step": "x"}, "after": 3})
     (run / "report.json").write_text(json.dumps(content))
     page = parsed(report.write(run).read_text())
     assert "no finite loss" in page.text and "many" in page.text

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,3 +382,13 @@ def test_a_run_that_was_gone_on_with_tells_where(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"starts": [3, [], {"stop": 1}, None]}))
     trained = dict(cells(parsed(report.write(tmp_path).read_text()), "Models, images"))
     assert "Interrupted and gone on with at step" not in trained
+
+
+def test_the_example_in_the_docs_is_a_report_of_the_demo():
+    file = Path(__file__).parents[2] / "docs" / "example-report.html"
+    page = parsed(file.read_text())
+    assert file.stat().st_size < 1_000_000
+    assert page.one("h1").text == "Post-training report: demo"
+    assert [section.attributes["id"] for section in page.all("section")] == [*ANCHORS, "defaults"]
+    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "60 of 60"
+    assert "random weights" in page.one("header").text and page.one("section", id="probes").all("table")

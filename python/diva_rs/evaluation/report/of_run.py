@@ -6,7 +6,7 @@ from typing import Any
 
 from diva_rs.evaluation.report.blocks import Block, Columns, Figure, Key, Section, Table, Text
 from diva_rs.evaluation.report.curves import Curve, curves
-from diva_rs.evaluation.report.run import Run
+from diva_rs.evaluation.report.run import Run, number
 from diva_rs.evaluation.report.words import NOT_RECORDED, count, duration, figure
 
 _NAMES = {
@@ -63,7 +63,7 @@ def trained_section(run: Run) -> Section:
     trained = report.get("trained_parameters")
     rows = [("CLIP", _words(report.get("clip")))]
     if isinstance(trained, Mapping):
-        rows += [(f"Trained parameters, {name}", _words(number)) for name, number in trained.items()]
+        rows += [(f"Trained parameters, {name}", _words(size)) for name, size in trained.items()]
     rows += [(f"Teacher, {name}", value) for name, value in _teacher(report.get("teacher"))]
     rows.append(("Images", _words(report.get("data"))))
     state = f" ({state})" if (state := _state(run)) else ""
@@ -239,8 +239,8 @@ def _finite(values: list[float]) -> list[float]:
 
 
 def _positive(value: Any) -> float | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if number and value > 0 else None
+    found = number(value)
+    return found if math.isfinite(found) and found > 0 else None
 
 
 def _words(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from diva_rs.evaluation.report.blocks import Block, Columns, Figure, Section, Table, Text
 from diva_rs.evaluation.report.curves import Curve, curves
-from diva_rs.evaluation.report.run import Run
+from diva_rs.evaluation.report.run import Run, number
 from diva_rs.evaluation.report.words import figure
 
 _MOMENTS = {"before": "Before", "best": "Kept as best", "after": "Last"}
@@ -45,9 +45,9 @@ def _columns(charts: tuple[Figure, ...]) -> tuple[Columns, ...]:
 
 def _chart(run: Run, score: str, before: Mapping[str, Any], size: tuple[int, int]) -> Figure | None:
     points = [(step, value) for step, value in zip(*run.column(score), strict=True) if math.isfinite(value)]
-    start = before.get(score)
-    if isinstance(start, (int, float)) and math.isfinite(start):
-        points.insert(0, (float(before.get("step", 0)), float(start)))
+    start, step = number(before.get(score)), number(before.get("step", 0))
+    if math.isfinite(start) and math.isfinite(step):
+        points.insert(0, (step, start))
     if len(points) < 2:
         return None
     steps, values = map(list, zip(*points, strict=True))

@@ -123,15 +123,20 @@ def _history(folder: Path, notes: list[str]) -> tuple[Log, ...]:
 
 def _logs(rows: list[Any], where: str) -> tuple[Log, ...]:
     logs = []
-    for number, row in enumerate(rows):
-        values = {str(k): _number(v) for k, v in row.items()} if isinstance(row, Mapping) else {}
+    for n, row in enumerate(rows):
+        values = {str(k): number(v) for k, v in row.items()} if isinstance(row, Mapping) else {}
         if not math.isfinite(values.get("step", math.nan)):
-            raise DataError(f"{where}: entry {number} is no log of post_train: it has no number 'step'")
+            raise DataError(f"{where}: entry {n} is no log of post_train: it has no number 'step'")
         logs.append(values)
     return tuple(logs)
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A number of a JSON file as a float; NaN for whatever is none.
+
+    >>> number(3), number(True), number("3"), number(10**400)
+    (3.0, nan, nan, nan)
+    """
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
     try:
         return float(value) if plain else math.nan

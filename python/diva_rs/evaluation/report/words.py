@@ -15,9 +15,11 @@ def figure(value: Any, digits: int = 4) -> str:
     """
     if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
         return NOT_RECORDED if value is None else str(value)
+    if isinstance(value, int):
+        return minus(f"{value:,}")
     if not math.isfinite(value):
         return "not finite"
-    if isinstance(value, int) or abs(value) >= 10 ** (digits - 1) or value == 0:
+    if abs(value) >= 10 ** (digits - 1) or value == 0:
         return minus(f"{value:,.0f}")
     return minus(f"{value:#.{digits}g}")
 
