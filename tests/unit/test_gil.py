@@ -48,46 +48,46 @@ def test_another_thread_runs_during_the_native_parts_of_a_step():
 
 
 def test_another_thread_runs_during_the_whole_native_step():
-    """From images to updated weights in one call: a Python thread notes the clock in every quarter of it."""
+    """From images to updated weights in one call: a Python thread notes the clock in every quarter of it.
+
+    A busy machine may keep that thread waiting, so there are several goes; with the GIL held none would do.
+    """
     recipe = Recipe(backend="native", optimizer="adamw", latent="sample", draws=3)
     trainer = Trainer(small_clip(), small_teacher(), recipe)
     batch = torch.rand(96, 3, 64, 64)
     trainer.step(batch)
-    window = noted_window(trainer)
+    native, window = trainer.pieces.step, []
     ticks, stop = [], threading.Event()
+
+    class Watched:
+        def train(self, *arguments):
+            began = time.perf_counter()
+            losses = native.train(*arguments)
+            window[:] = began, time.perf_counter()
+            return losses
 
     def tick():
         while not stop.is_set():
             ticks.append(time.perf_counter())
             time.sleep(0.0005)
 
+    trainer.pieces.step = Watched()
     thread = threading.Thread(target=tick)
     thread.start()
     try:
-        trainer.step(batch)
+        assert any(ticked_in_every_quarter(trainer, batch, window, ticks) for _ in range(10))
     finally:
         stop.set()
         thread.join()
+
+
+def ticked_in_every_quarter(trainer: Trainer, batch: torch.Tensor, window: list, ticks: list) -> bool:
+    ticks.clear()
+    trainer.step(batch)
     began, ended = window
     assert ended - began > 0.04, "too short to tell"
     quarter = (ended - began) / 4
-    for part in range(4):
-        assert any(0 <= moment - began - part * quarter < quarter for moment in ticks), f"quarter {part + 1}"
-
-
-def noted_window(trainer: Trainer) -> list[float]:
-    """When the trainer's next native call began and ended; filled by that call."""
-    native, window = trainer.pieces.step, []
-
-    class Watched:
-        def train(self, *arguments):
-            window.append(time.perf_counter())
-            losses = native.train(*arguments)
-            window.append(time.perf_counter())
-            return losses
-
-    trainer.pieces.step = Watched()
-    return window
+    return all(any(0 <= moment - began - part * quarter < quarter for moment in ticks) for part in range(4))
 
 
 @pytest.mark.timeout(60)
