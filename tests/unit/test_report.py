@@ -303,7 +303,7 @@ def test_the_loss_curve_holds_every_log(bare):
     steps = [b - a for a, b in pairwise(xs)]
     assert max(steps) - min(steps) < 0.2  # evenly spaced logs
     assert list(ys) == sorted(ys)  # a falling loss: down the page
-    assert "The first 8 of 40 losses logged average 0.4965, the last 8 0.4645." in training.text
+    assert "Average of the first 8 of 40 losses logged: 0.4965; of the last 8: 0.4645." in training.text
     assert cells(bare[0], "The numbers of 40 logs")[1] == ["loss", "0.5000", "0.4610", "0.4610", "0.5000"]
 
 

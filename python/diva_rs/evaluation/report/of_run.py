@@ -224,7 +224,9 @@ def _course(losses: list[float]) -> str:
     early, late = map(figure, _ends(finite))
     if (logs := len(finite) // 5) < 2:
         return f"The first loss logged is {early}, the last {late}.{lost}"
-    means = f"The first {logs} of {len(finite)} losses logged average {early}, the last {logs} {late}."
+    means = (
+        f"Average of the first {logs} of {len(finite)} losses logged: {early}; of the last {logs}: {late}."
+    )
     return means + lost
 
 
