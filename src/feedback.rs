@@ -5,16 +5,56 @@
 
 use tch::{no_grad_guard, Kind, Tensor};
 
-use crate::condition::{embed, Bridge, BridgeGrads, Recap};
+use crate::condition::{embed, Bridge, BridgeGrads, Recap, TextJoin};
+use crate::denoiser::pull::pull;
 use crate::error::{DivaError, Result};
-use crate::schedule::Schedule;
+use crate::schedule::{Noised, Schedule};
 
 /// The teacher: a frozen diffusion model behind cut 2.
 pub trait Denoiser: Send {
     /// Prediction (B, ...) for `noisy` (B, ...) at the model's own `timesteps` (B,) under `condition` (B, S, C),
     /// differentiable with respect to the condition.
     fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor>;
+
+    /// What the model computes of text positions (1 | B, L, C) that are the same in every draw, outside any graph.
+    /// `None`: nothing that could be computed apart from the rest of the condition.
+    fn read(&self, _text: &Tensor) -> Result<Option<KeysValues>> {
+        Ok(None)
+    }
+
+    /// [`Self::predict`] under `condition` with the positions of `text` behind it; `text` as `read` gave it.
+    fn predict_with(
+        &self,
+        noisy: &Tensor,
+        timesteps: &Tensor,
+        condition: &Tensor,
+        text: Option<&KeysValues>,
+    ) -> Result<Tensor> {
+        match text {
+            None => self.predict(noisy, timesteps, condition),
+            Some(_) => Err(DivaError::config("Denoiser", "this denoiser reads no text apart")),
+        }
+    }
+
+    /// The gradient at `condition` of a scalar of the prediction, for denoisers that compute their blocks again in the
+    /// backward pass instead of keeping every activation. `None`: autograd is to find it through `predict_with`.
+    fn gradient(
+        &self,
+        _noisy: &Tensor,
+        _timesteps: &Tensor,
+        _condition: &Tensor,
+        _text: Option<&KeysValues>,
+        _judge: Judge,
+    ) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
 }
+
+/// The gradient of the scalar at the prediction.
+pub type Judge<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
+
+/// Keys and values (1 | B, L, W) of a text, by cross-attention.
+pub struct KeysValues(pub Vec<(Tensor, Tensor)>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
@@ -158,6 +198,9 @@ impl Teaching<'_> {
         let together = self.objective.denoiser_batch.map_or(1, |most| (most as i64 / batch).max(1));
         let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
         let learns = self.bridge.recap != Recap::Text;
+        let text = if learns { self.text(targets)? } else { None };
+        let behind = if text.is_some() { targets.text.size3()?.1 } else { 0 };
+        let positions = condition.size4()?.2 - behind;
         let mut total: Option<Tensor> = None;
         let mut gradients: Vec<Tensor> = Vec::new();
         let mut start = 0;
@@ -165,15 +208,11 @@ impl Teaching<'_> {
             let draws = weights.len() as i64;
             let part =
                 if shared { condition.shallow_clone() } else { condition.f_narrow(1, start, draws)? };
-            let leaf = part.f_detach()?.f_set_requires_grad(learns)?; // (B, n | 1, S, C)
-            let loss = {
-                let _no_grad = (!learns).then(no_grad_guard);
-                self.loss_of(&leaf, targets, start, weights)?.f_mul_scalar(1.0 / samples as f64)?
-            };
-            if learns {
-                gradients.append(&mut Tensor::f_run_backward(&[&loss], &[&leaf], false, false)?);
-            }
-            let loss = loss.f_detach()?;
+            // What is learned alone asks for a gradient: (B, n | 1, S, C)
+            let leaf = part.f_narrow(2, 0, positions)?.f_detach()?.f_set_requires_grad(learns)?;
+            let batch = Batch { targets, start, weights, samples, text: text.as_ref() };
+            let (loss, gradient) = self.taught(&leaf, &batch)?;
+            gradients.extend(gradient);
             total = Some(match total {
                 Some(sum) => sum.f_add(&loss)?,
                 None => loss,
@@ -189,50 +228,112 @@ impl Teaching<'_> {
         } else {
             Tensor::f_cat(&gradients, 1)?
         };
-        Ok((total, gradient))
+        if behind == 0 {
+            return Ok((total, gradient));
+        }
+        Ok((total, gradient.f_constant_pad_nd([0, 0, 0, behind])?)) // the text learns nothing
     }
 
-    /// Weighted loss of the draws from `start`, summed over the samples: one pass of the denoiser over n * B images,
-    /// draw by draw. `condition` is (B, n | 1, S, C).
-    fn loss_of(&self, condition: &Tensor, targets: &Targets, start: i64, weights: &[f64]) -> Result<Tensor> {
-        let draws = weights.len() as i64;
-        let side_by_side = |tensor: &Tensor| tensor.f_transpose(0, 1)?.f_flatten(0, 1); // (B, n, ...) -> (n * B, ...)
-        let mut wide = targets.latents.size();
-        wide.insert(1, draws);
-        let latents = side_by_side(&targets.latents.f_unsqueeze(1)?.f_expand(&wide, false)?)?;
-        let noise = side_by_side(&targets.noise.f_narrow(1, start, draws)?)?;
-        let timesteps = side_by_side(&targets.timesteps.f_narrow(1, start, draws)?)?;
-        let noised = self.schedule.add_noise(&latents, &noise, &timesteps)?;
+    /// The text behind the visual positions, read once for all draws, where the denoiser can do so.
+    fn text(&self, targets: &Targets) -> Result<Option<KeysValues>> {
+        if self.bridge.join != TextJoin::Concat {
+            return Ok(None);
+        }
+        self.denoiser.read(&targets.text)
+    }
+
+    /// The loss of a batch of draws, and its gradient at their `condition` (B, n | 1, S, C) where that learns.
+    fn taught(&self, condition: &Tensor, batch: &Batch) -> Result<(Tensor, Option<Tensor>)> {
+        let noised = self.noised(batch)?;
         let mut shape = condition.size();
         if let Some(count) = shape.get_mut(1) {
-            *count = draws;
+            *count = batch.weights.len() as i64;
         }
-        let condition = side_by_side(&condition.f_expand(&shape, false)?)?;
-        let prediction = self.denoiser.predict(&noised.noisy, &noised.model_timesteps, &condition)?;
-        if condition.requires_grad() && !prediction.requires_grad() {
+        let wide = side_by_side(&condition.f_expand(&shape, false)?)?;
+        let (noisy, timesteps) = (&noised.noisy, &noised.model_timesteps);
+        if !condition.requires_grad() {
+            let _no_grad = no_grad_guard();
+            let prediction = self.denoiser.predict_with(noisy, timesteps, &wide, batch.text)?;
+            return Ok((self.loss_of(&prediction, &noised.target, batch)?, None));
+        }
+        let mut loss = None;
+        let mut judge = |prediction: &Tensor| {
+            let prediction = prediction.f_detach()?.f_set_requires_grad(true)?;
+            let found = self.loss_of(&prediction, &noised.target, batch)?;
+            let mut gradient = Tensor::f_run_backward(&[&found], &[&prediction], false, false)?;
+            loss = Some(found.f_detach()?);
+            Ok(gradient.swap_remove(0))
+        };
+        let detached = wide.f_detach()?;
+        if let Some(gradient) = self.denoiser.gradient(noisy, timesteps, &detached, batch.text, &mut judge)? {
+            let gradient = pull(&wide, &gradient, &[condition])?.swap_remove(0);
+            let loss = loss.ok_or_else(|| DivaError::config("feedback", "the prediction was not judged"))?;
+            return Ok((loss, Some(gradient)));
+        }
+        let prediction = self.denoiser.predict_with(noisy, timesteps, &wide, batch.text)?;
+        if !prediction.requires_grad() {
             return Err(DivaError::config(
                 "feedback",
                 "the denoiser's prediction does not depend on the condition: a model without conditioning has nothing to teach",
             ));
         }
-        let mut per_sample = self.objective.loss.per_sample(&prediction, &noised.target)?;
+        let loss = self.loss_of(&prediction, &noised.target, batch)?;
+        let mut gradient = Tensor::f_run_backward(&[&loss], &[condition], false, false)?;
+        Ok((loss.f_detach()?, Some(gradient.swap_remove(0))))
+    }
+
+    /// What a batch of draws denoises: n * B images, draw by draw.
+    fn noised(&self, batch: &Batch) -> Result<Noised> {
+        let (targets, draws) = (batch.targets, batch.weights.len() as i64);
+        let mut wide = targets.latents.size();
+        wide.insert(1, draws);
+        let latents = side_by_side(&targets.latents.f_unsqueeze(1)?.f_expand(&wide, false)?)?;
+        let noise = side_by_side(&targets.noise.f_narrow(1, batch.start, draws)?)?;
+        self.schedule.add_noise(&latents, &noise, &batch.timesteps()?)
+    }
+
+    /// The loss (0-dim) of n * B predictions: weighted by draw, summed over the samples with weight 1 / `samples`.
+    fn loss_of(&self, prediction: &Tensor, target: &Tensor, batch: &Batch) -> Result<Tensor> {
+        let mut per_sample = self.objective.loss.per_sample(prediction, target)?;
         if let Some(gamma) = self.objective.min_snr {
-            per_sample = per_sample.f_mul(&self.schedule.weights(&timesteps, gamma, &per_sample)?)?;
+            let weights = self.schedule.weights(&batch.timesteps()?, gamma, &per_sample)?;
+            per_sample = per_sample.f_mul(&weights)?;
         }
-        let batch = per_sample.size1()? / draws;
+        let each = per_sample.size1()? / batch.weights.len() as i64;
         let mut total: Option<Tensor> = None;
-        for (draw, &weight) in (0..).zip(weights) {
-            let loss = per_sample
-                .f_narrow(0, draw * batch, batch)?
-                .f_sum(per_sample.kind())?
-                .f_mul_scalar(weight)?;
+        for (draw, &weight) in (0..).zip(batch.weights) {
+            let loss =
+                per_sample.f_narrow(0, draw * each, each)?.f_sum(per_sample.kind())?.f_mul_scalar(weight)?;
             total = Some(match total {
                 Some(sum) => sum.f_add(&loss)?,
                 None => loss,
             });
         }
-        total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))
+        let total =
+            total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
+        Ok(total.f_mul_scalar(1.0 / batch.samples as f64)?)
     }
+}
+
+/// The draws that go through the denoiser together, from `start`, one of `weights` each.
+struct Batch<'a> {
+    targets: &'a Targets,
+    start: i64,
+    weights: &'a [f64],
+    samples: i64,
+    text: Option<&'a KeysValues>,
+}
+
+impl Batch<'_> {
+    /// (n * B,)
+    fn timesteps(&self) -> Result<Tensor> {
+        side_by_side(&self.targets.timesteps.f_narrow(1, self.start, self.weights.len() as i64)?)
+    }
+}
+
+/// (B, n, ...) -> (n * B, ...), draw by draw.
+fn side_by_side(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.f_transpose(0, 1)?.f_flatten(0, 1)?)
 }
 
 /// Adds the gradient of the anchor, `weight * sum(1 - cos(embedding, original))`, to the gradients at hand.

@@ -36,6 +36,11 @@ impl Sinusoids {
         Ok(Sinusoids { frequencies: exponent.f_exp()?, width, flip_sin_to_cos })
     }
 
+    /// A tensor where the network's are, for moving others there.
+    pub fn place(&self) -> &Tensor {
+        &self.frequencies
+    }
+
     /// (N,) of any dtype -> (N, width), always float32.
     pub fn forward(&self, values: &Tensor) -> Result<Tensor> {
         let values = values.f_to_kind(Kind::Float)?.f_to_other(&self.frequencies, false, false)?;

@@ -1,7 +1,7 @@
 //! Layers whose bias is known to be there, or known not to be: in a denoiser the architecture decides that, so a bias
 //! that a checkpoint lacks is a missing key and not a layer without bias.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::nn::{Conv2d, LayerNorm, Linear, Path};
@@ -32,6 +32,20 @@ pub fn conv(path: &Path, channels: (i64, i64), kernel: i64, stride: i64, padding
 pub fn layer_norm(path: &Path, width: i64, eps: f64) -> Result<LayerNorm> {
     let (weight, bias) = (path.get("weight", &[width])?, path.get("bias", &[width])?);
     Ok(LayerNorm { weight: Some(weight), bias: Some(bias), width, eps })
+}
+
+/// `x` in the dtype of `weight`, for a matrix product in that dtype. The sums between the products of a bf16 network are
+/// float32 ([`stream_of`]): each rounding to bf16 costs 2e-3, and a UNet would make a hundred of them one after the other.
+pub fn narrowed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    Ok(x.f_to_kind(weight.f_kind()?)?)
+}
+
+/// The dtype of a network's sums, norms and small products, whose weights have dtype `weights`.
+pub fn stream_of(weights: Kind) -> Kind {
+    match weights {
+        Kind::BFloat16 | Kind::Half => Kind::Float,
+        wide => wide,
+    }
 }
 
 /// `norm` in the dtype of `x`. libtorch's kernel computes in float32 inside; a float32 copy of `x` would only be kept

@@ -8,6 +8,7 @@ use pyo3_tch::PyTensor;
 
 use super::enter::enter;
 use super::fields::{tensors, Fields};
+use super::unet::gradient;
 use crate::denoiser::dit::config::{Config, Label, OP};
 use crate::denoiser::dit::DiTTransformer2D;
 use crate::feedback::Denoiser;
@@ -54,6 +55,22 @@ impl PyDiTTransformer2D {
         let (core, noisy, timesteps, condition) = (self.core(), noisy.0, timesteps.0, condition.0);
         enter(py, move || core.predict(&noisy, &timesteps, &condition)).map(PyTensor)
     }
+
+    /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
+    /// configuration says so.
+    fn gradient(
+        &self,
+        py: Python<'_>,
+        noisy: PyTensor,
+        timesteps: PyTensor,
+        condition: PyTensor,
+        at_prediction: PyTensor,
+    ) -> PyResult<(PyTensor, PyTensor)> {
+        let (core, at_prediction) = (self.core(), at_prediction.0);
+        let (noisy, timesteps, condition) = (noisy.0, timesteps.0, condition.0);
+        enter(py, move || gradient(core.as_ref(), (&noisy, &timesteps, &condition, None), &at_prediction))
+            .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
+    }
 }
 
 fn read(fields: &mut Fields) -> PyResult<Config> {
@@ -76,6 +93,7 @@ fn read(fields: &mut Fields) -> PyResult<Config> {
         label: fields.parse("label", Label::parse)?,
         num_classes: fields.get("num_classes")?,
         label_rows: fields.get("label_rows")?,
+        checkpoint: fields.get("checkpoint")?,
     })
 }
 

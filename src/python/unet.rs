@@ -5,16 +5,18 @@ use std::sync::{Arc, Mutex};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3_tch::PyTensor;
+use tch::Tensor;
 
 use super::enter::{enter, raise};
 use super::fields::{tensors, Fields};
+use crate::denoiser::pull::{leaf, pull};
 use crate::denoiser::unet_2d_condition::config::{
     Block, BlockType, ClassEmbed, Config, TextTime, TimeScaleShift,
 };
 use crate::denoiser::unet_2d_condition::entry::Fixed;
 use crate::denoiser::unet_2d_condition::UNet2DCondition;
 use crate::error::{DivaError, Result};
-use crate::feedback::Denoiser;
+use crate::feedback::{Denoiser, KeysValues};
 
 const OP: &str = "UNet2DCondition";
 
@@ -56,16 +58,82 @@ impl PyUNet2DCondition {
     }
 
     /// Prediction (B, C, h, w) for `noisy` (B, C, h, w), `timesteps` (B,) and `condition` (B, S, `condition_width`).
+    /// `text` (1 | B, L, `condition_width`): positions behind those of the condition, without a gradient.
+    #[pyo3(signature = (noisy, timesteps, condition, text=None))]
     fn predict(
         &self,
         py: Python<'_>,
         noisy: PyTensor,
         timesteps: PyTensor,
         condition: PyTensor,
+        text: Option<PyTensor>,
     ) -> PyResult<PyTensor> {
         let (core, noisy, timesteps, condition) = (self.core(), noisy.0, timesteps.0, condition.0);
-        enter(py, move || core.predict(&noisy, &timesteps, &condition)).map(PyTensor)
+        let text = text.map(|text| text.0);
+        enter(py, move || {
+            let text = kept(core.as_ref(), text)?;
+            core.predict_with(&noisy, &timesteps, &condition, text.as_ref())
+        })
+        .map(PyTensor)
     }
+
+    /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
+    /// configuration says so.
+    #[pyo3(signature = (noisy, timesteps, condition, at_prediction, text=None))]
+    fn gradient(
+        &self,
+        py: Python<'_>,
+        noisy: PyTensor,
+        timesteps: PyTensor,
+        condition: PyTensor,
+        at_prediction: PyTensor,
+        text: Option<PyTensor>,
+    ) -> PyResult<(PyTensor, PyTensor)> {
+        let (core, at_prediction) = (self.core(), at_prediction.0);
+        let (noisy, timesteps, condition) = (noisy.0, timesteps.0, condition.0);
+        let text = text.map(|text| text.0);
+        enter(py, move || {
+            let text = kept(core.as_ref(), text)?;
+            let parts = (&noisy, &timesteps, &condition, text.as_ref());
+            gradient(core.as_ref(), parts, &at_prediction)
+        })
+        .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
+    }
+}
+
+fn kept(network: &dyn Denoiser, text: Option<Tensor>) -> Result<Option<KeysValues>> {
+    match text {
+        None => Ok(None),
+        Some(text) => match network.read(&text)? {
+            None => Err(DivaError::config(OP, "this network reads no text apart from its condition")),
+            kept => Ok(kept),
+        },
+    }
+}
+
+type Parts<'a> = (&'a Tensor, &'a Tensor, &'a Tensor, Option<&'a KeysValues>);
+
+/// (prediction, the gradient at the condition), given the gradient at the prediction.
+pub(super) fn gradient(
+    network: &dyn Denoiser,
+    (noisy, timesteps, condition, text): Parts,
+    at_prediction: &Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let mut seen = None;
+    let mut judge = |prediction: &Tensor| {
+        seen = Some(prediction.f_detach()?);
+        Ok(at_prediction.shallow_clone())
+    };
+    if let Some(gradient) = network.gradient(noisy, timesteps, condition, text, &mut judge)? {
+        return match seen {
+            Some(prediction) => Ok((prediction, gradient)),
+            None => Err(DivaError::config(OP, "the prediction was not judged")),
+        };
+    }
+    let source = leaf(condition)?;
+    let prediction = network.predict_with(noisy, timesteps, &source, text)?;
+    let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
+    Ok((prediction.f_detach()?, gradient))
 }
 
 /// (diffusers' block type, transformer layers beside each ResNet, heads)
@@ -106,6 +174,7 @@ fn read(fields: &mut Fields) -> PyResult<Config> {
             pixels_per_latent,
         }),
         projection_class_embeddings_input_dim: fields.get("projection_class_embeddings_input_dim")?,
+        checkpoint: fields.get("checkpoint")?,
     })
 }
 

@@ -70,7 +70,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
 class Case:
     """A UNet with noise in every weight, the native one beside it, and inputs for both."""
 
-    def __init__(self, name: str, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, name: str, dtype: torch.dtype = torch.float64, checkpoint: bool = False) -> None:
         kind, changes, self.size = VARIANTS[name]
         # Drawn in float32 first, so that a variant has the same weights in every dtype.
         self.unet: Any = stirred(tiny_unet(kind, **changes)).to(dtype).eval()
@@ -87,7 +87,8 @@ class Case:
         if self.unet.config.addition_embed_type is not None:
             self.added = AddedCondition(self.unet.config, self.given, lambda: 8)
         classes = self.unet.config.class_embed_type is not None
-        self.native = native_unet(self.unet, text=self.text if classes else None, added=self.added)
+        text = self.text if classes else None
+        self.native = native_unet(self.unet, text, self.added, checkpoint)
         self.channels = self.unet.config.in_channels
         self.noisy = torch.randn(2, self.channels, *self.size).to(dtype)
         self.timesteps = torch.tensor([3, 981])

@@ -33,7 +33,7 @@ def test_inputs_that_do_not_fit_are_named() -> None:
 
 def parts(name: str = "sd1") -> tuple[dict[str, Any], dict[str, Tensor]]:
     unet = Case(name).unet
-    return unet_config(unet) | {"text_time": None}, dict(unet.state_dict())
+    return unet_config(unet) | {"text_time": None, "checkpoint": False}, dict(unet.state_dict())
 
 
 def test_keys_are_strict_in_both_directions() -> None:

@@ -17,9 +17,19 @@ RECIPES = {
         "optimizer": "adamw",
         "lr": 1e-3,
         "gradient_checkpointing": True,
+        "denoiser_checkpointing": True,
         "projector_warmup": 2,
     },
     "sgd": {"lr": 1e-2, "momentum": 0.9, "text": "concat", "condition": "all"},
+    "text-behind": {
+        "lr": 1e-2,
+        "text": "concat",
+        "choose": 3,
+        "micro_batch": 3,
+        "draws": 3,
+        "denoiser_batch": 6,
+        "denoiser_checkpointing": True,
+    },
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from builders.diffusion import TEXT_WIDTH, UNETS, tiny_unet
 from builders.unets import VARIANTS, Case, error, stirred
 from diva_rs.diffusion.sdxl import AddedCondition
+from diva_rs.errors import ConfigError
 from diva_rs.native.inspect import NotNative
 from diva_rs.native.unet import native_unet
 
@@ -33,10 +34,55 @@ def test_bf16_is_as_near_to_float32_as_that_of_diffusers(name: str) -> None:
     exact = case.both(case.theirs)
     ours, theirs = half.both(half.ours), half.both(half.theirs)
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
-        assert mine.dtype == torch.bfloat16
         assert error(mine, reference) <= 1.5 * error(other, reference)
-    # No absolute bound on the gradient: that of diffusers itself is up to 4e-2 off in such small networks.
+    # No absolute bound on the gradient, which in such small networks is ill-conditioned: rounding the weights
+    # alone costs up to 2.3e-2. At the published sizes there is one.
     assert error(ours[0], exact[0]) <= 2e-2
+    assert ours[0].dtype == torch.float32  # not rounded again after the last sum
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_checkpointing_leaves_prediction_and_gradient_as_they_are(name: str) -> None:
+    plain, again = Case(name), Case(name, checkpoint=True)
+    expected = plain.both(plain.ours)
+    inputs = (again.noisy, again.timesteps, again.condition, again.weight)
+    for mine, reference in zip(again.native.gradient(*inputs), expected, strict=True):
+        assert error(mine, reference) <= 1e-12
+    for mine, reference in zip(plain.native.gradient(*inputs), expected, strict=True):
+        assert torch.equal(mine, reference)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["graph", "checkpointing"])
+@pytest.mark.parametrize("per_sample", [False, True], ids=["one-text", "texts"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl-depths", "no-mid-block"])
+def test_text_behind_the_condition_is_read_apart(name: str, per_sample: bool, checkpoint: bool) -> None:
+    case = Case(name, checkpoint=checkpoint)
+    text = torch.randn(2 if per_sample else 1, 3, case.condition.shape[-1], dtype=torch.float64)
+    whole = torch.cat([case.condition, text.expand(2, -1, -1)], 1).requires_grad_()
+    expected = case.theirs(whole)
+    (expected * case.weight).sum().backward()
+    expected = expected.detach()
+    found = case.native.predict(case.noisy, case.timesteps, case.condition, text)
+    assert error(found, expected) <= 1e-10
+    found, gradient = case.native.gradient(case.noisy, case.timesteps, case.condition, case.weight, text)
+    assert whole.grad is not None
+    assert error(found, expected) <= 1e-10
+    assert error(gradient, whole.grad[:, : case.condition.shape[1]]) <= 1e-10
+
+
+def test_several_draws_of_a_sample_see_its_own_text() -> None:
+    case = Case("sd1")
+    text = torch.randn(2, 3, TEXT_WIDTH, dtype=torch.float64)
+    twice = [part.repeat(2, *[1] * (part.dim() - 1)) for part in (case.noisy, case.timesteps, case.condition)]
+    found = case.native.predict(*twice, text)
+    once = case.native.predict(case.noisy, case.timesteps, case.condition, text)
+    assert error(found, once.repeat(2, 1, 1, 1)) <= 1e-12
+
+
+def test_a_text_that_stands_nowhere_is_refused() -> None:
+    case = Case("unclip")
+    with pytest.raises(ConfigError, match="reads no text apart"):
+        case.native.predict(case.noisy, case.timesteps, case.condition, case.text)
 
 
 def test_every_kind_of_unet_is_native_or_says_why_not() -> None:
@@ -104,9 +150,60 @@ def test_nothing_is_saved_before_the_first_cross_attention() -> None:
 
 def test_inputs_of_other_dtypes_are_cast_inside_the_graph() -> None:
     case = Case("sd1", torch.bfloat16)
-    condition = case.condition.float().requires_grad_()
+    condition = case.condition.double().requires_grad_()
     prediction = case.native.predict(case.noisy.double(), case.timesteps.double(), condition)
-    assert prediction.dtype == torch.bfloat16
+    assert prediction.dtype == torch.float32
     torch.testing.assert_close(prediction, case.ours(case.condition), rtol=0, atol=0)
-    prediction.float().sum().backward()
-    assert condition.grad is not None and condition.grad.dtype == torch.float32 and condition.grad.any()
+    prediction.sum().backward()
+    assert condition.grad is not None and condition.grad.dtype == torch.float64 and condition.grad.any()
+
+
+def test_a_pass_keeps_nothing_of_a_text_that_was_read_apart() -> None:
+    """No gradient is kept for its keys and values: only the concatenation with those of the condition."""
+    case = Case("sd1")
+    text = torch.randn(1, 50, TEXT_WIDTH, dtype=torch.float64)
+    case.native.predict(case.noisy, case.timesteps, case.condition.requires_grad_(), text).sum().backward()
+    shapes = saved(lambda c: case.native.predict(case.noisy, case.timesteps, c, text), case.condition)
+    assert not any(TEXT_WIDTH in shape and 50 in shape for shape in shapes)
+    assert text.grad is None
+
+
+def test_checkpointing_keeps_the_inputs_of_the_units_alone() -> None:
+    """What autograd keeps of one unit is less than a tenth of what it keeps of the whole network."""
+    changes = {"layers_per_block": 4, "down_block_types": ("CrossAttnDownBlock2D",) * 2}
+    changes["up_block_types"] = ("CrossAttnUpBlock2D",) * 2
+    unet = stirred(tiny_unet("sd1", **changes)).eval()
+    noisy, timesteps = torch.randn(1, 4, 16, 16), torch.tensor([500])
+    condition, gradient = torch.randn(1, 5, TEXT_WIDTH), torch.randn(1, 4, 16, 16)
+    most = {}
+    for checkpoint in (False, True):
+        native = native_unet(unet, checkpoint=checkpoint)
+        held = Held()
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, held.unpack):
+            native.gradient(noisy, timesteps, condition, gradient)
+        assert held.most > 0 and held.now == 0
+        most[checkpoint] = held.most
+    assert 10 * most[True] < most[False], most
+
+
+class Held:
+    """Counts the elements that autograd holds for backward passes, now and at most."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def pack(self, tensor: Tensor) -> "Part":
+        return Part(self, tensor)
+
+    def unpack(self, part: "Part") -> Tensor:
+        return part.tensor
+
+
+class Part:
+    def __init__(self, held: Held, tensor: Tensor) -> None:
+        self.held, self.tensor = held, tensor
+        held.now += tensor.numel()
+        held.most = max(held.most, held.now)
+
+    def __del__(self) -> None:
+        self.held.now -= self.tensor.numel()

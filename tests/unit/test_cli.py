@@ -165,14 +165,17 @@ def test_every_recipe_field_is_a_flag():
         "keep": ("3", 3),
     }
     flags = [part for name, (text, _) in values.items() for part in ("--" + name.replace("_", "-"), text)]
-    _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing"])
+    _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing", "--denoiser-checkpointing"])
     expected = {name: value for name, (_, value) in values.items()}
-    assert recipe == Recipe(**expected, antialias=False, gradient_checkpointing=True)
+    assert recipe == Recipe(
+        **expected, antialias=False, gradient_checkpointing=True, denoiser_checkpointing=True
+    )
     _, other = parsed(["--choose", "9", "--replacement"])
     assert other == Recipe(choose=9, replacement=True)
     _, coins = parsed(["--density", "0.25", "--bernoulli"])
     assert coins == Recipe(density=0.25, bernoulli=True)
-    shown = {*values, "antialias", "gradient_checkpointing", "choose", "replacement", "density", "bernoulli"}
+    shown = {*values, "antialias", "gradient_checkpointing", "denoiser_checkpointing"}
+    shown |= {"choose", "replacement", "density", "bernoulli"}
     assert shown == {field.name for field in dataclasses.fields(Recipe)}
 
 

@@ -26,8 +26,11 @@ class Conditioning(ABC):
         """Raw output (B, C or 2C, h, w); the inputs are on the model's device and in its dtype."""
 
     @abstractmethod
-    def native(self) -> Any:
-        """The native network that computes what the model does, or NotNative with the reason."""
+    def native(self, checkpoint: bool, exact: nn.Module | None) -> Any:
+        """The native network that computes what the model does, or NotNative with the reason.
+
+        ``exact`` is the model before it was rounded to bf16, if it was.
+        """
 
 
 def conditioning_of(
@@ -89,10 +92,10 @@ class _Cross(Conditioning):
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         return self.call(noisy, timesteps, condition, None)
 
-    def native(self) -> Any:
+    def native(self, checkpoint: bool, exact: nn.Module | None) -> Any:
         from diva_rs.native.unet import native_unet
 
-        return native_unet(self.unet, added=self.added)
+        return native_unet(self.unet, None, self.added, checkpoint, exact)
 
     def call(self, noisy: Tensor, timesteps: Tensor, hidden: Tensor, class_labels: Tensor | None) -> Tensor:
         output: Tensor = self.unet(
@@ -125,12 +128,12 @@ class _ClassProjection(Conditioning):
         hidden = self.hidden.expand(len(noisy), -1, -1)
         return self.cross.call(noisy, timesteps, hidden, condition.mean(dim=1))
 
-    def native(self) -> Any:
+    def native(self, checkpoint: bool, exact: nn.Module | None) -> Any:
         from diva_rs.native.unet import native_unet
 
         weight = next(self.cross.unet.parameters())
         text = moved(self.text(self.cross.width), weight.device, weight.dtype)
-        return native_unet(self.cross.unet, text=text, added=self.cross.added)
+        return native_unet(self.cross.unet, text, self.cross.added, checkpoint, exact)
 
 
 class _Label(Conditioning):
@@ -164,10 +167,10 @@ class _Label(Conditioning):
         output: Tensor = self.view(noisy, timesteps, class_labels=label, return_dict=False)[0]
         return output
 
-    def native(self) -> Any:
+    def native(self, checkpoint: bool, exact: nn.Module | None) -> Any:
         from diva_rs.native.dit import native_dit
 
-        return native_dit(self.dit, self.label)
+        return native_dit(self.dit, self.label, checkpoint)
 
 
 class _Given(nn.Module):

@@ -164,8 +164,12 @@ class Teacher:
             )
         return moved(prediction[:, : self._channels], noisy.device, noisy.dtype)
 
-    def native(self) -> Any:
+    def native(self, checkpoint: bool = False) -> Any:
         """The native network that predicts what `denoise` does, on the same weights.
+
+        Args:
+            checkpoint: whether a step should compute each of its blocks again in the backward pass instead of
+                keeping its activations.
 
         Raises:
             NotNative (`diva_rs.native`): the model is not one that a native network computes exactly.
@@ -174,7 +178,10 @@ class Teacher:
         'UNet2DCondition'
         """
         freeze(self.unet)
-        return self._conditioning.native()
+        given: nn.Module = self._parts.denoiser
+        device, dtype = home(given, "the denoiser")
+        rounded = self.dtype == torch.bfloat16 and dtype == torch.float32 and device == self.device
+        return self._conditioning.native(checkpoint, given if rounded else None)
 
     def native_encoder(self) -> Any:
         """The native encoder that gives what `encode` does (the posterior's mean), on the VAE's weights.

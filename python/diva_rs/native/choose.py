@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -54,7 +55,8 @@ def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
     >>> choose_denoiser(teacher, Recipe()).backend
     'native'
     """
-    return _choose("the denoiser", recipe, teacher.unet, teacher.denoise, teacher.native)
+    build = partial(teacher.native, recipe.denoiser_checkpointing)
+    return _choose("the denoiser", recipe, teacher.unet, teacher.denoise, build)
 
 
 class Encoder:

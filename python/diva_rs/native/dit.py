@@ -41,7 +41,9 @@ ALLOWED = {
 }
 
 
-def native_dit(module: nn.Module, label: str = "replace") -> "_native.DiTTransformer2D":
+def native_dit(
+    module: nn.Module, label: str = "replace", checkpoint: bool = False
+) -> "_native.DiTTransformer2D":
     """The native network that computes exactly what `module` does under a condition in its label's place.
 
     The weights share their storage and are never asked for a gradient, whatever the module's
@@ -52,6 +54,7 @@ def native_dit(module: nn.Module, label: str = "replace") -> "_native.DiTTransfo
         module: a diffusers ``DiTTransformer2DModel`` in eval mode.
         label: whether the condition is to "replace" each block's label embedding, or to "join" that of "no
             class".
+        checkpoint: whether a step should run each block twice instead of keeping its activations.
 
     Raises:
         NotNative: anything about the module that the native network does not compute.
@@ -75,7 +78,7 @@ def native_dit(module: nn.Module, label: str = "replace") -> "_native.DiTTransfo
         # diffusers warns of every look for an attribute that it finds in the configuration.
         warnings.simplefilter("ignore", FutureWarning)
         check_modules(dit, ALLOWED)
-    config = dit_config(dit) | {"label": label}
+    config = dit_config(dit) | {"label": label, "checkpoint": checkpoint}
     weights = dict(dit.named_parameters(remove_duplicate=False))
     check_weights(weights.items())
     # The positions are a buffer that diffusers leaves in float32 when it loads the weights in another dtype.

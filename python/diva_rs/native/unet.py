@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
 
 def native_unet(
-    module: nn.Module, text: Tensor | None = None, added: "AddedCondition | None" = None
+    module: nn.Module,
+    text: Tensor | None = None,
+    added: "AddedCondition | None" = None,
+    checkpoint: bool = False,
+    exact: nn.Module | None = None,
 ) -> "_native.UNet2DCondition":
     """The native network that computes exactly what `module` does, on the module's own weights.
 
     The weights share their storage and are never asked for a gradient, whatever the module's
     ``requires_grad`` says. Predictions have `module`'s dtype, the device of the noisy latents, and no learned
-    variance.
+    variance. With bf16 weights the matrix products run in bf16 and the sums between them in float32, which is
+    then the predictions' dtype.
 
     Args:
         module: a diffusers ``UNet2DConditionModel``.
         text: what the cross-attention reads (1, L, D), for models whose condition enters as a class embedding
             (Stable unCLIP).
         added: SDXL's pooled text and sizes, for models that take them.
+        checkpoint: whether a step should run each unit twice instead of keeping its activations.
+        exact: what `module` was before it was rounded to bf16. Its norms, embeddings of the timestep, first
+            and last convolution are taken unrounded: they cost next to nothing and a quarter of the error.
 
     Raises:
         NotNative: anything about the module that the native network does not compute.
@@ -50,7 +58,10 @@ def native_unet(
         check_modules(unet, ALLOWED)
     weights = dict(unet.named_parameters(remove_duplicate=False)) | dict(unet.named_buffers())
     check_weights(weights.items())
-    config = unet_config(unet) | {"text_time": None}
+    if exact is not None:
+        unrounded = dict(exact.named_parameters())
+        weights |= {key: unrounded[key] for key in weights if key in unrounded and _is_small(key)}
+    config = unet_config(unet) | {"text_time": None, "checkpoint": checkpoint}
     fixed: dict[str, Tensor] = {}
     if unet.config.class_embed_type is not None:
         expect(text is not None, "its cross-attention reads a text that was not given")
@@ -67,6 +78,12 @@ def native_unet(
         return _native.UNet2DCondition(config, weights, fixed)
     except (ConfigError, WeightsError) as err:
         raise NotNative(str(err)) from err
+
+
+def _is_small(key: str) -> bool:
+    """Whether a weight belongs to what a bf16 network computes in float32."""
+    entry = key.startswith(("conv_in.", "conv_out.", "time_embedding.", "class_embedding.", "add_embedding."))
+    return entry or any("norm" in part or part == "time_emb_proj" for part in key.split("."))
 
 
 def _pooled(unet: Any, added: "AddedCondition") -> Tensor:

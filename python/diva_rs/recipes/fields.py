@@ -89,6 +89,11 @@ class Fields:
         False,
         "whether Trainer's native tower computes its blocks again in the backward pass, for less memory",
     )
+    denoiser_checkpointing: bool = _is(
+        flag(),
+        False,
+        "whether the native denoiser computes its blocks again in the backward pass, for less memory",
+    )
     denoiser_batch: int | None = _is(
         optional(integer(1)),
         None,

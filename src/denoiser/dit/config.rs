@@ -51,6 +51,8 @@ pub struct Config {
     pub num_classes: i64,
     /// Rows of a label table: one more than classes where there is a "no class".
     pub label_rows: i64,
+    /// Whether a step computes each block again in the backward pass instead of keeping its activations.
+    pub checkpoint: bool,
 }
 
 impl Config {

@@ -7,8 +7,9 @@ use tch::{no_grad_guard, Kind, Tensor};
 use super::embeddings::Sinusoids;
 use super::frozen::{frozen, is_floating};
 use super::layers::{conv, linear};
+use super::pull::{leaf, pull};
 use crate::error::{DivaError, Result};
-use crate::feedback::Denoiser;
+use crate::feedback::{Denoiser, Judge, KeysValues};
 use crate::nn::{Conv2d, LayerNorm, Linear};
 
 pub mod block;
@@ -106,30 +107,102 @@ impl DiTTransformer2D {
     }
 }
 
+/// What every block reads beside its input.
+struct Given {
+    sinusoids: Tensor, // (B, T)
+    label: Tensor,     // (B, W): the condition, averaged over its positions
+}
+
+impl DiTTransformer2D {
+    fn here(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.f_to_other(&self.patches.weight, false, false)?)
+    }
+
+    /// condition (B, S, W)
+    fn given(&self, timesteps: &Tensor, condition: &Tensor) -> Result<Given> {
+        let label = self.here(condition)?.f_mean_dim([1i64].as_slice(), false, None::<Kind>)?;
+        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(label.f_kind()?)?;
+        Ok(Given { sinusoids, label })
+    }
+
+    /// noisy (B, C, n, n) -> the input of the first block (B, P, W).
+    fn enter(&self, noisy: &Tensor, side: i64) -> Result<Tensor> {
+        let x = self.patches.forward(&self.here(noisy)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?;
+        Ok(x.f_add(&self.positions.at(side)?)?.f_to_kind(self.patches.weight.f_kind()?)?)
+    }
+
+    /// The output of the last block -> the prediction (B, C, n, n). The first block's embedding modulates it.
+    fn leave(&self, x: &Tensor, given: &Given, side: i64) -> Result<Tensor> {
+        let first = self.transformer_blocks.first();
+        let first = first.ok_or_else(|| DivaError::config(OP, "a DiT without blocks"))?;
+        let embedded = first.embed(&given.sinusoids, &given.label)?;
+        let parts = self.proj_out_1.forward(&embedded.f_silu()?)?.f_unsqueeze(1)?; // (B, 1, 2 W)
+        let width = self.config.width;
+        let (shift, scale) = (parts.f_narrow(2, 0, width)?, parts.f_narrow(2, width, width)?);
+        let x = self.proj_out_2.forward(&modulated(&self.norm_out, x, &scale, &shift)?)?;
+        self.unpatchified(&x, side)
+    }
+
+    fn through(&self, block: &Block, x: &Tensor, given: &Given) -> Result<Tensor> {
+        block.forward(x, &block.embed(&given.sinusoids, &given.label)?)
+    }
+
+    /// On the device of `noisy`.
+    fn home(&self, prediction: &Tensor, noisy: &Tensor) -> Result<Tensor> {
+        Ok(prediction.f_to_other(&noisy.f_to_kind(prediction.f_kind()?)?, false, false)?)
+    }
+}
+
 impl Denoiser for DiTTransformer2D {
     /// In the network's dtype, on the device of `noisy`; without a learned variance.
     fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let side = self.check(noisy, timesteps, condition)?;
-        let here = |tensor: &Tensor| tensor.f_to_other(&self.patches.weight, false, false);
-        let label = here(condition)?.f_mean_dim([1i64].as_slice(), false, None::<Kind>)?; // (B, W)
-        let kind = label.f_kind()?;
-        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(kind)?; // (B, T)
-
-        let x = self.patches.forward(&here(noisy)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, P, W)
-        let mut x = x.f_add(&self.positions.at(side)?)?.f_to_kind(kind)?;
-        let mut first = None;
+        let given = self.given(timesteps, condition)?;
+        let mut x = self.enter(noisy, side)?;
         for block in &self.transformer_blocks {
-            let embedded = block.embed(&sinusoids, &label)?;
-            x = block.forward(&x, &embedded)?;
-            first.get_or_insert(embedded);
+            x = self.through(block, &x, &given)?;
         }
-        // The first block's embedding modulates the output too.
-        let first = first.ok_or_else(|| DivaError::config(OP, "a DiT without blocks"))?;
-        let parts = self.proj_out_1.forward(&first.f_silu()?)?.f_unsqueeze(1)?; // (B, 1, 2 W)
-        let width = self.config.width;
-        let (shift, scale) = (parts.f_narrow(2, 0, width)?, parts.f_narrow(2, width, width)?);
-        let x = self.proj_out_2.forward(&modulated(&self.norm_out, &x, &scale, &shift)?)?;
-        let prediction = self.unpatchified(&x, side)?;
-        Ok(prediction.f_to_other(&noisy.f_to_kind(kind)?, false, false)?)
+        self.home(&self.leave(&x, &given, side)?, noisy)
+    }
+
+    /// Gradient checkpointing: the input of each block is kept, and the backward pass runs one block at a time again.
+    fn gradient(
+        &self,
+        noisy: &Tensor,
+        timesteps: &Tensor,
+        condition: &Tensor,
+        _text: Option<&KeysValues>,
+        judge: Judge,
+    ) -> Result<Option<Tensor>> {
+        if !self.config.checkpoint {
+            return Ok(None);
+        }
+        let side = self.check(noisy, timesteps, condition)?;
+        let source = leaf(condition)?;
+        let entered = self.given(timesteps, &source)?;
+        let label = entered.label.shallow_clone();
+        let given = Given { label: leaf(&label)?, ..entered };
+        let mut inputs = Vec::with_capacity(self.transformer_blocks.len() + 1);
+        {
+            let _no_grad = no_grad_guard();
+            inputs.push(self.enter(noisy, side)?);
+            for block in &self.transformer_blocks {
+                let next = inputs.last().map(|x| self.through(block, x, &given)).transpose()?;
+                inputs.extend(next);
+            }
+        }
+        let last = inputs.pop().ok_or_else(|| DivaError::config(OP, "a DiT without blocks"))?;
+        let last = leaf(&last)?;
+        let prediction = self.leave(&last, &given, side)?;
+        let judged = judge(&self.home(&prediction.f_detach()?, noisy)?)?;
+        let mut gradients = pull(&prediction, &judged, &[&last, &given.label])?;
+        let (mut total, mut gradient) = (gradients.swap_remove(1), gradients.swap_remove(0));
+        for (block, x) in self.transformer_blocks.iter().zip(inputs).rev() {
+            let x = leaf(&x)?;
+            let mut gradients = pull(&self.through(block, &x, &given)?, &gradient, &[&x, &given.label])?;
+            total = total.f_add(&gradients.swap_remove(1))?;
+            gradient = gradients.swap_remove(0);
+        }
+        Ok(Some(pull(&label, &total, &[&source])?.swap_remove(0)))
     }
 }

@@ -126,6 +126,8 @@ pub struct Config {
     pub text_time: Option<TextTime>,
     /// Input width of the class embedding or of the added embedding.
     pub projection_class_embeddings_input_dim: Option<i64>,
+    /// Whether a step computes each unit again in the backward pass instead of keeping its activations.
+    pub checkpoint: bool,
 }
 
 impl Config {

@@ -1,23 +1,24 @@
 //! diffusers' `UNet2DConditionModel`: Stable Diffusion 1, 2 and XL, and Stable unCLIP.
 //!
 //! [`config`]: what a UNet is built from; [`entry`]: how the condition gets in; [`blocks`], [`resnet`] and
-//! [`transformer`]: what it is made of.
+//! [`transformer`]: what it is made of; [`recompute`]: the same gradient with the memory of one unit.
 
 use tch::{no_grad_guard, Kind, Tensor};
 
 use super::embeddings::{Sinusoids, TimestepEmbedding};
-use super::layers::conv;
+use super::layers::{conv, stream_of};
 use crate::error::{DivaError, Result};
-use crate::feedback::Denoiser;
+use crate::feedback::{Denoiser, Judge, KeysValues};
 use crate::nn::{Activation, Conv2d, GroupNorm, Store};
 
 pub mod blocks;
 pub mod config;
 pub mod entry;
+mod recompute;
 pub mod resnet;
 pub mod transformer;
 
-use blocks::{DownBlock, MidBlock, UpBlock};
+use blocks::{Given, Unit, Units};
 use config::Config;
 use entry::{AddedEntry, ClassEntry, Fixed};
 
@@ -29,11 +30,11 @@ pub struct UNet2DCondition {
     time_embedding: TimestepEmbedding,
     class: Option<ClassEntry>,
     added: Option<AddedEntry>,
-    down_blocks: Vec<DownBlock>,
-    mid_block: Option<MidBlock>,
-    up_blocks: Vec<UpBlock>,
+    units: Vec<Unit>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    /// Of the sums between matrix products: [`stream_of`] the weights' dtype.
+    stream: Kind,
     config: Config,
 }
 
@@ -52,7 +53,8 @@ impl UNet2DCondition {
             return Err(DivaError::config(OP, "block_out_channels is empty"));
         };
         let conv_in = conv(&(&root / "conv_in"), (config.in_channels, first), 3, 1, 1)?;
-        let like = &conv_in.weight;
+        let stream = stream_of(conv_in.weight.f_kind()?);
+        let like = &conv_in.weight.f_to_kind(stream)?;
         let class = config
             .class_embed_type
             .map(|kind| ClassEntry::load(&(&root / "class_embedding"), &config, kind, fixed, like))
@@ -63,33 +65,22 @@ impl UNet2DCondition {
         let time_embedding =
             TimestepEmbedding::load(&time, first, config.time_embedding_dim, Activation::Silu)?;
 
-        // Channels of the residuals, pushed on the way down and popped on the way up.
-        let mut residuals = vec![first];
+        let mut list = Units { units: Vec::new(), residuals: vec![first], config: &config };
         let mut inputs = first;
-        let mut down_blocks = Vec::with_capacity(widths.len());
         for (i, (block, &outputs)) in config.down_blocks.iter().zip(&widths).enumerate() {
-            let (path, last) = (&root / "down_blocks" / i, i + 1 == widths.len());
-            down_blocks.push(DownBlock::load(
-                &path,
-                &config,
-                block,
-                (inputs, outputs),
-                last,
-                &mut residuals,
-            )?);
+            list.down(&(&root / "down_blocks" / i), block, (inputs, outputs), i + 1 == widths.len())?;
             inputs = outputs;
         }
-        let mid = &root / "mid_block";
-        let mid_block = config
-            .mid_block
-            .as_ref()
-            .map(|block| MidBlock::load(&mid, &config, block, deepest))
-            .transpose()?;
-        let mut up_blocks = Vec::with_capacity(widths.len());
+        if let Some(block) = &config.mid_block {
+            list.mid(&(&root / "mid_block"), block, deepest)?;
+        }
         for (i, (block, &outputs)) in config.up_blocks.iter().zip(widths.iter().rev()).enumerate() {
-            let (path, last) = (&root / "up_blocks" / i, i + 1 == widths.len());
-            up_blocks.push(UpBlock::load(&path, &config, block, (inputs, outputs), last, &mut residuals)?);
+            list.up(&(&root / "up_blocks" / i), block, (inputs, outputs), i + 1 == widths.len())?;
             inputs = outputs;
+        }
+        let mut units = list.units;
+        for (index, attention) in units.iter_mut().flat_map(Unit::attentions_mut).enumerate() {
+            attention.index = index;
         }
         let (groups, eps) = (config.norm_num_groups, config.norm_eps);
         let conv_norm_out = GroupNorm::load(&(&root / "conv_norm_out"), first, groups, eps)?;
@@ -101,11 +92,10 @@ impl UNet2DCondition {
             time_embedding,
             class,
             added,
-            down_blocks,
-            mid_block,
-            up_blocks,
+            units,
             conv_norm_out,
             conv_out,
+            stream,
             config,
         })
     }
@@ -147,8 +137,14 @@ impl UNet2DCondition {
     }
 
     /// The time embedding (B, T) after the SiLU that every ResNet begins with, and what is cross-attended.
-    fn embed(&self, timesteps: &Tensor, condition: &Tensor, size: (i64, i64)) -> Result<(Tensor, Tensor)> {
-        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(condition.f_kind()?)?;
+    fn given<'a>(
+        &self,
+        timesteps: &Tensor,
+        condition: &Tensor,
+        size: (i64, i64),
+        text: Option<&'a KeysValues>,
+    ) -> Result<Given<'a>> {
+        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(self.stream)?;
         let mut time = self.time_embedding.forward(&sinusoids)?;
         let mut hidden = condition.shallow_clone();
         if let Some(class) = &self.class {
@@ -159,34 +155,89 @@ impl UNet2DCondition {
         if let Some(added) = &self.added {
             time = time.f_add(&added.forward(size)?)?;
         }
-        Ok((time.f_silu()?, hidden))
+        Ok(Given { time: time.f_silu()?, condition: hidden, text })
+    }
+
+    /// On the network's device, in the dtype of its sums.
+    fn here(&self, tensor: &Tensor) -> Result<Tensor> {
+        Ok(tensor.f_to_other(&self.time_proj.place().f_to_kind(self.stream)?, false, false)?)
+    }
+
+    /// noisy (B, C, h, w) -> the input of the first unit.
+    fn enter(&self, noisy: &Tensor) -> Result<Tensor> {
+        let mut x = self.here(noisy)?;
+        if self.config.center_input_sample {
+            x = x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?;
+        }
+        self.conv_in.forward(&x)
+    }
+
+    /// The output of the last unit -> the prediction, without a learned variance.
+    fn leave(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.conv_out.forward(&self.conv_norm_out.forward(x)?.f_silu()?)?;
+        Ok(x.f_narrow(1, 0, self.config.in_channels)?)
     }
 }
 
 impl Denoiser for UNet2DCondition {
-    /// In the network's dtype, on the device of `noisy`; without a learned variance.
+    /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
     fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
+        self.predict_with(noisy, timesteps, condition, None)
+    }
+
+    fn read(&self, text: &Tensor) -> Result<Option<KeysValues>> {
+        if self.class.is_some() {
+            return Ok(None); // its condition is averaged, and not cross-attended
+        }
+        let width = self.config.cross_attention_dim;
+        if !matches!(text.size()[..], [samples, length, found] if samples * length > 0 && found == width) {
+            return Err(DivaError::shape(
+                OP,
+                "text",
+                text,
+                format!("(1 | B, L, {width}), nothing of it empty"),
+            ));
+        }
+        let _frozen = no_grad_guard();
+        let text = self.here(text)?;
+        let attentions = self.units.iter().flat_map(Unit::attentions);
+        Ok(Some(KeysValues(attentions.map(|part| part.keys_values(&text)).collect::<Result<_>>()?)))
+    }
+
+    fn predict_with(
+        &self,
+        noisy: &Tensor,
+        timesteps: &Tensor,
+        condition: &Tensor,
+        text: Option<&KeysValues>,
+    ) -> Result<Tensor> {
         self.check(noisy, timesteps, condition)?;
-        let (_, channels, height, width) = noisy.size4()?;
-        let here = |tensor: &Tensor| tensor.f_to_other(&self.conv_in.weight, false, false);
-        let (mut x, condition) = (here(noisy)?, here(condition)?);
-        let (time, hidden) = self.embed(timesteps, &condition, (height, width))?;
-        if self.config.center_input_sample {
-            x = x.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?;
-        }
-        x = self.conv_in.forward(&x)?;
+        let (_, _, height, width) = noisy.size4()?;
+        let given = self.given(timesteps, &self.here(condition)?, (height, width), text)?;
+        let mut x = self.enter(noisy)?;
         let mut residuals = vec![x.shallow_clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, &time, &hidden, &mut residuals)?;
+        for unit in &self.units {
+            x = unit.forward(&unit.input(x, &mut residuals)?, &given)?;
+            if unit.leaves() {
+                residuals.push(x.shallow_clone());
+            }
         }
-        if let Some(block) = &self.mid_block {
-            x = block.forward(&x, &time, &hidden)?;
+        let prediction = self.leave(&x)?;
+        Ok(prediction.f_to_other(&noisy.f_to_kind(self.stream)?, false, false)?)
+    }
+
+    fn gradient(
+        &self,
+        noisy: &Tensor,
+        timesteps: &Tensor,
+        condition: &Tensor,
+        text: Option<&KeysValues>,
+        judge: Judge,
+    ) -> Result<Option<Tensor>> {
+        if !self.config.checkpoint {
+            return Ok(None);
         }
-        for block in &self.up_blocks {
-            x = block.forward(x, &time, &hidden, &mut residuals)?;
-        }
-        let x = self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)?;
-        let home: Kind = x.f_kind()?;
-        Ok(x.f_narrow(1, 0, channels)?.f_to_other(&noisy.f_to_kind(home)?, false, false)?)
+        self.check(noisy, timesteps, condition)?;
+        self.recomputed(noisy, timesteps, condition, text, judge).map(Some)
     }
 }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::config::{Config, TimeScaleShift};
-use crate::denoiser::layers::{conv, linear};
+use crate::denoiser::layers::{conv, linear, narrowed};
 use crate::error::Result;
 use crate::nn::{Conv2d, GroupNorm, Linear, Path};
 
@@ -46,9 +46,10 @@ impl ResnetBlock {
         })
     }
 
-    /// x (B, C, h, w), time (B, T) after its SiLU -> (B, C', h, w).
+    /// x (B, C, h, w), time (B, T) after its SiLU -> (B, C', h, w). Norms, activations and sums in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let hidden = self.conv1.forward(&self.norm1.forward(x)?.f_silu()?)?;
+        let narrow = |x: &Tensor| narrowed(x, &self.conv1.weight);
+        let hidden = self.conv1.forward(&narrow(&self.norm1.forward(x)?.f_silu()?)?)?;
         let time = self.time_emb_proj.forward(time)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // (B, C' | 2 C', 1, 1)
         let hidden = match self.time_scale_shift {
             TimeScaleShift::Default => self.norm2.forward(&hidden.f_add(&time)?)?,
@@ -58,9 +59,9 @@ impl ResnetBlock {
                 self.norm2.forward(&hidden)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?
             }
         };
-        let hidden = self.conv2.forward(&hidden.f_silu()?)?;
+        let hidden = self.conv2.forward(&narrow(&hidden.f_silu()?)?)?;
         let sum = match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(x)?.f_add(&hidden)?,
+            Some(shortcut) => shortcut.forward(&narrow(x)?)?.f_to_kind(x.f_kind()?)?.f_add(&hidden)?,
             None => x.f_add(&hidden)?,
         };
         Ok(if self.output_scale_factor == 1.0 { sum } else { sum.f_div_scalar(self.output_scale_factor)? })
@@ -78,10 +79,9 @@ impl Downsample {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.conv.padding != 0 {
-            return self.conv.forward(x);
-        }
-        self.conv.forward(&x.f_constant_pad_nd([0, 1, 0, 1])?)
+        let narrow = narrowed(x, &self.conv.weight)?;
+        let padded = if self.conv.padding != 0 { narrow } else { narrow.f_constant_pad_nd([0, 1, 0, 1])? };
+        Ok(self.conv.forward(&padded)?.f_to_kind(x.f_kind()?)?)
     }
 }
 
@@ -99,7 +99,8 @@ impl Upsample {
     /// does not, it is what diffusers forces the output to.
     pub fn forward(&self, x: &Tensor, size: (i64, i64)) -> Result<Tensor> {
         // libtorch's nearest-neighbour kernel for channels-last tensors fails on large batches.
-        let wide = x.f_contiguous()?.f_upsample_nearest2d([size.0, size.1], None, None)?;
-        self.conv.forward(&wide)
+        let narrow = narrowed(x, &self.conv.weight)?.f_contiguous()?;
+        let large = narrow.f_upsample_nearest2d([size.0, size.1], None, None)?;
+        Ok(self.conv.forward(&large)?.f_to_kind(x.f_kind()?)?)
     }
 }

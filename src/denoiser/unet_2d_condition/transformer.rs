@@ -2,9 +2,11 @@
 
 use tch::Tensor;
 
+use super::blocks::Given;
 use super::config::Config;
-use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, normalised, pointwise};
-use crate::error::Result;
+use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed, pointwise};
+use crate::error::{DivaError, Result};
+use crate::feedback::KeysValues;
 use crate::nn::{attention, GroupNorm, LayerNorm, Linear, Path};
 
 /// diffusers transformer_2d.py `Transformer2DModel` over images: norm, projection in, layers, projection out, residual.
@@ -35,15 +37,25 @@ impl Transformer2D {
         })
     }
 
-    /// x (B, C, h, w), condition (B, S, D) -> (B, C, h, w).
-    pub fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
+    /// In the order of the layers.
+    pub fn attentions(&self) -> impl Iterator<Item = &CrossAttention> {
+        self.layers.iter().map(|layer| &layer.attn2)
+    }
+
+    pub fn attentions_mut(&mut self) -> impl Iterator<Item = &mut CrossAttention> {
+        self.layers.iter_mut().map(|layer| &mut layer.attn2)
+    }
+
+    /// x (B, C, h, w) -> (B, C, h, w), in the dtype of `x`.
+    pub fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
         let (batch, channels, height, width) = x.size4()?;
-        let pixels = self.norm.forward(x)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
-        let mut hidden = self.proj_in.forward(&pixels)?;
+        let narrow = |x: &Tensor| narrowed(x, &self.proj_in.weight);
+        let pixels = narrow(&self.norm.forward(x)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
+        let mut hidden = self.proj_in.forward(&pixels)?.f_to_kind(x.f_kind()?)?;
         for layer in &self.layers {
-            hidden = layer.forward(&hidden, condition)?;
+            hidden = layer.forward(&hidden, given)?;
         }
-        let out = self.proj_out.forward(&hidden)?.f_transpose(1, 2)?; // (B, C, h w)
+        let out = self.proj_out.forward(&narrow(&hidden)?)?.f_transpose(1, 2)?; // (B, C, h w)
         Ok(out.f_reshape([batch, channels, height, width])?.f_add(x)?)
     }
 }
@@ -53,7 +65,7 @@ struct TransformerLayer {
     norm1: LayerNorm,
     attn1: Attention,
     norm2: LayerNorm,
-    attn2: Attention,
+    attn2: CrossAttention,
     norm3: LayerNorm,
     ff: GegluFeedForward,
 }
@@ -65,18 +77,61 @@ impl TransformerLayer {
             norm1: norm("norm1")?,
             attn1: Attention::load(&(path / "attn1"), width, width, heads)?,
             norm2: norm("norm2")?,
-            attn2: Attention::load(&(path / "attn2"), width, config.cross_attention_dim, heads)?,
+            attn2: CrossAttention {
+                attention: Attention::load(&(path / "attn2"), width, config.cross_attention_dim, heads)?,
+                index: 0,
+            },
             norm3: norm("norm3")?,
             ff: GegluFeedForward::load(&(path / "ff" / "net"), width)?,
         })
     }
 
-    fn forward(&self, x: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        let normed = normalised(&self.norm1, x)?;
-        let x = self.attn1.forward(&normed, &normed)?.f_add(x)?;
-        let x = self.attn2.forward(&normalised(&self.norm2, &x)?, condition)?.f_add(&x)?;
-        Ok(self.ff.forward(&normalised(&self.norm3, &x)?)?.f_add(&x)?)
+    fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
+        let narrow = |x: &Tensor| narrowed(x, &self.attn1.to_q.weight);
+        let normed = narrow(&self.norm1.forward(x)?)?;
+        let x = self.attn1.forward(&normed, self.attn1.keys_values(&normed)?)?.f_add(x)?;
+        let x = self.attn2.forward(&narrow(&self.norm2.forward(&x)?)?, given)?.f_add(&x)?;
+        Ok(self.ff.forward(&narrow(&self.norm3.forward(&x)?)?)?.f_add(&x)?)
     }
+}
+
+/// Attention to the condition and, behind it, to a text whose keys and values are known.
+pub struct CrossAttention {
+    attention: Attention,
+    /// Which of the network's cross-attentions this is.
+    pub index: usize,
+}
+
+impl CrossAttention {
+    /// Keys and values (B, L, W) of `text` (B, L, D).
+    pub fn keys_values(&self, text: &Tensor) -> Result<(Tensor, Tensor)> {
+        self.attention.keys_values(&narrowed(text, &self.attention.to_k.weight)?)
+    }
+
+    fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
+        let (mut key, mut value) = self.keys_values(&given.condition)?;
+        if let Some(KeysValues(layers)) = given.text {
+            let (keys, values) = layers.get(self.index).ok_or_else(|| {
+                DivaError::config("UNet2DCondition", "the text was read by a network of fewer layers")
+            })?;
+            key = Tensor::f_cat(&[&key, &tiled(keys, x)?], 1)?;
+            value = Tensor::f_cat(&[&value, &tiled(values, x)?], 1)?;
+        }
+        self.attention.forward(x, (key, value))
+    }
+}
+
+/// (1 | B, L, W) for each image of `like` (n B, ...), which holds n draws of all B samples one after the other.
+fn tiled(part: &Tensor, like: &Tensor) -> Result<Tensor> {
+    let (samples, batch) = (part.size3()?.0, like.size3()?.0);
+    if samples == 1 {
+        return Ok(part.f_expand([batch, -1, -1], false)?);
+    }
+    if samples < 1 || batch % samples != 0 {
+        let expected = format!("one for all, or one for each sample of {batch} images");
+        return Err(DivaError::shape("UNet2DCondition", "text", part, expected));
+    }
+    Ok(part.f_repeat([batch / samples, 1, 1])?)
 }
 
 /// diffusers attention_processor.py `Attention`, without biases on its inputs.
@@ -99,9 +154,12 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
-        let (query, key) = (self.to_q.forward(x)?, self.to_k.forward(context)?);
-        self.to_out.forward(&attention(&query, &key, &self.to_v.forward(context)?, self.heads)?)
+    fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
+        Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
+    }
+
+    fn forward(&self, x: &Tensor, (key, value): (Tensor, Tensor)) -> Result<Tensor> {
+        self.to_out.forward(&attention(&self.to_q.forward(x)?, &key, &value, self.heads)?)
     }
 }
 
