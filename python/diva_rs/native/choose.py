@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
