@@ -36,7 +36,8 @@ test-python: $(NATIVE)
 
 test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into an empty environment
 	$(MAKE) test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --ignore tests/parity
+	$(BIN)/python benches/published_sizes.py
 
 lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check

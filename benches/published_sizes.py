@@ -31,6 +31,7 @@ def main(words: list[str]) -> int:
     failed = 0
     for test in tests:
         print(test, flush=True)
+        where = stamp()
         with tempfile.TemporaryDirectory() as folder:
             figures = Path(folder) / "figures"
             run = subprocess.run(
@@ -42,7 +43,7 @@ def main(words: list[str]) -> int:
         failed += run.returncode != 0
         known[test] = {
             "passed": run.returncode == 0,
-            **stamp(),
+            **where,
             "figures": [json.loads(line) for line in lines],
         }
         RESULTS.parent.mkdir(exist_ok=True)
