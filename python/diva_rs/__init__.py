@@ -24,6 +24,7 @@ from diva_rs.errors import (  # noqa: E402
     DependencyError,
     DeviceError,
     DivaError,
+    RankError,
     ShapeError,
     WeightsError,
 )
@@ -62,6 +63,7 @@ _SUBMODULES = (
     "clip",
     "data",
     "diffusion",
+    "distributed",
     "draws",
     "errors",
     "evaluation",
@@ -81,6 +83,7 @@ __all__ = [
     "FeedbackLoss",
     "InterpolationSweep",
     "PostTrainResult",
+    "RankError",
     "Recipe",
     "ShapeError",
     "Teacher",

@@ -10,6 +10,7 @@ __all__ = [
     "DependencyError",
     "DeviceError",
     "DivaError",
+    "RankError",
     "ShapeError",
     "WeightsError",
 ]
@@ -50,6 +51,10 @@ class DataError(DivaError, ValueError):
 
 class DeviceError(DivaError, RuntimeError):
     """A device is missing, out of memory, or not where the inputs are."""
+
+
+class RankError(DivaError, RuntimeError):
+    """Another rank of the run failed or is lost; the message holds its number, and its traceback if any."""
 
 
 class DependencyError(DivaError, ImportError):

@@ -12,9 +12,9 @@ from diva_rs import _native
 from diva_rs.clip import Tower
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite
-from diva_rs.data.loader import rank_and_world
 from diva_rs.data.pixels import native_pixels
 from diva_rs.diffusion import Teacher
+from diva_rs.distributed.world import rank_and_world
 from diva_rs.draws import DrawPlan, Draws, sample_keys
 from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
 from diva_rs.native.choose import Encoder

@@ -10,13 +10,14 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from diva_rs.callbacks import Callback, JsonLines
+from diva_rs.distributed import alone
+from diva_rs.distributed.together import Together
 from diva_rs.errors import DataError
 from diva_rs.feed import Feed
 from diva_rs.provenance import describe_data, environment
 from diva_rs.result import PostTrainResult
 from diva_rs.resume import open_run
 from diva_rs.run_folder import RunFolder
-from diva_rs.trainer import Trainer
 from diva_rs.watch import Evaluation, Watch
 
 _log = logging.getLogger("diva_rs")
@@ -27,7 +28,7 @@ class Run:
 
     def __init__(
         self,
-        trainer: Trainer,
+        together: Together,
         loader: Iterable[Any],
         folder: RunFolder | None,
         callbacks: list[Callback],
@@ -35,20 +36,28 @@ class Run:
         resume: bool | str,
         evaluation: Evaluation | None = None,
     ) -> None:
-        self.trainer, self.recipe, self.folder = trainer, trainer.recipe, folder
-        self.callbacks, self.progress = callbacks, progress
+        self.together, self.ranks, self.trainer = together, together.ranks, together.trainer
+        self.recipe, self.folder = self.trainer.recipe, folder  # the folder is rank 0's
+        self.callbacks = callbacks if self.ranks.first else []
+        self.progress = progress and self.ranks.first
         self.history: list[dict[str, float]] = []
         self.samples, self.seconds = 0, 0.0  # of the whole run, earlier starts included
         self._saved: int | None = None  # step of the newest checkpoint
         self._warned = False
         place = None
         if folder is not None:
-            place = self._restore(open_run(folder, trainer, resume))
+            place = self._restore(open_run(folder, self.trainer, resume))
             # Before the caller's own, so that one that fails loses no row.
             self.callbacks.insert(0, JsonLines(folder.metrics))
         place_of_files = None if folder is None else folder.path
-        self.watch = None if evaluation is None else Watch(evaluation, trainer, place_of_files)
-        self.feed = Feed(loader, self.recipe.seed, place)
+        self.evaluates = evaluation is not None
+        # Rank 0 evaluates, while the others wait.
+        mine = evaluation is not None and self.ranks.first
+        self.watch = Watch(evaluation, self.trainer, place_of_files) if evaluation and mine else None
+        self.together.share_state()
+        place, self.samples, self.history = self.ranks.facts([place, self.samples, self.history])[0]
+        self._read = 0 if place is None else int(place["batches"])  # batches of this pass, of all ranks
+        self.feed = Feed(loader, self.recipe.seed, together.own_place(place))
         self._done = self._mark()
         self._started = time.perf_counter()
         self._since = (self._started, self.samples)  # of the last log: seconds, samples
@@ -57,18 +66,18 @@ class Run:
         """Train until the steps, or one pass, are done; see `post_train`."""
         interrupted = False
         if self.watch is not None:
-            self.watch.begin()
-        for callback in self.callbacks:
-            callback.on_train_begin(self.trainer)
+            with alone():
+                self.watch.begin()
+        self._tell(lambda callback: callback.on_train_begin(self.trainer))
         done = self.trainer.steps_done
         with tqdm(
             total=self.recipe.steps, initial=done, desc="post-train", unit="step", disable=not self.progress
         ) as bar:
             try:
                 try:
-                    for step in () if self._stopped else self._steps(one_pass):
+                    for step in () if self._over() else self._steps(one_pass):
                         self._after(step, bar)
-                        if self._stopped:
+                        if self._over():
                             break
                     self._last_look(bar)
                 except KeyboardInterrupt:
@@ -78,13 +87,15 @@ class Run:
                     self._log(self.trainer.steps_done, bar)
             except BaseException:
                 # Whatever went wrong, the steps that were done are not lost.
-                self.trainer.discard()
+                self.together.discard()
                 self._save()
                 raise
-        self.trainer.discard()  # the caller's model keeps no gradient of the last step
+        self.together.discard()  # the caller's model keeps no gradient of the last step
         self._save()
-        if self.watch is not None and self._stopped:
-            self.watch.restore()
+        if self._over():
+            if self.watch is not None:
+                self.watch.restore()
+            self.together.share_state()
         result = self._result(interrupted)
         if result.stopped is not None:
             _log.warning(
@@ -95,8 +106,7 @@ class Run:
         if interrupted:
             kept = "" if self.folder is None else f"; checkpoint in {self.folder.checkpoints}"
             _log.warning("interrupted after %d steps%s", self.trainer.steps_done, kept)
-        for callback in self.callbacks:
-            callback.on_train_end(result)
+        self._tell(lambda callback: callback.on_train_end(result))
         return result
 
     def _restore(self, state: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -131,19 +141,22 @@ class Run:
 
     def _steps(self, one_pass: bool) -> Iterator[int]:
         """Feed batches until the steps, or one pass, are done; yields the number of each step."""
-        trainer, last = self.trainer, self.recipe.steps
+        trainer, last, enough = self.trainer, self.recipe.steps, self.recipe.batch or 1
         if last is not None and trainer.steps_done >= last:
             return
         for epoch in itertools.count(self.feed.epoch):
             if epoch != trainer.epoch:
                 trainer.set_epoch(epoch)
-            for batch in self.feed.read(epoch):
-                if self._advance(partial(trainer._train, batch, until=self.recipe.batch or 1)):
+            if epoch != self.feed.epoch:
+                self._read = 0
+            for read, batch, samples in self.together.rounds(self.feed, epoch):
+                self._read = read
+                if self._advance(partial(self.together.train, batch, samples, enough)):
                     self._check_size(trainer.metrics["samples"])
                     yield trainer.steps_done
                     if last is not None and trainer.steps_done >= last:
                         return
-            if self.feed.batches == 0:
+            if self._read == 0:
                 if epoch == 0:
                     raise DataError("the loader gave no batch at all")
                 raise DataError(
@@ -151,33 +164,33 @@ class Run:
                     "steps: it can be iterated only once; give a DataLoader or a list, or fewer steps"
                 )
             if one_pass:
-                if trainer.pending:  # the last, smaller batch of the pass
-                    self._advance(trainer.apply)
+                if self.together.pending:  # the last, smaller batch of the pass
+                    self._advance(partial(self.together.train, None, 0, 0))
                     yield trainer.steps_done
                 return
 
     def _advance(self, work: Callable[[], Any]) -> bool:
         """Let the trainer work, and say whether that completed a step."""
         trainer = self.trainer
-        steps, samples = trainer.steps_done, trainer.samples_seen
+        steps, samples = trainer.steps_done, self.together.samples
         try:
             work()
         finally:  # a Ctrl-C that waited for the update comes when the step is done
-            self.samples += trainer.samples_seen - samples
+            self.samples += self.together.samples - samples
             if trainer.steps_done > steps:
                 self._done = self._mark()
         return trainer.steps_done > steps
 
     def _mark(self) -> dict[str, Any]:
         """Where a whole step ended; what is read after it for the next one comes again after a resume."""
-        counters = {"epoch": self.trainer.epoch, "samples_seen": self.trainer.samples_seen}
-        return {"place": self.feed.place(), "samples": self.samples, "counters": counters}
+        counters = {"epoch": self.trainer.epoch, "samples_seen": self.together.seen}
+        place = {**self.feed.place(), "batches": self._read}
+        return {"place": place, "samples": self.samples, "counters": counters}
 
     def _after(self, step: int, bar: Any) -> None:
         bar.update()
-        for callback in self.callbacks:
-            callback.on_step(step, self.trainer.metrics)
-        scores = self.watch.look(step) if self.watch is not None and self.watch.due(step) else None
+        self._tell(lambda callback: callback.on_step(step, self.trainer.metrics))
+        scores = self._look(step) if self.watch is not None and self.watch.due(step) else None
         if scores or step % self.recipe.log_every == 0 or step == self.recipe.steps:
             self._log(step, bar, scores)
         self._keep_best(step)
@@ -190,6 +203,21 @@ class Run:
         """Why the guard ends the run."""
         return None if self.watch is None else self.watch.stopped
 
+    def _over(self) -> bool:
+        """Whether the guard ends the run, which rank 0 alone can tell."""
+        return self.evaluates and bool(self.ranks.numbers(int(self._stopped is not None))[0][0])
+
+    def _look(self, step: int) -> dict[str, float]:
+        assert self.watch is not None
+        with alone():
+            return self.watch.look(step)
+
+    def _tell(self, hook: Callable[[Callback], Any]) -> None:
+        """The callbacks are rank 0's: the others wait for it at their next batch."""
+        with alone():
+            for callback in self.callbacks:
+                hook(callback)
+
     def _keep_best(self, step: int) -> None:
         """A checkpoint of the step whose score is the best so far, spared when older ones are removed."""
         best = None if self.watch is None else self.watch.best_score(step)
@@ -201,7 +229,7 @@ class Run:
         """Evaluate at the end of a pass whose length was not known."""
         step = self.trainer.steps_done
         if self.watch is not None and self.watch.rows[-1]["step"] != step:
-            self._log(step, bar, self.watch.look(step))
+            self._log(step, bar, self._look(step))
 
     def _seconds(self) -> float:
         return self.seconds + time.perf_counter() - self._started
@@ -228,8 +256,7 @@ class Run:
         metrics.update(scores or {})
         self.history.append({"step": step, **metrics})
         bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}")
-        for callback in self.callbacks:
-            callback.on_log(step, metrics)
+        self._tell(lambda callback: callback.on_log(step, metrics))
 
     def _result(self, interrupted: bool) -> PostTrainResult:
         trainer = self.trainer
@@ -246,6 +273,7 @@ class Run:
                 "projector": sum(value.numel() for value in trainer.projector.parameters()),
             },
             "backend": trainer.pieces.backend,
+            "ranks": self.ranks.world,
             **environment(trainer.pieces.device),
             **({} if self.watch is None else self.watch.report()),
         }

@@ -13,6 +13,9 @@ from torch import nn
 
 from diva_rs.callbacks import Callback, as_callback
 from diva_rs.data.batches import Batch
+from diva_rs.distributed import Ranks, session, start
+from diva_rs.distributed.split import length_of, split
+from diva_rs.distributed.together import Together
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.loop import Run
 from diva_rs.pieces import as_recipe
@@ -94,16 +97,23 @@ def post_train(
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {callbacks!r}: give a list of them, [{callbacks!r}]")
     hooks = [as_callback(callback) for callback in callbacks]
-    one_pass = recipe.steps is None
-    if one_pass:
-        recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe))
-    folder = None if output_dir is None else RunFolder(output_dir)
-    try:
-        run = Run(Trainer(clip, unet, recipe), loader, folder, hooks, progress, resume, evaluation)
-        return run.go(one_pass)
-    finally:
-        if folder is not None:
-            folder.close()
+    with session() as ranks:
+        start.same_recipe(recipe, ranks)
+        unet = start.settle(clip, unet, ranks)
+        start.same_weights(clip, ranks)
+        loader = split(loader, ranks)
+        one_pass = recipe.steps is None
+        if one_pass:
+            recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
+        folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
+        try:
+            trainer = Trainer(clip, unet, recipe)
+            start.same_teacher(trainer.teacher, recipe.prompt, ranks)
+            run = Run(Together(trainer, ranks), loader, folder, hooks, progress, resume, evaluation)
+            return run.go(one_pass)
+        finally:
+            if folder is not None:
+                folder.close()
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
@@ -130,16 +140,16 @@ def _check_loader(loader: Any) -> None:
         )
 
 
-def _steps_of_one_pass(loader: Any, recipe: Recipe) -> int | None:
+def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
     """Optimizer steps of one pass where the loader tells its length; None: until it ends."""
-    try:
-        batches = len(loader)
-    except (TypeError, NotImplementedError):
+    length = length_of(loader, ranks)
+    if length is None:
         return None
+    rounds, batches = length
     if batches == 0:
         raise DataError("the loader is empty: it has length 0")
     if recipe.batch is None:
-        return int(batches)
+        return rounds
     samples: int | None = getattr(loader, "batch_size", None)
     if samples is None:
         return None
@@ -147,7 +157,7 @@ def _steps_of_one_pass(loader: Any, recipe: Recipe) -> int | None:
     dataset: Any = getattr(loader, "dataset", None)
     if hasattr(dataset, "__len__"):
         seen = min(seen, len(dataset))  # the last batch may be smaller
-    accumulated = (
-        math.ceil(recipe.batch / samples) * samples
-    )  # a step ends with the loader batch that fills it
+    together = samples * ranks.world
+    # A step ends with the round of loader batches, one per rank, that fills it.
+    accumulated = math.ceil(recipe.batch / together) * together
     return math.ceil(seen / accumulated)

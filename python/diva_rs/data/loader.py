@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from diva_rs.data.decode import BadImage
+from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError
 
 logger = logging.getLogger("diva_rs.data")
@@ -52,7 +53,8 @@ class KeyedSampler(Sampler[int]):
     alone.
 
     With ``torch.distributed`` running, each rank gets every world-th sample, all ranks equally many (the
-    remainder of an epoch is left out; it is another one each epoch).
+    remainder of an epoch is left out; it is another one each epoch). `post_train`, which weighs the ranks,
+    sets ``even`` to False: then nothing is left out.
 
     >>> sampler = KeyedSampler(np.arange(6), seed=0)
     >>> sorted(sampler) == list(range(6)) and list(sampler) == list(sampler)
@@ -62,6 +64,7 @@ class KeyedSampler(Sampler[int]):
     def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
         self.ids, self.seed, self.shuffle, self.epoch = ids.astype(np.uint64), seed, shuffle, 0
         self.start = 0  # samples of this rank that the next iteration leaves out
+        self.even = True
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -71,10 +74,13 @@ class KeyedSampler(Sampler[int]):
         keys = scramble(self.ids, self.seed, self.epoch) if self.shuffle else np.arange(len(self.ids))
         order = np.argsort(keys, kind="stable")
         rank, world = rank_and_world()
-        yield from order[: len(self) * world][rank::world][self.start :].tolist()
+        if self.even:
+            order = order[: len(self) * world]
+        yield from order[rank::world][self.start :].tolist()
 
     def __len__(self) -> int:
-        return len(self.ids) // rank_and_world()[1]
+        rank, world = rank_and_world()
+        return len(self.ids) // world if self.even else len(range(rank, len(self.ids), world))
 
 
 class ImageLoader:
@@ -127,6 +133,8 @@ class ImageLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        if hasattr(self.dataset, "share"):
+            self.dataset.share = rank_and_world()  # as this process knows it: a worker may not
         start, self._start = self._start, 0
         good, self.position = start, 0
         for batch in self._batches(start):
@@ -138,7 +146,7 @@ class ImageLoader:
             if batch:  # a batch of bad images alone is passed over
                 good += len(batch["ids"])
                 yield batch
-        if not good:
+        if not good and rank_and_world()[1] == 1:  # one of several ranks may have no part in it
             skipped = f": all {len(self.bad)} were bad, {_few(self.bad)}" if self.bad else ""
             raise DataError(f"{self.dataset} gave no image{skipped}")
 
@@ -176,14 +184,6 @@ def checked_policy(on_bad_image: str) -> str:
     if on_bad_image not in BAD_IMAGE_POLICIES:
         raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown: one of 'raise', 'skip'")
     return on_bad_image
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) outside torch.distributed."""
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
 
 
 def name_key(name: str) -> int:

@@ -15,6 +15,7 @@ from diva_rs._optional import require
 from diva_rs.data.augment import Transform, center_transform, train_transform, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, scramble
+from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError
 
 _LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
@@ -52,6 +53,7 @@ class ImageShards(IterableDataset[Any]):
         self.transform = train_transform(size) if transform is None else transform
         self.seed, self.shuffle, self.max_pixels, self.epoch = seed, shuffle, max_pixels, 0
         self.on_bad_image = checked_policy(on_bad_image)
+        self.share: tuple[int, int] | None = None  # rank and number of ranks, as `ImageLoader` tells workers
         self.start: list[int] = []  # samples of each worker that the next iteration passes over, undecoded
 
     def set_epoch(self, epoch: int) -> None:
@@ -67,7 +69,8 @@ class ImageShards(IterableDataset[Any]):
         if self.shuffle:
             keys = np.array([name_key(os.path.basename(shard)) for shard in shards], np.uint64)
             shards = [shards[i] for i in np.argsort(scramble(keys, self.seed, self.epoch), kind="stable")]
-        mine = list(wds.split_by_worker(wds.split_by_node(iter(shards))))
+        rank, world = self.share or rank_and_world()
+        mine = list(wds.split_by_worker(iter(shards[rank::world])))
         samples = self._samples(mine)
         if self.shuffle:
             # The worker's first shard tells the workers apart: a worker's own number would tie the order to

@@ -134,6 +134,23 @@ class Teacher:
         other._settle()
         return other
 
+    def on(self, device: torch.device | str) -> "Teacher":
+        """This teacher on ``device``: itself where it is there already, otherwise one with a copy there.
+
+        Raises:
+            DeviceError: this machine does not have that device.
+
+        >>> teacher.on("cpu") is teacher
+        True
+        """
+        device = checked_device(device)
+        if device == self.device:
+            return self
+        other = copy.copy(self)
+        other._wanted_device = device
+        other._settle()
+        return other
+
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """What the model predicts (noise or velocity, as its schedule says), differentiable in the condition.
 

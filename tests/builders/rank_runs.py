@@ -1,0 +1,314 @@
+"""Runs over several ranks on one machine: `python -m builders.rank_runs FOLDER NAME...`.
+
+The parent imports once and forks the ranks of each run, which find each other by the variables that torchrun
+sets. Rank r of a run leaves what it returned in FOLDER/NAME.r.pt, and what it wrote in FOLDER/NAME.r.log.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tarfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, TensorDataset
+
+import diva_rs
+from builders.small import images, small_clip, small_teacher
+from diva_rs.callbacks import Callback
+from diva_rs.data import decode, folder, folder_loader, shard_loader
+
+LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
+STEPS = 25
+RUN = {
+    "precision": "fp64",
+    "draws": 2,
+    "density": 0.5,
+    "anchor": 0.1,
+    "optimizer": "adamw",
+    "lr": 1e-3,
+    "warmup": 3,
+    "batch": 12,
+    "micro_batch": 2,
+    "steps": STEPS,
+    "log_every": 1,
+}
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
+
+
+def loader(dtype: torch.dtype = torch.float64) -> DataLoader[Any]:
+    """60 images in shuffled batches of 2: a DataLoader as a script would make it."""
+    return DataLoader(TensorDataset(images(60, dtype=dtype)), batch_size=2, shuffle=True)
+
+
+def train(batches: Any = None, seed: int = 0, **fields: Any) -> dict[str, Any]:
+    """A run of `post_train`: its weights, losses and report."""
+    settings = {**RUN, **fields}
+    dtype = DTYPES[settings["precision"]]
+    clip = small_clip(dtype, seed=seed)
+    batches = loader(dtype) if batches is None else batches
+    result = diva_rs.post_train(clip, small_teacher(dtype), batches, progress=False, **settings)
+    weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
+    weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
+    history = [{name: float(value) for name, value in row.items()} for row in result.history]
+    report = {name: result.report[name] for name in ("steps", "samples", "ranks", "interrupted")}
+    return {"weights": weights, "history": history, "report": report}
+
+
+class At(Callback):
+    """Calls ``act`` after a step, on the rank that has this callback: rank 0."""
+
+    def __init__(self, step: int, act: Callable[[], Any]) -> None:
+        self.step, self.act = step, act
+
+    def on_step(self, step: int, metrics: Any) -> None:
+        if step == self.step:
+            self.act()
+
+
+class Counted(TensorDataset):
+    """The images of `loader`; ``act`` is called when rank 1 reads its image number ``at``."""
+
+    def __init__(self, at: int, act: Callable[[], Any]) -> None:
+        super().__init__(images(60, dtype=torch.float64))
+        self.at, self.act, self.count = at, act, 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.count += 1
+        if self.count == self.at and os.environ.get("RANK") == "1":
+            self.act()
+        return super().__getitem__(index)
+
+
+def photos(root: Path, count: int) -> Path:
+    """A folder of ``count`` images of one colour each."""
+    root.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", (40, 40), (20 * i, 255 - 20 * i, 7 * i)).save(root / f"{i}.png")
+    return root
+
+
+def seen_by(module: Any) -> list[str]:
+    """The names of the images that ``module`` decodes from now on."""
+    names: list[str] = []
+
+    def noted(source: Any, name: str, *rest: Any) -> Any:
+        names.append(Path(name).name)
+        return decode.decode(source, name, *rest)
+
+    module.decode = noted
+    return names
+
+
+def from_folder(place: Path, world: int) -> dict[str, Any]:
+    """One pass over eleven images: one rank has six of them."""
+    names = seen_by(folder)
+    batches = folder_loader(place / "photos", batch=4, size=32, workers=0, scale=None)
+    return {**train(batches, batch=8, steps=None), "decoded": names}
+
+
+def from_shards(place: Path, world: int) -> dict[str, Any]:
+    """One pass over shards of five, three and one images."""
+    from diva_rs.data import shards
+
+    names = seen_by(shards)
+    batches = shard_loader(str(place / "{0..2}.tar"), batch=2, size=32, workers=0, scale=None)
+    return {**train(batches, batch=None, steps=None), "decoded": names}
+
+
+def unequal(place: Path, world: int) -> dict[str, Any]:
+    """Batches of unequal sizes from a list that every rank has; one more for rank 0 than for rank 1."""
+    sizes = (3, 1, 2, 5, 4, 1, 2)
+    batches = [images(size, seed=size + i, dtype=torch.float64) for i, size in enumerate(sizes)]
+    if world > 1:
+        return train(batches, batch=None, steps=None)
+    pairs = [torch.cat(batches[i : i + 2]) for i in range(0, len(batches), 2)]  # what two ranks take together
+    return train(pairs, batch=None, steps=None)
+
+
+def own_batches(place: Path, world: int) -> dict[str, Any]:
+    """A loader that gives each rank other batches already, without ids."""
+    rank = int(os.environ.get("RANK", 0))
+    parts = [[images(2, seed=10 * r + i, dtype=torch.float64) for i in range(4)] for r in range(2)]
+    if world > 1:
+        return train(parts[rank], batch=None, steps=4)
+    # Sample i of rank r is number 2 i + r.
+    turns = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(*parts, strict=True)]
+    return train(turns, batch=None, steps=4)
+
+
+def with_files(place: Path, world: int) -> dict[str, Any]:
+    """A run with a folder: what rank 1 writes is noted."""
+    import diva_rs.checkpoint
+
+    written: list[str] = []
+    replacing = diva_rs.checkpoint._replacing
+
+    def noted(path: Path) -> Any:
+        written.append(str(path))
+        return replacing(path)
+
+    diva_rs.checkpoint._replacing = noted
+    return {**train(output_dir=place / f"files-{world}", steps=5), "written": written}
+
+
+def other_weights(place: Path, world: int) -> dict[str, Any]:
+    """Every rank begins with another CLIP."""
+    return train(seed=int(os.environ.get("RANK", 0)), steps=2)
+
+
+def other_recipe(place: Path, world: int) -> None:
+    """Every rank has another learning rate."""
+    train(lr=0.1 + int(os.environ["RANK"]))
+
+
+def other_teacher(place: Path, world: int) -> None:
+    """Every rank has another diffusion model."""
+    from builders import small
+
+    rank = int(os.environ["RANK"])
+    unet = small.small_unet
+    small.small_unet = lambda dtype: unet(dtype, seed=rank)
+    train()
+
+
+def _refuse() -> None:
+    raise ValueError("no image behind this door")
+
+
+def raising(place: Path, world: int) -> None:
+    """Rank 1's dataset raises in step 7; a checkpoint is written every 4."""
+    batches = DataLoader(Counted(40, _refuse), batch_size=2, shuffle=True)
+    train(batches, output_dir=place / "raising", checkpoint_every=4)
+
+
+def killed(place: Path, world: int) -> None:
+    """Rank 1 is killed in the middle of step 11; a checkpoint is written every 4."""
+    data = Counted(63, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    train(DataLoader(data, batch_size=2, shuffle=True), output_dir=place / "killed", checkpoint_every=4)
+
+
+def resumed(place: Path, world: int) -> dict[str, Any]:
+    """The run of `killed` goes on with one rank."""
+    data = Counted(0, _refuse)
+    batches = DataLoader(data, batch_size=2, shuffle=True)
+    return train(batches, output_dir=place / "killed", checkpoint_every=4)
+
+
+def interrupted(place: Path, world: int) -> dict[str, Any]:
+    """Ctrl-C on rank 0 alone."""
+    stop = At(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    return train(callbacks=[stop])
+
+
+def straight(place: Path, world: int) -> dict[str, Any]:
+    """25 steps in float64."""
+    return train()
+
+
+def single(place: Path, world: int) -> dict[str, Any]:
+    """The same in float32."""
+    return train(precision="fp32")
+
+
+def counted(place: Path, world: int) -> dict[str, Any]:
+    """How much was sent, and what of it before the end of the backward pass; a gradient that changes late."""
+    from diva_rs.distributed import reduce
+
+    reduce.BUCKET = 1 << 14
+    before: list[tuple[int, int]] = []
+    sent: list[int] = []
+    whole = reduce.Reducer.reduce
+
+    def noted(self: reduce.Reducer, *args: Any) -> Any:
+        before.append((self._next, len(self._buckets)))
+        if len(before) == 3 and os.environ.get("RANK") == "1":
+            self._parameters[0].grad.add_(0.0)  # the same gradient, but it might be another
+        means = whole(self, *args)
+        sent.append(self.sent)
+        return means
+
+    reduce.Reducer.reduce = noted  # type: ignore[method-assign]
+    found = train(steps=5)
+    reduce.Reducer.reduce = whole  # type: ignore[method-assign]
+    return {**found, "before": before, "sent": sent}
+
+
+RUNS: dict[str, Callable[[Path, int], Any]] = {
+    run.__name__: run
+    for run in (
+        straight, single, counted, from_folder, from_shards, unequal, own_batches, with_files, other_weights,
+        other_recipe, other_teacher, raising, killed, resumed, interrupted,
+    )
+}  # fmt: skip
+
+
+def rank(name: str, number: int, world: int, port: int, place: Path) -> None:
+    """What one forked process does: `RUNS[name]`, with its output in files."""
+    warnings.simplefilter("ignore")
+    log = os.open(place / f"{name}-{world}.{number}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if world > 1:
+        known = {"RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in known.items()})
+    code = 0
+    try:
+        torch.save(RUNS[name](place, world), place / f"{name}-{world}.{number}.pt")
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def go(name: str, world: int, place: Path) -> dict[str, Any]:
+    """Fork the ranks of a run; their exit codes, and the seconds from the first end to the last."""
+    fork = multiprocessing.get_context("fork")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    ranks = [fork.Process(target=rank, args=(name, number, world, port, place)) for number in range(world)]
+    for process in ranks:
+        process.start()
+    ends: dict[int, float] = {}
+    while len(ends) < world and (not ends or time.monotonic() < min(ends.values()) + LIMIT):
+        for number, process in enumerate(ranks):
+            if number not in ends and process.exitcode is not None:
+                ends[number] = time.monotonic()
+        time.sleep(0.02)
+    for process in ranks:
+        if process.exitcode is None:
+            process.kill()
+    codes = [process.exitcode for process in ranks]
+    return {"codes": codes, "seconds": max(ends.values()) - min(ends.values())}
+
+
+def main() -> None:
+    """The runs named on the command line, as NAME-WORLD, one after the other."""
+    torch.set_num_threads(1)
+    place = Path(sys.argv[1])
+    photos(place / "photos", 11)
+    for number, count in enumerate((5, 3, 1)):
+        with tarfile.open(place / f"{number}.tar", "w") as shard:
+            for i in range(count):
+                shard.add(place / "photos" / f"{i}.png", f"{number}{i}.png")
+    found = {}
+    for run in sys.argv[2:]:
+        name, world = run.rsplit("-", 1)
+        found[run] = go(name, int(world), place)
+    (place / "runs.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Several ranks are one: same weights and losses at the same global batch, however the samples are split."""
+
+import pytest
+
+from builders.run_ranks import Runs
+from builders.small import worst
+
+LOSSES = ("loss", "denoising", "anchor", "grad_norm", "lr")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    names = ("straight", "single", "from_folder", "unequal", "own_batches")
+    both = [f"{name}-{world}" for name in names for world in (1, 2)]
+    return Runs(tmp_path_factory.mktemp("ranks"), *both, "straight-3")
+
+
+def drift(one, other):
+    """The largest relative error of a weight, and of a logged number."""
+    assert [row["step"] for row in one["history"]] == [row["step"] for row in other["history"]]
+    pairs = zip(one["history"], other["history"], strict=True)
+    numbers = max(abs(a[name] - b[name]) / max(abs(b[name]), 1e-3) for a, b in pairs for name in LOSSES)
+    return worst(one["weights"], other["weights"]), numbers
+
+
+@pytest.mark.parametrize("run", ["straight-2", "straight-3", "from_folder-2", "unequal-2", "own_batches-2"])
+def test_ranks_are_one_rank_with_the_same_global_batch(runs, run):
+    [alone] = runs.of(run.rsplit("-", 1)[0] + "-1")
+    assert alone["history"][0]["loss"] != alone["history"][-1]["loss"]
+    for rank in runs.of(run):
+        weights, numbers = drift(rank, alone)
+        assert weights <= 1e-10
+        assert numbers <= 1e-10
+
+
+def test_in_float32_they_drift_by_rounding_alone(runs):
+    [alone] = runs.of("single-1")
+    for rank in runs.of("single-2"):
+        weights, numbers = drift(rank, alone)
+        assert weights <= 1e-4  # 25 steps of AdamW, which divides by the root of small second moments
+        assert numbers <= 1e-4
+
+
+def test_every_rank_ends_with_the_same_bits(runs):
+    for run in ("straight-3", "single-2"):
+        first, *others = runs.of(run)
+        for other in others:
+            assert all(value.equal(other["weights"][name]) for name, value in first["weights"].items())
+            assert other["history"][-1]["loss"] == first["history"][-1]["loss"]
+
+
+def test_no_rank_decodes_the_images_of_another(runs):
+    [alone] = runs.of("from_folder-1")
+    first, second = (rank["decoded"] for rank in runs.of("from_folder-2"))
+    assert (len(first), len(second)) == (6, 5)
+    assert sorted(first + second) == sorted(alone["decoded"])
+
+
+def test_a_step_counts_the_samples_of_all_ranks(runs):
+    for rank in runs.of("from_folder-2"):
+        assert [row["samples"] for row in rank["history"]] == [8.0, 3.0]
+        assert (rank["report"]["samples"], rank["report"]["ranks"]) == (11, 2)
