@@ -151,13 +151,13 @@ def with_files(place: Path, world: int) -> dict[str, Any]:
     import diva_rs.checkpoint
 
     written: list[str] = []
-    replacing = diva_rs.checkpoint._replacing
+    replacing = diva_rs.checkpoint.replacing
 
     def noted(path: Path) -> Any:
         written.append(str(path))
         return replacing(path)
 
-    diva_rs.checkpoint._replacing = noted
+    diva_rs.checkpoint.replacing = noted
     return {**train(output_dir=place / f"files-{world}", steps=5), "written": written}
 
 
