@@ -165,7 +165,7 @@ class Run:
                 )
             if one_pass:
                 if self.together.pending:  # the last, smaller batch of the pass
-                    self._advance(partial(self.together.train, None, 0, 0))
+                    self._advance(self.together.update)
                     yield trainer.steps_done
                 return
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from diva_rs.distributed.watch import Watch
+from diva_rs.errors import RankError
 
 
 class Stop:
@@ -21,10 +22,10 @@ class Stop:
 
     @contextmanager
     def listening(self, watch: Watch | None) -> Iterator[None]:
-        """Within this block Ctrl-C is noted, and a second one raises KeyboardInterrupt as ever.
+        """Within this block Ctrl-C is noted, and a second one raises RankError, which ends all ranks at once.
 
-        Where there is one rank alone, the first one does. ``watch`` interrupts in the same way: what has
-        happened to another rank is raised then, wherever the main thread is.
+        Where there is one rank alone, Ctrl-C is what it ever was. ``watch`` interrupts in the same way: what
+        has happened to another rank is raised then, wherever the main thread is.
         """
         before = signal.getsignal(signal.SIGINT)
         main = threading.current_thread() is threading.main_thread()
@@ -35,7 +36,7 @@ class Stop:
         def note(number: int, frame: FrameType | None) -> None:
             watch.check()
             if self.wanted:
-                raise KeyboardInterrupt
+                raise RankError(f"rank {watch.rank} was interrupted a second time and ends at once")
             self.wanted = True
 
         signal.signal(signal.SIGINT, note)

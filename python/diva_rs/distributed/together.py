@@ -11,6 +11,7 @@ from diva_rs.distributed.reduce import Reducer
 from diva_rs.trainer import Trainer
 
 _LOSSES = ("loss", "denoising", "anchor")
+_END = object()  # what a loader yields by mistake may be None
 
 
 class Together:
@@ -58,8 +59,8 @@ class Together:
                 yield feed.batches, batch, 0
             return
         while True:
-            batch = next(batches, None)
-            own = 0 if batch is None else len(read_batch(batch, feed.batches))
+            batch = next(batches, _END)
+            own = 0 if batch is _END else len(read_batch(batch, feed.batches))
             stop = self.ranks.stop.wanted
             rows = self.ranks.numbers(own, feed.batches, self.trainer.samples_seen + own, int(stop))
             samples, read, self._seen, stop = (sum(column) for column in zip(*rows, strict=True))
@@ -67,21 +68,15 @@ class Together:
                 raise KeyboardInterrupt
             if samples == 0:
                 return
-            yield read, batch, samples
+            yield read, None if batch is _END else batch, samples
 
     def train(self, batch: Any, samples: int, enough: int) -> None:
-        """Run this rank's part of a round of ``samples``; with ``enough`` of them together, update.
-
-        Without any samples: update at once.
-        """
+        """Run this rank's part of a round of ``samples``; with ``enough`` of them together, update."""
         trainer = self.trainer
         if self.ranks.world == 1:
             before = trainer.samples_seen
             try:
-                if batch is None:
-                    trainer.apply()
-                else:
-                    trainer._train(batch, until=enough)
+                trainer._train(batch, until=enough)
             finally:
                 self.samples += trainer.samples_seen - before
             return
@@ -94,7 +89,21 @@ class Together:
                 self.reducer.expect(passes, trainer.pending + own, self._pending)
             trainer.accumulate(batch)
         if self._pending >= enough:
-            self._update()
+            self.update()
+
+    def update(self) -> None:
+        """Add up the gradients and losses of all ranks, and update every rank's weights alike."""
+        trainer = self.trainer
+        if self.ranks.world == 1:
+            trainer.apply()
+            return
+        device = trainer.pieces.device
+        own = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
+        means = self.reducer.reduce(trainer.pending, self._pending, own)
+        trainer.metrics.update(zip(_LOSSES, means, strict=True))
+        trainer.pending = self._pending
+        trainer.apply()
+        self._pending = 0
 
     def discard(self) -> None:
         """Forget the gradient since the last `apply`, on this rank; take the hooks off its parameters."""
@@ -125,14 +134,3 @@ class Together:
             return None
         batches = len(range(self.ranks.rank, int(place["batches"]), self.ranks.world))
         return {**place, "batches": batches}
-
-    def _update(self) -> None:
-        """Add up the gradients and losses of all ranks, and update every rank's weights alike."""
-        trainer = self.trainer
-        device = trainer.pieces.device
-        own = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
-        means = self.reducer.reduce(trainer.pending, self._pending, own)
-        trainer.metrics.update(zip(_LOSSES, means, strict=True))
-        trainer.pending = self._pending
-        trainer.apply()
-        self._pending = 0
