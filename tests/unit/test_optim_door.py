@@ -23,7 +23,7 @@ def test_examples_of_the_docstrings_run():
     documented += [
         getattr(_native.Optimizer, name) for name in vars(_native.Optimizer) if not name.startswith("_")
     ]
-    assert len(documented) == 8
+    assert len(documented) == 9
     for entry in documented:
         test = doctest.DocTestParser().get_doctest(entry.__doc__, {}, entry.__name__, None, None)
         assert test.examples, entry.__name__
