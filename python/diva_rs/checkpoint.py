@@ -149,12 +149,17 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     """
     check_place(folder)
     facts = {key: state[key] for key in ("counters", "recipe", "run") if key in state}
-    with replacing(folder) as beside:
-        beside.mkdir(parents=True)
-        save_weights(beside / "parameters.safetensors", state["parameters"])
-        save_weights(beside / "optimizer.safetensors", state["optimizer"])
-        write_json(beside / "state.json", facts)
-        write_json(beside / NAME, manifest(beside, _STATE_FILES))
+    try:
+        with replacing(folder) as beside:
+            beside.mkdir(parents=True)
+            save_weights(beside / "parameters.safetensors", state["parameters"])
+            save_weights(beside / "optimizer.safetensors", state["optimizer"])
+            write_json(beside / "state.json", facts)
+            write_json(beside / NAME, manifest(beside, _STATE_FILES))
+    except DataError as err:  # of a file in the folder beside, whose name says nothing
+        raise DataError(
+            f"{folder} could not be written ({err.__cause__ or err}): nothing at that path was changed"
+        ) from err
     return folder
 
 

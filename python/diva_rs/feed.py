@@ -42,7 +42,7 @@ class Feed:
         self.batches = int((place or {}).get("batches", 0))
         self.waited = 0.0  # seconds for which training stood still for the loader
         self._generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        if self.batches and not self.own:
+        if self.batches and not self.own and not isinstance(loader, (list, tuple)):
             _log.warning(
                 "%d batches are read again and passed over; that they are the same as before is up to %s",
                 self.batches,

@@ -88,7 +88,10 @@ class Run:
             except BaseException:
                 # Whatever went wrong, the steps that were done are not lost.
                 self.together.discard()
-                self._save()
+                try:
+                    self._save()
+                except DataError as err:
+                    _log.warning("%s", err)  # beside the error that ends the run, which is the one to see
                 raise
         self.together.discard()  # the caller's model keeps no gradient of the last step
         self._save()
