@@ -47,11 +47,20 @@ def read_text(path: str | os.PathLike[str], most: int = 1 << 26) -> str:
         OSError: as `open_regular`, or it has more than ``most`` bytes.
         UnicodeDecodeError (a ValueError): it is no UTF-8.
     """
+    return read_bytes(path, most).decode("utf-8")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: as `open_regular`, or it has more than ``most`` bytes.
+    """
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
         raise OSError(27, f"it has more than {most} bytes", os.fspath(path))
-    return data.decode("utf-8")
+    return data
 
 
 def check_files(path: str | os.PathLike[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from diva_rs.errors import ConfigError, DataError, DependencyError
+from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 
 if TYPE_CHECKING:
     from diva_rs.result import PostTrainResult
@@ -196,7 +196,8 @@ def as_callback(callback: Any) -> Callback:
     if callable(callback):
         return _Function(callback)
     raise ConfigError(
-        f"callback {callback!r} is neither a diva_rs.callbacks.Callback nor a function of (step, metrics)"
+        f"callback {shown(callback)} is neither a diva_rs.callbacks.Callback nor a function of "
+        "(step, metrics)"
     )
 
 

@@ -125,7 +125,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         open_regular(path).close()
         weights = dict(load_file(path))
-    except (OSError, SafetensorError, ValueError) as err:
+    except (OSError, SafetensorError, ValueError, MemoryError) as err:
         raise WeightsError(f"{path} cannot be read as safetensors: {one_line(err)}") from err
     longest = max(map(len, weights), default=0)
     if longest > 1000:

@@ -16,7 +16,7 @@ from diva_rs.data.pixels import native_pixels
 from diva_rs.diffusion import Teacher
 from diva_rs.distributed.world import rank_and_world
 from diva_rs.draws import DrawPlan, Draws, sample_keys
-from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError
+from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError, shown
 from diva_rs.native.choose import Encoder
 from diva_rs.recipe import Recipe
 
@@ -234,7 +234,7 @@ def checked_epoch(epoch: Any) -> int:
     """
     whole = isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool)
     if not whole or not 0 <= epoch < _EPOCHS:
-        raise ConfigError(f"epoch is {epoch!r}: a whole number from 0 to 2**63 - 1 is needed")
+        raise ConfigError(f"epoch is {shown(epoch)}: a whole number from 0 to 2**63 - 1 is needed")
     return int(epoch)
 
 

@@ -16,7 +16,7 @@ from diva_rs.data.batches import Batch
 from diva_rs.distributed import Ranks, session, start
 from diva_rs.distributed.split import length_of, split
 from diva_rs.distributed.together import Together
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.loop import Run
 from diva_rs.pieces import as_recipe
 from diva_rs.recipe import Recipe
@@ -95,7 +95,7 @@ def post_train(
     recipe = as_recipe(recipe).replace(**fields)
     _check_loader(loader)
     if not isinstance(callbacks, Iterable):
-        raise ConfigError(f"callbacks is {callbacks!r}: give a list of them, [{callbacks!r}]")
+        raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
     hooks = [as_callback(callback) for callback in callbacks]
     with session() as ranks:
         start.same_recipe(recipe, ranks)
@@ -121,7 +121,7 @@ def _check_fields(fields: dict[str, Any]) -> None:
     known = {field.name for field in dataclasses.fields(Recipe)}
     for name in fields.keys() - known:
         near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
-        raise ConfigError(f"post_train has no argument {name!r}, nor has a recipe such a field{near}")
+        raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")
 
 
 def _check_loader(loader: Any) -> None:

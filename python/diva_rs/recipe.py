@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes import PRESETS
 from diva_rs.recipes.fields import Fields
 from diva_rs.recipes.kinds import hint
@@ -40,7 +40,7 @@ class Recipe(Fields):
             try:
                 object.__setattr__(self, field.name, field.metadata["kind"].convert(value))
             except ValueError as err:
-                raise ConfigError(f"{field.name}={value!r}: {err}") from None
+                raise ConfigError(f"{field.name}={shown(value)}: {err}") from None
         self._check_condition()
         self._check_draws()
 
@@ -55,7 +55,7 @@ class Recipe(Fields):
         """
         if not isinstance(name, str) or name not in PRESETS:
             near = hint(name, PRESETS) or f": one of {', '.join(PRESETS)}"
-            raise ConfigError(f"there is no recipe {name!r}{near}")
+            raise ConfigError(f"there is no recipe {shown(name)}{near}")
         return cls(name=name, **PRESETS[name].fields())
 
     @classmethod
@@ -124,7 +124,7 @@ class Recipe(Fields):
         (38, 42)
         """
         if isinstance(patches, bool) or not isinstance(patches, int) or patches < 1:
-            raise ConfigError(f"patches={patches!r}: an integer of at least 1 is needed")
+            raise ConfigError(f"patches={shown(patches)}: an integer of at least 1 is needed")
         if self.condition in ("class", "text"):
             return 0
         if self.condition == "window":
@@ -252,7 +252,7 @@ def _check_names(names: Iterable[Any]) -> None:
     for name in names:
         if name not in _DEFAULTS:
             near = hint(name, _DEFAULTS) or f": it has {', '.join(_DEFAULTS)}"
-            raise ConfigError(f"a recipe has no field {name!r}{near}")
+            raise ConfigError(f"a recipe has no field {shown(name)}{near}")
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Recipe)}

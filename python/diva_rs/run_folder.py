@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diva_rs._files import read_text
+from diva_rs._files import open_regular, read_bytes, read_text
 from diva_rs.checkpoint import (
     check_place,
     load_state,
@@ -38,6 +38,7 @@ from diva_rs.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
 
+_LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
 _RESULTS = ("clip.safetensors", "projector.safetensors", "recipe.json", "history.json", "report.json")
 
@@ -175,22 +176,27 @@ class RunFolder:
         """The log up to ``step``; what was logged after it, or cut short, is removed from the file: those
         steps come again."""
         kept = []
-        with suppress(FileNotFoundError):
-            for line in self.metrics.read_bytes().split(b"\n"):
-                try:
-                    row = json.loads(line.decode())
-                    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-                except (ValueError, RecursionError):
-                    continue
-                if whole and row["step"] <= step:
-                    kept.append((line.decode(), row))
+        try:
+            content = read_bytes(self.metrics, _LONGEST_LOG)
+        except FileNotFoundError:
+            content = b""
+        except OSError as err:
+            raise DataError(f"{self.metrics} cannot be read: {err}") from err
+        for line in content.split(b"\n"):
+            try:
+                row = json.loads(line.decode())
+                whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+            except (ValueError, RecursionError):
+                continue
+            if whole and row["step"] <= step:
+                kept.append((line.decode(), row))
         write_text(self.metrics, "".join(line + "\n" for line, _ in kept))
         return [
             {name: float("nan") if value is None else value for name, value in row.items()} for _, row in kept
         ]
 
     def _sync_metrics(self) -> None:
-        with suppress(FileNotFoundError), open(self.metrics, "rb") as file:
+        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
             os.fsync(file.fileno())
 
     def _locked(self) -> int | None:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._files import open_regular
+from diva_rs._optional import one_line
 from diva_rs.checkpoint import load_weights
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.result import own_weights
@@ -42,9 +44,10 @@ def weights_of(source: Any, name: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return load_weights(path)
     try:
+        open_regular(path).close()
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # OS errors, and whatever a damaged archive makes torch.load raise
-        raise WeightsError(f"{name}: {path} cannot be read as weights: {err}") from err
+        raise WeightsError(f"{name}: {path} cannot be read as weights: {one_line(err)}") from err
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # a training checkpoint of open_clip
     if not isinstance(content, Mapping):

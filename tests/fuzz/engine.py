@@ -11,6 +11,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,7 +37,10 @@ class Target(Protocol):
         """Run one case; returns its outcome ("result", "DataError: images", ...) or raises AssertionError."""
 
     def keep(self, place: Path) -> None:
-        """Save what the last case read, to be looked at later."""
+        """Save what the last case read, to be looked at later.
+
+        When a case ends the process, the folder ``case`` in the target's own folder is saved.
+        """
 
 
 @dataclass
@@ -54,7 +58,7 @@ class Report:
 
 
 def run(
-    target: str, cases: int, seed: int = 0, keep: Path | None = None, limit: float = 20.0, start: int = 0
+    target: str, cases: int, seed: int = 0, keep: Path | None = None, limit: float = 60.0, start: int = 0
 ) -> Report:
     """Run the cases ``start`` to ``start + cases`` of a target ("files", "native").
 
@@ -86,15 +90,31 @@ def run(
             if code:
                 report.cases += 1
                 report.outcomes["death"] += 1
+                if keep is not None and Path(folder, "case").exists():
+                    shutil.copytree(
+                        Path(folder, "case"), keep / f"{target}-{seed}-{last}", symlinks=True, ignore=special
+                    )
                 cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 tail = log.read_text(errors="replace")[-3000:]
                 report.failures.append(
                     f"{target} case {last} of seed {seed} ended the process ({cause}):\n{tail}"
                 )
+            if last < start and code:
+                report.failures.append("no case was reached")
+                break
             start = last + 1
         else:
             report.failures.append(f"given up after {DEATHS} deaths, before case {start}")
     return report
+
+
+def special(folder: str, names: list[str]) -> list[str]:
+    """Those of a folder's entries that cannot be copied: pipes, sockets, devices, links that lead nowhere."""
+    return [
+        name
+        for name in names
+        if not os.path.isfile(path := os.path.join(folder, name)) and not os.path.isdir(path)
+    ]
 
 
 def _entries(journal: Path) -> Iterator[tuple[int, str | None, str | None]]:

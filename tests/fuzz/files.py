@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 import random
 import shutil
 import traceback
@@ -11,6 +10,7 @@ import warnings
 from pathlib import Path
 
 from diva_rs.errors import DivaError
+from fuzz.engine import special
 from fuzz.payloads import payloads
 from fuzz.places import PLACES
 from fuzz.readers import READERS
@@ -24,7 +24,7 @@ class Files:
     """Damages one file of one reader's folder per case."""
 
     def __init__(self, scratch: Path) -> None:
-        self.good, self.bad = scratch / "good", scratch / "bad"
+        self.good, self.bad = scratch / "good", scratch / "case"
         self.marker = scratch / "code was run"
         self.pickles = list(payloads(self.marker).values())
         self.story = ""
@@ -65,7 +65,7 @@ class Files:
         return f"{name}: {outcome}"
 
     def keep(self, place: Path) -> None:
-        shutil.copytree(self.bad, place, symlinks=True, ignore=_special, dirs_exist_ok=True)
+        shutil.copytree(self.bad, place, symlinks=True, ignore=special, dirs_exist_ok=True)
         (place / "story.txt").write_text(self.story)
 
     def _damage(self, rng: random.Random) -> str:
@@ -85,7 +85,7 @@ class Files:
                 told.append(f"{file.name}, a pickle")
             elif 0 < file.stat().st_size < 1 << 24:
                 change = rng.choice(damages(file))
-                with contextlib.suppress(ValueError, KeyError, IndexError):  # no longer of its format
+                with contextlib.suppress(Exception):  # no longer of its format
                     file.write_bytes(change(file.read_bytes(), rng))
                 told.append(f"{file.name}, {change.__name__}")
         return " and ".join(told)
@@ -104,11 +104,3 @@ def _silence():
     """Libraries print to both streams what they think of damaged files."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
-
-
-def _special(folder: str, names: list[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if not os.path.isfile(os.path.join(folder, name)) and not os.path.isdir(os.path.join(folder, name))
-    ]

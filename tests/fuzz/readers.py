@@ -15,15 +15,21 @@ import transformers
 from PIL import Image
 
 from builders.diffusion import tiny_pipeline
+from builders.evaluations import mmvp, post_trained
+from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
+from diva_rs.callbacks import JsonLines
 from diva_rs.checkpoint import load_state, load_weights, save_state, save_weights
 from diva_rs.cli.models import load_clip
 from diva_rs.cli.options import OPTIONS, settings
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.data.latent_store import _file_hash, _json_hash
 from diva_rs.diffusion.loading import load_part
+from diva_rs.evaluation import mmvp_vlm, report
 from diva_rs.manifest import manifest
+from diva_rs.run_folder import RunFolder
+from diva_rs.weights import weights_of
 
 MODEL = "diva-fuzz-tiny"
 _CONFIG = {
@@ -128,6 +134,26 @@ def _read_shard(folder: Path) -> None:
         list(shard_loader(str(folder / "*.tar"), batch=2, size=16, workers=0, on_bad_image=policy))
 
 
+def _run_folder(folder: Path) -> None:
+    trainer = Trainer(small_clip(), small_teacher(), Recipe())
+    run = RunFolder(folder / "run")
+    run.begin(trainer.recipe, {"environment": {"host": "a"}}, 0)
+    for step in (1, 2):
+        JsonLines(run.metrics).on_log(step, {"loss": 0.5})
+        run.save(trainer.state_dict(), step, keep=2)
+    run.mark_best(1, 0.5)
+    run.close()
+
+
+def _read_run_folder(folder: Path) -> None:
+    run = RunFolder(folder / "run")
+    try:
+        repr((run.recipe(), run.facts(), run.best(), run.rows(2)))
+        run.restore()
+    finally:
+        run.close()
+
+
 def _latents(folder: Path) -> None:
     LatentCache.build([torch.rand(4, 3, 16, 16)], small_teacher(), folder)
 
@@ -195,6 +221,25 @@ def _folder_of_clip(folder: Path) -> None:
     load_clip(str(folder), _CPU, "fp32")
 
 
+def _mmvp(folder: Path) -> None:
+    mmvp_folder(folder, pairs=1)
+
+
+def _read_mmvp(folder: Path) -> None:
+    mmvp_vlm(PlantedCLIP(range(9)), preprocess, tokenize, folder).to_dict()
+
+
+def _run(folder: Path) -> None:
+    post_trained().save(folder / "run")
+    for name, right in (("before", range(5)), ("after", range(9))):
+        mmvp(right).to_json(folder / f"{name}.json")
+
+
+def _read_run(folder: Path) -> None:
+    evaluations = ([folder / "before.json"], [folder / "after.json"])
+    report.write(folder / "run", folder / "out", before=evaluations[0], after=evaluations[1])
+
+
 _checkpoint = _Checkpoint()
 
 READERS: dict[str, Reader] = {
@@ -208,9 +253,17 @@ READERS: dict[str, Reader] = {
     "images": Reader(_images, _read_images, 15),
     "shard": Reader(_shard, _read_shard, 15),
     "latents": Reader(_latents, _read_latents, 12, _seal_latents),
-    "teacher": Reader(lambda folder: tiny_pipeline().save_pretrained(folder), _read_teacher, 6),
+    "teacher": Reader(lambda folder: tiny_pipeline().save_pretrained(folder), _read_teacher, 4),
     "tokenizer": Reader(
         lambda folder: tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer"), _read_tokenizer, 4
+    ),
+    "MMVP": Reader(_mmvp, _read_mmvp, 3),
+    "report": Reader(_run, _read_run, 6),
+    "run folder": Reader(_run_folder, _read_run_folder, 8),
+    "torch.save": Reader(
+        lambda folder: torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt"),
+        lambda folder: weights_of(folder / "w.pt", "before"),
+        6,
     ),
     "transformers CLIP": Reader(_transformers, _folder_of_clip, 4),
     "open_clip folder": Reader(_open_clip, _folder_of_clip, 4),

@@ -230,7 +230,7 @@ DAMAGES = {
     ),
     "corrupt image": (
         lambda root: (root / "MLLM_VLM Images" / "State" / "61.jpg").write_bytes(b"nothing"),
-        r"State/61\.jpg \(question 61, row 62\) cannot be read",
+        r"State/61\.jpg \(question 61, row 62\): not an image",
     ),
 }  # fmt: skip
 

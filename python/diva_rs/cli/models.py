@@ -190,7 +190,7 @@ def _from_transformers(folder: Path) -> "nn.Module":
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-        names = config.architectures or ["unknown"]
+        names = [str(name) for name in config.architectures or ["unknown"]]
     except Exception as err:  # json and OS errors, unknown model types
         raise ConfigError(f"{folder / 'config.json'} cannot be used: {one_line(err)}") from err
     if names[0] not in _TRANSFORMERS:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diva_rs._files import check_files
 from diva_rs._optional import require
 from diva_rs.checkpoint import load_weights
 from diva_rs.cli.models import load_clip
@@ -84,7 +85,10 @@ def _of_transformers(folder: Path) -> tuple[Any, Any]:
             # Without its files AutoTokenizer may return a tokenizer that knows no word, and says nothing.
             if not any((folder / file).is_file() for file in files):
                 raise FileNotFoundError
-            loaded.append(getattr(transformers, auto).from_pretrained(folder, local_files_only=True))
+            check_files(folder)
+            # Without the last argument a file could have a question asked on the terminal.
+            kind = getattr(transformers, auto)
+            loaded.append(kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         except Exception as err:  # OS, value and json errors of many kinds
             raise ConfigError(
                 f"{folder} holds no {' or '.join(files)} that transformers can load: save the model's "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diva_rs._optional import require
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 
 Transform = Callable[[Any], Any]
 
@@ -103,5 +103,5 @@ def _augment_seed(seed: int, sample: int, epoch: int) -> int:
 
 def _checked(size: int) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"size={size!r} must be a positive number of pixels")
+        raise ConfigError(f"size={shown(size)} must be a positive number of pixels")
     return size

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py `_transform`
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,5 +35,7 @@ def checked_convention(convention: str) -> str:
     'unit'
     """
     if convention not in CONVENTIONS:
-        raise ConfigError(f"pixels={convention!r} is unknown: one of {', '.join(map(repr, CONVENTIONS))}")
+        raise ConfigError(
+            f"pixels={shown(convention)} is unknown: one of {', '.join(map(repr, CONVENTIONS))}"
+        )
     return convention

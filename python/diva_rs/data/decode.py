@@ -3,12 +3,14 @@ file."""
 
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from diva_rs._files import open_regular
 from diva_rs._optional import require
-from diva_rs.errors import DataError
+from diva_rs.errors import DataError, DivaError
 
 EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "avif"]
@@ -48,9 +50,23 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     Traceback (most recent call last):
     diva_rs.errors.DataError: x.jpg: not an image that Pillow can read
     """
+    ops = require("PIL.ImageOps", extra="data")
+    with opened(source, name, max_pixels) as image:
+        image.load()
+        return _rgb(ops.exif_transpose(image))
+
+
+@contextmanager
+def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Any]:
+    """The picture as Pillow opens it, not decoded yet; what goes wrong in the block is a DataError too.
+
+    >>> with opened("nowhere.jpg", "nowhere.jpg") as image:
+    ...     image.load()
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: nowhere.jpg: No such file or directory
+    """
     pil = require("PIL.Image", extra="data")
     files: Any = require("PIL.ImageFile", extra="data")
-    ops = require("PIL.ImageOps", extra="data")
     lenient = files.LOAD_TRUNCATED_IMAGES
     try:
         # Other libraries switch this on for the whole process; half an image would then train as grey.
@@ -62,9 +78,8 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels} allowed")
-            image.load()
-            return _rgb(ops.exif_transpose(image))
-    except DataError:
+            yield image
+    except DivaError:
         raise
     except pil.UnidentifiedImageError as err:
         raise DataError(f"{name}: not an image that Pillow can read") from err

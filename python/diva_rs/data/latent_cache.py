@@ -16,7 +16,7 @@ from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 from diva_rs.data.latent_identity import compare, identity, input_size, normalisation, view_of
 from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
 from diva_rs.data.pixels import vae_input
-from diva_rs.errors import ConfigError, DataError, ShapeError
+from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
 
 class LatentCache:
@@ -68,7 +68,7 @@ class LatentCache:
         """
         recipe = _recipe(recipe)
         if dtype not in ("float32", "float16"):
-            raise ConfigError(f"dtype={dtype!r} is unknown: one of 'float32', 'float16'")
+            raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
         path = Path(folder).absolute()
         _check_place(path, overwrite)
         work = _Encoder(teacher, recipe, mean, std)

@@ -90,5 +90,6 @@ def compare(store: Store, part: str, wanted: dict[str, Any]) -> None:
         pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {wanted.get(key)!r}" for key in differing)
         source = "another VAE" if part == "teacher" else "pixels prepared otherwise"
         raise DataError(
-            f"latent cache {store.folder} was made by {source} ({pairs}): build it again with overwrite=True"
+            f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
+            "build it again with overwrite=True"
         )

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from diva_rs.data.decode import BadImage
 from diva_rs.distributed.world import rank_and_world
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 
 logger = logging.getLogger("diva_rs.data")
 
@@ -103,7 +103,7 @@ class ImageLoader:
     ) -> None:
         for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={value!r} must be an integer of at least {least}")
+                raise ConfigError(f"{name}={shown(value)} must be an integer of at least {least}")
         self.on_bad_image = checked_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size, self.bad = dataset, sampler, batch, dict[str, str]()
         self.position = 0
@@ -182,7 +182,7 @@ class ImageLoader:
 def checked_policy(on_bad_image: str) -> str:
     """``on_bad_image`` itself, or ConfigError."""
     if on_bad_image not in BAD_IMAGE_POLICIES:
-        raise ConfigError(f"on_bad_image={on_bad_image!r} is unknown: one of 'raise', 'skip'")
+        raise ConfigError(f"on_bad_image={shown(on_bad_image)} is unknown: one of 'raise', 'skip'")
     return on_bad_image
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from diva_rs._files import check_model
 from diva_rs._optional import one_line, require
-from diva_rs.errors import ConfigError, DivaError, WeightsError
+from diva_rs.errors import ConfigError, DivaError, WeightsError, shown
 
 # Hugging Face's names of weight files: name[.variant][-00001-of-00002].safetensors
 _WEIGHTS = re.compile(
@@ -31,9 +31,12 @@ def load_part(root: str, name: str) -> Any:
         if Path(place).is_dir():
             check_model(Path(place))
         if name.startswith("tokenizer"):
-            return require("transformers", extra="diffusers").CLIPTokenizer.from_pretrained(
-                root, subfolder=name
-            )
+            kind = require("transformers", extra="diffusers").CLIPTokenizer
+            tokenizer = kind.from_pretrained(root, subfolder=name)
+            longest = tokenizer.model_max_length
+            if not isinstance(longest, int) or longest < 1:
+                raise WeightsError(f"{place}: model_max_length is {shown(longest)}, no whole number")
+            return tokenizer
         if name.startswith("text_encoder"):
             return _text_encoder(root, name, place)
         return _diffusers_part(root, name, place)
@@ -89,7 +92,7 @@ def _text_encoder(root: str, name: str, place: str) -> Any:
     transformers = require("transformers", extra="diffusers")
     # Without the last argument a file could have a question asked on the terminal.
     config = transformers.AutoConfig.from_pretrained(root, subfolder=name, trust_remote_code=False)
-    class_name = (config.architectures or ["unknown"])[0]
+    class_name = str((config.architectures or ["unknown"])[0])
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise ConfigError(
             f"{place} is a {class_name}, only CLIP text encoders are run here: encode the prompt with its "

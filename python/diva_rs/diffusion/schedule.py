@@ -73,7 +73,7 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
             f"give the {_FLOW_MATCHING} that the model was trained with"
         )
     return _native.Schedule.from_alphas_cumprod(
-        scheduler.alphas_cumprod, config.get("prediction_type", "epsilon")
+        scheduler.alphas_cumprod, str(config.get("prediction_type", "epsilon"))
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import freeze, home, moved, plain
-from diva_rs.errors import ConfigError, DataError, ShapeError
+from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
 _CLIP_TEXT = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 
@@ -79,7 +79,10 @@ def encode_prompt(prompt: str, encoders: Sequence[tuple[Any, Any]], penultimate:
     for tokenizer, encoder in encoders:
         freeze(encoder)
         device, _ = home(encoder, "the text encoder")
-        length = min(int(tokenizer.model_max_length), int(encoder.config.max_position_embeddings))
+        longest = tokenizer.model_max_length
+        if not isinstance(longest, int) or longest < 1:
+            raise ConfigError(f"the tokenizer's model_max_length is {shown(longest)}, no whole number")
+        length = min(longest, int(encoder.config.max_position_embeddings))
         _warn_if_cut(prompt, tokenizer, length)
         tokens = tokenizer(
             prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"

@@ -6,17 +6,20 @@ unpack them: spaces or underscores, any case, long or short pattern names. All a
 """
 
 import csv
+import io
 import os
 import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from diva_rs._files import read_text
 from diva_rs.data.decode import EXTENSIONS
-from diva_rs.errors import DataError
+from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.mmvp_result import PATTERNS
 from diva_rs.recipes.kinds import hint
 
+_LONGEST = 1 << 24  # bytes of Questions.csv; the benchmark's has 20 thousand
 _IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 
 # Names that a pattern has beside its own, as types in the file and as folders.
@@ -128,8 +131,8 @@ def _read(file: Path) -> list[Question]:
     questions: list[Question] = []
     seen: dict[int, int] = {}
     try:
-        with open(file, encoding="utf-8-sig", newline="") as opened:
-            reader = csv.reader(opened, strict=True)
+        with io.StringIO(read_text(file, _LONGEST).removeprefix("\ufeff"), newline="") as text:
+            reader = csv.reader(text, strict=True)
             header = next(reader, None)
             if header is None:
                 raise DataError(f"{file} is empty: the header Question ID,Type,Statement is needed")
@@ -164,11 +167,11 @@ def _question(file: Path, row: int, fields: list[str]) -> Question:
             "with a comma stands in quotes)"
         )
     number, type_name, statement = (field.strip() for field in fields)
-    if not (number.isascii() and number.isdecimal()) or int(number) < 1:
-        raise DataError(f"{file}, row {row}: question id {number!r}, expected a whole number from 1")
+    if not re.fullmatch("0*[1-9][0-9]{0,17}", number):
+        raise DataError(f"{file}, row {row}: question id {shown(number)}, expected a whole number from 1")
     if pattern_of(type_name) is None:
         near = hint(type_name, PATTERNS) or f": the types are {', '.join(PATTERNS)} and their short names"
-        raise DataError(f"{file}, row {row}: unknown type {type_name!r}{near}")
+        raise DataError(f"{file}, row {row}: unknown type {shown(type_name)}{near}")
     if not statement:
         raise DataError(f"{file}, row {row}: the statement is empty")
     return Question(row, int(number), type_name, statement)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs._optional import require
+from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.embeddings import Combine
@@ -132,12 +132,6 @@ def first_image_shares(texts: Tensor, images: Tensor) -> tuple[float, float]:
 
 
 def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:
-    pil = require("PIL.Image", extra="data")
-    try:
-        with pil.open(path) as image:
-            image.load()
-            return embedder.transform(image)
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as err:
-        raise DataError(f"{path} (question {question.id}, row {question.row}) cannot be read: {err}") from err
+    with opened(path, f"{path} (question {question.id}, row {question.row})") as image:
+        image.load()
+        return embedder.transform(image)
