@@ -213,24 +213,38 @@ def test_orders_of_epochs_are_uniform():
     assert float(((counts - 500) ** 2 / 500).sum()) < 24.3
 
 
+def joined(monkeypatch, rank, world):
+    """As torch.distributed tells it to a process that has joined its ranks."""
+    for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", world)):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **__: value)
+
+
 def test_ranks_share_an_epoch_without_overlap(folder, shards, monkeypatch):
     seen = []
     for rank in range(3):
-        for name, value in (("is_initialized", True), ("get_rank", rank), ("get_world_size", 3)):
-            monkeypatch.setattr(torch.distributed, name, lambda *_, value=value, **__: value)
+        joined(monkeypatch, rank, 3)
         loader = folder_loader(folder, 2, 16, 0)
         seen.append(list(by_id(loader)))
         assert len(loader) == 2
     assert [len(ids) for ids in seen] == [3, 3, 3] and len({i for ids in seen for i in ids}) == 9
 
 
-def test_ranks_share_shards_without_overlap(shards, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ranks_share_shards_without_overlap(shards, monkeypatch, workers):
     seen = []
     for rank in range(2):
-        monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        seen.append(set(by_id(shard_loader(shards, 2, 16, 0))))
+        joined(monkeypatch, rank, 2)
+        seen.append(set(by_id(shard_loader(shards, 2, 16, workers))))
     assert len(seen[0]) == len(seen[1]) == 6 and not seen[0] & seen[1]
+
+
+@pytest.mark.parametrize("reader", [folder_loader, shard_loader])
+def test_a_launchers_variables_alone_divide_nothing(folder, shards, monkeypatch, reader):
+    """A process that has joined nobody sees all images: those of a rank that does not exist would be lost."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    place, samples = (folder, 10) if reader is folder_loader else (shards, 12)
+    assert len(by_id(reader(place, 2, 16, 0))) == samples
 
 
 def test_train_transform_is_the_papers_crop():
