@@ -1,0 +1,25 @@
+"""The command line in tests: a tiny model by its name, what a mistake prints, and what flags mean."""
+
+import argparse
+
+from diva_rs.cli import main, train
+from diva_rs.cli.options import settings
+
+MODEL = "diva-cli-tiny"
+CONFIG = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+def message(capsys, argv, code=2):
+    assert main(argv) == code
+    output = capsys.readouterr().err
+    return next(line for line in output.splitlines() if line.startswith("diva-rs: error: "))
+
+
+def parsed(argv):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    return settings(parser.parse_args(argv), train._OPTIONS)
