@@ -1,12 +1,14 @@
 """What several ranks cost: bytes per step, seconds of an all-reduce, and two ranks against one.
 
 `python benches/ranks.py` needs two cores. The ranks are processes of this machine that talk through gloo; the
-numbers say what the code does, not what NCCL does between GPUs. docs/scaling.md says what follows from them.
+numbers say what the code does, not what NCCL does between GPUs. Times are medians, and what is compared takes
+turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
 """
 
 import multiprocessing
 import os
 import socket
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from diva_rs.feed import Feed
 
 PUBLISHED = ("ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-SO400M-14-SigLIP", "ViT-SO400M-14-SigLIP-384")
 SIZES = (1 << 20, 1 << 23, 1 << 26, 1 << 28)  # bytes
-BATCH, STEPS = 4, 6
+BATCH, STEPS = 4, 21
 
 
 def payload(name: str, width: int = 1024) -> tuple[int, int]:
@@ -62,37 +64,42 @@ def teacher() -> diva_rs.Teacher:
 
 
 def all_reduce(ranks: Ranks) -> dict[int, float]:
-    """Seconds to add up flat tensors of some sizes: the best of five."""
+    """Seconds to add up flat tensors of some sizes: the median of nine."""
     found = {}
     for size in SIZES:
         flat = torch.zeros(size // 4)
         times = []
-        for _ in range(5):
+        for _ in range(9):
             ranks.wait()
             start = time.perf_counter()
             ranks.finish(ranks.add_up(flat))
             times.append(time.perf_counter() - start)
-        found[size] = min(times)
+        found[size] = statistics.median(times)
     return found
 
 
-def steps(ranks: Ranks, overlap: bool) -> tuple[float, int]:
-    """Seconds of a step of BATCH images per rank, the best of some, and the bytes that were sent."""
+def steps(ranks: Ranks, batch: int) -> tuple[float, float, int]:
+    """Median seconds of a step of ``batch`` images per rank, and the bytes that were sent.
+
+    Buckets leave during the backward pass (the first figure) or after it (the second), step by step in turn.
+    """
     trainer = Trainer(student(), teacher(), Recipe(draws=1, density=0.3, seed=ranks.rank))
     together = Together(trainer, ranks)
-    together.reducer.overlap = overlap
-    batch = {"images": torch.rand(BATCH, 3, 128, 128), "latents": torch.randn(BATCH, 4, 16, 16)}
-    times, start = [], time.perf_counter()
-    for _, own, samples in together.rounds(Feed([batch] * STEPS, seed=0), epoch=0):
-        together.train(own, samples, enough=BATCH * ranks.world)
-        times.append(time.perf_counter() - start)
+    given = {"images": torch.rand(batch, 3, 128, 128), "latents": torch.randn(batch, 4, 16, 16)}
+    times: dict[bool, list[float]] = {True: [], False: []}
+    start = time.perf_counter()
+    for number, (_, own, samples) in enumerate(together.rounds(Feed([given] * STEPS, seed=0), epoch=0)):
+        overlap = together.reducer.overlap = number % 2 == 0
+        together.train(own, samples, enough=batch * ranks.world)
+        if number:  # the first one warms up
+            times[overlap].append(time.perf_counter() - start)
         start = time.perf_counter()
     together.discard()
-    return min(times[1:]), together.reducer.sent
+    return statistics.median(times[True]), statistics.median(times[False]), together.reducer.sent
 
 
-def apart(world: int, work: Callable[[Ranks], Any]) -> Any:
-    """What ``work`` gives on rank 0 of ``world`` forked ranks, one thread each."""
+def apart(world: int, work: Callable[[Ranks], Any], threads: int = 1) -> Any:
+    """What ``work`` gives on rank 0 of ``world`` forked ranks of so many threads each."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
     with socket.socket() as free:
@@ -102,7 +109,7 @@ def apart(world: int, work: Callable[[Ranks], Any]) -> Any:
     def rank(number: int) -> None:
         known = {"RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in known.items()})
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         with session() as ranks:
             found = work(ranks)
             if ranks.first:
@@ -119,7 +126,7 @@ def apart(world: int, work: Callable[[Ranks], Any]) -> Any:
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the three tables, and how busy the machine was."""
     print("bytes that each rank gives to a step (float32 gradient, three losses)")
     for name in PUBLISHED:
         values, size = payload(name)
@@ -127,13 +134,15 @@ def main() -> None:
     print("\nall-reduce of two ranks over gloo, on this machine")
     for size, seconds in apart(2, all_reduce).items():
         print(f"  {size / 1e6:8.1f} MB {1e3 * seconds:8.2f} ms {size / seconds / 1e9:6.2f} GB/s")
-    print(f"\na step of {BATCH} images per rank, one thread per rank")
-    one, _ = apart(1, lambda ranks: steps(ranks, True))
-    print(f"  1 rank                     {1e3 * one:8.1f} ms")
-    for overlap in (False, True):
-        two, sent = apart(2, lambda ranks, overlap=overlap: steps(ranks, overlap))
-        how = "during the backward pass" if overlap else "after it"
-        print(f"  2 ranks, sent {how:24} {1e3 * two:8.1f} ms, {sent / 1e6:.1f} MB, x{2 * one / two:.2f}")
+    print(f"\na step of {2 * BATCH} images")
+    for threads in (1, 2):
+        both = apart(1, lambda ranks: steps(ranks, 2 * BATCH), threads)[:2]
+        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}            {1e3 * sum(both) / 2:8.1f} ms")
+    *both, sent = apart(2, lambda ranks: steps(ranks, BATCH))
+    for how, seconds in zip(("sent during the backward pass", "sent after it"), both, strict=True):
+        print(f"  2 ranks, 1 thread each, {how:30} {1e3 * seconds:8.1f} ms, {sent / 1e6:.1f} MB")
+    load = os.getloadavg()[0]
+    print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end (these runs themselves are up to 2 of it)")
 
 
 if __name__ == "__main__":

@@ -100,13 +100,13 @@ class Run:
                 self.watch.restore()
             self.together.share_state()
         result = self._result(interrupted)
-        if result.stopped is not None:
+        if result.stopped is not None and self.ranks.first:
             _log.warning(
                 "the guard ended the run after %d steps: %s", self.trainer.steps_done, result.stopped
             )
         if self.folder is not None:
             result.save(self.folder.path)
-        if interrupted:
+        if interrupted and self.ranks.first:
             kept = "" if self.folder is None else f"; checkpoint in {self.folder.checkpoints}"
             _log.warning("interrupted after %d steps%s", self.trainer.steps_done, kept)
         self._tell(lambda callback: callback.on_train_end(result))
@@ -263,6 +263,9 @@ class Run:
 
     def _result(self, interrupted: bool) -> PostTrainResult:
         trainer = self.trainer
+        # What rank 0 measured is every rank's result: the script that goes on is the same on all.
+        watched = {} if self.watch is None else self.watch.report()
+        self.history, watched = self.ranks.facts([self.history, watched] if self.ranks.first else None)[0]
         report = {
             "clip": f"{type(trainer.clip).__name__} ({trainer.pieces.tower.name})",
             "teacher": trainer.teacher.describe(),
@@ -278,6 +281,6 @@ class Run:
             "backend": trainer.pieces.backend,
             "ranks": self.ranks.world,
             **environment(trainer.pieces.device),
-            **({} if self.watch is None else self.watch.report()),
+            **watched,
         }
         return PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)

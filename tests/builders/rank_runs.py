@@ -7,6 +7,7 @@ sets. Rank r of a run leaves what it returned in FOLDER/NAME.r.pt, and what it w
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -23,12 +24,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
+import diva_rs.checkpoint
+import diva_rs.watch
 from builders.small import images, small_clip, small_teacher
 from diva_rs.callbacks import Callback
 from diva_rs.data import decode, folder, folder_loader, shard_loader
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
-STEPS = 25
 RUN = {
     "precision": "fp64",
     "draws": 2,
@@ -39,7 +41,7 @@ RUN = {
     "warmup": 3,
     "batch": 12,
     "micro_batch": 2,
-    "steps": STEPS,
+    "steps": 10,
     "log_every": 1,
 }
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
@@ -60,7 +62,8 @@ def train(batches: Any = None, seed: int = 0, **fields: Any) -> dict[str, Any]:
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
     weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
     history = [{name: float(value) for name, value in row.items()} for row in result.history]
-    report = {name: result.report[name] for name in ("steps", "samples", "ranks", "interrupted")}
+    names = ("steps", "samples", "ranks", "interrupted", "stopped", "evaluation")
+    report = {name: result.report[name] for name in names if name in result.report}
     return {"weights": weights, "history": history, "report": report}
 
 
@@ -146,10 +149,8 @@ def own_batches(place: Path, world: int) -> dict[str, Any]:
     return train(turns, batch=None, steps=4)
 
 
-def with_files(place: Path, world: int) -> dict[str, Any]:
-    """A run with a folder: what rank 1 writes is noted."""
-    import diva_rs.checkpoint
-
+def written_from_now() -> list[str]:
+    """The paths that this process writes from now on."""
     written: list[str] = []
     replacing = diva_rs.checkpoint.replacing
 
@@ -157,8 +158,31 @@ def with_files(place: Path, world: int) -> dict[str, Any]:
         written.append(str(path))
         return replacing(path)
 
-    diva_rs.checkpoint.replacing = noted
+    for module in (diva_rs.checkpoint, diva_rs.watch):
+        module.replacing = noted  # type: ignore[attr-defined]
+    return written
+
+
+def with_files(place: Path, world: int) -> dict[str, Any]:
+    """A run with a folder: what rank 1 writes is noted."""
+    written = written_from_now()
     return {**train(output_dir=place / f"files-{world}", steps=5), "written": written}
+
+
+def guarded(place: Path, world: int) -> dict[str, Any]:
+    """How far the weights have moved is measured every two steps, and the guard ends the run for it."""
+    start = [value.clone() for value in small_clip(torch.float64).visual.parameters()]
+    moved: list[float] = []
+
+    def distance(clip: Any) -> float:
+        pairs = zip(clip.visual.parameters(), start, strict=True)
+        moved.append(float(sum((now - then).square().sum() for now, then in pairs).sqrt()))
+        return moved[-1]
+
+    watched = {"evaluate": {"moved": distance}, "eval_every": 2, "best": "moved"}
+    written = written_from_now()
+    found = train(output_dir=place / f"guarded-{world}", guard={"moved": ("max", 0.3)}, **watched)
+    return {**found, "written": written, "moved": moved}
 
 
 def other_weights(place: Path, world: int) -> dict[str, Any]:
@@ -192,16 +216,33 @@ def raising(place: Path, world: int) -> None:
 
 
 def killed(place: Path, world: int) -> None:
-    """Rank 1 is killed in the middle of step 11; a checkpoint is written every 4."""
-    data = Counted(63, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    """Rank 1 is killed in the middle of step 6; a checkpoint is written every 4."""
+    data = Counted(33, lambda: os.kill(os.getpid(), signal.SIGKILL))
     train(DataLoader(data, batch_size=2, shuffle=True), output_dir=place / "killed", checkpoint_every=4)
 
 
 def resumed(place: Path, world: int) -> dict[str, Any]:
-    """The run of `killed` goes on with one rank."""
-    data = Counted(0, _refuse)
-    batches = DataLoader(data, batch_size=2, shuffle=True)
-    return train(batches, output_dir=place / "killed", checkpoint_every=4)
+    """The run of `killed` goes on, in a copy of its folder."""
+    folder = copied(place / "killed", place / f"resumed-{world}")
+    return train(output_dir=folder, checkpoint_every=4)
+
+
+def begun(place: Path, world: int) -> dict[str, Any]:
+    """A run that Ctrl-C ends in its second pass, after step 7."""
+    stop = At(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    return train(callbacks=[stop], output_dir=place / "begun")
+
+
+def continued(place: Path, world: int) -> dict[str, Any]:
+    """The run of `begun` goes on, in a copy of its folder."""
+    return train(output_dir=copied(place / "begun", place / f"continued-{world}"))
+
+
+def copied(folder: Path, other: Path) -> Path:
+    """A copy of a run's folder, which is rank 0's alone."""
+    if os.environ.get("RANK", "0") == "0":
+        shutil.copytree(folder, other)
+    return other
 
 
 def interrupted(place: Path, world: int) -> dict[str, Any]:
@@ -211,13 +252,18 @@ def interrupted(place: Path, world: int) -> dict[str, Any]:
 
 
 def straight(place: Path, world: int) -> dict[str, Any]:
-    """25 steps in float64."""
+    """Ten steps, of six batches each."""
     return train()
 
 
+def fifty(place: Path, world: int) -> dict[str, Any]:
+    """50 steps of two batches in float64."""
+    return train(batch=4, steps=50)
+
+
 def single(place: Path, world: int) -> dict[str, Any]:
-    """The same in float32."""
-    return train(precision="fp32")
+    """25 steps of four batches in float32: two ranks add them up in another order than one."""
+    return train(batch=8, steps=25, precision="fp32")
 
 
 def counted(place: Path, world: int) -> dict[str, Any]:
@@ -246,8 +292,9 @@ def counted(place: Path, world: int) -> dict[str, Any]:
 RUNS: dict[str, Callable[[Path, int], Any]] = {
     run.__name__: run
     for run in (
-        straight, single, counted, from_folder, from_shards, unequal, own_batches, with_files, other_weights,
-        other_recipe, other_teacher, raising, killed, resumed, interrupted,
+        straight, fifty, single, counted, from_folder, from_shards, unequal, own_batches, with_files,
+        guarded, interrupted, begun, continued, killed, resumed, raising, other_weights, other_recipe,
+        other_teacher,
     )
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ class Runs:
     def __init__(self, place: Path, *runs: str) -> None:
         self.place = place
         command = [sys.executable, "-m", "builders.rank_runs", str(place), *runs]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=280)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=800)
         assert done.returncode == 0, done.stderr
         self.ends = json.loads((place / "runs.json").read_text())
 

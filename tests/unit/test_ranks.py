@@ -10,20 +10,23 @@ from builders.rank_runs import LIMIT
 from builders.run_ranks import Runs
 from builders.small import worst
 from diva_rs import ConfigError
-from diva_rs.checkpoint import load_state
+from diva_rs.checkpoint import load_state, load_weights
 from diva_rs.data.loader import KeyedSampler
 from diva_rs.distributed import launched
 from diva_rs.distributed.split import _divided
 from diva_rs.distributed.start import gpu_of
 from diva_rs.errors import DeviceError
 
+pytestmark = pytest.mark.timeout(900)  # a busy machine is no failure
 NAMES = ("from_shards-2", "with_files-2", "with_files-1", "counted-2", "counted-1", "interrupted-2")
-REFUSED = ("other_weights-2", "other_recipe-2", "other_teacher-2", "raising-2", "killed-2", "resumed-1")
+REFUSED = ("other_weights-2", "other_recipe-2", "other_teacher-2", "raising-2", "killed-2")
+RESUMED = ("resumed-1", "resumed-2", "begun-1", "continued-2")
+WATCHED = ("guarded-1", "guarded-2")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("ranks"), "straight-1", *NAMES, *REFUSED)
+    return Runs(tmp_path_factory.mktemp("ranks"), "straight-1", *NAMES, *REFUSED, *RESUMED, *WATCHED)
 
 
 def test_uneven_shards_give_every_rank_the_same_steps(runs):
@@ -105,20 +108,50 @@ def test_a_rank_that_is_killed_ends_the_others_by_name(runs):
     assert "RankError: rank 1 of 2 is lost" in runs.log("killed-2", 0)
 
 
-@pytest.mark.parametrize("run", ["raising", "resumed"])
+@pytest.mark.parametrize("run", ["raising", "killed", "resumed-2"])
 def test_no_checkpoint_is_left_half_written(runs, run):
-    folder = runs.place / {"raising": "raising", "resumed": "killed"}[run] / "checkpoints"
-    found = list(folder.iterdir())
+    found = list((runs.place / run / "checkpoints").iterdir())
     assert found
     for checkpoint in found:
         load_state(checkpoint)  # checks every file
 
 
-def test_one_rank_goes_on_with_the_run_of_two_to_the_same_end(runs):
-    assert "going on with the run" in runs.log("resumed-1")
-    [straight], [resumed] = runs.of("straight-1"), runs.of("resumed-1")
-    assert [row["step"] for row in resumed["history"]] == list(range(1, 26))
-    assert worst(resumed["weights"], straight["weights"]) <= 1e-10
+@pytest.mark.parametrize("run, step", [("resumed-1", 5), ("resumed-2", 5), ("continued-2", 7)])
+def test_a_run_goes_on_with_as_many_or_other_ranks_to_the_same_end(runs, run, step):
+    # Begun by two ranks of which one was killed in step 6, or by one rank until Ctrl-C.
+    assert f"at step {step}" in runs.log(run)
+    [straight] = runs.of("straight-1")
+    for rank in runs.of(run):
+        assert [row["step"] for row in rank["history"]] == list(range(1, 11))
+        assert rank["report"]["samples"] == straight["report"]["samples"]
+        assert worst(rank["weights"], straight["weights"]) <= 1e-10
+
+
+def test_the_guard_ends_all_ranks_at_the_step_where_it_ends_one(runs):
+    [alone] = runs.of("guarded-1")
+    last = alone["report"]["steps"]
+    assert 2 < last < 10
+    assert alone["moved"][-1] > 0.3 >= alone["moved"][-2]
+    for rank in runs.of("guarded-2"):
+        assert rank["report"]["steps"] == last
+        assert rank["report"]["stopped"] == alone["report"]["stopped"]
+        assert rank["report"]["evaluation"]["best"]["step"] == last - 2
+        assert worst(rank["weights"], alone["weights"]) <= 1e-10  # of the step that the guard still allowed
+
+
+def test_rank_0_alone_evaluates_and_keeps_the_best(runs):
+    [alone] = runs.of("guarded-1")
+    first, second = runs.of("guarded-2")
+    assert first["moved"] == pytest.approx(alone["moved"], rel=1e-10)
+    assert (second["moved"], second["written"]) == ([], [])
+    best = load_weights(runs.place / "guarded-2" / "best" / "clip.safetensors")
+    kept = {name.removeprefix("clip."): value for name, value in first["weights"].items()}
+    for name, value in best.items():
+        if name.startswith("visual."):
+            assert value.equal(kept[name.removeprefix("visual.")])
+    # A script that goes on with the scores does so on every rank.
+    assert second["history"] == first["history"]
+    assert [row["moved"] for row in second["history"] if "moved" in row] == first["moved"][1:]
 
 
 def test_a_launcher_is_recognised_by_its_variables(monkeypatch):

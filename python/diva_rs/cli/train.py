@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns the exit code: 0, or 130 after Ctrl-C."""
+    """Train; returns the exit code: 0, or 130 after Ctrl-C. Under a launcher rank 0 alone prints."""
     values, recipe = settings(args, _OPTIONS)
     needed(values, "train", "clip", "teacher", "data", "output_dir")
     if recipe.pixels != "unit":
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     watched = watching(values, clip, images, recipe)
     if values["latents"] is not None:
         loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
-    print(_headline(recipe))
+    first = _first()
+    if first:
+        print(_headline(recipe))
     result = _post_train(
         clip,
         teacher,
@@ -76,13 +78,23 @@ def run(args: argparse.Namespace) -> int:
         progress=values["progress"],
         **watched,
     )
-    return _report(result, folder)
+    if first:
+        _report(result, folder)
+    return 130 if result.interrupted else 0
 
 
 def _post_train(*args: Any, **kwargs: Any) -> Any:
     from diva_rs.post_training import post_train
 
     return post_train(*args, **kwargs)
+
+
+def _first() -> bool:
+    """Whether this process speaks for the run: the only one, or rank 0 of those that a launcher started."""
+    from diva_rs.distributed import launched
+
+    told = launched()
+    return told is None or told.rank == 0
 
 
 def _callbacks(values: dict[str, Any]) -> list[Any]:
@@ -127,7 +139,7 @@ def _headline(recipe: Recipe) -> str:
     return "\n  ".join([f"recipe {recipe.name}; differing from the defaults:", *(changed or ["nothing"])])
 
 
-def _report(result: Any, folder: Path) -> int:
+def _report(result: Any, folder: Path) -> None:
     steps = result.report["steps"]
     losses = [row["loss"] for row in result.history]
     loss = f", loss {losses[0]:.4f} at the first log, {losses[-1]:.4f} at the last" if losses else ""
@@ -139,4 +151,3 @@ def _report(result: Any, folder: Path) -> int:
         print(scores_table(found))
     if stopped:
         print(f"the guard ended the run: {stopped}")
-    return 130 if result.interrupted else 0
