@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::error::Result;
+use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Poll, Reader};
 use crate::optim::Optimizer;
 use crate::step::{Losses, Step};
@@ -22,6 +22,8 @@ pub struct Update {
     pub max_norm: Option<f64>,
     /// On the learning rate.
     pub factor: f64,
+    /// The mean loss of the batches before this one (0-dim): the step is skipped where it is not finite.
+    pub loss: Option<Tensor>,
 }
 
 /// Runs a batch forward and backward, and updates the weights where the step is complete; gives the losses of the batch,
@@ -43,16 +45,25 @@ pub fn train(
     }
     let losses = step.accumulate(&images, &targets, part.share, part.train_tower, poll)?;
     hold()?;
-    let norm =
-        part.update.as_ref().map(|update| update.apply(optimizer, &[part.train_tower, true])).transpose()?;
-    Ok((losses, norm))
+    let Some(update) = &part.update else { return Ok((losses, None)) };
+    let norm = update.apply(optimizer, Some(&losses.loss), &[part.train_tower, true])?;
+    Ok((losses, Some(norm)))
 }
 
 impl Update {
-    /// Clips the gradient, moves the weights of the `active` groups, and gives the norm before clipping.
-    pub fn apply(&self, optimizer: &mut Optimizer, active: &[bool]) -> Result<Tensor> {
+    /// Clips the gradient, moves the weights of the `active` groups, and gives the norm before clipping. Nothing moves
+    /// where the norm, `self.loss` or `loss` is not finite.
+    pub fn apply(&self, optimizer: &mut Optimizer, loss: Option<&Tensor>, active: &[bool]) -> Result<Tensor> {
+        let losses: Vec<&Tensor> = self.loss.iter().chain(loss).collect();
+        if let Some(loss) = losses.iter().find(|loss| loss.dim() != 0) {
+            return Err(DivaError::shape("Optimizer.update", "loss", loss, "()"));
+        }
         let norm = optimizer.clip_grad_norm(self.max_norm)?;
-        optimizer.step(self.factor, active)?;
+        let mut finite = norm.f_isfinite()?;
+        for loss in losses {
+            finite = finite.f_logical_and(&loss.f_isfinite()?.f_to_other(&finite, true, false)?)?;
+        }
+        optimizer.step_if(&finite, self.factor, active)?;
         Ok(norm)
     }
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diva_rs.callbacks import Callback, JsonLines
@@ -14,6 +15,7 @@ from diva_rs.distributed import alone
 from diva_rs.distributed.together import Together
 from diva_rs.errors import DataError
 from diva_rs.feed import Feed
+from diva_rs.guards import READ_EVERY, Numbers
 from diva_rs.provenance import describe_data, environment
 from diva_rs.result import PostTrainResult
 from diva_rs.resume import open_run
@@ -44,6 +46,7 @@ class Run:
         self.samples, self.seconds = 0, 0.0  # of the whole run, earlier starts included
         self._saved: int | None = None  # step of the newest checkpoint
         self._warned = False
+        self.numbers = Numbers(self.recipe.max_skipped)
         place = None
         if folder is not None:
             place = self._restore(open_run(folder, self.trainer, resume))
@@ -55,7 +58,8 @@ class Run:
         mine = evaluation is not None and self.ranks.first
         self.watch = Watch(evaluation, self.trainer, place_of_files) if evaluation and mine else None
         self.together.share_state()
-        place, self.samples, self.history = self.ranks.facts([place, self.samples, self.history])[0]
+        own = [place, self.samples, self.history, self.numbers.skipped]
+        place, self.samples, self.history, self.numbers.skipped = self.ranks.facts(own)[0]
         self._read = 0 if place is None else int(place["batches"])  # batches of this pass, of all ranks
         self.feed = Feed(loader, self.recipe.seed, together.own_place(place))
         self._done = self._mark()
@@ -85,6 +89,7 @@ class Run:
                 last = self.history[-1]["step"] if self.history else 0
                 if last != self.trainer.steps_done:
                     self._log(self.trainer.steps_done, bar)
+                self.numbers.check()
             except BaseException:
                 # Whatever went wrong, the steps that were done are not lost.
                 self.together.discard()
@@ -122,6 +127,7 @@ class Run:
         self._saved = self.trainer.steps_done
         self.history = self.folder.rows(self._saved)
         run = state.get("run", {})
+        self.numbers.skipped = int(run.get("skipped", 0))
         self.samples, self.seconds = int(run.get("samples", 0)), float(run.get("seconds", 0.0))
         if self.recipe.steps is not None and self._saved >= self.recipe.steps:
             text = "the run in %s has done all its %d steps: it is read back, resume=False would start anew"
@@ -138,7 +144,9 @@ class Run:
             return
         state = self.trainer.state_dict()
         state["counters"].update(self._done["counters"])
+        self.numbers.read()
         run = {"place": self._done["place"], "samples": self._done["samples"], "seconds": self._seconds()}
+        run["skipped"] = self.numbers.skipped
         self.folder.save({**state, "run": run}, step, self.recipe.keep)
         self._saved = step
 
@@ -154,7 +162,7 @@ class Run:
                 self._read = 0
             for read, batch, samples in self.together.rounds(self.feed, epoch):
                 self._read = read
-                if self._advance(partial(self.together.train, batch, samples, enough)):
+                if self._advance(partial(self.together.train, batch, samples, enough), batch):
                     self._check_size(trainer.metrics["samples"])
                     yield trainer.steps_done
                     if last is not None and trainer.steps_done >= last:
@@ -172,15 +180,19 @@ class Run:
                     yield trainer.steps_done
                 return
 
-    def _advance(self, work: Callable[[], Any]) -> bool:
+    def _advance(self, work: Callable[[], Tensor | None], batch: Any = None) -> bool:
         """Let the trainer work, and say whether that completed a step."""
         trainer = self.trainer
-        steps, samples = trainer.steps_done, self.together.samples
+        steps, samples, seen = trainer.steps_done, self.together.samples, trainer.samples_seen
         try:
-            work()
+            loss = work()
+            if loss is not None:
+                self.numbers.batch(batch, seen, trainer.samples_seen - seen, loss)
         finally:  # a Ctrl-C that waited for the update comes when the step is done
             self.samples += self.together.samples - samples
             if trainer.steps_done > steps:
+                metrics = trainer.metrics
+                self.numbers.step(trainer.steps_done, metrics["loss"], metrics["grad_norm"])
                 self._done = self._mark()
         return trainer.steps_done > steps
 
@@ -196,6 +208,10 @@ class Run:
         scores = self._look(step) if self.watch is not None and self.watch.due(step) else None
         if scores or step % self.recipe.log_every == 0 or step == self.recipe.steps:
             self._log(step, bar, scores)
+        # At steps that are the same on every rank, so that all end here.
+        if step % min(self.recipe.log_every, READ_EVERY) == 0:
+            self.numbers.read()
+            self.numbers.check()
         self._keep_best(step)
         every = self.recipe.checkpoint_every
         if every is not None and step % every == 0:
@@ -251,9 +267,11 @@ class Run:
         if step == 0:
             return
         self.trainer.pieces.guard.report()
+        self.numbers.read()
         now = time.perf_counter() - (0.0 if self.watch is None else self.watch.seconds)
         then, samples = self._since
         metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
+        metrics["skipped"] = self.numbers.skipped
         metrics["samples_per_second"] = (self.samples - samples) / max(now - then, 1e-9)
         self._since = (now, self.samples)
         metrics.update(scores or {})
@@ -272,6 +290,7 @@ class Run:
             "steps": trainer.steps_done,
             "samples": self.samples,
             "seconds": round(self._seconds(), 3),
+            "skipped": self.numbers.skipped,
             "interrupted": interrupted,
             "data": describe_data(self.feed.loader),
             "trained_parameters": {

@@ -156,7 +156,8 @@ class Recipe(Fields):
 
     def digest(self) -> str:
         """A fingerprint of the fields that weights depend on, the same on every machine: SHA-256 of their
-        canonical JSON, in hex. ``log_every``, ``checkpoint_every`` and ``keep`` are not among them.
+        canonical JSON, in hex. ``log_every``, ``max_skipped``, ``checkpoint_every`` and ``keep`` are not
+        among them.
 
         >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True

@@ -22,7 +22,8 @@ class PostTrainResult:
 
     Attributes:
         history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples (of
-            this step), samples_per_second (since the last log).
+            this step), skipped (updates so far whose loss or gradient was not finite), samples_per_second
+            (since the last log).
         report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was
             interrupted.
         projector: the trained projector, an ordinary nn.Module.

@@ -111,6 +111,9 @@ class Trainer:
     def apply(self) -> None:
         """Clip the gradient, update the weights, and go on to the next step.
 
+        Where loss or gradient is not finite the update is skipped, without a wait for the device: weights and
+        moments stay, and the step counts as one, for the schedule and AdamW's bias correction too.
+
         Raises:
             ConfigError: no batch was accumulated.
             DeviceError: CLIP was moved or cast since this trainer was made. The weights are unchanged then,
@@ -129,7 +132,8 @@ class Trainer:
             hold()
             try:
                 self.pieces.check_home()
-                norm = self._optimizer.update(self.recipe.grad_clip, factor, [not self.warming_up, True])
+                active = [not self.warming_up, True]
+                norm = self._optimizer.update(self.recipe.grad_clip, factor, active, self.metrics.get("loss"))
             except BaseException:
                 self.discard()
                 raise
@@ -212,7 +216,9 @@ class Trainer:
         raw = self.pieces.raw(images, ids, self.epoch, draws, self.samples_seen)
         samples = self.pending + len(raw)
         share, factor = len(raw) / samples, self._factor()
-        update = (self.recipe.grad_clip, factor) if until is not None and samples >= until else None
+        before = self.metrics.get("loss") if self.pending else None
+        complete = until is not None and samples >= until
+        update = (self.recipe.grad_clip, factor, before) if complete else None
         with _interrupts() as hold:
             try:
                 *losses, norm = self.pieces.step.train(

@@ -84,6 +84,17 @@ impl Optimizer {
     /// One update with the learning rate `group.lr * factor`. A group that is not `active` keeps weights and state as
     /// they are, and so does a parameter without a gradient (as in torch.optim).
     pub fn step(&mut self, factor: f64, active: &[bool]) -> Result<()> {
+        self.advance(None, factor, active)
+    }
+
+    /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves, and gradients become zero:
+    /// decided on the device, without a read. AdamW's count of updates, which lives on the host, goes on in both cases,
+    /// as the count that a learning-rate schedule looks at does.
+    pub fn step_if(&mut self, finite: &Tensor, factor: f64, active: &[bool]) -> Result<()> {
+        self.advance(Some(finite), factor, active)
+    }
+
+    fn advance(&mut self, finite: Option<&Tensor>, factor: f64, active: &[bool]) -> Result<()> {
         const OP: &str = "Optimizer.step";
         if active.len() != self.lanes.len() {
             let names: Vec<_> = self.lanes.iter().map(|lane| lane.name.as_str()).collect();
@@ -106,12 +117,13 @@ impl Optimizer {
                 }
             }
         }
-        let mut scalars = Scalars::default();
+        let mut scalars = Scalars::new(finite);
         for (lr, slot, mut grad) in moves {
             // Parameter.grad_dtype allows gradients of lower precision.
             if grad.f_kind()? != slot.kind {
                 grad = grad.f_to_kind(slot.kind)?;
             }
+            scalars.clean(&mut grad)?;
             slot.rule.update(&mut slot.param, &grad, lr, &mut scalars)?;
         }
         Ok(())

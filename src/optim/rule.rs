@@ -77,18 +77,19 @@ impl Rule {
         param: &mut Tensor,
         grad: &Tensor,
         lr: f64,
-        scalars: &mut Scalars,
+        scalars: &mut Scalars<'_>,
     ) -> Result<()> {
         match self {
             // torch/optim/sgd.py, _single_tensor_sgd: d = g + wd p; b = momentum b + d; p -= lr b
             Rule::Sgd { weight_decay, momentum: Some(Momentum { factor, buffer }) } => {
-                let _ = buffer.f_mul_scalar_(*factor)?.f_add_(grad)?;
+                scalars.scale(buffer, *factor)?;
+                let _ = buffer.f_add_(grad)?;
                 scalars.add_scaled(buffer, param, *weight_decay)?;
                 scalars.add_scaled(param, buffer, -lr)
             }
             // The same without a buffer: p -= lr wd p + lr g
             Rule::Sgd { weight_decay, momentum: None } => {
-                decay(param, lr * *weight_decay)?;
+                scalars.scale(param, 1.0 - lr * *weight_decay)?;
                 scalars.add_scaled(param, grad, -lr)
             }
             // torch/optim/adam.py, _single_tensor_adam with decoupled_weight_decay
@@ -96,11 +97,11 @@ impl Rule {
                 moments.step += 1;
                 let correction = |beta: f64| 1.0 - beta.powf(moments.step as f64);
                 let (step_size, root) = (lr / correction(betas.0), correction(betas.1).sqrt());
-                decay(param, lr * *weight_decay)?;
-                let _ = moments.exp_avg.f_lerp_(grad, 1.0 - betas.0)?;
+                scalars.scale(param, 1.0 - lr * *weight_decay)?;
+                scalars.approach(&mut moments.exp_avg, grad, 1.0 - betas.0)?;
                 // v += (1 - beta2) (g^2 - v): libtorch's lerp saves the pass that scales v.
                 let mut scratch = grad.f_square()?;
-                let _ = moments.exp_avg_sq.f_lerp_(&scratch, 1.0 - betas.1)?;
+                scalars.approach(&mut moments.exp_avg_sq, &scratch, 1.0 - betas.1)?;
                 let _ = moments.exp_avg_sq.f_sqrt_out(&scratch)?;
                 let _ = scratch.f_div_scalar_(root)?.f_add_scalar_(*eps)?;
                 let _ = moments.exp_avg.f_div_out(&scratch, &scratch)?;
@@ -110,35 +111,78 @@ impl Rule {
     }
 }
 
-/// param *= 1 - rate
-fn decay(param: &mut Tensor, rate: f64) -> Result<()> {
-    if rate != 0.0 {
-        let _ = param.f_mul_scalar_(1.0 - rate)?;
-    }
-    Ok(())
+/// Numbers as 0-dim tensors beside the parameters they multiply, each made once per step. tch's `add_` has no factor;
+/// `addcmul_` with a 0-dim tensor is the same kernel without a temporary, and without a copy from the host. In a step
+/// that is skipped each number is the one that changes nothing.
+pub(super) struct Scalars<'a> {
+    finite: Option<&'a Tensor>,
+    made: Vec<(Device, Kind, f64, f64, Tensor)>,
 }
 
-/// Numbers as 0-dim tensors beside the parameters they multiply, each made once per step. tch's `add_` has no factor;
-/// `addcmul_` with a 0-dim tensor is the same kernel without a temporary, and without a copy from the host.
-#[derive(Default)]
-pub(super) struct Scalars(Vec<(Device, Kind, f64, Tensor)>);
+impl<'a> Scalars<'a> {
+    /// `finite` (0-dim bool): whether this step is one at all. `None`: it is.
+    pub(super) fn new(finite: Option<&'a Tensor>) -> Self {
+        Scalars { finite, made: Vec::new() }
+    }
 
-impl Scalars {
+    /// Sets a gradient that is to be skipped to zero: a factor of 0 would leave its NaN.
+    pub(super) fn clean(&self, grad: &mut Tensor) -> Result<()> {
+        if let Some(finite) = self.finite {
+            let skipped = finite.f_logical_not()?;
+            let skipped = if skipped.device() == grad.device() {
+                skipped
+            } else {
+                skipped.f_to_other(grad, true, false)?.f_to_kind(Kind::Bool)?
+            };
+            let _ = grad.f_masked_fill_(&skipped, 0.0)?;
+        }
+        Ok(())
+    }
+
     /// target += factor * other
     fn add_scaled(&mut self, target: &mut Tensor, other: &Tensor, factor: f64) -> Result<()> {
-        if factor == 0.0 || target.numel() == 0 {
-            return Ok(());
+        if factor != 0.0 && target.numel() != 0 {
+            let factor = self.scalar(target, factor, 0.0)?;
+            let _ = target.f_addcmul_(other, &factor)?;
         }
+        Ok(())
+    }
+
+    /// target *= factor
+    fn scale(&mut self, target: &mut Tensor, factor: f64) -> Result<()> {
+        if factor != 1.0 && target.numel() != 0 {
+            let factor = self.scalar(target, factor, 1.0)?;
+            let _ = target.f_mul_(&factor)?;
+        }
+        Ok(())
+    }
+
+    /// target += weight * (other - target)
+    fn approach(&mut self, target: &mut Tensor, other: &Tensor, weight: f64) -> Result<()> {
+        if target.numel() != 0 {
+            let weight = self.scalar(target, weight, 0.0)?;
+            let _ = target.f_lerp_tensor_(other, &weight)?;
+        }
+        Ok(())
+    }
+
+    /// `value` where this is a step, otherwise `neutral`; as `target` is.
+    fn scalar(&mut self, target: &Tensor, value: f64, neutral: f64) -> Result<Tensor> {
         let (device, kind) = (target.device(), target.f_kind()?);
-        let found = self.0.iter().position(|(d, k, f, _)| *d == device && *k == kind && *f == factor);
-        if let Some((_, _, _, scalar)) = found.and_then(|i| self.0.get(i)) {
-            let _ = target.f_addcmul_(other, scalar)?;
-            return Ok(());
+        let same = |(d, k, v, n, _): &&(Device, Kind, f64, f64, Tensor)| {
+            *d == device && *k == kind && *v == value && *n == neutral
+        };
+        if let Some((.., scalar)) = self.made.iter().find(same) {
+            return Ok(scalar.shallow_clone());
         }
         // A view of the first element has the device and kind to fill in, on the meta device too.
-        let scalar = target.f_as_strided([0i64; 0], [0i64; 0], None)?.f_full_like(factor)?;
-        let _ = target.f_addcmul_(other, &scalar)?;
-        self.0.push((device, kind, factor, scalar));
-        Ok(())
+        let first = target.f_as_strided([0i64; 0], [0i64; 0], None)?;
+        let mut scalar = first.f_full_like(value)?;
+        if let Some(finite) = self.finite {
+            let finite = finite.f_to_other(&scalar, true, false)?; // 1 or 0, as the scalar is
+            scalar = scalar.f_where_self(&finite.f_to_kind(Kind::Bool)?, &first.f_full_like(neutral)?)?;
+        }
+        self.made.push((device, kind, value, neutral, scalar.shallow_clone()));
+        Ok(scalar)
     }
 }

@@ -103,6 +103,48 @@ fn inactive_groups_and_missing_gradients_stay_as_they_are() -> Result<()> {
 }
 
 #[test]
+fn a_step_that_is_skipped_moves_no_weight_and_no_moment() -> Result<()> {
+    let plain = Method::Sgd { momentum: 0.0, weight_decay: 0.01 };
+    for method in [SGD, plain, ADAMW] {
+        for spoilt in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let (param, other) = (leaf(&[1.0, -2.0]), leaf(&[3.0]));
+            let groups = vec![group("clip", 0.1, &[("w", &param), ("v", &other)])];
+            let mut optimizer = Optimizer::new(method.clone(), groups)?;
+            push_grad(&param, &[0.3, 0.7])?;
+            push_grad(&other, &[0.5])?;
+            optimizer.step(1.0, &[true])?;
+            let moments = |optimizer: &Optimizer| -> Result<Vec<_>> {
+                let state = optimizer.state()?.into_iter().filter(|(key, _)| !key.ends_with(".step"));
+                state.map(|(_, tensor)| values(&tensor)).collect()
+            };
+            let before = (values(&param)?, values(&other)?, moments(&optimizer)?);
+            push_grad(&param, &[0.0, spoilt])?;
+            let finite = optimizer.clip_grad_norm(Some(1.0))?.f_isfinite()?;
+            optimizer.step_if(&finite, 1.0, &[true])?;
+            assert_eq!((values(&param)?, values(&other)?, moments(&optimizer)?), before);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_step_that_is_not_skipped_has_the_bits_of_a_plain_one() -> Result<()> {
+    for method in [SGD, ADAMW] {
+        let (first, second) = (leaf(&[1.0, -1.0, 0.3]), leaf(&[1.0, -1.0, 0.3]));
+        let mut a = Optimizer::new(method.clone(), vec![group("clip", 0.1, &[("w", &first)])])?;
+        let mut b = Optimizer::new(method, vec![group("clip", 0.1, &[("w", &second)])])?;
+        for _ in 0..4 {
+            push_grad(&first, &[0.3, 0.7, -0.1])?;
+            push_grad(&second, &[0.3, 0.7, -0.1])?;
+            a.step(0.7, &[true])?;
+            b.step_if(&b.clip_grad_norm(None)?.f_isfinite()?, 0.7, &[true])?;
+            assert_eq!(values(&first)?, values(&second)?);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn clipping_scales_to_the_given_norm() -> Result<()> {
     let (a, b, idle) = (leaf(&[0.0, 0.0]), leaf(&[0.0]), leaf(&[0.0]));
     let optimizer = Optimizer::new(SGD, vec![group("clip", 0.1, &[("a", &a), ("b", &b), ("idle", &idle)])])?;

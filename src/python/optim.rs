@@ -105,6 +105,10 @@ impl Optimizer {
 
     /// `clip_grad_norm`, then `step`, in one call; returns the norm before clipping.
     ///
+    /// Where that norm or ``loss`` (a 0-dim tensor) is not finite, no weight and no moment moves and the gradient becomes
+    /// zero, without waiting for the device. The count that AdamW corrects its moments by goes on. Raises ShapeError for
+    /// another loss.
+    ///
     /// >>> import torch
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -114,15 +118,21 @@ impl Optimizer {
     /// 5.0
     /// >>> weight.tolist()
     /// [-1.5, -2.0]
+    /// >>> optimizer.update(None, 0.5, [True], torch.tensor(float("nan"))).item()
+    /// 5.0
+    /// >>> weight.tolist()
+    /// [-1.5, -2.0]
+    #[pyo3(signature = (max_norm, factor, active, loss=None))]
     fn update(
         &self,
         py: Python<'_>,
         max_norm: Option<f64>,
         factor: f64,
         active: Vec<bool>,
+        loss: Option<PyTensor>,
     ) -> PyResult<PyTensor> {
-        let update = Update { max_norm, factor };
-        enter_step(py, || update.apply(&mut lock(&self.core), &active)).map(PyTensor)
+        let update = Update { max_norm, factor, loss: loss.map(|loss| loss.0) };
+        enter_step(py, move || update.apply(&mut lock(&self.core), None, &active)).map(PyTensor)
     }
 
     /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.

@@ -161,7 +161,8 @@ impl Step {
     /// norm of the gradient or None), 0-dim, on the device.
     ///
     /// The gradients that are there count for 1 - `share`, this batch's for `share`. `update` is (largest norm of the
-    /// gradient or None, factor on the learning rate). Signals are handled between the parts of the step, and end it where
+    /// gradient or None, factor on the learning rate, mean loss of the batches before or None): nothing moves where loss
+    /// or gradient is not finite. Signals are handled between the parts of the step, and end it where
     /// their handler raises; `hold` is called before the weights move, so that a handler can wait from then on.
     #[pyo3(signature = (reader, batch, optimizer, share=1.0, train_tower=true, update=None, hold=None))]
     #[allow(clippy::too_many_arguments)] // seven, and the interpreter
@@ -173,11 +174,14 @@ impl Step {
         optimizer: &Optimizer,
         share: f64,
         train_tower: bool,
-        update: Option<(Option<f64>, f64)>,
+        update: Option<(Option<f64>, f64, Option<PyTensor>)>,
         hold: Option<PyObject>,
     ) -> PyResult<(PyTensor, PyTensor, PyTensor, Option<PyTensor>)> {
         let batch = batch.core(py)?;
-        let update = update.map(|(max_norm, factor)| Update { max_norm, factor });
+        let update = update.map(|(max_norm, factor, loss)| {
+            let loss = loss.map(|loss| loss.0);
+            Update { max_norm, factor, loss }
+        });
         let part = Part { share, train_tower, update };
         let (losses, norm) = enter_step(py, move || {
             let (reader, step, mut optimizer) = (lock(&reader.0), lock(&self.0), lock(&optimizer.core));

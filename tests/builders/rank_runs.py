@@ -251,6 +251,48 @@ def interrupted(place: Path, world: int) -> dict[str, Any]:
     return train(callbacks=[stop])
 
 
+def _spoil(steps: range, **fields: Any) -> dict[str, Any]:
+    """Five steps of two images per rank, in some of which rank 1's denoiser predicts NaN."""
+    from builders import small
+
+    rank, make, accumulate = int(os.environ["RANK"]), small.small_unet, diva_rs.Trainer.accumulate
+    calls: list[int] = []
+
+    def unet(dtype: torch.dtype) -> Any:
+        made = make(dtype)
+        spoilt = rank == 1
+        made.register_forward_hook(
+            lambda module, inputs, output: (
+                (output[0] * torch.nan,) if spoilt and len(calls) in steps else None
+            )
+        )
+        return made
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        return accumulate(self, *args)
+
+    small.small_unet, diva_rs.Trainer.accumulate = unet, counted  # type: ignore[method-assign]
+    batches = [
+        {
+            "images": images(2, seed=10 * rank + i, dtype=torch.float64),
+            "ids": [f"{rank}-{i}a", f"{rank}-{i}b"],
+        }
+        for i in range(5)
+    ]
+    return train(batches, batch=None, steps=5, **fields)
+
+
+def spoilt(place: Path, world: int) -> dict[str, Any]:
+    """Rank 1's third step is not finite."""
+    return _spoil(range(3, 4))
+
+
+def spoilt_on(place: Path, world: int) -> None:
+    """From its third step on rank 1 is not finite, and one update in a row may be skipped."""
+    _spoil(range(3, 9), max_skipped=1)
+
+
 def straight(place: Path, world: int) -> dict[str, Any]:
     """Ten steps, of six batches each."""
     return train()
@@ -294,7 +336,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     for run in (
         straight, fifty, single, counted, from_folder, from_shards, unequal, own_batches, with_files,
         guarded, interrupted, begun, continued, killed, resumed, raising, other_weights, other_recipe,
-        other_teacher,
+        other_teacher, spoilt, spoilt_on,
     )
 }  # fmt: skip
 

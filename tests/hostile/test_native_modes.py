@@ -14,7 +14,7 @@ def trained(mode, **fields) -> tuple:
     raw = trainer.pieces.raw(images(2), None, 0, None, 0)
     with mode():
         loss, *_ = trainer.pieces.step.train(
-            trainer.pieces.reader.native, raw, trainer._optimizer, update=(None, 1.0)
+            trainer.pieces.reader.native, raw, trainer._optimizer, update=(None, 1.0, None)
         )
     return loss, trainer.clip.visual.conv1.weight.detach()
 

@@ -48,8 +48,9 @@ def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
 def test_one_native_call_from_images_to_updated_weights_reads_nothing(fields):
     trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend="native", **fields))
     raw = trainer.pieces.raw(torch.empty(2, 3, SIDE, SIDE, device="meta"), None, 0, None, 0)
+    before = torch.empty((), device="meta")
     *losses, norm = trainer.pieces.step.train(
-        trainer.pieces.reader.native, raw, trainer._optimizer, update=(1.0, 0.5)
+        trainer.pieces.reader.native, raw, trainer._optimizer, update=(1.0, 0.5, before)
     )
     assert set(trainer.pieces.backend.values()) == {"native"}
     for statistic in (*losses, norm):

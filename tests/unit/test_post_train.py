@@ -14,7 +14,18 @@ from diva_rs import ConfigError, DataError, PostTrainResult, Recipe
 from diva_rs.callbacks import Callback
 from diva_rs.checkpoint import load_state
 
-FIELDS = {"step", "loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples", "samples_per_second"}
+FIELDS = {
+    "step",
+    "loss",
+    "denoising",
+    "anchor",
+    "grad_norm",
+    "lr",
+    "epoch",
+    "samples",
+    "samples_per_second",
+    "skipped",
+}
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,12 @@ NAMES = ("from_shards-2", "with_files-2", "with_files-1", "counted-2", "counted-
 REFUSED = ("other_weights-2", "other_recipe-2", "other_teacher-2", "raising-2", "killed-2")
 RESUMED = ("resumed-1", "resumed-2", "begun-1", "continued-2")
 WATCHED = ("guarded-1", "guarded-2")
+SPOILT = ("spoilt-2", "spoilt_on-2")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("ranks"), "straight-1", *NAMES, *REFUSED, *RESUMED, *WATCHED)
+    return Runs(tmp_path_factory.mktemp("ranks"), "straight-1", *NAMES, *REFUSED, *RESUMED, *WATCHED, *SPOILT)
 
 
 def test_uneven_shards_give_every_rank_the_same_steps(runs):
@@ -91,6 +92,31 @@ def test_a_gradient_that_changes_late_is_sent_again(runs):
 def test_ctrl_c_on_one_rank_stops_all_after_the_same_step(runs):
     for rank in runs.of("interrupted-2"):
         assert (rank["report"]["interrupted"], rank["report"]["steps"]) == (True, 3)
+
+
+def test_all_ranks_skip_an_update_that_one_of_them_spoils(runs):
+    first, second = runs.of("spoilt-2")
+    assert worst(second["weights"], first["weights"]) == 0.0
+    assert all(value.isfinite().all() for value in first["weights"].values())
+    for rank in (first, second):
+        assert [row["skipped"] for row in rank["history"]] == [0, 0, 1, 1, 1]
+        assert [bool(row["loss"] == row["loss"]) for row in rank["history"]] == [
+            True,
+            True,
+            False,
+            True,
+            True,
+        ]
+    said = "step 3 was skipped: its loss is not finite. Samples: "
+    assert said + "1-2a, 1-2b\n" in runs.log("spoilt-2", 1)
+    assert said + "on another rank, which names them\n" in runs.log("spoilt-2", 0)
+
+
+def test_too_many_skipped_updates_end_all_ranks_together(runs):
+    assert runs.ends["spoilt_on-2"]["codes"] == [1, 1]
+    for rank in range(2):
+        log = runs.log("spoilt_on-2", rank)
+        assert "DivaError: 2 updates in a row were skipped" in log and "the last at step 4" in log
 
 
 def test_a_rank_that_raises_ends_the_others_with_its_traceback(runs):

@@ -95,6 +95,7 @@ def test_defaults_are_those_of_the_documentation():
         "latent": "mean",
         "seed": 0,
         "log_every": 10,
+        "max_skipped": 10,
         "checkpoint_every": 500,
         "keep": 2,
     }
@@ -162,6 +163,7 @@ BAD = [
     ("seed", -1, "an integer of at least 0 and at most 18446744073709551615"),
     ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615"),
     ("log_every", 0, "an integer of at least 1"),
+    ("max_skipped", -1, "an integer of at least 0"),
     ("checkpoint_every", 0, "an integer of at least 1 is needed, or None"),
     ("keep", 0, "an integer of at least 1"),
 ]
@@ -317,7 +319,7 @@ def test_digest_tells_recipes_apart():
     for recipe in recipes:
         # Whoever has the JSON of a run can check it without this library.
         values = json.loads(json.dumps(recipe.to_dict()))
-        for name in ("log_every", "checkpoint_every", "keep"):
+        for name in ("log_every", "max_skipped", "checkpoint_every", "keep"):
             del values[name]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         assert recipe.digest() == hashlib.sha256(text.encode()).hexdigest()

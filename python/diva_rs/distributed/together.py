@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from diva_rs.data.batches import read_batch
 from diva_rs.distributed.ranks import Ranks
@@ -23,7 +24,7 @@ class Together:
     >>> from diva_rs.feed import Feed
     >>> together = Together(Trainer(clip, teacher), Ranks())
     >>> for _, batch, samples in together.rounds(Feed([torch.rand(2, 3, 32, 32)], seed=0), epoch=0):
-    ...     together.train(batch, samples, enough=2)
+    ...     loss = together.train(batch, samples, enough=2)
     >>> together.samples, together.pending, together.trainer.steps_done
     (2, 0, 1)
     """
@@ -70,26 +71,30 @@ class Together:
                 return
             yield read, None if batch is _END else batch, samples
 
-    def train(self, batch: Any, samples: int, enough: int) -> None:
-        """Run this rank's part of a round of ``samples``; with ``enough`` of them together, update."""
+    def train(self, batch: Any, samples: int, enough: int) -> Tensor | None:
+        """Run this rank's part of a round of ``samples``; with ``enough`` of them together, update.
+
+        Returns the loss of this rank's batch, where it has one.
+        """
         trainer = self.trainer
         if self.ranks.world == 1:
             before = trainer.samples_seen
             try:
-                trainer._train(batch, until=enough)
+                return trainer._train(batch, until=enough)
             finally:
                 self.samples += trainer.samples_seen - before
-            return
         self._pending += samples
         self.samples += samples
+        loss = None
         if batch is not None:
             own = len(read_batch(batch))
             if self._pending >= enough:
                 passes = -(-own // (trainer.recipe.micro_batch or own))
                 self.reducer.expect(passes, trainer.pending + own, self._pending)
-            trainer.accumulate(batch)
+            loss = trainer.accumulate(batch)
         if self._pending >= enough:
             self.update()
+        return loss
 
     def update(self) -> None:
         """Add up the gradients and losses of all ranks, and update every rank's weights alike."""

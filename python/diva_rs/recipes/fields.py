@@ -133,6 +133,12 @@ class Fields:
     # The run.
     seed: int = _is(integer(0, most=2**64 - 1), 0, "decides every draw and the projector's start")
     log_every: int = _is(integer(1), 10, "steps between two logs", operational=True)
+    max_skipped: int = _is(
+        integer(0),
+        10,
+        "updates in a row that may be skipped because loss or gradient is not finite",
+        operational=True,
+    )
     checkpoint_every: int | None = _is(
         optional(integer(1)), 500, "steps between two checkpoints; None: at the end only", operational=True
     )

@@ -54,6 +54,7 @@ def test_every_recipe_field_is_a_flag():
         "latent": ("sample", "sample"),
         "seed": ("42", 42),
         "log_every": ("1", 1),
+        "max_skipped": ("0", 0),
         "checkpoint_every": ("none", None),
         "keep": ("3", 3),
     }
