@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz bench example clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench example clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +52,14 @@ format: $(NATIVE) ## format and fix what can be fixed mechanically
 	$(BIN)/ruff check --fix python tests benches conftest.py
 	$(BIN)/ruff format python tests benches conftest.py
 
-fuzz: $(NATIVE) ## nightly: twelve thousand damaged files, each a result or an exception of diva_rs
+fuzz: $(NATIVE) ## nightly: twelve thousand damaged files, twenty thousand hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
+	cd tests && $(BIN)/python -m fuzz native --cases 20000
+
+# torch-sys's C++ stays as it is (gcc's sanitizer is another than rustc's), but its memory is watched: the allocator is.
+sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and everything that reads through it
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CXXFLAGS=-fno-sanitize=address ASAN_OPTIONS=detect_leaks=0 \
+	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --lib --target x86_64-unknown-linux-gnu --target-dir target/sanitize
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
 	$(BIN)/python benches/step.py

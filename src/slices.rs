@@ -1,6 +1,7 @@
-//! Raw views of a tensor's memory, for the fused CPU passes: the only place outside the door that dereferences
-//! libtorch's pointers. Everything that could make a view wrong is refused before the pointer is taken.
+//! Raw views of a tensor's memory, for the fused CPU passes: the only file of the crate with `unsafe` in it.
+//! Everything that could make a view wrong is refused before the pointer is taken.
 
+use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::slice;
 
@@ -28,20 +29,40 @@ pub fn is_viewable(tensor: &Tensor) -> bool {
 /// keep to that by running no libtorch operation in place on an input of the pass.
 ///
 /// Errors: `Kind` when the dtype is not `T`'s, `Device` when the memory is not contiguous CPU memory.
+#[allow(unsafe_code)]
 pub fn view<T: Element>(tensor: &Tensor) -> Result<&[T]> {
     let Some((data, len)) = locate::<T>(tensor)? else { return Ok(&[]) };
-    // SAFETY: `locate` returned the start of `len` initialised elements of type `T`, aligned and not null, in one
-    // allocation that `tensor` holds a reference to, and `tensor` is borrowed for as long as the slice lives.
+    // SAFETY: `locate` returned the start of `len` elements of type `T`, aligned and not null, within one allocation
+    // that `tensor` holds a reference to, and `tensor` is borrowed for as long as the slice lives. Any bits are a
+    // valid `T`: `locate` refuses bool.
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
-/// Like [`view`], to write through. `tensor` is borrowed mutably: it should be the only handle on its storage
-/// (a freshly created output), or one whose other handles are not read while the slice lives.
-pub fn view_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
-    let Some((data, len)) = locate::<T>(tensor)? else { return Ok(&mut []) };
-    // SAFETY: as in `view`; contiguity rules out two indices on one address, and the mutable borrow of `tensor`
-    // rules out a second slice through this handle.
-    Ok(unsafe { slice::from_raw_parts_mut(data, len) })
+/// A new tensor in CPU memory that is written through a slice. It was made here and nothing else can reach it until
+/// [`Output::into_tensor`], so that no other handle reads or writes what the slice covers.
+pub struct Output<T> {
+    tensor: Tensor,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> Output<T> {
+    /// The elements have arbitrary values at first: the pass writes each of them.
+    pub fn new(size: &[i64]) -> Result<Self> {
+        Ok(Output { tensor: Tensor::f_empty(size, (T::KIND, Device::Cpu))?, element: PhantomData })
+    }
+
+    /// The elements in row-major order.
+    #[allow(unsafe_code)]
+    pub fn values(&mut self) -> Result<&mut [T]> {
+        let Some((data, len)) = locate::<T>(&self.tensor)? else { return Ok(&mut []) };
+        // SAFETY: as in `view`; besides, contiguity rules out two indices on one address, `self` has the only handle
+        // on the storage, and its mutable borrow rules out a second slice.
+        Ok(unsafe { slice::from_raw_parts_mut(data, len) })
+    }
+
+    pub fn into_tensor(self) -> Tensor {
+        self.tensor
+    }
 }
 
 /// Start and length of the elements, or None for a tensor without elements (whose pointer may be null).
@@ -65,6 +86,12 @@ fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
     if !is_viewable(tensor) {
         return Err(refused("a tensor that is not contiguous"));
     }
+    // The sizes of a tensor may promise more than its storage holds, after `untyped_storage().resize_()`: libtorch
+    // compares the two only when it makes another view.
+    let detached = tensor.f_detach()?;
+    if detached.f_as_strided(tensor.size(), tensor.stride(), None::<i64>).is_err() {
+        return Err(refused("a tensor that is larger than its storage"));
+    }
     let len = tensor.numel();
     if len == 0 {
         return Ok(None);
@@ -86,9 +113,11 @@ mod tests {
 
     #[test]
     fn reads_and_writes_the_same_memory() -> Result<()> {
-        let mut tensor = Tensor::from_slice(&[1.0f64, 2.0, 3.0, 4.0]).f_reshape([2, 2])?;
-        assert_eq!(view::<f64>(&tensor)?, [1.0, 2.0, 3.0, 4.0]);
-        view_mut::<f64>(&mut tensor)?[3] = 9.0;
+        let mut output = Output::<f64>::new(&[2, 2])?;
+        output.values()?.copy_from_slice(&[1.0, 2.0, 3.0, 4.0]);
+        output.values()?[3] = 9.0;
+        let tensor = output.into_tensor();
+        assert_eq!(view::<f64>(&tensor)?, [1.0, 2.0, 3.0, 9.0]);
         assert_eq!(tensor.f_double_value(&[1, 1])?, 9.0);
         // A contiguous part of a larger tensor starts at its own offset.
         assert_eq!(view::<f64>(&tensor.f_select(0, 1)?)?, [3.0, 9.0]);
@@ -97,9 +126,9 @@ mod tests {
 
     #[test]
     fn a_tensor_without_elements_is_an_empty_slice() -> Result<()> {
-        let mut tensor = Tensor::f_zeros([0, 3], (Kind::Int64, Device::Cpu))?;
-        assert!(view::<i64>(&tensor)?.is_empty());
-        assert!(view_mut::<i64>(&mut tensor)?.is_empty());
+        let mut output = Output::<i64>::new(&[0, 3])?;
+        assert!(output.values()?.is_empty());
+        assert!(view::<i64>(&output.into_tensor())?.is_empty());
         Ok(())
     }
 

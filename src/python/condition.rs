@@ -4,10 +4,10 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::{enter, lock};
+use super::tensor::PyTensor;
 use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
 
 /// From the tokens of a vision tower to the condition of a denoiser, with a hand-written backward pass.

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 
 use super::enter::enter;
 use super::fields::{tensors, Fields};
+use super::tensor::PyTensor;
 use super::unet::gradient;
 use crate::denoiser::dit::config::{Config, Label, OP};
 use crate::denoiser::dit::DiTTransformer2D;

@@ -2,10 +2,10 @@
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::raise;
+use super::tensor::PyTensor;
 use crate::error::{DivaError, Result};
 
 pub struct Fields<'a, 'py> {

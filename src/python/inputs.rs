@@ -4,12 +4,12 @@ use std::sync::Mutex;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::step::{untargets, Callback, PyTargets};
+use super::tensor::PyTensor;
 use super::vae::PyAutoencoderEncoder;
 use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Drawn, Encoder, Reader};

@@ -11,6 +11,7 @@ mod inputs;
 mod optim;
 mod schedule;
 mod step;
+mod tensor;
 mod unet;
 mod vae;
 mod vision;

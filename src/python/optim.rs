@@ -5,10 +5,10 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::{enter, enter_step, lock, raise};
+use super::tensor::PyTensor;
 use crate::error::{DivaError, Result};
 use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
 use crate::train::Update;

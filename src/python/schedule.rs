@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use pyo3_tch::PyTensor;
 
 use super::enter::{enter, raise};
+use super::tensor::PyTensor;
 use crate::error::DivaError;
 use crate::schedule::{Betas, Prediction, Schedule};
 

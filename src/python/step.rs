@@ -3,7 +3,6 @@
 use std::sync::Mutex;
 
 use pyo3::prelude::*;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::condition::PyBridge;
@@ -12,6 +11,7 @@ use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
+use super::tensor::PyTensor;
 use super::unet::PyUNet2DCondition;
 use super::vision::PyVisionTransformer;
 use crate::error::{DivaError, Result};

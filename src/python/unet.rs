@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::{enter, raise};
 use super::fields::{tensors, Fields};
+use super::tensor::PyTensor;
 use crate::denoiser::pull::{leaf, pull};
 use crate::denoiser::unet_2d_condition::config::{
     Block, BlockType, ClassEmbed, Config, TextTime, TimeScaleShift,

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::{enter, lock};
 use super::fields::{tensors, Fields};
+use super::tensor::PyTensor;
 use crate::denoiser::vae::config::{Config, Scaling, OP};
 use crate::denoiser::vae::AutoencoderEncoder;
 use crate::error::Result;

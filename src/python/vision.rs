@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use super::enter::{enter, lock, raise};
+use super::tensor::PyTensor;
 use crate::error::{DivaError, Result};
 use crate::nn::Activation;
 use crate::step::{Carry, VisionTower};

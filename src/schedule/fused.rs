@@ -10,7 +10,8 @@ use tch::{Kind, Tensor};
 use super::levels::Levels;
 use super::Prediction;
 use crate::error::Result;
-use crate::{slices, threads};
+use crate::slices::{self, Output};
+use crate::threads;
 
 /// Elements per task: large enough to hide the cost of a task, small enough to stay in the L2 cache.
 const BLOCK: usize = 1 << 14;
@@ -55,31 +56,25 @@ fn run<T: Real>(
     noise: &Tensor,
     index: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    let mut noisy = latents.f_empty_like()?.f_contiguous()?;
-    let (mut target, fresh) = match prediction {
-        Prediction::Epsilon => (noise.f_detach()?, false),
-        Prediction::Sample => (latents.f_detach()?, false),
-        Prediction::V | Prediction::Flow => (latents.f_empty_like()?.f_contiguous()?, true),
-    };
+    // The noise and the latents belong to the caller: only a target of its own is written.
+    let own = matches!(prediction, Prediction::V | Prediction::Flow);
+    let size = latents.size();
+    let mut noisy = Output::<T>::new(&size)?;
+    let mut target = Output::<T>::new(if own { &size } else { &[0] })?;
     let index = slices::view::<i64>(index)?;
-    let outputs = slices::view_mut::<T>(&mut noisy)?;
-    if outputs.is_empty() {
-        return Ok((noisy, target));
-    }
+    let (outputs, mut rest) = (noisy.values()?, target.values()?);
     let size = (outputs.len() / index.len().max(1)).max(1); // elements of one sample
-    let (latents, noise) = (Samples::of(latents)?, Samples::of(noise)?);
+    let (x0, e) = (Samples::of(latents)?, Samples::of(noise)?);
     let (signals, noises) = (slices::view::<T>(&levels.signal)?, slices::view::<T>(&levels.noise)?);
     let amplitudes = index.iter().filter_map(|&t| {
         let t = usize::try_from(t).ok()?; // within the table: the caller has checked
         Some((*signals.get(t)?, *noises.get(t)?))
     });
-    // Only a tensor made above may be written: the noise and the latents belong to the caller.
-    let mut rest = if fresh { slices::view_mut::<T>(&mut target)? } else { &mut [] };
     let mut tasks = Vec::new();
-    let samples = latents.slices(size)?.into_iter().zip(noise.slices(size)?);
+    let samples = x0.slices(size)?.into_iter().zip(e.slices(size)?);
     for (((x0, e), noisy), (signal, noise)) in samples.zip(outputs.chunks_mut(size)).zip(amplitudes) {
         for ((x0, e), noisy) in x0.chunks(BLOCK).zip(e.chunks(BLOCK)).zip(noisy.chunks_mut(BLOCK)) {
-            let (target, tail) = std::mem::take(&mut rest).split_at_mut(if fresh { x0.len() } else { 0 });
+            let (target, tail) = std::mem::take(&mut rest).split_at_mut(if own { x0.len() } else { 0 });
             rest = tail;
             tasks.push(Task { signal, noise, x0, e, noisy, target });
         }
@@ -88,7 +83,12 @@ fn run<T: Real>(
         1 => tasks.into_iter().for_each(|task| task.run(prediction)), // not worth waking a thread
         _ => threads::install(|| tasks.into_par_iter().for_each(|task| task.run(prediction)))?,
     }
-    Ok((noisy, target))
+    let target = match prediction {
+        Prediction::Epsilon => noise.f_detach()?,
+        Prediction::Sample => latents.f_detach()?,
+        Prediction::V | Prediction::Flow => target.into_tensor(),
+    };
+    Ok((noisy.into_tensor(), target))
 }
 
 /// The samples of a batch: all in one piece, or each in one of its own.

@@ -60,7 +60,7 @@ class Report:
 def run(
     target: str, cases: int, seed: int = 0, keep: Path | None = None, limit: float = 60.0, start: int = 0
 ) -> Report:
-    """Run the cases ``start`` to ``start + cases`` of a target ("files").
+    """Run the cases ``start`` to ``start + cases`` of a target ("files", "native").
 
     ``keep`` is a folder for the input of failed cases; ``limit`` the seconds that a case may take.
     """

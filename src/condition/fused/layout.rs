@@ -4,11 +4,12 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, Real};
-use super::{output, size, Map};
+use super::{size, Map};
 use crate::condition::plan::Plan;
 use crate::condition::TextJoin;
 use crate::error::Result;
-use crate::{slices, threads};
+use crate::slices::{self, Output};
+use crate::threads;
 
 /// Rows for one task of the pool.
 const TASK: usize = 16;
@@ -24,8 +25,8 @@ pub(super) fn forward<T: Real>(
     let text = Text::<T>::new(plan, &text)?;
     let (channels, picked) = (map.channels, map.picked);
     let visual = slices::view::<T>(rows)?;
-    let mut condition = output::<T>(&plan.condition())?;
-    let positions = slices::view_mut::<T>(&mut condition)?;
+    let mut condition = Output::<T>::new(&plan.condition())?;
+    let positions = condition.values()?;
     threads::install(|| {
         positions.par_chunks_mut(channels).with_min_len(TASK).enumerate().for_each(|(at, row)| {
             let (block, position) = (at / map.positions, at % map.positions);
@@ -48,15 +49,15 @@ pub(super) fn forward<T: Real>(
             }
         })
     })?;
-    Ok(condition)
+    Ok(condition.into_tensor())
 }
 
 pub(super) fn backward<T: Real>(plan: &Plan, grad: &Tensor, choice: Option<&Tensor>) -> Result<Tensor> {
     let map = Map::new(plan, choice)?;
     let (channels, per_sample) = (map.channels, map.draws * map.positions);
     let grad = slices::view::<T>(grad)?;
-    let mut out = output::<T>(&[plan.batch * plan.stored(), plan.channels])?;
-    let rows = slices::view_mut::<T>(&mut out)?;
+    let mut out = Output::<T>::new(&[plan.batch * plan.stored(), plan.channels])?;
+    let rows = out.values()?;
     threads::install(|| {
         rows.par_chunks_mut(channels).with_min_len(TASK).enumerate().for_each(|(at, row)| {
             let (sample, stored) = (at / map.stored, at % map.stored);
@@ -74,7 +75,7 @@ pub(super) fn backward<T: Real>(plan: &Plan, grad: &Tensor, choice: Option<&Tens
             }
         })
     })?;
-    Ok(out)
+    Ok(out.into_tensor())
 }
 
 impl Map<'_> {

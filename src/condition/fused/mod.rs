@@ -7,7 +7,7 @@ mod real;
 mod rows;
 mod scatter;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use super::plan::Plan;
 use super::recap::Back;
@@ -143,11 +143,6 @@ impl<T: Real> Affine<T> {
         };
         Ok(Affine { weight: read(&norm.weight, 1.0)?, bias: read(&norm.bias, 0.0)?, eps: T::of(norm.eps) })
     }
-}
-
-/// A new tensor in CPU memory: its elements are all written before any is read.
-fn output<T: Real>(size: &[i64]) -> Result<Tensor> {
-    Ok(Tensor::f_empty(size, (T::KIND, Device::Cpu))?)
 }
 
 fn size(value: i64) -> Result<usize> {

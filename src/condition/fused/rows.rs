@@ -4,11 +4,12 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, Real};
-use super::{output, Affine, Map};
+use super::{Affine, Map};
 use crate::condition::plan::Plan;
 use crate::condition::Norm;
 use crate::error::Result;
-use crate::{slices, threads};
+use crate::slices::{self, Output};
+use crate::threads;
 
 /// Rows for one task of the pool: enough work to be worth handing over.
 const TASK: usize = 8;
@@ -22,8 +23,8 @@ pub(super) fn forward<T: Real>(
     let map = Map::new(plan, choice)?;
     let affine = norm.map(|norm| Affine::<T>::new(norm, map.width)).transpose()?;
     let source = slices::view::<T>(tokens)?;
-    let mut hidden = output::<T>(&[plan.batch * plan.stored(), plan.width])?;
-    let rows = slices::view_mut::<T>(&mut hidden)?;
+    let mut hidden = Output::<T>::new(&[plan.batch * plan.stored(), plan.width])?;
+    let rows = hidden.values()?;
     threads::install(|| {
         rows.par_chunks_mut(map.width).with_min_len(TASK).enumerate().for_each(|(at, row)| {
             let (sample, stored) = (at / map.stored, at % map.stored);
@@ -32,7 +33,7 @@ pub(super) fn forward<T: Real>(
             write(row, behind, affine.as_ref());
         })
     })?;
-    Ok(hidden)
+    Ok(hidden.into_tensor())
 }
 
 /// The mean of the normalised tokens `behind` a row; zeros when there is none.

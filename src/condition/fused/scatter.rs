@@ -8,12 +8,13 @@ use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, sum, sum_pairs, Real};
-use super::{output, Affine, Map};
+use super::{Affine, Map};
 use crate::condition::plan::Plan;
 use crate::condition::recap::Back;
 use crate::condition::{Norm, Recap};
 use crate::error::Result;
-use crate::{slices, threads};
+use crate::slices::{self, Output};
+use crate::threads;
 
 /// Tokens of one task, and of one partial sum of the norm's gradients: fixed, so that the order of the sums is.
 const TASK: usize = 32;
@@ -31,8 +32,8 @@ pub(super) fn backward<T: Real>(
     let source = slices::view::<T>(tokens)?;
     let grad = grad.f_contiguous()?;
     let grad = slices::view::<T>(&grad)?;
-    let mut out = output::<T>(&tokens.size())?;
-    let d_tokens = slices::view_mut::<T>(&mut out)?;
+    let mut out = Output::<T>::new(&tokens.size())?;
+    let d_tokens = out.values()?;
     let batch = d_tokens.len() / (map.tokens * width);
     let Some(affine) = affine else {
         threads::install(|| {
@@ -41,12 +42,12 @@ pub(super) fn backward<T: Real>(
                 gather(&map, &rows, at, grad, row);
             })
         })?;
-        return Ok(Back { tokens: out, weight: None, bias: None });
+        return Ok(Back { tokens: out.into_tensor(), weight: None, bias: None });
     };
     let tasks = d_tokens.len().div_ceil(TASK * width);
     let mut partials = vec![T::default(); tasks * 2 * width];
-    let mut sums = output::<T>(&[2, plan.width])?;
-    let totals = slices::view_mut::<T>(&mut sums)?;
+    let mut sums = Output::<T>::new(&[2, plan.width])?;
+    let totals = sums.values()?;
     threads::install(|| {
         let rows = Rows::new(&map, batch);
         let outputs = d_tokens.par_chunks_mut(TASK * width);
@@ -66,9 +67,10 @@ pub(super) fn backward<T: Real>(
             }
         });
     })?;
+    let sums = sums.into_tensor();
     let norm = norm.map(|norm| (norm.weight.is_some(), norm.bias.is_some())).unwrap_or_default();
     Ok(Back {
-        tokens: out,
+        tokens: out.into_tensor(),
         weight: norm.0.then(|| sums.f_get(0)).transpose()?,
         bias: norm.1.then(|| sums.f_get(1)).transpose()?,
     })

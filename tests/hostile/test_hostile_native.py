@@ -1,0 +1,59 @@
+"""Every function and method of `_native` with hostile arguments: never a panic, an abort or a hang.
+
+`make fuzz` runs many more of the same cases.
+"""
+
+import pytest
+import torch
+
+from diva_rs import _native
+from diva_rs.errors import DataError, DeviceError
+from fuzz.engine import run
+from fuzz.native import calls
+
+CASES = 300
+
+
+def test_the_native_module_never_panics(tmp_path):
+    """PanicException would be a failure here, and so would a panic that was stopped at the door."""
+    report = run("native", CASES, keep=tmp_path)
+    assert not report.failures, report
+    assert report.cases == CASES
+    results = sum(count for outcome, count in report.outcomes.items() if outcome.endswith(": result"))
+    assert CASES // 10 < results < CASES // 2, report
+
+
+def test_everything_that_is_exported_is_called():
+    called = {name.split(",")[0].split(" ")[0] for name in calls()}
+    for name in set(_native.__all__) - {"__version__", "Tape", "Recording"}:
+        exported = getattr(_native, name)
+        methods = (
+            [key for key in vars(exported) if not key.startswith("_")] if isinstance(exported, type) else []
+        )
+        if name != "Schedule":  # made by its static methods
+            assert name in called
+        assert {f"{name}.{method}" for method in methods} <= called
+
+
+@pytest.mark.parametrize(
+    "refused, message",
+    [
+        (torch.zeros(3, dtype=torch.uint64), "a tensor of torch.uint64 cannot be computed with here"),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(1)]), "a nested tensor cannot be computed"),
+    ],
+)
+def test_a_tensor_that_the_core_could_not_even_describe_is_refused_by_name(refused, message):
+    with pytest.raises(DataError, match=message):
+        _native.Schedule.from_alphas_cumprod(refused)
+
+
+def test_a_tensor_larger_than_its_storage_is_not_read():
+    """Its sizes promise a hundred numbers; the memory behind them holds one."""
+    shrunk = torch.linspace(0.9, 0.1, 100, dtype=torch.float64)
+    schedule = _native.Schedule.from_alphas_cumprod(shrunk)
+    latents = torch.zeros(2, 50)
+    timesteps = torch.tensor([1, 2])
+    schedule.add_noise(latents, latents, timesteps)
+    latents.untyped_storage().resize_(4)
+    with pytest.raises(DeviceError, match="larger than its storage"):
+        schedule.add_noise(latents, torch.zeros(2, 50), timesteps)
