@@ -57,6 +57,25 @@ def test_files_that_may_not_grow(tmp_path):
     check_that_it_goes_on(tmp_path / "run", tmp_path / "straight")
 
 
+def test_a_save_that_fails_does_not_hide_the_error_that_ended_the_run(tmp_path, caplog):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_and_fail(step, metrics):
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+            raise RuntimeError("the caller's own")
+
+    try:
+        with pytest.raises(RuntimeError, match="the caller's own"):
+            train(tmp_path / "run", [fill_and_fail])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    [record] = [record for record in caplog.records if "could not be written" in record.getMessage()]
+    assert record.levelname == "WARNING" and "step-00000002" in record.getMessage()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000001"]
+    check_that_it_goes_on(tmp_path / "run", tmp_path / "straight")
+
+
 def may_mount():
     tried = subprocess.run(
         ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False
