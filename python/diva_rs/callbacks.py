@@ -9,15 +9,17 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from os import PathLike
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from diva_rs._arguments import as_path
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 
 if TYPE_CHECKING:
     from diva_rs.result import PostTrainResult
     from diva_rs.trainer import Trainer
+
+__all__ = ["Callback", "JsonLines", "TensorBoard", "WandB", "as_callback"]
 
 _HOOKS = ("on_train_begin", "on_step", "on_log", "on_train_end")
 
@@ -146,7 +148,7 @@ class JsonLines(Callback):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = as_path(path)
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Fail before the first step, not at the first log, when the file cannot be written."""

@@ -14,10 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diva_rs._arguments import as_path
 from diva_rs._files import open_regular, read_text
 from diva_rs._optional import one_line
-from diva_rs.errors import DataError, WeightsError
+from diva_rs.errors import DataError, WeightsError, shown
 from diva_rs.manifest import NAME, manifest, verify
+
+__all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
 _STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `replacing` writes to
@@ -33,7 +36,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     >>> make_folder(tempfile.mkdtemp() + "/runs/a").is_dir()
     True
     """
-    folder = Path(path).expanduser()
+    folder = as_path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -83,9 +86,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     >>> load_weights(path)
     {'weight': tensor([1., 1.])}
     """
-    with replacing(path) as beside:
-        # clone: safetensors refuses views of one storage, and a later step must not change what is written.
-        own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    # Copies: safetensors refuses views of one storage, and a later step must not change what is written.
+    own = _copies(weights)
+    with replacing(as_path(path)) as beside:
         # transformers 4.x refuses a file that does not say which library its tensors are of.
         save_file(own, beside, metadata={"format": "pt"})
         with open(beside, "rb") as file:
@@ -104,12 +107,30 @@ def save_torch(path: Path, weights: Mapping[str, Tensor]) -> None:
     >>> torch.load(path, weights_only=True)
     {'weight': tensor([1., 1.])}
     """
-    # clone: a view would be written with all of the storage that it looks at.
-    own = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    with replacing(path) as beside, open(beside, "wb") as file:
+    own = _copies(weights)  # a view would be written with all of the storage that it looks at
+    with replacing(as_path(path)) as beside, open(beside, "wb") as file:
         torch.save(own, file)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _copies(weights: Any) -> dict[str, Tensor]:
+    """A name -> tensor map on the CPU that shares no memory with the given one."""
+    if not isinstance(weights, Mapping):
+        raise WeightsError(f"weights is a {type(weights).__name__}: a mapping of names to tensors is needed")
+    own: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise WeightsError(f"weights[{shown(name)}] is a {type(value).__name__}: a tensor is needed")
+        try:
+            own[name] = value.detach().cpu().contiguous().clone()
+        except (RuntimeError, ValueError) as err:  # meta tensors, layouts that have no contiguous form
+            raise WeightsError(f"weights[{shown(name)}] cannot be copied: {one_line(err)}") from err
+        if own[name].layout != torch.strided or own[name].is_quantized:
+            raise WeightsError(
+                f"weights[{shown(name)}] is sparse or quantized: call .to_dense() or dequantize()"
+            )
+    return own
 
 
 def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -122,6 +143,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Traceback (most recent call last):
     diva_rs.errors.WeightsError: nowhere.safetensors cannot be read as safetensors: ...
     """
+    path = as_path(path)
     try:
         open_regular(path).close()
         weights = dict(load_file(path))
@@ -147,7 +169,11 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> Path:
     >>> sorted(file.name for file in folder.iterdir())
     ['manifest.json', 'optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
+    folder = as_path(folder, "folder")
     check_place(folder)
+    for key in ("parameters", "optimizer"):
+        if not isinstance(state, Mapping) or not isinstance(state.get(key), Mapping):
+            raise WeightsError(f"state is no state of a Trainer: it has no tensors under {key!r}")
     facts = {key: state[key] for key in ("counters", "recipe", "run") if key in state}
     try:
         with replacing(folder) as beside:
@@ -186,7 +212,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Traceback (most recent call last):
     diva_rs.errors.WeightsError: nowhere/manifest.json cannot be read: ...
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     if not folder.exists() and _old(folder).exists():
         folder = _old(folder)  # the machine went down between the two renames of `_into_place`
     verify(folder, _STATE_FILES)

@@ -12,6 +12,8 @@ from diva_rs.recipes import PRESETS
 from diva_rs.recipes.fields import Fields
 from diva_rs.recipes.kinds import hint
 
+__all__ = ["Recipe"]
+
 _DENSITY = 0.3  # share of the patches where a recipe gives neither `choose` nor `density`
 _OF_CONDITION = {"random": ("choose", "density", "replacement", "bernoulli"), "window": ("window",)}
 
@@ -172,6 +174,8 @@ class Recipe(Fields):
         >>> Recipe(lr=1e-4).differences(Recipe(lr=1e-5, log_every=1))
         {'lr': (0.0001, 1e-05)}
         """
+        if not isinstance(other, Recipe):
+            raise ConfigError(f"other is a {type(other).__name__}: a Recipe is needed")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in _DEFAULTS}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in _OPERATIONAL}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from diva_rs._arguments import as_path, of_type
 from diva_rs._optional import require
 from diva_rs.checkpoint import write_text
 from diva_rs.errors import ConfigError
@@ -102,8 +103,9 @@ class InterpolationSweep:
         table = csv.DictWriter(text, ["alpha", *self.metrics], lineterminator="\n")
         table.writeheader()
         table.writerows(self.rows)
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        place = as_path(path)
+        write_text(place, text.getvalue())
+        return place
 
     def __str__(self) -> str:
         names = ["alpha", *self.metrics]
@@ -115,6 +117,7 @@ class InterpolationSweep:
         return "\n".join(lines)
 
     def _check(self, name: str) -> None:
+        of_type("metric", name, str, "the name of a score")
         if name not in self.rows[0]:
             near = hint(name, self.metrics) or f": there are {', '.join(self.metrics)}"
             raise ConfigError(f"there is no score {name!r}{near}")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_rs._files import read_text
 from diva_rs.checkpoint import load_weights, replacing, save_weights, write_json
 from diva_rs.errors import ConfigError, DataError, WeightsError
 from diva_rs.measures import Metric, as_metrics, measure
@@ -275,10 +276,10 @@ def _is_pair(value: Any) -> bool:
 def _read_rows(path: Path) -> list[dict[str, float]]:
     """Rows of a JSON file; none where there is no file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise WeightsError(f"{path} cannot be read: {err}; resume=False starts anew") from err
     rows = content if isinstance(content, list) else [content]
     if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):

@@ -20,7 +20,7 @@ from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.callbacks import JsonLines
-from diva_rs.checkpoint import load_state, load_weights, save_state, save_weights
+from diva_rs.checkpoint import load_state, load_weights, save_state, save_weights, write_json
 from diva_rs.cli.models import load_clip
 from diva_rs.cli.options import OPTIONS, settings
 from diva_rs.data import LatentCache, folder_loader, shard_loader
@@ -29,6 +29,7 @@ from diva_rs.diffusion.loading import load_part
 from diva_rs.evaluation import mmvp_vlm, report
 from diva_rs.manifest import manifest
 from diva_rs.run_folder import RunFolder
+from diva_rs.watch import _read_rows
 from diva_rs.weights import weights_of
 
 MODEL = "diva-fuzz-tiny"
@@ -260,6 +261,11 @@ READERS: dict[str, Reader] = {
     "MMVP": Reader(_mmvp, _read_mmvp, 3),
     "report": Reader(_run, _read_run, 6),
     "run folder": Reader(_run_folder, _read_run_folder, 8),
+    "evaluations": Reader(
+        lambda folder: write_json(folder / "e.json", [{"step": 0, "drift": 1.0}, {"step": 10, "drift": 0.9}]),
+        lambda folder: _read_rows(folder / "e.json"),
+        4,
+    ),
     "torch.save": Reader(
         lambda folder: torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt"),
         lambda folder: weights_of(folder / "w.pt", "before"),

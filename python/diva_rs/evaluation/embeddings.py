@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from diva_rs.clip.tower import Tower
 from diva_rs.draws import draw
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.recipes.kinds import hint
 
 Combine = Callable[[Tensor, Tensor], Tensor]
@@ -109,9 +109,9 @@ def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding
         return embedding
     if callable(embedding):
         return ImageEmbedding(getattr(embedding, "__name__", "custom"), "a function", embedding)
-    if embedding not in EMBEDDINGS:
+    if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
         near = hint(str(embedding), EMBEDDINGS) or f": there are {', '.join(EMBEDDINGS)}"
-        raise ConfigError(f"embedding={embedding!r} is not known{near}")
+        raise ConfigError(f"embedding={shown(embedding)} is not known{near}")
     return EMBEDDINGS[embedding]
 
 

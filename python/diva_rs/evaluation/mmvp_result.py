@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from diva_rs._arguments import as_path, of_type
 from diva_rs.checkpoint import write_json, write_text
 from diva_rs.errors import DataError
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
@@ -125,6 +126,7 @@ class MmvpVlmResult:
         Raises:
             DataError: the two were not scored on the same statements in the same order.
         """
+        of_type("other", other, MmvpVlmResult, "the result of mmvp_vlm for the other model")
         mine, theirs = [pair.statements for pair in self.pairs], [pair.statements for pair in other.pairs]
         if mine != theirs:
             raise DataError(
@@ -174,8 +176,9 @@ class MmvpVlmResult:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
+        place = as_path(path)
+        write_json(place, self.to_dict())
+        return place
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one row per pair atomically; returns the path.
@@ -192,8 +195,9 @@ class MmvpVlmResult:
             decisions = [f"img{number}" for number in (*pair.picked, *pair.expected)]
             told = [int(pair.correct), pair.pattern, pair.type, *pair.statements, *pair.images]
             rows.writerow([*pair.ids, *decisions, *pair.scores, *told])
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        place = as_path(path)
+        write_text(place, text.getvalue())
+        return place
 
 
 def _per_cent(interval: tuple[float, float]) -> tuple[float, float]:

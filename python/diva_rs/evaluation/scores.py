@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diva_rs._arguments import as_path, of_type
 from diva_rs.checkpoint import write_json, write_text
 from diva_rs.errors import DataError
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
@@ -79,6 +80,7 @@ class SuiteResult:
 
         Data sets that only one of the two has are left out.
         """
+        of_type("other", other, SuiteResult, "the result for the other model")
         theirs = {score.dataset: score for score in other.scores}
         changes: dict[str, Comparison | float] = {}
         for mine in self.scores:
@@ -121,8 +123,9 @@ class SuiteResult:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
+        place = as_path(path)
+        write_json(place, self.to_dict())
+        return place
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one row per data set atomically, missing ones with their reason; returns the path.
@@ -138,8 +141,9 @@ class SuiteResult:
             rows.writerow([score.dataset, score.metric, score.value, low, high, score.items, ""])
         for name, reason in self.missing.items():
             rows.writerow([name, "", "", "", "", "", reason])
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        place = as_path(path)
+        write_text(place, text.getvalue())
+        return place
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class FolderResult:
         Raises:
             DataError: the two were not scored on the same files and classes.
         """
+        of_type("other", other, FolderResult, "the result for the other model")
         mine, theirs = [row[:2] for row in self.predictions], [row[:2] for row in other.predictions]
         if mine != theirs:
             raise DataError(f"the results are of different images, from {self.root} and {other.root}")
@@ -198,8 +203,9 @@ class FolderResult:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
+        place = as_path(path)
+        write_json(place, self.to_dict())
+        return place
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one row per image atomically; returns the path. Raises DataError where that fails."""
@@ -209,8 +215,9 @@ class FolderResult:
         rows.writerows(
             [file, named, picked, int(named == picked)] for file, named, picked in self.predictions
         )
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        place = as_path(path)
+        write_text(place, text.getvalue())
+        return place
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs._arguments import checked
+from diva_rs._optional import one_line
+from diva_rs.errors import ConfigError, DataError, ShapeError
+from diva_rs.recipes.kinds import integer, number
+
+_MOST_RESAMPLES = 10_000_000  # one takes 40 bytes
 
 
 def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,7 +34,8 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     >>> round(low, 3), round(high, 3)
     (0.141, 0.275)
     """
-    if not 0 <= right <= total:
+    right, total = (checked(name, count, integer(0)) for name, count in (("right", right), ("total", total)))
+    if right > total:
         raise ConfigError(f"right={right} must be in 0 to total={total}")
     z = NormalDist().inv_cdf((1 + checked_confidence(confidence)) / 2)
     if total == 0:
@@ -56,8 +62,7 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     >>> round(mcnemar_exact(gained=10, lost=2), 4)
     0.0386
     """
-    if gained < 0 or lost < 0:
-        raise ConfigError(f"gained={gained} and lost={lost} must be counts of at least 0")
+    gained, lost = (checked(name, count, integer(0)) for name, count in (("gained", gained), ("lost", lost)))
     flips, fewer = gained + lost, min(gained, lost)
     tail = sum(math.comb(flips, k) for k in range(fewer + 1))
     return min(1.0, 2 * tail / (1 << flips))
@@ -83,9 +88,9 @@ def paired_bootstrap(
     (1.0, 1.0)
     """
     gained, lost = _flips(before, after)
-    checked_confidence(confidence)
-    if resamples < 1:
-        raise ConfigError(f"resamples={resamples} must be at least 1")
+    confidence = checked_confidence(confidence)
+    resamples = checked("resamples", resamples, integer(1, _MOST_RESAMPLES))
+    seed = checked("seed", seed, integer(0))
     items = len(before)
     shares = [len(lost) / items, len(gained) / items]
     counts = np.random.default_rng(seed).multinomial(items, [*shares, 1 - sum(shares)], resamples)
@@ -172,11 +177,20 @@ def compare_outcomes(
 
 
 def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    before, after = (_outcomes(name, given) for name, given in (("before", before), ("after", after)))
     if len(before) != len(after) or len(before) == 0:
         raise ShapeError(f"{len(before)} outcomes before and {len(after)} after: one per item is needed")
     both = list(zip(before, after, strict=True))
     gained = tuple(i for i, (old, new) in enumerate(both) if new and not old)
     return gained, tuple(i for i, (old, new) in enumerate(both) if old and not new)
+
+
+def _outcomes(name: str, given: Any) -> list[bool]:
+    """Truth values of any sequence or array, one per item."""
+    try:
+        return [bool(outcome) for outcome in given]
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise DataError(f"{name}: one outcome per item is needed, right or wrong ({one_line(err)})") from err
 
 
 def checked_confidence(confidence: float) -> float:
@@ -185,6 +199,7 @@ def checked_confidence(confidence: float) -> float:
     >>> checked_confidence(0.95)
     0.95
     """
-    if not 0 < confidence < 1:
+    value: float = checked("confidence", confidence, number())
+    if not 0 < value < 1:
         raise ConfigError(f"confidence={confidence} must lie inside (0, 1), for example 0.95")
-    return confidence
+    return value

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from diva_rs._arguments import as_path
 from diva_rs.checkpoint import make_folder, save_torch, save_weights
 from diva_rs.errors import ConfigError
 from diva_rs.export.layouts import clip_rules
@@ -118,7 +119,7 @@ def _check_blocks(where: str, blocks: Blocks) -> None:
 
 
 def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: tuple[str, ...]) -> Path:
-    file = Path(path).expanduser()
+    file = as_path(path).expanduser()
     if file.suffix not in endings:
         raise ConfigError(
             f"{file} ends in {file.suffix!r}: a file that ends in {' or '.join(endings)} is needed"

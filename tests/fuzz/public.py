@@ -1,0 +1,205 @@
+"""The target "public": good calls of the public API, one or two arguments of each replaced by hostile values.
+
+A result or an exception of diva_rs, and never a panic of the native module. What an argument raises of its
+own (`OwnError`) passes through unchanged.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+import os
+import random
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diva_rs
+from diva_rs.errors import DivaError
+from fuzz import calls_of_files, calls_of_scores, calls_of_steps
+from fuzz.values import OwnError, varied
+
+# Calls whose wrong types still come back as Python's own errors, to be refused by name instead. Of these a
+# panic, a death and a hang alone are failures.
+OPEN = frozenset(
+    [
+        "Batch.to",
+        "Draws.tensors",
+        "Drift",
+        "Embedder",
+        "Embedder.encode_image",
+        "Embedder.encode_text",
+        "ImageEmbedding.of_tokens",
+        "ImageFolder",
+        "ImageFolder.item",
+        "ImageFolder.set_epoch",
+        "ImageLoader",
+        "ImageShards",
+        "InterpolationSweep.to_csv",
+        "JsonLines.on_log",
+        "KeyedSampler",
+        "LatentCache",
+        "LatentCache.build",
+        "LatentCache.latents",
+        "MmvpVlmResult.to_json",
+        "PixelGuard",
+        "Ranks.from_first",
+        "Teacher.denoise",
+        "Teacher.encode",
+        "Teacher.on",
+        "Teacher.to_precision",
+        "Tower.embed",
+        "Tower.tokens",
+        "Trainer.accumulate",
+        "Trainer.load_state_dict",
+        "Trainer.step",
+        "World",
+        "World.captions",
+        "World.images",
+        "adapt",
+        "caption",
+        "center_transform",
+        "changed",
+        "check_finite",
+        "check_images",
+        "check_quick_gelu",
+        "clip_input",
+        "collate",
+        "detailed_caption",
+        "drift",
+        "folder_loader",
+        "image_embeddings",
+        "image_features",
+        "interpolate",
+        "interpolation_sweep",
+        "keyed",
+        "linear_cka",
+        "linear_probe",
+        "mini_mmvp",
+        "mmvp_vlm",
+        "new_clip",
+        "pairs",
+        "pictures",
+        "post_train",
+        "render",
+        "retrieval",
+        "save_state",
+        "save_torch",
+        "save_weights",
+        "shard_loader",
+        "short_caption",
+        "text_embeddings",
+        "to_openai",
+        "to_transformers",
+        "to_unit",
+        "train_transform",
+        "unit_tensor",
+        "unwrap",
+        "vae_input",
+        "zero_shot",
+        "zero_shot_folder",
+        "zero_shot_objects",
+    ]
+)
+_PYTHONS = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, ArithmeticError, StopIteration)
+
+
+def public_names() -> dict[str, str]:
+    """Public function or class -> the module that a user has it from; exceptions are left out."""
+    found: dict[str, str] = {}
+    for place in ("diva_rs", *(f"diva_rs.{name}" for name in diva_rs._SUBMODULES)):
+        module = importlib.import_module(place)
+        for name in module.__all__:
+            value = getattr(module, name)
+            error = inspect.isclass(value) and issubclass(value, BaseException)
+            if (inspect.isclass(value) or inspect.isfunction(value)) and not error:
+                found.setdefault(name, place)
+    return found
+
+
+class Public:
+    """Replaces arguments of one call per case."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch, self.story = scratch, ""
+
+    def warm_up(self) -> None:
+        logging.disable(logging.CRITICAL)
+        warnings.simplefilter("ignore")
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        os.chdir(self.scratch)  # relative paths among the values lead here
+        self.make_calls()
+        for name, (function, arguments) in self.calls.items():
+            try:
+                with _silence():
+                    function(**arguments)
+            except Exception as err:
+                raise RuntimeError(f"{name}: the good call fails") from err
+
+    def make_calls(self) -> None:
+        """The table of good calls; what they write goes to the scratch folder."""
+        self.calls = {
+            **calls_of_steps.calls(self.scratch),
+            **calls_of_files.calls(self.scratch),
+            **calls_of_scores.calls(self.scratch),
+        }
+
+    def run(self, rng: random.Random) -> str:
+        name = rng.choice(list(self.calls))
+        function, arguments = self.calls[name]
+        given = dict(arguments)
+        for _ in range(rng.choice([1, 1, 2])):
+            key = rng.choice(list(given))
+            given[key] = varied(given[key], rng)
+        self.story = f"{name}({', '.join(f'{key}={_short(value)}' for key, value in given.items())})"
+        try:
+            with _silence():
+                function(**given)
+            return f"{name}: result"
+        except DivaError as err:
+            assert "please report it" not in str(err), f"a panic, {self.story}: {err}"
+            assert type(err) is not DivaError, f"{self.story}: {err!r}: the root is for what nobody expected"
+            assert 10 < len(str(err)) < 3000, f"{self.story}: a message of {len(str(err))} characters"
+            return f"{name}: {type(err).__name__}"
+        except OwnError:
+            return f"{name}: the argument's own error"
+        except _PYTHONS as err:
+            if name in OPEN:
+                return f"{name}: {type(err).__name__}, open"
+            raise self._failure(err) from err
+        except BaseException as err:
+            raise self._failure(err) from err
+
+    def _failure(self, err: BaseException) -> AssertionError:
+        lines = "".join(traceback.format_exception(err)[-7:])
+        return AssertionError(f"{self.story}: {type(err).__name__}: {str(err)[:300]}\n{lines[-3000:]}")
+
+    def keep(self, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.with_suffix(".txt").write_text(self.story, errors="replace")
+
+
+def target(scratch: Path) -> Public:
+    return Public(scratch)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _short(value: Any) -> str:
+    try:
+        if isinstance(value, torch.Tensor):
+            return f"{value.dtype} {tuple(value.shape)} {value.layout} {value.device}"
+        text = repr(value)
+    except BaseException:
+        text = f"<{type(value).__name__}>"
+    return text if len(text) < 150 else f"{text[:150]}..."
