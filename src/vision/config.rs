@@ -192,7 +192,7 @@ impl Config {
         if self.image.0 < self.patch.0 || self.image.1 < self.patch.1 {
             return fail(format!("an image of {:?} has no patch of {:?}", self.image, self.patch));
         }
-        if self.registers < 0 || !(self.eps.is_finite() && self.eps > 0.0) {
+        if !((0..=1 << 20).contains(&self.registers) && self.eps.is_finite() && self.eps > 0.0) {
             return fail(format!("registers {} or eps {} is out of range", self.registers, self.eps));
         }
         if self.pool == Pool::Class && !self.class_token {

@@ -145,8 +145,8 @@ impl Config {
         }
         let sizes =
             [self.in_channels, self.time_embedding_dim, self.norm_num_groups, self.cross_attention_dim];
-        if sizes.iter().chain(&self.block_out_channels).any(|&size| size < 1) {
-            return refuse(format!("a size is not positive: {self:?}"));
+        if sizes.iter().chain(&self.block_out_channels).any(|size| !(1..=1 << 20).contains(size)) {
+            return refuse(format!("a size is not positive, or a giant: {self:?}"));
         }
         if self.out_channels != self.in_channels && self.out_channels != 2 * self.in_channels {
             return refuse(format!(
