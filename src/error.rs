@@ -51,14 +51,30 @@ impl From<TchError> for DivaError {
         let text = err.to_string();
         // The first line is the message, the rest is libtorch's C++ backtrace.
         let line = text.lines().next().unwrap_or_default().to_string();
-        if line.contains("out of memory") || line.contains("can't allocate memory") {
+        if says_out_of_memory(&line) {
             return DivaError::Device { op: "libtorch", what: line };
         }
         DivaError::Torch(line)
     }
 }
 
+/// The words of libtorch's allocators on CUDA and its kin, on the CPU (Unix, Windows), and of cuBLAS and cuDNN.
+fn says_out_of_memory(text: &str) -> bool {
+    ["out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
 impl DivaError {
+    /// Whether the same work in smaller parts might fit.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            DivaError::Device { what, .. } => says_out_of_memory(what),
+            DivaError::Callback(err) => says_out_of_memory(&err.to_string()),
+            _ => false,
+        }
+    }
+
     /// A shape error about `tensor`.
     pub fn shape(op: &'static str, name: &str, tensor: &Tensor, expected: impl Into<String>) -> Self {
         DivaError::Shape { op, name: name.to_string(), got: tensor.size(), expected: expected.into() }

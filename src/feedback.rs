@@ -3,6 +3,8 @@
 //! tokens (a leaf) -> condition (a leaf) -> N denoising losses -> gradient at the condition -> gradient at the tokens.
 //! The vision tower is on the far side of cut 1, so its cost does not depend on the number of draws N.
 
+use std::cell::Cell;
+
 use tch::{no_grad_guard, Kind, Tensor};
 
 use crate::condition::{embed, Bridge, BridgeGrads, Recap, TextJoin};
@@ -56,6 +58,18 @@ pub type Judge<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
 /// Keys and values (1 | B, L, W) of a text, by cross-attention.
 pub struct KeysValues(pub Vec<(Tensor, Tensor)>);
 
+impl KeysValues {
+    /// Those of the samples `start..start + length`, as views.
+    fn narrow(&self, start: i64, length: i64) -> Result<KeysValues> {
+        let part = |tensor: &Tensor| match tensor.size().first() {
+            Some(&1) => Ok(tensor.shallow_clone()), // one text for all samples
+            _ => tensor.f_narrow(0, start, length),
+        };
+        let parts = self.0.iter().map(|(keys, values)| Ok((part(keys)?, part(values)?)));
+        Ok(KeysValues(parts.collect::<Result<_>>()?))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
     Mse,
@@ -91,6 +105,35 @@ pub struct Objective {
     pub anchor: f64,
     /// The most images that the denoiser sees at a time, draws of an image counted singly; `None`: one draw at a time.
     pub denoiser_batch: Option<usize>,
+    pub room: Room,
+}
+
+/// The most images that the denoiser's memory has room for at a time: unknown until more of them did not fit.
+#[derive(Clone, Debug, Default)]
+pub struct Room(Cell<Option<usize>>);
+
+impl Room {
+    pub fn limit(&self) -> Option<usize> {
+        self.0.get()
+    }
+
+    /// How many of the `draws` that are left, of how many of the `batch` samples, go through the denoiser together.
+    fn pass(&self, most: Option<usize>, batch: i64, draws: i64) -> (i64, i64) {
+        let wanted = most.map_or(1, |most| most as i64 / batch).clamp(1, draws);
+        match self.limit().map(|limit| limit as i64) {
+            Some(limit) if limit < batch => (1, limit),
+            Some(limit) => (wanted.min(limit / batch), batch),
+            None => (wanted, batch),
+        }
+    }
+
+    /// Halves the number that did not fit; false where that was one image.
+    fn shrink(&self, images: i64) -> bool {
+        if images > 1 {
+            self.0.set(Some(images as usize / 2));
+        }
+        images > 1
+    }
 }
 
 /// What a batch of B samples is denoised from, N draws each.
@@ -195,7 +238,8 @@ impl Teaching<'_> {
     /// The N denoising losses and their gradient at the condition (B, N', S, C), N' = N or 1: the second cut.
     fn denoise(&self, condition: &Tensor, targets: &Targets, samples: i64) -> Result<(Tensor, Tensor)> {
         let batch = targets.latents.size().first().map_or(1, |&batch| batch.max(1));
-        let together = self.objective.denoiser_batch.map_or(1, |most| (most as i64 / batch).max(1));
+        let Objective { draw_weights, denoiser_batch, room, .. } = self.objective;
+        let draws = draw_weights.len() as i64;
         let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
         let learns = self.bridge.recap != Recap::Text;
         let text = if learns { self.text(targets)? } else { None };
@@ -204,20 +248,24 @@ impl Teaching<'_> {
         let mut total: Option<Tensor> = None;
         let mut gradients: Vec<Tensor> = Vec::new();
         let mut start = 0;
-        for weights in self.objective.draw_weights.chunks(together as usize) {
-            let draws = weights.len() as i64;
+        while start < draws {
+            let (count, width) = room.pass(*denoiser_batch, batch, draws - start);
             let part =
-                if shared { condition.shallow_clone() } else { condition.f_narrow(1, start, draws)? };
-            // What is learned alone asks for a gradient: (B, n | 1, S, C)
-            let leaf = part.f_narrow(2, 0, positions)?.f_detach()?.f_set_requires_grad(learns)?;
+                if shared { condition.shallow_clone() } else { condition.f_narrow(1, start, count)? };
+            let part = part.f_narrow(2, 0, positions)?; // what is learned: (B, n | 1, S, C)
+            let weights = &draw_weights[start as usize..(start + count) as usize];
             let batch = Batch { targets, start, weights, samples, text: text.as_ref() };
-            let (loss, gradient) = self.taught(&leaf, &batch)?;
+            let (loss, gradient) = match self.in_widths(&part, &batch, width, learns) {
+                // Nothing has changed but what is known of the memory: the same draws again, fewer images at a time.
+                Err(err) if err.is_out_of_memory() && room.shrink(count * width) => continue,
+                other => other?,
+            };
             gradients.extend(gradient);
             total = Some(match total {
                 Some(sum) => sum.f_add(&loss)?,
                 None => loss,
             });
-            start += draws;
+            start += count;
         }
         let total =
             total.ok_or_else(|| DivaError::config("feedback", "no draws: `draws` must be at least 1"))?;
@@ -240,6 +288,35 @@ impl Teaching<'_> {
             return Ok(None);
         }
         self.denoiser.read(&targets.text)
+    }
+
+    /// [`Self::taught`] of `width` samples at a time.
+    fn in_widths(
+        &self,
+        condition: &Tensor,
+        batch: &Batch,
+        width: i64,
+        learns: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let samples = condition.size().first().copied().unwrap_or(0);
+        let mut total: Option<Tensor> = None;
+        let mut gradients: Vec<Tensor> = Vec::new(); // (width, n | 1, S, C) each
+        for first in (0..samples).step_by(width as usize) {
+            let length = width.min(samples - first);
+            let targets = batch.targets.narrow(first, length)?;
+            let text = batch.text.map(|text| text.narrow(first, length)).transpose()?;
+            let leaf = condition.f_narrow(0, first, length)?.f_detach()?.f_set_requires_grad(learns)?;
+            let part = Batch { targets: &targets, text: text.as_ref(), ..*batch };
+            let (loss, gradient) = self.taught(&leaf, &part)?;
+            gradients.extend(gradient);
+            total = Some(match total {
+                Some(sum) => sum.f_add(&loss)?,
+                None => loss,
+            });
+        }
+        let total = total.ok_or_else(|| DivaError::config("feedback", "the batch is empty"))?;
+        let gradient = if gradients.is_empty() { None } else { Some(Tensor::f_cat(&gradients, 0)?) };
+        Ok((total, gradient))
     }
 
     /// The loss of a batch of draws, and its gradient at their `condition` (B, n | 1, S, C) where that learns.

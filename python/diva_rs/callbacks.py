@@ -46,7 +46,7 @@ class Callback:
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """Every ``log_every`` steps and after the last.
 
-        ``metrics`` are floats: loss, lr, grad_norm, samples_per_second, epoch and others.
+        ``metrics`` are floats: loss, lr, grad_norm, samples_per_second, waiting, epoch and others.
         """
 
     def on_train_end(self, result: "PostTrainResult") -> None:

@@ -40,7 +40,7 @@ class Feed:
         self.own = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
         self.epoch = int((place or {}).get("epoch", 0))
         self.batches = int((place or {}).get("batches", 0))
-        self.waited = 0.0  # seconds for which training stood still for the loader
+        self.waited = 0.0  # seconds for which training stood still for the loader, of this process
         self._generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
         if self.batches and not self.own and not isinstance(loader, (list, tuple)):
             _log.warning(
@@ -84,16 +84,25 @@ class Feed:
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as err:
-                if "DataLoader worker" not in str(err):
-                    raise
-                raise DataError(
-                    f"a worker of the loader died ({err}): out of memory, or a crash in the code that reads "
-                    "the images; fewer workers need less memory"
-                ) from err
             finally:
                 self.waited += time.perf_counter() - before
             yield batch
+
+
+def death_of_worker(err: BaseException) -> DataError | None:
+    """What to say of an error by which torch tells that a ``DataLoader``'s worker died.
+
+    It comes as the signal does, at any moment of the main thread, not only while a batch is awaited.
+
+    >>> print(death_of_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")))
+    a worker of the loader died (DataLoader worker (pid 7) is killed by signal: Killed.): out of memory, ...
+    """
+    if not isinstance(err, RuntimeError) or "DataLoader worker" not in str(err):
+        return None
+    return DataError(
+        f"a worker of the loader died ({err}): out of memory, or a crash in the code that reads the images; "
+        "fewer workers need less memory"
+    )
 
 
 class _Streams:

@@ -95,6 +95,7 @@ class _Feedback(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pieces: Pieces, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
         loss, d_tokens, d_bridge = pieces.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        pieces.say_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
         return loss
 

@@ -14,7 +14,7 @@ from diva_rs.callbacks import Callback, JsonLines
 from diva_rs.distributed import alone
 from diva_rs.distributed.together import Together
 from diva_rs.errors import DataError
-from diva_rs.feed import Feed
+from diva_rs.feed import Feed, death_of_worker
 from diva_rs.guards import READ_EVERY, Numbers
 from diva_rs.provenance import describe_data, environment
 from diva_rs.result import PostTrainResult
@@ -64,7 +64,8 @@ class Run:
         self.feed = Feed(loader, self.recipe.seed, together.own_place(place))
         self._done = self._mark()
         self._started = time.perf_counter()
-        self._since = (self._started, self.samples)  # of the last log: seconds, samples
+        # Of the last log: seconds, samples, seconds of waiting.
+        self._since = (self._started, self.samples, self.feed.waited)
 
     def go(self, one_pass: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
@@ -90,13 +91,16 @@ class Run:
                 if last != self.trainer.steps_done:
                     self._log(self.trainer.steps_done, bar)
                 self.numbers.check()
-            except BaseException:
+            except BaseException as error:
                 # Whatever went wrong, the steps that were done are not lost.
                 self.together.discard()
                 try:
                     self._save()
                 except DataError as err:
                     _log.warning("%s", err)  # beside the error that ends the run, which is the one to see
+                death = death_of_worker(error)
+                if death is not None:
+                    raise death from error
                 raise
         self.together.discard()  # the caller's model keeps no gradient of the last step
         self._save()
@@ -269,14 +273,17 @@ class Run:
         self.trainer.pieces.guard.report()
         self.numbers.read()
         now = time.perf_counter() - (0.0 if self.watch is None else self.watch.seconds)
-        then, samples = self._since
+        then, samples, waited = self._since
         metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
         metrics["skipped"] = self.numbers.skipped
         metrics["samples_per_second"] = (self.samples - samples) / max(now - then, 1e-9)
-        self._since = (now, self.samples)
+        metrics["waiting"] = (self.feed.waited - waited) / max(now - then, 1e-9)
+        self._since = (now, self.samples, self.feed.waited)
         metrics.update(scores or {})
         self.history.append({"step": step, **metrics})
-        bar.set_postfix(loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}")
+        bar.set_postfix(
+            loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}", waiting=f"{metrics['waiting']:.0%}"
+        )
         self._tell(lambda callback: callback.on_log(step, metrics))
 
     def _result(self, interrupted: bool) -> PostTrainResult:

@@ -4,6 +4,7 @@
 between them, the reader that makes tensors of a batch, and the native step that joins them.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.inputs import Inputs, RawBatch, Reader
 from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipe import Recipe
+
+_log = logging.getLogger("diva_rs")
 
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
@@ -64,6 +67,7 @@ class Pieces:
             micro_batch=recipe.micro_batch,
             denoiser_batch=recipe.denoiser_batch,
         )
+        self._limit: int | None = None  # of images in the denoiser, as it was said last
 
     @property
     def backend(self) -> dict[str, str]:
@@ -94,6 +98,19 @@ class Pieces:
         watch = self._parts[part].watch
         if watch is not None:
             watch.check()
+
+    def say_limit(self) -> None:
+        """Warn, once, when the denoiser ran out of memory and sees fewer images at a time from then on."""
+        limit = self.step.denoiser_limit
+        if limit != self._limit:
+            self._limit = limit
+            _log.warning(
+                "the denoiser ran out of memory: it sees at most %d %s at a time from now on, which changes "
+                "no gradient; denoiser_batch=%d (or micro_batch) asks for no more from the start",
+                limit,
+                "image" if limit == 1 else "images",
+                limit,
+            )
 
     def tokens(self, images: Tensor) -> Tensor:
         """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""

@@ -22,8 +22,9 @@ class PostTrainResult:
 
     Attributes:
         history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples (of
-            this step), skipped (updates so far whose loss or gradient was not finite), samples_per_second
-            (since the last log).
+            this step), skipped (updates so far whose loss or gradient was not finite), samples_per_second and
+            waiting (since the last log; waiting is the share of the time in which training stood still for
+            the loader, on rank 0: near 1, the storage is too slow).
         report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was
             interrupted.
         projector: the trained projector, an ordinary nn.Module.

@@ -233,6 +233,7 @@ class Trainer:
             self._note(losses, share)
             if norm is not None:
                 self._updated(norm, factor)
+        self.pieces.say_limit()
         return losses[0]
 
     def _factor(self) -> float:
@@ -278,10 +279,13 @@ class Trainer:
 def _interrupts() -> Iterator[Callable[[], None]]:
     """Gives ``hold``: once it was called, a Ctrl-C waits until the end of the block; before, it does not.
 
-    Python delivers it in the main thread only.
+    So does the death of a child process, where somebody listens: a ``DataLoader`` raises an error then.
+    Python delivers both in the main thread only.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():
+    handlers: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+        handlers[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+    if handlers[signal.SIGINT] is None or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     kept: list[int] = []
@@ -292,15 +296,18 @@ def _interrupts() -> Iterator[Callable[[], None]]:
         holding = True
 
     def deliver(number: int, frame: FrameType | None) -> None:
+        handler = handlers[number]
         if holding or not callable(handler):
             kept.append(number)
         else:
             handler(number, frame)
 
-    signal.signal(signal.SIGINT, deliver)
+    for number in handlers:
+        signal.signal(number, deliver)
     try:
         yield hold
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if kept:
-            signal.raise_signal(signal.SIGINT)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in sorted(set(kept)):
+            signal.raise_signal(number)

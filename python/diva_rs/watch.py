@@ -25,6 +25,7 @@ from diva_rs.trainer import Trainer
 ARGUMENTS = ("evaluate", "eval_every", "best", "guard")
 _LOGGED = {
     "step", "loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples", "samples_per_second",
+    "waiting",
 }  # fmt: skip
 _BEST_FILES = {"clip.safetensors", "projector.safetensors", "scores.json"}
 

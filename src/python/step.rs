@@ -15,7 +15,7 @@ use super::tensor::PyTensor;
 use super::unet::PyUNet2DCondition;
 use super::vision::PyVisionTransformer;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, Loss, Objective, Targets};
+use crate::feedback::{Denoiser, Loss, Objective, Room, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
 use crate::train::{train, Part, Update};
 
@@ -117,7 +117,7 @@ fn objective(
     if !anchor.is_finite() || anchor < 0.0 {
         return Err(DivaError::config("Step", format!("anchor {anchor}: must be finite and not negative")));
     }
-    Ok(Objective { loss, draw_weights, min_snr, anchor, denoiser_batch })
+    Ok(Objective { loss, draw_weights, min_snr, anchor, denoiser_batch, room: Room::default() })
 }
 
 #[pymethods]
@@ -188,6 +188,12 @@ impl Step {
             train(&reader, &step, &mut optimizer, &batch, &part, &signals, &|| held(&hold))
         })?;
         Ok((PyTensor(losses.loss), PyTensor(losses.denoising), PyTensor(losses.anchor), norm.map(PyTensor)))
+    }
+
+    /// The most images that the denoiser's memory has room for at a time; None while it has sufficed.
+    #[getter]
+    fn denoiser_limit(&self) -> Option<usize> {
+        lock(&self.0).objective.room.limit()
     }
 
     /// (loss, gradient at the tokens, gradients of the bridge's parameters in the order of `Bridge.param_names`).

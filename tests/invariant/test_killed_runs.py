@@ -26,7 +26,7 @@ def outcome(folder):
     newest = folder / "checkpoints" / "step-00000012"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        del row["samples_per_second"]
+        del row["samples_per_second"], row["waiting"]
     left = sorted(path.name for path in folder.rglob("*") if path.name.endswith((".tmp", ".old")))
     return {file.name: file.read_bytes() for file in [*files, *(newest / name for name in STATE)]}, rows, left
 

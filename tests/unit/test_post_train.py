@@ -14,18 +14,8 @@ from diva_rs import ConfigError, DataError, PostTrainResult, Recipe
 from diva_rs.callbacks import Callback
 from diva_rs.checkpoint import load_state
 
-FIELDS = {
-    "step",
-    "loss",
-    "denoising",
-    "anchor",
-    "grad_norm",
-    "lr",
-    "epoch",
-    "samples",
-    "samples_per_second",
-    "skipped",
-}
+FIELDS = {"step", "loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples"}
+FIELDS |= {"samples_per_second", "skipped", "waiting"}
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,11 @@ def rows(folder):
     """The log without what depends on the clock."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [
-        {name: value for name, value in json.loads(line).items() if name != "samples_per_second"}
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if name not in ("samples_per_second", "waiting")
+        }
         for line in lines
     ]
 

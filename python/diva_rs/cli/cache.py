@@ -18,6 +18,7 @@ _OPTIONS = (
     "device",
     "loader_batch",
     "workers",
+    "prefetch",
     "on_bad_image",
     "overwrite",
     "dtype",

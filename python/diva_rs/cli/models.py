@@ -106,6 +106,7 @@ def load_images(
         scale=None if fixed else (0.9, 1.0),
         on_bad_image=values["on_bad_image"],
         shuffle=shuffle,
+        prefetch=values["prefetch"],
     )
 
 

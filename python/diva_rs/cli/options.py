@@ -60,6 +60,7 @@ OPTIONS: dict[str, Option] = {
     "device": Option(_TEXT, None, "cpu, cuda, cuda:1, ...; none: CUDA where there is one"),
     "loader_batch": Option(optional(integer(1)), None, "images per batch of the loader; none: up to 16"),
     "workers": Option(integer(0), 2, "processes that read images"),
+    "prefetch": Option(optional(integer(1)), None, "batches that each of the workers reads ahead; none: two"),
     "on_bad_image": Option(choice("raise", "skip"), "raise", "what to do about an image that cannot be read"),
     "overwrite": Option(flag(), False, "whether to begin anew in a folder that holds something already"),
     "resume": Option(

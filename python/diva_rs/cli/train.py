@@ -26,6 +26,7 @@ _OPTIONS = (
     "device",
     "loader_batch",
     "workers",
+    "prefetch",
     "on_bad_image",
     "overwrite",
     "resume",

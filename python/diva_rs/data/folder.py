@@ -87,12 +87,15 @@ def folder_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
+    prefetch: int | None = None,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
 
     The paper's augmentation with ``scale``, or one fixed centre crop with ``scale=None`` (for a latent
     cache). Order and crops are functions of (seed, epoch, relative path): the same for any number of workers.
     ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
+    ``prefetch``: batches that each worker reads ahead (None: two), each of them in memory; more even out slow
+    storage. ``waiting`` in a run's log says which share of the time it waits for its data.
 
     Raises DataError for a missing or empty folder and, while iterating, for a bad image; ConfigError for a
     setting out of range; DependencyError without Pillow or torchvision.
@@ -109,7 +112,9 @@ def folder_loader(
     # The dataset hands bad images over as items, so that an error is raised here, not inside a worker's
     # traceback.
     dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip")
-    return ImageLoader(dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle))
+    return ImageLoader(
+        dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle), prefetch
+    )
 
 
 def _image_files(root: Path) -> Iterator[str]:

@@ -100,10 +100,19 @@ class ImageLoader:
         workers: int,
         on_bad_image: str = "raise",
         sampler: KeyedSampler | None = None,
+        prefetch: int | None = None,
     ) -> None:
-        for name, value, least in (("batch", batch, 1), ("workers", workers, 0)):
+        settings = [("batch", batch, 1), ("workers", workers, 0)]
+        if prefetch is not None:
+            settings.append(("prefetch", prefetch, 1))
+        for name, value, least in settings:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name}={shown(value)} must be an integer of at least {least}")
+        if prefetch is not None and workers == 0:
+            raise ConfigError(
+                f"prefetch={prefetch} with workers=0: nothing is read ahead without workers; give workers=1 "
+                "or more, or prefetch=None"
+            )
         self.on_bad_image = checked_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size, self.bad = dataset, sampler, batch, dict[str, str]()
         self.position = 0
@@ -113,6 +122,7 @@ class ImageLoader:
             batch_size=batch,
             sampler=sampler,
             num_workers=workers,
+            prefetch_factor=prefetch,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )

@@ -124,6 +124,7 @@ def shard_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
+    prefetch: int | None = None,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
 
@@ -143,7 +144,7 @@ def shard_loader(
     transform = center_transform(size) if scale is None else train_transform(size, scale)
     checked_policy(on_bad_image)
     dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
-    return ImageLoader(dataset, batch, workers, on_bad_image)
+    return ImageLoader(dataset, batch, workers, on_bad_image, prefetch=prefetch)
 
 
 class _StrictInfo(tarfile.TarInfo):

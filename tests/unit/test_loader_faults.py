@@ -1,0 +1,172 @@
+"""Loaders in trouble: workers that die, shards that end too early, and storage that is slow."""
+
+import io
+import os
+import signal
+import tarfile
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import diva_rs
+from builders.small import SIDE, images, small_clip, small_teacher
+from diva_rs import ConfigError, DataError
+from diva_rs.data import folder_loader, shard_loader
+
+FIELDS = {"lr": 1e-2, "optimizer": "adamw", "schedule": "constant", "checkpoint_every": 1, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return small_teacher()
+
+
+def train(teacher, loader, **given):
+    return diva_rs.post_train(small_clip(), teacher, loader, **{"progress": False, **FIELDS, **given})
+
+
+def same(first, second):
+    parts = [(first.clip, second.clip), (first.projector, second.projector)]
+    states = [(one.state_dict(), other.state_dict()) for one, other in parts]
+    return all(torch.equal(one[name], other[name]) for one, other in states for name in one)
+
+
+class Failing(Dataset):
+    """Eight images, of which the sixth never comes: the worker that reads it does `fail`."""
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 5:
+            self.fail()
+        return images(1, seed=index)[0]
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stumble():
+    raise ValueError("this image was never any good")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("fail", "error", "match"),
+    [
+        (die, DataError, r"a worker of the loader died .*killed by signal.*fewer workers need less memory"),
+        (stumble, ValueError, r"this image was never any good"),
+    ],
+)
+def test_a_worker_that_fails_ends_the_run_and_no_step_is_lost(teacher, tmp_path, fail, error, match):
+    loader = DataLoader(Failing(fail), batch_size=2, num_workers=1)
+    with pytest.raises(error, match=match):
+        train(teacher, loader, output_dir=tmp_path)
+    result = train(teacher, DataLoader(Failing(lambda: None), batch_size=2), output_dir=tmp_path)
+    straight = train(teacher, DataLoader(Failing(lambda: None), batch_size=2))
+    assert same(result, straight) and result.report["steps"] == 4
+
+
+def jpeg(seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    blob = io.BytesIO()
+    Image.fromarray(pixels).save(blob, "jpeg")
+    return blob.getvalue()
+
+
+@pytest.fixture
+def shards(tmp_path):
+    for shard in range(3):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for number in range(4):
+                data = jpeg(10 * shard + number)
+                info = tarfile.TarInfo(f"{shard}{number}.jpg")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return tmp_path
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at_three(step, metrics):
+    if step == 3:
+        raise Stop
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_over_shards_goes_on_to_the_same_bits(teacher, shards, workers):
+    def loader():
+        return shard_loader(f"{shards}/{{0..2}}.tar", 2, SIDE, workers)
+
+    with pytest.raises(Stop):
+        train(teacher, loader(), steps=8, output_dir=shards / "run", callbacks=[stop_at_three])
+    result = train(teacher, loader(), steps=8, output_dir=shards / "run")
+    straight = train(teacher, loader(), steps=8)
+    assert same(result, straight)
+    assert [row["loss"] for row in result.history] == [row["loss"] for row in straight.history]
+    assert straight.history[-1]["epoch"] == 1
+
+
+def test_a_shard_that_ends_too_early_in_the_middle_of_a_run(teacher, shards):
+    second = shards / "1.tar"
+    with tarfile.open(second) as tar:
+        third = tar.getmembers()[2]
+    os.truncate(second, third.offset_data + 100)
+
+    def run(on_bad_image):
+        loader = shard_loader(f"{shards}/{{0..2}}.tar", 2, SIDE, 0, 0, None, on_bad_image, shuffle=False)
+        return loader, train(teacher, loader, output_dir=shards / on_bad_image)
+
+    with pytest.raises(DataError, match=r"1.tar: truncated or damaged shard.*on_bad_image='skip'"):
+        run("raise")
+    kept = sorted(path.name for path in (shards / "raise" / "checkpoints").iterdir())
+    assert "step-00000002" in kept  # the shard before it
+    loader, result = run("skip")
+    assert result.report["samples"] == 4 + 2 + 4 and list(loader.bad) == [str(second)]
+
+
+class Slow:
+    """Batches that come late."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __iter__(self):
+        for seed in range(3):
+            time.sleep(self.seconds)
+            yield images(1, seed=seed)
+
+
+def test_a_run_says_which_share_of_the_time_it_waits_for_data(teacher):
+    result = train(teacher, Slow(0.2))
+    for row in result.history:
+        seconds = row["samples"] / row["samples_per_second"]
+        assert row["waiting"] * seconds >= 0.199 and row["waiting"] <= 1
+
+
+def test_prefetch_is_the_loaders(shards):
+    image = shards / "images" / "a.jpg"
+    image.parent.mkdir()
+    image.write_bytes(jpeg())
+    for make, data in ((folder_loader, image.parent), (shard_loader, str(shards / "0.tar"))):
+        assert make(data, workers=1, prefetch=5)._loader.prefetch_factor == 5
+        assert make(data, workers=1)._loader.prefetch_factor == 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert all(len(batch["ids"]) for batch in make(data, 2, SIDE, 1, prefetch=3))
+        for value in (0, -1, True, 1.5, "2"):
+            with pytest.raises(ConfigError, match=rf"prefetch={value!r} must be an integer of at least 1"):
+                make(data, workers=1, prefetch=value)
+        with pytest.raises(ConfigError, match=r"prefetch=4 with workers=0: nothing is read ahead"):
+            make(data, workers=0, prefetch=4)
