@@ -60,6 +60,7 @@ class TensorBoard(Callback):
         DependencyError: tensorboard is not installed.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> folder = tempfile.mkdtemp()
     >>> board = TensorBoard(folder)
     >>> board.on_log(10, {"loss": 0.3})
@@ -141,6 +142,7 @@ class JsonLines(Callback):
         DataError: the file cannot be written; names it.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
     >>> JsonLines(path).on_log(10, {"loss": 0.25})
     >>> path.read_text()

@@ -8,6 +8,7 @@ import diva_rs
 from builders.rank_runs import RUN, loader
 from builders.small import small_clip, small_teacher
 
-clip, unet = small_clip(torch.float64), small_teacher(torch.float64)
-diva_rs.post_train(clip, unet, loader(), output_dir=sys.argv[1], **{**RUN, "steps": 5})
-print("the script goes on")
+if __name__ == "__main__":  # pytest imports whatever may hold doctests
+    clip, unet = small_clip(torch.float64), small_teacher(torch.float64)
+    diva_rs.post_train(clip, unet, loader(), output_dir=sys.argv[1], **{**RUN, "steps": 5})
+    print("the script goes on")

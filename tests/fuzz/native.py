@@ -211,6 +211,10 @@ class _Recorder:
         self.made["Step.train"] = Call(self.step.train, arguments, len(args))
         return self.step.train(*args, **kwargs)
 
+    @property
+    def denoiser_limit(self) -> int | None:
+        return self.step.denoiser_limit
+
 
 @contextmanager
 def _spied(made: dict[str, Call]) -> Any:

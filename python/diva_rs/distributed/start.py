@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs.clip import adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.distributed.ranks import Ranks
 from diva_rs.errors import ConfigError, DeviceError
@@ -108,9 +109,10 @@ def settle(clip: nn.Module, unet: Any, ranks: Ranks) -> Any:
     >>> settle(clip, teacher, Ranks()) is teacher
     True
     """
-    device = next(clip.parameters()).device
     if ranks.world == 1:
         return unet
+    adapt(clip)  # what is no CLIP is told as such
+    device = next(clip.parameters()).device
     if device.type != "cuda":
         if torch.cuda.is_available() and ranks.first:
             _log.warning("CLIP is on the CPU, and so the ranks train there: clip.cuda() before post_train")

@@ -66,10 +66,13 @@ def span(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
 
     >>> span([1.0, 2.0], margin=0.1), span([]), span([3.0])
     ((0.9, 2.1), (0.0, 1.0), (2.7, 3.3))
+    >>> [round(end, 6) for end in span([1.0, 1.0 + 1e-15], margin=0.0)]
+    [0.9, 1.1]
     """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    air = margin * (high - low) if high > low else 0.1 * abs(high) or 1.0
+    apart = high - low > 1e-9 * max(abs(low), abs(high))  # closer ones would be one after rounding
+    air = margin * (high - low) if apart else 0.1 * abs(high) or 1.0
     return round(low - air, 15), round(high + air, 15)
