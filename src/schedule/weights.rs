@@ -21,6 +21,8 @@ use crate::error::Result;
 
 /// Weights `(B,)` from amplitudes `(B,)` of the same dtype and device.
 pub fn min_snr(prediction: Prediction, signal: &Tensor, noise: &Tensor, gamma: f64) -> Result<Tensor> {
+    // No bound for any ratio of amplitudes; a larger one would overflow as a scalar of float32.
+    let gamma = gamma.min(f64::from(f32::MAX));
     // diffusers, training_utils.py `compute_snr`: the quotient first, then the square.
     let snr = signal.f_div(noise)?.f_square()?;
     Ok(match prediction {
