@@ -7,13 +7,17 @@ use crate::nn::Store;
 
 /// The weights detached, so that no gradient is ever computed for one whatever the module around it says. They share
 /// their storage with the caller's, and have one dtype: float32, bfloat16 or float64.
-/// `apart`: a key that may have another.
-pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, apart: Option<&str>) -> Result<Store> {
+/// `apart`: which of them may have another.
+pub fn frozen(
+    op: &'static str,
+    weights: Vec<(String, Tensor)>,
+    apart: impl Fn(&str, Kind) -> bool,
+) -> Result<Store> {
     let mut first: Option<(String, Kind)> = None;
     let mut detached = Vec::with_capacity(weights.len());
     for (key, tensor) in weights {
         let kind = tensor.f_kind()?;
-        if apart != Some(key.as_str()) {
+        if !apart(&key, kind) {
             let (other, expected) = first.get_or_insert_with(|| (key.clone(), kind));
             if kind != *expected {
                 let what =
@@ -48,18 +52,20 @@ mod tests {
     fn weights_are_shared_and_detached() -> Result<()> {
         let (key, weight) = entry("a", Kind::Double);
         let weight = weight.f_set_requires_grad(true)?;
-        let taken = frozen("test", vec![(key, weight.shallow_clone())], None)?.root().get("a", &[2])?;
+        let taken =
+            frozen("test", vec![(key, weight.shallow_clone())], |_, _| false)?.root().get("a", &[2])?;
         assert!(!taken.requires_grad());
         assert_eq!(taken.data_ptr(), weight.data_ptr());
         Ok(())
     }
 
     #[test]
-    fn one_weight_may_stand_apart() {
+    fn some_weights_may_stand_apart() {
         let weights = || vec![entry("a", Kind::Float), entry("b", Kind::BFloat16)];
-        assert!(frozen("test", weights(), Some("a")).is_ok() && frozen("test", weights(), Some("b")).is_ok());
-        assert!(frozen("test", weights(), Some("c")).is_err());
-        assert!(frozen("test", vec![entry("a", Kind::Int64)], Some("a")).is_err());
+        assert!(frozen("test", weights(), |key, _| key == "a").is_ok());
+        assert!(frozen("test", weights(), |_, kind| kind == Kind::Float).is_ok());
+        assert!(frozen("test", weights(), |_, kind| kind == Kind::Double).is_err());
+        assert!(frozen("test", vec![entry("a", Kind::Int64)], |_, _| true).is_err());
     }
 
     #[test]
@@ -69,7 +75,8 @@ mod tests {
             ([Kind::Int64, Kind::Int64], ["`a` is Int64", "float32"]),
         ] {
             let weights = vec![entry("a", kinds[0]), entry("b", kinds[1])];
-            let error = frozen("test", weights, None).err().map(|err| err.to_string()).unwrap_or_default();
+            let error =
+                frozen("test", weights, |_, _| false).err().map(|err| err.to_string()).unwrap_or_default();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
     }

@@ -35,7 +35,7 @@ pub fn layer_norm(path: &Path, width: i64, eps: f64) -> Result<LayerNorm> {
 }
 
 /// `x` in the dtype of `weight`, for a matrix product in that dtype. The sums between the products of a bf16 network are
-/// float32 ([`stream_of`]): each rounding to bf16 costs 2e-3, and a UNet would make a hundred of them one after the other.
+/// float32 ([`stream_of`]): each rounding to bf16 costs 2e-3, and a denoiser would make a hundred of them one after the other.
 pub fn narrowed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     Ok(x.f_to_kind(weight.f_kind()?)?)
 }
@@ -46,11 +46,4 @@ pub fn stream_of(weights: Kind) -> Kind {
         Kind::BFloat16 | Kind::Half => Kind::Float,
         wide => wide,
     }
-}
-
-/// `norm` in the dtype of `x`. libtorch's kernel computes in float32 inside; a float32 copy of `x` would only be kept
-/// for the backward pass, at twice the memory.
-pub fn normalised(norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
-    let (weight, bias) = (norm.weight.as_ref(), norm.bias.as_ref());
-    Ok(x.f_layer_norm([norm.width], weight, bias, norm.eps, true)?)
 }

@@ -170,7 +170,7 @@ class _Label(Conditioning):
     def native(self, checkpoint: bool, exact: nn.Module | None) -> Any:
         from diva_rs.native.dit import native_dit
 
-        return native_dit(self.dit, self.label, checkpoint)
+        return native_dit(self.dit, self.label, checkpoint, exact)
 
 
 class _Given(nn.Module):

@@ -1,10 +1,10 @@
 """Layers that diffusers' models share, and whether each computes what its weights say and nothing else."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diva_rs.native.inspect import expect, kind
 
@@ -31,6 +31,18 @@ def layers_of(root: nn.Module, cls: str) -> Iterator[tuple[str, Any]]:
     ['1']
     """
     return ((name, module) for name, module in root.named_modules() if kind(module) == cls)
+
+
+def unrounded(exact: nn.Module | None, small: Callable[[str], bool]) -> dict[str, Tensor]:
+    """The weights and buffers of what a bf16 module was before it was rounded, as far as `small` picks them.
+
+    >>> sorted(unrounded(nn.LayerNorm(4), lambda key: key == "bias")), unrounded(None, bool)
+    (['bias'], {})
+    """
+    tensors = (
+        () if exact is None else (*exact.named_parameters(remove_duplicate=False), *exact.named_buffers())
+    )
+    return {key: tensor for key, tensor in tensors if small(key)}
 
 
 def check_silu(where: str, module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from diva_rs.native.diffusers_layers import (
     check_attention,
     check_conv,
     check_silu,
+    unrounded,
 )
 from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind, one
 
@@ -42,19 +43,23 @@ ALLOWED = {
 
 
 def native_dit(
-    module: nn.Module, label: str = "replace", checkpoint: bool = False
+    module: nn.Module, label: str = "replace", checkpoint: bool = False, exact: nn.Module | None = None
 ) -> "_native.DiTTransformer2D":
     """The native network that computes exactly what `module` does under a condition in its label's place.
 
     The weights share their storage and are never asked for a gradient, whatever the module's
     ``requires_grad`` says. The condition (B, S, width) is averaged over its S positions. Predictions have
-    `module`'s dtype, the device of the noisy latents, and no learned variance.
+    `module`'s dtype, the device of the noisy latents, and no learned variance. With bf16 weights the matrix
+    products of attention and feed-forward run in bf16 and the rest in float32, which is then the predictions'
+    dtype.
 
     Args:
         module: a diffusers ``DiTTransformer2DModel`` in eval mode.
         label: whether the condition is to "replace" each block's label embedding, or to "join" that of "no
             class".
         checkpoint: whether a step should run each block twice instead of keeping its activations.
+        exact: what `module` was before it was rounded to bf16. What runs in float32 takes its weights
+            unrounded: embeddings, modulation, norms, first and last projection.
 
     Raises:
         NotNative: anything about the module that the native network does not compute.
@@ -86,7 +91,7 @@ def native_dit(
     check_weights(buffers.items())
     same = all(buffer.device == dit.proj_out_1.weight.device for buffer in buffers.values())
     expect(same, "its positions are on another device than its weights")
-    weights |= buffers
+    weights |= buffers | unrounded(exact, _is_small)
     try:
         return _native.DiTTransformer2D(config, weights)
     except (ConfigError, WeightsError) as err:
@@ -184,6 +189,11 @@ def _check_block(where: str, block: Any) -> None:
     expect(block._chunk_size is None, f"{where} computes its feed-forward in chunks")
     parts = [kind(part) for part in block.ff.net]
     expect(parts == [_GELU, DROPOUT, LINEAR], f"{where}.ff is made of {', '.join(parts)}")
+
+
+def _is_small(key: str) -> bool:
+    """Whether a weight belongs to what a bf16 network computes in float32."""
+    return key.startswith(("pos_embed.", "proj_out_")) or ".norm" in key
 
 
 def _check_plain_norm(where: str, norm: Any) -> None:

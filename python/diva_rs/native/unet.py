@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from diva_rs import _native
 from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.native.diffusers_layers import unrounded
 from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind
 from diva_rs.native.unet_config import ALLOWED, UNET, unet_config
 
@@ -58,9 +59,7 @@ def native_unet(
         check_modules(unet, ALLOWED)
     weights = dict(unet.named_parameters(remove_duplicate=False)) | dict(unet.named_buffers())
     check_weights(weights.items())
-    if exact is not None:
-        unrounded = dict(exact.named_parameters())
-        weights |= {key: unrounded[key] for key in weights if key in unrounded and _is_small(key)}
+    weights |= unrounded(exact, _is_small)
     config = unet_config(unet) | {"text_time": None, "checkpoint": checkpoint}
     fixed: dict[str, Tensor] = {}
     if unet.config.class_embed_type is not None:

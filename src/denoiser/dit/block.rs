@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use super::config::{Config, Label};
 use crate::denoiser::embeddings::TimestepEmbedding;
-use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, normalised};
+use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed};
 use crate::error::Result;
 use crate::nn::{attention, Activation, LayerNorm, Linear, Path};
 
@@ -48,24 +48,25 @@ impl Block {
         self.embedding.forward(sinusoids, label)
     }
 
-    /// x (B, P, W), embedded (B, W) -> (B, P, W).
+    /// x (B, P, W), embedded (B, W) -> (B, P, W). Norms, modulation and sums in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, embedded: &Tensor) -> Result<Tensor> {
         let parts = self.modulation.forward(&embedded.f_silu()?)?.f_unsqueeze(1)?; // (B, 1, 6 W)
         let width = self.norm1.width;
         let part = |i: i64| parts.f_narrow(2, i * width, width);
         let (shift, scale, gate) = (part(0)?, part(1)?, part(2)?);
-        let mixed = self.attn1.forward(&modulated(&self.norm1, x, &scale, &shift)?)?;
+        let normed = narrowed(&modulated(&self.norm1, x, &scale, &shift)?, &self.attn1.to_q.weight)?;
+        let mixed = self.attn1.forward(&normed)?;
         let x = gate.f_mul(&mixed)?.f_add(x)?;
         let (shift, scale, gate) = (part(3)?, part(4)?, part(5)?);
-        let hidden = self.feed_in.forward(&modulated(&self.norm3, &x, &scale, &shift)?)?;
-        let fed = self.feed_out.forward(&self.activation.forward(&hidden)?)?;
+        let normed = narrowed(&modulated(&self.norm3, &x, &scale, &shift)?, &self.feed_in.weight)?;
+        let fed = self.feed_out.forward(&self.activation.forward(&self.feed_in.forward(&normed)?)?)?;
         Ok(gate.f_mul(&fed)?.f_add(&x)?)
     }
 }
 
 /// norm(x) (1 + scale) + shift, with scale and shift (B, 1, W).
 pub fn modulated(norm: &LayerNorm, x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    Ok(normalised(norm, x)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(shift)?)
+    Ok(norm.forward(x)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(shift)?)
 }
 
 /// diffusers embeddings.py `CombinedTimestepLabelEmbeddings`, with the label's embedding handed in.

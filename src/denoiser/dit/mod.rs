@@ -6,7 +6,7 @@ use tch::{no_grad_guard, Kind, Tensor};
 
 use super::embeddings::Sinusoids;
 use super::frozen::{frozen, is_floating};
-use super::layers::{conv, linear};
+use super::layers::{conv, linear, stream_of};
 use super::pull::{leaf, pull};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Denoiser, Judge, KeysValues};
@@ -28,21 +28,29 @@ pub struct DiTTransformer2D {
     norm_out: LayerNorm,
     proj_out_1: Linear, // (W) -> (2 W): shift and scale
     proj_out_2: Linear, // (W) -> (patch^2 C)
+    /// Of the sums between matrix products: [`stream_of`] the weights' dtype.
+    stream: Kind,
     config: Config,
 }
 
+const POSITIONS: &str = "pos_embed.pos_embed";
+
 impl DiTTransformer2D {
-    /// Over the weights of a checkpoint, by its keys, and its stored positions as `pos_embed.pos_embed`: these alone may
-    /// have another dtype, as diffusers computes them in float32 whatever it loads the weights as.
+    /// Over the weights of a checkpoint, by its keys, and its stored positions as `pos_embed.pos_embed`: these may have
+    /// another dtype, as diffusers computes them in float32 whatever it loads the weights as. Beside bf16 weights any may
+    /// be float32: it was not rounded.
     pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let store = frozen(OP, weights, Some("pos_embed.pos_embed"))?;
+        let half = weights.iter().any(|(_, weight)| weight.kind() == Kind::BFloat16);
+        let apart = |key: &str, kind| key == POSITIONS || half && kind == Kind::Float;
+        let store = frozen(OP, weights, apart)?;
         let root = store.root();
         let (width, patch) = (config.width, config.patch_size);
         let embed = &root / "pos_embed";
         let patches = conv(&(&embed / "proj"), (config.in_channels, width), patch, patch, 0)?;
         let (flip, shift) = (config.flip_sin_to_cos, config.freq_shift);
+        let stream = stream_of(patches.weight.f_kind()?);
         let network = DiTTransformer2D {
             positions: Positions::load(&embed, &config)?,
             time_proj: Sinusoids::new(config.time_channels, flip, shift, &patches.weight)?,
@@ -53,6 +61,7 @@ impl DiTTransformer2D {
             norm_out: LayerNorm::plain(width, config.norm_eps.2),
             proj_out_1: linear(&(&root / "proj_out_1"), width, 2 * width)?,
             proj_out_2: linear(&(&root / "proj_out_2"), width, patch * patch * config.out_channels)?,
+            stream,
             config,
         };
         store.finish()?;
@@ -114,21 +123,22 @@ struct Given {
 }
 
 impl DiTTransformer2D {
+    /// On the network's device, in the dtype of its sums.
     fn here(&self, tensor: &Tensor) -> Result<Tensor> {
-        Ok(tensor.f_to_other(&self.patches.weight, false, false)?)
+        Ok(tensor.f_to_other(&self.time_proj.place().f_to_kind(self.stream)?, false, false)?)
     }
 
     /// condition (B, S, W)
     fn given(&self, timesteps: &Tensor, condition: &Tensor) -> Result<Given> {
         let label = self.here(condition)?.f_mean_dim([1i64].as_slice(), false, None::<Kind>)?;
-        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(label.f_kind()?)?;
+        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(self.stream)?;
         Ok(Given { sinusoids, label })
     }
 
     /// noisy (B, C, n, n) -> the input of the first block (B, P, W).
     fn enter(&self, noisy: &Tensor, side: i64) -> Result<Tensor> {
         let x = self.patches.forward(&self.here(noisy)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?;
-        Ok(x.f_add(&self.positions.at(side)?)?.f_to_kind(self.patches.weight.f_kind()?)?)
+        Ok(x.f_add(&self.positions.at(side)?)?.f_to_kind(self.stream)?)
     }
 
     /// The output of the last block -> the prediction (B, C, n, n). The first block's embedding modulates it.
@@ -154,7 +164,7 @@ impl DiTTransformer2D {
 }
 
 impl Denoiser for DiTTransformer2D {
-    /// In the network's dtype, on the device of `noisy`; without a learned variance.
+    /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
     fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
         let side = self.check(noisy, timesteps, condition)?;
         let given = self.given(timesteps, condition)?;

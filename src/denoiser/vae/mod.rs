@@ -31,7 +31,7 @@ impl AutoencoderEncoder {
     pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let store = frozen(OP, weights, None)?;
+        let store = frozen(OP, weights, |_, _| false)?;
         let root = store.root();
         let encoder = &root / "encoder";
         let widths = &config.block_out_channels;
