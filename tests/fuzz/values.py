@@ -178,7 +178,7 @@ def varied(given: Any, rng: random.Random) -> Any:
     if isinstance(given, np.ndarray) and deeper:
         return rng.choice(
             [
-                given[::-1],
+                np.atleast_1d(given)[::-1],
                 np.atleast_1d(given)[:0],
                 given.astype(object),
                 given[None],

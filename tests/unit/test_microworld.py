@@ -72,7 +72,7 @@ def test_splits_share_no_scene_number():
 
 
 def test_a_split_has_an_end():
-    with pytest.raises(ConfigError, match="one of train"):
+    with pytest.raises(ConfigError, match="one of 'train', 'validation', 'test' is needed"):
         World("dev", 1)
     with pytest.raises(ConfigError, match="1 to"):
         World("test", SPLITS["test"][1] + 1)
@@ -113,7 +113,7 @@ def test_captions_name_what_they_are_asked_to():
     assert caption(fish, ["count", "colour"]) == "a photo of a fish numbering two coloured blue"
     assert set(caption(fish, DETAILS).split()) == set(detailed_caption(fish, (0, 1)).split())
     assert detailed_caption(fish, (0, 1)) != detailed_caption(fish, (0, 2))  # another order
-    with pytest.raises(ConfigError, match="no attribute 'color'"):
+    with pytest.raises(ConfigError, match="did you mean 'colour'"):
         caption(fish, ["color"])
 
 

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import each
 from diva_rs.errors import DataError
-from diva_rs.microworld.scenes import VALUES, Scene, checked_attribute
+from diva_rs.microworld.scenes import ATTRIBUTE, SCENE, VALUES, Scene
+from diva_rs.recipes.kinds import integer, number, several
 
 # Two words per attribute: which attribute, and which value.
 _PHRASES = {
@@ -28,8 +31,10 @@ _PHRASES = {
 DETAILS = tuple(_PHRASES)  # the attributes that a caption may leave out
 
 _START, _END, _PAD = "<start>", "<end>", "<pad>"
+_KEY = several(integer(0, (1 << 64) - 1), 2)
 
 
+@takes(scene=SCENE, details=each(ATTRIBUTE, "attributes"))
 def caption(scene: Scene, details: Iterable[str] = ()) -> str:
     """``a photo of a <object>``, and a phrase for each attribute in ``details``, in their order.
 
@@ -39,12 +44,13 @@ def caption(scene: Scene, details: Iterable[str] = ()) -> str:
     >>> caption(Scene(object=3, colour=2, count=1), ["count", "colour"])
     'a photo of a fish numbering two coloured blue'
     """
-    phrases = [_PHRASES[checked_attribute(name)].format(scene.value(name)) for name in details]
+    phrases = [_PHRASES[name].format(scene.value(name)) for name in details]
     name = scene.value("object")
     article = "an" if name[0] in "aeiou" else "a"
     return " ".join([f"a photo of {article} {name}", *phrases])
 
 
+@takes(scene=SCENE, share=number(0, 1), key=_KEY)
 def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
     """The object, and each attribute with probability ``share``; ``key`` decides which.
 
@@ -55,6 +61,7 @@ def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
     return caption(scene, [name for name, chance in zip(DETAILS, chances, strict=True) if chance < share])
 
 
+@takes(scene=SCENE, key=_KEY)
 def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
     """The object and all nine attributes, in an order that ``key`` decides.
 
@@ -78,6 +85,7 @@ class Tokenizer:
     (torch.Size([2, 26]), 57)
     """
 
+    @takes(context_length=integer(2, 1 << 16))
     def __init__(self, context_length: int = 26) -> None:
         words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
         words += [word for values in VALUES.values() for word in values]

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs.errors import ConfigError
+from diva_rs._arguments import takes
+from diva_rs._kinds import each
+from diva_rs.errors import ConfigError, shown
 from diva_rs.microworld.captions import detailed_caption, short_caption
 from diva_rs.microworld.rendering import render
-from diva_rs.microworld.scenes import VALUES, Scene, scene
+from diva_rs.microworld.scenes import SCENE, VALUES, Scene, scene
+from diva_rs.recipes.kinds import choice, integer, number
 
 
 class Captioned(Protocol):
@@ -45,6 +48,9 @@ SPLITS: dict[str, tuple[int, int]] = {
     "test": (1 << 25, 1 << 20),
 }
 
+_NUMBERS = each(integer(0), "scene numbers")
+_EPOCH = integer(0, (1 << 63) - 1)
+
 
 class World:
     """The first ``size`` scenes of a split, each with the same number on every machine.
@@ -64,27 +70,29 @@ class World:
 
     values: Mapping[str, Sequence[str]] = VALUES
 
+    # Captions draw from `_key`, a word of 64 bits.
+    @takes(split=choice(*SPLITS), size=integer(1), seed=integer(0, (1 << 51) - 1))
     def __init__(self, split: str, size: int, seed: int = 0) -> None:
-        if split not in SPLITS:
-            raise ConfigError(f"split={split!r}: one of {', '.join(SPLITS)}")
         self.first, most = SPLITS[split]
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= most:
-            raise ConfigError(f"size={size!r}: split {split!r} has 1 to {most} scenes")
+        if size > most:
+            raise ConfigError(f"size={shown(size)}: split {split!r} has 1 to {most} scenes")
         self.split, self.size, self.seed = split, size, seed
 
     def __len__(self) -> int:
         return self.size
 
+    @takes(number=integer(0))
     def scene(self, number: int) -> Scene:
         """Scene ``number`` of this split, from 0.
 
         Raises:
             ConfigError: there is no such scene.
         """
-        if not 0 <= number < self.size:
-            raise ConfigError(f"scene {number} of {self.size}")
-        return scene(self.seed, self.first + int(number))
+        if number >= self.size:
+            raise ConfigError(f"number={shown(number)}: the world has {self.size} scenes, counted from 0")
+        return scene(self.seed, self.first + number)
 
+    @takes(numbers=_NUMBERS)
     def images(self, numbers: Sequence[int]) -> Tensor:
         """Pictures (B, 3, 48, 48) float32 in [0, 1].
 
@@ -93,6 +101,7 @@ class World:
         """
         return pictures([self.scene(number) for number in numbers])
 
+    @takes(numbers=_NUMBERS)
     def labels(self, numbers: Sequence[int]) -> Tensor:
         """Value indices (B, 10) int64, in the order of `VALUES`.
 
@@ -101,6 +110,7 @@ class World:
         """
         return torch.tensor([self.scene(number).labels() for number in numbers], dtype=torch.int64)
 
+    @takes(numbers=_NUMBERS, share=number(0, 1), epoch=_EPOCH)
     def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
         """Short captions: the object, and each attribute with probability ``share``.
 
@@ -109,6 +119,7 @@ class World:
         """
         return [short_caption(self.scene(number), share, self._key(number, epoch)) for number in numbers]
 
+    @takes(numbers=_NUMBERS, epoch=_EPOCH)
     def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:
         """Captions that name the object and all nine attributes, each time in another order.
 
@@ -117,6 +128,7 @@ class World:
         """
         return [detailed_caption(self.scene(number), self._key(number, epoch)) for number in numbers]
 
+    @takes(batch=integer(1))
     def batches(self, batch: int) -> Iterator[dict[str, Any]]:
         """The images with their scene numbers as ids, in order, as `diva_rs.post_train` takes them.
 
@@ -132,6 +144,7 @@ class World:
         return (1 << 63) + self.seed * 4096 + epoch % 4096, self.first + number
 
 
+@takes(scenes=each(SCENE, "scenes", least=1))
 def pictures(scenes: Sequence[Scene]) -> Tensor:
     """Scenes as (B, 3, 48, 48) float32 in [0, 1].
 

@@ -6,14 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import checked, refused_by, takes
+from diva_rs._kinds import function, having, model, tensor
 from diva_rs._optional import require
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.rendering import SIDE
+from diva_rs.recipes.kinds import integer
 
 MEAN, STD = 0.5, 0.25  # of the pixels, near enough; the same for all channels
 _EMBED, _WIDTH = 64, 96
 
 
+@takes(seed=integer(0, (1 << 63) - 1))
 def new_clip(seed: int) -> nn.Module:
     """The tiny CLIP as an ordinary ``open_clip.CLIP`` with fresh weights: 48 pixels, 36 patches.
 
@@ -43,6 +47,12 @@ def new_clip(seed: int) -> nn.Module:
     return clip.eval()
 
 
+@takes(
+    clip=model("encode_image"),
+    images=function("a function of items that makes their pictures"),
+    items=having("a list of items", "__len__", "__getitem__"),
+    batch=integer(1),
+)
 @torch.no_grad()
 def image_embeddings(
     clip: Any, images: Callable[[Any], Tensor], items: Sequence[Any], batch: int = 256
@@ -53,12 +63,14 @@ def image_embeddings(
     torch.Size([3, 64])
     """
     parts = []
-    for start in range(0, len(items), batch):
-        pixels = (images(items[start : start + batch]) - MEAN) / STD
-        parts.append(clip.encode_image(pixels, normalize=True))
-    return torch.cat(parts)
+    with refused_by("the model", "these pictures"):
+        for start in range(0, len(items), batch):
+            pictures = checked("images(items)", images(items[start : start + batch]), tensor("(B, 3, H, W)"))
+            parts.append(clip.encode_image((pictures - MEAN) / STD, normalize=True))
+        return torch.cat(parts)
 
 
+@takes(clip=model("encode_text"), tokens=tensor("(N, L)", whole=True), batch=integer(1))
 @torch.no_grad()
 def text_embeddings(clip: Any, tokens: Tensor, batch: int = 1024) -> Tensor:
     """Unit embeddings (N, D) of token ids (N, L).
@@ -66,4 +78,5 @@ def text_embeddings(clip: Any, tokens: Tensor, batch: int = 1024) -> Tensor:
     >>> text_embeddings(new_clip(0), Tokenizer()("a photo of a fish")).shape
     torch.Size([1, 64])
     """
-    return torch.cat([clip.encode_text(part, normalize=True) for part in torch.split(tokens, batch)])
+    with refused_by("the model", "these tokens"):
+        return torch.cat([clip.encode_text(part, normalize=True) for part in torch.split(tokens, batch)])

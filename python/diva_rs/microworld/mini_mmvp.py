@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diva_rs.errors import ConfigError
+from diva_rs._arguments import takes
+from diva_rs._kinds import function, instance, model
+from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.microworld.captions import Tokenizer, caption
 from diva_rs.microworld.dataset import World, pictures
 from diva_rs.microworld.embedding import image_embeddings, text_embeddings
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed
+from diva_rs.recipes.kinds import integer, optional
 
 PAIRS = 200  # per pattern: 1,800 in all, a standard error of 1 point at 25 %
 
@@ -28,6 +31,10 @@ class Pair:
     statements: tuple[str, str]
 
 
+_WORLD = instance(World, "a World")
+
+
+@takes(world=_WORLD, per_pattern=integer(1))
 def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     """``per_pattern`` pairs for each of the nine patterns, in MMVP's order.
 
@@ -42,7 +49,8 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     """
     if len(world) < len(PATTERNS) * per_pattern:
         raise ConfigError(
-            f"{per_pattern} pairs of 9 patterns need {9 * per_pattern} scenes, not {len(world)}"
+            f"per_pattern={shown(per_pattern)}: nine patterns need nine times as many scenes, the world has "
+            f"{len(world)}"
         )
     made = []
     for block, (pattern, attribute) in enumerate(PATTERNS.items()):
@@ -55,6 +63,12 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     return made
 
 
+@takes(
+    clip=model("encode_image", "encode_text"),
+    world=_WORLD,
+    per_pattern=integer(1),
+    tokenizer=optional(function("a tokenizer")),
+)
 @torch.no_grad()
 def mini_mmvp(
     clip: nn.Module, world: World, per_pattern: int = PAIRS, tokenizer: Tokenizer | None = None

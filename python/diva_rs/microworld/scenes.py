@@ -8,7 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from diva_rs.errors import ConfigError, DataError
+from diva_rs._arguments import takes
+from diva_rs._kinds import instance
+from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.recipes.kinds import choice, integer
 
 VALUES: dict[str, tuple[str, ...]] = {
     "object": ("arrow", "boat", "cup", "fish", "flag", "house", "key", "tree"),
@@ -37,6 +40,7 @@ PATTERNS: dict[str, str] = {
 }
 
 _LIMIT = 1 << 63  # of seeds and indices: Philox keys are two 64-bit words
+_WORD = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class Scene:
 
     ``place``, ``shade`` and ``phase`` are 32-bit words that move the objects, tint the colours and shift the
     background: the same attributes look different in every scene.
+
+    Raises:
+        ConfigError: a field is no whole number, or there is no such value.
 
     >>> Scene(object=3, count=1).value("object"), Scene(object=3, count=1).value("count")
     ('fish', 'two')
@@ -64,17 +71,24 @@ class Scene:
     shade: int = 0
     phase: int = 0
 
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            values = len(VALUES[name]) if name in VALUES else _WORD
+            if type(number) is not int or not 0 <= number < values:
+                raise ConfigError(f"{name}={shown(number)}: a whole number from 0 to {values - 1} is needed")
+
     def value(self, attribute: str) -> str:
         """The word for an attribute.
 
         Raises:
             ConfigError: there is no such attribute.
         """
-        return VALUES[checked_attribute(attribute)][int(getattr(self, attribute))]
+        number: int = getattr(self, checked_attribute(attribute))
+        return VALUES[attribute][number]
 
     def labels(self) -> tuple[int, ...]:
         """The value indices, in the order of `VALUES`."""
-        return tuple(int(getattr(self, name)) for name in VALUES)
+        return tuple(getattr(self, name) for name in VALUES)
 
     def differing(self, other: "Scene") -> list[str]:
         """The fields in which two scenes differ.
@@ -102,7 +116,7 @@ def scene(seed: int, index: int) -> Scene:
     for name, number in (("seed", seed), ("index", index)):
         whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
         if not whole or not 0 <= number < _LIMIT:
-            raise DataError(f"{name} is {number!r}: a whole number from 0 to 2**63 - 1 is needed")
+            raise DataError(f"{name} is {shown(number)}: a whole number from 0 to 2**63 - 1 is needed")
     words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(len(VALUES) + 3) >> np.uint64(
         32
     )
@@ -115,6 +129,11 @@ def scene(seed: int, index: int) -> Scene:
     return Scene(**labels, place=place, shade=shade, phase=phase)
 
 
+SCENE = instance(Scene, "a Scene")
+ATTRIBUTE = choice(*VALUES)
+
+
+@takes(base=SCENE, attribute=ATTRIBUTE, step=integer(-_LIMIT, _LIMIT))
 def changed(base: Scene, attribute: str, step: int) -> Scene:
     """The scene with another value of one attribute, ``step`` values on (cyclically), and all else equal.
 
@@ -124,10 +143,10 @@ def changed(base: Scene, attribute: str, step: int) -> Scene:
     >>> changed(Scene(), "colour", 2).value("colour")
     'blue'
     """
-    values = VALUES[checked_attribute(attribute)]
+    values = VALUES[attribute]
     if step % len(values) == 0:
         raise ConfigError(f"step={step} leaves {attribute} unchanged: it has {len(values)} values")
-    return replace(base, **{attribute: (int(getattr(base, attribute)) + step) % len(values)})
+    return replace(base, **{attribute: (getattr(base, attribute) + step) % len(values)})
 
 
 def checked_attribute(attribute: str) -> str:
@@ -137,6 +156,6 @@ def checked_attribute(attribute: str) -> str:
     Traceback (most recent call last):
     diva_rs.errors.ConfigError: the world has no attribute 'color': one of object, direction, ...
     """
-    if attribute not in VALUES:
-        raise ConfigError(f"the world has no attribute {attribute!r}: one of {', '.join(VALUES)}")
+    if not isinstance(attribute, str) or attribute not in VALUES:
+        raise ConfigError(f"the world has no attribute {shown(attribute)}: one of {', '.join(VALUES)}")
     return attribute

@@ -1,0 +1,183 @@
+"""Kinds of arguments that are objects: models, tensors, functions, paths. Those of settings are in
+`diva_rs.recipes.kinds`; `diva_rs._arguments.takes` checks both."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diva_rs._arguments import as_path
+from diva_rs.errors import DeviceError, ShapeError
+from diva_rs.recipes.kinds import Kind
+
+_MOST = 1 << 36  # numbers in a tensor: beyond, no memory holds a result
+_MOST_ITEMS = 1 << 26
+_PLAIN = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def instance(kind: type | tuple[type, ...], words: str) -> Kind:
+    """An object of one of these classes.
+
+    >>> instance(int, "a number").convert("a")
+    Traceback (most recent call last):
+    ValueError: a number is needed
+    """
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise ValueError(f"{words} is needed")
+        return value
+
+    return Kind(words, convert, str)
+
+
+def function(words: str = "a function") -> Kind:
+    """Something that can be called.
+
+    >>> function().convert(len) is len
+    True
+    """
+
+    def convert(value: Any) -> Any:
+        if not callable(value):
+            raise ValueError(f"{words} is needed")
+        return value
+
+    return Kind(words, convert, str)
+
+
+def model(*methods: str) -> Kind:
+    """An ``nn.Module`` with these methods.
+
+    >>> model("encode_image").convert(nn.Identity())
+    Traceback (most recent call last):
+    ValueError: a model with encode_image is needed
+    """
+    words = f"a model with {' and '.join(methods)}" if methods else "a model (torch.nn.Module)"
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, nn.Module) or not all(
+            callable(getattr(value, name, None)) for name in methods
+        ):
+            raise ValueError(f"{words} is needed")
+        return value
+
+    return Kind(words, convert, str)
+
+
+def having(words: str, *names: str) -> Kind:
+    """An object of any class with these attributes, special methods among them.
+
+    >>> having("something with a length", "__len__").convert(3)
+    Traceback (most recent call last):
+    ValueError: something with a length is needed
+    """
+
+    def convert(value: Any) -> Any:
+        for name in names:
+            # Python looks special methods up in the class, whatever an object pretends.
+            if not hasattr(type(value) if name.startswith("__") else value, name):
+                raise ValueError(f"{words} is needed")
+        return value
+
+    return Kind(words, convert, str)
+
+
+def each(item: Kind, words: str, least: int = 0) -> Kind:
+    """A list of at least ``least`` values of one kind, from anything that can be gone through once.
+
+    >>> from diva_rs.recipes.kinds import integer
+    >>> each(integer(0), "scene numbers").convert(range(2))
+    [0, 1]
+    """
+
+    def convert(value: Any) -> list[Any]:
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping)):
+            raise ValueError(f"a list of {words} is needed")
+        try:
+            if isinstance(value, (np.ndarray, Tensor)):
+                if value.ndim != 1 or len(value) > _MOST_ITEMS:
+                    raise ValueError(f"a list of {words} is needed, or an array of one axis")
+                value = value.tolist()
+            found = list(iter(value))  # an object's own length may be a lie
+        except (TypeError, RuntimeError) as err:  # tensors of odd kinds
+            raise ValueError(f"a list of {words} is needed") from err
+        if len(found) < least:
+            raise ValueError(f"a list of {words} that is not empty is needed")
+        return [item.convert(entry) for entry in found]
+
+    return Kind(f"a list of {words}", convert, str)
+
+
+def path() -> Kind:
+    """A string or an ``os.PathLike``, as a Path.
+
+    >>> path().convert("a/b").name
+    'b'
+    """
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, (str, os.PathLike)):
+            raise ValueError("a string or a pathlib.Path is needed")
+        return as_path(value)
+
+    return Kind("a path", convert, str)
+
+
+def tensor(shape: str, whole: bool = False) -> Kind:
+    """An ordinary tensor of the rank that ``shape`` has, as in "(B, C, h, w)", "(B, ...)" or "(...)".
+
+    Ordinary: dense, of float32, float64, float16 or bfloat16 (or, ``whole``, of signed whole numbers or
+    uint8), and not without memory for all its numbers. Values are not looked at.
+
+    Raises (when it converts):
+        ShapeError: it is none.
+
+    >>> tensor("(B, L)", whole=True).convert(torch.zeros(2, 3))
+    Traceback (most recent call last):
+    diva_rs.errors.ShapeError: a tensor (B, L) of whole numbers is needed
+    """
+    words = f"a tensor {shape} of {'whole numbers' if whole else 'floating point'}"
+    axes = [axis for axis in shape.strip("()").split(",") if axis.strip()]
+    least = len([axis for axis in axes if axis.strip() != "..."])
+    open_ended = any(axis.strip() == "..." for axis in axes)
+
+    def convert(value: Any) -> Tensor:
+        if (
+            not isinstance(value, Tensor)
+            or torch.nn.parameter.is_lazy(value)
+            or value.is_nested
+            or value.layout != torch.strided
+            or value.dtype not in (_WHOLE if whole else _PLAIN)
+            or (value.ndim < least if open_ended else value.ndim != least)
+            or value.numel() > _MOST
+        ):
+            raise ShapeError(f"{words} is needed")
+        return value
+
+    return Kind(words, convert, str)
+
+
+def device() -> Kind:
+    """A device by name, by number or as a ``torch.device``; kept as the last.
+
+    >>> device().convert("cpu")
+    device(type='cpu')
+    """
+    words = 'a device is needed, such as "cpu" or "cuda:0"'
+
+    def convert(value: Any) -> torch.device:
+        try:
+            if isinstance(value, torch.device):
+                return value
+            if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+                return torch.device(value)
+        except (RuntimeError, OverflowError) as err:
+            raise DeviceError(words) from err
+        raise DeviceError(words)
+
+    return Kind("a device", convert, str)
