@@ -61,8 +61,10 @@ sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and e
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CXXFLAGS=-fno-sanitize=address ASAN_OPTIONS=detect_leaks=0 \
 	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --lib --target x86_64-unknown-linux-gnu --target-dir target/sanitize
 
-bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run
-	$(BIN)/python benches/step.py
+SIZE ?= microworld
+
+bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
+	$(BIN)/diva-rs bench --size $(SIZE) --output benches/results
 
 example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
 	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \

@@ -1,4 +1,4 @@
-"""The command line, ``diva-rs``: train, eval, export, cache, report, info and demo.
+"""The command line, ``diva-rs``: train, eval, export, cache, report, info, bench and demo.
 
 One file per command; each adds its flags and its ``run``, which imports what is heavy. A mistake of the
 caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import diva_rs
-from diva_rs.cli import cache, demo, eval, export, info, report, train
+from diva_rs.cli import bench, cache, demo, eval, export, info, report, train
 from diva_rs.errors import ConfigError, DivaError
 from diva_rs.recipes.kinds import hint
 
@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": export,
     "report": report,
     "info": info,
+    "bench": bench,
     "demo": demo,
 }
 

@@ -1,0 +1,81 @@
+"""Rows 1 to 3: the step of each contestant, in turns, and its share of the machine's peak."""
+
+import logging
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from diva_rs.benchmarks.contestants import NAMES, BestPlain, Contestant, make
+from diva_rs.benchmarks.flops import count
+from diva_rs.benchmarks.machine import gemm_peak
+from diva_rs.benchmarks.models import Models
+from diva_rs.benchmarks.timing import take_turns
+
+_log = logging.getLogger("diva_rs.benchmarks")
+
+_CHOICES = ("batched", "channels_last", "compiled")
+
+
+def steps(models: Models, rounds: int, compile: bool, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    """Seconds of each contestant's step, taken in turns; how plain PyTorch was tuned before."""
+    images = models.images()
+    contestants: dict[str, Contestant] = {}
+    tried: list[dict[str, Any]] = []
+    for name in names:
+        if name == "plain":
+            contestants[name], tried = fastest_plain(models, images, compile)
+        else:
+            contestants[name] = make(name, models)
+    times = take_turns(
+        {name: partial(c.step, images) for name, c in contestants.items()}, rounds, models.device
+    )
+    found: dict[str, Any] = {
+        "contestants": {name: t.to_dict() for name, t in times.items()},
+        "batch": len(images),
+    }
+    if tried:
+        found["plain_tried"] = tried
+    return found
+
+
+def fastest_plain(
+    models: Models, images: torch.Tensor, compile: bool
+) -> tuple[BestPlain, list[dict[str, Any]]]:
+    """Plain PyTorch with each of its choices that wins: what somebody does who tunes for an afternoon.
+
+    The draws as one batch, channels-last convolutions, ``torch.compile``: one after another, each kept where
+    two steps are faster with it than without, in turns.
+    """
+    best = BestPlain(models)
+    tried = []
+    for choice in _CHOICES if compile else _CHOICES[:-1]:
+        started = time.perf_counter()
+        other = BestPlain(models, **{**best.choices, choice: True})
+        other.step(images)  # compiles
+        warmed = time.perf_counter() - started
+        pair = {"without": best, "with": other}
+        times = take_turns(
+            {name: partial(c.step, images) for name, c in pair.items()}, 2, models.device, warm=False
+        )
+        without, with_ = min(times["without"].wall), min(times["with"].wall)
+        kept = with_ < without
+        tried.append(
+            {"choice": choice, "kept": kept, "without": without, "with": with_, "first_step": warmed}
+        )
+        _log.info("plain: %s %.3f s, without %.3f s", choice, with_, without)
+        if kept:
+            best = other
+    return best, tried
+
+
+def peak(models: Models, sides: tuple[int, ...] = (1024, 2048, 4096)) -> dict[str, Any]:
+    """FLOP/s of matrix products in both dtypes, and the FLOPs of a step."""
+    return {
+        "gemm": {
+            name: gemm_peak(dtype, models.device, sides)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        },
+        "flops": count(models.size),
+    }
