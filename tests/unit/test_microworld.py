@@ -74,9 +74,9 @@ def test_splits_share_no_scene_number():
 def test_a_split_has_an_end():
     with pytest.raises(ConfigError, match="one of 'train', 'validation', 'test' is needed"):
         World("dev", 1)
-    with pytest.raises(ConfigError, match="1 to"):
+    with pytest.raises(ConfigError, match="has 1 to"):
         World("test", SPLITS["test"][1] + 1)
-    with pytest.raises(ConfigError, match="scene 2 of 2"):
+    with pytest.raises(ConfigError, match="number=2: the world has 2 scenes"):
         World("test", 2).images([2])
 
 
