@@ -7,8 +7,9 @@ use std::sync::Arc;
 use tch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Bridge, Head};
+use crate::denoiser::Denoiser;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, Feedback, Objective, Targets, Teaching};
+use crate::feedback::{Feedback, Objective, Targets, Teaching};
 use crate::inputs::Poll;
 use crate::schedule::Schedule;
 

@@ -13,6 +13,7 @@ __version__: str
 __all__ = [
     "AutoencoderEncoder",
     "Bridge",
+    "Denoiser",
     "DiTTransformer2D",
     "DrawPlan",
     "Optimizer",
@@ -146,7 +147,7 @@ class Step:
     def __new__(
         cls,
         tower: Callable[[Tensor], Tensor] | VisionTransformer,
-        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor] | UNet2DCondition,
+        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor] | Denoiser,
         bridge: Bridge,
         schedule: Schedule,
         *,
@@ -186,14 +187,7 @@ class VisionTransformer:
     @property
     def checkpoint(self) -> bool: ...
 
-@final
-class UNet2DCondition:
-    def __new__(
-        cls,
-        config: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-        fixed: Mapping[str, Tensor] | None = None,
-    ) -> UNet2DCondition: ...
+class Denoiser:
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Tensor, text: Tensor | None = None
     ) -> Tensor: ...
@@ -209,14 +203,17 @@ class UNet2DCondition:
     def condition_width(self) -> int: ...
 
 @final
-class DiTTransformer2D:
+class UNet2DCondition(Denoiser):
+    def __new__(
+        cls,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> UNet2DCondition: ...
+
+@final
+class DiTTransformer2D(Denoiser):
     def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DiTTransformer2D: ...
-    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor: ...
-    def gradient(
-        self, noisy: Tensor, timesteps: Tensor, condition: Tensor, at_prediction: Tensor
-    ) -> tuple[Tensor, Tensor]: ...
-    @property
-    def condition_width(self) -> int: ...
 
 @final
 class AutoencoderEncoder:

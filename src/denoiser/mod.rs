@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tch::Tensor;
 
-use crate::error::Result;
-use crate::feedback::{Denoiser, Judge, KeysValues};
+use crate::error::{DivaError, Result};
 
 pub mod dit;
 pub mod embeddings;
@@ -18,39 +17,83 @@ pub mod pull;
 pub mod unet_2d_condition;
 pub mod vae;
 
+/// The teacher: a frozen diffusion model behind cut 2.
+pub trait Denoiser: Send {
+    /// Prediction (B, ...), on the device of `noisy`, differentiable with respect to the condition.
+    fn predict(&self, query: &Query) -> Result<Tensor>;
+
+    /// What the model computes of text positions (1 | B, L, C) that are the same in every draw, outside any graph.
+    /// `None`: nothing that could be computed apart from the rest of the condition.
+    fn read(&self, _text: &Tensor) -> Result<Option<KeysValues>> {
+        Ok(None)
+    }
+
+    /// The gradient at the condition of a scalar of the prediction, for denoisers that compute their blocks again in the
+    /// backward pass instead of keeping every activation. `None`: autograd is to find it through `predict`.
+    fn gradient(&self, _query: &Query, _judge: Judge) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+}
+
+/// What a denoiser is asked of a batch.
+#[derive(Clone, Copy)]
+pub struct Query<'a> {
+    pub noisy: &'a Tensor,     // (B, ...)
+    pub timesteps: &'a Tensor, // (B,), as the model counts them
+    pub condition: &'a Tensor, // (B, S, C)
+    /// Positions behind those of the condition, as `Denoiser::read` gave them.
+    pub text: Option<&'a KeysValues>,
+}
+
+impl Query<'_> {
+    /// An error where there is a text, for denoisers that read none apart.
+    pub fn without_text(&self, op: &'static str) -> Result<()> {
+        match self.text {
+            None => Ok(()),
+            Some(_) => Err(DivaError::config(op, "this network reads no text apart from its condition")),
+        }
+    }
+
+    /// A prediction on the device of `noisy`, in its own dtype.
+    pub fn home(&self, prediction: &Tensor) -> Result<Tensor> {
+        Ok(prediction.f_to_other(&self.noisy.f_to_kind(prediction.f_kind()?)?, false, false)?)
+    }
+}
+
+/// The gradient of the scalar at the prediction.
+pub type Judge<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
+
+/// Keys and values (1 | B, L, W) of a text, by cross-attention.
+pub struct KeysValues(pub Vec<(Tensor, Tensor)>);
+
+impl KeysValues {
+    /// Those of the samples `start..start + length`, as views.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<KeysValues> {
+        let part = |tensor: &Tensor| match tensor.size().first() {
+            Some(&1) => Ok(tensor.shallow_clone()), // one text for all samples
+            _ => tensor.f_narrow(0, start, length),
+        };
+        let parts = self.0.iter().map(|(keys, values)| Ok((part(keys)?, part(values)?)));
+        Ok(KeysValues(parts.collect::<Result<_>>()?))
+    }
+}
+
 /// One network for several owners: the object that Python holds and the step that runs it.
-impl<T: Denoiser> Denoiser for Arc<Mutex<T>> {
-    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        held(self).predict(noisy, timesteps, condition)
+impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
+    fn predict(&self, query: &Query) -> Result<Tensor> {
+        held(self).predict(query)
     }
 
     fn read(&self, text: &Tensor) -> Result<Option<KeysValues>> {
         held(self).read(text)
     }
 
-    fn predict_with(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        text: Option<&KeysValues>,
-    ) -> Result<Tensor> {
-        held(self).predict_with(noisy, timesteps, condition, text)
-    }
-
-    fn gradient(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        text: Option<&KeysValues>,
-        judge: Judge,
-    ) -> Result<Option<Tensor>> {
-        held(self).gradient(noisy, timesteps, condition, text, judge)
+    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
+        held(self).gradient(query, judge)
     }
 }
 
 /// A network is not changed by a pass, so one that a panic interrupted is still whole.
-fn held<T>(network: &Mutex<T>) -> MutexGuard<'_, T> {
+fn held<T: ?Sized>(network: &Mutex<T>) -> MutexGuard<'_, T> {
     network.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -1,75 +1,33 @@
 //! `_native.DiTTransformer2D`.
 
-use std::sync::{Arc, Mutex};
-
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::denoiser::PyDenoiser;
 use super::enter::enter;
 use super::fields::{tensors, Fields};
-use super::tensor::PyTensor;
-use super::unet::gradient;
 use crate::denoiser::dit::config::{Config, Label, OP};
 use crate::denoiser::dit::DiTTransformer2D;
-use crate::feedback::Denoiser;
 use crate::nn::Activation;
 
 /// A diffusers DiTTransformer2DModel on its own weights. `config` and `weights` as `diva_rs.native.dit` makes them.
-#[pyclass(frozen, name = "DiTTransformer2D", module = "diva_rs._native")]
-pub struct PyDiTTransformer2D {
-    core: Arc<Mutex<DiTTransformer2D>>,
-    #[pyo3(get)]
-    condition_width: i64,
-}
-
-impl PyDiTTransformer2D {
-    /// The same network, for a step of its own.
-    pub(super) fn core(&self) -> Box<dyn Denoiser> {
-        Box::new(self.core.clone())
-    }
-}
+#[pyclass(frozen, extends = PyDenoiser, name = "DiTTransformer2D", module = "diva_rs._native")]
+pub struct PyDiTTransformer2D;
 
 #[pymethods]
 impl PyDiTTransformer2D {
     #[new]
-    fn new(py: Python<'_>, config: &Bound<'_, PyDict>, weights: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let mut fields = Fields::new(OP, config);
-        let config = read(&mut fields)?;
-        fields.finish()?;
-        let weights = tensors(weights)?;
+    fn new(
+        py: Python<'_>,
+        config: &Bound<'_, PyDict>,
+        weights: &Bound<'_, PyDict>,
+    ) -> PyResult<(Self, PyDenoiser)> {
+        let (config, weights) = (Fields::whole(OP, config, read)?, tensors(weights)?);
         enter(py, move || {
             let core = DiTTransformer2D::new(config, weights)?;
-            let condition_width = core.condition_width();
-            Ok(PyDiTTransformer2D { core: Arc::new(Mutex::new(core)), condition_width })
+            let width = core.condition_width();
+            Ok((PyDiTTransformer2D, PyDenoiser::new(core, width)))
         })
-    }
-
-    /// Prediction (B, C, n, n) for `noisy` (B, C, n, n), `timesteps` (B,) and `condition` (B, S, `condition_width`).
-    fn predict(
-        &self,
-        py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-    ) -> PyResult<PyTensor> {
-        let (core, noisy, timesteps, condition) = (self.core(), noisy.0, timesteps.0, condition.0);
-        enter(py, move || core.predict(&noisy, &timesteps, &condition)).map(PyTensor)
-    }
-
-    /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
-    /// configuration says so.
-    fn gradient(
-        &self,
-        py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-        at_prediction: PyTensor,
-    ) -> PyResult<(PyTensor, PyTensor)> {
-        let (core, at_prediction) = (self.core(), at_prediction.0);
-        let (noisy, timesteps, condition) = (noisy.0, timesteps.0, condition.0);
-        enter(py, move || gradient(core.as_ref(), (&noisy, &timesteps, &condition, None), &at_prediction))
-            .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
     }
 }
 

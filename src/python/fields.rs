@@ -15,9 +15,16 @@ pub struct Fields<'a, 'py> {
 }
 
 impl<'a, 'py> Fields<'a, 'py> {
-    /// `op` names the class in errors.
-    pub fn new(op: &'static str, config: &'a Bound<'py, PyDict>) -> Self {
-        Fields { op, config, known: Vec::new() }
+    /// What `read` makes of the fields, all of which it must ask for. `op` names the class in errors.
+    pub fn whole<T>(
+        op: &'static str,
+        config: &'a Bound<'py, PyDict>,
+        read: impl FnOnce(&mut Self) -> PyResult<T>,
+    ) -> PyResult<T> {
+        let mut fields = Fields { op, config, known: Vec::new() };
+        let value = read(&mut fields)?;
+        fields.finish()?;
+        Ok(value)
     }
 
     pub fn get<T: FromPyObject<'py>>(&mut self, name: &'static str) -> PyResult<T> {
@@ -40,7 +47,7 @@ impl<'a, 'py> Fields<'a, 'py> {
     }
 
     /// Error when the dict holds a field that nobody asked for.
-    pub fn finish(self) -> PyResult<()> {
+    fn finish(self) -> PyResult<()> {
         for key in self.config.keys() {
             let key: String = key.extract()?;
             if !self.known.contains(&key.as_str()) {

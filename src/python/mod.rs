@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 mod condition;
+mod denoiser;
 mod dit;
 mod draws;
 mod enter;
@@ -26,6 +27,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    denoiser::register(module)?;
     dit::register(module)?;
     unet::register(module)?;
     vae::register(module)?;

@@ -6,16 +6,16 @@ use pyo3::prelude::*;
 use tch::Tensor;
 
 use super::condition::PyBridge;
-use super::dit::PyDiTTransformer2D;
+use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::tensor::PyTensor;
-use super::unet::PyUNet2DCondition;
 use super::vision::PyVisionTransformer;
+use crate::denoiser::{Denoiser, Query};
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, Loss, Objective, Room, Targets};
+use crate::feedback::{Loss, Objective, Room, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
 use crate::train::{train, Part, Update};
 
@@ -46,8 +46,9 @@ impl VisionTower for Callback {
 }
 
 impl Denoiser for Callback {
-    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        self.call(&[noisy, timesteps, condition])
+    fn predict(&self, query: &Query) -> Result<Tensor> {
+        query.without_text("Denoiser")?;
+        self.call(&[query.noisy, query.timesteps, query.condition])
     }
 }
 
@@ -61,11 +62,7 @@ fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
 
 /// A native denoiser where the object is one, otherwise a callable `noisy, timesteps, condition -> prediction`.
 fn denoiser(py: Python<'_>, object: PyObject) -> Box<dyn Denoiser> {
-    let bound = object.bind(py);
-    if let Ok(native) = bound.downcast::<PyUNet2DCondition>() {
-        return native.get().core();
-    }
-    match bound.downcast::<PyDiTTransformer2D>() {
+    match object.bind(py).downcast::<PyDenoiser>() {
         Ok(native) => native.get().core(),
         Err(_) => Box::new(Callback(object)),
     }

@@ -1,39 +1,23 @@
 //! `_native.UNet2DCondition`.
 
-use std::sync::{Arc, Mutex};
-
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tch::Tensor;
 
+use super::denoiser::PyDenoiser;
 use super::enter::{enter, raise};
 use super::fields::{tensors, Fields};
-use super::tensor::PyTensor;
-use crate::denoiser::pull::{leaf, pull};
 use crate::denoiser::unet_2d_condition::config::{
     Block, BlockType, ClassEmbed, Config, TextTime, TimeScaleShift,
 };
 use crate::denoiser::unet_2d_condition::entry::Fixed;
 use crate::denoiser::unet_2d_condition::UNet2DCondition;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, KeysValues};
 
 const OP: &str = "UNet2DCondition";
 
 /// A diffusers UNet2DConditionModel on its own weights. `config` and `weights` as `diva_rs.native.unet` makes them.
-#[pyclass(frozen, name = "UNet2DCondition", module = "diva_rs._native")]
-pub struct PyUNet2DCondition {
-    core: Arc<Mutex<UNet2DCondition>>,
-    #[pyo3(get)]
-    condition_width: i64,
-}
-
-impl PyUNet2DCondition {
-    /// The same network, for a step of its own.
-    pub(super) fn core(&self) -> Box<dyn Denoiser> {
-        Box::new(self.core.clone())
-    }
-}
+#[pyclass(frozen, extends = PyDenoiser, name = "UNet2DCondition", module = "diva_rs._native")]
+pub struct PyUNet2DCondition;
 
 #[pymethods]
 impl PyUNet2DCondition {
@@ -45,95 +29,15 @@ impl PyUNet2DCondition {
         config: &Bound<'_, PyDict>,
         weights: &Bound<'_, PyDict>,
         fixed: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<Self> {
-        let mut fields = Fields::new(OP, config);
-        let config = read(&mut fields)?;
-        fields.finish()?;
-        let (weights, fixed) = (tensors(weights)?, self::fixed(fixed)?);
+    ) -> PyResult<(Self, PyDenoiser)> {
+        let (config, weights) = (Fields::whole(OP, config, read)?, tensors(weights)?);
+        let fixed = self::fixed(fixed)?;
         enter(py, move || {
             let core = UNet2DCondition::new(config, weights, &fixed)?;
-            let condition_width = core.condition_width();
-            Ok(PyUNet2DCondition { core: Arc::new(Mutex::new(core)), condition_width })
+            let width = core.condition_width();
+            Ok((PyUNet2DCondition, PyDenoiser::new(core, width)))
         })
     }
-
-    /// Prediction (B, C, h, w) for `noisy` (B, C, h, w), `timesteps` (B,) and `condition` (B, S, `condition_width`).
-    /// `text` (1 | B, L, `condition_width`): positions behind those of the condition, without a gradient.
-    #[pyo3(signature = (noisy, timesteps, condition, text=None))]
-    fn predict(
-        &self,
-        py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-        text: Option<PyTensor>,
-    ) -> PyResult<PyTensor> {
-        let (core, noisy, timesteps, condition) = (self.core(), noisy.0, timesteps.0, condition.0);
-        let text = text.map(|text| text.0);
-        enter(py, move || {
-            let text = kept(core.as_ref(), text)?;
-            core.predict_with(&noisy, &timesteps, &condition, text.as_ref())
-        })
-        .map(PyTensor)
-    }
-
-    /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
-    /// configuration says so.
-    #[pyo3(signature = (noisy, timesteps, condition, at_prediction, text=None))]
-    fn gradient(
-        &self,
-        py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-        at_prediction: PyTensor,
-        text: Option<PyTensor>,
-    ) -> PyResult<(PyTensor, PyTensor)> {
-        let (core, at_prediction) = (self.core(), at_prediction.0);
-        let (noisy, timesteps, condition) = (noisy.0, timesteps.0, condition.0);
-        let text = text.map(|text| text.0);
-        enter(py, move || {
-            let text = kept(core.as_ref(), text)?;
-            let parts = (&noisy, &timesteps, &condition, text.as_ref());
-            gradient(core.as_ref(), parts, &at_prediction)
-        })
-        .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
-    }
-}
-
-fn kept(network: &dyn Denoiser, text: Option<Tensor>) -> Result<Option<KeysValues>> {
-    match text {
-        None => Ok(None),
-        Some(text) => match network.read(&text)? {
-            None => Err(DivaError::config(OP, "this network reads no text apart from its condition")),
-            kept => Ok(kept),
-        },
-    }
-}
-
-type Parts<'a> = (&'a Tensor, &'a Tensor, &'a Tensor, Option<&'a KeysValues>);
-
-/// (prediction, the gradient at the condition), given the gradient at the prediction.
-pub(super) fn gradient(
-    network: &dyn Denoiser,
-    (noisy, timesteps, condition, text): Parts,
-    at_prediction: &Tensor,
-) -> Result<(Tensor, Tensor)> {
-    let mut seen = None;
-    let mut judge = |prediction: &Tensor| {
-        seen = Some(prediction.f_detach()?);
-        Ok(at_prediction.shallow_clone())
-    };
-    if let Some(gradient) = network.gradient(noisy, timesteps, condition, text, &mut judge)? {
-        return match seen {
-            Some(prediction) => Ok((prediction, gradient)),
-            None => Err(DivaError::config(OP, "the prediction was not judged")),
-        };
-    }
-    let source = leaf(condition)?;
-    let prediction = network.predict_with(noisy, timesteps, &source, text)?;
-    let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
-    Ok((prediction.f_detach()?, gradient))
 }
 
 /// (diffusers' block type, transformer layers beside each ResNet, heads)

@@ -40,10 +40,7 @@ impl Encoder for Shared {
 impl PyAutoencoderEncoder {
     #[new]
     fn new(py: Python<'_>, config: &Bound<'_, PyDict>, weights: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let mut fields = Fields::new(OP, config);
-        let config = read(&mut fields)?;
-        fields.finish()?;
-        let weights = tensors(weights)?;
+        let (config, weights) = (Fields::whole(OP, config, read)?, tensors(weights)?);
         enter(py, move || {
             Ok(PyAutoencoderEncoder { core: Arc::new(Mutex::new(AutoencoderEncoder::new(config, weights)?)) })
         })

@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 use tch::Tensor;
 
 use super::enter::{enter, lock, raise};
+use super::fields::{tensors, Fields};
 use super::tensor::PyTensor;
 use crate::error::{DivaError, Result};
 use crate::nn::Activation;
@@ -57,13 +58,7 @@ struct PyRecording(Mutex<Option<Recording>>);
 impl PyVisionTransformer {
     #[new]
     fn new(py: Python<'_>, config: &Bound<'_, PyDict>, weights: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let mut fields = Fields { config, known: Vec::new() };
-        let (config, checkpoint) = read(&mut fields)?;
-        fields.finish()?;
-        let weights: Vec<(String, Tensor)> = weights
-            .iter()
-            .map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0)))
-            .collect::<PyResult<_>>()?;
+        let ((config, checkpoint), weights) = (Fields::whole(OP, config, read)?, tensors(weights)?);
         enter(py, move || {
             Ok(PyVisionTransformer { core: Arc::new(Mutex::new(Vit::load(&config, weights)?)), checkpoint })
         })
@@ -101,43 +96,7 @@ impl PyVisionTransformer {
     }
 }
 
-/// The fields of a configuration, and which of them are known.
-struct Fields<'a, 'py> {
-    config: &'a Bound<'py, PyDict>,
-    known: Vec<&'static str>,
-}
-
-impl<'py> Fields<'_, 'py> {
-    fn get<T: FromPyObject<'py>>(&mut self, name: &'static str) -> PyResult<T> {
-        self.known.push(name);
-        let value = self.config.get_item(name)?;
-        let value = value.ok_or_else(|| raise(DivaError::config(OP, format!("config has no {name:?}"))))?;
-        value.extract().map_err(|err| {
-            raise(DivaError::config(
-                OP,
-                format!("config[{name:?}] is {value}, which is of the wrong type: {err}"),
-            ))
-        })
-    }
-
-    fn parse<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Result<T>) -> PyResult<T> {
-        parse(&self.get::<String>(name)?).map_err(raise)
-    }
-
-    fn finish(&self) -> PyResult<()> {
-        for key in self.config.keys() {
-            let key: String = key.extract()?;
-            if !self.known.contains(&key.as_str()) {
-                let what = format!("config has an unknown field {key:?}; known are {:?}", self.known);
-                return Err(raise(DivaError::config(OP, what)));
-            }
-        }
-        Ok(())
-    }
-}
-
 fn read(fields: &mut Fields) -> PyResult<(Config, bool)> {
-    let compute: Option<String> = fields.get("compute")?;
     let head: Vec<(String, String)> = fields.get("head")?;
     let config = Config {
         layout: fields.parse("layout", Layout::parse)?,
@@ -166,7 +125,7 @@ fn read(fields: &mut Fields) -> PyResult<(Config, bool)> {
             .map(|(layer, key)| Ok((HeadLayer::parse(&layer)?, key)))
             .collect::<Result<_>>()
             .map_err(raise)?,
-        compute: compute.as_deref().map(Compute::parse).transpose().map_err(raise)?,
+        compute: fields.maybe("compute", Compute::parse)?,
     };
     Ok((config, fields.get("checkpoint")?))
 }

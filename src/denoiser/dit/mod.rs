@@ -8,8 +8,8 @@ use super::embeddings::Sinusoids;
 use super::frozen::{frozen, is_floating};
 use super::layers::{conv, linear, stream_of};
 use super::pull::{leaf, pull};
+use super::{Denoiser, Judge, Query};
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, Judge, KeysValues};
 use crate::nn::{Conv2d, LayerNorm, Linear};
 
 pub mod block;
@@ -74,7 +74,9 @@ impl DiTTransformer2D {
     }
 
     /// Patches along a side.
-    fn check(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<i64> {
+    fn check(&self, query: &Query) -> Result<i64> {
+        query.without_text(OP)?;
+        let Query { noisy, timesteps, condition, .. } = *query;
         let Config { in_channels: channels, patch_size: patch, width, .. } = self.config;
         let (batch, side) = match noisy.size()[..] {
             [batch, found, height, side]
@@ -156,46 +158,34 @@ impl DiTTransformer2D {
     fn through(&self, block: &Block, x: &Tensor, given: &Given) -> Result<Tensor> {
         block.forward(x, &block.embed(&given.sinusoids, &given.label)?)
     }
-
-    /// On the device of `noisy`.
-    fn home(&self, prediction: &Tensor, noisy: &Tensor) -> Result<Tensor> {
-        Ok(prediction.f_to_other(&noisy.f_to_kind(prediction.f_kind()?)?, false, false)?)
-    }
 }
 
 impl Denoiser for DiTTransformer2D {
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
-    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        let side = self.check(noisy, timesteps, condition)?;
-        let given = self.given(timesteps, condition)?;
-        let mut x = self.enter(noisy, side)?;
+    fn predict(&self, query: &Query) -> Result<Tensor> {
+        let side = self.check(query)?;
+        let given = self.given(query.timesteps, query.condition)?;
+        let mut x = self.enter(query.noisy, side)?;
         for block in &self.transformer_blocks {
             x = self.through(block, &x, &given)?;
         }
-        self.home(&self.leave(&x, &given, side)?, noisy)
+        query.home(&self.leave(&x, &given, side)?)
     }
 
     /// Gradient checkpointing: the input of each block is kept, and the backward pass runs one block at a time again.
-    fn gradient(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        _text: Option<&KeysValues>,
-        judge: Judge,
-    ) -> Result<Option<Tensor>> {
+    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
-        let side = self.check(noisy, timesteps, condition)?;
-        let source = leaf(condition)?;
-        let entered = self.given(timesteps, &source)?;
+        let side = self.check(query)?;
+        let source = leaf(query.condition)?;
+        let entered = self.given(query.timesteps, &source)?;
         let label = entered.label.shallow_clone();
         let given = Given { label: leaf(&label)?, ..entered };
         let mut inputs = Vec::with_capacity(self.transformer_blocks.len() + 1);
         {
             let _no_grad = no_grad_guard();
-            inputs.push(self.enter(noisy, side)?);
+            inputs.push(self.enter(query.noisy, side)?);
             for block in &self.transformer_blocks {
                 let next = inputs.last().map(|x| self.through(block, x, &given)).transpose()?;
                 inputs.extend(next);
@@ -204,7 +194,7 @@ impl Denoiser for DiTTransformer2D {
         let last = inputs.pop().ok_or_else(|| DivaError::config(OP, "a DiT without blocks"))?;
         let last = leaf(&last)?;
         let prediction = self.leave(&last, &given, side)?;
-        let judged = judge(&self.home(&prediction.f_detach()?, noisy)?)?;
+        let judged = judge(&query.home(&prediction.f_detach()?)?)?;
         let mut gradients = pull(&prediction, &judged, &[&last, &given.label])?;
         let (mut total, mut gradient) = (gradients.swap_remove(1), gradients.swap_remove(0));
         for (block, x) in self.transformer_blocks.iter().zip(inputs).rev() {

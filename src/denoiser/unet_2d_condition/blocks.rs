@@ -8,8 +8,8 @@ use tch::Tensor;
 use super::config::{Block, Config};
 use super::resnet::{Downsample, ResnetBlock, Upsample};
 use super::transformer::{CrossAttention, Transformer2D};
+use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
-use crate::feedback::KeysValues;
 use crate::nn::Path;
 
 const OP: &str = "UNet2DCondition";

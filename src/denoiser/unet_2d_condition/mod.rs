@@ -7,8 +7,8 @@ use tch::{no_grad_guard, Kind, Tensor};
 
 use super::embeddings::{Sinusoids, TimestepEmbedding};
 use super::layers::{conv, stream_of};
+use super::{Denoiser, Judge, KeysValues, Query};
 use crate::error::{DivaError, Result};
-use crate::feedback::{Denoiser, Judge, KeysValues};
 use crate::nn::{Activation, Conv2d, GroupNorm, Store};
 
 pub mod blocks;
@@ -105,7 +105,8 @@ impl UNet2DCondition {
         self.class.as_ref().map_or(self.config.cross_attention_dim, |class| class.width)
     }
 
-    fn check(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<()> {
+    fn check(&self, query: &Query) -> Result<()> {
+        let Query { noisy, timesteps, condition, .. } = *query;
         let (channels, width) = (self.config.in_channels, self.condition_width());
         for (name, tensor) in [("noisy", noisy), ("condition", condition)] {
             let kind = tensor.f_kind()?;
@@ -137,25 +138,20 @@ impl UNet2DCondition {
     }
 
     /// The time embedding (B, T) after the SiLU that every ResNet begins with, and what is cross-attended.
-    fn given<'a>(
-        &self,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        size: (i64, i64),
-        text: Option<&'a KeysValues>,
-    ) -> Result<Given<'a>> {
-        let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(self.stream)?;
+    fn given<'a>(&self, query: &Query<'a>) -> Result<Given<'a>> {
+        let sinusoids = self.time_proj.forward(query.timesteps)?.f_to_kind(self.stream)?;
         let mut time = self.time_embedding.forward(&sinusoids)?;
-        let mut hidden = condition.shallow_clone();
+        let mut hidden = self.here(query.condition)?;
         if let Some(class) = &self.class {
-            let (embedded, text) = class.forward(condition)?;
+            let (embedded, text) = class.forward(&hidden)?;
             time = time.f_add(&embedded)?;
             hidden = text;
         }
         if let Some(added) = &self.added {
-            time = time.f_add(&added.forward(size)?)?;
+            let (_, _, height, width) = query.noisy.size4()?;
+            time = time.f_add(&added.forward((height, width))?)?;
         }
-        Ok(Given { time: time.f_silu()?, condition: hidden, text })
+        Ok(Given { time: time.f_silu()?, condition: hidden, text: query.text })
     }
 
     /// On the network's device, in the dtype of its sums.
@@ -181,8 +177,18 @@ impl UNet2DCondition {
 
 impl Denoiser for UNet2DCondition {
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
-    fn predict(&self, noisy: &Tensor, timesteps: &Tensor, condition: &Tensor) -> Result<Tensor> {
-        self.predict_with(noisy, timesteps, condition, None)
+    fn predict(&self, query: &Query) -> Result<Tensor> {
+        self.check(query)?;
+        let given = self.given(query)?;
+        let mut x = self.enter(query.noisy)?;
+        let mut residuals = vec![x.shallow_clone()];
+        for unit in &self.units {
+            x = unit.forward(&unit.input(x, &mut residuals)?, &given)?;
+            if unit.leaves() {
+                residuals.push(x.shallow_clone());
+            }
+        }
+        query.home(&self.leave(&x)?)
     }
 
     fn read(&self, text: &Tensor) -> Result<Option<KeysValues>> {
@@ -204,40 +210,11 @@ impl Denoiser for UNet2DCondition {
         Ok(Some(KeysValues(attentions.map(|part| part.keys_values(&text)).collect::<Result<_>>()?)))
     }
 
-    fn predict_with(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        text: Option<&KeysValues>,
-    ) -> Result<Tensor> {
-        self.check(noisy, timesteps, condition)?;
-        let (_, _, height, width) = noisy.size4()?;
-        let given = self.given(timesteps, &self.here(condition)?, (height, width), text)?;
-        let mut x = self.enter(noisy)?;
-        let mut residuals = vec![x.shallow_clone()];
-        for unit in &self.units {
-            x = unit.forward(&unit.input(x, &mut residuals)?, &given)?;
-            if unit.leaves() {
-                residuals.push(x.shallow_clone());
-            }
-        }
-        let prediction = self.leave(&x)?;
-        Ok(prediction.f_to_other(&noisy.f_to_kind(self.stream)?, false, false)?)
-    }
-
-    fn gradient(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        text: Option<&KeysValues>,
-        judge: Judge,
-    ) -> Result<Option<Tensor>> {
+    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
-        self.check(noisy, timesteps, condition)?;
-        self.recomputed(noisy, timesteps, condition, text, judge).map(Some)
+        self.check(query)?;
+        self.recomputed(query, judge).map(Some)
     }
 }

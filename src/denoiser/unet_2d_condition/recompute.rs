@@ -6,32 +6,23 @@ use tch::{no_grad_guard, Tensor};
 use super::blocks::{Given, Input};
 use super::UNet2DCondition;
 use crate::denoiser::pull::{leaf, pull};
+use crate::denoiser::{Judge, Query};
 use crate::error::Result;
-use crate::feedback::{Judge, KeysValues};
 
 impl UNet2DCondition {
-    /// The gradient at `condition` of what `judge` makes of the prediction.
-    pub(super) fn recomputed(
-        &self,
-        noisy: &Tensor,
-        timesteps: &Tensor,
-        condition: &Tensor,
-        text: Option<&KeysValues>,
-        judge: Judge,
-    ) -> Result<Tensor> {
-        let (_, _, height, width) = noisy.size4()?;
-        let source = leaf(&self.here(condition)?)?;
-        let entered = self.given(timesteps, &source, (height, width), text)?;
+    /// The gradient at the condition of what `judge` makes of the prediction.
+    pub(super) fn recomputed(&self, query: &Query, judge: Judge) -> Result<Tensor> {
+        let source = leaf(&self.here(query.condition)?)?;
+        let entered = self.given(&Query { condition: &source, ..*query })?;
         // Where the condition enters through the time embedding, that is what the units carry a gradient back to.
         let through_time = entered.time.requires_grad();
         let time = entered.time.shallow_clone();
         let given = Given { time: if through_time { leaf(&time)? } else { time.shallow_clone() }, ..entered };
 
-        let (last, mut inputs) = self.recorded(noisy, &given)?;
+        let (last, mut inputs) = self.recorded(query.noisy, &given)?;
         let at_last = leaf(&last)?;
         let prediction = self.leave(&at_last)?;
-        let judged =
-            judge(&prediction.f_detach()?.f_to_other(&noisy.f_to_kind(self.stream)?, false, false)?)?;
+        let judged = judge(&query.home(&prediction.f_detach()?)?)?;
         let mut gradient = pull(&prediction, &judged, &[&at_last])?.swap_remove(0);
 
         // Nothing before the first unit that the condition reaches has a gradient to carry.
@@ -73,7 +64,7 @@ impl UNet2DCondition {
             Some(total) => total,
             None => source.f_zeros_like()?,
         };
-        Ok(total.f_to_other(condition, false, false)?)
+        Ok(total.f_to_other(query.condition, false, false)?)
     }
 
     /// The output of the last unit, and the input of each, outside any graph.

@@ -5,8 +5,8 @@ use tch::Tensor;
 use super::blocks::Given;
 use super::config::Config;
 use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed, pointwise};
+use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
-use crate::feedback::KeysValues;
 use crate::nn::{attention, GroupNorm, LayerNorm, Linear, Path};
 
 /// diffusers transformer_2d.py `Transformer2DModel` over images: norm, projection in, layers, projection out, residual.

@@ -1,0 +1,117 @@
+//! `_native.Denoiser`: what every native denoiser does.
+
+use std::sync::{Arc, Mutex};
+
+use pyo3::prelude::*;
+use tch::Tensor;
+
+use super::enter::enter;
+use super::tensor::PyTensor;
+use crate::denoiser::pull::{leaf, pull};
+use crate::denoiser::{Denoiser, KeysValues, Query};
+use crate::error::{DivaError, Result};
+
+const OP: &str = "Denoiser";
+
+/// A native network in the teacher's place; its classes say which.
+#[pyclass(frozen, subclass, name = "Denoiser", module = "diva_rs._native")]
+pub struct PyDenoiser {
+    core: Arc<Mutex<dyn Denoiser>>,
+    #[pyo3(get)]
+    condition_width: i64,
+}
+
+impl PyDenoiser {
+    pub(super) fn new(core: impl Denoiser + 'static, condition_width: i64) -> Self {
+        PyDenoiser { core: Arc::new(Mutex::new(core)), condition_width }
+    }
+
+    /// The same network, for a step of its own.
+    pub(super) fn core(&self) -> Box<dyn Denoiser> {
+        Box::new(self.core.clone())
+    }
+}
+
+#[pymethods]
+impl PyDenoiser {
+    /// Prediction (B, C, h, w) for `noisy` (B, C, h, w), `timesteps` (B,) and `condition` (B, S, `condition_width`).
+    /// `text` (1 | B, L, `condition_width`): positions behind those of the condition, without a gradient.
+    #[pyo3(signature = (noisy, timesteps, condition, text=None))]
+    fn predict(
+        &self,
+        py: Python<'_>,
+        noisy: PyTensor,
+        timesteps: PyTensor,
+        condition: PyTensor,
+        text: Option<PyTensor>,
+    ) -> PyResult<PyTensor> {
+        let (core, asked) = (self.core(), Asked::new(noisy, timesteps, condition, text));
+        enter(py, move || asked.of(core.as_ref(), |query| core.predict(query))).map(PyTensor)
+    }
+
+    /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
+    /// configuration says so.
+    #[pyo3(signature = (noisy, timesteps, condition, at_prediction, text=None))]
+    fn gradient(
+        &self,
+        py: Python<'_>,
+        noisy: PyTensor,
+        timesteps: PyTensor,
+        condition: PyTensor,
+        at_prediction: PyTensor,
+        text: Option<PyTensor>,
+    ) -> PyResult<(PyTensor, PyTensor)> {
+        let (core, at_prediction) = (self.core(), at_prediction.0);
+        let asked = Asked::new(noisy, timesteps, condition, text);
+        enter(py, move || asked.of(core.as_ref(), |query| gradient(core.as_ref(), query, &at_prediction)))
+            .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
+    }
+}
+
+/// The tensors of a [`Query`], with its text not yet read.
+struct Asked {
+    noisy: Tensor,
+    timesteps: Tensor,
+    condition: Tensor,
+    text: Option<Tensor>,
+}
+
+impl Asked {
+    fn new(noisy: PyTensor, timesteps: PyTensor, condition: PyTensor, text: Option<PyTensor>) -> Self {
+        let text = text.map(|text| text.0);
+        Asked { noisy: noisy.0, timesteps: timesteps.0, condition: condition.0, text }
+    }
+
+    fn of<T>(&self, network: &dyn Denoiser, answer: impl FnOnce(&Query) -> Result<T>) -> Result<T> {
+        let text = self.text.as_ref().map(|text| read(network, text)).transpose()?;
+        let Asked { noisy, timesteps, condition, .. } = self;
+        answer(&Query { noisy, timesteps, condition, text: text.as_ref() })
+    }
+}
+
+fn read(network: &dyn Denoiser, text: &Tensor) -> Result<KeysValues> {
+    let read = network.read(text)?;
+    read.ok_or_else(|| DivaError::config(OP, "this network reads no text apart from its condition"))
+}
+
+fn gradient(network: &dyn Denoiser, query: &Query, at_prediction: &Tensor) -> Result<(Tensor, Tensor)> {
+    let mut seen = None;
+    let mut judge = |prediction: &Tensor| {
+        seen = Some(prediction.f_detach()?);
+        Ok(at_prediction.shallow_clone())
+    };
+    if let Some(gradient) = network.gradient(query, &mut judge)? {
+        return match seen {
+            Some(prediction) => Ok((prediction, gradient)),
+            None => Err(DivaError::config(OP, "the prediction was not judged")),
+        };
+    }
+    let source = leaf(query.condition)?;
+    let prediction = network.predict(&Query { condition: &source, ..*query })?;
+    let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
+    Ok((prediction.f_detach()?, gradient))
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyDenoiser>()
+}
