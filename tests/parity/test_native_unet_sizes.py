@@ -63,7 +63,7 @@ def test_published_sizes_load_and_run_on_the_meta_device(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", ["sd-1.4", "sd-2-1-base"])
 def test_published_sizes_equal_diffusers(name: str) -> None:
     torch.manual_seed(0)

@@ -11,29 +11,15 @@ import torch
 from diffusers.training_utils import compute_snr
 
 from diva_rs._native import Schedule
-from diva_rs.diffusion.schedule import schedule_from_scheduler
+from diva_rs.diffusion.schedule import FLOW_MATCHING, schedule_from_scheduler
+from diva_rs.native.declared import SCHEDULES
 
-BETA_SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "trained"]
-PREDICTIONS = ["epsilon", "v_prediction", "sample"]
+# Everything that is declared; what has no counterpart in diffusers fails.
+BETA_SCHEDULES = sorted(SCHEDULES["betas"])
+PREDICTIONS = sorted(SCHEDULES["predictions"] - {"flow"})
 FLOWS = [{}, {"shift": 3.0}, {"num_train_timesteps": 250, "shift": 1.5}, {"use_dynamic_shifting": True}]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SCHEDULERS = [
-    diffusers.DDIMScheduler,
-    diffusers.DDIMParallelScheduler,
-    diffusers.DDPMScheduler,
-    diffusers.DDPMParallelScheduler,
-    diffusers.DEISMultistepScheduler,
-    diffusers.DPMSolverMultistepScheduler,
-    diffusers.DPMSolverSinglestepScheduler,
-    diffusers.EulerAncestralDiscreteScheduler,
-    diffusers.EulerDiscreteScheduler,
-    diffusers.HeunDiscreteScheduler,
-    diffusers.KDPM2AncestralDiscreteScheduler,
-    diffusers.KDPM2DiscreteScheduler,
-    diffusers.LMSDiscreteScheduler,
-    diffusers.PNDMScheduler,
-    diffusers.UniPCMultistepScheduler,
-]
+SCHEDULERS = [getattr(diffusers, name) for name in sorted(SCHEDULES["schedulers"] - {FLOW_MATCHING})]
 
 
 def pair(beta_schedule, steps, zero_snr=False, prediction="epsilon"):
@@ -43,11 +29,14 @@ def pair(beta_schedule, steps, zero_snr=False, prediction="epsilon"):
         "rescale_betas_zero_snr": zero_snr,
         "prediction_type": prediction,
     }
-    if beta_schedule == "trained":
-        options["trained_betas"] = np.geomspace(1e-4, 0.3, steps)
-    else:
-        options["beta_schedule"] = beta_schedule
-    return Schedule.ddpm(**options), diffusers.DDPMScheduler(**options)
+    named = {"beta_schedule": beta_schedule}
+    if beta_schedule == "trained_betas":
+        named = {"trained_betas": np.geomspace(1e-4, 0.3, steps)}
+    ours = Schedule.ddpm(**options, **named)
+    if beta_schedule == "exp":  # of all diffusers' schedulers this one alone knows it
+        heun = diffusers.HeunDiscreteScheduler(num_train_timesteps=steps, beta_schedule="exp")
+        named = {"trained_betas": heun.betas}
+    return ours, diffusers.DDPMScheduler(**options, **named)
 
 
 def batch(shape, dtype, steps, seed=0):
@@ -151,7 +140,7 @@ def test_a_lifted_last_entry_is_taken_as_it_is(scheduler):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", FLOWS)
 def test_flow_matching(options, dtype):
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler(**options)
+    theirs = getattr(diffusers, FLOW_MATCHING)(**options)
     steps = theirs.config.num_train_timesteps
     ours = schedule_from_scheduler(theirs)
     assert (len(ours), ours.prediction_type) == (steps, "flow")

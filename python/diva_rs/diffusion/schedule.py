@@ -5,12 +5,12 @@ from typing import Any
 from diva_rs import _native
 from diva_rs.errors import ConfigError
 
-__all__ = ["schedule_from_scheduler"]
+__all__ = ["FLOW_MATCHING", "VARIANCE_PRESERVING", "schedule_from_scheduler"]
 
 # The schedulers that a variance-preserving model may come with. They differ in how they sample; the noise
 # levels that the model was trained on are `alphas_cumprod` in each of them. Other classes may keep something
 # else under that name.
-_VARIANCE_PRESERVING = frozenset(
+VARIANCE_PRESERVING = frozenset(
     {
         "DDIMScheduler",
         "DDIMParallelScheduler",
@@ -29,7 +29,7 @@ _VARIANCE_PRESERVING = frozenset(
         "UniPCMultistepScheduler",
     }
 )
-_FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
+FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
 
 
 def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
@@ -53,10 +53,10 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
         return scheduler
     names = {cls.__name__ for cls in type(scheduler).__mro__}
     config = getattr(scheduler, "config", None)
-    if config is not None and _FLOW_MATCHING in names:
+    if config is not None and FLOW_MATCHING in names:
         return _flow(scheduler, config)
-    if config is None or not names & _VARIANCE_PRESERVING:
-        known = ", ".join(sorted({*_VARIANCE_PRESERVING, _FLOW_MATCHING}))
+    if config is None or not names & VARIANCE_PRESERVING:
+        known = ", ".join(sorted({*VARIANCE_PRESERVING, FLOW_MATCHING}))
         raise ConfigError(
             f"scheduler: {type(scheduler).__name__} is not one whose training noise is known here ({known}): "
             "give a schedule made by diva_rs._native.Schedule.from_alphas_cumprod or .flow instead"
@@ -70,7 +70,7 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     if config.get("use_flow_sigmas", False):
         raise ConfigError(
             f"scheduler: {type(scheduler).__name__} with use_flow_sigmas samples a flow-matching model: "
-            f"give the {_FLOW_MATCHING} that the model was trained with"
+            f"give the {FLOW_MATCHING} that the model was trained with"
         )
     return _native.Schedule.from_alphas_cumprod(
         scheduler.alphas_cumprod, str(config.get("prediction_type", "epsilon"))
@@ -80,7 +80,7 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
 def _flow(scheduler: Any, config: Any) -> _native.Schedule:
     if config.get("invert_sigmas", False):
         raise ConfigError(
-            f"scheduler: {_FLOW_MATCHING} with invert_sigmas=True samples a model that was trained with time "
+            f"scheduler: {FLOW_MATCHING} with invert_sigmas=True samples a model that was trained with time "
             "running the other way: only invert_sigmas=False is supported"
         )
     # `set_timesteps` replaces the training table by the one of a sampling run, so a fresh scheduler is asked.

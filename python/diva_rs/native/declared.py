@@ -1,10 +1,13 @@
-"""What is declared native: every class of module that a native network computes in the place of.
+"""What is declared native: the classes of modules that a native network computes in the place of, and the
+noise schedules that the core makes or takes.
 
-The parity tests run over models in which each of these classes occurs; one that occurs in none fails them.
+The parity tests run over models in which each of these classes occurs, and over each of these schedules; what
+occurs in none fails them.
 """
 
 from collections.abc import Mapping
 
+from diva_rs.diffusion.schedule import FLOW_MATCHING, VARIANCE_PRESERVING
 from diva_rs.native import dit, families, unet_config, vae
 
 # By the native network; full class names as `inspect.kind` gives them.
@@ -13,4 +16,14 @@ DECLARED: Mapping[str, frozenset[str]] = {
     "UNet2DCondition": frozenset(unet_config.ALLOWED),
     "DiTTransformer2D": frozenset(dit.ALLOWED),
     "AutoencoderEncoder": frozenset(vae.ALLOWED),
+}
+
+# By diffusers' names: how betas are made, each with and without a zero terminal SNR; what a model predicts;
+# whose schedules are taken over. A flow-matching scheduler has sigmas in the place of betas.
+SCHEDULES: Mapping[str, frozenset[str]] = {
+    "betas": frozenset(
+        {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp", "trained_betas"}
+    ),
+    "predictions": frozenset({"epsilon", "v_prediction", "sample", "flow"}),
+    "schedulers": VARIANCE_PRESERVING | {FLOW_MATCHING},
 }
