@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from typing_extensions import disjoint_base
 
 from diva_rs.inputs import RawBatch
 
@@ -187,6 +188,7 @@ class VisionTransformer:
     @property
     def checkpoint(self) -> bool: ...
 
+@disjoint_base
 class Denoiser:
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Tensor, text: Tensor | None = None
