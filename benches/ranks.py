@@ -5,13 +5,9 @@ numbers say what the code does, not what NCCL does between GPUs. Times are media
 turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
 """
 
-import multiprocessing
 import os
-import socket
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import open_clip
@@ -19,9 +15,8 @@ import torch
 
 import diva_rs
 from diva_rs import Recipe, Trainer
-from diva_rs.distributed import Ranks, session
-from diva_rs.distributed.together import Together
-from diva_rs.feed import Feed
+from diva_rs.benchmarks.ranks import apart, steps
+from diva_rs.distributed import Ranks
 
 PUBLISHED = ("ViT-L-14", "ViT-L-14-336", "ViT-H-14", "ViT-SO400M-14-SigLIP", "ViT-SO400M-14-SigLIP-384")
 SIZES = (1 << 20, 1 << 23, 1 << 26, 1 << 28)  # bytes
@@ -78,51 +73,11 @@ def all_reduce(ranks: Ranks) -> dict[int, float]:
     return found
 
 
-def steps(ranks: Ranks, batch: int) -> tuple[float, float, int]:
-    """Median seconds of a step of ``batch`` images per rank, and the bytes that were sent.
-
-    Buckets leave during the backward pass (the first figure) or after it (the second), step by step in turn.
-    """
+def timed(ranks: Ranks, batch: int) -> dict[str, Any]:
+    """A step of ``batch`` images per rank: see `diva_rs.benchmarks.ranks.steps`."""
     trainer = Trainer(student(), teacher(), Recipe(draws=1, density=0.3, seed=ranks.rank))
-    together = Together(trainer, ranks)
     given = {"images": torch.rand(batch, 3, 128, 128), "latents": torch.randn(batch, 4, 16, 16)}
-    times: dict[bool, list[float]] = {True: [], False: []}
-    start = time.perf_counter()
-    for number, (_, own, samples) in enumerate(together.rounds(Feed([given] * STEPS, seed=0), epoch=0)):
-        overlap = together.reducer.overlap = number % 2 == 0
-        together.train(own, samples, enough=batch * ranks.world)
-        if number:  # the first one warms up
-            times[overlap].append(time.perf_counter() - start)
-        start = time.perf_counter()
-    together.discard()
-    return statistics.median(times[True]), statistics.median(times[False]), together.reducer.sent
-
-
-def apart(world: int, work: Callable[[Ranks], Any], threads: int = 1) -> Any:
-    """What ``work`` gives on rank 0 of ``world`` forked ranks of so many threads each."""
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-
-    def rank(number: int) -> None:
-        known = {"RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in known.items()})
-        torch.set_num_threads(threads)
-        with session() as ranks:
-            found = work(ranks)
-            if ranks.first:
-                theirs.send(found)
-
-    processes = [fork.Process(target=rank, args=(number,)) for number in range(world)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    if any(process.exitcode for process in processes):
-        sys.exit("a rank failed")
-    return ours.recv()
+    return steps(ranks, trainer, given, STEPS)
 
 
 def main() -> None:
@@ -136,11 +91,12 @@ def main() -> None:
         print(f"  {size / 1e6:8.1f} MB {1e3 * seconds:8.2f} ms {size / seconds / 1e9:6.2f} GB/s")
     print(f"\na step of {2 * BATCH} images")
     for threads in (1, 2):
-        both = apart(1, lambda ranks: steps(ranks, 2 * BATCH), threads)[:2]
-        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}            {1e3 * sum(both) / 2:8.1f} ms")
-    *both, sent = apart(2, lambda ranks: steps(ranks, BATCH))
-    for how, seconds in zip(("sent during the backward pass", "sent after it"), both, strict=True):
-        print(f"  2 ranks, 1 thread each, {how:30} {1e3 * seconds:8.1f} ms, {sent / 1e6:.1f} MB")
+        found = apart(1, lambda ranks: timed(ranks, 2 * BATCH), threads)
+        seconds = (found["during"] + found["after"]) / 2
+        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}            {1e3 * seconds:8.1f} ms")
+    found = apart(2, lambda ranks: timed(ranks, BATCH))
+    for key, how in (("during", "sent during the backward pass"), ("after", "sent after it")):
+        print(f"  2 ranks, 1 thread each, {how:30} {1e3 * found[key]:8.1f} ms, {found['sent'] / 1e6:.1f} MB")
     load = os.getloadavg()[0]
     print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end (these runs themselves are up to 2 of it)")
 

@@ -1,7 +1,9 @@
 """The modules that all contestants share, with random weights, and the batches that they get."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,6 +68,15 @@ class Models:
         self.unet, self.vae = self.unet.to(self.dtype), self.vae.to(self.dtype)
         self.text_encoder = None
         return self
+
+    def changed(self, draws: int | None = None, side: int | None = None) -> "Models":
+        """The same modules for another N, or for images of another side."""
+        other, size = copy.copy(self), self.size
+        other.size = replace(
+            size, draws=draws or size.draws, vae={**size.vae, "sample_size": side or size.side}
+        )
+        other.recipe = self.recipe.replace(draws=other.size.draws, image_size=other.size.side)
+        return other
 
     @property
     def patches(self) -> int:

@@ -4,21 +4,28 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diva_rs.benchmarks import steps
+from diva_rs.benchmarks import kernels, steps
+from diva_rs.benchmarks.cuda import channels_last, tf32
+from diva_rs.benchmarks.growth import growth
 from diva_rs.benchmarks.machine import stamp
+from diva_rs.benchmarks.memory import memory
 from diva_rs.benchmarks.models import Models, quiet
+from diva_rs.benchmarks.plot import figure, svg
+from diva_rs.benchmarks.ranks import ranks
 from diva_rs.benchmarks.sizes import find
+from diva_rs.benchmarks.table import page
 from diva_rs.checkpoint import make_folder, write_text
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.kinds import hint
 
 FORMAT = "diva-rs bench 1"
-LINES, PAGE = "bench.jsonl", "bench.md"
+LINES, PAGE, PICTURE = "bench.jsonl", "bench.md", "bench.svg"
 
 
 @dataclass(frozen=True)
@@ -28,19 +35,59 @@ class Options:
     rounds: int = 5
     compile: bool = True  # whether torch.compile is tried for plain PyTorch
     device: str = "cpu"
+    graph: bool = False  # a CUDA graph of the step; see `diva_rs.benchmarks.cuda`
+    channels_last: bool = False
+    tf32: bool = False
+
+    def named(self) -> list[str]:
+        """Of the last three those that are set."""
+        return [name for name in ("graph", "channels_last", "tf32") if getattr(self, name)]
 
 
 def _step(models: Models, options: Options) -> dict[str, Any]:
-    return steps.steps(models, options.rounds, options.compile)
+    return steps.steps(models, options.rounds, options.compile, options.graph)
 
 
 def _peak(models: Models, options: Options) -> dict[str, Any]:
-    return steps.peak(models, (64,) if models.size.name == "tiny" else (1024, 2048, 4096))
+    return steps.peak(models, (64,) if _tiny(models) else (1024, 2048, 4096))
+
+
+def _memory(models: Models, options: Options) -> dict[str, Any]:
+    return memory(models.size.name, models.precision, options.device)
+
+
+def _growth(models: Models, options: Options) -> dict[str, Any]:
+    # The official way for eight draws is long at the larger sizes, and grows as plain PyTorch does.
+    names = ("plain", "ours") if models.size.name in ("half", "published") else ("official", "plain", "ours")
+    return growth(models, options.rounds, names)
+
+
+def _recap(models: Models, options: Options) -> dict[str, Any]:
+    if _tiny(models):
+        return kernels.recap(options.rounds, options.device, kernels.TINY, batch=2)
+    return kernels.recap(options.rounds, options.device)
+
+
+def _draws(models: Models, options: Options) -> dict[str, Any]:
+    return kernels.draws(options.rounds, batch=2 if _tiny(models) else 64)
+
+
+def _ranks(models: Models, options: Options) -> dict[str, Any]:
+    return ranks(models.size.name, options.rounds, turns=1 if _tiny(models) else 3)
+
+
+def _tiny(models: Models) -> bool:
+    return models.size.name == "tiny"
 
 
 ROWS: dict[str, Callable[[Models, Options], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
+    "memory": _memory,  # of each contestant, in a process of its own
+    "growth": _growth,  # with draws, batch and resolution, and the vision tower's part
+    "recap": _recap,  # recap and assembly against plain indexing
+    "draws": _draws,  # keyed draws against torch.randn and randint
+    "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)
 }
 
 
@@ -68,17 +115,20 @@ def run(
         "size": size,
         "what": chosen.describe(),
         "precision": precision,
+        "options": options.named(),
         "rows": {},
     }
-    with quiet():
+    with quiet(), tf32(options.tf32):
         models = Models(chosen, precision, options.device)
+        if options.channels_last:
+            channels_last(models)
         for row in rows:
             record["rows"][row] = ROWS[row](models, options)
     return record
 
 
 def append(record: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
-    """Add a record to ``bench.jsonl`` in ``folder`` and write its page, ``bench.md``, anew.
+    """Add a record to ``bench.jsonl`` in ``folder``; write its page, and with matplotlib its picture, anew.
 
     Raises:
         DataError: what is there is no list of such records.
@@ -88,12 +138,14 @@ def append(record: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
     ...     append(run("tiny", "fp32", rows=[]), root).name
     'bench.md'
     """
-    from diva_rs.benchmarks.table import page
-
     place = make_folder(folder)
     records = [*read(place), record]
     write_text(place / LINES, "".join(json.dumps(r) + "\n" for r in records))
     write_text(place / PAGE, page(records))
+    if find_spec("matplotlib") is not None:
+        picture = figure(records)
+        if picture is not None:
+            write_text(place / PICTURE, svg(picture))
     return place / PAGE
 
 

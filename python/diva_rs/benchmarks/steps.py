@@ -2,12 +2,14 @@
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 
 from diva_rs.benchmarks.contestants import NAMES, BestPlain, Contestant, make
+from diva_rs.benchmarks.cuda import graphed, on_device
 from diva_rs.benchmarks.flops import count
 from diva_rs.benchmarks.machine import gemm_peak
 from diva_rs.benchmarks.models import Models
@@ -18,8 +20,13 @@ _log = logging.getLogger("diva_rs.benchmarks")
 _CHOICES = ("batched", "channels_last", "compiled")
 
 
-def steps(models: Models, rounds: int, compile: bool, names: tuple[str, ...] = NAMES) -> dict[str, Any]:
-    """Seconds of each contestant's step, taken in turns; how plain PyTorch was tuned before."""
+def steps(
+    models: Models, rounds: int, compile: bool, graph: bool = False, names: tuple[str, ...] = NAMES
+) -> dict[str, Any]:
+    """Seconds of each contestant's step, taken in turns; how plain PyTorch was tuned before.
+
+    With ``graph`` all but the official way replay one step, of the same draws, from a CUDA graph.
+    """
     images = models.images()
     contestants: dict[str, Contestant] = {}
     tried: list[dict[str, Any]] = []
@@ -28,13 +35,22 @@ def steps(models: Models, rounds: int, compile: bool, names: tuple[str, ...] = N
             contestants[name], tried = fastest_plain(models, images, compile)
         else:
             contestants[name] = make(name, models)
-    times = take_turns(
-        {name: partial(c.step, images) for name, c in contestants.items()}, rounds, models.device
-    )
+    calls: dict[str, Callable[[], Any]] = {
+        name: partial(contestant.step, images) for name, contestant in contestants.items()
+    }
+    captured = {}
+    if graph:
+        draws = on_device(models.draws(), models.device)
+        for name, contestant in contestants.items():
+            if name != "official":
+                calls[name], captured[name] = graphed(contestant, images, draws)
+    times = take_turns(calls, rounds, models.device)
     found: dict[str, Any] = {
         "contestants": {name: t.to_dict() for name, t in times.items()},
         "batch": len(images),
     }
+    if captured:
+        found["graph"] = captured
     if tried:
         found["plain_tried"] = tried
     return found

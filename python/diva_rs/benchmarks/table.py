@@ -4,12 +4,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from diva_rs.benchmarks.targets import targets
+
 Record = dict[str, Any]
 
 
 def page(records: Sequence[Record]) -> str:
     """All records, the newest first."""
-    lines = ["# Benchmark", "", *_INTRODUCTION, ""]
+    head = ["target", "aim", "measured", ""]
+    lines = ["# Benchmark", "", *_INTRODUCTION, "", "## Targets, against the newest records", ""]
+    lines += [*table(head, [target.cells() for target in targets(records)]), ""]
     for record in reversed(records):
         lines += [section(record), ""]
     return "\n".join(lines)
@@ -30,6 +34,7 @@ def section(record: Record) -> str:
     if record.get("gpu"):
         where.insert(0, record["gpu"])
     where.append(f"{record['memory_gib']} GiB, {' '.join(record['flags'])}")
+    where += [f"options: {', '.join(record['options'])}"] if record.get("options") else []
     where.append(f"torch {record['torch']}, load before it {record['load']}")
     lines = [f"## {record['size']}, {record['precision']}: {record['date']}, commit {record['commit']}", ""]
     lines += [f"{record['what']}. {'; '.join(where)}.", ""]
@@ -84,6 +89,7 @@ def _steps(found: Record, rows: Record) -> list[str]:
     rounds = len(next(iter(times.values()))["wall"])
     lines = [f"A step of {found['batch']} image{'s' * (found['batch'] != 1)}, {rounds} rounds:", ""]
     lines += table(head, body)
+    lines += [f"\nCUDA graph of {name}: {told}." for name, told in found.get("graph", {}).items()]
     tried = found.get("plain_tried", [])
     if tried:
         told = [
@@ -112,4 +118,81 @@ def _peak(found: Record, rows: Record) -> list[str]:
     ]
 
 
-_WRITERS = {"step": _steps, "peak": _peak}
+def _memory(found: Record, rows: Record) -> list[str]:
+    gib = found["gib"]
+    of = gib.get("official", next(iter(gib.values())))["peak"]
+    body = [
+        [name, f"{one['before']:.2f}", f"{one['peak']:.2f}", f"{one['peak'] / of:.2f}x"]
+        for name, one in gib.items()
+    ]
+    head = ["memory", "GiB, models loaded", "GiB, peak", "of official"]
+    return ["Resident memory, each contestant in a process of its own:", "", *table(head, body)]
+
+
+_GROWTH = {"draws": "N", "batch": "images", "side": "pixels"}
+
+
+def _growth(found: Record, rows: Record) -> list[str]:
+    lines: list[str] = []
+    for part, head in _GROWTH.items():
+        points = found[part]
+        names = list(next(iter(points.values())))
+        body = []
+        for value, times in points.items():
+            cells = [value, *(f"{1e3 * statistics.median(times[name]['wall']):.1f}" for name in names)]
+            if part == "draws":
+                tower = found["tower"][value]
+                cells += [f"{1e3 * statistics.median(tower['wall']):.1f}", str(tower["calls"][0])]
+            body.append(cells)
+        more = ["tower within ours", "its calls"] if part == "draws" else []
+        lines += ["", *table([head, *(f"{name} ms" for name in names), *more], body)]
+    return ["How a step grows:", *lines]
+
+
+def _recap(found: Record, rows: Record) -> list[str]:
+    body = []
+    for name, one in found["shapes"].items():
+        times = one["contestants"]
+        for way, seconds in times.items():
+            median = 1e3 * statistics.median(seconds["wall"])
+            cells = [f"{name}, {one['choose']} of {one['patches']}", way, f"{median:.2f}"]
+            body.append(
+                [*cells, f"{ratio(times, way, 'ours'):.2f}x", f"{ratio(times, way, 'ours', 'cpu'):.2f}x"]
+            )
+    head = ["tokens", "way", "median ms", "of ours", "in CPU time"]
+    told = f"Recap and assembly, forward and backward, batch {found['batch']}, one draw, float32:"
+    return [told, "", *table(head, body)]
+
+
+def _draws(found: Record, rows: Record) -> list[str]:
+    times = found["contestants"]
+    body = [
+        [name, f"{1e3 * statistics.median(one['wall']):.2f}", f"{ratio(times, name, 'ours'):.2f}x"]
+        for name, one in times.items()
+    ]
+    told = f"Draws for {found['batch']} images of 4x64x64 latents, N = {found['draws']}:"
+    return [told, "", *table(["draws", "median ms", "of ours"], body)]
+
+
+def _ranks(found: Record, rows: Record) -> list[str]:
+    one, two, after = (1e3 * statistics.median(found[name]) for name in ("one", "two", "two, sent after"))
+    body = [
+        ["one process, two threads", f"{one:.1f}", "1.00x"],
+        ["two ranks, sent during backward", f"{two:.1f}", f"{one / two:.2f}x"],
+        ["two ranks, sent after it", f"{after:.1f}", f"{one / after:.2f}x"],
+    ]
+    told = (
+        f"Two gloo ranks, {found['batch']} images a step, {found['sent'] / 1e6:.1f} MB sent by each, float32:"
+    )
+    return [told, "", *table(["ranks", "median ms", "speed"], body)]
+
+
+_WRITERS = {
+    "step": _steps,
+    "peak": _peak,
+    "memory": _memory,
+    "growth": _growth,
+    "recap": _recap,
+    "draws": _draws,
+    "ranks": _ranks,
+}

@@ -18,7 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="microworld, half, published (13 GiB, minutes) or tiny [default microworld]",
     )
     parser.add_argument("--precision", metavar="P", nargs="+", help="fp32, bf16 [default: the size's own]")
-    parser.add_argument("--rows", metavar="ROW", nargs="+", help="what to measure: step, peak [default: all]")
+    parser.add_argument(
+        "--rows",
+        metavar="ROW",
+        nargs="+",
+        help="what to measure: step, peak, memory, growth, recap, draws, ranks [default: all]",
+    )
     parser.add_argument("--rounds", metavar="N", default="5", help="rounds of each comparison [default 5]")
     parser.add_argument("--output", metavar="FOLDER", help="where to append bench.jsonl and write bench.md")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1 [default cpu]")
@@ -28,6 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="whether torch.compile is tried for plain PyTorch, which takes minutes",
     )
+    for name, text in _CUDA.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+
+
+_CUDA = {
+    "graph": "replay the steps of ours and of plain PyTorch from a CUDA graph",
+    "channels-last": "give the frozen networks of all contestants channels-last weights",
+    "tf32": "let float32 products on CUDA use TF32",
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,7 +54,14 @@ def run(args: argparse.Namespace) -> int:
     from diva_rs.benchmarks.table import section
     from diva_rs.cli.models import pick_device
 
-    options = Options(rounds=int(args.rounds), compile=args.compile, device=str(pick_device(args.device)))
+    options = Options(
+        rounds=int(args.rounds),
+        compile=args.compile,
+        device=str(pick_device(args.device)),
+        graph=args.graph,
+        channels_last=args.channels_last,
+        tf32=args.tf32,
+    )
     for size in map(find, args.size):
         for precision in args.precision or size.precisions:
             record = measure(size.name, precision, args.rows or tuple(ROWS), options)
