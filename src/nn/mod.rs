@@ -10,6 +10,6 @@ mod layers;
 mod weights;
 
 pub use activation::Activation;
-pub use attention::{attention, merge_heads, split_heads};
+pub use attention::{attention, merge_heads, quick_attention, split_heads};
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use weights::{Path, Store};

@@ -6,7 +6,7 @@ use super::config::Config;
 use super::layouts::{BlockNames, Projections};
 use super::load;
 use crate::error::{DivaError, Result};
-use crate::nn::{attention, Activation, LayerNorm, Linear, Path};
+use crate::nn::{quick_attention, Activation, LayerNorm, Linear, Path};
 
 /// Linear, activation, linear.
 pub struct Mlp {
@@ -104,7 +104,7 @@ impl Block {
     /// (B, L, W) -> (B, L, W) in the kind of `x`; the matrix products in `compute`.
     pub fn forward(&self, x: &Tensor, compute: Kind) -> Result<Tensor> {
         let [query, key, value] = self.qkv.forward(&self.norm1.forward(x)?.f_to_kind(compute)?)?;
-        let mixed = self.out.forward(&attention(&query, &key, &value, self.heads)?)?;
+        let mixed = self.out.forward(&quick_attention(&query, &key, &value, self.heads)?)?;
         let x = add(x, &mixed, self.scales.as_ref().map(|(scale, _)| scale))?;
         let fed = self.mlp.forward(&self.norm2.forward(&x)?.f_to_kind(compute)?)?;
         add(&x, &fed, self.scales.as_ref().map(|(_, scale)| scale))

@@ -10,7 +10,7 @@ use super::config::Config;
 use super::layouts::{PoolNames, Projections};
 use super::load;
 use crate::error::{DivaError, Result};
-use crate::nn::{attention, LayerNorm, Linear, Path};
+use crate::nn::{quick_attention, LayerNorm, Linear, Path};
 
 enum Source {
     /// Queries, keys and values in one matrix, in that order.
@@ -79,7 +79,8 @@ impl MapHead {
         let query = query.f_expand([batch, -1, -1], false)?;
         let (key, value) =
             (key_value.f_narrow(2, 0, self.width)?, key_value.f_narrow(2, self.width, self.width)?);
-        let pooled = self.out.forward(&attention(&query, &key, &value, self.heads)?)?.f_to_kind(kind)?;
+        let pooled =
+            self.out.forward(&quick_attention(&query, &key, &value, self.heads)?)?.f_to_kind(kind)?;
         let fed = self.mlp.forward(&self.norm.forward(&pooled)?.f_to_kind(compute)?)?;
         Ok(pooled.f_add(&fed)?)
     }

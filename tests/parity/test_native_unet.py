@@ -61,6 +61,18 @@ def test_losses_in_bf16_are_nearer_to_float32_than_those_of_diffusers(kind: str)
     assert 0 < error(ours, exact) < error(theirs, exact) < 1e-2
 
 
+def test_bf16_is_as_near_over_more_tokens_than_are_attended_to_at_a_time() -> None:
+    case, half = Case("heads-differ", torch.float32), Case("heads-differ", torch.bfloat16)
+    for part in (case, half):
+        torch.manual_seed(2)
+        part.noisy = torch.randn(1, 4, 45, 47).to(part.noisy.dtype)
+        part.weight = torch.randn(1, 4, 45, 47).to(part.weight.dtype)
+        part.timesteps, part.condition = part.timesteps[1:], part.condition[1:]
+    results = (case.both(case.theirs), half.both(half.ours), half.both(half.theirs))
+    for reference, mine, other in zip(*results, strict=True):
+        assert error(mine, reference) <= 1.5 * error(other, reference)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_checkpointing_leaves_prediction_and_gradient_as_they_are(name: str) -> None:
     plain, again = Case(name), Case(name, checkpoint=True)

@@ -7,7 +7,7 @@ use super::config::Config;
 use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed, pointwise};
 use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
-use crate::nn::{attention, GroupNorm, LayerNorm, Linear, Path};
+use crate::nn::{quick_attention, GroupNorm, LayerNorm, Linear, Path};
 
 /// diffusers transformer_2d.py `Transformer2DModel` over images: norm, projection in, layers, projection out, residual.
 pub struct Transformer2D {
@@ -159,7 +159,7 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor, (key, value): (Tensor, Tensor)) -> Result<Tensor> {
-        self.to_out.forward(&attention(&self.to_q.forward(x)?, &key, &value, self.heads)?)
+        self.to_out.forward(&quick_attention(&self.to_q.forward(x)?, &key, &value, self.heads)?)
     }
 }
 
