@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diva_rs import _native
 from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
+from diva_rs.diffusion.frozen import plain
 from diva_rs.draws import Draws
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.inputs import Inputs, RawBatch, Reader
@@ -129,8 +130,7 @@ class Pieces:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The modes of the native step, whatever the caller's: gradients on, autocast off."""
-        device = "cpu" if self.device.type == "meta" else self.device.type  # autocast knows no meta
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+        with torch.inference_mode(False), torch.enable_grad(), plain(self.device):
             yield
 
     def check_home(self) -> None:

@@ -131,7 +131,8 @@ def plain(device: torch.device) -> AbstractContextManager[None]:
     ...     nn.Linear(2, 2)(torch.ones(1, 2)).dtype
     torch.float32
     """
-    return torch.autocast(device.type if device.type != "meta" else "cpu", enabled=False)
+    known = torch.amp.is_autocast_available(device.type)  # not on every device, "meta" for one
+    return torch.autocast(device.type if known else "cpu", enabled=False)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
