@@ -180,6 +180,21 @@ def test_nothing_is_saved_before_the_first_cross_attention() -> None:
     assert sum(shape.numel() for shape in shapes) <= sum(shape.numel() for shape in frozen)
 
 
+def test_images_stay_in_the_layout_of_the_weights() -> None:
+    """With channels last behind a transformer, every convolution would rearrange its weights at each pass."""
+    case = Case("sd2", torch.float32)
+    layouts: list[bool] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.shape[2:] in ((8, 8), (4, 4)):
+            layouts.append(tensor.is_contiguous())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        case.ours(case.condition.requires_grad_())
+    assert layouts and all(layouts)
+
+
 def test_inputs_of_other_dtypes_are_cast_inside_the_graph() -> None:
     case = Case("sd1", torch.bfloat16)
     condition = case.condition.double().requires_grad_()

@@ -55,8 +55,10 @@ impl Transformer2D {
         for layer in &self.layers {
             hidden = layer.forward(&hidden, given)?;
         }
+        // The sum takes the layout of `x`, which comes first: in that of `out`, channels last, every convolution to come
+        // would rearrange its weights.
         let out = self.proj_out.forward(&narrow(&hidden)?)?.f_transpose(1, 2)?; // (B, C, h w)
-        Ok(out.f_reshape([batch, channels, height, width])?.f_add(x)?)
+        Ok(x.f_add(&out.f_reshape([batch, channels, height, width])?)?)
     }
 }
 

@@ -132,8 +132,9 @@ impl PixelAttention {
         let pixels = self.group_norm.forward(&x.f_flatten(2, 3)?)?.f_transpose(1, 2)?; // (B, h w, C)
         let (query, key) = (self.to_q.forward(&pixels)?, self.to_k.forward(&pixels)?);
         let mixed = attention(&query, &key, &self.to_v.forward(&pixels)?, self.heads)?;
+        // `x` comes first in the sum, which takes its layout: see `Transformer2D::forward`.
         let out = self.to_out.forward(&mixed)?.f_transpose(1, 2)?; // (B, C, h w)
-        Ok(out.f_reshape([batch, channels, height, width])?.f_add(x)?)
+        Ok(x.f_add(&out.f_reshape([batch, channels, height, width])?)?)
     }
 }
 
