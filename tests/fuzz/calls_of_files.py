@@ -65,6 +65,7 @@ def _readers(scratch: Path) -> dict[str, Call]:
         tar.add(photos / "a.png", "a.png")
     common = {"size": 16, "seed": 0, "on_bad_image": "raise"}
     loader = common | {"batch": 1, "workers": 0, "scale": (0.9, 1.0), "shuffle": True}
+    loader["views"] = data.Views(crops=1)
     dataset = common | {"transform": None, "max_pixels": 1000}
     folder = data.ImageFolder(photos, size=16)
     unit = data.unit_tensor(Image.new("RGB", (4, 4)))
@@ -78,6 +79,7 @@ def _readers(scratch: Path) -> dict[str, Call]:
         "ImageFolder.item": (folder.__getitem__, {"index": 0}),
         "ImageFolder.set_epoch": (_all(folder.set_epoch, folder), {"epoch": 1}),
         "ImageLoader": (_all(data.ImageLoader), loads),
+        "Views": (data.Views, {"crops": 2, "flip": True}),
         "KeyedSampler": (_all(data.KeyedSampler), sampler),
         "BadImage": (lambda **given: str(data.BadImage(**given).error()), {"name": "a", "reason": "b"}),
         "train_transform": (_transform(data.train_transform), {"size": 16, "scale": (0.9, 1.0)}),

@@ -177,6 +177,9 @@ def test_what_is_no_record_is_named(tmp_path):
     (tmp_path / "bench.jsonl").write_text('{"format": "other"}\n')
     with pytest.raises(DataError, match="line 1: its format is 'other'"):
         read(tmp_path)
+    (tmp_path / "bench.jsonl").write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"bench\.jsonl cannot be read"):
+        read(tmp_path)
     (tmp_path / "bench.jsonl").write_text("no json\n")
     with pytest.raises(DataError, match="line 1: it is no record"):
         read(tmp_path)

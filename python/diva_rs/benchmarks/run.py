@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diva_rs._files import read_text
 from diva_rs.benchmarks import kernels, steps
 from diva_rs.benchmarks.cuda import channels_last, tf32
 from diva_rs.benchmarks.growth import growth
@@ -158,8 +159,12 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = Path(folder) / LINES
     if not path.exists():
         return []
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path} cannot be read: {err}") from err
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             known = record["format"] == FORMAT

@@ -21,6 +21,8 @@ _OPTIONS = (
     "prefetch",
     "on_bad_image",
     "overwrite",
+    "crops",
+    "flip",
     "dtype",
 )
 _FIELDS = ("vae_pixels", "clip_mean", "clip_std", "resize", "antialias", "image_size")
@@ -38,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     check_data(values["data"])
     normalisation = _normalisation(recipe)
     teacher = load_teacher(values["teacher"], pick_device(values["device"]))
-    loader = load_images(values, recipe, teacher, fixed=True, shuffle=False)
+    from diva_rs.data import LatentCache, Views
 
-    from diva_rs.data import LatentCache
+    views = Views(values["crops"], values["flip"])
+    loader = load_images(values, recipe, teacher, views=views, shuffle=False)
 
     cache = LatentCache.build(
         loader,

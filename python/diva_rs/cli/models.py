@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from diva_rs.data import ImageLoader
+    from diva_rs.data import ImageLoader, Views
     from diva_rs.diffusion import Teacher
     from diva_rs.recipe import Recipe
 
@@ -88,11 +88,11 @@ def check_data(data: str) -> None:
 
 
 def load_images(
-    values: dict[str, Any], recipe: "Recipe", teacher: "Teacher", fixed: bool, shuffle: bool
+    values: dict[str, Any], recipe: "Recipe", teacher: "Teacher", views: "Views | None", shuffle: bool
 ) -> "ImageLoader":
     """Batches of the images that ``values["data"]`` names, at the size that the VAE takes.
 
-    ``fixed`` asks for one centre crop of each, in place of the paper's augmentation.
+    ``views`` asks for fixed views of each, in place of the paper's augmentation.
     """
     from diva_rs.data import folder_loader, shard_loader
 
@@ -103,10 +103,10 @@ def load_images(
         size=_side(recipe, teacher),
         workers=values["workers"],
         seed=recipe.seed,
-        scale=None if fixed else (0.9, 1.0),
         on_bad_image=values["on_bad_image"],
         shuffle=shuffle,
         prefetch=values["prefetch"],
+        views=views,
     )
 
 

@@ -56,7 +56,9 @@ OPTIONS: dict[str, Option] = {
         _TEXT, None, "folder of the run: log, recipe, checkpoints and weights; one that is there goes on"
     ),
     "out": Option(_TEXT, None, "folder for the latents"),
-    "latents": Option(_TEXT, None, "latent cache made by diva-rs cache; images are then centre crops"),
+    "latents": Option(
+        _TEXT, None, "latent cache made by diva-rs cache; images are then seen in the views that it holds"
+    ),
     "device": Option(_TEXT, None, "cpu, cuda, cuda:1, ...; none: CUDA where there is one"),
     "loader_batch": Option(optional(integer(1)), None, "images per batch of the loader; none: up to 16"),
     "workers": Option(integer(0), 2, "processes that read images"),
@@ -68,6 +70,12 @@ OPTIONS: dict[str, Option] = {
         "auto",
         "whether a run goes on only under its own settings, or under others too",
     ),
+    "crops": Option(
+        integer(0, 1000),
+        0,
+        "random crops of each image, drawn once, that are cached; 0: the centre crop alone",
+    ),
+    "flip": Option(flag(), False, "whether to cache the mirror image of each crop too"),
     "dtype": Option(choice("float32", "float16"), "float32", "how latents are stored"),
     "eval_every": Option(optional(integer(1)), None, "measure every so many steps; none: at begin and end"),
     "mmvp": Option(_TEXT, None, "measure MMVP-VLM: the folder with Questions.csv"),

@@ -59,11 +59,15 @@ def run(args: argparse.Namespace) -> int:
     folder = _prepare_folder(Path(values["output_dir"]), values["overwrite"])
     device = pick_device(values["device"])
     teacher = load_teacher(values["teacher"], device)
-    loader: Any = load_images(values, recipe, teacher, fixed=values["latents"] is not None, shuffle=True)
+    from diva_rs.data import LatentCache, Views
+
+    cached = values["latents"] is not None
+    views = LatentCache.open(values["latents"]).views or Views() if cached else None
+    loader: Any = load_images(values, recipe, teacher, views=views, shuffle=True)
     clip = load_clip(values["clip"], device, recipe.precision)
-    images = partial(load_images, values, recipe, teacher, fixed=True, shuffle=False)
+    images = partial(load_images, values, recipe, teacher, views=Views(), shuffle=False)
     watched = watching(values, clip, images, recipe)
-    if values["latents"] is not None:
+    if cached:
         loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
     first = _first()
     if first:

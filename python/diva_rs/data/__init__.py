@@ -9,6 +9,7 @@ from diva_rs.data.latent_cache import LatentCache
 from diva_rs.data.loader import ImageLoader, KeyedSampler, collate
 from diva_rs.data.pixels import clip_input, to_unit, vae_input
 from diva_rs.data.shards import ImageShards, shard_loader
+from diva_rs.data.views import Views
 
 __all__ = [
     "BadImage",
@@ -19,6 +20,7 @@ __all__ = [
     "KeyedSampler",
     "LatentCache",
     "PixelGuard",
+    "Views",
     "center_transform",
     "check_finite",
     "check_images",

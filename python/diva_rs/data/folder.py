@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from diva_rs.data.augment import Transform, center_transform, train_transform, view
+from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, KeyedSampler, checked_policy, name_key
+from diva_rs.data.views import Viewing, Views, transform_of
 from diva_rs.errors import DataError
 
 
-class ImageFolder(Dataset[Any]):
+class ImageFolder(Viewing, Dataset[Any]):
     """Every image file under ``root`` (links followed, hidden files left out), sorted by relative path.
 
     Item i is ``dict(images=(3, H, W) float, ids=int)``; the id is a hash of the relative path, so it is the
@@ -72,7 +73,7 @@ class ImageFolder(Dataset[Any]):
             if self.on_bad_image == "raise":
                 raise bad.error() from err
             return bad
-        return {"images": view(self.transform, image, (self.seed, key, self.epoch), str(path)), "ids": key}
+        return {"images": self.look(image, key, str(path)), "ids": key}
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}, {len(self)} images)"
@@ -88,12 +89,15 @@ def folder_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     prefetch: int | None = None,
+    views: Views | None = None,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
 
     The paper's augmentation with ``scale``, or one fixed centre crop with ``scale=None`` (for a latent
     cache). Order and crops are functions of (seed, epoch, relative path): the same for any number of workers.
     ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
+    ``views``: a few fixed views of each image in place of a new crop in every epoch, for a latent cache with
+    augmentation (see `Views`).
     ``prefetch``: batches that each worker reads ahead (None: two), each of them in memory; more even out slow
     storage. ``waiting`` in a run's log says which share of the time it waits for its data.
 
@@ -107,11 +111,12 @@ def folder_loader(
     ...     [len(batch["ids"]) for batch in folder_loader(root, batch=2, size=8, workers=0)]
     [2, 1]
     """
-    transform = center_transform(size) if scale is None else train_transform(size, scale)
+    transform = transform_of(size, scale, views)
     checked_policy(on_bad_image)
     # The dataset hands bad images over as items, so that an error is raised here, not inside a worker's
     # traceback.
     dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip")
+    dataset.views = views
     return ImageLoader(
         dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle), prefetch
     )

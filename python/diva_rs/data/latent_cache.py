@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from diva_rs.data.checks import check_finite, check_images
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 from diva_rs.data.latent_identity import compare, identity, input_size, normalisation, view_of
 from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
+from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import vae_input
+from diva_rs.data.views import Views
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
 
 class LatentCache:
     """Latents on disk, found again by the content of the image they were made from.
 
-    Valid for a fixed view of each image only: centre crop, no random augmentation (``folder_loader(...,
-    scale=None)``). An image that was not cached with exactly these pixels is an error, never a wrong latent.
-    The cache also knows the VAE (its configuration and a fingerprint of its encoder's weights) and how pixels
-    were scaled for it.
+    Valid for fixed views of each image only: the centre crop (``folder_loader(..., scale=None)``), or the few
+    crops and mirror images that ``folder_loader(..., views=Views(crops=4, flip=True))`` shows in turn, all of
+    which are cached; never a new crop in every epoch. An image that was not cached with exactly these pixels
+    is an error, never a wrong latent. The cache also knows the VAE (its configuration and a fingerprint of
+    its encoder's weights) and how pixels were scaled for it.
 
     >>> import tempfile
     >>> class Halves:  # any object with `encode`, `describe`, and `image_size` or images of the right size
@@ -55,7 +59,7 @@ class LatentCache:
         dtype: str = "float32",
         overwrite: bool = False,
     ) -> "LatentCache":
-        """Encode every image of one pass over ``loader`` and open the result.
+        """Encode every image of one pass over ``loader``, in all its views, and open the result.
 
         ``teacher.encode`` gets images in [-1, 1] of ``teacher.image_size`` made by the pixel fields of
         ``recipe`` (None: the defaults); ``mean`` and ``std`` are CLIP's own, read where those need them.
@@ -74,11 +78,15 @@ class LatentCache:
         work = _Encoder(teacher, recipe, mean, std)
         writer = StoreWriter(path, dtype)
         try:
-            for number, item in enumerate(tqdm(loader, desc="encode latents", unit="batch", disable=None)):
+            batches = loader.every_view() if isinstance(loader, ImageLoader) else loader
+            for number, item in enumerate(tqdm(batches, desc="encode latents", unit="batch", disable=None)):
                 work.add(read_batch(item, number), number, writer)
             if writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
-            writer.finish({"teacher": identity(teacher), "view": work.view()})
+            facts = {"teacher": identity(teacher), "view": work.view()}
+            if isinstance(loader, ImageLoader) and loader.views is not None:
+                facts["views"] = asdict(loader.views)
+            writer.finish(facts)
         except BaseException:
             writer.abort()
             raise
@@ -135,6 +143,15 @@ class LatentCache:
         """Shape (C, h, w) of each latent."""
         return tuple(self._store.manifest["shape"][1:])
 
+    @property
+    def views(self) -> Views | None:
+        """The fixed views of each image that were cached; None: one, or those of a loader of your own.
+
+        Give them to the loader that is wrapped: ``folder_loader(..., views=cache.views)``.
+        """
+        saved = self._store.manifest.get("views")
+        return None if saved is None else Views(**saved)
+
     def describe(self) -> str:
         """One line: how many latents of which shape, made by what."""
         made_by = "; ".join(self._store.manifest["teacher"]["describe"].splitlines())
@@ -154,8 +171,9 @@ class LatentCache:
         if not bool((self._store.index["id"] == key).any()):
             return DataError(f"{where} (id {key}): this image is not in the latent cache; {advice}")
         return DataError(
-            f"{where} (id {key}): its pixels are not those that were cached. A latent cache holds one fixed "
-            "view of each image: centre crop (scale=None), no random augmentation; or build the cache again"
+            f"{where} (id {key}): its pixels are not those that were cached. A latent cache holds fixed "
+            "views of each image: load with views=cache.views, or the centre crop (scale=None) of a cache "
+            "without views; or build the cache again"
         )
 
 

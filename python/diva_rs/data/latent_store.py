@@ -16,7 +16,8 @@ from typing import IO, Any
 import numpy as np
 
 from diva_rs._files import open_regular, read_text
-from diva_rs.errors import DataError
+from diva_rs.data.views import Views
+from diva_rs.errors import ConfigError, DataError
 
 Array = np.ndarray[Any, Any]
 
@@ -215,9 +216,21 @@ def _fault(manifest: dict[str, Any]) -> str | None:
         "dtype": manifest.get("dtype") in ("float32", "float16"),
         "index": isinstance(manifest.get("index"), str),
         "teacher": isinstance(teacher, dict) and isinstance(teacher.get("describe"), str),
+        "views": _views_fit(manifest.get("views")),
         "view": isinstance(view, dict) and {"source", "resampled", "image_size"} <= view.keys(),
     }
     return next((name for name, fits in valid.items() if not fits), None)
+
+
+def _views_fit(views: Any) -> bool:
+    """Whether the entry is one of `diva_rs.data.Views`; a cache of one view has none."""
+    if views is None:
+        return True
+    try:
+        Views(**views)
+    except (TypeError, ConfigError):
+        return False
+    return True
 
 
 def _check(data: bytes) -> int:

@@ -133,6 +133,24 @@ class ImageLoader:
             if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
+    @property
+    def views(self) -> Any:
+        """The fixed `Views` of the images; None where every epoch shows a new crop, or all the same."""
+        return getattr(self.dataset, "views", None)
+
+    def every_view(self) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch for each view of the images: what a latent cache is built from."""
+        if self.views is None:
+            yield from self
+            return
+        dataset: Any = self.dataset
+        try:
+            for number in range(len(self.views)):
+                dataset.shown = number
+                yield from self
+        finally:
+            dataset.shown = None
+
     def start_at(self, position: int) -> None:
         """Make the next iteration go on after ``position`` batches of the epoch."""
         self._start = position

@@ -12,9 +12,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from diva_rs._files import open_regular
 from diva_rs._optional import require
-from diva_rs.data.augment import Transform, center_transform, train_transform, view
+from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, scramble
+from diva_rs.data.views import Viewing, Views, transform_of
 from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError
 
@@ -24,7 +25,7 @@ _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE
 _BUFFER = 1000  # undecoded samples that a worker shuffles among, about 100 MB of JPEG files
 
 
-class ImageShards(IterableDataset[Any]):
+class ImageShards(Viewing, IterableDataset[Any]):
     """The images of tar shards, read with the ``webdataset`` library.
 
     ``pattern`` is a path with braces or wildcards (``"cc3m/{00000..00331}.tar"``) or a list of them, local
@@ -112,7 +113,7 @@ class ImageShards(IterableDataset[Any]):
         except DataError as err:
             return BadImage(name, str(err).removeprefix(f"{name}: "))
         number = name_key(key)
-        return {"images": view(self.transform, image, (self.seed, number, self.epoch), name), "ids": number}
+        return {"images": self.look(image, number, name), "ids": number}
 
 
 def shard_loader(
@@ -125,6 +126,7 @@ def shard_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     prefetch: int | None = None,
+    views: Views | None = None,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
 
@@ -141,9 +143,10 @@ def shard_loader(
     ...     [len(batch["ids"]) for batch in shard_loader(root + "/{00..00}.tar", batch=2, size=8, workers=0)]
     [2, 1]
     """
-    transform = center_transform(size) if scale is None else train_transform(size, scale)
+    transform = transform_of(size, scale, views)
     checked_policy(on_bad_image)
     dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
+    dataset.views = views
     return ImageLoader(dataset, batch, workers, on_bad_image, prefetch=prefetch)
 
 

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import torch
+from PIL import Image
 
 import diva_rs
 from builders.cli import message
@@ -37,6 +39,38 @@ def test_cache_and_training_with_it(trained, teacher, photos, command, capsys, t
     seen = {tuple(batch["latents"].shape[1:]) for batch in call.loader}
     assert seen == {(4, 8, 8)}
     assert "vae_pixels" in message(capsys, [*command, "--latents", out, "--vae-pixels", "official"])
+
+
+def test_training_sees_the_views_of_the_cache(trained, teacher, command, capsys, tmp_path):
+    out, photos = str(tmp_path / "latents"), str(tmp_path / "photos")
+    os.mkdir(photos)
+    for number in range(6):  # no two crops of noise are alike
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"{photos}/{number}.png")
+    command = [photos if word == command[command.index("--data") + 1] else word for word in command]
+    argv = [
+        "cache",
+        "--data",
+        photos,
+        "--teacher",
+        teacher,
+        "--out",
+        out,
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    assert main([*argv, "--crops", "2", "--flip"]) == 0
+    assert "24 latents (4, 8, 8)" in capsys.readouterr().out
+    assert main([*command, "--latents", out, "--seed", "5"]) == 0
+    [call] = trained
+    seen = set()
+    for epoch in range(4):
+        call.loader.set_epoch(epoch)
+        seen |= {latent.numpy().tobytes() for batch in call.loader for latent in batch["latents"]}
+    assert len(seen) == 24
+    assert "--crops 9999: " in message(capsys, [*argv[:6], out + "2", "--crops", "9999"])
 
 
 def test_cache_with_official_pixels_needs_a_mean(teacher, photos, capsys, tmp_path):
