@@ -42,7 +42,7 @@ impl DiTTransformer2D {
     pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let half = weights.iter().any(|(_, weight)| weight.kind() == Kind::BFloat16);
+        let half = weights.iter().any(|(_, weight)| weight.f_kind().ok() == Some(Kind::BFloat16));
         let apart = |key: &str, kind| key == POSITIONS || half && kind == Kind::Float;
         let store = frozen(OP, weights, apart)?;
         let root = store.root();
