@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use crate::error::{DivaError, Result};
 
+pub mod attention;
 pub mod dit;
 pub mod embeddings;
 pub mod frozen;

@@ -4,10 +4,11 @@
 use tch::Tensor;
 
 use super::config::{Config, Label};
+use crate::denoiser::attention::Attention;
 use crate::denoiser::embeddings::TimestepEmbedding;
-use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed};
+use crate::denoiser::layers::{layer_norm, linear, narrowed};
 use crate::error::Result;
-use crate::nn::{attention, Activation, LayerNorm, Linear, Path};
+use crate::nn::{Activation, LayerNorm, Linear, Path};
 
 /// diffusers attention.py `BasicTransformerBlock` with `norm_type="ada_norm_zero"`.
 pub struct Block {
@@ -35,7 +36,7 @@ impl Block {
             embedding: Embedding::load(&(&norm1 / "emb"), config)?,
             modulation: linear(&(&norm1 / "linear"), width, 6 * width)?,
             norm1: LayerNorm::plain(width, first),
-            attn1: Attention::load(&(path / "attn1"), config)?,
+            attn1: Attention::load(&(path / "attn1"), width, width, config.heads, config.attention_bias)?,
             norm3,
             feed_in: linear(&(&ff / 0 / "proj"), width, hidden)?,
             activation: config.activation,
@@ -55,7 +56,7 @@ impl Block {
         let part = |i: i64| parts.f_narrow(2, i * width, width);
         let (shift, scale, gate) = (part(0)?, part(1)?, part(2)?);
         let normed = narrowed(&modulated(&self.norm1, x, &scale, &shift)?, &self.attn1.to_q.weight)?;
-        let mixed = self.attn1.forward(&normed)?;
+        let mixed = self.attn1.to_itself(&normed)?;
         let x = gate.f_mul(&mixed)?.f_add(x)?;
         let (shift, scale, gate) = (part(3)?, part(4)?, part(5)?);
         let normed = narrowed(&modulated(&self.norm3, &x, &scale, &shift)?, &self.feed_in.weight)?;
@@ -94,33 +95,5 @@ impl Embedding {
             None => time.f_add(label)?,
             Some(no_class) => time.f_add(&label.f_add(no_class)?)?,
         })
-    }
-}
-
-/// diffusers attention_processor.py `Attention` of a sequence with itself.
-struct Attention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    heads: i64,
-}
-
-impl Attention {
-    fn load(path: &Path, config: &Config) -> Result<Self> {
-        let width = config.width;
-        let projection = if config.attention_bias { linear } else { linear_without_bias };
-        Ok(Attention {
-            to_q: projection(&(path / "to_q"), width, width)?,
-            to_k: projection(&(path / "to_k"), width, width)?,
-            to_v: projection(&(path / "to_v"), width, width)?,
-            to_out: linear(&(path / "to_out" / 0), width, width)?,
-            heads: config.heads,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (query, key, value) = (self.to_q.forward(x)?, self.to_k.forward(x)?, self.to_v.forward(x)?);
-        self.to_out.forward(&attention(&query, &key, &value, self.heads)?)
     }
 }

@@ -4,10 +4,11 @@ use tch::Tensor;
 
 use super::blocks::Given;
 use super::config::Config;
-use crate::denoiser::layers::{layer_norm, linear, linear_without_bias, narrowed, pointwise};
+use crate::denoiser::attention::Attention;
+use crate::denoiser::layers::{layer_norm, linear, narrowed, pointwise};
 use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
-use crate::nn::{quick_attention, GroupNorm, LayerNorm, Linear, Path};
+use crate::nn::{GroupNorm, LayerNorm, Linear, Path};
 
 /// diffusers transformer_2d.py `Transformer2DModel` over images: norm, projection in, layers, projection out, residual.
 pub struct Transformer2D {
@@ -74,13 +75,14 @@ struct TransformerLayer {
 
 impl TransformerLayer {
     fn load(path: &Path, config: &Config, width: i64, heads: i64) -> Result<Self> {
+        let context = config.cross_attention_dim;
         let norm = |name: &str| layer_norm(&(path / name), width, config.attention_norm_eps.1);
         Ok(TransformerLayer {
             norm1: norm("norm1")?,
-            attn1: Attention::load(&(path / "attn1"), width, width, heads)?,
+            attn1: Attention::load(&(path / "attn1"), width, width, heads, false)?,
             norm2: norm("norm2")?,
             attn2: CrossAttention {
-                attention: Attention::load(&(path / "attn2"), width, config.cross_attention_dim, heads)?,
+                attention: Attention::load(&(path / "attn2"), width, context, heads, false)?,
                 index: 0,
             },
             norm3: norm("norm3")?,
@@ -91,7 +93,7 @@ impl TransformerLayer {
     fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
         let narrow = |x: &Tensor| narrowed(x, &self.attn1.to_q.weight);
         let normed = narrow(&self.norm1.forward(x)?)?;
-        let x = self.attn1.forward(&normed, self.attn1.keys_values(&normed)?)?.f_add(x)?;
+        let x = self.attn1.to_itself(&normed)?.f_add(x)?;
         let x = self.attn2.forward(&narrow(&self.norm2.forward(&x)?)?, given)?.f_add(&x)?;
         Ok(self.ff.forward(&narrow(&self.norm3.forward(&x)?)?)?.f_add(&x)?)
     }
@@ -134,35 +136,6 @@ fn tiled(part: &Tensor, like: &Tensor) -> Result<Tensor> {
         return Err(DivaError::shape("UNet2DCondition", "text", part, expected));
     }
     Ok(part.f_repeat([batch / samples, 1, 1])?)
-}
-
-/// diffusers attention_processor.py `Attention`, without biases on its inputs.
-struct Attention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
-    to_out: Linear,
-    heads: i64,
-}
-
-impl Attention {
-    fn load(path: &Path, width: i64, context: i64, heads: i64) -> Result<Self> {
-        Ok(Attention {
-            to_q: linear_without_bias(&(path / "to_q"), width, width)?,
-            to_k: linear_without_bias(&(path / "to_k"), context, width)?,
-            to_v: linear_without_bias(&(path / "to_v"), context, width)?,
-            to_out: linear(&(path / "to_out" / 0), width, width)?,
-            heads,
-        })
-    }
-
-    fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
-        Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
-    }
-
-    fn forward(&self, x: &Tensor, (key, value): (Tensor, Tensor)) -> Result<Tensor> {
-        self.to_out.forward(&quick_attention(&self.to_q.forward(x)?, &key, &value, self.heads)?)
-    }
 }
 
 /// diffusers attention.py `FeedForward` with GEGLU (arXiv 2002.05202): exact GELU, four times the width.
