@@ -163,9 +163,12 @@ class BestPlain(Plain):
 
     def own(self, module: Any, channels_last: bool) -> Any:
         """The module, or a copy where dtype or layout must differ: it belongs to all contestants."""
-        if module.dtype != self.dtype or channels_last:
-            module = copy.deepcopy(module).to(dtype=self.dtype, memory_format=self.layout)
-        return module
+        if module.dtype == self.dtype and not channels_last:
+            return module
+        # Cast first and copied around the casts: a whole float32 copy of a large UNet is never there.
+        weights = {id(p): p.detach().to(self.dtype) for p in module.parameters()}
+        memo: dict[int, Any] = {key: nn.Parameter(p, requires_grad=False) for key, p in weights.items()}
+        return copy.deepcopy(module, memo).to(dtype=self.dtype, memory_format=self.layout)
 
     def step(self, images: Tensor, draws: diva_rs.Draws | None = None) -> Tensor:
         self.clear()
@@ -208,16 +211,21 @@ class BestPlain(Plain):
 
 
 class Ours(Contestant):
-    """`Trainer.accumulate`; with ``cached``, latents come from a cache instead of the VAE."""
+    """`Trainer.accumulate`; with ``cached``, latents come from a cache instead of the VAE.
+
+    Both ways may share a trainer, and with it the denoiser's weights.
+    """
 
     name = "ours"
 
-    def __init__(self, models: Models, cached: bool = False) -> None:
+    def __init__(self, models: Models, cached: bool = False, trainer: diva_rs.Trainer | None = None) -> None:
         super().__init__(models)
-        teacher = diva_rs.Teacher(
-            models.unet, vae=models.vae, scheduler=models.scheduler, text_condition=models.text.clone()
-        )
-        self.trainer = diva_rs.Trainer(models.clip, teacher, models.recipe)
+        if trainer is None:
+            teacher = diva_rs.Teacher(
+                models.unet, vae=models.vae, scheduler=models.scheduler, text_condition=models.text.clone()
+            )
+            trainer = diva_rs.Trainer(models.clip, teacher, models.recipe)
+        self.trainer = trainer
         self.projector = self.trainer.projector
         self.cached = cached
         self.latents: Tensor | None = None

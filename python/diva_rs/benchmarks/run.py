@@ -93,9 +93,13 @@ ROWS: dict[str, Callable[[Models, Options], dict[str, Any]]] = {
 
 
 def run(
-    size: str, precision: str, rows: Sequence[str] = tuple(ROWS), options: Options | None = None
+    size: str,
+    precision: str,
+    rows: Sequence[str] = tuple(ROWS),
+    options: Options | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the rows of one size in one precision, "fp32" or "bf16".
+    """Measure the rows of one size in one precision, "fp32" or "bf16"; ``tell`` hears what comes next.
 
     Raises:
         ConfigError: an unknown size, precision or row.
@@ -124,6 +128,7 @@ def run(
         if options.channels_last:
             channels_last(models)
         for row in rows:
+            tell(f"{size}, {precision}: {row}")
             record["rows"][row] = ROWS[row](models, options)
     return record
 

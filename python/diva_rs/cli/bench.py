@@ -1,6 +1,7 @@
 """``diva-rs bench``: the step against the official way and the best plain PyTorch, on this machine."""
 
 import argparse
+import sys
 
 from diva_rs.errors import ConfigError
 
@@ -44,6 +45,10 @@ _CUDA = {
 }
 
 
+def _tell(text: str) -> None:
+    print(f"diva-rs bench: {text} ...", file=sys.stderr, flush=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     if not args.rounds.isdecimal() or int(args.rounds) < 1:
@@ -64,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for size in map(find, args.size):
         for precision in args.precision or size.precisions:
-            record = measure(size.name, precision, args.rows or tuple(ROWS), options)
+            record = measure(size.name, precision, args.rows or tuple(ROWS), options, _tell)
             print(section(record), flush=True)
             if args.output is not None:
                 print(f"\n{append(record, args.output)}")
