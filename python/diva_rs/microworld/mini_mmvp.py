@@ -49,8 +49,8 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     """
     if len(world) < len(PATTERNS) * per_pattern:
         raise ConfigError(
-            f"per_pattern={shown(per_pattern)}: nine patterns need {shown(9 * per_pattern)} scenes, the world "
-            f"has {len(world)}"
+            f"per_pattern={shown(per_pattern)}: nine patterns need {shown(9 * per_pattern)} scenes, the "
+            f"world has {len(world)}"
         )
     made = []
     for block, (pattern, attribute) in enumerate(PATTERNS.items()):
