@@ -70,7 +70,7 @@ def checked(name: str, value: Any, kind: Kind) -> Any:
     """
     try:
         return kind.convert(value)
-    except (ValueError, OverflowError) as err:
+    except (DivaError, ValueError, OverflowError) as err:
         error = type(err) if isinstance(err, DivaError) else ConfigError
         raise error(f"{name}={described(value)}: {err}") from err
 
@@ -103,6 +103,8 @@ def refused_by(model: str, what: str) -> Iterator[None]:
     except (DivaError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as err:
+        if "allocate memory" in str(err):
+            raise
         line = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise DataError(f"{model} does not take {what}: {line[:200]}") from err
 
@@ -122,7 +124,7 @@ def as_path(path: Any, name: str = "path") -> Path:
     except TypeError as err:
         raise ConfigError(f"{name}={described(path)}: a string or a pathlib.Path is needed") from err
     try:
-        possible = b"\0" not in os.fsencode(found)
+        possible = b"\0" not in os.fsencode(found) and all(len(os.fsencode(n)) < 256 for n in found.parts)
     except ValueError:  # half of a character
         possible = False
     if not possible:

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from diva_rs._arguments import as_path
 from diva_rs.errors import DeviceError, ShapeError
-from diva_rs.recipes.kinds import Kind
+from diva_rs.recipes.kinds import Kind, integer, number, several
 
 _MOST = 1 << 36  # numbers in a tensor: beyond, no memory holds a result
 _MOST_ITEMS = 1 << 26
+
+EPOCH = integer(0, (1 << 63) - 1)
+SEED = integer(-(1 << 63), (1 << 64) - 1)  # what torch.manual_seed takes
 _PLAIN = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+CHANNELS = several(number(), 3)  # a value for each of red, green and blue
 
 
 def instance(kind: type | tuple[type, ...], words: str) -> Kind:
@@ -128,11 +134,39 @@ def path() -> Kind:
     return Kind("a path", convert, str)
 
 
+def dense() -> Kind:
+    """A tensor of any rank and dtype whose numbers lie in memory, or would if it were not on "meta".
+
+    One that was made under ``torch.inference_mode`` is copied, so that autograd can take it.
+
+    Raises (when it converts):
+        ShapeError: it is none.
+
+    >>> dense().convert(torch.eye(2).to_sparse())
+    Traceback (most recent call last):
+    diva_rs.errors.ShapeError: an ordinary tensor is needed
+    """
+
+    def convert(value: Any) -> Tensor:
+        if (
+            not isinstance(value, Tensor)
+            or torch.nn.parameter.is_lazy(value)
+            or value.is_nested
+            or value.layout != torch.strided
+            or value.is_quantized
+            or value.numel() > _MOST
+        ):
+            raise ShapeError("an ordinary tensor is needed")
+        return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
+
+    return Kind("a tensor", convert, str)
+
+
 def tensor(shape: str, whole: bool = False) -> Kind:
     """An ordinary tensor of the rank that ``shape`` has, as in "(B, C, h, w)", "(B, ...)" or "(...)".
 
-    Ordinary: dense, of float32, float64, float16 or bfloat16 (or, ``whole``, of signed whole numbers or
-    uint8), and not without memory for all its numbers. Values are not looked at.
+    Ordinary: as of `dense`, of float32, float64, float16 or bfloat16, or, ``whole``, of signed whole numbers
+    or uint8. Values are not looked at.
 
     Raises (when it converts):
         ShapeError: it is none.
@@ -146,38 +180,38 @@ def tensor(shape: str, whole: bool = False) -> Kind:
     least = len([axis for axis in axes if axis.strip() != "..."])
     open_ended = any(axis.strip() == "..." for axis in axes)
 
+    plain = dense()
+
     def convert(value: Any) -> Tensor:
-        if (
-            not isinstance(value, Tensor)
-            or torch.nn.parameter.is_lazy(value)
-            or value.is_nested
-            or value.layout != torch.strided
-            or value.dtype not in (_WHOLE if whole else _PLAIN)
-            or (value.ndim < least if open_ended else value.ndim != least)
-            or value.numel() > _MOST
-        ):
+        try:
+            found: Tensor = plain.convert(value)
+        except ShapeError as err:
+            raise ShapeError(f"{words} is needed") from err
+        rank = found.ndim >= least if open_ended else found.ndim == least
+        if not rank or found.dtype not in (_WHOLE if whole else _PLAIN):
             raise ShapeError(f"{words} is needed")
-        return value
+        return found
 
     return Kind(words, convert, str)
 
 
 def device() -> Kind:
-    """A device by name, by number or as a ``torch.device``; kept as the last.
+    """A device of this machine by name, by number or as a ``torch.device``; kept as tensors report it.
+
+    Raises (when it converts):
+        DeviceError: it is none, or this machine or this build of PyTorch has it not.
 
     >>> device().convert("cpu")
     device(type='cpu')
     """
-    words = 'a device is needed, such as "cpu" or "cuda:0"'
 
     def convert(value: Any) -> torch.device:
+        if not isinstance(value, (str, int, torch.device)) or isinstance(value, bool):
+            raise DeviceError('a device is needed, such as "cpu" or "cuda:0"')
         try:
-            if isinstance(value, torch.device):
-                return value
-            if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-                return torch.device(value)
-        except (RuntimeError, OverflowError) as err:
-            raise DeviceError(words) from err
-        raise DeviceError(words)
+            # The tensor's own: torch.device("cuda") compares unequal to the "cuda:0" that tensors report.
+            return torch.empty(0, device=value).device
+        except (RuntimeError, AssertionError, NotImplementedError, OverflowError) as err:
+            raise DeviceError(f"it is not available: {str(err).splitlines()[0][:200]}") from err
 
     return Kind("a device", convert, str)

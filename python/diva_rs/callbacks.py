@@ -12,8 +12,9 @@ from os import PathLike
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from diva_rs._arguments import as_path
+from diva_rs._arguments import as_path, described, takes
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
+from diva_rs.recipes.kinds import integer
 
 if TYPE_CHECKING:
     from diva_rs.result import PostTrainResult
@@ -156,9 +157,12 @@ class JsonLines(Callback):
         """Fail before the first step, not at the first log, when the file cannot be written."""
         self._append("")
 
+    @takes(step=integer(0, (1 << 63) - 1))
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line."""
-        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if not isinstance(metrics, Mapping):
+            raise ConfigError(f"metrics={described(metrics)}: a mapping of names to numbers is needed")
+        row = {str(name): _number(name, value) for name, value in metrics.items()}
         self._append(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
 
     def _append(self, line: str) -> None:
@@ -171,6 +175,14 @@ class JsonLines(Callback):
                 file.write(line.encode())
         except OSError as err:
             raise DataError(f"{self._path} cannot be written: {err.strerror or err}") from err
+
+
+def _number(name: Any, value: Any) -> float | None:
+    """A number as JSON has it: None where it is not finite."""
+    try:
+        return value if math.isfinite(value) and json.dumps(value) else None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as err:
+        raise ConfigError(f"metrics[{shown(name)}]={described(value)}: a number is needed") from err
 
 
 class _Function(Callback):

@@ -126,7 +126,7 @@ def _copies(weights: Any) -> dict[str, Tensor]:
             own[name] = value.detach().cpu().contiguous().clone()
         except (RuntimeError, ValueError) as err:  # meta tensors, layouts that have no contiguous form
             raise WeightsError(f"weights[{shown(name)}] cannot be copied: {one_line(err)}") from err
-        if own[name].layout != torch.strided or own[name].is_quantized:
+        if own[name].layout != torch.strided or own[name].is_quantized or own[name].is_nested:
             raise WeightsError(
                 f"weights[{shown(name)}] is sparse or quantized: call .to_dense() or dequantize()"
             )

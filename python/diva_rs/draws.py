@@ -23,6 +23,8 @@ import numpy.typing as npt
 import torch
 
 from diva_rs import _native
+from diva_rs._arguments import checked, takes
+from diva_rs._kinds import dense
 from diva_rs.errors import DataError, ShapeError, shown
 
 __all__ = ["Array", "DrawPlan", "Draws", "augment_seed", "draw", "sample_keys"]
@@ -62,6 +64,8 @@ class Draws:
                 raise ShapeError(
                     f"Draws: `{name}` is a {type(value).__name__}, expected a NumPy array or a tensor"
                 )
+            if isinstance(value, torch.Tensor):
+                checked(name, value, dense())
             rank_fits = (
                 value.ndim >= 3 if name == "noise" else value.ndim == (2 if name == "timesteps" else 3)
             )
@@ -92,6 +96,7 @@ class Draws:
         shapes = (f"{f.name} {tuple(getattr(self, f.name).shape)}" for f in fields(self))
         return f"Draws({', '.join(shapes)})"
 
+    @takes(like=dense())
     def tensors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(timesteps, noise, tokens)`` on the device of ``like``: int64, the dtype of ``like``, int64.
 
@@ -233,6 +238,8 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     5701195407040762926
     """
     if isinstance(ids, torch.Tensor):
+        if ids.is_nested or ids.layout != torch.strided or torch.nn.parameter.is_lazy(ids):
+            raise DataError("ids: an ordinary tensor of one whole number per sample, (B,), is needed")
         if ids.is_meta:
             raise DataError(
                 "ids: a tensor on the meta device holds no numbers; give the ids as numbers or strings"

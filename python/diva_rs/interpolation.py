@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.errors import ConfigError, WeightsError
+from diva_rs._arguments import takes
+from diva_rs._kinds import model
+from diva_rs.errors import ConfigError, WeightsError, shown
+from diva_rs.recipes.kinds import optional
 from diva_rs.weights import check_alike, fill, weights_of
 
 Weights = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
 
+@takes(into=optional(model()))
 def interpolate(
     before: Weights, after: Weights, alpha: float, *, into: nn.Module | None = None
 ) -> dict[str, Tensor]:
@@ -66,10 +70,10 @@ def checked_alpha(alpha: Any) -> float:
     """
     try:
         value = math.nan if isinstance(alpha, bool) else float(alpha)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         value = math.nan
     if not 0 <= value <= 1:
-        raise ConfigError(f"alpha={alpha!r}: a number from 0 (before) to 1 (after) is needed")
+        raise ConfigError(f"alpha={shown(alpha)}: a number from 0 (before) to 1 (after) is needed")
     return value
 
 

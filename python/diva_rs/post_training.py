@@ -2,17 +2,14 @@
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from diva_rs.callbacks import Callback, as_callback
-from diva_rs.data.batches import Batch
+from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session, start
 from diva_rs.distributed.split import length_of, split
 from diva_rs.distributed.together import Together
@@ -93,7 +90,7 @@ def post_train(
     _check_fields(fields)
     checked_resume(resume)
     recipe = as_recipe(recipe).replace(**fields)
-    _check_loader(loader)
+    check_loader(loader)
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
     hooks = [as_callback(callback) for callback in callbacks]
@@ -122,22 +119,6 @@ def _check_fields(fields: dict[str, Any]) -> None:
     for name in fields.keys() - known:
         near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
         raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")
-
-
-def _check_loader(loader: Any) -> None:
-    if isinstance(loader, (torch.Tensor, np.ndarray)):
-        raise DataError(
-            f"loader is one array {tuple(loader.shape)}: give an iterable of batches, e.g. [images]"
-        )
-    if isinstance(loader, (str, os.PathLike)):
-        raise ConfigError(
-            f"loader is a path: give diva_rs.data.folder_loader({str(loader)!r}), or another loader"
-        )
-    if isinstance(loader, (Mapping, Batch)) or not isinstance(loader, Iterable):
-        what = f"loader is a {type(loader).__name__}"
-        raise ConfigError(
-            f"{what}: give an iterable of image batches, e.g. a DataLoader or a list of batches"
-        )
 
 
 def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.provenance import environment
 from diva_rs.recipe import Recipe
 from diva_rs.run_folder import RunFolder
@@ -61,11 +61,11 @@ def checked_resume(resume: Any) -> bool | str:
     >>> checked_resume("force")
     'force'
     """
-    if resume is True or resume is False or resume == "force":
-        return resume  # type: ignore[no-any-return]
+    if resume is True or resume is False or (isinstance(resume, str) and resume == "force"):
+        return resume
     raise ConfigError(
-        f'resume={resume!r}: True (go on with the run in output_dir), False (start anew) or "force" (go on '
-        "although the recipe differs) is needed"
+        f'resume={shown(resume)}: True (go on with the run in output_dir), False (start anew) or "force" '
+        "(go on although the recipe differs) is needed"
     )
 
 

@@ -24,75 +24,6 @@ from diva_rs.errors import DivaError
 from fuzz import calls_of_files, calls_of_scores, calls_of_steps
 from fuzz.values import OwnError, varied
 
-# Calls whose wrong types still come back as Python's own errors, to be refused by name instead. Of these a
-# panic, a death and a hang alone are failures.
-OPEN = frozenset(
-    [
-        "Batch.to",
-        "Draws.tensors",
-        "Drift",
-        "Embedder",
-        "Embedder.encode_image",
-        "Embedder.encode_text",
-        "ImageEmbedding.of_tokens",
-        "ImageFolder",
-        "ImageFolder.item",
-        "ImageFolder.set_epoch",
-        "ImageLoader",
-        "ImageShards",
-        "InterpolationSweep.to_csv",
-        "JsonLines.on_log",
-        "KeyedSampler",
-        "LatentCache",
-        "LatentCache.build",
-        "LatentCache.latents",
-        "MmvpVlmResult.to_json",
-        "PixelGuard",
-        "Ranks.from_first",
-        "Teacher.denoise",
-        "Teacher.encode",
-        "Teacher.on",
-        "Teacher.to_precision",
-        "Tower.embed",
-        "Tower.tokens",
-        "Trainer.accumulate",
-        "Trainer.load_state_dict",
-        "Trainer.step",
-        "adapt",
-        "center_transform",
-        "check_finite",
-        "check_images",
-        "check_quick_gelu",
-        "clip_input",
-        "collate",
-        "drift",
-        "folder_loader",
-        "image_features",
-        "interpolate",
-        "interpolation_sweep",
-        "keyed",
-        "linear_cka",
-        "linear_probe",
-        "mmvp_vlm",
-        "post_train",
-        "retrieval",
-        "save_state",
-        "save_torch",
-        "save_weights",
-        "shard_loader",
-        "to_openai",
-        "to_transformers",
-        "to_unit",
-        "train_transform",
-        "unit_tensor",
-        "unwrap",
-        "vae_input",
-        "zero_shot",
-        "zero_shot_folder",
-    ]
-)
-_PYTHONS = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, ArithmeticError, StopIteration)
-
 
 def public_names() -> dict[str, str]:
     """Public function or class -> the module that a user has it from; exceptions are left out."""
@@ -154,10 +85,6 @@ class Public:
             return f"{name}: {type(err).__name__}"
         except OwnError:
             return f"{name}: the argument's own error"
-        except _PYTHONS as err:
-            if name in OPEN:
-                return f"{name}: {type(err).__name__}, open"
-            raise self._failure(err) from err
         except BaseException as err:
             raise self._failure(err) from err
 

@@ -275,8 +275,8 @@ def test_shards_that_are_no_shards(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
-        ({"batch": 0}, "batch=0 must be an integer of at least 1"),
-        ({"workers": -1}, "workers=-1 must be an integer of at least 0"),
+        ({"batch": 0}, "batch=0: an integer of at least 1"),
+        ({"workers": -1}, "workers=-1: an integer of at least 0"),
         ({"size": 0}, "size=0 must be a positive number"),
         ({"size": 22.4}, "size=22.4 must be a positive number"),
         ({"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\) must be 0 < low <= high <= 1"),

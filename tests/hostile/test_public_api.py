@@ -161,8 +161,8 @@ def test_a_refused_batch_leaves_what_was_accumulated_before(teacher):
 
 
 LOADERS = {
-    "tensor": (GOOD, DataError, r"loader is one array \(3, 3, 32, 32\): .*\[images\]"),
-    "array": (GOOD.numpy(), DataError, r"loader is one array \(3, 3, 32, 32\)"),
+    "tensor": (GOOD, DataError, r"loader is one array <torch.float32 \(3, 3, 32, 32\)>: .*\[images\]"),
+    "array": (GOOD.numpy(), DataError, r"loader is one array <float32 \(3, 3, 32, 32\)>"),
     "dict": ({"images": GOOD}, ConfigError, "loader is a dict: give an iterable of image batches"),
     "path": ("photos", ConfigError, r"loader is a path: give diva_rs.data.folder_loader\('photos'\)"),
     "none": (None, ConfigError, "loader is a NoneType: give an iterable"),

@@ -180,7 +180,7 @@ def test_posterior_samples():
         teacher.encode(images, seeds=[1, 2, 3])
     with pytest.raises(ConfigError, match="both seeds and noise"):
         teacher.encode(images, seeds=[1, 2], noise=noise)
-    with pytest.raises(ConfigError, match="micro_batch is 0"):
+    with pytest.raises(ConfigError, match="micro_batch=0: an integer of at least 1"):
         teacher.encode(images, micro_batch=0)
     with pytest.raises(ConfigError, match="works on pixels, which have no posterior"):
         Teacher(tiny_unet("pixel")).encode(images, seeds=[1, 2])
@@ -239,5 +239,5 @@ def test_precisions_and_devices():
     with pytest.raises(ConfigError, match="precision is 'fp8', expected one of fp32, bf16, fp64"):
         Teacher(tiny_unet()).to_precision("fp8")
     for device in ("cuda:99", "no-device"):
-        with pytest.raises(DeviceError, match=f"device '{device}' is not available"):
+        with pytest.raises(DeviceError, match=f"device='{device}': it is not available"):
             Teacher(tiny_unet(), device=device)

@@ -274,7 +274,7 @@ def test_results_are_written_whole(tmp_path):
         ({}, "no data set is named"),
         ({"suite": "div"}, "suite='div' is not known"),
         ({"datasets": "cifar10", "batchsize": 3}, "unknown setting 'batchsize'"),
-        ({"datasets": "cifar10", "batch": 0}, "batch=0 must be at least 1"),
+        ({"datasets": "cifar10", "batch": 0}, "batch=0: an integer of at least 1"),
         ({"datasets": "cifar10", "recall": ()}, r"recall=\(\)"),
         ({"datasets": "cifar10", "confidence": 2}, "confidence=2"),
     ],

@@ -166,7 +166,10 @@ def test_prefetch_is_the_loaders(shards):
             warnings.simplefilter("error")
             assert all(len(batch["ids"]) for batch in make(data, 2, SIDE, 1, prefetch=3))
         for value in (0, -1, True, 1.5, "2"):
-            with pytest.raises(ConfigError, match=rf"prefetch={value!r} must be an integer of at least 1"):
+            with pytest.raises(ConfigError, match=rf"prefetch={value!r}: an integer of at least 1"):
                 make(data, workers=1, prefetch=value)
         with pytest.raises(ConfigError, match=r"prefetch=4 with workers=0: nothing is read ahead"):
             make(data, workers=0, prefetch=4)
+        assert make(data, workers=0, pin_memory=False)._loader.pin_memory is False
+        with pytest.raises(ConfigError, match=r"no argument 'prefech'; did you mean 'prefetch'"):
+            make(data, workers=0, prefech=4)

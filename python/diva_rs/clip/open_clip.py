@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import model
 from diva_rs._optional import require
 from diva_rs.clip.heads import own_parameter, split
 from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD, Tower, three, two
 from diva_rs.errors import ConfigError
+from diva_rs.recipes.kinds import optional, string
 
 _PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "_global_pool")
 
@@ -132,6 +135,7 @@ def _check_pooler(v: Any) -> None:
         )
 
 
+@takes(clip=model(), model_name=string(), pretrained=optional(string()))
 def check_quick_gelu(clip: nn.Module, model_name: str, pretrained: str) -> bool:
     """Warn when open_clip weights were trained with another GELU than the model computes.
 

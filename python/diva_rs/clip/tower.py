@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import described, refused_by, takes
+from diva_rs._kinds import dense
 from diva_rs.clip.modes import dropped_patches, restless_layers
 from diva_rs.errors import ConfigError, DeviceError, ShapeError
 
@@ -78,6 +80,7 @@ class Tower:
             f"{height}x{width} pixels, embedding {self.embed_dim})"
         )
 
+    @takes(pixels=dense())
     def tokens(self, pixels: Tensor) -> Tensor:
         """The tokens of a batch, with their autograd graph.
 
@@ -99,29 +102,32 @@ class Tower:
         first: Tensor = next(self.stem.parameters())
         return self.tap(pixels.to(first.dtype))
 
+    @takes(tokens=dense())
     def project(self, tokens: Tensor) -> Tensor:
         """What is left of the library's head, row by row: (..., W) -> (..., D), through `norm`, then `proj`.
 
         Raises:
             ShapeError: the last axis of `tokens` is not W.
         """
-        if tokens.ndim < 1 or tokens.shape[-1] != self.width:
+        if tokens.ndim < 1 or tokens.shape[-1] != self.width or not tokens.is_floating_point():
             raise ShapeError(
                 f"tokens is {tuple(tokens.shape)}, but this tower's tokens are {self.width} wide"
             )
-        rows: Tensor = tokens if self.norm is None else self.norm(tokens)
-        if self.proj is None:
-            return rows
-        rows = rows.to(self.proj.dtype)
-        return nn.functional.linear(rows, self.proj) if self.proj_transposed else rows @ self.proj
+        with refused_by(f"this {self.family} tower", f"tokens {described(tokens)}"):
+            rows: Tensor = tokens if self.norm is None else self.norm(tokens)
+            if self.proj is None:
+                return rows
+            rows = rows.to(self.proj.dtype)
+            return nn.functional.linear(rows, self.proj) if self.proj_transposed else rows @ self.proj
 
+    @takes(tokens=dense())
     def embed(self, tokens: Tensor) -> Tensor:
         """The image embedding, (B, 1 + P, W) -> (B, D): the library's own before it is L2-normalised.
 
         Raises:
             ShapeError: `tokens` is not (B, 1 + P, W).
         """
-        if tokens.ndim != 3:
+        if tokens.ndim != 3 or tokens.shape[1] == 0:
             raise ShapeError(f"tokens is {tuple(tokens.shape)}, expected (batch, 1 + patches, {self.width})")
         return self.project(tokens[:, 0])
 

@@ -5,7 +5,11 @@ from typing import Any
 
 from torch import nn
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import model as model_kind
 
+
+@takes(model=model_kind())
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel and torch.compile, in any order.
 

@@ -10,9 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import checked, described, refused_by, takes
+from diva_rs._kinds import function
 from diva_rs._optional import require
 from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.recipes.kinds import integer, number, several
 
+_LARGEST = 1 << 15  # pixels along a side
+_SCALE = several(number(), 2)
+_WORD = integer(-(1 << 63), (1 << 64) - 1)
 Transform = Callable[[Any], Any]
 
 
@@ -29,7 +35,7 @@ def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) ->
     tensor(1.)
     """
     transforms = require("torchvision.transforms", extra="data")
-    low, high = scale
+    low, high = checked("scale", scale, _SCALE)
     if not 0 < low <= high <= 1:
         raise ConfigError(
             f"scale={scale} must be 0 < low <= high <= 1: the share of the image that a crop keeps"
@@ -60,10 +66,13 @@ def unit_tensor(image: Any) -> Tensor:
     >>> unit_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
     tensor([1.0000, 0.0000, 0.2000])
     """
+    if not isinstance(image, require("PIL.Image", extra="data").Image):
+        raise DataError(f"image={described(image)}: a PIL image is needed")
     array = np.array(image.convert("RGB"))  # (H, W, 3) uint8
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
 
 
+@takes(transform=function("a function of a PIL image"), key=several(_WORD, 3))
 def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
     """``transform(image)`` under torch's CPU generator seeded by ``key`` = (seed, sample id, epoch), then
     restored.
@@ -79,12 +88,16 @@ def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the CUDA generators too, which fork_rng(devices=[]) does not restore.
         torch.default_generator.manual_seed(_augment_seed(*key))
-        return transform(image)
+        with refused_by("the transform", "the image"):
+            return transform(image)
 
 
 def view(transform: Transform, image: Any, key: tuple[int, int, int], name: str) -> Tensor:
     """``keyed`` with the result checked: a floating tensor (3, H, W), or DataError naming the image."""
-    result = keyed(transform, image, key)
+    try:
+        result = keyed(transform, image, key)
+    except DataError as err:
+        raise DataError(f"{name}: {err}") from err
     if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
         got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
         raise DataError(
@@ -102,6 +115,6 @@ def _augment_seed(seed: int, sample: int, epoch: int) -> int:
 
 
 def _checked(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ConfigError(f"size={shown(size)} must be a positive number of pixels")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _LARGEST:
+        raise ConfigError(f"size={shown(size)} must be a positive number of pixels, at most {_LARGEST}")
     return size

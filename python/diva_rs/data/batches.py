@@ -1,6 +1,7 @@
 """What a loader may yield, read into one shape: ``Batch(images, pixel_values, latents, ids)``."""
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import checked, described
+from diva_rs._kinds import device as device_kind
 from diva_rs.data.checks import Ids, check_shape
-from diva_rs.errors import DataError, ShapeError
+from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
+_DEVICE = device_kind()
 KEYS = ("images", "pixel_values", "latents", "ids")
 
 
@@ -66,12 +70,12 @@ class Batch:
         >>> Batch(images=torch.zeros(1, 3, 8, 8)).to("meta").images.device
         device(type='meta')
         """
-        device = torch.device(device)
+        there: torch.device = checked("device", device, _DEVICE)
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype or tensor.dtype, non_blocking=device.type == "cuda")
+            return tensor.to(device=there, dtype=dtype or tensor.dtype, non_blocking=there.type == "cuda")
 
-        return self.pinned(device)._each(moved)
+        return self.pinned(there)._each(moved)
 
     def pinned(self, device: torch.device) -> "Batch":
         """The batch in pinned memory where it is to go from the CPU to CUDA; otherwise as it is.
@@ -125,6 +129,32 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     _check_latents(batch.latents, where)
     _check_lengths(batch, where)
     return batch
+
+
+def check_loader(loader: Any) -> None:
+    """Refuse what cannot be a loader of batches.
+
+    Raises:
+        DataError: it is one tensor or array, whose rows would be taken for batches.
+        ConfigError: it is a path, one batch, or nothing to iterate over.
+
+    >>> check_loader(torch.zeros(8, 3, 4, 4))
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: loader is one array <torch.float32 (8, 3, 4, 4)>: give an iterable of ...
+    """
+    if isinstance(loader, (Tensor, np.ndarray)):
+        raise DataError(
+            f"loader is one array {described(loader)}: give an iterable of batches, e.g. [images]"
+        )
+    if isinstance(loader, (str, os.PathLike)):
+        raise ConfigError(
+            f"loader is a path: give diva_rs.data.folder_loader({shown(str(loader))}), or another loader"
+        )
+    if isinstance(loader, (Mapping, Batch)) or not isinstance(loader, Iterable):
+        what = f"loader is a {type(loader).__name__}"
+        raise ConfigError(
+            f"{what}: give an iterable of image batches, e.g. a DataLoader or a list of batches"
+        )
 
 
 _WANTED = (

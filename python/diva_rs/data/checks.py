@@ -8,12 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import checked, described, takes
+from diva_rs._kinds import CHANNELS, tensor
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
 from diva_rs.errors import DataError, ShapeError
+from diva_rs.recipes.kinds import integer, number, optional, several
 
 # Share of the declared range that a value may lie outside it: a bicubic resize upstream overshoots at hard
 # edges, while a wrong convention is off by far more.
 TOLERANCE = 0.05
+_SPREAD = several(number(above=0), 3)
+_NUMBER = optional(integer(0))
 PATIENCE = 256  # batches that a guard keeps unreported: a loop that never asks still hears of a bad image
 
 
@@ -29,7 +34,10 @@ class _Place(NamedTuple):
         return self.what if self.batch is None else f"{self.what} of batch {self.batch}"
 
     def sample(self, number: int) -> str:
-        name = None if self.ids is None else self.ids[number]
+        try:
+            name = None if self.ids is None else self.ids[number]
+        except (LookupError, TypeError, ValueError):  # ids that do not fit are another check's
+            name = None
         name = name.item() if isinstance(name, Tensor) else name
         return f"{self}, sample {number}" + ("" if name is None else f" (id {name})")
 
@@ -43,6 +51,7 @@ class _Range(NamedTuple):
 
     @classmethod
     def of(cls, convention: str, mean: tuple[float, ...], std: tuple[float, ...]) -> "_Range":
+        mean, std = checked("mean", mean, CHANNELS), checked("std", std, _SPREAD)
         if checked_convention(convention) == "clip":
             return cls(
                 convention, *(tuple((x - m) / s for m, s in zip(mean, std, strict=True)) for x in (0.0, 1.0))
@@ -95,6 +104,8 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     where = _Place(what, batch, None)
     if not isinstance(images, Tensor):
         raise ShapeError(f"{where} is a {type(images).__name__}, a tensor (B, 3, H, W) is needed")
+    if images.is_nested or torch.nn.parameter.is_lazy(images):
+        raise ShapeError(f"{where} is {described(images)}, an ordinary tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
     if len(shape) != 4:
         hint = ": images[None] adds it" if len(shape) == 3 else ""
@@ -113,6 +124,7 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
         raise ShapeError(f"{where} has dtype {images.dtype}, a floating dtype is needed{hint}")
 
 
+@takes(batch=_NUMBER)
 def check_images(
     images: Tensor,
     convention: str,
@@ -145,6 +157,7 @@ the range of 'unit' pixels: divide the images by 255
         raise limits.complaint(_Place(what, batch, ids), first, float(value.flatten()[first]))
 
 
+@takes(latents=tensor("(B, n, ...)"))
 def check_finite(
     latents: Tensor,
     what: str = "latents",
@@ -185,6 +198,7 @@ class PixelGuard:
         )
         self._seen: list[tuple[_Range, _Place]] = []
 
+    @takes(batch=_NUMBER)
     def check(
         self,
         images: Tensor,
@@ -201,7 +215,7 @@ class PixelGuard:
         """
         number = self.batches if batch is None else batch
         self.batches = number + 1
-        if images.device.type == "cpu":
+        if not isinstance(images, Tensor) or images.device.type == "cpu":
             check_images(images, convention, mean, std, what, number, ids)
             return
         check_shape(images, what, number)

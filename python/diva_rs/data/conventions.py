@@ -34,7 +34,7 @@ def checked_convention(convention: str) -> str:
     >>> checked_convention("unit")
     'unit'
     """
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise ConfigError(
             f"pixels={shown(convention)} is unknown: one of {', '.join(map(repr, CONVENTIONS))}"
         )

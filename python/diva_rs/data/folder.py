@@ -8,11 +8,18 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import EPOCH, SEED, function, path
 from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, KeyedSampler, checked_policy, name_key
 from diva_rs.data.views import Viewing, Views, transform_of
 from diva_rs.errors import DataError
+from diva_rs.recipes.kinds import integer, optional
+
+
+class NoSuchImage(DataError, IndexError):
+    """There are fewer images; an IndexError too, which ends a `for` over the folder."""
 
 
 class ImageFolder(Viewing, Dataset[Any]):
@@ -33,6 +40,12 @@ class ImageFolder(Viewing, Dataset[Any]):
     torch.Size([3, 8, 8])
     """
 
+    @takes(
+        root=path(),
+        transform=optional(function("a function of a PIL image")),
+        seed=SEED,
+        max_pixels=integer(1),
+    )
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -57,6 +70,7 @@ class ImageFolder(Viewing, Dataset[Any]):
         self.seed, self.max_pixels, self.epoch = seed, max_pixels, 0
         self.on_bad_image = checked_policy(on_bad_image)
 
+    @takes(epoch=EPOCH)
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that keys the augmentation."""
         self.epoch = epoch
@@ -64,7 +78,10 @@ class ImageFolder(Viewing, Dataset[Any]):
     def __len__(self) -> int:
         return len(self.names)
 
+    @takes(index=integer(-(1 << 62), 1 << 62))
     def __getitem__(self, index: int) -> dict[str, Any] | BadImage:
+        if not -len(self) <= index < len(self):
+            raise NoSuchImage(f"index={index}: the folder holds {len(self)} images")
         path, key = self.root / self.names[index], int(self.ids[index])
         try:
             image = decode(path, str(path), self.max_pixels)
@@ -88,18 +105,17 @@ def folder_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
-    prefetch: int | None = None,
-    views: Views | None = None,
+    **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
 
     The paper's augmentation with ``scale``, or one fixed centre crop with ``scale=None`` (for a latent
     cache). Order and crops are functions of (seed, epoch, relative path): the same for any number of workers.
     ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
-    ``views``: a few fixed views of each image in place of a new crop in every epoch, for a latent cache with
-    augmentation (see `Views`).
-    ``prefetch``: batches that each worker reads ahead (None: two), each of them in memory; more even out slow
-    storage. ``waiting`` in a run's log says which share of the time it waits for its data.
+    ``loading``: ``views``, a few fixed views of each image in place of a new crop in each epoch, for a latent
+    cache with augmentation (see `Views`); ``prefetch``, the batches that each worker reads ahead (None: two),
+    each of them in memory: more even out slow storage (``waiting`` in a run's log says which share of the
+    time it waits for its data); and ``pin_memory`` (by default where there is CUDA).
 
     Raises DataError for a missing or empty folder and, while iterating, for a bad image; ConfigError for a
     setting out of range; DependencyError without Pillow or torchvision.
@@ -111,6 +127,7 @@ def folder_loader(
     ...     [len(batch["ids"]) for batch in folder_loader(root, batch=2, size=8, workers=0)]
     [2, 1]
     """
+    views: Views | None = loading.pop("views", None)
     transform = transform_of(size, scale, views)
     checked_policy(on_bad_image)
     # The dataset hands bad images over as items, so that an error is raised here, not inside a worker's
@@ -118,7 +135,7 @@ def folder_loader(
     dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip")
     dataset.views = views
     return ImageLoader(
-        dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle), prefetch
+        dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle), **loading
     )
 
 

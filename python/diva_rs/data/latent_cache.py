@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diva_rs.data.batches import Batch, read_batch
+from diva_rs._arguments import as_path, checked, takes
+from diva_rs._kinds import having, instance
+from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import check_finite, check_images
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 from diva_rs.data.latent_identity import compare, identity, input_size, normalisation, view_of
@@ -20,6 +22,10 @@ from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import vae_input
 from diva_rs.data.views import Views
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
+from diva_rs.recipes.kinds import optional
+
+_TEACHER = having("a Teacher, or what can describe itself and encode", "describe", "encode")
+_RECIPE = having("a Recipe", "pixels", "vae_pixels", "resize", "antialias")
 
 
 class LatentCache:
@@ -48,6 +54,7 @@ class LatentCache:
         self._store = store
 
     @classmethod
+    @takes(teacher=_TEACHER)
     def build(
         cls,
         loader: Iterable[Any],
@@ -73,7 +80,8 @@ class LatentCache:
         recipe = _recipe(recipe)
         if dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
-        path = Path(folder).absolute()
+        check_loader(loader)
+        path = as_path(folder, "folder").absolute()
         _check_place(path, overwrite)
         work = _Encoder(teacher, recipe, mean, std)
         writer = StoreWriter(path, dtype)
@@ -93,6 +101,7 @@ class LatentCache:
         return cls.open(path)
 
     @classmethod
+    @takes(teacher=optional(_TEACHER))
     def open(
         cls,
         folder: str | os.PathLike[str],
@@ -106,7 +115,7 @@ class LatentCache:
         Raises DataError for a folder that is missing, incomplete or damaged, and for another VAE or other
         pixels, saying what differs.
         """
-        store = Store(Path(folder).absolute())
+        store = Store(as_path(folder, "folder").absolute())
         if teacher is not None:
             compare(store, "teacher", identity(teacher) | {"describe": store.manifest["teacher"]["describe"]})
         if recipe is not None:
@@ -125,8 +134,10 @@ class LatentCache:
         them. Raises DataError, naming batch, sample and id, for an image that is not in the cache or has
         other pixels than it had.
         """
+        check_loader(loader)
         return CachedLoader(self, loader)
 
+    @takes(batch=instance(Batch, "a Batch (see read_batch)"))
     def latents(self, batch: Batch, number: int | None = None) -> Tensor:
         """The latents (B, C, h, w) of a batch's images, float32 on the CPU."""
         contents = [content_hash(image) for image in _host(_pixels(batch))]
@@ -263,6 +274,7 @@ def _recipe(recipe: Any) -> Any:
         from diva_rs.recipe import Recipe
 
         recipe = Recipe()
+    checked("recipe", recipe, _RECIPE)
     if getattr(recipe, "latent", "mean") != "mean":
         raise ConfigError(
             "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"

@@ -4,19 +4,25 @@ read."""
 import hashlib
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from diva_rs._arguments import checked, described, takes
+from diva_rs._kinds import EPOCH, SEED, instance, tensor
 from diva_rs.data.decode import BadImage
 from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.recipes.kinds import flag, hint, integer, optional
 
 logger = logging.getLogger("diva_rs.data")
 
+_SAMPLE = {"images": tensor("(3, H, W)"), "ids": integer(-(1 << 63), (1 << 63) - 1)}
+_LOADING = {"prefetch": optional(integer(1, 1 << 31)), "pin_memory": flag()}
+_WORKERS = 1024  # far more processes than a machine takes
 BAD_IMAGE_POLICIES = ("raise", "skip")
 
 
@@ -34,7 +40,9 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if not isinstance(sample, (BadImage, Passed))]
+    if not isinstance(samples, (list, tuple)):
+        raise DataError(f"samples={described(samples)}: a list of samples is needed")
+    good = [_sample(sample) for sample in samples if not isinstance(sample, (BadImage, Passed))]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
     if good:
@@ -46,6 +54,12 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
         batch["images"] = torch.stack([sample["images"] for sample in good])
         batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
     return batch
+
+
+def _sample(sample: Any) -> dict[str, Any]:
+    if not isinstance(sample, Mapping) or not {"images", "ids"} <= sample.keys():
+        raise DataError(f"a sample is {described(sample)}: dict(images=(3, H, W), ids=int) is needed")
+    return {name: checked(name, sample[name], kind) for name, kind in _SAMPLE.items()}
 
 
 class KeyedSampler(Sampler[int]):
@@ -61,11 +75,15 @@ class KeyedSampler(Sampler[int]):
     True
     """
 
+    @takes(seed=SEED, shuffle=flag())
     def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
+        if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ConfigError(f"ids={described(ids)}: an array (N,) of whole numbers is needed")
         self.ids, self.seed, self.shuffle, self.epoch = ids.astype(np.uint64), seed, shuffle, 0
         self.start = 0  # samples of this rank that the next iteration leaves out
         self.even = True
 
+    @takes(epoch=EPOCH)
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
         self.epoch = epoch
@@ -89,10 +107,18 @@ class ImageLoader:
     ``set_epoch(e)`` chooses the order and the crops; iterating twice at one epoch gives the same batches
     twice, for any number of workers. ``bad`` maps the name of each image that was skipped to the reason.
 
+    ``loading``: how it is read, as of `folder_loader`.
+
     ``position`` counts the batches that were read in this epoch, ``start_at(position)`` makes the next
     iteration begin after as many, without decoding what lies before.
     """
 
+    @takes(
+        dataset=instance(Dataset, "a torch.utils.data.Dataset of samples"),
+        sampler=optional(instance(KeyedSampler, "a KeyedSampler")),
+        batch=integer(1, 1 << 31),
+        workers=integer(0, _WORKERS),
+    )
     def __init__(
         self,
         dataset: Dataset[Any],
@@ -100,19 +126,9 @@ class ImageLoader:
         workers: int,
         on_bad_image: str = "raise",
         sampler: KeyedSampler | None = None,
-        prefetch: int | None = None,
+        **loading: Any,
     ) -> None:
-        settings = [("batch", batch, 1), ("workers", workers, 0)]
-        if prefetch is not None:
-            settings.append(("prefetch", prefetch, 1))
-        for name, value, least in settings:
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name}={shown(value)} must be an integer of at least {least}")
-        if prefetch is not None and workers == 0:
-            raise ConfigError(
-                f"prefetch={prefetch} with workers=0: nothing is read ahead without workers; give workers=1 "
-                "or more, or prefetch=None"
-            )
+        more = _loading(loading, workers)
         self.on_bad_image = checked_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size, self.bad = dataset, sampler, batch, dict[str, str]()
         self.position = 0
@@ -122,11 +138,11 @@ class ImageLoader:
             batch_size=batch,
             sampler=sampler,
             num_workers=workers,
-            prefetch_factor=prefetch,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            **more,
         )
 
+    @takes(epoch=EPOCH)
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration runs: its order and its crops."""
         for part in (self.dataset, self.sampler):
@@ -151,6 +167,7 @@ class ImageLoader:
         finally:
             dataset.shown = None
 
+    @takes(position=integer(0))
     def start_at(self, position: int) -> None:
         """Make the next iteration go on after ``position`` batches of the epoch."""
         self._start = position
@@ -207,9 +224,27 @@ class ImageLoader:
             logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
 
 
+def _loading(given: dict[str, Any], workers: int) -> dict[str, Any]:
+    """What a `DataLoader` takes for the ``loading`` arguments of the loaders: see `folder_loader`."""
+    for name in given.keys() - _LOADING.keys():
+        near = hint(name, _LOADING) or f": there are {', '.join(_LOADING)}"
+        raise ConfigError(f"a loader has no argument {shown(name)}{near}")
+    found = {name: checked(name, value, _LOADING[name]) for name, value in given.items()}
+    prefetch = found.get("prefetch")
+    if prefetch is not None and workers == 0:
+        raise ConfigError(
+            f"prefetch={prefetch} with workers=0: nothing is read ahead without workers; give workers=1 or "
+            "more, or prefetch=None"
+        )
+    return {
+        "prefetch_factor": prefetch,
+        "pin_memory": found.get("pin_memory", torch.cuda.is_available()),
+    }
+
+
 def checked_policy(on_bad_image: str) -> str:
     """``on_bad_image`` itself, or ConfigError."""
-    if on_bad_image not in BAD_IMAGE_POLICIES:
+    if not isinstance(on_bad_image, str) or on_bad_image not in BAD_IMAGE_POLICIES:
         raise ConfigError(f"on_bad_image={shown(on_bad_image)} is unknown: one of 'raise', 'skip'")
     return on_bad_image
 

@@ -6,13 +6,16 @@ CUDA without a synchronisation and on the meta device. The arithmetic is in ``sr
 does the same without coming here.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from diva_rs import _native
+from diva_rs._arguments import checked, takes
+from diva_rs._kinds import CHANNELS, dense
 from diva_rs.data.checks import PixelGuard, check_images
-from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
+from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, checked_convention
+from diva_rs.recipes.kinds import flag, integer, several, string
 
 __all__ = ["PixelFields", "PixelGuard", "check_images", "clip_input", "to_unit", "vae_input"]
 
@@ -30,6 +33,11 @@ class PixelFields(Protocol):
     def antialias(self) -> bool: ...
 
 
+_IMAGES, _SIZE = dense(), several(integer(1), 2)
+_FIELDS = {"pixels": string(), "vae_pixels": string(), "resize": string(), "antialias": flag()}
+
+
+@takes(images=_IMAGES, mean=CHANNELS, std=CHANNELS)
 def to_unit(
     images: Tensor,
     convention: str,
@@ -44,9 +52,11 @@ def to_unit(
     >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]), "symmetric").tolist()
     [0.0, 0.5, 1.0]
     """
+    checked_convention(convention)
     return _native.Pixels(convention, "symmetric", "bicubic", True, mean, std).to_unit(images)
 
 
+@takes(images=_IMAGES, size=_SIZE)
 def clip_input(
     images: Tensor,
     recipe: PixelFields,
@@ -68,10 +78,10 @@ def clip_input(
     >>> clip_input(torch.zeros(2, 3, 64, 48), recipe, (32, 32), mean=half, std=half).unique()
     tensor([-1.])
     """
-    pixels = _native.Pixels(recipe.pixels, "symmetric", recipe.resize, recipe.antialias, mean, std)
-    return pixels.clip_input(images, size)
+    return native_pixels(recipe, mean, std, vae_pixels="symmetric").clip_input(images, size)
 
 
+@takes(images=_IMAGES, size=_SIZE)
 def vae_input(
     images: Tensor,
     recipe: PixelFields,
@@ -99,13 +109,21 @@ def vae_input(
 
 
 def native_pixels(
-    recipe: PixelFields, mean: tuple[float, ...], std: tuple[float, ...], convention: str | None = None
+    recipe: PixelFields,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    convention: str | None = None,
+    vae_pixels: str | None = None,
 ) -> _native.Pixels:
-    """The pixel fields of a recipe as the native core takes them; ``convention`` replaces ``recipe.pixels``.
+    """The pixel fields of a recipe as the native core takes them; what is given replaces the recipe's.
 
     >>> native_pixels(Recipe(pixels="symmetric"), OPENAI_MEAN, OPENAI_STD).to_unit(torch.ones(1))
     tensor([1.])
     """
-    return _native.Pixels(
-        convention or recipe.pixels, recipe.vae_pixels, recipe.resize, recipe.antialias, mean, std
-    )
+    given = {"pixels": convention, "vae_pixels": vae_pixels}
+    fields: dict[str, Any] = {
+        name: checked(name, given.get(name) or getattr(recipe, name, None), kind)
+        for name, kind in _FIELDS.items()
+    }
+    fields |= {"mean": checked("mean", mean, CHANNELS), "std": checked("std", std, CHANNELS)}
+    return _native.Pixels(**fields)

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from diva_rs._arguments import checked, takes
 from diva_rs._files import open_regular
+from diva_rs._kinds import EPOCH, SEED, each, function, instance
 from diva_rs._optional import require
 from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
@@ -18,10 +20,12 @@ from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, s
 from diva_rs.data.views import Viewing, Views, transform_of
 from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError
+from diva_rs.recipes.kinds import flag, integer, optional
 
 _LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
 _LONGEST = 1 << 16  # bytes of a name or of other extended headers
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
+_PATHS = each(instance((str, os.PathLike), "a path"), "paths of shards")
 _BUFFER = 1000  # undecoded samples that a worker shuffles among, about 100 MB of JPEG files
 
 
@@ -40,6 +44,12 @@ class ImageShards(Viewing, IterableDataset[Any]):
     webdataset.
     """
 
+    @takes(
+        transform=optional(function("a function of a PIL image")),
+        seed=SEED,
+        shuffle=flag(),
+        max_pixels=integer(1),
+    )
     def __init__(
         self,
         pattern: str | os.PathLike[str] | list[str],
@@ -57,6 +67,7 @@ class ImageShards(Viewing, IterableDataset[Any]):
         self.share: tuple[int, int] | None = None  # rank and number of ranks, as `ImageLoader` tells workers
         self.start: list[int] = []  # samples of each worker that the next iteration passes over, undecoded
 
+    @takes(epoch=EPOCH)
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that keys the order and the augmentation."""
         self.epoch = epoch
@@ -125,8 +136,7 @@ def shard_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
-    prefetch: int | None = None,
-    views: Views | None = None,
+    **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
 
@@ -143,11 +153,12 @@ def shard_loader(
     ...     [len(batch["ids"]) for batch in shard_loader(root + "/{00..00}.tar", batch=2, size=8, workers=0)]
     [2, 1]
     """
+    views: Views | None = loading.pop("views", None)
     transform = transform_of(size, scale, views)
     checked_policy(on_bad_image)
     dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
     dataset.views = views
-    return ImageLoader(dataset, batch, workers, on_bad_image, prefetch=prefetch)
+    return ImageLoader(dataset, batch, workers, on_bad_image, **loading)
 
 
 class _StrictInfo(tarfile.TarInfo):
@@ -208,7 +219,8 @@ def _image_member(sample: dict[str, Any]) -> str | None:
 
 def _expand(pattern: str | os.PathLike[str] | list[str]) -> list[str]:
     expand_urls = require("webdataset.shardlists", extra="data").expand_urls
-    patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else list(pattern)
+    single = isinstance(pattern, (str, os.PathLike))
+    patterns: list[Any] = [pattern] if single else checked("pattern", pattern, _PATHS)
     shards: list[str] = []
     for part in [os.fspath(p) for p in patterns]:
         if "://" in part or part.startswith(("pipe:", "-")):

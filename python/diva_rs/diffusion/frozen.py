@@ -7,7 +7,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import checked
+from diva_rs._kinds import device as device_kind
 from diva_rs.errors import ConfigError, DeviceError
+
+_DEVICE = device_kind()
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -107,11 +111,8 @@ def checked_device(device: torch.device | str) -> torch.device:
     >>> checked_device("cpu")
     device(type='cpu')
     """
-    try:
-        # The tensor's own device: torch.device("cuda") compares unequal to the "cuda:0" that tensors report.
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError, NotImplementedError) as err:
-        raise DeviceError(f"device {str(device)!r} is not available: {err}") from err
+    found: torch.device = checked("device", device, _DEVICE)
+    return found
 
 
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

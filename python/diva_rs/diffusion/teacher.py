@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import dense, each
 from diva_rs.diffusion import vae as autoencoder
 from diva_rs.diffusion.conditioning import Conditioning, check_inputs, conditioning_of
 from diva_rs.diffusion.describe import describe
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import PRECISIONS, checked_device, fitted, freeze, home, moved, plain
 from diva_rs.diffusion.text import TextSource, checked_text
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.errors import ConfigError, ShapeError, shown
+from diva_rs.recipes.kinds import integer, optional
 
 if TYPE_CHECKING:
     from diva_rs._native import Schedule
@@ -125,8 +128,8 @@ class Teacher:
         >>> teacher.to_precision("bf16").dtype
         torch.bfloat16
         """
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        if not isinstance(precision, str) or precision not in PRECISIONS:
+            raise ConfigError(f"precision is {shown(precision)}, expected one of {', '.join(PRECISIONS)}")
         if PRECISIONS[precision] == self._precision:
             return self
         other = copy.copy(self)
@@ -151,6 +154,7 @@ class Teacher:
         other._settle()
         return other
 
+    @takes(noisy=dense(), timesteps=dense(), condition=dense())
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """What the model predicts (noise or velocity, as its schedule says), differentiable in the condition.
 
@@ -215,6 +219,12 @@ class Teacher:
             raise NotNative("it works on pixels and needs no VAE")
         return native_vae(vae)
 
+    @takes(
+        images=dense(),
+        seeds=optional(each(integer(0, (1 << 64) - 1), "seeds")),
+        noise=optional(dense()),
+        micro_batch=integer(1),
+    )
     def encode(
         self,
         images: Tensor,

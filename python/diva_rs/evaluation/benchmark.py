@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from diva_rs._arguments import checked
+from diva_rs._kinds import each
 from diva_rs._optional import require
 from diva_rs.errors import ConfigError, DataError, DependencyError
 from diva_rs.evaluation.embedder import Embedder
@@ -20,7 +22,7 @@ from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
 from diva_rs.evaluation.statistics import checked_confidence
 from diva_rs.evaluation.suites import ABSENT, suite_datasets
-from diva_rs.recipes.kinds import hint
+from diva_rs.recipes.kinds import flag, hint, integer, number, several, string
 
 # What clip-benchmark would fetch with wget whatever `download` says, relative to the data set's root.
 _NEEDED = {
@@ -28,6 +30,19 @@ _NEEDED = {
     "mscoco_captions": ("val2014", "coco_{split}_karpathy.json"),
     "flickr30k": ("flickr30k_{split}_karpathy.txt",),
     "flickr8k": ("flickr8k_{split}_karpathy.txt",),
+}
+
+
+_NAMES = each(string(1), "names of data sets")
+_KINDS = {
+    "split": string(),
+    "batch": integer(1),
+    "workers": integer(0),
+    "download": flag(),
+    "webdataset": flag(),
+    "recall": several(integer(1)),
+    "confidence": number(),
+    "progress": flag(),
 }
 
 
@@ -63,11 +78,9 @@ class Settings:
             if name not in known:
                 near = hint(name, known) or f": there are {', '.join(known)}"
                 raise ConfigError(f"unknown setting {name!r}{near}")
-        settings = cls(**given)
-        if settings.batch < 1 or settings.workers < 0:
-            raise ConfigError(f"batch={settings.batch} must be at least 1, workers={settings.workers} 0")
-        if not settings.recall or min(settings.recall) < 1:
-            raise ConfigError(f"recall={settings.recall}: at least one k, each at least 1")
+        settings = cls(
+            **{name: checked(name, value, _KINDS.get(name, string())) for name, value in given.items()}
+        )
         checked_confidence(settings.confidence)
         return settings
 
@@ -101,7 +114,7 @@ def run_suite(
         DependencyError: clip-benchmark is not installed.
     """
     settings = Settings.checked(given)
-    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    names = [datasets] if isinstance(datasets, str) else checked("datasets", datasets, _NAMES)
     if suite is not None:
         prefix = "wds/" if settings.webdataset else ""
         names += [prefix + name for name in suite_datasets(suite, task)]

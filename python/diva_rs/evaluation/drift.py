@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import dense
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.scores import DriftResult
@@ -47,6 +49,7 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     )
 
 
+@takes(first=dense(), second=dense())
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment of (N, D1) and (N, D2) features of the same items, in [0, 1].
 

@@ -1,9 +1,12 @@
 """Drift as a metric: a function of the model, for evaluation during training and for sweeps."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
+from diva_rs._arguments import described
+from diva_rs.errors import DataError
 from diva_rs.evaluation.drift import drift
 from diva_rs.evaluation.features import image_features
 
@@ -25,6 +28,8 @@ class Drift:
     """
 
     def __init__(self, clip: nn.Module, images: Any, features: str = "pooled") -> None:
+        if not isinstance(images, Iterable):
+            raise DataError(f"images={described(images)}: a tensor (N, 3, H, W) or batches are needed")
         self.images = images if isinstance(images, (Tensor, list, tuple)) else list(images)
         self.features = features
         self.original = image_features(clip, self.images, features)

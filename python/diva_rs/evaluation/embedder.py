@@ -1,15 +1,20 @@
 """Any supported CLIP behind one pair of methods, with the transform and the tokenizer that belong to it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import checked, described, refused_by
+from diva_rs._kinds import each, having, tensor
 from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
 from diva_rs.evaluation.mode import device_of
+
+_PIXELS, _TOKENS = tensor("(B, 3, H, W)"), tensor("(B, L)", whole=True)
+_IDS = each(having("an id"), "sample ids")
 
 Tokens = Any
 """A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
@@ -64,14 +69,25 @@ class Embedder:
 
         ``ids`` key the drawn patches of embeddings that draw any.
         """
+        pixels = checked("pixels", pixels, _PIXELS)
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
-            return library_embedding(self.model, None, pixels.to(own.dtype))
+            with refused_by(type(self.model).__name__, f"pixels {described(pixels)}"):
+                return library_embedding(self.model, None, pixels.to(own.dtype))
         tokens = self._tower.tokens(pixels)
-        return self.embedding.of_tokens(self._tower, tokens, ids or range(len(pixels)), self.seed)
+        keys = checked("ids", ids, _IDS) or range(len(pixels))
+        return self.embedding.of_tokens(self._tower, tokens, keys, self.seed)
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
+        if not isinstance(tokens, Mapping):
+            checked("tokens", tokens, _TOKENS)
+        elif "input_ids" not in tokens:
+            raise DataError("tokens is a mapping without input_ids: give what `tokenize` gives")
+        with refused_by(type(self.model).__name__, "these tokens"):
+            return self._text_features(tokens)
+
+    def _text_features(self, tokens: Tokens) -> Tensor:
         if hasattr(self.model, "get_text_features"):
             named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
             if "siglip" in str(getattr(self.model.config, "model_type", "")):

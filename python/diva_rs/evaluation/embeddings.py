@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diva_rs._arguments import checked, of_type
+from diva_rs._kinds import tensor
 from diva_rs.clip.tower import Tower
 from diva_rs.draws import draw
 from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.recipes.kinds import hint
+
+_TOKENS = tensor("(B, 1 + P, W)")
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
@@ -46,6 +50,8 @@ class ImageEmbedding:
         Raises:
             ShapeError: a function of the caller's gave something else than (B, D).
         """
+        of_type("tower", tower, Tower, "what diva_rs.clip.adapt gives")
+        checked("tokens", tokens, _TOKENS)
         if self.combine is None:
             return tower.embed(tokens)
         projected = tower.project(tokens)

@@ -6,10 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import checked, described, refused_by
+from diva_rs._kinds import tensor
 from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.embeddings import library_embedding
 from diva_rs.evaluation.mode import device_of, evaluating
+
+_PIXELS = tensor("(B, 3, H, W)")
 
 FEATURES = ("pooled", "class", "patches")
 _BATCH = 64
@@ -44,7 +48,7 @@ def collect(
     Raises as :func:`image_features`.
     """
     names = list(features)
-    unknown = [name for name in names if name not in FEATURES]
+    unknown = [name for name in names if not isinstance(name, str) or name not in FEATURES]
     if unknown or not names:
         raise ConfigError(f"features={unknown or names}: known are {', '.join(FEATURES)}")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -53,8 +57,10 @@ def collect(
     with evaluating(given) as model:
         tower = clip.rebuild(model) if isinstance(clip, Tower) else adapt(model, training=False)
         for pixels, extra in batches:
-            pixels = pixels.to(device_of(model), next(model.parameters()).dtype)
-            for name, rows in _features(model, tower, pixels, names).items():
+            with refused_by(type(model).__name__, f"images {described(pixels)}"):
+                pixels = pixels.to(device_of(model), next(model.parameters()).dtype)
+                rows_of = _features(model, tower, pixels, names)
+            for name, rows in rows_of.items():
                 found[name].append(rows.float().cpu())
             told.append(extra)
     if not told:
@@ -75,8 +81,10 @@ def _features(model: nn.Module, tower: Tower, pixels: Tensor, names: list[str]) 
 
 def _batches(images: Any) -> Iterator[Tensor]:
     if isinstance(images, Tensor):
-        yield from torch.split(images, _BATCH)
+        yield from torch.split(checked("images", images, _PIXELS), _BATCH)
         return
+    if not isinstance(images, Iterable):
+        raise DataError(f"images={described(images)}: a tensor (B, 3, H, W) or batches of them are needed")
     for batch in images:
         yield pixels_of(batch)
 
@@ -97,4 +105,5 @@ def pixels_of(batch: Any) -> Tensor:
             f"images: a batch is a {type(batch).__name__} without pixels: a tensor (B, 3, H, W) made by the "
             "model's own transform is needed, alone, first in a tuple, or as pixel_values of a dict"
         )
-    return value
+    pixels: Tensor = checked("images", value, _PIXELS)
+    return pixels

@@ -13,6 +13,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from diva_rs._arguments import as_path
 from diva_rs._files import read_text
 from diva_rs.data.decode import EXTENSIONS
 from diva_rs.errors import DataError, shown
@@ -63,7 +64,7 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
             are not partners, an unknown type, a number of pairs that nine patterns cannot share; names the
             file and the row.
     """
-    root = Path(root).expanduser()
+    root = as_path(root, "root").expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is no folder: give the one that holds Questions.csv")
     file = _find(root, ("Questions.csv",), "file")

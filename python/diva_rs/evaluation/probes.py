@@ -8,15 +8,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import takes
+from diva_rs._kinds import each
 from diva_rs._optional import require
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import DataError
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
 from diva_rs.evaluation.scores import ProbeScore
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
+from diva_rs.recipes.kinds import integer, number, several, string
 
 _C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
+@takes(
+    features=each(string(), "kinds of features", least=1),
+    validation=number(above=0, below=1),
+    cs=several(number(above=0)),
+    seed=integer(0, (1 << 32) - 1),
+)
 def linear_probe(
     clip: Any,
     train: Iterable[Any],
@@ -55,8 +64,6 @@ def linear_probe(
     {'train': 10, 'validation': 2, 'test': 12}
     """
     checked_confidence(confidence)
-    if not 0 < validation < 1 or not cs or min(cs) <= 0:
-        raise ConfigError(f"validation={validation} must lie inside (0, 1), cs={tuple(cs)} be above 0")
     require("sklearn.linear_model", extra="eval")  # before the work, not after it
     fit_on, known = _read(clip, train, features, "train")
     tested, asked = _read(clip, test, features, "test")
@@ -111,16 +118,14 @@ def _read(
 
 
 def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, npt.NDArray[Any]]]:
-    for number, batch in enumerate(batches):
+    for place, batch in enumerate(batches):
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise DataError(
-                f"{what}, batch {number}: expected (pixels, labels), got a {type(batch).__name__}"
-            )
+            raise DataError(f"{what}, batch {place}: expected (pixels, labels), got a {type(batch).__name__}")
         pixels = pixels_of(batch)
         labels = np.asarray(batch[1].cpu() if isinstance(batch[1], torch.Tensor) else batch[1])
         if labels.shape != (len(pixels),):
             raise DataError(
-                f"{what}, batch {number}: {len(pixels)} images with labels of shape {labels.shape}, expected "
+                f"{what}, batch {place}: {len(pixels)} images with labels of shape {labels.shape}, expected "
                 "one label per image"
             )
         yield pixels, labels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from diva_rs._arguments import checked, of_type
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import FolderResult
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
+from diva_rs.recipes.kinds import integer
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -54,8 +56,9 @@ def zero_shot_folder(
     (['cat', 'wild dog'], True)
     """
     checked_confidence(confidence)
-    if batch < 1:
-        raise ConfigError(f"batch={batch} must be at least 1")
+    batch = checked("batch", batch, integer(1))
+    if classes is not None:
+        of_type("classes", classes, Mapping, "a mapping of folders to names")
     files = ImageFolder(root).names
     folders = list(dict.fromkeys(_folder(root, file) for file in files))
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from diva_rs._arguments import as_path
+from diva_rs._arguments import as_path, takes
 from diva_rs.checkpoint import make_folder, save_torch, save_weights
 from diva_rs.errors import ConfigError
 from diva_rs.export.layouts import clip_rules
 from diva_rs.export.model import is_open_clip, plain, read
 from diva_rs.export.rules import convert
 from diva_rs.export.source import ARGMAX, Blocks, Source
+from diva_rs.recipes.kinds import flag
 
 # clip/model.py, `convert_weights`: what a loaded model keeps in half precision.
 _HALF = (
@@ -56,6 +57,7 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     return _write(path, state, (".safetensors", ".pt"))
 
 
+@takes(half=flag())
 def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Write the weights in the layout of OpenAI's `clip`, for ``clip.load(path)``.
 

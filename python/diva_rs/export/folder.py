@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diva_rs._arguments import as_path, takes
 from diva_rs.checkpoint import make_folder, replacing, save_weights, write_json
 from diva_rs.clip.transformers_clip import family_of
 from diva_rs.errors import ConfigError, DataError
@@ -14,6 +15,7 @@ from diva_rs.export.layouts import clip_rules, siglip_rules
 from diva_rs.export.model import plain, read
 from diva_rs.export.rules import convert
 from diva_rs.export.source import ARGMAX, Blocks, Pixels, Source, Text
+from diva_rs.recipes.kinds import flag
 
 _FILES = {
     "config.json",
@@ -32,6 +34,7 @@ _FILES = {
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 
 
+@takes(vision_only=flag())
 def to_transformers(
     clip: nn.Module, path: str | os.PathLike[str], *, vision_only: bool = False, processor: Any = None
 ) -> Path:
@@ -72,7 +75,7 @@ def to_transformers(
     else:
         source = read(model, state, vision_only)
         config, weights, pixels = _of_source(source)
-    folder = Path(path).expanduser()
+    folder = as_path(path).expanduser()
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
     others = {file.name for file in folder.iterdir()} - _FILES if folder.is_dir() else set()
