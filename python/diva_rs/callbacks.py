@@ -72,7 +72,7 @@ class TensorBoard(Callback):
     def __init__(self, log_dir: str | PathLike[str]) -> None:
         # Asked for by its own name first: torch.utils.tensorboard reports a missing one less plainly.
         _installed("tensorboard")
-        self._log_dir = str(log_dir)
+        self._log_dir = str(as_path(log_dir, "log_dir"))
         self._open: Any = None
 
     @property

@@ -104,7 +104,7 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     where = _Place(what, batch, None)
     if not isinstance(images, Tensor):
         raise ShapeError(f"{where} is a {type(images).__name__}, a tensor (B, 3, H, W) is needed")
-    if images.is_nested or torch.nn.parameter.is_lazy(images):
+    if images.is_nested or images.layout != torch.strided or torch.nn.parameter.is_lazy(images):
         raise ShapeError(f"{where} is {described(images)}, an ordinary tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
     if len(shape) != 4:

@@ -122,7 +122,7 @@ def native_pixels(
     """
     given = {"pixels": convention, "vae_pixels": vae_pixels}
     fields: dict[str, Any] = {
-        name: checked(name, given.get(name) or getattr(recipe, name, None), kind)
+        name: checked(name, getattr(recipe, name, None) if given.get(name) is None else given[name], kind)
         for name, kind in _FIELDS.items()
     }
     fields |= {"mean": checked("mean", mean, CHANNELS), "std": checked("std", std, CHANNELS)}

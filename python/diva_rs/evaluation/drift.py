@@ -67,6 +67,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         raise ShapeError(
             f"features are {tuple(first.shape)} and {tuple(second.shape)}: two matrices of N rows"
         )
+    if first.is_meta or second.is_meta:
+        raise ShapeError("features on the meta device hold no numbers")
     x, y = (values.double() - values.double().mean(dim=0) for values in (first, second))
     spread = float((x.T @ x).norm() * (y.T @ y).norm())
     if spread == 0:

@@ -12,8 +12,10 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
 from diva_rs.evaluation.mode import device_of
+from diva_rs.recipes.kinds import integer
 
 _PIXELS, _TOKENS = tensor("(B, 3, H, W)"), tensor("(B, L)", whole=True)
+_SEED = integer(0, (1 << 64) - 1)
 _IDS = each(having("an id"), "sample ids")
 
 Tokens = Any
@@ -50,6 +52,7 @@ class Embedder:
         seed: int = 0,
     ) -> None:
         self.model: Any = clip
+        seed = checked("seed", seed, _SEED)
         self.transform = image_transform(preprocess)
         self.tokenize = text_tokenizer(tokenizer, clip)
         self.embedding = image_embedding(embedding)

@@ -1,6 +1,6 @@
 """Named lists of data sets, by their names in clip-benchmark."""
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.kinds import hint
 
 # The 27 classification and 2 retrieval sets on which DIVA's paper reports what post-training costs (the list
@@ -30,7 +30,7 @@ def suite_datasets(suite: str, task: str) -> tuple[str, ...]:
     >>> len(suite_datasets("diva", "zero-shot")), suite_datasets("diva", "retrieval")
     (27, ('flickr30k', 'mscoco_captions'))
     """
-    if suite not in SUITES:
+    if not isinstance(suite, str) or suite not in SUITES:
         near = hint(suite, SUITES) or f": there are {', '.join(SUITES)}"
-        raise ConfigError(f"suite={suite!r} is not known{near}")
+        raise ConfigError(f"suite={shown(suite)} is not known{near}")
     return SUITES[suite][task]

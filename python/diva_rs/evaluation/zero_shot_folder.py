@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diva_rs._arguments import checked, of_type
+from diva_rs._kinds import each
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError
@@ -17,7 +18,9 @@ from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import FolderResult
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
-from diva_rs.recipes.kinds import integer
+from diva_rs.recipes.kinds import integer, string
+
+_TEMPLATES = each(string(), "texts")
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -89,7 +92,7 @@ def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Te
     if isinstance(templates, str):
         raise ConfigError(f"templates={templates!r} is one text: give a list of them")
     texts = []
-    for template in templates:
+    for template in checked("templates", templates, _TEMPLATES):
         text = template.replace("{c}", name).replace("{}", name)
         if text == template:
             raise ConfigError(f"template {template!r} has no {{}} where the class name goes")

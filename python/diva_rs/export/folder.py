@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diva_rs._arguments import as_path, takes
+from diva_rs._kinds import having
 from diva_rs.checkpoint import make_folder, replacing, save_weights, write_json
 from diva_rs.clip.transformers_clip import family_of
 from diva_rs.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from diva_rs.export.layouts import clip_rules, siglip_rules
 from diva_rs.export.model import plain, read
 from diva_rs.export.rules import convert
 from diva_rs.export.source import ARGMAX, Blocks, Pixels, Source, Text
-from diva_rs.recipes.kinds import flag
+from diva_rs.recipes.kinds import flag, optional
 
 _FILES = {
     "config.json",
@@ -34,7 +35,7 @@ _FILES = {
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 
 
-@takes(vision_only=flag())
+@takes(vision_only=flag(), processor=optional(having("a processor of transformers", "save_pretrained")))
 def to_transformers(
     clip: nn.Module, path: str | os.PathLike[str], *, vision_only: bool = False, processor: Any = None
 ) -> Path:
