@@ -4,10 +4,10 @@ use std::sync::Mutex;
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tch::Tensor;
 
 use super::enter::{enter, lock};
-use super::tensor::PyTensor;
+use super::fields::tensors;
+use super::tensor::{optional, Given, PyTensor};
 use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
 
 /// From the tokens of a vision tower to the condition of a denoiser, with a hand-written backward pass.
@@ -28,7 +28,7 @@ impl PyBridge {
 #[pyclass(frozen, name = "Tape", module = "diva_rs._native")]
 struct PyTape(Mutex<Tape>);
 
-type NormArgs = (Option<PyTensor>, Option<PyTensor>, f64);
+type NormArgs = (Option<Given>, Option<Given>, f64);
 
 #[pymethods]
 impl PyBridge {
@@ -37,22 +37,20 @@ impl PyBridge {
     fn new(
         py: Python<'_>,
         norm: Option<NormArgs>,
-        proj: Option<(PyTensor, bool)>,
+        proj: Option<(Given, bool)>,
         projector: &Bound<'_, PyDict>,
         recap: &str,
         window: Option<i64>,
         join: &str,
     ) -> PyResult<Self> {
-        let named: Vec<(String, Tensor)> = projector
-            .iter()
-            .map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0)))
-            .collect::<PyResult<_>>()?;
-        let norm = norm.map(|(weight, bias, eps)| Norm {
-            weight: weight.map(|weight| weight.0),
-            bias: bias.map(|bias| bias.0),
-            eps,
+        let named = tensors(projector)?;
+        let norm = norm.map(|(weight, bias, eps)| -> PyResult<Norm> {
+            Ok(Norm { weight: optional(weight, "norm.weight")?, bias: optional(bias, "norm.bias")?, eps })
         });
-        let proj = proj.map(|(weight, transposed)| Proj { weight: weight.0, transposed });
+        let proj = proj.map(|(weight, transposed)| -> PyResult<Proj> {
+            Ok(Proj { weight: weight.named("proj")?, transposed })
+        });
+        let (norm, proj) = (norm.transpose()?, proj.transpose()?);
         enter(py, move || {
             let recap = Recap::parse(recap, window)?;
             let join = TextJoin::parse(join)?;
@@ -67,11 +65,12 @@ impl PyBridge {
     fn forward(
         &self,
         py: Python<'_>,
-        tokens: PyTensor,
-        text: PyTensor,
-        choice: Option<PyTensor>,
+        tokens: Given,
+        text: Given,
+        choice: Option<Given>,
     ) -> PyResult<(PyTensor, PyTape)> {
-        let (tokens, text, choice) = (tokens.0, text.0, choice.map(|choice| choice.0));
+        let (tokens, text, choice) =
+            (tokens.named("tokens")?, text.named("text")?, optional(choice, "choice")?);
         enter(py, move || {
             let (condition, tape) = lock(&self.core).forward(&tokens, &text, choice.as_ref())?;
             Ok((condition, tape))
@@ -80,8 +79,8 @@ impl PyBridge {
     }
 
     /// The gradient of the tokens, and of each parameter in the order of `param_names`.
-    fn backward(&self, py: Python<'_>, tape: &PyTape, grad: PyTensor) -> PyResult<(PyTensor, Vec<PyTensor>)> {
-        let grad = grad.0;
+    fn backward(&self, py: Python<'_>, tape: &PyTape, grad: Given) -> PyResult<(PyTensor, Vec<PyTensor>)> {
+        let grad = grad.named("grad")?;
         let grads = enter(py, move || lock(&self.core).backward(&lock(&tape.0), &grad))?;
         Ok((PyTensor(grads.tokens), grads.params.into_iter().map(PyTensor).collect()))
     }

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use tch::Tensor;
 
 use super::enter::enter;
-use super::tensor::PyTensor;
+use super::tensor::{optional, Given, PyTensor};
 use crate::denoiser::pull::{leaf, pull};
 use crate::denoiser::{Denoiser, KeysValues, Query};
 use crate::error::{DivaError, Result};
@@ -40,12 +40,12 @@ impl PyDenoiser {
     fn predict(
         &self,
         py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-        text: Option<PyTensor>,
+        noisy: Given,
+        timesteps: Given,
+        condition: Given,
+        text: Option<Given>,
     ) -> PyResult<PyTensor> {
-        let (core, asked) = (self.core(), Asked::new(noisy, timesteps, condition, text));
+        let (core, asked) = (self.core(), Asked::new(noisy, timesteps, condition, text)?);
         enter(py, move || asked.of(core.as_ref(), |query| core.predict(query))).map(PyTensor)
     }
 
@@ -55,14 +55,14 @@ impl PyDenoiser {
     fn gradient(
         &self,
         py: Python<'_>,
-        noisy: PyTensor,
-        timesteps: PyTensor,
-        condition: PyTensor,
-        at_prediction: PyTensor,
-        text: Option<PyTensor>,
+        noisy: Given,
+        timesteps: Given,
+        condition: Given,
+        at_prediction: Given,
+        text: Option<Given>,
     ) -> PyResult<(PyTensor, PyTensor)> {
-        let (core, at_prediction) = (self.core(), at_prediction.0);
-        let asked = Asked::new(noisy, timesteps, condition, text);
+        let (core, at_prediction) = (self.core(), at_prediction.named("at_prediction")?);
+        let asked = Asked::new(noisy, timesteps, condition, text)?;
         enter(py, move || asked.of(core.as_ref(), |query| gradient(core.as_ref(), query, &at_prediction)))
             .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
     }
@@ -77,9 +77,13 @@ struct Asked {
 }
 
 impl Asked {
-    fn new(noisy: PyTensor, timesteps: PyTensor, condition: PyTensor, text: Option<PyTensor>) -> Self {
-        let text = text.map(|text| text.0);
-        Asked { noisy: noisy.0, timesteps: timesteps.0, condition: condition.0, text }
+    fn new(noisy: Given, timesteps: Given, condition: Given, text: Option<Given>) -> PyResult<Self> {
+        Ok(Asked {
+            noisy: noisy.named("noisy")?,
+            timesteps: timesteps.named("timesteps")?,
+            condition: condition.named("condition")?,
+            text: optional(text, "text")?,
+        })
     }
 
     fn of<T>(&self, network: &dyn Denoiser, answer: impl FnOnce(&Query) -> Result<T>) -> Result<T> {

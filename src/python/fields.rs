@@ -5,7 +5,7 @@ use pyo3::types::PyDict;
 use tch::Tensor;
 
 use super::enter::raise;
-use super::tensor::PyTensor;
+use super::tensor::Given;
 use crate::error::{DivaError, Result};
 
 pub struct Fields<'a, 'py> {
@@ -66,5 +66,11 @@ impl<'a, 'py> Fields<'a, 'py> {
 
 /// The entries of a dict of tensors.
 pub fn tensors(dict: &Bound<'_, PyDict>) -> PyResult<Vec<(String, Tensor)>> {
-    dict.iter().map(|(key, tensor)| Ok((key.extract()?, tensor.extract::<PyTensor>()?.0))).collect()
+    dict.iter()
+        .map(|(key, tensor)| {
+            let key: String = key.extract()?;
+            let tensor = tensor.extract::<Given>()?.named(&key)?;
+            Ok((key, tensor))
+        })
+        .collect()
 }

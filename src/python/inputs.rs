@@ -9,7 +9,7 @@ use tch::Tensor;
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::step::{untargets, Callback, PyTargets};
-use super::tensor::PyTensor;
+use super::tensor::{optional, Given, PyTensor};
 use super::vae::PyAutoencoderEncoder;
 use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Drawn, Encoder, Reader};
@@ -52,20 +52,20 @@ impl PyPixels {
     }
 
     /// Pixels in [0, 1] of images in the declared convention.
-    fn to_unit(&self, py: Python<'_>, images: PyTensor) -> PyResult<PyTensor> {
-        let images = images.0;
+    fn to_unit(&self, py: Python<'_>, images: Given) -> PyResult<PyTensor> {
+        let images = images.named("images")?;
         enter(py, move || self.0.to_unit(&images, self.0.convention)).map(PyTensor)
     }
 
     /// CLIP's input (B, 3, *size) of images (B, 3, H, W).
-    fn clip_input(&self, py: Python<'_>, images: PyTensor, size: (i64, i64)) -> PyResult<PyTensor> {
-        let images = images.0;
+    fn clip_input(&self, py: Python<'_>, images: Given, size: (i64, i64)) -> PyResult<PyTensor> {
+        let images = images.named("images")?;
         enter(py, move || self.0.clip_input(&images, size)).map(PyTensor)
     }
 
     /// The VAE's input (B, 3, *size) of images (B, 3, H, W).
-    fn vae_input(&self, py: Python<'_>, images: PyTensor, size: (i64, i64)) -> PyResult<PyTensor> {
-        let images = images.0;
+    fn vae_input(&self, py: Python<'_>, images: Given, size: (i64, i64)) -> PyResult<PyTensor> {
+        let images = images.named("images")?;
         enter(py, move || self.0.vae_input(&images, size, self.0.convention)).map(PyTensor)
     }
 }
@@ -77,8 +77,8 @@ pub struct PyReader(pub Mutex<Reader>);
 #[pymethods]
 impl PyReader {
     #[new]
-    fn new(pixels: &PyPixels, size: (i64, i64), home: PyTensor) -> Self {
-        PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.0 }))
+    fn new(pixels: &PyPixels, size: (i64, i64), home: Given) -> PyResult<Self> {
+        Ok(PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.named("home")? })))
     }
 
     /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a `diva_rs.inputs.RawBatch`.
@@ -101,10 +101,10 @@ impl Encoder for Callback {
 /// The attributes of a `diva_rs.inputs.RawBatch`.
 #[derive(FromPyObject)]
 pub struct RawBatch<'py> {
-    images: Option<PyTensor>,
-    pixel_values: Option<PyTensor>,
-    latents: Option<PyTensor>,
-    text: PyTensor,
+    images: Option<Given>,
+    pixel_values: Option<Given>,
+    latents: Option<Given>,
+    text: Given,
     size: (i64, i64),
     encoder: Option<PyObject>,
     sampled: Option<Vec<usize>>,
@@ -119,16 +119,19 @@ impl RawBatch<'_> {
         let drawn = match self.drawn.downcast::<DrawPlan>() {
             Ok(plan) => Drawn::Keyed(plan.get().core.clone()),
             Err(_) => {
-                let (timesteps, noise, choice): (PyTensor, PyTensor, Option<PyTensor>) =
-                    self.drawn.extract()?;
-                Drawn::Given { timesteps: timesteps.0, noise: noise.0, choice: choice.map(|t| t.0) }
+                let (timesteps, noise, choice): (Given, Given, Option<Given>) = self.drawn.extract()?;
+                Drawn::Given {
+                    timesteps: timesteps.named("timesteps")?,
+                    noise: noise.named("noise")?,
+                    choice: optional(choice, "choice")?,
+                }
             }
         };
         Ok(Batch {
-            images: self.images.map(|t| t.0),
-            pixel_values: self.pixel_values.map(|t| t.0),
-            latents: self.latents.map(|t| t.0),
-            text: self.text.0,
+            images: optional(self.images, "images")?,
+            pixel_values: optional(self.pixel_values, "pixel_values")?,
+            latents: optional(self.latents, "latents")?,
+            text: self.text.named("text")?,
             size: self.size,
             encoder: self.encoder.map(|object| encoder(py, object)),
             sampled: self.sampled,

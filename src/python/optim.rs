@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use tch::Tensor;
 
 use super::enter::{enter, enter_step, lock, raise};
-use super::tensor::PyTensor;
+use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
 use crate::train::Update;
@@ -129,9 +129,9 @@ impl Optimizer {
         max_norm: Option<f64>,
         factor: f64,
         active: Vec<bool>,
-        loss: Option<PyTensor>,
+        loss: Option<Given>,
     ) -> PyResult<PyTensor> {
-        let update = Update { max_norm, factor, loss: loss.map(|loss| loss.0) };
+        let update = Update { max_norm, factor, loss: optional(loss, "loss")? };
         enter_step(py, move || update.apply(&mut lock(&self.core), None, &active)).map(PyTensor)
     }
 
@@ -255,5 +255,6 @@ fn read_groups(groups: Vec<(String, f64, Bound<'_, PyDict>)>) -> PyResult<Vec<Gr
 
 /// The tensor, or the name of the type that is not one.
 fn read_tensor(value: &Bound<'_, PyAny>) -> std::result::Result<Tensor, String> {
-    value.extract::<PyTensor>().map(|tensor| tensor.0).map_err(|_| value.get_type().to_string())
+    let given = value.extract::<Given>().and_then(|given| given.named("value"));
+    given.map_err(|_| value.get_type().to_string())
 }

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::enter::{enter, raise};
-use super::tensor::PyTensor;
+use super::tensor::{Given, PyTensor};
 use crate::error::DivaError;
 use crate::schedule::{Betas, Prediction, Schedule};
 
@@ -79,14 +79,11 @@ impl PySchedule {
     /// 3
     #[staticmethod]
     #[pyo3(signature = (alphas_cumprod, prediction_type="epsilon"))]
-    fn from_alphas_cumprod(
-        py: Python<'_>,
-        alphas_cumprod: PyTensor,
-        prediction_type: &str,
-    ) -> PyResult<Self> {
+    fn from_alphas_cumprod(py: Python<'_>, alphas_cumprod: Given, prediction_type: &str) -> PyResult<Self> {
+        let table = alphas_cumprod.named("alphas_cumprod")?;
         enter(py, move || {
             let prediction = Prediction::parse(prediction_type)?;
-            Ok(Self(Arc::new(Schedule::from_alphas_cumprod(&alphas_cumprod.0, prediction)?)))
+            Ok(Self(Arc::new(Schedule::from_alphas_cumprod(&table, prediction)?)))
         })
     }
 
@@ -103,8 +100,9 @@ impl PySchedule {
     /// tensor([250.])
     #[staticmethod]
     #[pyo3(signature = (sigmas, num_train_timesteps=1000.0))]
-    fn flow(py: Python<'_>, sigmas: PyTensor, num_train_timesteps: f64) -> PyResult<Self> {
-        enter(py, move || Ok(Self(Arc::new(Schedule::flow(&sigmas.0, num_train_timesteps)?))))
+    fn flow(py: Python<'_>, sigmas: Given, num_train_timesteps: f64) -> PyResult<Self> {
+        let sigmas = sigmas.named("sigmas")?;
+        enter(py, move || Ok(Self(Arc::new(Schedule::flow(&sigmas, num_train_timesteps)?))))
     }
 
     /// ``(noisy, target, model_timesteps)`` for latents (B, ...) of a floating dtype, noise of the same shape, dtype and
@@ -127,11 +125,13 @@ impl PySchedule {
     fn add_noise(
         &self,
         py: Python<'_>,
-        latents: PyTensor,
-        noise: PyTensor,
-        timesteps: PyTensor,
+        latents: Given,
+        noise: Given,
+        timesteps: Given,
     ) -> PyResult<(PyTensor, PyTensor, PyTensor)> {
-        let noised = enter(py, move || self.0.add_noise(&latents.0, &noise.0, &timesteps.0))?;
+        let (latents, noise) = (latents.named("latents")?, noise.named("noise")?);
+        let timesteps = timesteps.named("timesteps")?;
+        let noised = enter(py, move || self.0.add_noise(&latents, &noise, &timesteps))?;
         Ok((PyTensor(noised.noisy), PyTensor(noised.target), PyTensor(noised.model_timesteps)))
     }
 
@@ -145,14 +145,9 @@ impl PySchedule {
     /// >>> import torch
     /// >>> Schedule.ddpm().weights(torch.tensor([0, 999]), 5.0, like=torch.zeros(1))
     /// tensor([5.0013e-04, 1.0000e+00])
-    fn weights(
-        &self,
-        py: Python<'_>,
-        timesteps: PyTensor,
-        min_snr: f64,
-        like: PyTensor,
-    ) -> PyResult<PyTensor> {
-        enter(py, move || self.0.weights(&timesteps.0, min_snr, &like.0)).map(PyTensor)
+    fn weights(&self, py: Python<'_>, timesteps: Given, min_snr: f64, like: Given) -> PyResult<PyTensor> {
+        let (timesteps, like) = (timesteps.named("timesteps")?, like.named("like")?);
+        enter(py, move || self.0.weights(&timesteps, min_snr, &like)).map(PyTensor)
     }
 
     /// A copy of the table (T,) on the CPU. ConfigError for flow matching, which has ``sigmas``.

@@ -11,7 +11,7 @@ use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
-use super::tensor::PyTensor;
+use super::tensor::{optional, Given, PyTensor};
 use super::vision::PyVisionTransformer;
 use crate::denoiser::{Denoiser, Query};
 use crate::error::{DivaError, Result};
@@ -32,9 +32,8 @@ impl Callback {
             let inputs = inputs.iter().map(|tensor| PyTensor(tensor.shallow_clone()).into_pyobject(py));
             let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
             let output = self.0.bind(py).call1(pyo3::types::PyTuple::new(py, inputs)?)?;
-            output.extract::<PyTensor>()
+            output.extract::<Given>()?.named("what the module returned")
         })
-        .map(|tensor| tensor.0)
         .map_err(|err: PyErr| DivaError::Callback(Box::new(err)))
     }
 }
@@ -75,15 +74,17 @@ struct Step(Mutex<Core>);
 /// latents (B, ...), noise (B, N, ...), timesteps (B, N), choice (B, N, k) or None, text (1 | B, L, C).
 pub(super) type PyTargets = (PyTensor, PyTensor, PyTensor, Option<PyTensor>, PyTensor);
 
-fn targets(parts: PyTargets) -> Targets {
+type GivenTargets = (Given, Given, Given, Option<Given>, Given);
+
+fn targets(parts: GivenTargets) -> PyResult<Targets> {
     let (latents, noise, timesteps, choice, text) = parts;
-    Targets {
-        latents: latents.0,
-        noise: noise.0,
-        timesteps: timesteps.0,
-        choice: choice.map(|t| t.0),
-        text: text.0,
-    }
+    Ok(Targets {
+        latents: latents.named("latents")?,
+        noise: noise.named("noise")?,
+        timesteps: timesteps.named("timesteps")?,
+        choice: optional(choice, "choice")?,
+        text: text.named("text")?,
+    })
 }
 
 pub(super) fn untargets(targets: Targets) -> PyTargets {
@@ -171,14 +172,14 @@ impl Step {
         optimizer: &Optimizer,
         share: f64,
         train_tower: bool,
-        update: Option<(Option<f64>, f64, Option<PyTensor>)>,
+        update: Option<(Option<f64>, f64, Option<Given>)>,
         hold: Option<PyObject>,
     ) -> PyResult<(PyTensor, PyTensor, PyTensor, Option<PyTensor>)> {
         let batch = batch.core(py)?;
-        let update = update.map(|(max_norm, factor, loss)| {
-            let loss = loss.map(|loss| loss.0);
-            Update { max_norm, factor, loss }
+        let update = update.map(|(max_norm, factor, loss)| -> PyResult<Update> {
+            Ok(Update { max_norm, factor, loss: optional(loss, "loss")? })
         });
+        let update = update.transpose()?;
         let part = Part { share, train_tower, update };
         let (losses, norm) = enter_step(py, move || {
             let (reader, step, mut optimizer) = (lock(&reader.0), lock(&self.0), lock(&optimizer.core));
@@ -197,11 +198,12 @@ impl Step {
     fn at_tokens(
         &self,
         py: Python<'_>,
-        tokens: PyTensor,
-        images: PyTensor,
-        targets: PyTargets,
+        tokens: Given,
+        images: Given,
+        targets: GivenTargets,
     ) -> PyResult<(PyTensor, PyTensor, Vec<PyTensor>)> {
-        let (tokens, images, targets) = (tokens.0, images.0, self::targets(targets));
+        let (tokens, images, targets) =
+            (tokens.named("tokens")?, images.named("images")?, self::targets(targets)?);
         let heard = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
         Ok((PyTensor(heard.loss), PyTensor(heard.tokens), heard.params.into_iter().map(PyTensor).collect()))
     }

@@ -1,7 +1,5 @@
-//! Tensors that cross the door. Nested ones and kinds that tch has no name for are refused on the way in: the core
-//! could not even ask for their size or kind without a panic.
-
-use std::ops::Deref;
+//! Tensors that cross the door. Nested ones and kinds that tch has no name for are refused on the way in, by the name
+//! of their argument: the core could not even ask for their size or kind without a panic.
 
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor as Plain;
@@ -10,26 +8,38 @@ use tch::Tensor;
 use super::enter::raise;
 use crate::error::DivaError;
 
+/// A tensor on its way out.
 pub struct PyTensor(pub Tensor);
 
-impl Deref for PyTensor {
-    type Target = Tensor;
+/// A tensor on its way in, or what is wrong with it.
+pub struct Given(Result<Tensor, String>);
 
-    fn deref(&self) -> &Tensor {
-        &self.0
+impl Given {
+    /// The tensor of the argument `name`.
+    pub fn named(self, name: &str) -> PyResult<Tensor> {
+        self.0.map_err(|fault| {
+            let what = format!("`{name}` {fault}: give a dense tensor of floating point or int64");
+            raise(DivaError::Data { op: "tensor", what })
+        })
     }
 }
 
-impl<'py> FromPyObject<'py> for PyTensor {
+/// The tensor of an argument that may be left out.
+pub fn optional(given: Option<Given>, name: &str) -> PyResult<Option<Tensor>> {
+    given.map(|given| given.named(name)).transpose()
+}
+
+impl<'py> FromPyObject<'py> for Given {
     fn extract_bound(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         let tensor = object.extract::<Plain>()?.0;
         if object.getattr("is_nested")?.extract()? {
-            return Err(refused("a nested tensor".to_string()));
+            return Ok(Given(Err("is a nested tensor".to_string())));
         }
         if tensor.f_kind().is_err() {
-            return Err(refused(format!("a tensor of {}", object.getattr("dtype")?)));
+            let dtype = object.getattr("dtype")?;
+            return Ok(Given(Err(format!("has a dtype that is not supported ({dtype})"))));
         }
-        Ok(PyTensor(tensor))
+        Ok(Given(Ok(tensor)))
     }
 }
 
@@ -41,11 +51,4 @@ impl<'py> IntoPyObject<'py> for PyTensor {
     fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
         Plain(self.0).into_pyobject(py)
     }
-}
-
-fn refused(what: String) -> PyErr {
-    raise(DivaError::Data {
-        op: "tensor",
-        what: format!("{what} cannot be computed with here: give a dense one of floating point or int64"),
-    })
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::enter::{enter, lock};
 use super::fields::{tensors, Fields};
-use super::tensor::PyTensor;
+use super::tensor::{Given, PyTensor};
 use crate::denoiser::vae::config::{Config, Scaling, OP};
 use crate::denoiser::vae::AutoencoderEncoder;
 use crate::error::Result;
@@ -49,8 +49,8 @@ impl PyAutoencoderEncoder {
     /// Latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]: the posterior's mean, shifted and scaled, without
     /// gradients, in the dtype and on the device of `images`.
     #[pyo3(signature = (images, micro_batch=8))]
-    fn encode(&self, py: Python<'_>, images: PyTensor, micro_batch: i64) -> PyResult<PyTensor> {
-        let images = images.0;
+    fn encode(&self, py: Python<'_>, images: Given, micro_batch: i64) -> PyResult<PyTensor> {
+        let images = images.named("images")?;
         enter(py, move || lock(&self.core).encode(&images, None, micro_batch)).map(PyTensor)
     }
 
@@ -59,11 +59,11 @@ impl PyAutoencoderEncoder {
     fn encode_sample(
         &self,
         py: Python<'_>,
-        images: PyTensor,
-        noise: PyTensor,
+        images: Given,
+        noise: Given,
         micro_batch: i64,
     ) -> PyResult<PyTensor> {
-        let (images, noise) = (images.0, noise.0);
+        let (images, noise) = (images.named("images")?, noise.named("noise")?);
         enter(py, move || lock(&self.core).encode(&images, Some(&noise), micro_batch)).map(PyTensor)
     }
 }

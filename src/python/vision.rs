@@ -8,7 +8,7 @@ use tch::Tensor;
 
 use super::enter::{enter, lock, raise};
 use super::fields::{tensors, Fields};
-use super::tensor::PyTensor;
+use super::tensor::{Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::nn::Activation;
 use crate::step::{Carry, VisionTower};
@@ -65,21 +65,21 @@ impl PyVisionTransformer {
     }
 
     /// Tokens (B, 1 + P, W) of images (B, 3, H, W), in the caller's grad mode.
-    fn tokens(&self, py: Python<'_>, images: PyTensor) -> PyResult<PyTensor> {
-        let images = images.0;
+    fn tokens(&self, py: Python<'_>, images: Given) -> PyResult<PyTensor> {
+        let images = images.named("images")?;
         enter(py, move || lock(&self.core).tokens(&images)).map(PyTensor)
     }
 
     /// The same tokens outside any graph, and what `backward` needs: the inputs of the blocks alone.
-    fn record(&self, py: Python<'_>, images: PyTensor) -> PyResult<(PyTensor, PyRecording)> {
-        let images = images.0;
+    fn record(&self, py: Python<'_>, images: Given) -> PyResult<(PyTensor, PyRecording)> {
+        let images = images.named("images")?;
         let (tokens, recording) = enter(py, move || lock(&self.core).record(&images))?;
         Ok((PyTensor(tokens), PyRecording(Mutex::new(Some(recording)))))
     }
 
     /// Adds to every weight's `.grad`, given the gradient of the tokens. Each block runs forward once more.
-    fn backward(&self, py: Python<'_>, recording: &PyRecording, gradient: PyTensor) -> PyResult<()> {
-        let gradient = gradient.0;
+    fn backward(&self, py: Python<'_>, recording: &PyRecording, gradient: Given) -> PyResult<()> {
+        let gradient = gradient.named("gradient")?;
         enter(py, move || {
             let recording = lock(&recording.0).take().ok_or_else(|| DivaError::Data {
                 op: "VisionTransformer.backward",

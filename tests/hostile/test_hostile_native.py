@@ -41,8 +41,11 @@ def test_everything_that_is_exported_is_called():
 @pytest.mark.parametrize(
     "refused, message",
     [
-        (torch.zeros(3, dtype=torch.uint64), "a tensor of torch.uint64 cannot be computed with here"),
-        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(1)]), "a nested tensor cannot be computed"),
+        (
+            torch.zeros(3, dtype=torch.uint64),
+            r"`alphas_cumprod` has a dtype .*torch.uint64",
+        ),
+        (torch.nested.nested_tensor([torch.zeros(2), torch.zeros(1)]), "`alphas_cumprod` is a nested tensor"),
     ],
 )
 def test_a_tensor_that_the_core_could_not_even_describe_is_refused_by_name(refused, message):

@@ -79,7 +79,7 @@ def test_bad_batches():
         (DataError, r"timesteps\[0\] is -1, outside of \[0, 10\)", (x, x, t - 1)),
         (DataError, "`latents` is not a dense tensor", (x.to_sparse(), x, t)),
         (DataError, "`noise` is not a dense tensor", (x, torch.eye(3).to_sparse_csr(), t)),
-        (DataError, "a tensor of torch.uint16 cannot be computed with here", (x.to(torch.uint16), x, t)),
+        (DataError, "`latents` has a dtype that is not supported", (x.to(torch.uint16), x, t)),
         (DeviceError, "`noise` is on another device than `latents`", (x, x.to("meta"), t)),
         (DeviceError, "`timesteps` is on another device than `latents`", (x, x, t.to("meta"))),
     ]:
