@@ -1,4 +1,5 @@
-"""The command line, ``diva-rs``: train, eval, export, cache, report, info, bench and demo.
+"""The command line, ``diva-rs``: train, eval, export, cache, report, info, bench, demo, ablate and
+microworld.
 
 One file per command; each adds its flags and its ``run``, which imports what is heavy. A mistake of the
 caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import diva_rs
-from diva_rs.cli import bench, cache, demo, eval, export, info, report, train
+from diva_rs.cli import ablate, bench, cache, demo, eval, export, info, microworld, report, train
 from diva_rs.errors import ConfigError, DivaError
 from diva_rs.recipes.kinds import hint
 
@@ -24,6 +25,8 @@ _COMMANDS = {
     "info": info,
     "bench": bench,
     "demo": demo,
+    "ablate": ablate,
+    "microworld": microworld,
 }
 
 

@@ -53,12 +53,13 @@ _EPOCH = integer(0, (1 << 63) - 1)
 
 
 class World:
-    """The first ``size`` scenes of a split, each with the same number on every machine.
+    """``size`` scenes of a split from ``start`` on, each the same on every machine.
 
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``: disjoint ranges of scene numbers.
         size: how many scenes.
         seed: of the world.
+        start: of the split's scenes, which one is this world's number 0.
 
     Raises:
         ConfigError: an unknown split, or more scenes than it has.
@@ -71,11 +72,16 @@ class World:
     values: Mapping[str, Sequence[str]] = VALUES
 
     # Captions draw from `_key`, a word of 64 bits.
-    @takes(split=choice(*SPLITS), size=integer(1), seed=integer(0, (1 << 51) - 1))
-    def __init__(self, split: str, size: int, seed: int = 0) -> None:
-        self.first, most = SPLITS[split]
-        if size > most:
-            raise ConfigError(f"size={shown(size)}: split {split!r} has 1 to {most} scenes")
+    @takes(split=choice(*SPLITS), size=integer(1), seed=integer(0, (1 << 51) - 1), start=integer(0))
+    def __init__(self, split: str, size: int, seed: int = 0, start: int = 0) -> None:
+        first, most = SPLITS[split]
+        if start >= most:
+            raise ConfigError(f"start={shown(start)}: split {split!r} has scenes 0 to {most - 1}")
+        if size > most - start:
+            raise ConfigError(
+                f"size={shown(size)}: split {split!r} has 1 to {most - start} scenes from {start} on"
+            )
+        self.first = first + start
         self.split, self.size, self.seed = split, size, seed
 
     def __len__(self) -> int:
@@ -83,7 +89,7 @@ class World:
 
     @takes(number=integer(0))
     def scene(self, number: int) -> Scene:
-        """Scene ``number`` of this split, from 0.
+        """Scene ``number`` of this world, from 0.
 
         Raises:
             ConfigError: there is no such scene.

@@ -71,6 +71,20 @@ def glyph_mask(letter: str) -> Mask:
     return np.kron(rows, np.ones((4, 4), dtype=bool)).astype(bool)
 
 
+@lru_cache(maxsize=8)
+def dots_mask(count: int, diameter: int, pitch: int) -> Mask:
+    """Fine-grid coverage of ``count`` discs in a row, sizes in pixels.
+
+    >>> dots_mask(2, 4, 6).shape
+    (12, 30)
+    """
+    centres = (np.arange(count) * pitch + diameter / 2) * FINE
+    y, x = np.ogrid[: diameter * FINE, : ((count - 1) * pitch + diameter) * FINE]
+    middle, radius = diameter * FINE / 2, diameter * FINE / 2
+    away = np.abs(x + 0.5 - centres[:, None, None]).min(axis=0)
+    return np.asarray(away**2 + (y + 0.5 - middle) ** 2 < radius**2)
+
+
 def _edges(outline: Any) -> Any:
     return zip(outline, np.roll(outline, -1, axis=0), strict=True)
 

@@ -19,7 +19,7 @@ _EMBED, _WIDTH = 64, 96
 
 @takes(seed=integer(0, (1 << 63) - 1))
 def new_clip(seed: int) -> nn.Module:
-    """The tiny CLIP as an ordinary ``open_clip.CLIP`` with fresh weights: 48 pixels, 36 patches.
+    """The tiny CLIP as an ordinary ``open_clip.CLIP`` with fresh weights: 48 pixels, 16 patches.
 
     Raises:
         DependencyError: open_clip is not installed.
@@ -33,7 +33,7 @@ def new_clip(seed: int) -> nn.Module:
         torch.manual_seed(seed)
         clip: nn.Module = open_clip.model.CLIP(
             embed_dim=_EMBED,
-            vision_cfg={"image_size": SIDE, "layers": 4, "width": _WIDTH, "head_width": 32, "patch_size": 8},
+            vision_cfg={"image_size": SIDE, "layers": 4, "width": _WIDTH, "head_width": 32, "patch_size": 12},
             text_cfg={
                 "context_length": tokenizer.context_length,
                 "vocab_size": tokenizer.vocab_size,

@@ -5,15 +5,17 @@ from typing import Any
 import numpy as np
 
 from diva_rs._arguments import takes
-from diva_rs.microworld.drawing import FINE, Mask, glyph_mask, object_mask
+from diva_rs.microworld.drawing import FINE, Mask, dots_mask, glyph_mask, object_mask
 from diva_rs.microworld.scenes import SCENE, Scene
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
 SIDE = 48  # pixels
-_SIDES = {"near": 14, "far": 9}  # pixels of an object
+_SIDES = {"near": 25, "far": 15}  # pixels of an object
 _MARGIN = 3  # pixels kept free for the frame
-_STRIP = 12  # pixels of the strip that holds the letter
+_STRIP = 12  # pixels of the strip that holds the letter and the dots
+_DOT, _PITCH = 4, 6  # pixels: a dot's diameter, and from one to the next
+_AWAY = 2  # pixels by which an object may lie off the middle of its area
 
 _ROWS, _COLUMNS = np.ogrid[: SIDE * FINE, : SIDE * FINE]  # of the fine grid
 
@@ -33,8 +35,9 @@ _RAISED = 32  # by which the background's second tone is lighter
 def render(scene: Scene) -> Image:
     """The picture of a scene: (48, 48, 3) uint8, RGB.
 
-    From the back to the front: background texture, frame, objects, letter; drawn three times finer and
-    averaged. The letter stands left of the objects (before), right of them (after), above or under them.
+    From the back to the front: background texture, frame, object, letter, dots; drawn three times finer and
+    averaged. The letter stands left of the object (before), right of it (after), above or under it, and one
+    to three dots (the count) follow the letter.
 
     >>> render(Scene()).shape
     (48, 48, 3)
@@ -54,11 +57,15 @@ def render(scene: Scene) -> Image:
         scene.value("fill") == "hollow",
         _SIDES[scene.value("size")],
     )
-    letter_area, object_area = _areas(scene.value("position"))
-    for area in _split(object_area, scene.count + 1):
-        _paint(canvas, mask, bits.within(area, mask), colour)
+    strip, object_area = _areas(scene.value("position"))
+    _paint(canvas, mask, bits.within(object_area, mask, _AWAY), colour)
+    letter_area, dots_area = _split(strip)
     letter = glyph_mask(scene.value("glyph"))
     _paint(canvas, letter, bits.within(letter_area, letter), _LETTER)
+    dots = dots_mask(scene.count + 1, _DOT, _PITCH)
+    if dots_area[2] > dots_area[3]:
+        dots = dots.T
+    _paint(canvas, dots, bits.within(dots_area, dots), _LETTER)
     fine = canvas.reshape(SIDE, FINE, SIDE, FINE, 3).mean(axis=(1, 3))
     pixels: Image = np.clip(np.rint(fine), 0, 255).astype(np.uint8)
     return pixels
@@ -78,13 +85,15 @@ class _Bits:
             self._shade = self._shade * 48271 % 2147483647
         return np.array(moved, dtype=np.float32)
 
-    def within(self, area: tuple[int, int, int, int], mask: Mask) -> tuple[int, int]:
-        """Where the mask goes (top, left) so that it lies within the area, on the fine grid."""
+    def within(self, area: tuple[int, int, int, int], mask: Mask, away: int = SIDE) -> tuple[int, int]:
+        """Where the mask goes (top, left) so that it lies within the area, on the fine grid: up to ``away``
+        pixels off its middle."""
         top, left, height, width = (edge * FINE for edge in area)
         corner = []
         for start, room in ((top, height - mask.shape[0]), (left, width - mask.shape[1])):
             self._place = (self._place * 48271 + 11) % 2147483647
-            corner.append(start + (self._place * (max(room, 0) + 1) // 2147483647))
+            free = min(room, 2 * away * FINE)
+            corner.append(start + (room - free) // 2 + self._place * (free + 1) // 2147483647)
         return corner[0], corner[1]
 
 
@@ -100,12 +109,12 @@ def _areas(position: str) -> tuple[tuple[int, int, int, int], tuple[int, int, in
     }[position]
 
 
-def _split(area: tuple[int, int, int, int], parts: int) -> list[tuple[int, int, int, int]]:
-    """The area cut along its longer side."""
+def _split(area: tuple[int, int, int, int]) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """The area cut in halves along its longer side."""
     top, left, height, width = area
     if height > width:
-        return [(top + height * n // parts, left, height // parts, width) for n in range(parts)]
-    return [(top, left + width * n // parts, height, width // parts) for n in range(parts)]
+        return (top, left, height // 2, width), (top + height // 2, left, height // 2, width)
+    return (top, left, height, width // 2), (top, left + width // 2, height, width // 2)
 
 
 def _texture(name: str, phase: int) -> Mask:

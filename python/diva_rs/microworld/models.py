@@ -1,0 +1,127 @@
+"""The tiny diffusion models with fresh weights: ordinary diffusers and transformers modules."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from diva_rs._optional import require
+from diva_rs.microworld.captions import Tokenizer
+from diva_rs.microworld.rendering import SIDE
+from diva_rs.microworld.scenes import VALUES
+
+LATENT_CHANNELS, FACTOR = 16, 8  # of the VAE: 48 x 48 x 3 pixels become 6 x 6 x 16
+CONDITION_WIDTH = 64
+
+
+def new_vae(seed: int) -> nn.Module:
+    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels.
+
+    >>> new_vae(0).config.latent_channels
+    16
+    """
+    diffusers = require("diffusers", extra="diffusers")
+    with _seeded(seed):
+        vae: nn.Module = diffusers.AutoencoderKL(
+            block_out_channels=(8, 16, 32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            latent_channels=LATENT_CHANNELS,
+            layers_per_block=1,
+            norm_num_groups=8,
+            sample_size=SIDE,
+        )
+    return vae.eval()
+
+
+def new_text_encoder(seed: int) -> nn.Module:
+    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser.
+
+    >>> new_text_encoder(0).config.hidden_size
+    64
+    """
+    transformers = require("transformers", extra="diffusers")
+    tokenizer = Tokenizer()
+    with _seeded(seed):
+        encoder: nn.Module = transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=tokenizer.vocab_size,
+                hidden_size=CONDITION_WIDTH,
+                intermediate_size=4 * CONDITION_WIDTH,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.context_length,
+                pad_token_id=0,
+                bos_token_id=tokenizer.vocab_size - 2,
+                eos_token_id=tokenizer.vocab_size - 1,
+            )
+        )
+    return encoder.eval()
+
+
+def new_unet(seed: int) -> nn.Module:
+    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents.
+
+    >>> new_unet(0).config.cross_attention_dim
+    64
+    """
+    diffusers = require("diffusers", extra="diffusers")
+    with _seeded(seed):
+        unet: nn.Module = diffusers.UNet2DConditionModel(
+            sample_size=SIDE // FACTOR,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=(64, 80),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=2,
+            cross_attention_dim=CONDITION_WIDTH,
+            norm_num_groups=16,
+        )
+    return unet.eval()
+
+
+def new_dit(seed: int) -> nn.Module:
+    """A diffusers ``DiTTransformer2DModel`` that knows the object alone, as DiT-XL/2 knows a class.
+
+    >>> new_dit(0).config.num_embeds_ada_norm
+    8
+    """
+    diffusers = require("diffusers", extra="diffusers")
+    with _seeded(seed):
+        dit: nn.Module = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=32,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_layers=3,
+            sample_size=SIDE // FACTOR,
+            patch_size=1,
+            num_embeds_ada_norm=len(VALUES["object"]),
+        )
+    return dit.eval()
+
+
+def new_scheduler() -> Any:
+    """The training noise schedule of the tiny diffusion models: Stable Diffusion's, predicting the velocity.
+
+    The velocity weighs high noise more than the noise does, and there the condition tells most.
+
+    >>> new_scheduler().config.prediction_type
+    'v_prediction'
+    """
+    diffusers = require("diffusers", extra="diffusers")
+    return diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+    )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Fresh weights from ``seed``; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

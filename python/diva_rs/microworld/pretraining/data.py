@@ -1,0 +1,44 @@
+"""Images of a dataset, made once and kept as bytes, and which of them each training step takes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_rs.microworld.dataset import Captioned
+
+
+class Pixels:
+    """The images of ``dataset`` as uint8, each made once: (N, 3, H, W), 7 KB an image of 48 x 48.
+
+    >>> from diva_rs.microworld import World
+    >>> Pixels(World("train", 4))[[0, 2]].shape
+    torch.Size([2, 3, 48, 48])
+    """
+
+    def __init__(self, dataset: Captioned, chunk: int = 1024) -> None:
+        parts = []
+        for start in range(0, len(dataset), chunk):
+            numbers = range(start, min(start + chunk, len(dataset)))
+            parts.append((dataset.images(numbers) * 255).round().to(torch.uint8))
+        self.bytes = torch.cat(parts)
+
+    def __getitem__(self, numbers: Sequence[int]) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1]."""
+        return self.bytes[torch.as_tensor(list(numbers))].float() / 255
+
+    def __len__(self) -> int:
+        return len(self.bytes)
+
+
+def batch_numbers(size: int, batch: int, step: int, seed: int) -> tuple[list[int], int]:
+    """The images of a step, and the pass over the dataset that it belongs to: shuffled anew in each pass.
+
+    >>> sum((batch_numbers(6, 2, step, seed=0)[0] for step in range(3)), []) != list(range(6))
+    True
+    """
+    per_epoch = size // batch
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)
+    return order[place * batch : (place + 1) * batch].tolist(), epoch

@@ -1,0 +1,78 @@
+"""The study: arms, what is measured of them, their runs, and what they add up to."""
+
+from pathlib import Path
+
+from diva_rs.checkpoint import make_folder, write_text
+from diva_rs.errors import ConfigError
+from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.study.arms import ABLATIONS, STUDY, Arm
+from diva_rs.microworld.study.data import TrainingImages
+from diva_rs.microworld.study.measure import Measure
+from diva_rs.microworld.study.runs import run_all, run_arm
+from diva_rs.microworld.study.summary import Change, Summary, change
+
+__all__ = [
+    "ABLATIONS",
+    "STUDY",
+    "Arm",
+    "Change",
+    "Measure",
+    "Summary",
+    "TrainingImages",
+    "ablate",
+    "change",
+    "run_all",
+    "run_arm",
+]
+
+
+def ablate(
+    name: str,
+    output_dir: str | Path,
+    seeds: int = 5,
+    split: str = "validation",
+    world: str | Path = SHIPPED,
+    steps: int | None = None,
+    images: int = 4096,
+    asked: int = 4096,
+) -> Summary:
+    """Run every arm of an ablation over several seeds; what ``output_dir`` holds already is not run again.
+
+    Seed n post-trains CLIP n of ``world`` (as far as it has so many; then they repeat with other draws and
+    another order of the images). Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
+
+    Args:
+        name: "condition", "density", "data", "denoiser", "draws", "anchor", "lr", "projector_warmup", or
+            "study": the recipes and their controls.
+        output_dir: where to.
+        seeds: how many, from 0.
+        split: "validation" while settings are chosen, "test" once they are fixed.
+        world: a folder of checkpoints; by default those of the package.
+        steps: of the optimizer; None: the arms' own.
+        images: training images.
+        asked: scenes for zero-shot, as many to fit and to ask the probes, and a twentieth as many pairs of
+            each pattern.
+
+    Raises:
+        ConfigError: there is no such ablation.
+    """
+    every = {**ABLATIONS, "study": STUDY}
+    if name not in every:
+        raise ConfigError(f"there is no ablation {name!r}: one of {', '.join(every)}")
+    arms, models, folder = every[name], Microworld(world), make_folder(output_dir)
+    rows = run_all(
+        arms,
+        range(seeds),
+        folder,
+        lambda seed: models.clip(seed % models.clips),
+        models,
+        Measure(split, asked, asked, max(1, asked // 20)),
+        TrainingImages(models.vae, images),
+        steps,
+    )
+    summary = Summary(rows, list(arms))
+    summary.to_csv(folder / "summary.csv")
+    text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
+    write_text(folder / "summary.md", text)
+    summary.plot().savefig(folder / "summary.png", dpi=120)
+    return summary
