@@ -64,11 +64,8 @@ def test_fields_may_be_tensors():
 def test_towards_cuda_memory_is_pinned_and_nothing_waits(monkeypatch):
     calls = []
 
-    class Like:
-        device, dtype = torch.device("cuda:0"), torch.bfloat16
-
-        def is_floating_point(self):
-            return True
+    class OnCuda(torch.Tensor):
+        device = torch.device("cuda:0")  # what a machine without one says of a tensor that it cannot have
 
     def pin(tensor):
         calls.append("pin")
@@ -80,7 +77,7 @@ def test_towards_cuda_memory_is_pinned_and_nothing_waits(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
     monkeypatch.setattr(torch.Tensor, "to", to)
-    some().tensors(Like())
+    some().tensors(torch.zeros(1, dtype=torch.bfloat16).as_subclass(OnCuda))
     copy_to_device = ["pin", (torch.device("cuda:0"), True)]
     assert calls == [
         *copy_to_device,
