@@ -46,8 +46,8 @@ def siglip(patches: int, dtype: torch.dtype) -> nn.Module:
     )  # fmt: skip
     for parameter in custom.visual.trunk.parameters():
         nn.init.normal_(parameter, std=0.2)
-    # Keys that differ enough for the query to attend to some patches more than to others, as a trained one does:
-    # where all 729 weigh the same, its gradient is what is left of terms a hundred thousand times larger.
+    # Keys that differ enough for the query to attend to some patches more than to others, as a trained one
+    # does: where all 729 weigh the same, its gradient is what is left of terms 100,000 times larger.
     nn.init.normal_(custom.visual.trunk.attn_pool.kv.weight, std=2.0)
     nn.init.normal_(custom.visual.trunk.attn_pool.proj.weight, std=1.0)
     custom.visual.image_size = (side, side)

@@ -95,9 +95,9 @@ def test_every_submodule_is_there():
 
 
 def small_model(name):
-    from diva_rs import demo
+    from diva_rs.demo import photographs
 
-    return getattr(demo, name)()
+    return getattr(photographs, name)()
 
 
 def plotted():

@@ -9,11 +9,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from diva_rs import ConfigError, DataError
-from diva_rs.microworld import VALUES, new_clip
+from diva_rs import ConfigError, DataError, WeightsError
+from diva_rs.microworld import VALUES, World, new_clip
 from diva_rs.microworld.models import new_vae
-from diva_rs.microworld.pretrained import Microworld
+from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.pretraining.data import Pixels
+from diva_rs.microworld.pretraining.denoiser import encode
+from diva_rs.microworld.pretraining.margins import margins
 from diva_rs.microworld.pretraining.run import QUICK, pretrain
+from diva_rs.microworld.pretraining.vae import reconstruction_error
 from diva_rs.microworld.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, ablate, change
 from diva_rs.microworld.study.runs import read_rows, run_arm
 
@@ -213,6 +217,37 @@ def test_the_paragraph_says_what_rises_what_falls_and_what_is_lost():
     assert "no change: none" in text and "zero-shot is lost with bad." in text
     with pytest.raises(DataError, match="no run of 'other'"):
         Summary(rows("good", 5, 0), ["other"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"clips": 3, "scaling_factor": 1}', '{"clips": [], "scaling_factor": "x"}']
+)
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        Microworld(tmp_path).clip()
+
+
+def test_weights_of_another_model_are_refused(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "clip.safetensors").write_bytes((folder / "vae.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"clip\.safetensors"):
+        Microworld(tmp_path).clip()
+
+
+def test_the_shipped_checkpoints_are_what_their_manifest_says():
+    """The figures of VAE and UNet; those of CLIP take longer and are written by the same function."""
+    world = Microworld()
+    size = sum(file.stat().st_size for file in SHIPPED.iterdir())
+    assert size <= 10_000_000 and world.clips >= 1
+    scenes = World("validation", 1024)
+    pixels = Pixels(scenes)
+    latents = encode(world.vae, pixels)
+    told = world.manifest["validation"]
+    assert reconstruction_error(world.vae, pixels) == pytest.approx(told["vae"], rel=1e-3)
+    found = margins(world.unet, world.text_encoder, scenes, latents)
+    assert found == pytest.approx(told["unet"], rel=1e-2, abs=1e-4)
 
 
 def test_settings_are_written_as_json(folder):

@@ -16,6 +16,7 @@ from diva_rs.errors import ConfigError, DataError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.embedding import new_clip
 from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.weights import fill
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 TEACHERS = ("unet", "dit", "untrained")
@@ -37,7 +38,7 @@ class Microworld:
         folder: what ``diva-rs microworld pretrain`` wrote; by default the checkpoints in the package.
 
     Raises:
-        DataError: there are no checkpoints in that folder.
+        DataError: there are no checkpoints in that folder, or its manifest is damaged when it is read.
 
     >>> world = Microworld()
     >>> world.teacher().latent_shape
@@ -55,7 +56,14 @@ class Microworld:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """How the checkpoints were made, and their figures on the validation split."""
-        manifest: dict[str, Any] = json.loads(read_text(self.folder / "manifest.json"))
+        place = self.folder / "manifest.json"
+        try:
+            manifest: dict[str, Any] = json.loads(read_text(place))
+            whole = isinstance(manifest["clips"], list) and manifest["scaling_factor"] > 0
+        except (ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            raise DataError(f"{place} is damaged: make the checkpoints again in another folder")
         return manifest
 
     @property
@@ -140,5 +148,5 @@ class Microworld:
 
     def _filled(self, model: nn.Module, name: str) -> nn.Module:
         weights = load_weights(self.folder / f"{name}.safetensors")
-        model.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
+        fill(model, weights, f"{name}.safetensors")
         return model.eval()

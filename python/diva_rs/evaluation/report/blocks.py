@@ -91,7 +91,15 @@ class Cards:
     cards: tuple[Card, ...]
 
 
-Block = Text | Table | Figure | Columns | Missing | Cards
+@dataclass(frozen=True)
+class Image:
+    """A picture of the caller's, as a data URI, and the line beneath it, which is also its description."""
+
+    data: str
+    caption: str
+
+
+Block = Text | Table | Figure | Columns | Missing | Cards | Image
 
 
 @dataclass(frozen=True)

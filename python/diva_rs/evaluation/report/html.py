@@ -11,6 +11,7 @@ from diva_rs.evaluation.report.blocks import (
     Columns,
     Document,
     Figure,
+    Image,
     Key,
     Missing,
     Picture,
@@ -132,6 +133,12 @@ def _(block: Figure) -> Markup:
         block.svg,
         element("figcaption", block.caption),
     )
+
+
+@_block.register
+def _(block: Image) -> Markup:
+    image = element("img", src=block.data, alt=block.caption, class_="picture")
+    return element("figure", image, element("figcaption", block.caption))
 
 
 @_block.register

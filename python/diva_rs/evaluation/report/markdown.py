@@ -4,7 +4,17 @@ import re
 from functools import singledispatch
 from typing import Any
 
-from diva_rs.evaluation.report.blocks import Cards, Columns, Document, Figure, Missing, Section, Table, Text
+from diva_rs.evaluation.report.blocks import (
+    Cards,
+    Columns,
+    Document,
+    Figure,
+    Image,
+    Missing,
+    Section,
+    Table,
+    Text,
+)
 
 
 def markdown(document: Document) -> str:
@@ -52,6 +62,11 @@ def _(block: Table) -> str:
 @_block.register
 def _(block: Figure) -> str:
     return f"*{_escaped(block.caption)}* {_escaped(block.alt)}"
+
+
+@_block.register
+def _(block: Image) -> str:
+    return f"*Picture, in the HTML page:* {_escaped(block.caption)}"
 
 
 @_block.register

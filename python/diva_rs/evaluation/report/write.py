@@ -13,6 +13,7 @@ from diva_rs.evaluation.report.change import Change
 from diva_rs.evaluation.report.evidence import Side, gather
 from diva_rs.evaluation.report.html import page
 from diva_rs.evaluation.report.markdown import markdown
+from diva_rs.evaluation.report.pictures import Pictures, pictures_sections
 from diva_rs.evaluation.report.run import Run, read_run
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def write(
     before: Any = None,
     after: Any = None,
     note: str = "",
+    pictures: Pictures | None = None,
 ) -> Path:
     """Write report.html, one file that needs nothing else, and report.md with the same figures.
 
@@ -39,14 +41,14 @@ def write(
             that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of each kind.
         after: those of CLIP after it, and the drift.
         note: a sentence or two of yours for the head of the report: what the run was for.
-
+        pictures: caption -> PNG file of yours, shown in a section of their own.
 
     Returns:
         The path of report.html.
 
     Raises:
-        DataError: a file of the run or of an evaluation is missing or damaged (named), ``before`` and
-            ``after`` were scored on different items, or the folder cannot be written to.
+        DataError: a file of the run or of an evaluation or a picture is missing or damaged (named),
+            ``before`` and ``after`` were scored on different items, or the folder cannot be written to.
         ConfigError: something that is no run or no evaluation; no ``folder`` for a result.
 
     >>> import tempfile
@@ -59,14 +61,16 @@ def write(
         if not isinstance(run, (str, os.PathLike)):
             raise ConfigError("folder is missing: a PostTrainResult does not know where its report shall go")
         folder = run
-    document = compose(record, gather(before, "before"), gather(after, "after"), note)
+    document = compose(record, gather(before, "before"), gather(after, "after"), note, pictures)
     place = make_folder(folder)
     write_text(place / "report.md", markdown(document))
     write_text(place / "report.html", page(document))
     return place / "report.html"
 
 
-def compose(run: Run, before: Side, after: Side, note: str = "") -> Document:
+def compose(
+    run: Run, before: Side, after: Side, note: str = "", pictures: Pictures | None = None
+) -> Document:
     """The report, before it is HTML or Markdown.
 
     >>> [section.anchor for section in compose(read_run(result), Side(), Side()).sections][:3]
@@ -80,6 +84,7 @@ def compose(run: Run, before: Side, after: Side, note: str = "") -> Document:
         *of_watch.watch_sections(run),
         of_mmvp.patterns_section(before, after),
         of_mmvp.flips_section(before, after),
+        *pictures_sections(pictures or {}),
         of_scores.retention_section(before, after),
         of_scores.probes_section(before, after),
         of_scores.drift_section(after),

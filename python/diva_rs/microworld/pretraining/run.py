@@ -121,7 +121,7 @@ class _Notes:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
         file = folder / "manifest.json"
-        self.manifest: dict[str, Any] = {"settings": settings, "made": {}, "clips": []}
+        self.manifest: dict[str, Any] = {"settings": settings, "made": {}, "clips": [], "scaling_factor": 1.0}
         if file.exists():
             self.manifest = Microworld(folder).manifest
             was = self.manifest.get("settings", {})

@@ -59,7 +59,7 @@ def change(before: Sequence[float], after: Sequence[float], confidence: float = 
     >>> print(change([30.0, 32.0, 31.0], [33.0, 36.0, 34.0]))
     +3.3 [+1.9, +4.8]
     """
-    if len(before) != len(after) or not before:
+    if len(before) != len(after) or not len(before):
         raise DataError(f"{len(before)} scores before and {len(after)} after: one pair per seed is needed")
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     mean, count = float(differences.mean()), len(differences)
