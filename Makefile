@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench example clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench example notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,14 +43,14 @@ lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python tests benches conftest.py
-	$(BIN)/ruff check python tests benches conftest.py
+	$(BIN)/ruff format --check python tests benches notebooks conftest.py
+	$(BIN)/ruff check python tests benches notebooks conftest.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python tests benches conftest.py
-	$(BIN)/ruff format python tests benches conftest.py
+	$(BIN)/ruff check --fix python tests benches notebooks conftest.py
+	$(BIN)/ruff format python tests benches notebooks conftest.py
 
 fuzz: $(NATIVE) ## nightly: 12,000 damaged files, hostile calls: 20,000 of the native module, 5,000 of the public API
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
@@ -70,6 +70,9 @@ bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SI
 example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
 	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \
 	cp $$folder/demo/report.html docs/example-report.html
+
+notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
+	$(BIN)/python notebooks/execute.py
 
 clean: ## forget the build and the environment
 	rm -rf target $(VENV) python/diva_rs/*.so

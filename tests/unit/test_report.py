@@ -1,5 +1,6 @@
 """The report of a run: its parts, its figures, and that HTML and Markdown tell the same."""
 
+import base64
 import dataclasses
 import html
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest
 
 import diva_rs
@@ -384,11 +386,43 @@ def test_a_run_that_was_gone_on_with_tells_where(tmp_path):
     assert "Interrupted and gone on with at step" not in trained
 
 
+def test_pictures_of_the_callers_own(tmp_path):
+    file = tmp_path / "grid.png"
+    Image.new("RGB", (6, 4), "red").save(file)
+    page = report.write(post_trained(), tmp_path / "report", pictures={"A <red> grid": file})
+    shown = parsed(page.read_text()).one("section", id="pictures")
+    assert shown.one("h2").text == "Pictures" and shown.one("figcaption").text == "A <red> grid"
+    image = shown.one("img").attributes
+    assert image["alt"] == "A <red> grid"
+    assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == file.read_bytes()
+    assert "A &lt;red&gt; grid" in page.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "error", "message"),
+    [
+        ({"a": "nowhere.png"}, diva_rs.DataError, "nowhere.png cannot be read: No such file"),
+        ({"a": __file__}, diva_rs.DataError, "test_report.py is no PNG image"),
+        ({"a": "/dev/zero"}, diva_rs.DataError, "/dev/zero cannot be read: it is a device"),
+        ({"a": 3}, diva_rs.DivaError, "3"),
+        (["grid.png"], diva_rs.ConfigError, "pictures is"),
+        ({1: "grid.png"}, diva_rs.ConfigError, "pictures is"),
+    ],
+)
+def test_pictures_that_are_none(tmp_path, pictures, error, message):
+    with pytest.raises(error, match=message):
+        report.write(post_trained(), tmp_path / "report", pictures=pictures)
+    assert not (tmp_path / "report").exists()
+
+
 def test_the_example_in_the_docs_is_a_report_of_the_demo():
     file = Path(__file__).parents[2] / "docs" / "example-report.html"
     page = parsed(file.read_text())
     assert file.stat().st_size < 1_000_000
     assert page.one("h1").text == "Post-training report: demo"
-    assert [section.attributes["id"] for section in page.all("section")] == [*ANCHORS, "defaults"]
-    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "60 of 60"
-    assert "random weights" in page.one("header").text and page.one("section", id="probes").all("table")
+    sections = [section.attributes["id"] for section in page.all("section")]
+    assert sections == [*ANCHORS[:5], "pictures", *ANCHORS[5:], "defaults"]
+    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "300 of 300"
+    assert "microworld" in page.one("header").text and page.one("section", id="probes").all("table")
+    assert len(page.one("section", id="pictures").all("img")) == 1
+    assert page.one("section", id="flips").all("img")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from diva_rs._optional import require
 from diva_rs.checkpoint import make_folder, replacing
@@ -29,12 +29,13 @@ from diva_rs.result import PostTrainResult
 
 _IMAGES = 4096  # training images
 _START = 1 << 20  # of the train split: from here on nothing was pretrained
-_ENLARGED = 4  # times: the pictures of pairs
+_ENLARGED = 3  # times: the pictures of pairs
 
 _NOTE = (
     "Demo on the microworld: 48 x 48 pixels, models of about a million parameters, pretrained by diva-rs "
-    "itself. Pairs, zero-shot images and probe images are scenes that no model was trained on and no setting "
-    "was chosen on. One run of one CLIP: the intervals are over pairs and images, not over seeds."
+    "itself; MMVP-VLM below is its miniature. Pairs, zero-shot images and probe images are scenes that no "
+    "model was trained on and no setting was chosen on. One run of one CLIP: the intervals are over pairs "
+    "and images, not over seeds."
 )
 
 
@@ -95,7 +96,7 @@ def run(
     print(teacher.describe())
     scoring = Scoring(per_pattern, images)
     clock.say(f"CLIP before: {len(scoring.pairs):,} pairs, {images:,} images, nine probes")
-    before = scoring(clip)
+    before = scoring(clip, progress)
     print(before.mmvp)
     print(f"zero-shot objects: {before.zero_shot.accuracy:.1f} %")
 
@@ -104,7 +105,7 @@ def run(
     if result.interrupted:
         return Demo(result, before, None, "", folder)
     clock.say("CLIP after: the same pairs and images")
-    after = scoring(clip)
+    after = scoring(clip, progress)
 
     clock.say("the same projector for CLIP before, to see what the denoiser makes of each")
     frozen = recipe.replace(projector_warmup=recipe.steps, anchor=0.0)
@@ -129,16 +130,29 @@ def _unit(fields: dict[str, Any]) -> dict[str, Any]:
     return {**fields, "pixels": "unit", "denoiser_batch": fields["batch"] * fields["draws"]}
 
 
-def _loader(recipe: Recipe) -> "DataLoader[int]":
-    scenes = World("train", _IMAGES, start=_START)
-    return DataLoader(
-        range(len(scenes)),  # type: ignore[arg-type]
-        batch_size=recipe.batch,
-        shuffle=True,
-        drop_last=True,
-        generator=torch.Generator().manual_seed(recipe.seed),
-        collate_fn=lambda numbers: {"images": scenes.images(numbers), "ids": numbers},
-    )
+class Scenes(Dataset[dict[str, Any]]):
+    """The training images: an item is {"images": (3, 48, 48) in [0, 1], "ids": int}.
+
+    >>> Scenes()
+    4,096 scenes of the microworld's train split
+    """
+
+    def __init__(self) -> None:
+        self.world = World("train", _IMAGES, start=_START)
+
+    def __repr__(self) -> str:
+        return f"{len(self):,} scenes of the microworld's {self.world.split} split"
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {"images": self.world.images([number])[0], "ids": number}
+
+
+def _loader(recipe: Recipe) -> "DataLoader[dict[str, Any]]":
+    generator = torch.Generator().manual_seed(recipe.seed)
+    return DataLoader(Scenes(), batch_size=recipe.batch, shuffle=True, drop_last=True, generator=generator)
 
 
 def _report(

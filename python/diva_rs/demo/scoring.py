@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from diva_rs.evaluation import linear_probe
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
@@ -75,10 +76,10 @@ class Scoring:
         self.asked = World("validation", images, start=_START + len(self.pairs))
         self._asked, self._fitted = _rows(self.asked), _rows(World("train", images, start=(1 << 24) - images))
 
-    def __call__(self, clip: nn.Module) -> Scores:
-        """The scores of ``clip``."""
+    def __call__(self, clip: nn.Module, progress: bool = False) -> Scores:
+        """The scores of ``clip``; with ``progress``, a bar over the probes, which take longest."""
         probes = {}
-        for column, name in enumerate(VALUES):
+        for column, name in enumerate(tqdm(VALUES, "probes", disable=not progress)):
             if name in PATTERNS.values():
                 fitted, asked = (
                     [(pixels, labels[:, column])] for pixels, labels in (self._fitted, self._asked)

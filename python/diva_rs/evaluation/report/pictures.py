@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from diva_rs._arguments import as_path
 from diva_rs._files import read_bytes
-from diva_rs.errors import DataError
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.report.blocks import Image, Section
 
 Pictures = Mapping[str, str | os.PathLike[str]]  # caption -> PNG file
@@ -19,12 +20,15 @@ def pictures_sections(pictures: Pictures) -> list[Section]:
     """A section with every picture, or none where there is no picture.
 
     Raises:
+        ConfigError: something else than a mapping of captions to files.
         DataError: a file cannot be read, or is no PNG.
 
     >>> pictures_sections({})
     []
     """
-    images = tuple(Image(_uri(Path(path)), caption) for caption, path in pictures.items())
+    if not isinstance(pictures, Mapping) or not all(isinstance(caption, str) for caption in pictures):
+        raise ConfigError(f"pictures is {shown(pictures)}: give a dict, {{caption: PNG file}}")
+    images = tuple(Image(_uri(as_path(path)), caption) for caption, path in pictures.items())
     return [Section("Pictures", "pictures", images)] if images else []
 
 

@@ -49,7 +49,8 @@ def write(
     Raises:
         DataError: a file of the run or of an evaluation or a picture is missing or damaged (named),
             ``before`` and ``after`` were scored on different items, or the folder cannot be written to.
-        ConfigError: something that is no run or no evaluation; no ``folder`` for a result.
+        ConfigError: something that is no run or no evaluation; no ``folder`` for a result; ``pictures``
+            that are no mapping.
 
     >>> import tempfile
     >>> page = write(result, tempfile.mkdtemp())
@@ -84,7 +85,7 @@ def compose(
         *of_watch.watch_sections(run),
         of_mmvp.patterns_section(before, after),
         of_mmvp.flips_section(before, after),
-        *pictures_sections(pictures or {}),
+        *pictures_sections({} if pictures is None else pictures),
         of_scores.retention_section(before, after),
         of_scores.probes_section(before, after),
         of_scores.drift_section(after),
