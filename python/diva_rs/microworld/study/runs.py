@@ -33,7 +33,7 @@ def run_arm(
         fields.setdefault("denoiser_batch", fields["draws"] * fields["batch"])
     if steps is not None:
         fields["steps"] = steps
-        fields["projector_warmup"] = min(fields["projector_warmup"], steps // 5)
+        fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
     if fields.get("condition") in ("text", "class", "all"):
         fields.pop("density")
     if arm.supervised:
