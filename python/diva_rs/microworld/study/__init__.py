@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diva_rs._optional import require
 from diva_rs.checkpoint import make_folder, write_text
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
@@ -74,5 +75,7 @@ def ablate(
     summary.to_csv(folder / "summary.csv")
     text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
     write_text(folder / "summary.md", text)
-    summary.plot().savefig(folder / "summary.png", dpi=120)
+    figure = summary.plot()
+    figure.savefig(folder / "summary.png", dpi=120)
+    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time
     return summary

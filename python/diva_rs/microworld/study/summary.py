@@ -116,12 +116,12 @@ class Summary:
 
     def plot(self, scores: Mapping[str, str] = HEADLINES) -> "Figure":
         """A panel per score, a row per arm: the change and its interval, zero marked."""
-        figures = require("matplotlib.figure", extra="plot")
+        plt = require("matplotlib.pyplot", extra="plot")
         height = 0.9 + 0.32 * len(self.arms)
-        size = (2.3 * len(scores) + 2, height)
-        # A figure of its own, unknown to pyplot: a notebook that calls `ablate` does not draw it a second time.
-        figure: Figure = figures.Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, len(scores), sharey=True)
+        figure: Figure
+        figure, axes = plt.subplots(
+            1, len(scores), figsize=(2.3 * len(scores) + 2, height), sharey=True, layout="constrained"
+        )
         places = range(len(self.arms), 0, -1)
         for ax, (score, title) in zip(np.atleast_1d(axes), scores.items(), strict=True):
             ax.axvline(0, color="0.6", linewidth=0.8)
