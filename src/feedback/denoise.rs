@@ -2,6 +2,7 @@
 
 use tch::{no_grad_guard, Tensor};
 
+use super::objective::enough;
 use super::{Objective, Targets, Teaching};
 use crate::condition::{Recap, TextJoin};
 use crate::denoiser::pull::pull;
@@ -19,6 +20,7 @@ impl Teaching<'_> {
     ) -> Result<(Tensor, Tensor)> {
         let batch = targets.latents.size().first().map_or(1, |&batch| batch.max(1));
         let Objective { draw_weights, denoiser_batch, room, .. } = self.objective;
+        let most = denoiser_batch.unwrap_or_else(|| enough(&targets.latents));
         let draws = draw_weights.len() as i64;
         let shared = condition.size().get(1) == Some(&1); // every draw sees the same condition
         let learns = self.bridge.recap != Recap::Text;
@@ -29,7 +31,7 @@ impl Teaching<'_> {
         let mut gradients: Vec<Tensor> = Vec::new();
         let mut start = 0;
         while start < draws {
-            let (count, width) = room.pass(*denoiser_batch, batch, draws - start);
+            let (count, width) = room.pass(most, batch, draws - start);
             let part =
                 if shared { condition.shallow_clone() } else { condition.f_narrow(1, start, count)? };
             let part = part.f_narrow(2, 0, positions)?; // what is learned: (B, n | 1, S, C)

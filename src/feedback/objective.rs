@@ -39,9 +39,16 @@ pub struct Objective {
     pub min_snr: Option<f64>,
     /// Weight of `1 - cos(embedding, the original model's embedding)`.
     pub anchor: f64,
-    /// The most images that the denoiser sees at a time, draws of an image counted singly; `None`: one draw at a time.
+    /// The most images that the denoiser sees at a time, draws of an image counted singly; `None`: as many as it takes
+    /// to fill the machine, and at least one draw of the batch.
     pub denoiser_batch: Option<usize>,
     pub room: Room,
+}
+
+/// How many images of `latents` (B, C, H, W) fill the machine: those that together are as large as one of 64 x 64.
+pub(super) fn enough(latents: &Tensor) -> usize {
+    let pixels: i64 = latents.size().iter().skip(2).product();
+    (64 * 64 / pixels.max(1)) as usize
 }
 
 /// The most images that the denoiser's memory has room for at a time: unknown until more of them did not fit.
@@ -54,8 +61,8 @@ impl Room {
     }
 
     /// How many of the `draws` that are left, of how many of the `batch` samples, go through the denoiser together.
-    pub(super) fn pass(&self, most: Option<usize>, batch: i64, draws: i64) -> (i64, i64) {
-        let wanted = most.map_or(1, |most| most as i64 / batch).clamp(1, draws);
+    pub(super) fn pass(&self, most: usize, batch: i64, draws: i64) -> (i64, i64) {
+        let wanted = (i64::try_from(most).unwrap_or(i64::MAX) / batch).clamp(1, draws);
         match self.limit().map(|limit| limit as i64) {
             Some(limit) if limit < batch => (1, limit),
             Some(limit) => (wanted.min(limit / batch), batch),

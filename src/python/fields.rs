@@ -5,6 +5,7 @@ use pyo3::types::PyDict;
 use tch::Tensor;
 
 use super::enter::raise;
+use super::list::List;
 use super::tensor::Given;
 use crate::error::{DivaError, Result};
 
@@ -34,6 +35,10 @@ impl<'a, 'py> Fields<'a, 'py> {
         value.extract().map_err(|err| {
             self.refuse(format!("config[{name:?}] is {value}, which is of the wrong type: {err}"))
         })
+    }
+
+    pub fn list<T: FromPyObject<'py>>(&mut self, name: &'static str) -> PyResult<Vec<T>> {
+        Ok(self.get::<List<T>>(name)?.0)
     }
 
     /// A name, read by `parse`.

@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
+use super::list::List;
 use super::step::{untargets, Callback, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
 use super::vae::PyAutoencoderEncoder;
@@ -107,7 +108,7 @@ pub struct RawBatch<'py> {
     text: Given,
     size: (i64, i64),
     encoder: Option<PyObject>,
-    sampled: Option<Vec<usize>>,
+    sampled: Option<List<usize>>,
     drawn: Bound<'py, PyAny>,
     keys: PyReadonlyArray1<'py, u64>,
     epoch: u64,
@@ -134,7 +135,7 @@ impl RawBatch<'_> {
             text: self.text.named("text")?,
             size: self.size,
             encoder: self.encoder.map(|object| encoder(py, object)),
-            sampled: self.sampled,
+            sampled: self.sampled.map(|List(items)| items),
             drawn,
             keys: self.keys.as_array().to_vec(),
             epoch: self.epoch,

@@ -9,6 +9,7 @@ mod draws;
 mod enter;
 mod fields;
 mod inputs;
+mod list;
 mod optim;
 mod schedule;
 mod step;

@@ -8,6 +8,7 @@ use pyo3::types::PyDict;
 use tch::Tensor;
 
 use super::enter::{enter, enter_step, lock, raise};
+use super::list::List;
 use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
@@ -47,7 +48,7 @@ impl Optimizer {
     fn new(
         py: Python<'_>,
         method: &str,
-        groups: Vec<(String, f64, Bound<'_, PyDict>)>,
+        groups: List<(String, f64, Bound<'_, PyDict>)>,
         momentum: f64,
         betas: (f64, f64),
         eps: f64,
@@ -61,7 +62,7 @@ impl Optimizer {
                 return Err(raise(DivaError::config("Optimizer", what)));
             }
         };
-        let groups = read_groups(groups)?;
+        let groups = read_groups(groups.0)?;
         let core = enter(py, move || Core::new(method, groups))?;
         Ok(Optimizer { core: Mutex::new(core) })
     }
@@ -81,8 +82,8 @@ impl Optimizer {
     /// >>> optimizer.step(0.25, [False])
     /// >>> head.item()
     /// -0.25
-    fn step(&self, py: Python<'_>, factor: f64, active: Vec<bool>) -> PyResult<()> {
-        enter(py, || lock(&self.core).step(factor, &active))
+    fn step(&self, py: Python<'_>, factor: f64, active: List<bool>) -> PyResult<()> {
+        enter(py, || lock(&self.core).step(factor, &active.0))
     }
 
     /// The norm of all gradients as one vector (0-dim tensor on their device), which are then scaled in place to at
@@ -128,11 +129,11 @@ impl Optimizer {
         py: Python<'_>,
         max_norm: Option<f64>,
         factor: f64,
-        active: Vec<bool>,
+        active: List<bool>,
         loss: Option<Given>,
     ) -> PyResult<PyTensor> {
         let update = Update { max_norm, factor, loss: optional(loss, "loss")? };
-        enter_step(py, move || update.apply(&mut lock(&self.core), None, &active)).map(PyTensor)
+        enter_step(py, move || update.apply(&mut lock(&self.core), None, &active.0)).map(PyTensor)
     }
 
     /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.

@@ -9,6 +9,7 @@ use super::condition::PyBridge;
 use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
+use super::list::List;
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::tensor::{optional, Given, PyTensor};
@@ -122,7 +123,7 @@ fn objective(
 impl Step {
     /// `original`: (tower, bridge) of the untouched model, needed by the anchor penalty.
     #[new]
-    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=vec![1.0], min_snr=None, anchor=0.0, original=None, micro_batch=None, denoiser_batch=None))]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, original=None, micro_batch=None, denoiser_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -131,14 +132,14 @@ impl Step {
         bridge: PyRef<'_, PyBridge>,
         schedule: PyRef<'_, PySchedule>,
         loss: &str,
-        draw_weights: Vec<f64>,
+        draw_weights: List<f64>,
         min_snr: Option<f64>,
         anchor: f64,
         original: Option<(PyObject, PyRef<'_, PyBridge>)>,
         micro_batch: Option<usize>,
         denoiser_batch: Option<usize>,
     ) -> PyResult<Self> {
-        let objective = objective(loss, draw_weights, min_snr, anchor, denoiser_batch).map_err(raise)?;
+        let objective = objective(loss, draw_weights.0, min_snr, anchor, denoiser_batch).map_err(raise)?;
         if micro_batch == Some(0) {
             return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
         }

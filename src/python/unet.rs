@@ -6,6 +6,7 @@ use pyo3::types::PyDict;
 use super::denoiser::PyDenoiser;
 use super::enter::{enter, raise};
 use super::fields::{tensors, Fields};
+use super::list::List;
 use crate::denoiser::unet_2d_condition::config::{
     Block, BlockType, ClassEmbed, Config, TextTime, TimeScaleShift,
 };
@@ -41,22 +42,22 @@ impl PyUNet2DCondition {
 }
 
 /// (diffusers' block type, transformer layers beside each ResNet, heads)
-type BlockArgs = (String, Vec<usize>, i64);
+type BlockArgs = (String, List<usize>, i64);
 
 fn block(args: BlockArgs, parse: impl Fn(&str) -> Result<BlockType>) -> PyResult<Block> {
-    let (name, depths, heads) = args;
+    let (name, List(depths), heads) = args;
     Ok(Block { kind: parse(&name).map_err(raise)?, depths, heads })
 }
 
 fn read(fields: &mut Fields) -> PyResult<Config> {
-    let down: Vec<BlockArgs> = fields.get("down_blocks")?;
+    let down: Vec<BlockArgs> = fields.list("down_blocks")?;
     let mid: Option<BlockArgs> = fields.get("mid_block")?;
-    let up: Vec<BlockArgs> = fields.get("up_blocks")?;
+    let up: Vec<BlockArgs> = fields.list("up_blocks")?;
     let addition: Option<(i64, i64)> = fields.get("text_time")?;
     Ok(Config {
         in_channels: fields.get("in_channels")?,
         out_channels: fields.get("out_channels")?,
-        block_out_channels: fields.get("block_out_channels")?,
+        block_out_channels: fields.list("block_out_channels")?,
         down_blocks: down.into_iter().map(|args| block(args, BlockType::down)).collect::<PyResult<_>>()?,
         mid_block: mid.map(|args| block(args, BlockType::mid)).transpose()?,
         up_blocks: up.into_iter().map(|args| block(args, BlockType::up)).collect::<PyResult<_>>()?,

@@ -8,6 +8,7 @@ use tch::Tensor;
 
 use super::enter::{enter, lock};
 use super::fields::{tensors, Fields};
+use super::list::List;
 use super::tensor::{Given, PyTensor};
 use crate::denoiser::vae::config::{Config, Scaling, OP};
 use crate::denoiser::vae::AutoencoderEncoder;
@@ -72,7 +73,7 @@ fn read(fields: &mut Fields) -> PyResult<Config> {
     Ok(Config {
         in_channels: fields.get("in_channels")?,
         latent_channels: fields.get("latent_channels")?,
-        block_out_channels: fields.get("block_out_channels")?,
+        block_out_channels: fields.list("block_out_channels")?,
         layers_per_block: fields.get("layers_per_block")?,
         mid_layers: fields.get("mid_layers")?,
         mid_heads: fields.get("mid_heads")?,
@@ -82,7 +83,9 @@ fn read(fields: &mut Fields) -> PyResult<Config> {
         scaling: Scaling {
             factor: fields.get("scaling_factor")?,
             shift: fields.get("shift_factor")?,
-            channels: fields.get("latents_mean_std")?,
+            channels: fields
+                .get::<Option<(List<f64>, List<f64>)>>("latents_mean_std")?
+                .map(|(means, stds)| (means.0, stds.0)),
         },
     })
 }

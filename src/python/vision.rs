@@ -97,7 +97,7 @@ impl PyVisionTransformer {
 }
 
 fn read(fields: &mut Fields) -> PyResult<(Config, bool)> {
-    let head: Vec<(String, String)> = fields.get("head")?;
+    let head: Vec<(String, String)> = fields.list("head")?;
     let config = Config {
         layout: fields.parse("layout", Layout::parse)?,
         root: fields.get("root")?,

@@ -111,7 +111,8 @@ def _worlds() -> dict[str, Call]:
     embedded = {"clip": clip, "images": world.images, "items": [0, 1], "batch": 2}
     objects = {"clip": clip, "dataset": world, "attribute": "object", "template": "a photo of a {}"}
     return {
-        "World": (microworld.World, {"split": "test", "size": 4, "seed": 0}),
+        "World": (microworld.World, {"split": "test", "size": 4, "seed": 0, "start": 0}),
+        "Microworld": (microworld.Microworld, {"folder": Path(microworld.__file__).parent / "checkpoints"}),
         "World.images": (world.images, {"numbers": [0, 1]}),
         "World.captions": (world.captions, {"numbers": [0, 1], "share": 0.5, "epoch": 0}),
         "Pair": (microworld.Pair, dict(vars(pair))),

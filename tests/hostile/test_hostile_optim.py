@@ -40,6 +40,27 @@ def test_options_outside_their_range(method, options, match):
         one(method, **options)
 
 
+class Endless:
+    """A sequence whose length is a lie."""
+
+    def __len__(self):
+        return 2**62
+
+    def __getitem__(self, place):
+        return True
+
+
+def test_a_sequence_that_claims_to_be_endless():
+    optimizer = one()
+    for call in (
+        lambda: optimizer.step(1.0, Endless()),
+        lambda: optimizer.update(None, 1.0, Endless()),
+        lambda: _native.Optimizer("sgd", Endless()),
+    ):
+        with pytest.raises(TypeError, match="expected a list or a tuple, not Endless"):
+            call()
+
+
 def test_groups_that_cannot_be_trained():
     weight = Parameter(torch.ones(2))
     with pytest.raises(ConfigError, match="no parameter group was given"):

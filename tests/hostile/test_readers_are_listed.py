@@ -55,8 +55,8 @@ KNOWN: dict[str, tuple[int, tuple[str, ...]]] = {
     "manifest.py": (2, ("checkpoint",)),
     "microworld/pretrained.py": (1, ("(one JSON file, damaged in tests/unit/test_microworld_study.py)",)),
     "microworld/study/runs.py": (
-        1,
-        ("(its own lines of JSON, damaged in tests/unit/test_microworld_study.py)",),
+        2,
+        ("(its own lines and settings as JSON, damaged in tests/unit/test_microworld_study.py)",),
     ),
     "run_folder.py": (4, ("run folder",)),
     "watch.py": (1, ("evaluations",)),

@@ -160,7 +160,8 @@ def test_every_kind_of_arm_trains_the_tower(name, folder):
     losses = run_arm(arm, clip, world, images, seed=0, steps=6)
     assert np.isfinite(list(losses.values())).all()
     moved = not torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
-    assert moved == (arm.fields.get("condition") != "text" or ("anchor" in arm.fields and moved))
+    # The anchor has no gradient where nothing has moved from it yet; what rounding leaves may move a weight.
+    assert moved or name in ("anchored, text alone", "anchor alone")
     text = [key for key in clip.state_dict() if not key.startswith("visual.")]
     original = world.clip().state_dict()
     assert all(torch.equal(original[key], clip.state_dict()[key]) for key in text)
@@ -183,8 +184,20 @@ def test_ablations_resume_and_refuse_a_damaged_file(folder, tmp_path, capsys):
     (place / "runs.jsonl").write_text("\n".join([*text[:4], "{}"]))
     with pytest.raises(DataError, match="line 5"):
         ablate("denoiser", *kept)
-    with pytest.raises(ConfigError, match="no ablation 'colour'"):
+    with pytest.raises(ConfigError, match=r"steps=2, now steps=3: use another folder"):
+        ablate("denoiser", place, 2, "validation", folder, 3, 32, 64)
+    (place / "settings.json").write_text("[]x")
+    with pytest.raises(DataError, match=r"settings\.json is damaged"):
+        ablate("denoiser", *kept)
+    with pytest.raises(ConfigError, match="name='colour'"):
         ablate("colour", place)
+
+
+def test_no_images_is_no_training(folder):
+    world = Microworld(folder)
+    clip, original = world.clip(), world.clip().state_dict()
+    assert run_arm(Arm(share=0.0), clip, world, TrainingImages(world.vae, 8), seed=0) == {}
+    assert all(torch.equal(original[key], value) for key, value in clip.state_dict().items())
 
 
 def test_intervals_are_students():

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from diva_rs.benchmarks.memory import memory
 from diva_rs.benchmarks.models import Models, quiet
 from diva_rs.benchmarks.plot import figure, svg
 from diva_rs.benchmarks.ranks import ranks
-from diva_rs.benchmarks.sizes import find
+from diva_rs.benchmarks.sizes import Size, find
 from diva_rs.benchmarks.table import page
 from diva_rs.checkpoint import make_folder, write_text
 from diva_rs.errors import ConfigError, DataError
@@ -45,43 +46,63 @@ class Options:
         return [name for name in ("graph", "channels_last", "tf32") if getattr(self, name)]
 
 
-def _step(models: Models, options: Options) -> dict[str, Any]:
-    return steps.steps(models, options.rounds, options.compile, options.graph)
+@dataclass(frozen=True)
+class _Bench:
+    """What the rows of one record share."""
+
+    size: Size
+    precision: str
+    options: Options
+
+    @cached_property
+    def models(self) -> Models:
+        models = Models(self.size, self.precision, self.options.device)
+        if self.options.channels_last:
+            channels_last(models)
+        return models
+
+    @property
+    def tiny(self) -> bool:
+        return self.size.name == "tiny"
 
 
-def _peak(models: Models, options: Options) -> dict[str, Any]:
-    return steps.peak(models, (64,) if _tiny(models) else (1024, 2048, 4096))
+def _step(bench: _Bench) -> dict[str, Any]:
+    options = bench.options
+    return steps.steps(bench.models, options.rounds, options.compile, options.graph)
 
 
-def _memory(models: Models, options: Options) -> dict[str, Any]:
-    return memory(models.size.name, models.precision, options.device)
+def _peak(bench: _Bench) -> dict[str, Any]:
+    return steps.peak(bench.models, (64,) if bench.tiny else (1024, 2048, 4096))
 
 
-def _growth(models: Models, options: Options) -> dict[str, Any]:
+def _memory(bench: _Bench) -> dict[str, Any]:
+    return memory(bench.size.name, bench.precision, bench.options.device)
+
+
+def _growth(bench: _Bench) -> dict[str, Any]:
     # The official way for eight draws is long at the larger sizes, and grows as plain PyTorch does.
-    names = ("plain", "ours") if models.size.name in ("half", "published") else ("official", "plain", "ours")
-    return growth(models, options.rounds, names)
+    large = bench.size.name in ("half", "published")
+    return growth(
+        bench.models, bench.options.rounds, ("plain", "ours") if large else ("official", "plain", "ours")
+    )
 
 
-def _recap(models: Models, options: Options) -> dict[str, Any]:
-    if _tiny(models):
+def _recap(bench: _Bench) -> dict[str, Any]:
+    options = bench.options
+    if bench.tiny:
         return kernels.recap(options.rounds, options.device, kernels.TINY, batch=2)
     return kernels.recap(options.rounds, options.device)
 
 
-def _draws(models: Models, options: Options) -> dict[str, Any]:
-    return kernels.draws(options.rounds, batch=2 if _tiny(models) else 64)
+def _draws(bench: _Bench) -> dict[str, Any]:
+    return kernels.draws(bench.options.rounds, batch=2 if bench.tiny else 64)
 
 
-def _ranks(models: Models, options: Options) -> dict[str, Any]:
-    return ranks(models.size.name, options.rounds, turns=1 if _tiny(models) else 3)
+def _ranks(bench: _Bench) -> dict[str, Any]:
+    return ranks(bench.size.name, bench.options.rounds, turns=1 if bench.tiny else 3)
 
 
-def _tiny(models: Models) -> bool:
-    return models.size.name == "tiny"
-
-
-ROWS: dict[str, Callable[[Models, Options], dict[str, Any]]] = {
+ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
     "memory": _memory,  # of each contestant, in a process of its own
@@ -123,13 +144,12 @@ def run(
         "options": options.named(),
         "rows": {},
     }
+    bench = _Bench(chosen, precision, options)
     with quiet(), tf32(options.tf32):
-        models = Models(chosen, precision, options.device)
-        if options.channels_last:
-            channels_last(models)
-        for row in rows:
+        # Those in processes of their own first, while this one holds no models yet.
+        for row in sorted(rows, key=lambda row: row not in ("memory", "ranks")):
             tell(f"{size}, {precision}: {row}")
-            record["rows"][row] = ROWS[row](models, options)
+            record["rows"][row] = ROWS[row](bench)
     return record
 
 

@@ -127,7 +127,7 @@ def run(
 
 def _unit(fields: dict[str, Any]) -> dict[str, Any]:
     """The study's settings for images in [0, 1], which CLIP's and the VAE's inputs are made from."""
-    return {**fields, "pixels": "unit", "denoiser_batch": fields["batch"] * fields["draws"]}
+    return {**fields, "pixels": "unit"}
 
 
 class Scenes(Dataset[dict[str, Any]]):

@@ -118,7 +118,7 @@ class Teacher:
         """This teacher computing in "fp32", "bf16" or "fp64".
 
         The denoiser given is used itself where it has that dtype already; otherwise the new teacher holds a
-        converted copy. A VAE that overflows in half precision (``force_upcast``) runs in float32.
+        converted copy. A VAE that overflows in float16 (``force_upcast``) runs in float32 instead.
 
         Raises:
             ConfigError: the precision is none of these.

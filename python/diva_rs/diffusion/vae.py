@@ -74,10 +74,11 @@ def downscale(vae: nn.Module) -> int:
 def vae_dtype(vae: nn.Module, dtype: torch.dtype) -> torch.dtype:
     """The dtype that the VAE computes in when the teacher computes in ``dtype``.
 
-    A VAE with ``force_upcast`` overflows in half precision (known of SDXL's), so it runs in float32.
+    A VAE with ``force_upcast`` overflows in float16 (known of SDXL's), so there it runs in float32. bfloat16
+    has the range of float32: diffusers' pipelines leave a VAE in it, too.
     """
-    half = dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if half and getattr(vae.config, "force_upcast", True) else dtype
+    upcast = dtype == torch.float16 and getattr(vae.config, "force_upcast", True)
+    return torch.float32 if upcast else dtype
 
 
 def latents_of(

@@ -2,14 +2,15 @@
 
 Scenes of ten attributes (`Scene`, `scene`), their pictures (`render`), short and detailed captions
 (`caption`), a word tokenizer (`Tokenizer`), splits that share no scene (`World`), pairs that differ in one
-attribute, scored as MMVP-VLM is (`mini_mmvp`), and zero-shot classification of objects
-(`zero_shot_objects`).
+attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification of objects
+(`zero_shot_objects`), and the checkpoints of the tiny models (`Microworld`).
 """
 
 from diva_rs.microworld.captions import DETAILS, Tokenizer, caption, detailed_caption, short_caption
 from diva_rs.microworld.dataset import SPLITS, Captioned, World, pictures
 from diva_rs.microworld.embedding import image_embeddings, new_clip, text_embeddings
 from diva_rs.microworld.mini_mmvp import Pair, mini_mmvp, pairs
+from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.rendering import SIDE, render
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed, scene
 from diva_rs.microworld.zero_shot import zero_shot_objects
@@ -21,6 +22,7 @@ __all__ = [
     "SPLITS",
     "VALUES",
     "Captioned",
+    "Microworld",
     "Pair",
     "Scene",
     "Tokenizer",

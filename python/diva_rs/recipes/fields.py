@@ -97,7 +97,7 @@ class Fields:
     denoiser_batch: int | None = _is(
         optional(integer(1)),
         None,
-        "most images per pass of the denoiser, each draw counted; None: one draw at a time",
+        "most images per pass of the denoiser, each draw counted; None: draw by draw, small latents together",
     )
 
     # The computation.

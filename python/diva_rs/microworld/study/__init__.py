@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+from diva_rs._arguments import takes
 from diva_rs._optional import require
 from diva_rs.checkpoint import make_folder, write_text
-from diva_rs.errors import ConfigError
+from diva_rs.microworld.dataset import SPLITS
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.study.arms import ABLATIONS, STUDY, Arm
 from diva_rs.microworld.study.data import TrainingImages
 from diva_rs.microworld.study.measure import Measure
-from diva_rs.microworld.study.runs import run_all, run_arm
+from diva_rs.microworld.study.runs import keep_settings, run_all, run_arm
 from diva_rs.microworld.study.summary import Change, Summary, change
+from diva_rs.recipes.kinds import choice, integer, optional
 
 __all__ = [
     "ABLATIONS",
@@ -27,6 +29,17 @@ __all__ = [
 ]
 
 
+_EVERY = {**ABLATIONS, "study": STUDY}
+
+
+@takes(
+    name=choice(*_EVERY),
+    seeds=integer(1, 4096),
+    split=choice(*SPLITS),
+    steps=optional(integer(1)),
+    images=integer(1),
+    asked=integer(20),
+)
 def ablate(
     name: str,
     output_dir: str | Path,
@@ -55,12 +68,12 @@ def ablate(
             each pattern.
 
     Raises:
-        ConfigError: there is no such ablation.
+        ConfigError: an argument is out of range, or ``output_dir`` holds runs under other settings.
+        DataError: ``world`` holds no checkpoints, or a file of ``output_dir`` is damaged.
     """
-    every = {**ABLATIONS, "study": STUDY}
-    if name not in every:
-        raise ConfigError(f"there is no ablation {name!r}: one of {', '.join(every)}")
-    arms, models, folder = every[name], Microworld(world), make_folder(output_dir)
+    arms, models, folder = _EVERY[name], Microworld(world), make_folder(output_dir)
+    settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
+    keep_settings(folder, {**settings, "world": models.manifest["made"]})
     rows = run_all(
         arms,
         range(seeds),

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from diva_rs._files import read_text
-from diva_rs.checkpoint import write_text
-from diva_rs.errors import DataError
+from diva_rs.checkpoint import write_json, write_text
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.study.arms import BASE, Arm
 from diva_rs.microworld.study.data import TrainingImages
@@ -26,11 +26,12 @@ def run_arm(
     """Treat ``clip``, in place, as ``arm`` says.
 
     Returns:
-        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps.
+        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps; nothing for
+        an arm that does not train.
     """
+    if not arm.share:
+        return {}
     fields = {**BASE, **arm.fields, "seed": seed}
-    if "draw_weights" not in fields and fields["draws"] != 1:
-        fields.setdefault("denoiser_batch", fields["draws"] * fields["batch"])
     if steps is not None:
         fields["steps"] = steps
         fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
@@ -41,9 +42,8 @@ def run_arm(
     else:
         teacher = world.teacher(arm.teacher, seed)
         if arm.teacher == "untrained":
-            fields["draw_weights"] = (
-                world.loss_ratio(teacher, images.latents[:256]) / fields["draws"],
-            ) * fields["draws"]
+            weight = world.loss_ratio(teacher, images.latents[:256]) / fields["draws"]
+            fields["draw_weights"] = (weight,) * fields["draws"]
         loader = images.loader(fields["batch"], seed, arm.share, arm.mismatched)
         result = post_train(clip, teacher, loader, progress=False, log_every=5, **fields)
         losses = [row["denoising"] for row in result.history if "denoising" in row]
@@ -94,6 +94,30 @@ def run_all(
             )
             print(f"{name}, seed {seed}: {gains}  ({seconds:.0f} s)", flush=True)
     return [row for row in rows if row["arm"] in arms and row["seed"] in set(seeds)]
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what the runs of ``folder`` have in common, or hold it to what is there.
+
+    Raises:
+        ConfigError: the runs that are there were made under other settings; names the first.
+        DataError: the file holds something else.
+    """
+    place = folder / "settings.json"
+    if not place.exists():
+        write_json(place, settings)
+        return
+    try:
+        was = dict(json.loads(read_text(place)))
+    except (ValueError, TypeError):
+        raise DataError(f"{place} is damaged: use another folder") from None
+    # As JSON has it, where a tuple is a list.
+    for name, value in json.loads(json.dumps(settings)).items():
+        if was.get(name) != value:
+            raise ConfigError(
+                f"{folder} holds runs with {name}={shown(was.get(name))}, now {name}={shown(value)}: "
+                "use another folder"
+            )
 
 
 def read_rows(place: Path) -> list[dict[str, Any]]:
