@@ -2,7 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,23 @@ class _Notes:
     def missing(self, part: str) -> bool:
         return part not in self.manifest["made"]
 
-    def timed(self, part: str, models: dict[str, nn.Module]) -> "_Timed":
-        return _Timed(self, part, models)
+    @contextmanager
+    def timed(self, part: str, models: dict[str, nn.Module]) -> Iterator[None]:
+        """Around a training: afterwards its weights are kept, and how long it took."""
+        started = time.perf_counter()
+        yield
+        for name, model in models.items():
+            weights = {
+                key: tensor.half() if tensor.is_floating_point() else tensor
+                for key, tensor in model.state_dict().items()
+            }
+            save_weights(self.folder / f"{name}.safetensors", weights)
+        seconds = round(time.perf_counter() - started)
+        parameters = sum(p.numel() for model in models.values() for p in model.parameters())
+        if part.startswith("clip"):
+            self.manifest["clips"].append(part)
+        self.manifest["made"][part] = {"seconds": seconds, "parameters": parameters}
+        self.write()
 
     def write(self) -> None:
         self.manifest["environment"] = {
@@ -148,34 +164,6 @@ class _Notes:
             "threads": torch.get_num_threads(),
         }
         write_json(self.folder / "manifest.json", self.manifest)
-
-
-class _Timed:
-    """Around a training: afterwards its weights are kept, and how long it took."""
-
-    def __init__(self, notes: _Notes, part: str, models: dict[str, nn.Module]) -> None:
-        self.notes, self.part, self.models = notes, part, models
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
-        if kind is not None:
-            return
-        for name, model in self.models.items():
-            save_weights(
-                self.notes.folder / f"{name}.safetensors",
-                {
-                    key: tensor.half() if tensor.is_floating_point() else tensor
-                    for key, tensor in model.state_dict().items()
-                },
-            )
-        seconds = round(time.perf_counter() - self.started)
-        parameters = sum(p.numel() for model in self.models.values() for p in model.parameters())
-        if self.part.startswith("clip"):
-            self.notes.manifest["clips"].append(self.part)
-        self.notes.manifest["made"][self.part] = {"seconds": seconds, "parameters": parameters}
-        self.notes.write()
 
 
 def _once(make: Callable[[], Any]) -> Callable[[], Any]:
