@@ -22,7 +22,7 @@ from diva_rs.demo.scoring import Scores, Scoring, table
 from diva_rs.evaluation import drift, report
 from diva_rs.microworld import World, image_embeddings, new_clip, pairs, pictures
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
-from diva_rs.microworld.study.arms import ANCHOR, BASE
+from diva_rs.microworld.study.arms import BEST
 from diva_rs.post_training import post_train
 from diva_rs.recipe import Recipe
 from diva_rs.result import PostTrainResult
@@ -88,7 +88,8 @@ def run(
     folder = make_folder(output_dir or tempfile.mkdtemp(prefix="diva-rs-demo-"))
     clip, teacher, clock = models.clip(), models.teacher(), _Clock()
     original = copy.deepcopy(clip)
-    recipe = Recipe(name="demo", anchor=ANCHOR, log_every=5, **_unit(BASE))
+    # The study's settings, for images in [0, 1], which the inputs of CLIP and of the VAE are made from.
+    recipe = Recipe(name="demo", log_every=5, **{**BEST.recipe(), "pixels": "unit"})
     if steps is not None:
         recipe = recipe.replace(steps=steps, projector_warmup=min(recipe.projector_warmup, steps // 5))
 
@@ -123,11 +124,6 @@ def run(
     print(f"report: {page}")
     print(f"reloaded in plain open_clip, with the same embeddings: {folder / 'clip.safetensors'}")
     return Demo(result, before, after, told, folder)
-
-
-def _unit(fields: dict[str, Any]) -> dict[str, Any]:
-    """The study's settings for images in [0, 1], which CLIP's and the VAE's inputs are made from."""
-    return {**fields, "pixels": "unit"}
 
 
 class Scenes(Dataset[dict[str, Any]]):

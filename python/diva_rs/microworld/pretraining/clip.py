@@ -1,4 +1,9 @@
-"""Training of the tiny CLIP: ordinary contrastive learning, on captions that leave most details out."""
+"""Training of the tiny CLIP: a text tower that knows the words, and a vision tower that hardly heard of them.
+
+Contrastive learning from captions that leave most details out makes both towers blind: a word that no
+picture is matched with gets no direction of its own, and then no vision tower can raise a pair's score. So
+the text tower learns from text alone first and is locked (as LiT, arXiv 2111.07991, locks the vision tower).
+"""
 
 import math
 from typing import Any
@@ -12,6 +17,8 @@ from diva_rs.microworld.embedding import MEAN, STD
 from diva_rs.microworld.pretraining.data import Pixels, batch_numbers
 from diva_rs.microworld.pretraining.loop import Optimizers, Progress
 
+_TEXT_SCALE = 20.0  # inverse temperature between two captions of a scene
+
 
 def train_clip(
     clip: Any,
@@ -24,25 +31,70 @@ def train_clip(
     matrices: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train an open_clip model on images and short captions that name each attribute with ``share``.
+    """Train the vision tower of an open_clip model on short captions that name each attribute with ``share``.
 
-    The loss is CLIP's: the mean of both cross-entropies over the batch's similarities.
+    The loss is CLIP's: the mean of both cross-entropies over the batch's similarities. The text tower is
+    locked.
 
     Returns:
         the last running means: "loss".
     """
     tokenizer = Tokenizer()
-    optimizers = Optimizers(clip, lr, matrices, steps)
+    trained = nn.ModuleList([clip.visual])
+    trained.logit_scale = clip.logit_scale
+    optimizers = Optimizers(trained, lr, matrices, steps)
     progress = Progress("clip", steps)
     clip.train()
     for step in range(steps):
         numbers, epoch = batch_numbers(len(pixels), batch, step, seed)
         tokens = tokenizer(dataset.captions(numbers, share, epoch))
+        with torch.no_grad():
+            texts = clip.encode_text(tokens, normalize=True)
         images = clip.encode_image((pixels[numbers] - MEAN) / STD, normalize=True)
-        loss = contrastive(images, clip.encode_text(tokens, normalize=True), clip.logit_scale, tokens)
+        loss = contrastive(images, texts, clip.logit_scale, tokens)
         optimizers.step(loss, step)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(100))  # as CLIP's own training does
+        progress.update(step, loss=loss)
+    clip.eval()
+    return progress.last
+
+
+def train_text(
+    clip: Any,
+    dataset: Captioned,
+    size: int,
+    steps: int,
+    batch: int = 128,
+    lr: float = 1e-3,
+    matrices: float = 2e-3,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Teach the text tower of an open_clip model the words, from the captions of ``size`` items alone.
+
+    Two captions of a scene, each of which names the object and another half of the attributes, are to find
+    each other within the batch (SimCSE's loss, arXiv 2104.08821, with captions in place of dropout).
+
+    Returns:
+        the last running means: "loss".
+    """
+    tokenizer = Tokenizer()
+    trained = nn.ModuleDict({"transformer": clip.transformer, "ln_final": clip.ln_final})
+    trained["token_embedding"] = clip.token_embedding
+    trained.positional_embedding, trained.text_projection = clip.positional_embedding, clip.text_projection
+    optimizers = Optimizers(trained, lr, matrices, steps)
+    progress = Progress("text", steps)
+    clip.train()
+    for step in range(steps):
+        numbers, epoch = batch_numbers(size, batch, step, seed)
+        first, second = (
+            clip.encode_text(tokenizer(dataset.captions(numbers, 0.5, 2 * epoch + half)), normalize=True)
+            for half in (0, 1)
+        )
+        logits, truth = _TEXT_SCALE * first @ second.T, torch.arange(len(numbers))
+        cross_entropy = nn.functional.cross_entropy
+        loss = (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+        optimizers.step(loss, step)
         progress.update(step, loss=loss)
     clip.eval()
     return progress.last

@@ -19,7 +19,7 @@ from diva_rs.microworld.dataset import World
 from diva_rs.microworld.embedding import new_clip
 from diva_rs.microworld.models import new_dit, new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretrained import Microworld, clip_name
-from diva_rs.microworld.pretraining.clip import train_classifier, train_clip
+from diva_rs.microworld.pretraining.clip import train_classifier, train_clip, train_text
 from diva_rs.microworld.pretraining.data import Pixels
 from diva_rs.microworld.pretraining.denoiser import encode, train_dit, train_unet
 from diva_rs.microworld.pretraining.margins import margins
@@ -30,17 +30,18 @@ from diva_rs.microworld.pretraining.vae import reconstruction_error, train_vae
 class Lengths:
     """Optimizer steps of each training, and the share of captions that name an attribute."""
 
+    text: int = 600
     objects: int = 2000
-    clip: int = 800
+    clip: int = 500
     vae: int = 2000
     unet: int = 3000
     dit: int = 1000
     images: int = 65536
-    share: float = 0.15
+    share: float = 0.03
     asked: int = 4096  # scenes of the manifest's figures
 
 
-QUICK = Lengths(objects=4, clip=4, vae=4, unet=4, dit=4, images=256, asked=64)
+QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, asked=64)
 
 
 def pretrain(
@@ -76,6 +77,7 @@ def pretrain(
         if notes.missing(name):
             clip: Any = new_clip(seed + number)
             with notes.timed(name, {name: clip}):
+                train_text(clip, world, lengths.images, lengths.text, seed=seed + number)
                 train_classifier(clip.visual, world, pixels(), lengths.objects, seed=seed + number)
                 train_clip(clip, world, pixels(), lengths.clip, lengths.share, seed=seed + number)
     if notes.missing("vae"):

@@ -13,7 +13,7 @@ from diva_rs._files import read_text
 from diva_rs.checkpoint import write_json, write_text
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.pretrained import Microworld
-from diva_rs.microworld.study.arms import BASE, Arm
+from diva_rs.microworld.study.arms import Arm
 from diva_rs.microworld.study.data import TrainingImages
 from diva_rs.microworld.study.measure import Measure
 from diva_rs.microworld.study.supervised import fine_tune
@@ -31,12 +31,10 @@ def run_arm(
     """
     if not arm.share:
         return {}
-    fields = {**BASE, **arm.fields, "seed": seed}
+    fields = {**arm.recipe(), "seed": seed}
     if steps is not None:
         fields["steps"] = steps
         fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
-    if fields.get("condition") in ("text", "class", "all"):
-        fields.pop("density")
     if arm.supervised:
         losses = fine_tune(clip, images, fields["steps"], seed)
     else:
