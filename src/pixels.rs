@@ -95,6 +95,7 @@ impl Pixels {
     /// CLIP's input (B, 3, size) from `images` (B, 3, H, W). Bilinear without antialias is the official code's path,
     /// which normalises first and resizes then; the two commute up to rounding.
     pub fn clip_input(&self, images: &Tensor, size: Size) -> Result<Tensor> {
+        check(images)?;
         let official_order = self.filter == Filter::Bilinear && !self.antialias;
         let ready = self.convention == Convention::Clip;
         if ready && (official_order || size_of(images) == size) {
@@ -109,6 +110,7 @@ impl Pixels {
 
     /// The VAE's input (B, 3, size) from `images` (B, 3, H, W) in `convention`.
     pub fn vae_input(&self, images: &Tensor, size: Size, convention: Convention) -> Result<Tensor> {
+        check(images)?;
         let symmetric = |unit: Tensor| -> Result<Tensor> { Ok(unit.f_mul_scalar(2.0)?.f_sub_scalar(1.0)?) };
         match (self.vae, convention) {
             (VaePixels::Official, _) => {
@@ -145,6 +147,22 @@ impl Pixels {
             (Filter::Bilinear, false) => wide.f_upsample_bilinear2d(size, false, None, None)?,
         };
         Ok(resized.f_to_kind(kind)?)
+    }
+}
+
+/// Only floating-point images (B, 3, H, W) can be resampled.
+fn check(images: &Tensor) -> Result<()> {
+    if !matches!(images.size()[..], [_, 3, _, _]) {
+        return Err(DivaError::shape(OP, "images", images, "(B, 3, H, W)"));
+    }
+    match images.f_kind()? {
+        Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),
+        got => Err(DivaError::Kind {
+            op: OP,
+            name: "images".to_string(),
+            got,
+            expected: "floating point".to_string(),
+        }),
     }
 }
 

@@ -84,9 +84,12 @@ def described(value: Any) -> str:
     if not isinstance(value, (Tensor, np.ndarray)):
         return shown(value)
     try:
-        return f"<{value.dtype} {tuple(value.shape)}>"
+        shape = f" {tuple(value.shape)}"
     except (RuntimeError, ValueError):  # nested tensors and parameters without values have no shape
-        return f"<{value.dtype}, of no shape>"
+        shape = ", of no shape"
+    layout = value.layout if isinstance(value, Tensor) else torch.strided
+    odd = "" if layout == torch.strided else f" in layout {layout}"
+    return f"<{value.dtype}{shape}{odd}>"
 
 
 @contextmanager

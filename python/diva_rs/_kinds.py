@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -93,6 +93,22 @@ def having(words: str, *names: str) -> Kind:
     return Kind(words, convert, str)
 
 
+def iterable(words: str) -> Kind:
+    """Something to go through that is not one string, path, mapping, array or tensor.
+
+    >>> iterable("batches").convert(torch.zeros(2, 3))
+    Traceback (most recent call last):
+    ValueError: an iterable of batches is needed
+    """
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, np.ndarray, Tensor)):
+            raise ValueError(f"an iterable of {words} is needed")
+        return value
+
+    return Kind(f"an iterable of {words}", convert, str)
+
+
 def each(item: Kind, words: str, least: int = 0) -> Kind:
     """A list of at least ``least`` values of one kind, from anything that can be gone through once.
 
@@ -134,8 +150,24 @@ def path() -> Kind:
     return Kind("a path", convert, str)
 
 
-def dense() -> Kind:
-    """A tensor of any rank and dtype whose numbers lie in memory, or would if it were not on "meta".
+def is_dense(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor whose numbers lie in memory one by one, or would if it were not on "meta".
+
+    >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse())
+    (True, False)
+    """
+    return (
+        isinstance(value, Tensor)
+        and not torch.nn.parameter.is_lazy(value)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and not value.is_quantized
+        and value.numel() <= _MOST
+    )
+
+
+def dense(values: bool = False) -> Kind:
+    """A tensor of any rank and dtype as of `is_dense`; with ``values`` it must not be on "meta".
 
     One that was made under ``torch.inference_mode`` is copied, so that autograd can take it.
 
@@ -148,15 +180,10 @@ def dense() -> Kind:
     """
 
     def convert(value: Any) -> Tensor:
-        if (
-            not isinstance(value, Tensor)
-            or torch.nn.parameter.is_lazy(value)
-            or value.is_nested
-            or value.layout != torch.strided
-            or value.is_quantized
-            or value.numel() > _MOST
-        ):
+        if not is_dense(value):
             raise ShapeError("an ordinary tensor is needed")
+        if values and value.is_meta:
+            raise ShapeError("a tensor on the meta device holds no numbers")
         return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
     return Kind("a tensor", convert, str)

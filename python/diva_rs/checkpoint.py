@@ -23,6 +23,7 @@ from diva_rs.manifest import NAME, manifest, verify
 __all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
 _STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
+LONGEST = 1000  # characters of a weight's name
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `replacing` writes to
 
 
@@ -150,7 +151,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError, MemoryError) as err:
         raise WeightsError(f"{path} cannot be read as safetensors: {one_line(err)}") from err
     longest = max(map(len, weights), default=0)
-    if longest > 1000:
+    if longest > LONGEST:
         raise WeightsError(f"{path} holds a name of {longest} characters: no weight is called so")
     return weights
 
@@ -265,6 +266,10 @@ def sweep(folder: Path) -> None:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A place beside ``path`` to write to; it takes the place of ``path`` at the end, or nothing changes."""
+    if not path.name:
+        raise DataError(
+            f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
+        )
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         _remove(beside)

@@ -24,7 +24,7 @@ import torch
 
 from diva_rs import _native
 from diva_rs._arguments import checked, takes
-from diva_rs._kinds import dense
+from diva_rs._kinds import dense, is_dense
 from diva_rs.errors import DataError, ShapeError, shown
 
 __all__ = ["Array", "DrawPlan", "Draws", "augment_seed", "draw", "sample_keys"]
@@ -238,7 +238,7 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     5701195407040762926
     """
     if isinstance(ids, torch.Tensor):
-        if ids.is_nested or ids.layout != torch.strided or torch.nn.parameter.is_lazy(ids):
+        if not is_dense(ids):
             raise DataError("ids: an ordinary tensor of one whole number per sample, (B,), is needed")
         if ids.is_meta:
             raise DataError(

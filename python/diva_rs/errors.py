@@ -16,8 +16,8 @@ __all__ = [
 ]
 
 
-def shown(value: object) -> str:
-    """What a message shows of a value: its first 60 characters; whatever its own ``repr`` does.
+def shown(value: object, most: int = 60) -> str:
+    """What a message shows of a value: its first ``most`` characters; whatever its own ``repr`` does.
 
     >>> shown("a"), shown(10**5000)
     ("'a'", '<int>')
@@ -26,7 +26,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # whole numbers of more than 4300 digits, objects that cannot be shown
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 class DivaError(Exception):

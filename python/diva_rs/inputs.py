@@ -124,7 +124,7 @@ class Reader:
         batch = read_batch(item, number)
         if ids is not None:
             listed = isinstance(ids, (Sequence, Tensor, np.ndarray)) or not isinstance(ids, Iterable)
-            batch = read_batch(replace(batch, ids=ids if listed else list(ids)), number)
+            batch = read_batch(replace(batch, ids=ids if listed else list(iter(ids))), number)
         pixels = {
             "images": (batch.images, self.recipe.pixels),
             "pixel_values": (batch.pixel_values, "clip"),

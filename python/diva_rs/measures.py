@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.mode import evaluating
 
 Metric = Callable[[nn.Module], Any]
@@ -31,11 +31,12 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
         metrics = {getattr(metrics, "__name__", type(metrics).__name__).lower(): metrics}
     if not isinstance(metrics, Mapping) or not metrics:
         raise ConfigError(
-            f"metrics is {metrics!r}: give a function of the model, or a mapping of names to such functions"
+            f"metrics is {shown(metrics)}: give a function of the model, or a mapping of names to such "
+            "functions"
         )
     for name, metric in metrics.items():
         if not isinstance(name, str) or not callable(metric):
-            raise ConfigError(f"metric {name!r} is {metric!r}: a function of the model is needed")
+            raise ConfigError(f"metric {shown(name)} is {shown(metric)}: a function of the model is needed")
     return dict(metrics)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from diva_rs._arguments import checked
 from diva_rs.callbacks import Callback, as_callback
 from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session, start
@@ -17,7 +18,7 @@ from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.loop import Run
 from diva_rs.pieces import as_recipe
 from diva_rs.recipe import Recipe
-from diva_rs.recipes.kinds import hint
+from diva_rs.recipes.kinds import flag, hint
 from diva_rs.result import PostTrainResult
 from diva_rs.resume import checked_resume
 from diva_rs.run_folder import RunFolder
@@ -89,6 +90,7 @@ def post_train(
     evaluation = Evaluation.of({name: fields.pop(name, None) for name in ARGUMENTS})
     _check_fields(fields)
     checked_resume(resume)
+    checked("progress", progress, flag())
     recipe = as_recipe(recipe).replace(**fields)
     check_loader(loader)
     if not isinstance(callbacks, Iterable):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import described
+from diva_rs._kinds import is_dense
 from diva_rs.errors import WeightsError, shown
 
 _COUNTERS = ("steps_done", "samples_seen", "epoch")
@@ -32,9 +34,9 @@ def checked_state(state: Any, own: Mapping[str, Tensor], device: torch.device) -
     diva_rs.errors.WeightsError: not a state of Trainer: 'optimizer' is missing or no mapping
     """
     saved, optimizer, counters = (_mapping(state, name) for name in ("parameters", "optimizer", "counters"))
-    for name in sorted(own.keys() ^ saved.keys(), key=str):
+    for name in sorted(own.keys() ^ saved.keys(), key=shown):
         fault = "missing from" if name in own else "unexpected in"
-        raise WeightsError(f"parameter {name} is {fault} the saved state")
+        raise WeightsError(f"parameter {shown(name, 200)} is {fault} the saved state")
     for name, value in (*saved.items(), *optimizer.items()):
         _check_plain(name, value, device)
     for name, parameter in own.items():
@@ -55,9 +57,9 @@ def _check_plain(name: Any, value: Any, device: torch.device) -> None:
         raise WeightsError(
             f"entry {shown(name)} is a {type(value).__name__} in the saved state, expected a tensor"
         )
-    if value.layout != torch.strided or (value.is_meta and device.type != "meta"):
+    if not is_dense(value) or (value.is_meta and device.type != "meta"):
         raise WeightsError(
-            f"entry {name} is in layout {value.layout} on {value.device}: it holds no plain values"
+            f"entry {shown(name, 200)} is {described(value)} on {value.device}: it holds no plain values"
         )
 
 

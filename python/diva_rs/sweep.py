@@ -13,7 +13,7 @@ from torch import nn
 from diva_rs._arguments import as_path, of_type
 from diva_rs._optional import require
 from diva_rs.checkpoint import write_text
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.interpolation import Weights, checked_alpha, interpolate
 from diva_rs.measures import as_metrics, measure
 from diva_rs.recipes.kinds import hint
@@ -86,7 +86,7 @@ class InterpolationSweep:
             ax.legend(frameon=False)
         else:
             if y is None:
-                raise ConfigError(f"plot(x={x!r}) needs y: one of {', '.join(self.metrics)}")
+                raise ConfigError(f"plot(x={shown(x)}) needs y: one of {', '.join(self.metrics)}")
             ax.plot(across, [row[y] for row in self.rows], marker="o", markersize=4, color="tab:blue")
             for row in self.rows:
                 ax.annotate(
@@ -120,7 +120,7 @@ class InterpolationSweep:
         of_type("metric", name, str, "the name of a score")
         if name not in self.rows[0]:
             near = hint(name, self.metrics) or f": there are {', '.join(self.metrics)}"
-            raise ConfigError(f"there is no score {name!r}{near}")
+            raise ConfigError(f"there is no score {shown(name)}{near}")
 
     def _highest(self, names: Iterable[str]) -> str:
         return ", ".join(f"{name} {max(row[name] for row in self.rows):g}" for name in names)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from diva_rs._files import read_text
 from diva_rs.checkpoint import load_weights, replacing, save_weights, write_json
-from diva_rs.errors import ConfigError, DataError, WeightsError
+from diva_rs.errors import ConfigError, DataError, WeightsError, shown
 from diva_rs.measures import Metric, as_metrics, measure
-from diva_rs.recipes.kinds import hint
+from diva_rs.recipes.kinds import choice, hint, number
 from diva_rs.result import own_weights
 from diva_rs.trainer import Trainer
 
@@ -27,6 +27,7 @@ _LOGGED = {
     "step", "loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples", "samples_per_second",
     "waiting",
 }  # fmt: skip
+_KIND = choice("min", "max", "drop")  # of a bound
 _BEST_FILES = {"clip.safetensors", "projector.safetensors", "scores.json"}
 
 
@@ -78,23 +79,26 @@ class Evaluation:
             for name in ARGUMENTS:
                 if given.get(name) is not None:
                     raise ConfigError(
-                        f"{name}={given[name]!r} has nothing to go by: give evaluate= as well, a function of "
-                        "the model or a mapping of names to such functions"
+                        f"{name}={shown(given[name])} has nothing to go by: give evaluate= as well, a "
+                        "function of the model or a mapping of names to such functions"
                     )
             return None
         every = given.get("eval_every")
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ConfigError(f"eval_every={every!r}: a number of steps from 1, or None, is needed")
-        guard = given.get("guard") or {}
-        if not isinstance(guard, Mapping):
+            raise ConfigError(f"eval_every={shown(every)}: a number of steps from 1, or None, is needed")
+        guard = given.get("guard")
+        if guard is not None and not isinstance(guard, Mapping):
             raise ConfigError(
-                f"guard={guard!r}: a mapping of scores to bounds is needed, e.g. {{'zero_shot': 70.0}}"
+                f"guard={shown(guard)}: a mapping of scores to bounds is needed, e.g. {{'zero_shot': 70.0}}"
             )
         return cls(
             evaluate=as_metrics(evaluate),
             eval_every=every,
             best=_best(given.get("best")),
-            guard={str(name): _bound(name, bound) for name, bound in guard.items()},
+            guard={
+                name if isinstance(name, str) else shown(name): _bound(name, bound)
+                for name, bound in (guard or {}).items()
+            },
         )
 
 
@@ -252,22 +256,25 @@ def _best(best: Any) -> tuple[str, str] | None:
     if best is None:
         return None
     name, direction = (best, "max") if isinstance(best, str) else best if _is_pair(best) else (None, None)
-    if not isinstance(name, str) or direction not in ("max", "min"):
+    if not isinstance(name, str) or not isinstance(direction, str) or direction not in ("max", "min"):
         raise ConfigError(
-            f"best={best!r}: the name of a score, or (name, 'min') where lower is better, is needed"
+            f"best={shown(best)}: the name of a score, or (name, 'min') where lower is better, is needed"
         )
     return name, direction
 
 
 def _bound(name: Any, bound: Any) -> Bound:
     kind, value = bound if _is_pair(bound) else ("min", bound)
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind not in ("min", "max", "drop") or not fits or (kind == "drop" and value < 0):
+    try:
+        kind = _KIND.convert(kind)
+        value = number(least=0 if kind == "drop" else None).convert(value)
+    except (ValueError, OverflowError) as err:
         raise ConfigError(
-            f"guard={{{name!r}: {bound!r}}}: the lowest score that is allowed is needed, or ('min', lowest), "
+            f"guard={{{shown(name)}: {shown(bound)}}}: the lowest score that is allowed is needed, or "
+            "('min', lowest), "
             "('max', highest), or ('drop', how far below the score before training)"
-        )
-    return Bound(kind, float(value))
+        ) from err
+    return Bound(kind, value)
 
 
 def _is_pair(value: Any) -> bool:

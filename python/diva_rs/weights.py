@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._arguments import as_path, described
 from diva_rs._files import open_regular
+from diva_rs._kinds import is_dense
 from diva_rs._optional import one_line
-from diva_rs.checkpoint import load_weights
-from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.checkpoint import LONGEST, load_weights
+from diva_rs.errors import ConfigError, WeightsError, shown
 from diva_rs.result import own_weights
 
 # What a folder may hold: a run of `post_train`, an export for transformers, a folder of open_clip.
@@ -30,12 +31,12 @@ def weights_of(source: Any, name: str) -> dict[str, Tensor]:
     {'w': tensor([1., 1.])}
     """
     if isinstance(source, nn.Module):
-        return own_weights(source)
+        return _checked(own_weights(source), name)
     if isinstance(source, Mapping):
         return _checked(source, name)
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(f"{name} is a {type(source).__name__}: give a model, a state dict or a file")
-    path = Path(source).expanduser()
+    path = as_path(source, name).expanduser()
     if path.is_dir():
         inside = [path / file for file in _IN_FOLDERS if (path / file).is_file()]
         if not inside:
@@ -93,6 +94,14 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str = "the weigh
 
 def _checked(weights: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
     for key, value in weights.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise WeightsError(f"{name}: entry {key!r} is a {type(value).__name__}, expected a tensor")
+        if not isinstance(key, str) or len(key) > LONGEST or not isinstance(value, Tensor):
+            raise WeightsError(
+                f"{name}: entry {shown(key, 200)} is a {type(value).__name__}, expected a tensor "
+                f"under a name of at most {LONGEST} characters"
+            )
+        if not is_dense(value) or value.is_meta:
+            raise WeightsError(
+                f"{name}: entry {shown(key, 200)} is {described(value)} on {value.device}: it holds no "
+                "plain values"
+            )
     return dict(weights)

@@ -129,6 +129,7 @@ _DTYPES = [
     torch.int32, torch.int64, torch.uint64, torch.bool, torch.complex64, torch.complex128,
 ]  # fmt: skip
 _SIDES = [0, 1, 2, 3, 4, 5, 8, 16, 17]
+_LARGE = 1 << 20
 _NUMBERS: list[float] = [0, 1, -1, 0.5, 2, 3, 255, 1e30, -1e300, 2**62, -(2**62)]
 _NUMBERS += [float("nan"), float("inf"), float("-inf")]
 
@@ -209,7 +210,8 @@ def _number(made: Tensor, rng: random.Random) -> Tensor:
 
 
 def _sparse(made: Tensor, rng: random.Random) -> Tensor:
-    if made.layout != torch.strided or made.is_meta or not made.ndim or made.dtype not in _DTYPES[:2]:
+    plain = made.layout == torch.strided and not made.is_meta and made.dtype in _DTYPES[:2]
+    if not plain or not made.ndim or made.numel() > _LARGE:  # the zeros of a huge one would be counted
         return made
     return rng.choice(
         [torch.Tensor.to_sparse, _csr, torch.Tensor.to_mkldnn if made.dtype == torch.float32 else _csr]

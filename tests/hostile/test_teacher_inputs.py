@@ -128,8 +128,13 @@ def test_text_conditions_of_models_that_read_text_beside_the_condition():
             ConfigError,
             "added_cond_kwargs has 'text_embed', expected",
         ),
-        ("sdxl", {"text_embeds": torch.zeros(2, 24)}, ShapeError, r"\['text_embeds'\] is \(2, 24\)"),
-        ("sdxl", {"time_ids": [1, 2, 3]}, ShapeError, r"\['time_ids'\] is list"),
+        (
+            "sdxl",
+            {"text_embeds": torch.zeros(2, 24)},
+            ShapeError,
+            r"\['text_embeds'\] is <torch.float32 \(2, 24\)>",
+        ),
+        ("sdxl", {"time_ids": [1, 2, 3]}, ShapeError, r"\['time_ids'\] is \[1, 2, 3\]"),
         (
             "sdxl",
             {"text_embeds": torch.zeros(1, 23)},

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked, described
+from diva_rs._arguments import checked, described, takes
 from diva_rs._kinds import device as device_kind
-from diva_rs.data.checks import Ids, check_shape
+from diva_rs._kinds import is_dense
+from diva_rs.data.checks import NUMBER, Ids, check_shape
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
 _DEVICE = device_kind()
@@ -95,6 +97,7 @@ class Batch:
         return Batch(changed(self.images), changed(self.pixel_values), changed(self.latents), self.ids)
 
 
+@takes(number=NUMBER)
 def read_batch(item: Any, number: int | None = None) -> Batch:
     """Read what a loader yielded; ``number`` is the batch's number, for the message.
 
@@ -166,7 +169,7 @@ _WANTED = (
 def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
     found = {key: item[key] for key in KEYS if key in item and item[key] is not None}
     if "images" not in found and "pixel_values" not in found:
-        if "bad" in item and not found:
+        if isinstance(item.get("bad"), (list, tuple)) and not found:
             names = ", ".join(str(bad) for bad in item["bad"])
             raise DataError(f"{where} is empty: every image of it is bad: {names}")
         if "latents" in found:
@@ -174,7 +177,7 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
                 f"{where} holds latents alone, which cannot feed CLIP: "
                 "add 'images' or 'pixel_values' of the same samples"
             )
-        keys = ", ".join(repr(key) for key in item) or "none"
+        keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
         near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
         hint = f"; rename {near[0]!r} in the collate function" if near else ""
         raise DataError(
@@ -263,8 +266,23 @@ def _check_lengths(batch: Batch, where: str) -> None:
             )
     if batch.ids is None:
         return
-    rank = batch.ids.ndim if isinstance(batch.ids, (Tensor, np.ndarray)) else 1
-    if rank != 1 or isinstance(batch.ids, (str, bytes)) or not hasattr(batch.ids, "__len__"):
+    count = _count(batch.ids)
+    if count is None:
         raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
-    if len(batch.ids) != size:
-        raise ShapeError(f"{where}: {len(batch.ids)} ids for {size} samples: one id per sample is needed")
+    if count != size:
+        raise ShapeError(f"{where}: {count} ids for {size} samples: one id per sample is needed")
+
+
+def _count(ids: Any) -> int | None:
+    """How many ids there are; None: they are no sequence."""
+    array = isinstance(ids, (Tensor, np.ndarray))
+    if (
+        isinstance(ids, (str, bytes))
+        or (isinstance(ids, Tensor) and not is_dense(ids))
+        or (array and ids.ndim != 1)
+    ):
+        return None
+    try:
+        return len(ids)
+    except (TypeError, ValueError, OverflowError):  # it has none, or one that is no length
+        return None

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from diva_rs._arguments import checked, described, takes
-from diva_rs._kinds import CHANNELS, tensor
+from diva_rs._kinds import CHANNELS, is_dense, tensor
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
-from diva_rs.errors import DataError, ShapeError
-from diva_rs.recipes.kinds import integer, number, optional, several
+from diva_rs.errors import DataError, ShapeError, shown
+from diva_rs.recipes.kinds import integer, number, optional, several, string
 
 # Share of the declared range that a value may lie outside it: a bicubic resize upstream overshoots at hard
 # edges, while a wrong convention is off by far more.
 TOLERANCE = 0.05
 _SPREAD = several(number(above=0), 3)
-_NUMBER = optional(integer(0))
+NUMBER = optional(integer(0))
 PATIENCE = 256  # batches that a guard keeps unreported: a loop that never asks still hears of a bad image
 
 
@@ -36,9 +36,10 @@ class _Place(NamedTuple):
     def sample(self, number: int) -> str:
         try:
             name = None if self.ids is None else self.ids[number]
-        except (LookupError, TypeError, ValueError):  # ids that do not fit are another check's
+            name = name.item() if isinstance(name, Tensor) else name
+        except (LookupError, TypeError, ValueError, RuntimeError):  # ids that do not fit are another check's
             name = None
-        name = name.item() if isinstance(name, Tensor) else name
+        name = name[:200] if isinstance(name, str) else None if name is None else shown(name)
         return f"{self}, sample {number}" + ("" if name is None else f" (id {name})")
 
 
@@ -91,6 +92,7 @@ class _Range(NamedTuple):
         return "declare pixels='clip' for images normalised for CLIP, or scale them"
 
 
+@takes(what=string(), batch=NUMBER)
 def check_shape(images: Any, what: str = "images", batch: int | None = None) -> None:
     """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W) with B, H and W at least 1.
 
@@ -104,7 +106,7 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     where = _Place(what, batch, None)
     if not isinstance(images, Tensor):
         raise ShapeError(f"{where} is a {type(images).__name__}, a tensor (B, 3, H, W) is needed")
-    if images.is_nested or images.layout != torch.strided or torch.nn.parameter.is_lazy(images):
+    if not is_dense(images):
         raise ShapeError(f"{where} is {described(images)}, an ordinary tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
     if len(shape) != 4:
@@ -124,7 +126,7 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
         raise ShapeError(f"{where} has dtype {images.dtype}, a floating dtype is needed{hint}")
 
 
-@takes(batch=_NUMBER)
+@takes(what=string(), batch=NUMBER)
 def check_images(
     images: Tensor,
     convention: str,
@@ -157,7 +159,7 @@ the range of 'unit' pixels: divide the images by 255
         raise limits.complaint(_Place(what, batch, ids), first, float(value.flatten()[first]))
 
 
-@takes(latents=tensor("(B, n, ...)"))
+@takes(latents=tensor("(B, n, ...)"), what=string(), batch=NUMBER)
 def check_finite(
     latents: Tensor,
     what: str = "latents",
@@ -198,7 +200,7 @@ class PixelGuard:
         )
         self._seen: list[tuple[_Range, _Place]] = []
 
-    @takes(batch=_NUMBER)
+    @takes(what=string(), batch=NUMBER)
     def check(
         self,
         images: Tensor,

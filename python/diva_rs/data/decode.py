@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from diva_rs._arguments import of_type
 from diva_rs._files import open_regular
 from diva_rs._optional import require
 from diva_rs.errors import DataError, DivaError
@@ -31,6 +32,10 @@ class BadImage:
 
     name: str
     reason: str
+
+    def __post_init__(self) -> None:
+        for field in ("name", "reason"):
+            of_type(field, getattr(self, field), str, "a string")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"

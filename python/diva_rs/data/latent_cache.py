@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from diva_rs._arguments import as_path, checked, takes
 from diva_rs._kinds import having, instance
 from diva_rs.data.batches import Batch, check_loader, read_batch
-from diva_rs.data.checks import check_finite, check_images
+from diva_rs.data.checks import NUMBER, check_finite, check_images
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
 from diva_rs.data.latent_identity import compare, identity, input_size, normalisation, view_of
 from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
@@ -119,12 +119,11 @@ class LatentCache:
         if teacher is not None:
             compare(store, "teacher", identity(teacher) | {"describe": store.manifest["teacher"]["describe"]})
         if recipe is not None:
+            recipe = _recipe(recipe)
             saved = store.manifest["view"]
             mean, std = normalisation(recipe, mean, std)
             size = input_size(recipe, teacher) or saved["image_size"]
-            compare(
-                store, "view", view_of(_recipe(recipe), mean, std, size, saved["source"], saved["resampled"])
-            )
+            compare(store, "view", view_of(recipe, mean, std, size, saved["source"], saved["resampled"]))
         return cls(store)
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
@@ -137,7 +136,7 @@ class LatentCache:
         check_loader(loader)
         return CachedLoader(self, loader)
 
-    @takes(batch=instance(Batch, "a Batch (see read_batch)"))
+    @takes(batch=instance(Batch, "a Batch (see read_batch)"), number=NUMBER)
     def latents(self, batch: Batch, number: int | None = None) -> Tensor:
         """The latents (B, C, h, w) of a batch's images, float32 on the CPU."""
         contents = [content_hash(image) for image in _host(_pixels(batch))]

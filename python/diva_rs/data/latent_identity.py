@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from diva_rs._arguments import checked
 from diva_rs.data.latent_store import Store
 from diva_rs.errors import ConfigError, DataError
+from diva_rs.recipes.kinds import integer
 
 Three = tuple[float, ...]  # one number per channel
 
@@ -23,7 +25,8 @@ def input_size(recipe: Any, teacher: Any) -> tuple[int, int] | None:
     """Height and width of the VAE's input; None: whatever the images have."""
     side = getattr(recipe, "image_size", None)
     if side is not None:
-        return int(side), int(side)
+        side = checked("image_size", side, integer(1))
+        return side, side
     own = getattr(teacher, "image_size", None)
     return None if own is None else (int(own[0]), int(own[1]))
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diva_rs.diffusion.frozen import moved, rebuilt
 from diva_rs.diffusion.sdxl import AddedCondition
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.errors import ConfigError, ShapeError, shown
 
 LABELS = ("replace", "join")
 
@@ -56,8 +56,8 @@ def conditioning_of(
     >>> conditioning_of(unet, None, "replace", torch.zeros, lambda: 8).entry
     'cross-attention, 24 wide'
     """
-    if label not in LABELS:
-        raise ConfigError(f'label is {label!r}, expected "replace" or "join"')
+    if not isinstance(label, str) or label not in LABELS:
+        raise ConfigError(f'label is {shown(label)}, expected "replace" or "join"')
     config: Any = model.config
     is_unet = hasattr(config, "cross_attention_dim")
     if added is not None and not (is_unet and config.addition_embed_type == "text_time"):

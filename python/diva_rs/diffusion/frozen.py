@@ -118,9 +118,17 @@ def checked_device(device: torch.device | str) -> torch.device:
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """The tensor on ``device`` in ``dtype``, differentiable, without waiting wherever that is safe.
 
+    Raises:
+        DeviceError: it is on the meta device and is to leave it.
+
     >>> moved(torch.ones(2), torch.device("cpu"), torch.float64).dtype
     torch.float64
     """
+    if tensor.is_meta and device.type != "meta":
+        raise DeviceError(
+            f"a tensor {tuple(tensor.shape)} is on the meta device, which holds no "
+            f"values: give it on {device}"
+        )
     # A copy to the host must be waited for: its consumer on the host would read it too early.
     return tensor.to(device=device, dtype=dtype, non_blocking=device.type != "cpu")
 

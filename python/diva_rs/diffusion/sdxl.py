@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import described
+from diva_rs._kinds import is_dense
 from diva_rs.diffusion.frozen import moved
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.errors import ConfigError, ShapeError, shown
 
 _SIZES = 6  # original height and width, crop top and left, target height and width
 
@@ -31,11 +33,11 @@ class AddedCondition:
     def __init__(self, config: Any, given: Mapping[str, Tensor], factor: Callable[[], int]) -> None:
         for name, tensor in given.items():
             if name not in ("text_embeds", "time_ids"):
-                raise ConfigError(f"added_cond_kwargs has {name!r}, expected text_embeds and time_ids")
-            shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            if not isinstance(tensor, Tensor) or tensor.ndim != 2 or len(tensor) != 1:
+                raise ConfigError(f"added_cond_kwargs has {shown(name)}, expected text_embeds and time_ids")
+            if not is_dense(tensor) or tensor.ndim != 2 or len(tensor) != 1:
                 raise ShapeError(
-                    f"added_cond_kwargs[{name!r}] is {shape}, expected a tensor (1, n), one for all samples"
+                    f"added_cond_kwargs[{name!r}] is {described(tensor)}, expected a tensor (1, n), "
+                    "one for all samples"
                 )
         self.text, self.time_ids = given.get("text_embeds"), given.get("time_ids")
         self.factor = factor

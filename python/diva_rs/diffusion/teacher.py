@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import takes
+from diva_rs._arguments import of_type, takes
 from diva_rs._kinds import dense, each
 from diva_rs.diffusion import vae as autoencoder
 from diva_rs.diffusion.conditioning import Conditioning, check_inputs, conditioning_of
@@ -84,6 +84,8 @@ class Teacher:
         self._parts = Parts(unet, {"vae": vae, "scheduler": scheduler})
         self._wanted_device = None if device is None else checked_device(device)
         self._precision: torch.dtype | None = None
+        if added_cond_kwargs is not None:
+            of_type("added_cond_kwargs", added_cond_kwargs, Mapping, "a mapping of names to tensors")
         self._added, self._label = added_cond_kwargs, label
         self._schedule: Schedule | None = None
         self._settle()
@@ -170,6 +172,7 @@ class Teacher:
 
         Raises:
             ShapeError: a wrong rank, size or dtype; names the argument and what was expected.
+            DeviceError: an argument on the meta device, the teacher on another.
 
         >>> teacher.denoise(torch.randn(2, 3, 16, 16), torch.tensor([1, 2]), torch.randn(2, 8, 24)).shape
         torch.Size([2, 3, 16, 16])

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva_rs._arguments import checked
+from diva_rs._kinds import dense
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import freeze, home, moved, plain
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
+_TEXT = dense()
 _CLIP_TEXT = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 
 
@@ -119,6 +122,7 @@ def checked_text(text: Tensor, width: int) -> Tensor:
     """
     if not isinstance(text, Tensor):
         raise ConfigError(f"text_condition is a {type(text).__name__}, expected a tensor (1 | B, L, {width})")
+    text = checked("text_condition", text, _TEXT)
     shape = tuple(text.shape)
     if text.ndim != 3 or 0 in shape or not text.is_floating_point():
         raise ShapeError(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from diva_rs._arguments import checked
 from diva_rs._kinds import each
 from diva_rs._optional import require
-from diva_rs.errors import ConfigError, DataError, DependencyError
+from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
@@ -77,7 +77,7 @@ class Settings:
         for name in given:
             if name not in known:
                 near = hint(name, known) or f": there are {', '.join(known)}"
-                raise ConfigError(f"unknown setting {name!r}{near}")
+                raise ConfigError(f"unknown setting {shown(name)}{near}")
         settings = cls(
             **{name: checked(name, value, _KINDS.get(name, string())) for name, value in given.items()}
         )

@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._arguments import takes
+from diva_rs._arguments import checked, takes
 from diva_rs._kinds import dense
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.scores import DriftResult
+
+_ROWS = dense(values=True)
 
 
 def drift(before: Any, after: Any, images: Any = None, features: str = "pooled") -> DriftResult:
@@ -34,7 +36,8 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     >>> print(drift(image_features(clip, images), clip, images))
     drift over 4 images: mean cosine 1.0000, lowest 1.0000, linear CKA 1.0000
     """
-    old, new = (_embeddings(given, images, features) for given in (before, after))
+    both = (("before", before), ("after", after))
+    old, new = (_embeddings(name, given, images, features) for name, given in both)
     if old.ndim != 2 or old.shape != new.shape or len(old) == 0:
         raise ShapeError(
             f"embeddings before are {tuple(old.shape)}, after {tuple(new.shape)}: two (N, D) expected"
@@ -49,7 +52,7 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     )
 
 
-@takes(first=dense(), second=dense())
+@takes(first=_ROWS, second=_ROWS)
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment of (N, D1) and (N, D2) features of the same items, in [0, 1].
 
@@ -67,8 +70,6 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         raise ShapeError(
             f"features are {tuple(first.shape)} and {tuple(second.shape)}: two matrices of N rows"
         )
-    if first.is_meta or second.is_meta:
-        raise ShapeError("features on the meta device hold no numbers")
     x, y = (values.double() - values.double().mean(dim=0) for values in (first, second))
     spread = float((x.T @ x).norm() * (y.T @ y).norm())
     if spread == 0:
@@ -76,9 +77,10 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     return float((y.T @ x).square().sum()) / spread
 
 
-def _embeddings(given: Any, images: Any, features: str) -> Tensor:
+def _embeddings(name: str, given: Any, images: Any, features: str) -> Tensor:
     if isinstance(given, Tensor):
-        return given.detach().cpu()
+        rows: Tensor = checked(name, given, _ROWS)
+        return rows.detach().cpu()
     if images is None:
         raise ConfigError("drift of a model needs images: give them, or embeddings made by image_features")
     return image_features(given, images, features)

@@ -30,7 +30,8 @@ class Drift:
     def __init__(self, clip: nn.Module, images: Any, features: str = "pooled") -> None:
         if not isinstance(images, Iterable):
             raise DataError(f"images={described(images)}: a tensor (N, 3, H, W) or batches are needed")
-        self.images = images if isinstance(images, (Tensor, list, tuple)) else list(images)
+        # An object's own length may be a lie: only its iterator is asked.
+        self.images = images if isinstance(images, (Tensor, list, tuple)) else list(iter(images))
         self.features = features
         self.original = image_features(clip, self.images, features)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diva_rs._arguments import checked, described, refused_by
 from diva_rs._kinds import tensor
 from diva_rs.clip import Tower, adapt
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embeddings import library_embedding
 from diva_rs.evaluation.mode import device_of, evaluating
 
@@ -50,7 +50,7 @@ def collect(
     names = list(features)
     unknown = [name for name in names if not isinstance(name, str) or name not in FEATURES]
     if unknown or not names:
-        raise ConfigError(f"features={unknown or names}: known are {', '.join(FEATURES)}")
+        raise ConfigError(f"features={shown(unknown or names)}: known are {', '.join(FEATURES)}")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     told: list[Any] = []
     given = clip.module if isinstance(clip, Tower) else clip

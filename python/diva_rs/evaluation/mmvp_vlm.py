@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
+from diva_rs._arguments import takes
 from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder, stacked
@@ -21,10 +22,12 @@ from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.statistics import checked_confidence
+from diva_rs.recipes.kinds import flag
 
 PROMPT = "a photo of "
 
 
+@takes(progress=flag())
 def mmvp_vlm(
     clip: Any,
     preprocess: Any,

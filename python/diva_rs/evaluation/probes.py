@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import each
-from diva_rs._optional import require
+from diva_rs._arguments import described, takes
+from diva_rs._kinds import each, is_dense, iterable
+from diva_rs._optional import one_line, require
 from diva_rs.errors import DataError
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
 from diva_rs.evaluation.scores import ProbeScore
@@ -21,6 +20,8 @@ _C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @takes(
+    train=iterable("batches (pixels, labels)"),
+    test=iterable("batches (pixels, labels)"),
     features=each(string(), "kinds of features", least=1),
     validation=number(above=0, below=1),
     cs=several(number(above=0)),
@@ -122,13 +123,26 @@ def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, npt.N
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise DataError(f"{what}, batch {place}: expected (pixels, labels), got a {type(batch).__name__}")
         pixels = pixels_of(batch)
-        labels = np.asarray(batch[1].cpu() if isinstance(batch[1], torch.Tensor) else batch[1])
+        labels = _labels(batch[1], f"{what}, batch {place}")
         if labels.shape != (len(pixels),):
             raise DataError(
                 f"{what}, batch {place}: {len(pixels)} images with labels of shape {labels.shape}, expected "
                 "one label per image"
             )
         yield pixels, labels
+
+
+def _labels(given: Any, where: str) -> npt.NDArray[Any]:
+    if isinstance(given, Tensor):
+        if not is_dense(given) or given.is_meta:
+            raise DataError(
+                f"{where}: the labels are {described(given)} on {given.device}, which holds no numbers"
+            )
+        given = given.cpu()
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as err:  # unequal lengths, dtypes that NumPy has not
+        raise DataError(f"{where}: the labels are no array: {one_line(err)}") from err
 
 
 def _check_classes(known: npt.NDArray[Any], asked: npt.NDArray[Any]) -> None:

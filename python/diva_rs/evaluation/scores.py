@@ -9,7 +9,7 @@ from typing import Any
 
 from diva_rs._arguments import as_path, of_type
 from diva_rs.checkpoint import write_json, write_text
-from diva_rs.errors import DataError
+from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 
@@ -70,7 +70,7 @@ class SuiteResult:
             if score.dataset == dataset:
                 return score
         known = ", ".join(score.dataset for score in self.scores)
-        raise DataError(f"no score for {dataset!r}: {self.missing.get(dataset, f'there are {known}')}")
+        raise DataError(f"no score for {shown(dataset)}: {self.missing.get(dataset, f'there are {known}')}")
 
     def compare(
         self, other: "SuiteResult", resamples: int = 10_000, seed: int = 0

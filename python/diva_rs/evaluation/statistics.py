@@ -19,6 +19,7 @@ from diva_rs.errors import ConfigError, DataError, ShapeError
 from diva_rs.recipes.kinds import integer, number
 
 _MOST_RESAMPLES = 10_000_000  # one takes 40 bytes
+_FLIPS = integer(0, 1_000_000)
 
 
 def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -57,15 +58,19 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     ``lost`` the reverse. Under no difference each is a fair coin flip. 1.0 where nothing flipped.
 
     Raises:
-        ConfigError: a negative count.
+        ConfigError: a count that is negative or above a million.
 
     >>> round(mcnemar_exact(gained=10, lost=2), 4)
     0.0386
     """
-    gained, lost = (checked(name, count, integer(0)) for name, count in (("gained", gained), ("lost", lost)))
+    gained, lost = (checked(name, count, _FLIPS) for name, count in (("gained", gained), ("lost", lost)))
     flips, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(flips, k) for k in range(fewer + 1))
-    return min(1.0, 2 * tail / (1 << flips))
+    # The tail as a multiple of its largest term: each is k / (flips - k + 1) of the one after it.
+    tail, term, k = 1.0, 1.0, fewer
+    while k > 0 and term > 1e-18 * tail:
+        term *= k / (flips - k + 1)
+        tail, k = tail + term, k - 1
+    return min(1.0, 2 * tail * (math.comb(flips, fewer) / (1 << flips)))
 
 
 def paired_bootstrap(

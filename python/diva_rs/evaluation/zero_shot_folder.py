@@ -13,7 +13,7 @@ from diva_rs._arguments import checked, of_type
 from diva_rs._kinds import each
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import FolderResult
@@ -90,12 +90,12 @@ def zero_shot_folder(
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:
     """(D,): the classifier's row of one class."""
     if isinstance(templates, str):
-        raise ConfigError(f"templates={templates!r} is one text: give a list of them")
+        raise ConfigError(f"templates={shown(templates)} is one text: give a list of them")
     texts = []
     for template in checked("templates", templates, _TEMPLATES):
         text = template.replace("{c}", name).replace("{}", name)
         if text == template:
-            raise ConfigError(f"template {template!r} has no {{}} where the class name goes")
+            raise ConfigError(f"template {shown(template)} has no {{}} where the class name goes")
         texts.append(text)
     if not texts:
         raise ConfigError("templates is empty: at least one text is needed")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diva_rs._arguments import takes
 from diva_rs._kinds import each
-from diva_rs.errors import DataError
+from diva_rs.errors import DataError, shown
 from diva_rs.microworld.scenes import ATTRIBUTE, SCENE, VALUES, Scene
 from diva_rs.recipes.kinds import integer, number, several
 
@@ -101,9 +101,9 @@ class Tokenizer:
             words = [_START, *str(text).rstrip(" .").split(), _END]
             unknown = [word for word in words if word not in self._ids]
             if unknown:
-                raise DataError(f"{unknown[0]!r} in {text!r} is no word of the microworld")
+                raise DataError(f"{shown(unknown[0])} in {shown(text)} is no word of the microworld")
             if len(words) > length:
-                raise DataError(f"{text!r} has {len(words) - 2} words, at most {length - 2} fit")
+                raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")
             row[: len(words)] = torch.tensor([self._ids[word] for word in words])
         return ids
 

@@ -12,7 +12,7 @@ from diva_rs._arguments import as_path
 from diva_rs._files import read_text
 from diva_rs.checkpoint import load_weights
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.embedding import new_clip
 from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
@@ -116,8 +116,8 @@ class Microworld:
         Raises:
             ConfigError: there is no such kind.
         """
-        if kind not in TEACHERS:
-            raise ConfigError(f"kind={kind!r}: one of {', '.join(TEACHERS)}")
+        if not isinstance(kind, str) or kind not in TEACHERS:
+            raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
         if kind == "dit":
             return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
         unet = self.unet if kind == "unet" else new_unet(1000 + seed)

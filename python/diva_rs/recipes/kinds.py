@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+_HIGHEST = (1 << 63) - 1  # what a signed 64-bit integer holds: no count of anything is higher
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -86,7 +88,7 @@ def flag() -> Kind:
 
 
 def integer(least: int, most: int | None = None) -> Kind:
-    """A whole number in [least, most].
+    """A whole number in [least, most]; without ``most`` it has to fit 64 bits.
 
     >>> integer(least=1).convert(True)
     Traceback (most recent call last):
@@ -97,6 +99,8 @@ def integer(least: int, most: int | None = None) -> Kind:
     def convert(value: Any) -> int:
         value = _plain(value)
         inside = isinstance(value, int) and not isinstance(value, bool)
+        if inside and most is None and value > _HIGHEST:
+            raise ValueError(f"{words} and below 2**63 is needed")
         if not inside or value < least or (most is not None and value > most):
             raise ValueError(f"{words} is needed")
         return int(value)
@@ -184,7 +188,7 @@ def hint(name: Any, known: Iterable[str]) -> str:
     >>> hint("densty", ["density", "draws"])
     "; did you mean 'density'?"
     """
-    near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6) if isinstance(name, str) else []
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
