@@ -122,7 +122,8 @@ def each(item: Kind, words: str, least: int = 0) -> Kind:
             raise ValueError(f"a list of {words} is needed")
         try:
             if isinstance(value, (np.ndarray, Tensor)):
-                if value.ndim != 1 or len(value) > _MOST_ITEMS:
+                plain = isinstance(value, np.ndarray) or is_dense(value)
+                if not plain or value.ndim != 1 or len(value) > _MOST_ITEMS:
                     raise ValueError(f"a list of {words} is needed, or an array of one axis")
                 value = value.tolist()
             found = list(iter(value))  # an object's own length may be a lie

@@ -80,6 +80,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
     Raises:
         DataError: it cannot be written; whatever was there is unchanged.
+        WeightsError: something is no tensor of plain numbers, or of a dtype that safetensors does not have.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "w.safetensors"
@@ -91,7 +92,12 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     own = _copies(weights)
     with replacing(as_path(path)) as beside:
         # transformers 4.x refuses a file that does not say which library its tensors are of.
-        save_file(own, beside, metadata={"format": "pt"})
+        try:
+            save_file(own, beside, metadata={"format": "pt"})
+        except KeyError as err:
+            raise WeightsError(
+                f"weights of {err}, a dtype that safetensors does not have: convert them"
+            ) from err
         with open(beside, "rb") as file:
             os.fsync(file.fileno())
 

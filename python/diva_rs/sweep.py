@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from diva_rs._arguments import as_path, of_type
+from diva_rs._arguments import as_path, checked, of_type
+from diva_rs._kinds import each
 from diva_rs._optional import require
 from diva_rs.checkpoint import write_text
 from diva_rs.errors import ConfigError, shown
 from diva_rs.interpolation import Weights, checked_alpha, interpolate
 from diva_rs.measures import as_metrics, measure
-from diva_rs.recipes.kinds import hint
+from diva_rs.recipes.kinds import Kind, hint
 from diva_rs.result import own_weights
 from diva_rs.weights import fill, weights_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_ALPHAS = each(Kind("a number from 0 to 1", checked_alpha, float), "numbers from 0 to 1")
 ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -152,7 +154,7 @@ def interpolation_sweep(
     >>> [row["alpha"] for row in sweep.rows]
     [0.0, 1.0]
     """
-    chosen = [checked_alpha(alpha) for alpha in alphas]
+    chosen = checked("alphas", alphas, _ALPHAS)
     if not chosen:
         raise ConfigError("alphas is empty: give numbers from 0 (before) to 1 (after)")
     models = [model for model in (clip, after, before) if isinstance(model, nn.Module)]

@@ -15,7 +15,7 @@ from builders import evaluations, mmvp
 from builders.refused import refused
 from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer, evaluation, interpolate, interpolation_sweep, post_train
-from diva_rs.checkpoint import save_state
+from diva_rs.checkpoint import save_state, save_weights
 from diva_rs.data import BadImage, LatentCache, center_transform, clip_input, read_batch, vae_input
 from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError, WeightsError
 
@@ -131,8 +131,8 @@ def test_progress_is_a_flag(clip, tmp_path, progress):
 
 
 def test_mcnemar_of_huge_counts():
-    for count in (1_000_001, 2**64 - 1, np.uint64(2**64 - 1), ENDLESS):
-        with pytest.raises(ConfigError, match=r"lost=.*at most 1000000 is needed"):
+    for count in (100_001, 2**64 - 1, np.uint64(2**64 - 1), ENDLESS):
+        with pytest.raises(ConfigError, match=r"lost=.*at most 100000 is needed"):
             evaluation.mcnemar_exact(3, count)
     assert evaluation.mcnemar_exact(0, 100_000) == 0.0
     assert evaluation.mcnemar_exact(50_000, 50_000) == 1.0
@@ -177,6 +177,7 @@ def test_long_values_are_shown_in_part(clip):
 def test_endless_numbers_are_not_printed(clip):
     few_words(lambda: read_batch("sgd", ENDLESS), ConfigError, "number=<int>: .*below 2\\*\\*63 is needed")
     few_words(lambda: evaluation.Drift(clip, images(2), ENDLESS), ConfigError, "features=.*known are")
+    few_words(lambda: evaluation.image_embedding(ENDLESS), ConfigError, "embedding=<int> is not known")
     few_words(lambda: Recipe(steps=ENDLESS), ConfigError, "steps.*below 2\\*\\*63 is needed")
 
 
@@ -237,3 +238,31 @@ def test_conditions_of_a_teacher_by_the_wrong_type(teacher):
         Teacher(teacher.unet, label=np.zeros(2))
     with pytest.raises(ConfigError, match="added_cond_kwargs is a ndarray: a mapping of names to tensors"):
         Teacher(teacher.unet, added_cond_kwargs=np.zeros(2))
+
+
+@pytest.mark.parametrize("alphas", [float("nan"), None, "0.5", 0.5, LAZY])
+def test_alphas_are_several(clip, alphas):
+    with pytest.raises(ConfigError, match=r"alphas=.*a list of numbers from 0 to 1 is needed"):
+        interpolation_sweep(clip, clip, lambda clip: 1.0, alphas=alphas)
+
+
+def test_alphas_may_be_an_array(clip):
+    rows = interpolation_sweep(clip, clip, {"one": lambda clip: 1.0}, alphas=np.linspace(0, 1, 3)).rows
+    assert [row["alpha"] for row in rows] == [0.0, 0.5, 1.0]
+
+
+def test_a_dtype_that_safetensors_does_not_have(tmp_path):
+    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors"):
+        save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "match"),
+    [(torch.nn.Linear(2, 2), "the tokenizer does not take texts"), (len, "the tokenizer gave .*int")],
+    ids=["a layer", "len"],
+)
+def test_a_tokenizer_that_does_not_tokenize(clip, tokenizer, match):
+    embedder = evaluation.Embedder(clip, center_transform(32), tokenizer)
+    with pytest.raises(DataError, match=match):
+        embedder.tokenize(["a", "b"])

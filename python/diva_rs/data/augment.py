@@ -69,7 +69,7 @@ def unit_tensor(image: Any) -> Tensor:
     if not isinstance(image, require("PIL.Image", extra="data").Image):
         raise DataError(f"image={described(image)}: a PIL image is needed")
     array = np.array(image.convert("RGB"))  # (H, W, 3) uint8
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
 
 
 @takes(transform=function("a function of a PIL image"), key=several(_WORD, 3))

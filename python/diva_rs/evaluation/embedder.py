@@ -133,20 +133,34 @@ def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]],
 
     Raises:
         ConfigError: it cannot be called.
+        DataError: when called: it refuses the texts, or gives no tensor.
     """
     if _of_transformers(tokenizer):
         own = getattr(tokenizer, "tokenizer", tokenizer)
         config = getattr(getattr(clip, "config", None), "text_config", None)
         length = getattr(config, "max_position_embeddings", 77)
-        return lambda texts: own(
-            list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+        return _tokens_of(
+            lambda texts: own(
+                texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            )
         )
     if not callable(tokenizer):
         raise ConfigError(
             f"tokenizer is {_kind(tokenizer)}, expected open_clip.get_tokenizer(name), clip.tokenize, or a "
             "transformers tokenizer"
         )
-    return lambda texts: tokenizer(list(texts))
+    return _tokens_of(tokenizer)
+
+
+def _tokens_of(tokenizer: Callable[[list[str]], Any]) -> Callable[[Sequence[str]], Tokens]:
+    def tokens(texts: Sequence[str]) -> Tokens:
+        with refused_by("the tokenizer", "texts"):
+            found = tokenizer(list(texts))
+        if not hasattr(found, "to"):
+            raise DataError(f"the tokenizer gave {_kind(found)}, expected a tensor (B, L) of token ids")
+        return found
+
+    return tokens
 
 
 def stacked(images: Sequence[Tensor]) -> Tensor:

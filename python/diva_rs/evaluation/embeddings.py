@@ -116,7 +116,7 @@ def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding
     if callable(embedding):
         return ImageEmbedding(getattr(embedding, "__name__", "custom"), "a function", embedding)
     if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
-        near = hint(str(embedding), EMBEDDINGS) or f": there are {', '.join(EMBEDDINGS)}"
+        near = hint(embedding, EMBEDDINGS) or f": there are {', '.join(EMBEDDINGS)}"
         raise ConfigError(f"embedding={shown(embedding)} is not known{near}")
     return EMBEDDINGS[embedding]
 
