@@ -91,7 +91,7 @@ def _draws(pieces: Pieces, recipe: Recipe, count: int) -> Draws:
         draws=1,
         latent_shape=pieces.teacher.latent_shape,
         patches=patches,
-        choose=recipe.chosen(patches),
+        choose=recipe.chosen(patches) or None,
     )
     return Draws(np.full_like(drawn.timesteps, TIMESTEP), drawn.noise, drawn.tokens)
 

@@ -84,28 +84,26 @@ STUDY: dict[str, Arm] = {
 }
 
 
-def _each(name: str, values: tuple[Any, ...], **fields: Any) -> dict[str, Arm]:
-    return {f"{name} {value:g}": Arm({"anchor": ANCHOR, **fields, name: value}) for value in values}
+def _each(name: str, values: tuple[Any, ...], around: Arm = BEST) -> dict[str, Arm]:
+    return {f"{name} {value:g}": Arm({**around.fields, name: value}) for value in values}
 
 
 ABLATIONS: dict[str, dict[str, Arm]] = {
     "condition": {
         "text": Arm({"anchor": ANCHOR, "condition": "text"}),
-        "class": Arm({"anchor": ANCHOR, "condition": "class"}),
+        "class": BEST,
         "dense recap": ANCHORED,
         "all": Arm({"anchor": ANCHOR, "condition": "all"}),
     },
-    "density": _each("density", (0.0, 0.15, 0.3, 0.5, 0.75, 1.0)),
-    "data": {
-        f"{100 * share:g} %": Arm({"anchor": ANCHOR}, share=share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)
-    },
+    "density": _each("density", (0.0, 0.15, 0.3, 0.5, 0.75, 1.0), ANCHORED),
+    "data": {f"{100 * share:g} %": replace(BEST, share=share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
     "denoiser": {
-        "unet": ANCHORED,
-        "dit": Arm({"anchor": ANCHOR}, teacher="dit"),
-        "untrained": Arm({"anchor": ANCHOR}, teacher="untrained"),
+        "unet": BEST,
+        "dit": replace(BEST, teacher="dit"),
+        "untrained": replace(BEST, teacher="untrained"),
     },
     "draws": _each("draws", (1, 2, 4, 8)),
-    "anchor": _each("anchor", (0.0, 0.01, 0.03, 0.1, 0.3)),
+    "anchor": _each("anchor", (0.0, 0.1, 0.3, 0.5, 1.0)),
     "lr": _each("lr", (3e-5, 1e-4, 3e-4, 1e-3)),
     "projector_warmup": _each("projector_warmup", (0, 60, 120)),
 }
