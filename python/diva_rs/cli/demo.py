@@ -12,9 +12,7 @@ USAGE = "diva-rs demo [--output-dir FOLDER] [--steps N] [--world FOLDER | --phot
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.add_argument("--output-dir", metavar="FOLDER", help="run folder [default: a temporary one]")
-    parser.add_argument(
-        "--steps", metavar="N", help="optimizer steps [default 450; 60 with --photographs]"
-    )
+    parser.add_argument("--steps", metavar="N", help="optimizer steps [default 450; 60 with --photographs]")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--world",
