@@ -49,7 +49,7 @@ def test_what_the_repository_holds_is_a_whole_run(path):
     )
     assert str(Path.home()) + "/" not in text and "/tmp/" not in text
     # Of the settings of a whole run, not of the tests'.
-    assert {"quickstart": "300 steps", "your_own_training_loop": "200 steps", "ablations": "seed 2: "}[
+    assert {"quickstart": "450 steps", "your_own_training_loop": "200 steps", "ablations": "seed 2: "}[
         path.stem
     ] in text
 

@@ -422,7 +422,7 @@ def test_the_example_in_the_docs_is_a_report_of_the_demo():
     assert page.one("h1").text == "Post-training report: demo"
     sections = [section.attributes["id"] for section in page.all("section")]
     assert sections == [*ANCHORS[:5], "pictures", *ANCHORS[5:], "defaults"]
-    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "300 of 300"
+    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "450 of 450"
     assert "microworld" in page.one("header").text and page.one("section", id="probes").all("table")
     assert len(page.one("section", id="pictures").all("img")) == 1
     assert page.one("section", id="flips").all("img")
