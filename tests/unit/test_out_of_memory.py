@@ -91,9 +91,23 @@ def test_every_number_of_draws(draws):
         check_the_same(trainer, trainer.accumulate(batch), whole, expected)
 
 
+@pytest.mark.parametrize(
+    ("batch", "side", "draws", "sizes"),
+    [(4, 8, 3, [12]), (1, 32, 5, [4, 1]), (1, 64, 2, [1, 1]), (3, 32, 2, [3, 3])],
+)
+def test_small_latents_take_their_draws_together_without_being_told(batch, side, draws, sizes):
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(batch, 4, side, side, generator=generator, dtype=torch.float64)
+    given = {"images": images(batch, dtype=torch.float64), "latents": latents}
+    one, small = trainer_of(draws=draws, denoiser_batch=batch), Small(100)
+    trainer = trainer_of(small, draws=draws)
+    check_the_same(trainer, trainer.accumulate(given), one, one.accumulate(given))
+    assert small.sizes == sizes
+
+
 def test_one_draw_at_a_time_and_micro_batches():
     batch = images(4, dtype=torch.float64)
-    for fields in ({"draws": 2}, {"draws": 2, "micro_batch": 3}):
+    for fields in ({"draws": 2, "denoiser_batch": 4}, {"draws": 2, "micro_batch": 3, "denoiser_batch": 3}):
         whole, small = trainer_of(**fields), Small(2)
         trainer = trainer_of(small, **fields)
         check_the_same(trainer, trainer.accumulate(batch), whole, whole.accumulate(batch))

@@ -92,8 +92,7 @@ def train_text(
             for half in (0, 1)
         )
         logits, truth = _TEXT_SCALE * first @ second.T, torch.arange(len(numbers))
-        cross_entropy = nn.functional.cross_entropy
-        loss = (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
+        loss = _both_ways(logits, truth)
         optimizers.step(loss, step)
         progress.update(step, loss=loss)
     clip.eval()
@@ -165,6 +164,9 @@ def contrastive(images: Tensor, texts: Tensor, logit_scale: Tensor, tokens: Tens
     """
     logits = logit_scale.exp() * images @ texts.T
     same = (tokens[:, None] == tokens[None]).all(-1).float()
-    truth = same / same.sum(1, keepdim=True)
+    return _both_ways(logits, same / same.sum(1, keepdim=True))
+
+
+def _both_ways(logits: Tensor, truth: Tensor) -> Tensor:
     cross_entropy = nn.functional.cross_entropy
     return (cross_entropy(logits, truth) + cross_entropy(logits.T, truth)) / 2
