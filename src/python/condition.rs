@@ -7,6 +7,7 @@ use pyo3::types::PyDict;
 
 use super::enter::{enter, lock};
 use super::fields::tensors;
+use super::number::number;
 use super::tensor::{optional, Given, PyTensor};
 use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
 
@@ -36,11 +37,11 @@ impl PyBridge {
     #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean"))]
     fn new(
         py: Python<'_>,
-        norm: Option<NormArgs>,
+        #[pyo3(from_py_with = number)] norm: Option<NormArgs>,
         proj: Option<(Given, bool)>,
         projector: &Bound<'_, PyDict>,
         recap: &str,
-        window: Option<i64>,
+        #[pyo3(from_py_with = number)] window: Option<i64>,
         join: &str,
     ) -> PyResult<Self> {
         let named = tensors(projector)?;

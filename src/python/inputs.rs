@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;
+use super::number::number;
 use super::step::{untargets, Callback, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
 use super::vae::PyAutoencoderEncoder;
@@ -36,8 +37,8 @@ impl PyPixels {
         vae_pixels: &str,
         resize: &str,
         antialias: bool,
-        mean: [f64; 3],
-        std: [f64; 3],
+        #[pyo3(from_py_with = number)] mean: [f64; 3],
+        #[pyo3(from_py_with = number)] std: [f64; 3],
     ) -> PyResult<Self> {
         let read = || -> Result<Pixels> {
             Ok(Pixels {
@@ -59,13 +60,23 @@ impl PyPixels {
     }
 
     /// CLIP's input (B, 3, *size) of images (B, 3, H, W).
-    fn clip_input(&self, py: Python<'_>, images: Given, size: (i64, i64)) -> PyResult<PyTensor> {
+    fn clip_input(
+        &self,
+        py: Python<'_>,
+        images: Given,
+        #[pyo3(from_py_with = number)] size: (i64, i64),
+    ) -> PyResult<PyTensor> {
         let images = images.named("images")?;
         enter(py, move || self.0.clip_input(&images, size)).map(PyTensor)
     }
 
     /// The VAE's input (B, 3, *size) of images (B, 3, H, W).
-    fn vae_input(&self, py: Python<'_>, images: Given, size: (i64, i64)) -> PyResult<PyTensor> {
+    fn vae_input(
+        &self,
+        py: Python<'_>,
+        images: Given,
+        #[pyo3(from_py_with = number)] size: (i64, i64),
+    ) -> PyResult<PyTensor> {
         let images = images.named("images")?;
         enter(py, move || self.0.vae_input(&images, size, self.0.convention)).map(PyTensor)
     }
@@ -78,7 +89,11 @@ pub struct PyReader(pub Mutex<Reader>);
 #[pymethods]
 impl PyReader {
     #[new]
-    fn new(pixels: &PyPixels, size: (i64, i64), home: Given) -> PyResult<Self> {
+    fn new(
+        pixels: &PyPixels,
+        #[pyo3(from_py_with = number)] size: (i64, i64),
+        home: Given,
+    ) -> PyResult<Self> {
         Ok(PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.named("home")? })))
     }
 
@@ -106,12 +121,16 @@ pub struct RawBatch<'py> {
     pixel_values: Option<Given>,
     latents: Option<Given>,
     text: Given,
+    #[pyo3(from_py_with = number)]
     size: (i64, i64),
     encoder: Option<PyObject>,
+    #[pyo3(from_py_with = number)]
     sampled: Option<List<usize>>,
     drawn: Bound<'py, PyAny>,
     keys: PyReadonlyArray1<'py, u64>,
+    #[pyo3(from_py_with = number)]
     epoch: u64,
+    #[pyo3(from_py_with = number)]
     seed: u64,
 }
 

@@ -10,6 +10,7 @@ mod enter;
 mod fields;
 mod inputs;
 mod list;
+mod number;
 mod optim;
 mod schedule;
 mod step;

@@ -9,6 +9,7 @@ use tch::Tensor;
 
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;
+use super::number::number;
 use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
@@ -48,11 +49,11 @@ impl Optimizer {
     fn new(
         py: Python<'_>,
         method: &str,
-        groups: List<(String, f64, Bound<'_, PyDict>)>,
-        momentum: f64,
-        betas: (f64, f64),
-        eps: f64,
-        weight_decay: f64,
+        #[pyo3(from_py_with = number)] groups: List<(String, f64, Bound<'_, PyDict>)>,
+        #[pyo3(from_py_with = number)] momentum: f64,
+        #[pyo3(from_py_with = number)] betas: (f64, f64),
+        #[pyo3(from_py_with = number)] eps: f64,
+        #[pyo3(from_py_with = number)] weight_decay: f64,
     ) -> PyResult<Self> {
         let method = match method {
             "sgd" => Method::Sgd { momentum, weight_decay },
@@ -82,7 +83,12 @@ impl Optimizer {
     /// >>> optimizer.step(0.25, [False])
     /// >>> head.item()
     /// -0.25
-    fn step(&self, py: Python<'_>, factor: f64, active: List<bool>) -> PyResult<()> {
+    fn step(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number)] factor: f64,
+        active: List<bool>,
+    ) -> PyResult<()> {
         enter(py, || lock(&self.core).step(factor, &active.0))
     }
 
@@ -100,7 +106,11 @@ impl Optimizer {
     /// >>> [round(value, 4) for value in weight.grad.tolist()]
     /// [0.3, 0.4]
     #[pyo3(signature = (max))]
-    fn clip_grad_norm(&self, py: Python<'_>, max: Option<f64>) -> PyResult<PyTensor> {
+    fn clip_grad_norm(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number)] max: Option<f64>,
+    ) -> PyResult<PyTensor> {
         enter(py, || lock(&self.core).clip_grad_norm(max)).map(PyTensor)
     }
 
@@ -127,8 +137,8 @@ impl Optimizer {
     fn update(
         &self,
         py: Python<'_>,
-        max_norm: Option<f64>,
-        factor: f64,
+        #[pyo3(from_py_with = number)] max_norm: Option<f64>,
+        #[pyo3(from_py_with = number)] factor: f64,
         active: List<bool>,
         loss: Option<Given>,
     ) -> PyResult<PyTensor> {
@@ -158,7 +168,7 @@ impl Optimizer {
     /// >>> _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})]).scale_grads(0.5)
     /// >>> weight.grad.tolist()
     /// [1.5, 2.0]
-    fn scale_grads(&self, py: Python<'_>, factor: f64) -> PyResult<()> {
+    fn scale_grads(&self, py: Python<'_>, #[pyo3(from_py_with = number)] factor: f64) -> PyResult<()> {
         enter(py, || lock(&self.core).scale_grads(factor))
     }
 
@@ -219,7 +229,13 @@ impl Optimizer {
 /// >>> [_native.lr_factor("cosine", step, 2, 10) for step in (0, 1, 2, 6, 10)]
 /// [0.0, 0.5, 1.0, 0.5, 0.0]
 #[pyfunction]
-fn lr_factor(py: Python<'_>, schedule: &str, step: i64, warmup: i64, steps: i64) -> PyResult<f64> {
+fn lr_factor(
+    py: Python<'_>,
+    schedule: &str,
+    #[pyo3(from_py_with = number)] step: i64,
+    #[pyo3(from_py_with = number)] warmup: i64,
+    #[pyo3(from_py_with = number)] steps: i64,
+) -> PyResult<f64> {
     let schedule = schedule.to_string();
     enter(py, move || {
         if step < 0 {

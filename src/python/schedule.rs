@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::enter::{enter, raise};
+use super::number::number;
 use super::tensor::{Given, PyTensor};
 use crate::error::DivaError;
 use crate::schedule::{Betas, Prediction, Schedule};
@@ -47,9 +48,9 @@ impl PySchedule {
     fn ddpm(
         py: Python<'_>,
         beta_schedule: &str,
-        num_train_timesteps: i64,
-        beta_start: f64,
-        beta_end: f64,
+        #[pyo3(from_py_with = number)] num_train_timesteps: i64,
+        #[pyo3(from_py_with = number)] beta_start: f64,
+        #[pyo3(from_py_with = number)] beta_end: f64,
         trained_betas: Option<&Bound<'_, PyAny>>,
         rescale_betas_zero_snr: bool,
         prediction_type: &str,
@@ -100,7 +101,11 @@ impl PySchedule {
     /// tensor([250.])
     #[staticmethod]
     #[pyo3(signature = (sigmas, num_train_timesteps=1000.0))]
-    fn flow(py: Python<'_>, sigmas: Given, num_train_timesteps: f64) -> PyResult<Self> {
+    fn flow(
+        py: Python<'_>,
+        sigmas: Given,
+        #[pyo3(from_py_with = number)] num_train_timesteps: f64,
+    ) -> PyResult<Self> {
         let sigmas = sigmas.named("sigmas")?;
         enter(py, move || Ok(Self(Arc::new(Schedule::flow(&sigmas, num_train_timesteps)?))))
     }
@@ -145,7 +150,13 @@ impl PySchedule {
     /// >>> import torch
     /// >>> Schedule.ddpm().weights(torch.tensor([0, 999]), 5.0, like=torch.zeros(1))
     /// tensor([5.0013e-04, 1.0000e+00])
-    fn weights(&self, py: Python<'_>, timesteps: Given, min_snr: f64, like: Given) -> PyResult<PyTensor> {
+    fn weights(
+        &self,
+        py: Python<'_>,
+        timesteps: Given,
+        #[pyo3(from_py_with = number)] min_snr: f64,
+        like: Given,
+    ) -> PyResult<PyTensor> {
         let (timesteps, like) = (timesteps.named("timesteps")?, like.named("like")?);
         enter(py, move || self.0.weights(&timesteps, min_snr, &like)).map(PyTensor)
     }

@@ -10,6 +10,7 @@ use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
 use super::list::List;
+use super::number::number;
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::tensor::{optional, Given, PyTensor};
@@ -132,12 +133,12 @@ impl Step {
         bridge: PyRef<'_, PyBridge>,
         schedule: PyRef<'_, PySchedule>,
         loss: &str,
-        draw_weights: List<f64>,
-        min_snr: Option<f64>,
-        anchor: f64,
+        #[pyo3(from_py_with = number)] draw_weights: List<f64>,
+        #[pyo3(from_py_with = number)] min_snr: Option<f64>,
+        #[pyo3(from_py_with = number)] anchor: f64,
         original: Option<(PyObject, PyRef<'_, PyBridge>)>,
-        micro_batch: Option<usize>,
-        denoiser_batch: Option<usize>,
+        #[pyo3(from_py_with = number)] micro_batch: Option<usize>,
+        #[pyo3(from_py_with = number)] denoiser_batch: Option<usize>,
     ) -> PyResult<Self> {
         let objective = objective(loss, draw_weights.0, min_snr, anchor, denoiser_batch).map_err(raise)?;
         if micro_batch == Some(0) {
@@ -171,9 +172,9 @@ impl Step {
         reader: &PyReader,
         batch: RawBatch<'_>,
         optimizer: &Optimizer,
-        share: f64,
+        #[pyo3(from_py_with = number)] share: f64,
         train_tower: bool,
-        update: Option<(Option<f64>, f64, Option<Given>)>,
+        #[pyo3(from_py_with = number)] update: Option<(Option<f64>, f64, Option<Given>)>,
         hold: Option<PyObject>,
     ) -> PyResult<(PyTensor, PyTensor, PyTensor, Option<PyTensor>)> {
         let batch = batch.core(py)?;

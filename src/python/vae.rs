@@ -9,6 +9,7 @@ use tch::Tensor;
 use super::enter::{enter, lock};
 use super::fields::{tensors, Fields};
 use super::list::List;
+use super::number::number;
 use super::tensor::{Given, PyTensor};
 use crate::denoiser::vae::config::{Config, Scaling, OP};
 use crate::denoiser::vae::AutoencoderEncoder;
@@ -50,7 +51,12 @@ impl PyAutoencoderEncoder {
     /// Latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]: the posterior's mean, shifted and scaled, without
     /// gradients, in the dtype and on the device of `images`.
     #[pyo3(signature = (images, micro_batch=8))]
-    fn encode(&self, py: Python<'_>, images: Given, micro_batch: i64) -> PyResult<PyTensor> {
+    fn encode(
+        &self,
+        py: Python<'_>,
+        images: Given,
+        #[pyo3(from_py_with = number)] micro_batch: i64,
+    ) -> PyResult<PyTensor> {
         let images = images.named("images")?;
         enter(py, move || lock(&self.core).encode(&images, None, micro_batch)).map(PyTensor)
     }
@@ -62,7 +68,7 @@ impl PyAutoencoderEncoder {
         py: Python<'_>,
         images: Given,
         noise: Given,
-        micro_batch: i64,
+        #[pyo3(from_py_with = number)] micro_batch: i64,
     ) -> PyResult<PyTensor> {
         let (images, noise) = (images.named("images")?, noise.named("noise")?);
         enter(py, move || lock(&self.core).encode(&images, Some(&noise), micro_batch)).map(PyTensor)

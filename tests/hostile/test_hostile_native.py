@@ -53,6 +53,26 @@ def test_a_tensor_that_the_core_could_not_even_describe_is_refused_by_name(refus
         _native.Schedule.from_alphas_cumprod(refused)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda value: _native.Schedule.flow(torch.linspace(1.0, 0.001, 10), value),
+        lambda value: _native.Schedule.ddpm(num_train_timesteps=value),
+        lambda value: _native.lr_factor("cosine", value, 2, 10),
+        lambda value: _native.Optimizer("sgd", [("clip", value, {})]),
+        lambda value: _native.Optimizer("adamw", [], betas=(0.9, value)),
+        lambda value: _native.Optimizer("sgd", [("clip", 1.0, {"weight": torch.zeros(1)})]).scale_grads(
+            value
+        ),
+        lambda value: _native.Pixels("unit", "symmetric", "bicubic", True, [value] * 3, [0.5] * 3),
+    ],
+)
+def test_a_number_on_the_meta_device_is_a_type_error(call):
+    """Its conversion raises torch's RuntimeError, which names no argument."""
+    with pytest.raises(TypeError, match=r"argument .*expected a number: .*meta"):
+        call(torch.zeros((), dtype=torch.int64, device="meta"))
+
+
 def test_a_tensor_larger_than_its_storage_is_not_read():
     """Its sizes promise a hundred numbers; the memory behind them holds one."""
     shrunk = torch.linspace(0.9, 0.1, 100, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """What pretraining, post-training and evaluation need of a dataset, and the microworld as such a dataset."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,16 +10,26 @@ from torch import Tensor
 from diva_rs._arguments import takes
 from diva_rs._kinds import each
 from diva_rs.errors import ConfigError, shown
-from diva_rs.microworld.captions import detailed_caption, short_caption
+from diva_rs.microworld.captions import Tokenizer, detailed_caption, short_caption
 from diva_rs.microworld.rendering import render
 from diva_rs.microworld.scenes import SCENE, VALUES, Scene, scene
 from diva_rs.recipes.kinds import choice, integer, number
 
 
 class Captioned(Protocol):
-    """Images with captions and attribute labels. Another source that has these can take the world's place."""
+    """Images with captions and attribute labels. Another source that has these can take the world's place.
 
-    values: Mapping[str, Sequence[str]]  # attribute -> the words for its values
+    Attributes:
+        values: attribute -> the words for its values.
+        subject: the attribute that every caption names, which zero-shot classification and the DiT know.
+        tokenizer: of the captions: texts -> ids (N, L) int64, the end token the highest, padding 0.
+        first: number of the first item among all that there are: item n draws its noise as ``first + n``.
+    """
+
+    values: Mapping[str, Sequence[str]]
+    subject: str
+    tokenizer: Callable[[Sequence[str]], Tensor]
+    first: int
 
     def __len__(self) -> int: ...
 
@@ -32,7 +42,7 @@ class Captioned(Protocol):
         ...
 
     def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
-        """Short captions that name each attribute with probability ``share``."""
+        """Short captions: the subject, and each other attribute with probability ``share``."""
         ...
 
     def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:
@@ -70,6 +80,8 @@ class World:
     """
 
     values: Mapping[str, Sequence[str]] = VALUES
+    subject = "object"
+    tokenizer = Tokenizer()
 
     # Captions draw from `_key`, a word of 64 bits.
     @takes(split=choice(*SPLITS), size=integer(1), seed=integer(0, (1 << 51) - 1), start=integer(0))

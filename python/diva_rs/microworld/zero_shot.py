@@ -8,10 +8,9 @@ from diva_rs._arguments import takes
 from diva_rs._kinds import having, model
 from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
-from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.embedding import image_embeddings, text_embeddings
-from diva_rs.recipes.kinds import string
+from diva_rs.recipes.kinds import optional, string
 
 
 @dataclass(frozen=True)
@@ -42,14 +41,24 @@ class ZeroShotScore:
 
 @takes(
     clip=model("encode_image", "encode_text"),
-    dataset=having("images with captions and labels (Captioned)", "__len__", "values", "images", "labels"),
-    attribute=string(),
+    dataset=having(
+        "images with captions and labels (Captioned)",
+        "__len__",
+        "values",
+        "subject",
+        "tokenizer",
+        "images",
+        "labels",
+    ),
+    attribute=optional(string()),
     template=string(),
 )
 def zero_shot_objects(
-    clip: nn.Module, dataset: Captioned, attribute: str = "object", template: str = "a photo of a {}"
+    clip: nn.Module, dataset: Captioned, attribute: str | None = None, template: str = "a photo of a {}"
 ) -> ZeroShotScore:
     """Name the ``attribute`` of each image of ``dataset`` by the nearest of the captions ``template``.
+
+    ``attribute``: the dataset's subject (the world's: its object), unless another is given.
 
     Raises:
         ConfigError: the dataset has no such attribute, or the template no ``{}``.
@@ -58,13 +67,14 @@ def zero_shot_objects(
     >>> len(zero_shot_objects(diva_rs.microworld.new_clip(seed=0), world).outcomes)
     16
     """
+    attribute = dataset.subject if attribute is None else attribute
     if attribute not in dataset.values:
         raise ConfigError(f"attribute={shown(attribute)}: the dataset has {', '.join(dataset.values)}")
     if "{}" not in template:
         raise ConfigError(f"template={shown(template)}: {{}} is needed where the value goes")
     numbers = range(len(dataset))
     texts = text_embeddings(
-        clip, Tokenizer()([template.replace("{}", value) for value in dataset.values[attribute]])
+        clip, dataset.tokenizer([template.replace("{}", value) for value in dataset.values[attribute]])
     )
     picked = (image_embeddings(clip, dataset.images, numbers) @ texts.T).argmax(dim=1)
     truth = dataset.labels(numbers)[:, list(dataset.values).index(attribute)]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.embedding import MEAN, STD
 from diva_rs.microworld.pretraining.data import Pixels, batch_numbers
@@ -39,7 +38,6 @@ def train_clip(
     Returns:
         the last running means: "loss".
     """
-    tokenizer = Tokenizer()
     trained = nn.ModuleList([clip.visual])
     trained.logit_scale = clip.logit_scale
     optimizers = Optimizers(trained, lr, matrices, steps)
@@ -47,7 +45,7 @@ def train_clip(
     clip.train()
     for step in range(steps):
         numbers, epoch = batch_numbers(len(pixels), batch, step, seed)
-        tokens = tokenizer(dataset.captions(numbers, share, epoch))
+        tokens = dataset.tokenizer(dataset.captions(numbers, share, epoch))
         with torch.no_grad():
             texts = clip.encode_text(tokens, normalize=True)
         images = clip.encode_image((pixels[numbers] - MEAN) / STD, normalize=True)
@@ -78,7 +76,6 @@ def train_text(
     Returns:
         the last running means: "loss".
     """
-    tokenizer = Tokenizer()
     trained = nn.ModuleDict({"transformer": clip.transformer, "ln_final": clip.ln_final})
     trained["token_embedding"] = clip.token_embedding
     trained.positional_embedding, trained.text_projection = clip.positional_embedding, clip.text_projection
@@ -88,7 +85,9 @@ def train_text(
     for step in range(steps):
         numbers, epoch = batch_numbers(size, batch, step, seed)
         first, second = (
-            clip.encode_text(tokenizer(dataset.captions(numbers, 0.5, 2 * epoch + half)), normalize=True)
+            clip.encode_text(
+                dataset.tokenizer(dataset.captions(numbers, 0.5, 2 * epoch + half)), normalize=True
+            )
             for half in (0, 1)
         )
         logits, truth = _TEXT_SCALE * first @ second.T, torch.arange(len(numbers))
@@ -118,10 +117,10 @@ def train_classifier(
         the last running means: "loss" and "accuracy" in [0, 1].
     """
     whiten_patches(visual, pixels, seed)
-    labels = dataset.labels(range(len(pixels)))[:, list(dataset.values).index("object")]
+    labels = dataset.labels(range(len(pixels)))[:, list(dataset.values).index(dataset.subject)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Linear(visual.proj.shape[1], len(dataset.values["object"]))
+        head = nn.Linear(visual.proj.shape[1], len(dataset.values[dataset.subject]))
     optimizers = Optimizers(nn.ModuleList([visual, head]), lr, matrices, steps)
     progress = Progress("objects", steps)
     visual.train()

@@ -1,4 +1,4 @@
-"""Training of the tiny denoisers: the UNet on detailed captions, the DiT on the object's class."""
+"""Training of the tiny denoisers: the UNet on detailed captions, the DiT on the subject's class."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.models import new_scheduler
 from diva_rs.microworld.pretraining.data import Pixels, batch_numbers
@@ -40,14 +39,13 @@ def train_unet(
     Returns:
         the last running means: "loss".
     """
-    tokenizer = Tokenizer()
     chance = torch.Generator().manual_seed(seed)
 
     def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int) -> Tensor:
         captions = dataset.detailed_captions(numbers, epoch)
         left_out = torch.rand(len(captions), generator=chance) < EMPTY
         kept = ["" if out else text for text, out in zip(captions, left_out.tolist(), strict=True)]
-        states = encoder(tokenizer(kept)).last_hidden_state
+        states = encoder(dataset.tokenizer(kept)).last_hidden_state
         prediction: Tensor = unet(noisy, timesteps, states).sample
         return prediction
 
@@ -63,12 +61,12 @@ def train_dit(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train a ``DiTTransformer2DModel`` on the object's class, which its embedding drops now and then itself.
+    """Train a ``DiTTransformer2DModel`` on the subject's class, which its embedding drops now and then.
 
     Returns:
         the last running means: "loss".
     """
-    labels = dataset.labels(range(len(latents)))[:, list(dataset.values).index("object")]
+    labels = dataset.labels(range(len(latents)))[:, list(dataset.values).index(dataset.subject)]
 
     def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int) -> Tensor:
         prediction: Tensor = dit(noisy, timesteps, class_labels=labels[torch.tensor(numbers)]).sample

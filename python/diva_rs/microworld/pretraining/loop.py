@@ -7,13 +7,15 @@ import time
 import torch
 from torch import Tensor, nn
 
+from diva_rs.microworld.pretraining.muon import Muon
+
 WARMUP = 100  # steps
 
 
 class Optimizers:
     """Muon for the matrices inside transformer blocks, AdamW for everything else, one schedule for both.
 
-    Muon (torch.optim.Muon) brings so small a tower to telling objects apart in half of AdamW's steps.
+    Muon brings so small a tower to telling objects apart in half of AdamW's steps.
 
     Args:
         module: what trains.
@@ -30,7 +32,7 @@ class Optimizers:
         taken = {id(p) for p in inner}
         rest = [p for p in self.parameters if id(p) not in taken]
         self._each = [
-            torch.optim.Muon(inner, lr=matrices, momentum=0.95, weight_decay=0.0),
+            Muon(inner, lr=matrices),
             torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay),
         ]
         self._rates = [matrices, lr]

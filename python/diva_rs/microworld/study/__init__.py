@@ -8,7 +8,7 @@ from diva_rs.checkpoint import make_folder, write_text
 from diva_rs.microworld.dataset import SPLITS
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.study.arms import ABLATIONS, STUDY, Arm
-from diva_rs.microworld.study.data import TrainingImages
+from diva_rs.microworld.study.data import TrainingImages, unseen
 from diva_rs.microworld.study.measure import Measure
 from diva_rs.microworld.study.runs import keep_settings, run_all, run_arm
 from diva_rs.microworld.study.summary import Change, Summary, change
@@ -81,7 +81,7 @@ def ablate(
         lambda seed: models.clip(seed % models.clips),
         models,
         Measure(split, asked, asked, max(1, asked // 20)),
-        TrainingImages(models.vae, images),
+        TrainingImages(models.vae, unseen(images)),
         steps,
     )
     summary = Summary(rows, list(arms))

@@ -6,24 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs.microworld.dataset import World
+from diva_rs.microworld.dataset import Captioned, World
 from diva_rs.microworld.embedding import MEAN, STD
 from diva_rs.microworld.pretraining.data import Pixels
 from diva_rs.microworld.pretraining.denoiser import encode
 
 
+def unseen(size: int) -> World:
+    """Scenes of the train split that no pretraining used."""
+    return World("train", size, start=1 << 20)
+
+
 class TrainingImages:
-    """Scenes of the train split that no pretraining used, as `diva_rs.post_train` takes them.
+    """The images of a dataset as `diva_rs.post_train` takes them.
 
     Args:
         vae: of the teacher.
-        size: how many scenes.
-        start: the first of them.
+        dataset: whose images.
     """
 
-    def __init__(self, vae: Any, size: int, start: int = 1 << 20) -> None:
-        self.world = World("train", size, start=start)
-        self.pixels = Pixels(self.world)
+    def __init__(self, vae: Any, dataset: Captioned) -> None:
+        self.dataset = dataset
+        self.pixels = Pixels(dataset)
         self.latents = encode(vae, self.pixels)
 
     def loader(self, batch: int, seed: int, share: float = 1.0, mismatched: bool = False) -> "Batches":
@@ -61,5 +65,5 @@ class Batches:
             yield {
                 "pixel_values": (self.source.pixels[numbers.tolist()] - MEAN) / STD,
                 "latents": self.source.latents_of((numbers + self.shift) % self.size),
-                "ids": [self.source.world.first + number for number in numbers.tolist()],
+                "ids": [self.source.dataset.first + number for number in numbers.tolist()],
             }

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.embedding import MEAN, STD
 from diva_rs.microworld.pretraining.clip import contrastive
 from diva_rs.microworld.pretraining.data import batch_numbers
@@ -21,13 +20,13 @@ def fine_tune(
     The text tower is locked. Half of the details, in another choice each time, so that pairs that differ in
     one word are asked for. Returns the losses.
     """
-    tokenizer, batch = Tokenizer(), min(batch, len(images.pixels))
+    batch = min(batch, len(images.pixels))
     parameters = list(clip.visual.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     losses = []
     for step in range(steps):
         numbers, epoch = batch_numbers(len(images.pixels), batch, step, seed)
-        tokens = tokenizer(images.world.captions(numbers, 0.5, epoch))
+        tokens = images.dataset.tokenizer(images.dataset.captions(numbers, 0.5, epoch))
         with torch.no_grad():
             texts = clip.encode_text(tokens, normalize=True)
         rows = clip.encode_image((images.pixels[numbers] - MEAN) / STD, normalize=True)
