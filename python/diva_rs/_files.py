@@ -4,6 +4,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,8 +60,31 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise OSError(27, f"it has more than {most} bytes", os.fspath(path))
+        raise _too_large(path, most)
     return data
+
+
+def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) -> Iterator[bytes]:
+    """The lines of a regular file without their ends, one at a time; none longer than ``longest``.
+
+    Raises:
+        OSError: as `open_regular`, or it has more than ``most`` bytes.
+
+    >>> import tempfile
+    >>> place = Path(tempfile.mkdtemp()) / "lines"
+    >>> _ = place.write_bytes(b"one\\ntoo long\\ntwo")
+    >>> list(read_lines(place, most=100, longest=4))
+    [b'one', b'two']
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise _too_large(path, most)
+        while line := file.readline(longest + 1):
+            if len(line.rstrip(b"\n")) <= longest:
+                yield line.rstrip(b"\n")
+                continue
+            while line and not line.endswith(b"\n"):
+                line = file.readline(longest)
 
 
 def check_files(path: str | os.PathLike[str]) -> None:
@@ -106,6 +130,10 @@ def _check_sizes(value: Any, key: str) -> None:
         most = _MOST_LAYERS if re.search("layers|heads|depth", key) else _LARGEST
         if abs(value) > most:
             raise ValueError(f"config.json: {key} is {value}, at most {most} is expected")
+
+
+def _too_large(path: str | os.PathLike[str], most: int) -> OSError:
+    return OSError(27, f"it has more than {most} bytes", os.fspath(path))
 
 
 def _kind(mode: int) -> str:

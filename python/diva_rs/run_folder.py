@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diva_rs._files import open_regular, read_bytes, read_text
+from diva_rs._files import open_regular, read_lines, read_text
 from diva_rs.checkpoint import (
     check_place,
     load_state,
@@ -177,19 +177,18 @@ class RunFolder:
         steps come again."""
         kept = []
         try:
-            content = read_bytes(self.metrics, _LONGEST_LOG)
+            for line in read_lines(self.metrics, _LONGEST_LOG):
+                try:
+                    row = json.loads(line.decode())
+                    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+                except (ValueError, RecursionError):
+                    continue
+                if whole and row["step"] <= step:
+                    kept.append((line.decode(), row))
         except FileNotFoundError:
-            content = b""
+            pass
         except OSError as err:
             raise DataError(f"{self.metrics} cannot be read: {err}") from err
-        for line in content.split(b"\n"):
-            try:
-                row = json.loads(line.decode())
-                whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-            except (ValueError, RecursionError):
-                continue
-            if whole and row["step"] <= step:
-                kept.append((line.decode(), row))
         write_text(self.metrics, "".join(line + "\n" for line, _ in kept))
         return [
             {name: float("nan") if value is None else value for name, value in row.items()} for _, row in kept

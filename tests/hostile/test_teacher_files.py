@@ -19,7 +19,7 @@ from builders.diffusion import (
     tiny_vae,
 )
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError, DependencyError, DeviceError, ShapeError, WeightsError
+from diva_rs.errors import ConfigError, DataError, DependencyError, DeviceError, ShapeError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,13 @@ def test_other_text_encoders(folder):
     pipeline.text_encoder = t5
     with pytest.raises(ConfigError, match=r"the text encoder is a T5EncoderModel.*text_condition="):
         Teacher.of(pipeline).text("")
+
+
+def test_a_text_encoder_that_builds_and_does_not_run(folder):
+    place = folder / "text_encoder" / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"num_attention_heads": -1}))
+    with pytest.raises(DataError, match="the text encoder does not take a prompt of 77 tokens"):
+        Teacher.of(folder).text("a cat")
 
 
 def test_text_encoders_of_other_models():

@@ -90,7 +90,7 @@ def test_probes_read_what_is_planted_and_no_more(monkeypatch):
 
     def planted(clip, batches, features):
         asked.append(len(list(batches)))
-        world = measured.fitted if len(asked) == 1 else measured.asked
+        world = measured.probes.fitted if len(asked) == 1 else measured.asked
         colours = world.labels(range(len(world)))[:, list(VALUES).index("colour")]
         rows = torch.cat(
             [nn.functional.one_hot(colours, 6), torch.randn(len(colours), 4, generator=noise)], 1
@@ -99,7 +99,7 @@ def test_probes_read_what_is_planted_and_no_more(monkeypatch):
 
     asked = []
     measured = Measure("validation", images=512, fitted=512, per_pattern=2)
-    monkeypatch.setattr("diva_rs.microworld.study.measure.collect", planted)
+    monkeypatch.setattr("diva_rs.microworld.study.probes.collect", planted)
     scores = measured(new_clip(0))
     for kind in ("pooled", "class", "patches"):
         assert scores[f"probe_{kind}/colour"] == 100.0
@@ -124,9 +124,9 @@ def test_scores_are_the_same_twice_and_leave_the_model_alone(measure):
 
 def test_scenes_that_are_asked_about_are_neither_trained_on_nor_in_the_pairs():
     measure = Measure("test", images=8, fitted=8, per_pattern=3)
-    asked = {measure.asked.world.first + n for n in range(8)}
+    asked = {measure.asked.first + n for n in range(8)}
     pairs = {measure.pairs.first + n for n in range(len(measure.pairs))}
-    fitted = {measure.fitted.world.first + n for n in range(8)}
+    fitted = {measure.probes.fitted.first + n for n in range(8)}
     training = set(range(1 << 20, (1 << 20) + 4096)) | set(range(65536))
     assert not asked & pairs and not (asked | pairs) & fitted and not fitted & training
 
@@ -136,7 +136,7 @@ def test_mismatched_batches_carry_another_images_latents():
     right = next(iter(images.loader(4, seed=1)))
     wrong = next(iter(images.loader(4, seed=1, mismatched=True)))
     assert right["ids"] == wrong["ids"] and torch.equal(right["pixel_values"], wrong["pixel_values"])
-    rows = [number - images.world.first for number in right["ids"]]
+    rows = [number - images.dataset.first for number in right["ids"]]
     assert torch.equal(right["latents"], images.latents[rows])
     assert torch.equal(wrong["latents"], images.latents[[(row + 1) % 12 for row in rows]])
     assert len(images.loader(4, seed=0, share=0.5)) == 1

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import resource
 
 import open_clip
 import pytest
@@ -13,6 +15,7 @@ from builders.clips import clip_variants
 from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs import DataError, Recipe
 from diva_rs.checkpoint import load_state
+from diva_rs.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +199,20 @@ def test_save_writes_numbers_that_every_json_reader_takes(teacher, three, tmp_pa
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file cannot be made"):
         result.save(tmp_path / "file")
+
+
+def test_a_hole_in_the_log_costs_no_row_and_no_memory(tmp_path):
+    run = RunFolder(tmp_path)
+    first, last = (json.dumps({"step": step, "loss": 0.5}).encode() + b"\n" for step in (1, 2))
+    run.metrics.write_bytes(first)
+    os.truncate(run.metrics, 1 << 28)  # zeros that no disk holds
+    with run.metrics.open("ab") as file:
+        file.write(b"\n" + last)
+    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + (64 << 10)  # KiB
+    assert [row["step"] for row in run.rows(2)] == [1, 2]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < limit
+    assert run.metrics.read_bytes() == first + last
+    os.truncate(run.metrics, (1 << 30) + 1)
+    with pytest.raises(DataError, match=r"metrics\.jsonl cannot be read: .*more than 1073741824 bytes"):
+        run.rows(2)
+    run.close()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked
+from diva_rs._arguments import checked, refused_by
 from diva_rs._kinds import dense
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import freeze, home, moved, plain
@@ -98,7 +98,7 @@ def encode_prompt(prompt: str, encoders: Sequence[tuple[Any, Any]], penultimate:
             )
         # As the pipelines: padding is attended to, unless the encoder's own configuration masks it.
         masked = getattr(encoder.config, "use_attention_mask", None)
-        with torch.no_grad(), plain(device):
+        with torch.no_grad(), plain(device), refused_by("the text encoder", f"a prompt of {length} tokens"):
             output = encoder(
                 tokens.input_ids.to(device),
                 attention_mask=tokens.attention_mask.to(device) if masked else None,
