@@ -1,6 +1,6 @@
 """What pretraining, post-training and evaluation need of a dataset, and the microworld as such a dataset."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,19 +22,21 @@ class Captioned(Protocol):
     Attributes:
         values: attribute -> the words for its values.
         subject: the attribute that every caption names, which zero-shot classification and the DiT know.
-        tokenizer: of the captions: texts -> ids (N, L) int64, the end token the highest, padding 0.
         first: number of the first item among all that there are: item n draws its noise as ``first + n``.
     """
 
     values: Mapping[str, Sequence[str]]
     subject: str
-    tokenizer: Callable[[Sequence[str]], Tensor]
     first: int
 
     def __len__(self) -> int: ...
 
     def images(self, numbers: Sequence[int]) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1]."""
+        ...
+
+    def tokenizer(self, texts: Sequence[str]) -> Tensor:
+        """Ids (N, L) int64 of captions, the end token the highest, padding 0."""
         ...
 
     def labels(self, numbers: Sequence[int]) -> Tensor:

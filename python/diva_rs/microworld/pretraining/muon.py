@@ -45,7 +45,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
     tensor(True)
     """
     a, b, c = _COEFFICIENTS
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    wide: Tensor = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     wide = wide / wide.norm().clamp(min=1e-7)
     for _ in range(_STEPS):
         gram = wide @ wide.T
