@@ -20,14 +20,24 @@ READS = {
         "open_memmap",
         "memmap",
     ),
-    *("fromfile", "read_text", "read_bytes", "open_regular", "open", "Unpickler", "read_pickle", "read_csv"),
+    *(
+        "fromfile",
+        "read_text",
+        "read_bytes",
+        "read_lines",
+        "open_regular",
+        "open",
+        "Unpickler",
+        "read_pickle",
+        "read_csv",
+    ),
     *("loadtxt", "genfromtxt", "create_model", "create_model_and_transforms", "load_checkpoint", "ZipFile"),
 }
 RUNS_CODE = {"exec", "eval", "compile", "__import__"}  # as functions of their own, not as methods
 # File of the package -> how many such calls it has, and which readers of the fuzz go through them; in
 # brackets why none does.
 KNOWN: dict[str, tuple[int, tuple[str, ...]]] = {
-    "_files.py": (6, ("weights", "config", "report", "open_clip folder")),
+    "_files.py": (7, ("weights", "config", "report", "open_clip folder")),
     "benchmarks/machine.py": (1, ("(what the system says of its processor)",)),
     "benchmarks/memory.py": (1, ("(what the system says of this process)",)),
     "benchmarks/run.py": (1, ("(its own lines of JSON, damaged in tests/unit/test_bench.py)",)),
