@@ -22,7 +22,7 @@ help: ## show the targets
 
 build: $(NATIVE) ## virtual environment, dependencies, native module
 
-demo: $(NATIVE) ## post-train a tiny CLIP and measure what it gains and loses, three minutes on two cores
+demo: $(NATIVE) ## post-train a tiny CLIP and measure what it gains and loses, two to four minutes on two cores
 	$(BIN)/diva-rs demo
 
 test: test-rust test-python ## everything that a change must pass

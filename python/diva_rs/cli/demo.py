@@ -1,4 +1,4 @@
-"""``diva-rs demo``: the main job, with figures, in under three minutes on two cores."""
+"""``diva-rs demo``: the main job, with figures, in two to four minutes on two cores."""
 
 import argparse
 from typing import Any

@@ -1,4 +1,4 @@
-"""The main job from end to end, on two cores in under three minutes.
+"""The main job from end to end, on two cores in two to four minutes.
 
 `run` post-trains the microworld's tiny CLIP and measures what it gained and lost; `photographs` does the same
 work on real photographs with models of random weights, which shows the machinery and no gain.
