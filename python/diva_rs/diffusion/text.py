@@ -77,6 +77,7 @@ def encode_prompt(prompt: str, encoders: Sequence[tuple[Any, Any]], penultimate:
 
     Raises:
         ConfigError: a tokenizer does not belong to its text encoder.
+        DataError: a text encoder does not run, as where its config.json is damaged.
     """
     states = []
     for tokenizer, encoder in encoders:
