@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from diva_rs import Teacher
 from diva_rs.microworld import new_clip, zero_shot_objects
-from diva_rs.microworld.models import new_dit, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretraining.clip import train_classifier, train_clip, train_text
 from diva_rs.microworld.pretraining.data import Pixels
 from diva_rs.microworld.pretraining.denoiser import encode, train_dit, train_unet
@@ -84,7 +85,7 @@ def test_clip_learns_the_subject_of_another_dataset(clip):
     asked = Squares(64, first=1000)
     assert zero_shot_objects(clip, asked, template="the square is {}").accuracy > 90
     sides = zero_shot_objects(clip, asked, "side", template="the square is dark {}")
-    assert len(sides.outcomes) == 64
+    assert sides.outcomes != zero_shot_objects(clip, asked, template="the square is {}").outcomes
 
 
 def test_probes_ask_for_everything_but_the_subject(clip):
@@ -100,15 +101,12 @@ def test_denoisers_learn_and_feed_back(squares, clip):
     images = TrainingImages(vae, Squares(32, first=64))
     assert torch.equal(images.latents, encode(vae, Pixels(Squares(32, first=64))))
     latents = encode(vae, Pixels(squares))
-    for losses in (
-        train_unet(unet, encoder, squares, latents, 4, batch=16),
-        train_dit(dit, squares, latents, 4, batch=16),
-    ):
-        assert losses["loss"] > 0
+    fresh = [model.state_dict() for model in (new_unet(0), new_text_encoder(0), new_dit(0))]
+    train_unet(unet, encoder, squares, latents, 4, batch=16)
+    train_dit(dit, squares, latents, 4, batch=16)
+    for model, start in zip((unet, encoder, dit), fresh, strict=True):
+        assert any(not torch.equal(value, start[key]) for key, value in model.state_dict().items())
     assert next(iter(images.loader(8, seed=0)))["ids"][0] >= 64
-    from diva_rs import Teacher
-    from diva_rs.microworld.models import new_scheduler
-
     with torch.no_grad():
         text = encoder(squares.tokenizer([""])).last_hidden_state
     teacher = Teacher(unet, vae=vae, scheduler=new_scheduler(), text_condition=text)

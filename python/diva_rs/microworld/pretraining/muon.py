@@ -13,8 +13,8 @@ _STEPS = 5
 class Muon(torch.optim.Optimizer):
     """``torch.optim.Muon`` without weight decay, except that its matrix products are not in bfloat16.
 
-    A processor without instructions for bfloat16 multiplies it eighty times more slowly than float32, and the
-    tiny CLIP then takes twenty minutes instead of five.
+    A processor without instructions for bfloat16 multiplies it some eighty times more slowly than float32:
+    there the updates of the tiny CLIP would take longer than its gradients.
 
     Args:
         matrices: what trains, 2-D each.
