@@ -48,7 +48,7 @@ def siglip(patches: int, dtype: torch.dtype) -> nn.Module:
         nn.init.normal_(parameter, std=0.2)
     # Keys that differ enough for the query to attend to some patches more than to others, as a trained one
     # does: where all 729 weigh the same, its gradient is what is left of terms 100,000 times larger. Nor more
-    # than that: a sharp softmax multiplies rounding. Over eight such models at 2, either way is the nearer one
+    # than that: a sharp softmax multiplies rounding. Over eight such models at 2, either way is nearer
     # to float64 in four, the native one up to 4e-5 off and the plain one 2e-5; at 1 they are within 8e-6.
     nn.init.normal_(custom.visual.trunk.attn_pool.kv.weight, std=1.0)
     nn.init.normal_(custom.visual.trunk.attn_pool.proj.weight, std=1.0)
