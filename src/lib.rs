@@ -17,6 +17,7 @@
 //! and what they stand on: [`nn`] (blocks of the native networks, strict loading), [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
 //! wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
 
+pub mod autograd;
 pub mod condition;
 pub mod denoiser;
 pub mod draws;

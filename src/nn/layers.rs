@@ -1,7 +1,8 @@
 //! Linear, convolution, norms, embedding.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::mixed::mixed_linear;
 use super::weights::Path;
 use crate::error::Result;
 
@@ -28,6 +29,9 @@ impl Linear {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
+            return mixed_linear(x, &self.weight, self.bias.as_ref());
+        }
         Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }
 }
@@ -47,8 +51,31 @@ impl Conv2d {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let (Some(size), Some(bias)) = (self.few_pixels(x)?, &self.bias) {
+            return self.as_product(x, size, &like(bias, x)?);
+        }
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
         Ok(x.f_conv2d(&like(&self.weight, x)?, maybe_like(&self.bias, x)?, stride, padding, [1, 1], 1)?)
+    }
+
+    /// The size of the output where a matrix product is the faster way: on a CPU, one image of few pixels and a weight of
+    /// tens of megabytes, which oneDNN's convolution would rearrange in every call (benches/results/profile-cpu.md).
+    fn few_pixels(&self, x: &Tensor) -> Result<Option<(i64, i64)>> {
+        let ((batch, _, height, width), (_, _, kernel, _)) = (x.size4()?, self.weight.size4()?);
+        let side = |length: i64| (length + 2 * self.padding - kernel) / self.stride + 1;
+        let size = (side(height), side(width));
+        let few = batch == 1 && size.0 * size.1 <= 64 && self.weight.numel() >= 1 << 24;
+        Ok((few && x.device() == Device::Cpu).then_some(size))
+    }
+
+    /// weight (out, in kernel^2) times the patches of one image (in kernel^2, pixels).
+    fn as_product(&self, x: &Tensor, (height, width): (i64, i64), bias: &Tensor) -> Result<Tensor> {
+        let kernel = self.weight.size4()?.2;
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let patches = x.f_im2col([kernel; 2], [1, 1], padding, stride)?.f_squeeze_dim(0)?;
+        let weight = like(&self.weight, x)?.f_flatten(1, -1)?;
+        let pixels = bias.f_unsqueeze(1)?.f_addmm(&weight, &patches)?; // (out, pixels)
+        Ok(pixels.f_view([1, -1, height, width])?)
     }
 }
 
@@ -115,5 +142,53 @@ impl Embedding {
 
     pub fn forward(&self, indices: &Tensor) -> Result<Tensor> {
         Ok(Tensor::f_embedding(&self.weight, indices, -1, false, false)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_convolution_as_a_product_is_the_convolution() -> Result<()> {
+        tch::manual_seed(0);
+        let randn = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu));
+        for (kernel, stride, padding, side) in
+            [(3, 1, 1, 5), (3, 2, 1, 6), (3, 2, 0, 7), (1, 1, 0, 4), (2, 2, 0, 6)]
+        {
+            let (weight, bias) = (randn(&[4, 3, kernel, kernel]), randn(&[4]));
+            let conv = Conv2d { weight, bias: Some(bias.shallow_clone()), stride, padding };
+            let x = randn(&[1, 3, side, side + 1]).set_requires_grad(true);
+            let expected = conv.forward(&x)?;
+            let (_, _, height, width) = expected.size4()?;
+            let found = conv.as_product(&x, (height, width), &bias)?;
+            let scales = randn(&expected.size());
+            let mut all = Vec::new();
+            for output in [&found, &expected] {
+                let loss = output.f_mul(&scales)?.f_sum(Kind::Double)?;
+                all.push((
+                    output.detach(),
+                    Tensor::f_run_backward(&[&loss], &[&x], false, false)?.swap_remove(0),
+                ));
+            }
+            assert_eq!(found.size(), expected.size());
+            for (mine, other) in [(&all[0].0, &all[1].0), (&all[0].1, &all[1].1)] {
+                assert!(mine.f_sub(other)?.f_abs()?.f_max()?.f_double_value(&[])? < 1e-12);
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_product_takes_one_small_image_and_a_large_weight() -> Result<()> {
+        let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::BFloat16, Device::Cpu));
+        let conv =
+            |inputs, stride| Conv2d { weight: zeros(&[1280, inputs, 3, 3]), bias: None, stride, padding: 1 };
+        assert_eq!(conv(2560, 1).few_pixels(&zeros(&[1, 2560, 8, 8]))?, Some((8, 8)));
+        assert_eq!(conv(2560, 2).few_pixels(&zeros(&[1, 2560, 16, 15]))?, Some((8, 8)));
+        for size in [[2, 2560, 8, 8], [1, 2560, 8, 9], [1, 1280, 8, 8]] {
+            assert_eq!(conv(size[1], 1).few_pixels(&zeros(&size))?, None);
+        }
+        Ok(())
     }
 }

@@ -6,10 +6,13 @@
 
 mod activation;
 mod attention;
+mod geglu;
 mod layers;
+mod mixed;
 mod weights;
 
 pub use activation::Activation;
 pub use attention::{attention, merge_heads, quick_attention, split_heads};
+pub use geglu::geglu;
 pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
 pub use weights::{Path, Store};

@@ -61,10 +61,13 @@ impl Qkv {
         match self {
             Qkv::Separate([query, key, value]) => Ok([query.forward(x)?, key.forward(x)?, value.forward(x)?]),
             Qkv::Packed(linear) => {
-                let packed = linear.forward(x)?; // (B, L, 3 W)
-                let width = x.size3()?.2;
-                let part = |index: i64| packed.f_narrow(2, index * width, width);
-                Ok([part(0)?, part(1)?, part(2)?])
+                let mut parts = linear.forward(x)?.f_chunk(3, 2)?.into_iter(); // of (B, L, 3 W)
+                match (parts.next(), parts.next(), parts.next()) {
+                    (Some(query), Some(key), Some(value)) => Ok([query, key, value]),
+                    _ => {
+                        Err(DivaError::config("VisionTransformer", "queries, keys and values are not three"))
+                    }
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::denoiser::attention::Attention;
 use crate::denoiser::layers::{layer_norm, linear, narrowed, pointwise};
 use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
-use crate::nn::{GroupNorm, LayerNorm, Linear, Path};
+use crate::nn::{geglu, GroupNorm, LayerNorm, Linear, Path};
 
 /// diffusers transformer_2d.py `Transformer2DModel` over images: norm, projection in, layers, projection out, residual.
 pub struct Transformer2D {
@@ -142,7 +142,6 @@ fn tiled(part: &Tensor, like: &Tensor) -> Result<Tensor> {
 struct GegluFeedForward {
     proj: Linear,
     out: Linear,
-    inner: i64,
 }
 
 impl GegluFeedForward {
@@ -151,13 +150,10 @@ impl GegluFeedForward {
         Ok(GegluFeedForward {
             proj: linear(&(path / 0 / "proj"), width, 2 * inner)?,
             out: linear(&(path / 2), inner, width)?,
-            inner,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let both = self.proj.forward(x)?;
-        let (value, gate) = (both.f_narrow(-1, 0, self.inner)?, both.f_narrow(-1, self.inner, self.inner)?);
-        self.out.forward(&value.f_mul(&gate.f_gelu("none")?)?)
+        self.out.forward(&geglu(&self.proj.forward(x)?)?)
     }
 }

@@ -1,0 +1,23 @@
+//! Compiles the one file of C++ there is, against the libtorch that torch-sys found and says where it lies.
+
+use std::env;
+use std::path::PathBuf;
+
+fn main() {
+    let source = "src/autograd/node.cpp";
+    println!("cargo:rerun-if-changed={source}");
+    let Some(libraries) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
+        println!("cargo:warning=torch-sys did not say where libtorch is");
+        return;
+    };
+    let headers = libraries.with_file_name("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .include(headers.join("torch/csrc/api/include"))
+        .include(headers)
+        .flag_if_supported("-Wno-unused-parameter")
+        .warnings(false)
+        .file(source)
+        .compile("diva_autograd");
+}

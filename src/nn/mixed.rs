@@ -1,0 +1,88 @@
+//! A linear layer whose weights stay in a wider dtype than its products: the float32 weights that are trained in bf16.
+//!
+//! A cast within the graph would keep the narrow weight from the forward pass to the backward pass, which for a whole
+//! tower is half of the weights' memory again. Here the weight is cast twice and kept by nobody.
+
+use tch::{Kind, Tensor};
+
+use crate::autograd::{apply, Backward};
+use crate::error::Result;
+
+/// x (..., in) of a narrow dtype, weight (out, in) and bias (out,) of a wider one -> (..., out) in the dtype of `x`. The
+/// gradients of weight and bias arrive in their own dtype.
+pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let mut inputs = vec![x, weight];
+    inputs.extend(bias);
+    apply(&inputs, || {
+        let kind = x.f_kind()?;
+        let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
+        let output = x.f_linear(&weight.f_to_kind(kind)?, bias)?;
+        Ok((output, Kept { x: x.f_detach()?, weight: weight.f_detach()? }))
+    })
+}
+
+struct Kept {
+    x: Tensor,
+    weight: Tensor,
+}
+
+impl Backward for Kept {
+    fn backward(&self, gradient: &Tensor, needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (narrow, wide) = (self.x.f_kind()?, self.weight.f_kind()?);
+        let asked = |index: usize| needed.get(index).copied().unwrap_or(false);
+        let rows = |x: &Tensor| -> Result<Tensor> {
+            let width = x.size().last().copied().unwrap_or(1);
+            Ok(x.f_reshape([-1, width])?)
+        };
+        let at_output = rows(gradient)?;
+        let at_x = |_| -> Result<Tensor> {
+            let product = at_output.f_mm(&self.weight.f_to_kind(narrow)?)?;
+            Ok(product.f_view(self.x.size().as_slice())?)
+        };
+        let at_weight =
+            |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(wide)?) };
+        let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
+        Ok(vec![
+            asked(0).then_some(()).map(at_x).transpose()?,
+            asked(1).then_some(()).map(at_weight).transpose()?,
+            asked(2).then_some(()).map(at_bias).transpose()?,
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn gradients_are_those_of_a_cast_within_the_graph() -> Result<()> {
+        tch::manual_seed(0);
+        let randn = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu)).set_requires_grad(true);
+        for (biased, frozen) in [(true, false), (false, false), (true, true)] {
+            let (x, weight, bias) = (randn(&[2, 3, 5]), randn(&[7, 5]), randn(&[7]));
+            let weight = if frozen { weight.detach() } else { weight };
+            let narrow = x.f_to_kind(Kind::Float)?;
+            let bias = biased.then_some(&bias);
+            let cast = |x: &Tensor| x.f_to_kind(Kind::Float);
+            let pairs = [
+                mixed_linear(&narrow, &weight, bias)?,
+                narrow.f_linear(&cast(&weight)?, bias.map(cast).transpose()?)?,
+            ];
+            let mut leaves = vec![&x];
+            leaves.extend((!frozen).then_some(&weight));
+            leaves.extend(bias);
+            let scales = Tensor::randn([2, 3, 7], (Kind::Float, Device::Cpu));
+            let mut found = pairs.iter().map(|output| {
+                assert_eq!(output.kind(), Kind::Float);
+                Tensor::f_run_backward(&[output.f_mul(&scales)?.f_sum(Kind::Float)?], &leaves, false, false)
+            });
+            let (Some(ours), Some(theirs)) = (found.next(), found.next()) else { continue };
+            for (mine, other) in ours?.iter().zip(&theirs?) {
+                assert_eq!((mine.kind(), mine.size()), (Kind::Double, other.size()));
+                assert!(mine.f_sub(other)?.f_abs()?.f_max()?.f_double_value(&[])? < 1e-6);
+            }
+        }
+        Ok(())
+    }
+}
