@@ -14,8 +14,9 @@
 //! * [`denoiser`]: the teacher's networks
 //! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
 //!
-//! and what they stand on: [`nn`] (blocks of the native networks, strict loading), [`error`], [`slices`] (raw views for the fused CPU passes), [`threads`] (one rayon pool, as
-//! wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
+//! and what they stand on: [`nn`] (blocks of the native networks, strict loading), [`autograd`] (backward passes of our own
+//! in libtorch's graph), `simd` (bf16 products in AVX-512), [`error`], [`slices`] (raw views for the fused CPU passes),
+//! [`threads`] (one rayon pool, as wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
 
 pub mod autograd;
 pub mod condition;
@@ -28,6 +29,8 @@ pub mod nn;
 pub mod optim;
 pub mod pixels;
 pub mod schedule;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 pub mod slices;
 pub mod step;
 pub mod threads;

@@ -1,11 +1,11 @@
 //! The gated unit of denoisers' feed-forward layers.
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
-/// Elements of a row block: what a pass leaves is still in the caches for the next one.
+/// Elements of a block on a CPU: what a pass leaves is still in the caches for the next one.
 const BLOCK: i64 = 1 << 18;
 
 /// value * gelu(gate) of (..., 2 W), value before gate (arXiv 2002.05202), with the exact GELU: (..., W). The graph keeps the
@@ -27,16 +27,20 @@ impl Backward for Kept {
         let width = self.both.size().last().copied().unwrap_or(2);
         let both = self.both.f_reshape([-1, width])?;
         let gradient = gradient.f_reshape([-1, width / 2])?;
-        let found = both.f_empty_like()?;
-        let step = (BLOCK / width.max(1)).max(1);
+        let step = match both.device() {
+            Device::Cpu => (BLOCK / width.max(1)).max(1),
+            _ => both.size2()?.0.max(1),
+        };
         let blocks = |x: &Tensor| x.f_split(step, 0);
-        for ((both, gradient), found) in blocks(&both)?.iter().zip(&blocks(&gradient)?).zip(&blocks(&found)?)
-        {
-            let (inputs, outputs) = (both.f_chunk(2, -1)?, found.f_chunk(2, -1)?);
-            let (value, gate) = (&inputs[0], &inputs[1]);
-            let _ = gradient.f_mul_out(&outputs[0], &gate.f_gelu("none")?)?;
-            let _ = gate.f_gelu_backward_grad_input(&outputs[1], &gradient.f_mul(value)?, "none")?;
-        }
+        let (inputs, gradients) = (blocks(&both)?, blocks(&gradient)?);
+        let found = inputs.iter().zip(&gradients).map(|(both, gradient)| {
+            let halves = both.f_chunk(2, -1)?;
+            let (value, gate) = (&halves[0], &halves[1]);
+            let at_value = gradient.f_mul(&gate.f_gelu("none")?)?;
+            let at_gate = gate.f_gelu_backward(&gradient.f_mul(value)?, "none")?;
+            Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
+        });
+        let found = Tensor::f_cat(&found.collect::<Result<Vec<_>>>()?, 0)?;
         Ok(vec![Some(found.f_view(self.both.size().as_slice())?)])
     }
 }
@@ -44,7 +48,7 @@ impl Backward for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     #[test]
     fn the_gradient_is_autograds() -> Result<()> {

@@ -3,7 +3,7 @@
 //! A cast within the graph would keep the narrow weight from the forward pass to the backward pass, which for a whole
 //! tower is half of the weights' memory again. Here the weight is cast twice and kept by nobody.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
@@ -53,7 +53,7 @@ impl Backward for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use tch::{Device, Kind};
 
     #[test]
     fn gradients_are_those_of_a_cast_within_the_graph() -> Result<()> {

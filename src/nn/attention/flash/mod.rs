@@ -1,0 +1,195 @@
+//! Attention in bf16 on processors with AVX-512's bf16 instructions, without a score in memory: forward, and backward by
+//! computing the probabilities again (arXiv 2205.14135, 2307.08691). Scores, sums and gradients are float32; factors of
+//! products are rounded to bf16, as they are in libtorch's fused kernels.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::autograd::{apply, Backward};
+use crate::error::Result;
+use crate::simd::{self, Rows};
+use crate::slices::{view, Output};
+use crate::threads;
+
+mod backward;
+mod forward;
+
+use backward::{Gradients, Seen};
+use forward::{Head, Place};
+
+/// Queries that a thread takes at a time.
+const QUERIES: usize = 192;
+/// Keys whose gradients a thread finds at a time: more of them, and the heads of a large image are too few to share out.
+const KEYS: usize = 2048;
+
+/// Whether [`flash`] takes these (B, L, heads * d) inputs.
+pub fn fits(inputs: [&Tensor; 3], heads: i64) -> Result<bool> {
+    for input in inputs {
+        if input.device() != Device::Cpu || input.f_kind()? != Kind::BFloat16 || input.numel() == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(simd::available() && (inputs[0].size3()?.2 / heads) % 2 == 0)
+}
+
+/// softmax(q k^T / sqrt(d)) v over (B, L, heads * d) inputs that [`fits`] takes.
+pub fn flash(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
+    apply(&[query, key, value], || {
+        let inputs = [bits(query)?, bits(key)?, bits(value)?];
+        let shape = Shape::of(&inputs, heads)?;
+        let (mixed, log_sums) = forward(&inputs, &shape)?;
+        let output = mixed.f_view_dtype(Kind::BFloat16)?;
+        Ok((output, Kept { inputs, mixed, log_sums, shape }))
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    batch: usize,
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    /// Of a head.
+    width: usize,
+    scale: f32,
+}
+
+impl Shape {
+    fn of([query, key, _]: &[Tensor; 3], heads: i64) -> Result<Self> {
+        let ((batch, queries, width), (_, keys, _)) = (query.size3()?, key.size3()?);
+        let width = (width / heads) as usize;
+        let scale = (width as f32).sqrt().recip();
+        let (batch, heads) = (batch as usize, heads as usize);
+        Ok(Shape { batch, heads, queries: queries as usize, keys: keys as usize, width, scale })
+    }
+
+    fn stride(&self) -> usize {
+        self.heads * self.width
+    }
+
+    /// The rows of one head in the (B, len, heads * d) numbers of a tensor.
+    fn rows<'a>(&self, data: &'a [u16], len: usize, unit: usize) -> Rows<'a> {
+        let (sample, head) = (unit / self.heads, unit % self.heads);
+        let data = &data[sample * len * self.stride() + head * self.width..];
+        Rows { data, stride: self.stride(), width: self.width, len }
+    }
+
+    /// Every head of every sample.
+    fn units(&self) -> usize {
+        self.batch * self.heads
+    }
+}
+
+/// The result (B, L, heads * d), and the logarithms of sums (B, heads, L) as numbers.
+fn forward(inputs: &[Tensor; 3], shape: &Shape) -> Result<(Tensor, Vec<f32>)> {
+    let [query, key, value] = inputs;
+    let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
+    let mut mixed = Output::<f16>::new(&inputs[0].size())?;
+    let mut log_sums = vec![0.0; shape.units() * shape.queries];
+    let all: &mut [u16] = mixed.values()?.reinterpret_cast_mut();
+    threads::install(|| {
+        let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
+        let heads: Vec<Head> = (0..shape.units()).into_par_iter().map(head).collect();
+        let samples = all.chunks_mut(shape.queries * shape.stride());
+        let mut log_sums: Vec<_> =
+            log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES)).collect();
+        let mut places = Vec::new();
+        for (sample, numbers) in samples.enumerate() {
+            let sums = &mut log_sums[sample * shape.heads..][..shape.heads];
+            for (part, mixed) in numbers.chunks_mut(QUERIES * shape.stride()).enumerate() {
+                let sums: Vec<_> = sums.iter_mut().filter_map(Iterator::next).collect();
+                places.push((sample, part * QUERIES, mixed, sums));
+            }
+        }
+        places.into_par_iter().for_each(|(sample, start, mixed, sums)| {
+            for (head, log_sums) in sums.into_iter().enumerate() {
+                let unit = sample * shape.heads + head;
+                let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
+                let place = Place { mixed, stride: shape.stride(), column: head * shape.width, log_sums };
+                // SAFETY: `fits` has asked the processor.
+                #[allow(unsafe_code)]
+                unsafe {
+                    forward::forward(query, &heads[unit], shape.scale, place);
+                }
+            }
+        });
+    })?;
+    Ok((mixed.into_tensor(), log_sums))
+}
+
+struct Kept {
+    inputs: [Tensor; 3],
+    mixed: Tensor,
+    log_sums: Vec<f32>,
+    shape: Shape,
+}
+
+impl Backward for Kept {
+    fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let (shape, gradient) = (&self.shape, bits(gradient)?);
+        let [query, key, value] = &self.inputs;
+        let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
+        let (mixed, gradient) = (numbers(&self.mixed)?, numbers(&gradient)?);
+        let log_sums = &self.log_sums;
+        let starts: Vec<usize> = (0..shape.keys).step_by(KEYS).collect();
+        let parts: Vec<Gradients> = threads::install(|| {
+            let part = |index: usize| {
+                let (unit, start) = (index / starts.len(), starts[index % starts.len()]);
+                let queries = |data| shape.rows(data, shape.queries, unit);
+                let keys = |data| shape.rows(data, shape.keys, unit).part(start, KEYS);
+                let log_sums = &log_sums[unit * shape.queries..][..shape.queries];
+                let (query, mixed, gradient) = (queries(query), queries(mixed), queries(gradient));
+                let seen = Seen { query, mixed, gradient, log_sums, scale: shape.scale };
+                // SAFETY: `fits` has asked the processor.
+                #[allow(unsafe_code)]
+                unsafe {
+                    backward::backward(&seen, keys(key), keys(value))
+                }
+            };
+            (0..shape.units() * starts.len()).into_par_iter().map(part).collect()
+        })?;
+        let mut heads: Vec<Gradients> = Vec::with_capacity(shape.units());
+        for (index, part) in parts.into_iter().enumerate() {
+            match heads.last_mut().filter(|_| index % starts.len() > 0) {
+                Some(head) => head.join(part),
+                None => heads.push(part),
+            }
+        }
+        let whole = |len: usize, of: fn(&Gradients) -> &[f32]| -> Result<Option<Tensor>> {
+            let size = [shape.batch as i64, len as i64, shape.stride() as i64];
+            let mut to = Output::<f16>::new(&size)?;
+            let to_all: &mut [u16] = to.values()?.reinterpret_cast_mut();
+            threads::install(|| {
+                let rows = to_all.par_chunks_mut(shape.stride()).enumerate();
+                rows.for_each(|(row, to)| {
+                    let unit = row / len * shape.heads;
+                    for (head, to) in heads[unit..].iter().zip(to.chunks_mut(shape.width)) {
+                        // SAFETY: `fits` has asked the processor.
+                        #[allow(unsafe_code)]
+                        unsafe {
+                            simd::round(&of(head)[row % len * shape.width..][..shape.width], to);
+                        }
+                    }
+                });
+            })?;
+            Ok(Some(to.into_tensor().f_view_dtype(Kind::BFloat16)?))
+        };
+        Ok(vec![
+            whole(shape.queries, |at| &at.query)?,
+            whole(shape.keys, |at| &at.key)?,
+            whole(shape.keys, |at| &at.value)?,
+        ])
+    }
+}
+
+/// The numbers of a bf16 tensor as bits, row by row and outside any graph: under the name of the other half precision, as
+/// tch can view no bf16.
+fn bits(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_detach()?.f_contiguous()?.f_view_dtype(Kind::Half)?)
+}
+
+fn numbers(bits: &Tensor) -> Result<&[u16]> {
+    Ok(view::<f16>(bits)?.reinterpret_cast())
+}

@@ -1,0 +1,65 @@
+//! Multi-head attention between projected queries, keys and values.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::error::Result;
+
+mod blocks; // by libtorch's products, in bf16
+#[cfg(target_arch = "x86_64")]
+mod flash; // by products of our own, in bf16
+
+/// Scores of one head that a graph may keep for its backward pass. Beyond the 4,096 tokens of a 64 x 64 latent their
+/// memory is dearer than the time that they save.
+const KEPT: i64 = 1 << 24;
+
+/// (B, L, heads * d) -> (B, heads, L, d).
+pub fn split_heads(x: &Tensor, heads: i64) -> Result<Tensor> {
+    let (batch, length, width) = x.size3()?;
+    Ok(x.f_view([batch, length, heads, width / heads])?.f_transpose(1, 2)?)
+}
+
+/// (B, heads, L, d) -> (B, L, heads * d).
+pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (batch, heads, length, width) = x.size4()?;
+    Ok(x.f_transpose(1, 2)?.f_reshape([batch, length, heads * width])?)
+}
+
+/// softmax(q k^T / sqrt(d)) v over (B, L, width) inputs, `heads` at a time, through libtorch's fused kernels.
+pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
+    let (query, key, value) =
+        (split_heads(query, heads)?, split_heads(key, heads)?, split_heads(value, heads)?);
+    let mixed = Tensor::f_scaled_dot_product_attention(
+        &query,
+        &key,
+        &value,
+        None::<&Tensor>,
+        0.0,
+        false,
+        None,
+        false,
+    )?;
+    merge_heads(&mixed)
+}
+
+/// [`attention`] in the way that is the fastest for bf16 on a CPU (benches/results/profile-cpu.md): without scores in memory
+/// where the processor multiplies bf16 vectors, by libtorch's matrix products where it has other means. In float32
+/// libtorch's fused kernel is the faster one.
+pub fn quick_attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
+    let inputs = [query, key, value];
+    let here = inputs.iter().all(|x| x.device() == Device::Cpu && x.f_kind().ok() == Some(Kind::BFloat16));
+    if !here {
+        return attention(query, key, value, heads);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if flash::fits(inputs, heads)? {
+        return flash::flash(query, key, value, heads);
+    }
+    let learns = inputs.iter().any(|x| x.requires_grad());
+    if learns && query.size3()?.1 * key.size3()?.1 > KEPT {
+        return attention(query, key, value, heads);
+    }
+    blocks::in_blocks(query, key, value, heads)
+}
+
+#[cfg(test)]
+mod tests;
