@@ -1,11 +1,14 @@
-//! Compiles the one file of C++ there is, against the libtorch that torch-sys found and says where it lies.
+//! Compiles what there is of C++, against the libtorch that torch-sys found and says where it lies.
 
 use std::env;
 use std::path::PathBuf;
 
+const SOURCES: [&str; 2] = ["src/autograd/node.cpp", "src/threads/team.cpp"];
+
 fn main() {
-    let source = "src/autograd/node.cpp";
-    println!("cargo:rerun-if-changed={source}");
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={source}");
+    }
     let Some(libraries) = env::var_os("DEP_TCH_LIBTORCH_LIB").map(PathBuf::from) else {
         println!("cargo:warning=torch-sys did not say where libtorch is");
         return;
@@ -16,8 +19,8 @@ fn main() {
         .std("c++17")
         .include(headers.join("torch/csrc/api/include"))
         .include(headers)
-        .flag_if_supported("-Wno-unused-parameter")
+        .flag_if_supported("-fopenmp") // libtorch's threads; torch-sys links their library
         .warnings(false)
-        .file(source)
-        .compile("diva_autograd");
+        .files(SOURCES)
+        .compile("diva_libtorch");
 }

@@ -4,7 +4,6 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{apply, Backward};
@@ -89,32 +88,29 @@ fn forward(inputs: &[Tensor; 3], shape: &Shape) -> Result<(Tensor, Vec<f32>)> {
     let mut mixed = Output::<f16>::new(&inputs[0].size())?;
     let mut log_sums = vec![0.0; shape.units() * shape.queries];
     let all: &mut [u16] = mixed.values()?.reinterpret_cast_mut();
-    threads::install(|| {
-        let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
-        let heads: Vec<Head> = (0..shape.units()).into_par_iter().map(head).collect();
-        let samples = all.chunks_mut(shape.queries * shape.stride());
-        let mut log_sums: Vec<_> =
-            log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES)).collect();
-        let mut places = Vec::new();
-        for (sample, numbers) in samples.enumerate() {
-            let sums = &mut log_sums[sample * shape.heads..][..shape.heads];
-            for (part, mixed) in numbers.chunks_mut(QUERIES * shape.stride()).enumerate() {
-                let sums: Vec<_> = sums.iter_mut().filter_map(Iterator::next).collect();
-                places.push((sample, part * QUERIES, mixed, sums));
+    let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
+    let heads: Vec<Head> = threads::map(shape.units(), head)?;
+    let samples = all.chunks_mut(shape.queries * shape.stride());
+    let mut sums: Vec<_> = log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES)).collect();
+    let mut places = Vec::new();
+    for (sample, mixed) in samples.enumerate() {
+        let sums = &mut sums[sample * shape.heads..][..shape.heads];
+        for (part, mixed) in mixed.chunks_mut(QUERIES * shape.stride()).enumerate() {
+            let sums: Vec<_> = sums.iter_mut().filter_map(Iterator::next).collect();
+            places.push((sample, part * QUERIES, mixed, sums));
+        }
+    }
+    threads::consume(places, |(sample, start, mixed, sums)| {
+        for (head, log_sums) in sums.into_iter().enumerate() {
+            let unit = sample * shape.heads + head;
+            let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
+            let place = Place { mixed, stride: shape.stride(), column: head * shape.width, log_sums };
+            // SAFETY: `fits` has asked the processor.
+            #[allow(unsafe_code)]
+            unsafe {
+                forward::forward(query, &heads[unit], shape.scale, place);
             }
         }
-        places.into_par_iter().for_each(|(sample, start, mixed, sums)| {
-            for (head, log_sums) in sums.into_iter().enumerate() {
-                let unit = sample * shape.heads + head;
-                let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
-                let place = Place { mixed, stride: shape.stride(), column: head * shape.width, log_sums };
-                // SAFETY: `fits` has asked the processor.
-                #[allow(unsafe_code)]
-                unsafe {
-                    forward::forward(query, &heads[unit], shape.scale, place);
-                }
-            }
-        });
     })?;
     Ok((mixed.into_tensor(), log_sums))
 }
@@ -134,21 +130,18 @@ impl Backward for Kept {
         let (mixed, gradient) = (numbers(&self.mixed)?, numbers(&gradient)?);
         let log_sums = &self.log_sums;
         let starts: Vec<usize> = (0..shape.keys).step_by(KEYS).collect();
-        let parts: Vec<Gradients> = threads::install(|| {
-            let part = |index: usize| {
-                let (unit, start) = (index / starts.len(), starts[index % starts.len()]);
-                let queries = |data| shape.rows(data, shape.queries, unit);
-                let keys = |data| shape.rows(data, shape.keys, unit).part(start, KEYS);
-                let log_sums = &log_sums[unit * shape.queries..][..shape.queries];
-                let (query, mixed, gradient) = (queries(query), queries(mixed), queries(gradient));
-                let seen = Seen { query, mixed, gradient, log_sums, scale: shape.scale };
-                // SAFETY: `fits` has asked the processor.
-                #[allow(unsafe_code)]
-                unsafe {
-                    backward::backward(&seen, keys(key), keys(value))
-                }
-            };
-            (0..shape.units() * starts.len()).into_par_iter().map(part).collect()
+        let parts = threads::map(shape.units() * starts.len(), |index| {
+            let (unit, start) = (index / starts.len(), starts[index % starts.len()]);
+            let queries = |data| shape.rows(data, shape.queries, unit);
+            let keys = |data| shape.rows(data, shape.keys, unit).part(start, KEYS);
+            let log_sums = &log_sums[unit * shape.queries..][..shape.queries];
+            let (query, mixed, gradient) = (queries(query), queries(mixed), queries(gradient));
+            let seen = Seen { query, mixed, gradient, log_sums, scale: shape.scale };
+            // SAFETY: `fits` has asked the processor.
+            #[allow(unsafe_code)]
+            unsafe {
+                backward::backward(&seen, keys(key), keys(value))
+            }
         })?;
         let mut heads: Vec<Gradients> = Vec::with_capacity(shape.units());
         for (index, part) in parts.into_iter().enumerate() {
@@ -157,31 +150,38 @@ impl Backward for Kept {
                 None => heads.push(part),
             }
         }
-        let whole = |len: usize, of: fn(&Gradients) -> &[f32]| -> Result<Option<Tensor>> {
-            let size = [shape.batch as i64, len as i64, shape.stride() as i64];
-            let mut to = Output::<f16>::new(&size)?;
-            let to_all: &mut [u16] = to.values()?.reinterpret_cast_mut();
-            threads::install(|| {
-                let rows = to_all.par_chunks_mut(shape.stride()).enumerate();
-                rows.for_each(|(row, to)| {
-                    let unit = row / len * shape.heads;
-                    for (head, to) in heads[unit..].iter().zip(to.chunks_mut(shape.width)) {
-                        // SAFETY: `fits` has asked the processor.
-                        #[allow(unsafe_code)]
-                        unsafe {
-                            simd::round(&of(head)[row % len * shape.width..][..shape.width], to);
-                        }
-                    }
-                });
-            })?;
-            Ok(Some(to.into_tensor().f_view_dtype(Kind::BFloat16)?))
-        };
         Ok(vec![
-            whole(shape.queries, |at| &at.query)?,
-            whole(shape.keys, |at| &at.key)?,
-            whole(shape.keys, |at| &at.value)?,
+            whole(shape, shape.queries, &heads, |at| &at.query)?,
+            whole(shape, shape.keys, &heads, |at| &at.key)?,
+            whole(shape, shape.keys, &heads, |at| &at.value)?,
         ])
     }
+}
+
+/// One of the gradients of all heads (B, len, heads * d), rounded.
+fn whole(
+    shape: &Shape,
+    len: usize,
+    heads: &[Gradients],
+    of: fn(&Gradients) -> &[f32],
+) -> Result<Option<Tensor>> {
+    let size = [shape.batch as i64, len as i64, shape.stride() as i64];
+    let mut whole = Output::<f16>::new(&size)?;
+    let all: &mut [u16] = whole.values()?.reinterpret_cast_mut();
+    let parts = all.chunks_mut(QUERIES * shape.stride()).enumerate().collect();
+    threads::consume(parts, |(part, rows): (usize, &mut [u16])| {
+        for (row, to) in (part * QUERIES..).zip(rows.chunks_mut(shape.stride())) {
+            let heads = &heads[row / len * shape.heads..];
+            for (head, to) in heads.iter().zip(to.chunks_mut(shape.width)) {
+                // SAFETY: `fits` has asked the processor.
+                #[allow(unsafe_code)]
+                unsafe {
+                    simd::round(&of(head)[row % len * shape.width..][..shape.width], to);
+                }
+            }
+        }
+    })?;
+    Ok(Some(whole.into_tensor().f_view_dtype(Kind::BFloat16)?))
 }
 
 /// The numbers of a bf16 tensor as bits, row by row and outside any graph: under the name of the other half precision, as

@@ -1,11 +1,15 @@
-//! One rayon pool, as wide as libtorch's own. Both share the cores, so neither may outgrow `torch.set_num_threads`,
+//! Threads for what this crate computes itself: libtorch's own team (`team.rs`), and one rayon pool that is as wide. Both share the cores, so neither may outgrow `torch.set_num_threads`,
 //! and a rayon region never calls into a libtorch kernel that would open OpenMP threads of its own.
+
+mod team; // libtorch's own threads
 
 use std::sync::{Arc, Mutex};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{DivaError, Result};
+
+pub use team::{consume, each, map};
 
 static POOL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
 
