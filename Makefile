@@ -1,5 +1,5 @@
 # Every target sets up what it needs on a fresh machine: virtual environment, dependencies, native build.
-# Prerequisites: Python >= 3.10 with venv, Rust >= 1.85, a C++17 compiler (see README.md).
+# Prerequisites: Python >= 3.10 with venv, Rust >= 1.89, a C++17 compiler (see README.md).
 
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin

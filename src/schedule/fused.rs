@@ -3,7 +3,6 @@
 
 use std::ops::{Add, Mul, Sub};
 
-use rayon::prelude::*;
 use tch::kind::Element;
 use tch::{Kind, Tensor};
 
@@ -81,7 +80,7 @@ fn run<T: Real>(
     }
     match tasks.len() {
         1 => tasks.into_iter().for_each(|task| task.run(prediction)), // not worth waking a thread
-        _ => threads::install(|| tasks.into_par_iter().for_each(|task| task.run(prediction)))?,
+        _ => threads::consume(tasks, |task| task.run(prediction))?,
     }
     let target = match prediction {
         Prediction::Epsilon => noise.f_detach()?,

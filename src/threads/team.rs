@@ -48,6 +48,21 @@ pub fn consume<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) -> Result<()> {
     })
 }
 
+/// `work` for each row of `numbers`, which are `width` each, with its index: `some` rows at a time on a thread.
+pub fn rows<T: Send>(
+    numbers: &mut [T],
+    width: usize,
+    some: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) -> Result<()> {
+    let parts = numbers.chunks_mut(some * width).enumerate().collect();
+    consume(parts, |(part, numbers): (usize, &mut [T])| {
+        for (row, numbers) in (part * some..).zip(numbers.chunks_mut(width)) {
+            work(row, numbers);
+        }
+    })
+}
+
 struct Team<'a> {
     next: AtomicUsize,
     count: usize,
@@ -94,6 +109,8 @@ mod tests {
         let mut numbers = [0; 10];
         consume(numbers.chunks_mut(3).enumerate().collect(), |(index, part)| part.fill(index))?;
         assert_eq!(numbers, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]);
+        rows(&mut numbers, 2, 2, |row, numbers| numbers.fill(row))?;
+        assert_eq!(numbers, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]);
         Ok(())
     }
 

@@ -21,9 +21,9 @@ from diva_rs.errors import DeviceError
 
 
 def memory(size: str, precision: str, device: str = "cpu", names: tuple[str, ...] = NAMES) -> dict[str, Any]:
-    """GiB before the first step, with the models loaded, and at the peak of two steps.
+    """GiB before the first step, with the models and the optimizer's state loaded, and at the peak of two steps.
 
-    On the CPU the resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated.
+    The state is SGD's momentum, of which our trainer has its own and the others are given one. On the CPU the resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated.
     All but "official" load the frozen networks in the dtype of the computation and no text encoder. "plain"
     takes its draws one after another, which needs the least.
 
@@ -53,6 +53,7 @@ def measure(size: str, precision: str, name: str, device: str) -> dict[str, floa
         if name != "official":
             models = models.only_what_is_needed()
         contestant, images = make(name, models), models.images()
+        state = [torch.zeros_like(p) for p in contestant.parameters().values()] if "ours" not in name else []
         gc.collect()
         cuda = models.device.type == "cuda"
         if cuda:
@@ -66,6 +67,7 @@ def measure(size: str, precision: str, name: str, device: str) -> dict[str, floa
         for _ in range(2):
             contestant.step(images)
         peak = torch.cuda.max_memory_allocated(models.device) / 2**30 if cuda else _status("VmHWM")
+    del state  # to be there until here
     return {"before": before, "peak": max(before, peak)}
 
 

@@ -1,6 +1,5 @@
 //! Visual rows and text into the condition in one pass, and the mirror: the gradient of each stored row.
 
-use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, Real};
@@ -27,27 +26,25 @@ pub(super) fn forward<T: Real>(
     let visual = slices::view::<T>(rows)?;
     let mut condition = Output::<T>::new(&plan.condition())?;
     let positions = condition.values()?;
-    threads::install(|| {
-        positions.par_chunks_mut(channels).with_min_len(TASK).enumerate().for_each(|(at, row)| {
-            let (block, position) = (at / map.positions, at % map.positions);
-            let (sample, draw) = (block / map.draws, block % map.draws);
-            if position > picked {
-                row.copy_from_slice(text.token(sample, position - 1 - picked));
-                return;
+    threads::rows(positions, channels, TASK, |at, row| {
+        let (block, position) = (at / map.positions, at % map.positions);
+        let (sample, draw) = (block / map.draws, block % map.draws);
+        if position > picked {
+            row.copy_from_slice(text.token(sample, position - 1 - picked));
+            return;
+        }
+        match map.slot(draw, position) {
+            Some(slot) if map.is_empty(sample, slot) => row.fill(T::default()),
+            slot => {
+                let stored = sample * map.stored + slot.map_or(0, |slot| slot + 1);
+                row.copy_from_slice(rows_of(visual, stored, 1, channels));
             }
-            match map.slot(draw, position) {
-                Some(slot) if map.is_empty(sample, slot) => row.fill(T::default()),
-                slot => {
-                    let stored = sample * map.stored + slot.map_or(0, |slot| slot + 1);
-                    row.copy_from_slice(rows_of(visual, stored, 1, channels));
-                }
-            }
-            match plan.join {
-                TextJoin::Add => add(row, text.token(sample, position)),
-                TextJoin::Mean => add(row, text.token(sample, 0)),
-                TextJoin::Concat | TextJoin::None => {}
-            }
-        })
+        }
+        match plan.join {
+            TextJoin::Add => add(row, text.token(sample, position)),
+            TextJoin::Mean => add(row, text.token(sample, 0)),
+            TextJoin::Concat | TextJoin::None => {}
+        }
     })?;
     Ok(condition.into_tensor())
 }
@@ -58,22 +55,20 @@ pub(super) fn backward<T: Real>(plan: &Plan, grad: &Tensor, choice: Option<&Tens
     let grad = slices::view::<T>(grad)?;
     let mut out = Output::<T>::new(&[plan.batch * plan.stored(), plan.channels])?;
     let rows = out.values()?;
-    threads::install(|| {
-        rows.par_chunks_mut(channels).with_min_len(TASK).enumerate().for_each(|(at, row)| {
-            let (sample, stored) = (at / map.stored, at % map.stored);
-            row.fill(T::default());
-            let Some(slot) = stored.checked_sub(1) else {
-                // The class token's row is shared by all draws.
-                for draw in 0..map.draws {
-                    add(row, rows_of(grad, sample * per_sample + draw * map.positions, 1, channels));
-                }
-                return;
-            };
-            if !map.is_empty(sample, slot) {
-                let (draw, position) = (slot / map.picked, 1 + slot % map.picked);
-                add(row, rows_of(grad, sample * per_sample + draw * map.positions + position, 1, channels));
+    threads::rows(rows, channels, TASK, |at, row| {
+        let (sample, stored) = (at / map.stored, at % map.stored);
+        row.fill(T::default());
+        let Some(slot) = stored.checked_sub(1) else {
+            // The class token's row is shared by all draws.
+            for draw in 0..map.draws {
+                add(row, rows_of(grad, sample * per_sample + draw * map.positions, 1, channels));
             }
-        })
+            return;
+        };
+        if !map.is_empty(sample, slot) {
+            let (draw, position) = (slot / map.picked, 1 + slot % map.picked);
+            add(row, rows_of(grad, sample * per_sample + draw * map.positions + position, 1, channels));
+        }
     })?;
     Ok(out.into_tensor())
 }

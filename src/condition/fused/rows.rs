@@ -1,6 +1,5 @@
 //! Forward: gathers (or averages) the tokens behind each row and normalises them in one pass.
 
-use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, Real};
@@ -25,13 +24,11 @@ pub(super) fn forward<T: Real>(
     let source = slices::view::<T>(tokens)?;
     let mut hidden = Output::<T>::new(&[plan.batch * plan.stored(), plan.width])?;
     let rows = hidden.values()?;
-    threads::install(|| {
-        rows.par_chunks_mut(map.width).with_min_len(TASK).enumerate().for_each(|(at, row)| {
-            let (sample, stored) = (at / map.stored, at % map.stored);
-            let (first, count) = map.source(sample, stored);
-            let behind = rows_of(source, sample * map.tokens + first, count, map.width);
-            write(row, behind, affine.as_ref());
-        })
+    threads::rows(rows, map.width, TASK, |at, row| {
+        let (sample, stored) = (at / map.stored, at % map.stored);
+        let (first, count) = map.source(sample, stored);
+        let behind = rows_of(source, sample * map.tokens + first, count, map.width);
+        write(row, behind, affine.as_ref());
     })?;
     Ok(hidden.into_tensor())
 }

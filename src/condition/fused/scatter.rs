@@ -4,7 +4,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, sum, sum_pairs, Real};
@@ -36,11 +35,9 @@ pub(super) fn backward<T: Real>(
     let d_tokens = out.values()?;
     let batch = d_tokens.len() / (map.tokens * width);
     let Some(affine) = affine else {
-        threads::install(|| {
-            let rows = Rows::new(&map, batch);
-            d_tokens.par_chunks_mut(width).with_min_len(TASK).enumerate().for_each(|(at, row)| {
-                gather(&map, &rows, at, grad, row);
-            })
+        let rows = Rows::new(&map, batch)?;
+        threads::rows(d_tokens, width, TASK, |at, row| {
+            gather(&map, &rows, at, grad, row);
         })?;
         return Ok(Back { tokens: out.into_tensor(), weight: None, bias: None });
     };
@@ -48,24 +45,24 @@ pub(super) fn backward<T: Real>(
     let mut partials = vec![T::default(); tasks * 2 * width];
     let mut sums = Output::<T>::new(&[2, plan.width])?;
     let totals = sums.values()?;
-    threads::install(|| {
-        let rows = Rows::new(&map, batch);
-        let outputs = d_tokens.par_chunks_mut(TASK * width);
-        outputs.zip(partials.par_chunks_mut(2 * width)).enumerate().for_each(|(task, (out, partial))| {
+    let rows = Rows::new(&map, batch)?;
+    let outputs = d_tokens.chunks_mut(TASK * width).zip(partials.chunks_mut(2 * width));
+    threads::consume(
+        outputs.enumerate().collect(),
+        |(task, (out, partial)): (usize, (&mut [T], &mut [T]))| {
             let (weight, bias) = partial.split_at_mut(width);
-            for (at, row) in out.chunks_exact_mut(width).enumerate() {
-                let at = task * TASK + at;
+            for (at, row) in (task * TASK..).zip(out.chunks_exact_mut(width)) {
                 if gather(&map, &rows, at, grad, row) {
                     through_norm(row, rows_of(source, at, 1, width), &affine, weight, bias);
                 }
             }
-        });
-        totals.par_chunks_mut(TASK).enumerate().for_each(|(block, totals)| {
-            totals.fill(T::default());
-            for partial in partials.chunks_exact(2 * width) {
-                add(totals, partial.get(block * TASK..).unwrap_or_default());
-            }
-        });
+        },
+    )?;
+    threads::rows(totals, TASK, 1, |block, totals| {
+        totals.fill(T::default());
+        for partial in partials.chunks_exact(2 * width) {
+            add(totals, partial.get(block * TASK..).unwrap_or_default());
+        }
     })?;
     let sums = sums.into_tensor();
     let norm = norm.map(|norm| (norm.weight.is_some(), norm.bias.is_some())).unwrap_or_default();
@@ -130,6 +127,9 @@ fn through_norm<T: Real>(row: &mut [T], x: &[T], affine: &Affine<T>, d_weight: &
     }
 }
 
+/// A sample with its bounds and its sorted rows.
+type Sample<'a> = (usize, (&'a mut [usize], &'a mut [usize]));
+
 /// The rows of each token under the random recap, in ascending order: one counting sort per sample.
 struct Rows {
     tokens: usize,
@@ -141,16 +141,16 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(map: &Map, batch: usize) -> Self {
+    fn new(map: &Map, batch: usize) -> Result<Self> {
         let (tokens, stored) = (map.tokens, map.stored);
         let mut rows = Rows { tokens, stored, bounds: Vec::new(), sorted: Vec::new() };
         if map.recap != Recap::Random {
-            return rows;
+            return Ok(rows);
         }
         rows.bounds.resize(batch * (tokens + 1), 0);
         rows.sorted.resize(batch * stored, 0);
-        let samples = rows.bounds.par_chunks_mut(tokens + 1).zip(rows.sorted.par_chunks_mut(stored));
-        samples.enumerate().for_each(|(sample, (bounds, sorted))| {
+        let samples = rows.bounds.chunks_mut(tokens + 1).zip(rows.sorted.chunks_mut(stored));
+        threads::consume(samples.enumerate().collect(), |(sample, (bounds, sorted)): Sample| {
             let behind = |row: usize| Some(map.source(sample, row)).filter(|(_, count)| *count == 1);
             for (token, _) in (0..stored).filter_map(behind) {
                 if let Some(count) = bounds.get_mut(token + 1) {
@@ -170,8 +170,8 @@ impl Rows {
                 }
                 *at += 1;
             }
-        });
-        rows
+        })?;
+        Ok(rows)
     }
 
     fn of(&self, sample: usize, token: usize) -> &[usize] {
