@@ -12,10 +12,16 @@ const BLOCK: i64 = 1 << 18;
 /// input alone; autograd's own way, over views of it, writes their gradients into zeros, twice, and adds these up.
 pub fn geglu(both: &Tensor) -> Result<Tensor> {
     apply(&[both], || {
-        let halves = both.f_chunk(2, -1)?;
-        let mut gated = halves[1].f_gelu("none")?;
-        Ok((gated.f_mul_(&halves[0])?, Kept { both: both.f_detach()? }))
+        let (value, gate) = halves(both)?;
+        let mut gated = gate.f_gelu("none")?;
+        Ok((gated.f_mul_(&value)?, Kept { both: both.f_detach()? }))
     })
+}
+
+/// Value and gate, as views.
+fn halves(both: &Tensor) -> Result<(Tensor, Tensor)> {
+    let width = both.size().last().copied().unwrap_or(0) / 2;
+    Ok((both.f_narrow(-1, 0, width)?, both.f_narrow(-1, width, width)?))
 }
 
 struct Kept {
@@ -24,25 +30,25 @@ struct Kept {
 
 impl Backward for Kept {
     fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let width = self.both.size().last().copied().unwrap_or(2);
-        let both = self.both.f_reshape([-1, width])?;
-        let gradient = gradient.f_reshape([-1, width / 2])?;
-        let step = match both.device() {
-            Device::Cpu => (BLOCK / width.max(1)).max(1),
-            _ => both.size2()?.0.max(1),
-        };
-        let blocks = |x: &Tensor| x.f_split(step, 0);
-        let (inputs, gradients) = (blocks(&both)?, blocks(&gradient)?);
-        let found = inputs.iter().zip(&gradients).map(|(both, gradient)| {
-            let halves = both.f_chunk(2, -1)?;
-            let (value, gate) = (&halves[0], &halves[1]);
-            let at_value = gradient.f_mul(&gate.f_gelu("none")?)?;
-            let at_gate = gate.f_gelu_backward(&gradient.f_mul(value)?, "none")?;
-            Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
-        });
+        if self.both.device() != Device::Cpu {
+            return Ok(vec![Some(at_both(&self.both, gradient)?)]);
+        }
+        let width = self.both.size().last().copied().unwrap_or(0).max(2);
+        let rows = (BLOCK / width).max(1);
+        let blocks = |x: &Tensor, width: i64| x.f_reshape([-1, width])?.f_split(rows, 0);
+        let (both, gradient) = (blocks(&self.both, width)?, blocks(gradient, width / 2)?);
+        let found = both.iter().zip(&gradient).map(|(both, gradient)| at_both(both, gradient));
         let found = Tensor::f_cat(&found.collect::<Result<Vec<_>>>()?, 0)?;
         Ok(vec![Some(found.f_view(self.both.size().as_slice())?)])
     }
+}
+
+/// The gradient at value and gate, given the one at the product.
+fn at_both(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (value, gate) = halves(both)?;
+    let at_value = gradient.f_mul(&gate.f_gelu("none")?)?;
+    let at_gate = gate.f_gelu_backward(&gradient.f_mul(&value)?, "none")?;
+    Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
 }
 
 #[cfg(test)]

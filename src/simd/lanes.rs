@@ -45,7 +45,7 @@ pub fn store_pairs(to: &mut [u32], x: __m512i) {
 /// As many of the 32 bf16 numbers as `to` has room for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub fn store_halves(to: &mut [u16], x: __m512i) {
+fn store_halves(to: &mut [u16], x: __m512i) {
     let mask = u32::MAX >> (2 * LANES).saturating_sub(to.len()).min(31);
     let mask = if to.is_empty() { 0 } else { mask };
     // SAFETY: the mask has no bit for what is not in `to`.

@@ -9,7 +9,7 @@ mod lanes; // vectors of 16 numbers
 mod pack; //  matrices in the order in which a product reads them
 mod product;
 
-pub use lanes::{exp2, interleave, load, maximum, narrow, round, store_halves, store_pairs, total, LANES};
+pub use lanes::{exp2, interleave, load, maximum, narrow, round, store_pairs, total, LANES};
 pub use pack::{Columns, Pairs, Rows};
 pub use product::{product, Into, ROWS, STRIP};
 

@@ -17,8 +17,9 @@ const KEYS: usize = 192;
 #[derive(Clone, Copy)]
 pub struct Seen<'a> {
     pub query: Rows<'a>,
-    pub mixed: Rows<'a>,
-    /// At `mixed`.
+    /// The result of the forward pass, row by row and not rounded.
+    pub exact: &'a [f32],
+    /// At the result.
     pub gradient: Rows<'a>,
     /// Per query the logarithm to base 2 of the sum over the keys of e^score.
     pub log_sums: &'a [f32],
@@ -66,8 +67,8 @@ impl Block {
         for (i, (log_sum, delta)) in log_sums.iter_mut().zip(&mut deltas).enumerate() {
             let Some(sum) = seen.log_sums.get(start + i).filter(|_| i < QUERIES) else { break };
             *log_sum = *sum;
-            let products = seen.mixed.row(start + i).iter().zip(seen.gradient.row(start + i));
-            *delta = products.map(|(&a, &b)| wide(a) * wide(b)).sum();
+            let exact = &seen.exact[(start + i) * seen.query.width..];
+            *delta = exact.iter().zip(seen.gradient.row(start + i)).map(|(a, &b)| a * wide(b)).sum();
         }
         Block { query, gradient: both(&seen.gradient), log_sums, deltas }
     }

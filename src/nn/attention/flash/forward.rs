@@ -5,8 +5,8 @@ use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
 use crate::simd::{
-    exp2, load, maximum, narrow, product, store_halves, store_pairs, total, Columns, Into, Pairs, Rows,
-    LANES, ROWS, STRIP,
+    exp2, load, maximum, narrow, product, round, store_pairs, total, Columns, Into, Pairs, Rows, LANES, ROWS,
+    STRIP,
 };
 
 /// Keys of a block. Its scores for [`ROWS`] queries lie in the first cache, its keys and values in the second.
@@ -32,6 +32,9 @@ pub struct Place<'a> {
     pub mixed: &'a mut [u16],
     pub stride: usize,
     pub column: usize,
+    /// The same of this head alone, not rounded: rounding's part in the sum of output times gradient would be an error
+    /// that the gradients at all scores of a query share.
+    pub exact: &'a mut [f32],
     /// Per query the logarithm to base 2 of the sum over the keys of e^score.
     pub log_sums: &'a mut [f32],
 }
@@ -110,19 +113,16 @@ impl State {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     fn finish(&self, query: Rows, scale: f32, place: Place) {
-        let rows = place.mixed.chunks_mut(place.stride).zip(place.log_sums.iter_mut());
-        for (i, (row, log_sum)) in rows.enumerate().take(query.len) {
+        let exact = place.exact.chunks_exact_mut(query.width);
+        let rows = place.mixed.chunks_mut(place.stride).zip(exact).zip(place.log_sums);
+        for (i, ((row, exact), log_sum)) in rows.enumerate() {
             *log_sum = self.largest[i] * scale + self.sums[i].log2();
-            let factor = _mm512_set1_ps(self.sums[i].recip());
-            let row = &mut row[place.column..][..query.width];
-            let numbers = self.mixed[i * self.width..][..self.width].as_chunks().0;
-            for (two, to) in numbers.chunks(2).zip(row.chunks_mut(2 * LANES)) {
-                let mut scaled = [_mm512_setzero_ps(); 2];
-                for (numbers, scaled) in two.iter().zip(&mut scaled) {
-                    *scaled = _mm512_mul_ps(load(numbers), factor);
-                }
-                store_halves(to, narrow(scaled[0], scaled[1]));
+            let numbers = &self.mixed[i * self.width..][..self.width];
+            let factor = self.sums[i].recip();
+            for (to, number) in exact.iter_mut().zip(numbers) {
+                *to = number * factor;
             }
+            round(exact, &mut row[place.column..][..query.width]);
         }
     }
 }

@@ -38,9 +38,7 @@ pub fn flash(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result
     apply(&[query, key, value], || {
         let inputs = [bits(query)?, bits(key)?, bits(value)?];
         let shape = Shape::of(&inputs, heads)?;
-        let (mixed, log_sums) = forward(&inputs, &shape)?;
-        let output = mixed.f_view_dtype(Kind::BFloat16)?;
-        Ok((output, Kept { inputs, mixed, log_sums, shape }))
+        forward(inputs, shape)
     })
 }
 
@@ -81,30 +79,35 @@ impl Shape {
     }
 }
 
-/// The result (B, L, heads * d), and the logarithms of sums (B, heads, L) as numbers.
-fn forward(inputs: &[Tensor; 3], shape: &Shape) -> Result<(Tensor, Vec<f32>)> {
-    let [query, key, value] = inputs;
+/// The result (B, L, heads * d), and what its backward pass needs.
+fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
+    let [query, key, value] = &inputs;
     let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
     let mut mixed = Output::<f16>::new(&inputs[0].size())?;
+    let mut exact = vec![0.0; shape.units() * shape.queries * shape.width];
     let mut log_sums = vec![0.0; shape.units() * shape.queries];
     let all: &mut [u16] = mixed.values()?.reinterpret_cast_mut();
     let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
     let heads: Vec<Head> = threads::map(shape.units(), head)?;
     let samples = all.chunks_mut(shape.queries * shape.stride());
-    let mut sums: Vec<_> = log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES)).collect();
+    let exacts =
+        exact.chunks_mut(shape.queries * shape.width).map(|all| all.chunks_mut(QUERIES * shape.width));
+    let sums = log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES));
+    let mut parts: Vec<_> = exacts.zip(sums).map(|(exact, sums)| exact.zip(sums)).collect();
     let mut places = Vec::new();
     for (sample, mixed) in samples.enumerate() {
-        let sums = &mut sums[sample * shape.heads..][..shape.heads];
+        let parts = &mut parts[sample * shape.heads..][..shape.heads];
         for (part, mixed) in mixed.chunks_mut(QUERIES * shape.stride()).enumerate() {
-            let sums: Vec<_> = sums.iter_mut().filter_map(Iterator::next).collect();
-            places.push((sample, part * QUERIES, mixed, sums));
+            let parts: Vec<_> = parts.iter_mut().filter_map(Iterator::next).collect();
+            places.push((sample, part * QUERIES, mixed, parts));
         }
     }
-    threads::consume(places, |(sample, start, mixed, sums)| {
-        for (head, log_sums) in sums.into_iter().enumerate() {
+    threads::consume(places, |(sample, start, mixed, parts)| {
+        for (head, (exact, log_sums)) in parts.into_iter().enumerate() {
             let unit = sample * shape.heads + head;
             let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
-            let place = Place { mixed, stride: shape.stride(), column: head * shape.width, log_sums };
+            let (stride, column) = (shape.stride(), head * shape.width);
+            let place = Place { mixed, stride, column, exact, log_sums };
             // SAFETY: `fits` has asked the processor.
             #[allow(unsafe_code)]
             unsafe {
@@ -112,12 +115,13 @@ fn forward(inputs: &[Tensor; 3], shape: &Shape) -> Result<(Tensor, Vec<f32>)> {
             }
         }
     })?;
-    Ok((mixed.into_tensor(), log_sums))
+    let mixed = mixed.into_tensor().f_view_dtype(Kind::BFloat16)?;
+    Ok((mixed, Kept { inputs, exact, log_sums, shape }))
 }
 
 struct Kept {
     inputs: [Tensor; 3],
-    mixed: Tensor,
+    exact: Vec<f32>,
     log_sums: Vec<f32>,
     shape: Shape,
 }
@@ -127,16 +131,21 @@ impl Backward for Kept {
         let (shape, gradient) = (&self.shape, bits(gradient)?);
         let [query, key, value] = &self.inputs;
         let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
-        let (mixed, gradient) = (numbers(&self.mixed)?, numbers(&gradient)?);
-        let log_sums = &self.log_sums;
+        let gradient = numbers(&gradient)?;
+        let (exact, log_sums) = (&self.exact, &self.log_sums);
         let starts: Vec<usize> = (0..shape.keys).step_by(KEYS).collect();
         let parts = threads::map(shape.units() * starts.len(), |index| {
             let (unit, start) = (index / starts.len(), starts[index % starts.len()]);
             let queries = |data| shape.rows(data, shape.queries, unit);
             let keys = |data| shape.rows(data, shape.keys, unit).part(start, KEYS);
-            let log_sums = &log_sums[unit * shape.queries..][..shape.queries];
-            let (query, mixed, gradient) = (queries(query), queries(mixed), queries(gradient));
-            let seen = Seen { query, mixed, gradient, log_sums, scale: shape.scale };
+            let first = unit * shape.queries;
+            let seen = Seen {
+                query: queries(query),
+                exact: &exact[first * shape.width..][..shape.queries * shape.width],
+                gradient: queries(gradient),
+                log_sums: &log_sums[first..][..shape.queries],
+                scale: shape.scale,
+            };
             // SAFETY: `fits` has asked the processor.
             #[allow(unsafe_code)]
             unsafe {
