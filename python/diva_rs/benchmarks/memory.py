@@ -23,10 +23,10 @@ from diva_rs.errors import DeviceError
 def memory(size: str, precision: str, device: str = "cpu", names: tuple[str, ...] = NAMES) -> dict[str, Any]:
     """GiB before the first step, with models and optimizer loaded, and at the peak of two steps.
 
-    The optimizer's state is SGD's momentum: our trainer has its own, the others are given one. On the CPU the
-    resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated. All but "official"
-    load the frozen networks in the dtype of the computation and no text encoder. "plain" takes its draws one
-    after another, which needs the least.
+    The optimizer's state is SGD's momentum: our trainer has its own, the others are given one. On the CPU
+    the resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated. All but
+    "official" load the frozen networks in the dtype of the computation and no text encoder. "plain" takes its
+    draws one after another, which needs the least.
 
     Raises:
         DeviceError: a process did not end well, as when the memory was too little; with its last words.
