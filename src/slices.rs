@@ -1,4 +1,4 @@
-//! Raw views of a tensor's memory, for the fused CPU passes: the only file of the crate with `unsafe` in it.
+//! Raw views of a tensor's memory, for the fused CPU passes: the only file that takes a pointer to numbers from libtorch.
 //! Everything that could make a view wrong is refused before the pointer is taken.
 
 use std::marker::PhantomData;

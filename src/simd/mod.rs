@@ -10,7 +10,7 @@ mod pack; //  matrices in the order in which a product reads them
 mod product;
 
 pub use lanes::{exp2, interleave, load, maximum, narrow, round, store_pairs, total, LANES};
-pub use pack::{Columns, Pairs, Rows};
+pub use pack::{zeros, Columns, Pairs, Rows};
 pub use product::{product, Into, ROWS, STRIP};
 
 /// Whether the processor has these instructions, and none that multiply whole tiles of bf16 (AMX): libtorch's products

@@ -2,6 +2,7 @@
 
 use super::lanes::LANES;
 use super::product::{ROWS, STRIP};
+use crate::error::{DivaError, Result};
 
 /// Rows of a matrix that may lie apart: (len, width), bf16 as bits.
 #[derive(Clone, Copy)]
@@ -31,6 +32,17 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// Room for a kernel's numbers. A plain `vec!` would abort the process where the memory is not there.
+pub fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
+    let mut numbers = Vec::new();
+    numbers.try_reserve_exact(len).map_err(|_| DivaError::Device {
+        op: "attention",
+        what: format!("out of memory: no room for {len} numbers of {} bytes", size_of::<T>()),
+    })?;
+    numbers.resize(len, T::default());
+    Ok(numbers)
+}
+
 fn pair(first: u16, second: u16) -> u32 {
     u32::from(first) | u32::from(second) << 16
 }
@@ -43,31 +55,31 @@ pub struct Pairs {
 }
 
 impl Pairs {
-    fn zeros(rows: usize, pairs: usize) -> Self {
-        Pairs { data: vec![0; rows.next_multiple_of(ROWS) * pairs], pairs }
+    fn zeros(rows: usize, pairs: usize) -> Result<Self> {
+        Ok(Pairs { data: zeros(rows.next_multiple_of(ROWS) * pairs)?, pairs })
     }
 
     /// The rows as they are; their width is even.
-    pub fn of(x: Rows) -> Self {
-        let mut packed = Pairs::zeros(x.len, x.width / 2);
+    pub fn of(x: Rows) -> Result<Self> {
+        let mut packed = Pairs::zeros(x.len, x.width / 2)?;
         for (i, row) in packed.data.chunks_exact_mut(x.width / 2).take(x.len).enumerate() {
             for (to, from) in row.iter_mut().zip(x.row(i).chunks_exact(2)) {
                 *to = pair(from[0], from[1]);
             }
         }
-        packed
+        Ok(packed)
     }
 
     /// The columns as rows.
-    pub fn transposed(x: Rows) -> Self {
-        let mut packed = Pairs::zeros(x.width, x.len.div_ceil(2));
+    pub fn transposed(x: Rows) -> Result<Self> {
+        let mut packed = Pairs::zeros(x.width, x.len.div_ceil(2))?;
         let pairs = packed.pairs;
         for p in 0..pairs {
             for (to, pair) in packed.data[p..].iter_mut().step_by(pairs).zip(x.two(p)) {
                 *to = pair;
             }
         }
-        packed
+        Ok(packed)
     }
 
     /// [`ROWS`] rows from `start` on.
@@ -85,14 +97,14 @@ pub struct Columns {
 }
 
 impl Columns {
-    pub fn zeros(len: usize, columns: usize) -> Self {
+    pub fn zeros(len: usize, columns: usize) -> Result<Self> {
         let (pairs, width) = (len.div_ceil(2), columns.next_multiple_of(LANES));
-        Columns { data: vec![0; pairs * width], pairs, width }
+        Ok(Columns { data: zeros(pairs * width)?, pairs, width })
     }
 
     /// The matrix as it is: its rows are summed over.
-    pub fn of(x: Rows) -> Self {
-        let mut packed = Columns::zeros(x.len, x.width);
+    pub fn of(x: Rows) -> Result<Self> {
+        let mut packed = Columns::zeros(x.len, x.width)?;
         for s in 0..packed.strips() {
             let (strip, width) = packed.strip_mut(s);
             for (p, row) in strip.chunks_exact_mut(width).enumerate() {
@@ -101,12 +113,12 @@ impl Columns {
                 }
             }
         }
-        packed
+        Ok(packed)
     }
 
     /// The transposed matrix: its columns, of which there is an even number, are summed over.
-    pub fn transposed(x: Rows) -> Self {
-        let mut packed = Columns::zeros(x.width, x.len);
+    pub fn transposed(x: Rows) -> Result<Self> {
+        let mut packed = Columns::zeros(x.width, x.len)?;
         for s in 0..packed.strips() {
             let (strip, width) = packed.strip_mut(s);
             for column in 0..width.min(x.len - s * STRIP) {
@@ -116,7 +128,7 @@ impl Columns {
                 }
             }
         }
-        packed
+        Ok(packed)
     }
 
     pub fn strips(&self) -> usize {

@@ -9,7 +9,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{DivaError, Result};
 
-pub use team::{consume, each, map, rows};
+pub use team::{consume, each, map, rows, try_consume};
 
 static POOL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
 

@@ -48,6 +48,20 @@ pub fn consume<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) -> Result<()> {
     })
 }
 
+/// [`consume`] of work that may fail: one of the errors, where there are any.
+pub fn try_consume<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
+    let failed = Mutex::new(None);
+    consume(items, |item| {
+        if let (Err(err), Ok(mut failed)) = (work(item), failed.lock()) {
+            *failed = Some(err);
+        }
+    })?;
+    match failed.into_inner() {
+        Ok(Some(err)) => Err(err),
+        _ => Ok(()),
+    }
+}
+
 /// `work` for each row of `numbers`, which are `width` each, with its index: `some` rows at a time on a thread.
 pub fn rows<T: Send>(
     numbers: &mut [T],

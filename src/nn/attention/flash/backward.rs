@@ -4,8 +4,10 @@
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
+use crate::error::Result;
 use crate::simd::{
-    exp2, interleave, load, narrow, product, store_pairs, Columns, Into, Pairs, Rows, LANES, ROWS, STRIP,
+    exp2, interleave, load, narrow, product, store_pairs, zeros, Columns, Into, Pairs, Rows, LANES, ROWS,
+    STRIP,
 };
 
 /// Queries of a block, whose packed forms lie in the second cache.
@@ -55,12 +57,12 @@ struct Block {
 }
 
 impl Block {
-    fn new(seen: &Seen, start: usize) -> Self {
-        let both = |x: &Rows| {
+    fn new(seen: &Seen, start: usize) -> Result<Self> {
+        let both = |x: &Rows| -> Result<_> {
             let part = x.part(start, QUERIES);
-            (Columns::transposed(part), Columns::of(part))
+            Ok((Columns::transposed(part)?, Columns::of(part)?))
         };
-        let query = both(&seen.query);
+        let query = both(&seen.query)?;
         let columns = query.0.width;
         let mut log_sums = vec![f32::INFINITY; columns]; // no probability where there is no query
         let mut deltas = vec![0.0; columns];
@@ -70,7 +72,7 @@ impl Block {
             let exact = &seen.exact[(start + i) * seen.query.width..];
             *delta = exact.iter().zip(seen.gradient.row(start + i)).map(|(a, &b)| a * wide(b)).sum();
         }
-        Block { query, gradient: both(&seen.gradient), log_sums, deltas }
+        Ok(Block { query, gradient: both(&seen.gradient)?, log_sums, deltas })
     }
 }
 
@@ -90,14 +92,15 @@ struct Strip {
 
 /// The gradients at `seen.query`, `key` and `value`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn backward(seen: &Seen, key: Rows, value: Rows) -> Gradients {
+pub fn backward(seen: &Seen, key: Rows, value: Rows) -> Result<Gradients> {
     let width = key.width.next_multiple_of(LANES);
-    let (keys, values) = (Pairs::of(key), Pairs::of(value));
+    let (keys, values) = (Pairs::of(key)?, Pairs::of(value)?);
     let starts = (0..key.len).step_by(KEYS);
-    let across: Vec<_> = starts.map(|start| Pairs::transposed(key.part(start, KEYS))).collect();
+    let across = starts.map(|start| Pairs::transposed(key.part(start, KEYS)));
+    let across = across.collect::<Result<Vec<_>>>()?;
     let len = key.len.next_multiple_of(ROWS);
-    let (mut at_key, mut at_value) = (vec![0.0; len * width], vec![0.0; len * width]);
-    let mut at_query = vec![0.0; seen.query.len * key.width];
+    let (mut at_key, mut at_value) = (zeros(len * width)?, zeros(len * width)?);
+    let mut at_query = zeros(seen.query.len * key.width)?;
     let mut strip = Strip {
         scores: vec![0.0; ROWS * STRIP],
         at_probabilities: vec![0.0; ROWS * STRIP],
@@ -107,12 +110,12 @@ pub fn backward(seen: &Seen, key: Rows, value: Rows) -> Gradients {
     for (start, at_query) in
         (0..seen.query.len).step_by(QUERIES).zip(at_query.chunks_mut(QUERIES * key.width))
     {
-        let block = Block::new(seen, start);
+        let block = Block::new(seen, start)?;
         let columns = block.query.0.width;
-        let mut across_query = vec![0.0; key.width.next_multiple_of(ROWS) * columns]; // (width, queries)
+        let mut across_query: Vec<f32> = zeros(key.width.next_multiple_of(ROWS) * columns)?; // (width, queries)
         for (across, first) in across.iter().zip((0..key.len).step_by(KEYS)) {
             let count = (key.len - first).min(KEYS);
-            let mut at_scores = Columns::zeros(count, seen.query.part(start, QUERIES).len);
+            let mut at_scores = Columns::zeros(count, seen.query.part(start, QUERIES).len)?;
             for row in (0..count).step_by(ROWS) {
                 let at = first + row;
                 let factors = (keys.rows(at), values.rows(at));
@@ -137,7 +140,7 @@ pub fn backward(seen: &Seen, key: Rows, value: Rows) -> Gradients {
             }
         }
     }
-    Gradients { query: at_query, key: cut(at_key, width, key), value: cut(at_value, width, key) }
+    Ok(Gradients { query: at_query, key: cut(at_key, width, key), value: cut(at_value, width, key) })
 }
 
 /// The first numbers of each row of `width`, as many as `like` has.

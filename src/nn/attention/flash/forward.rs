@@ -4,9 +4,10 @@
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
+use crate::error::Result;
 use crate::simd::{
-    exp2, load, maximum, narrow, product, round, store_pairs, total, Columns, Into, Pairs, Rows, LANES, ROWS,
-    STRIP,
+    exp2, load, maximum, narrow, product, round, store_pairs, total, zeros, Columns, Into, Pairs, Rows,
+    LANES, ROWS, STRIP,
 };
 
 /// Keys of a block. Its scores for [`ROWS`] queries lie in the first cache, its keys and values in the second.
@@ -19,10 +20,11 @@ pub struct Head {
 }
 
 impl Head {
-    pub fn new(key: Rows, value: Rows) -> Self {
+    pub fn new(key: Rows, value: Rows) -> Result<Self> {
         let block =
-            |start| (Columns::transposed(key.part(start, KEYS)), Columns::of(value.part(start, KEYS)));
-        Head { blocks: (0..key.len).step_by(KEYS).map(block).collect(), keys: key.len }
+            |start| Ok((Columns::transposed(key.part(start, KEYS))?, Columns::of(value.part(start, KEYS))?));
+        let blocks = (0..key.len).step_by(KEYS).map(block).collect::<Result<_>>()?;
+        Ok(Head { blocks, keys: key.len })
     }
 }
 
@@ -49,12 +51,12 @@ struct State {
 
 /// softmax(query key^T scale) value.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) {
+pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) -> Result<()> {
     let scale = scale * LOG2_E; // powers of two are what the processor knows
-    let rows = Pairs::of(query);
+    let rows = Pairs::of(query)?;
     let (len, width) = (query.len.next_multiple_of(ROWS), query.width.next_multiple_of(LANES));
     let mut state = State {
-        mixed: vec![0.0; len * width],
+        mixed: zeros(len * width)?,
         width,
         largest: vec![f32::NEG_INFINITY; len],
         sums: vec![0.0; len],
@@ -80,6 +82,7 @@ pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) {
         }
     }
     state.finish(query, scale, place);
+    Ok(())
 }
 
 impl State {

@@ -30,7 +30,9 @@ pub fn fits(inputs: [&Tensor; 3], heads: i64) -> Result<bool> {
             return Ok(false);
         }
     }
-    Ok(simd::available() && (inputs[0].size3()?.2 / heads) % 2 == 0)
+    let [query, key, value] = [inputs[0].size3()?, inputs[1].size3()?, inputs[2].size3()?];
+    let alike = (query.0, query.2) == (key.0, key.2) && key == value; // libtorch says what is wrong with others
+    Ok(simd::available() && alike && query.2 % (2 * heads) == 0)
 }
 
 /// softmax(q k^T / sqrt(d)) v over (B, L, heads * d) inputs that [`fits`] takes.
@@ -84,11 +86,11 @@ fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
     let [query, key, value] = &inputs;
     let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
     let mut mixed = Output::<f16>::new(&inputs[0].size())?;
-    let mut exact = vec![0.0; shape.units() * shape.queries * shape.width];
-    let mut log_sums = vec![0.0; shape.units() * shape.queries];
+    let mut exact = simd::zeros(shape.units() * shape.queries * shape.width)?;
+    let mut log_sums = simd::zeros(shape.units() * shape.queries)?;
     let all: &mut [u16] = mixed.values()?.reinterpret_cast_mut();
     let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
-    let heads: Vec<Head> = threads::map(shape.units(), head)?;
+    let heads = threads::map(shape.units(), head)?.into_iter().collect::<Result<Vec<Head>>>()?;
     let samples = all.chunks_mut(shape.queries * shape.stride());
     let exacts =
         exact.chunks_mut(shape.queries * shape.width).map(|all| all.chunks_mut(QUERIES * shape.width));
@@ -102,7 +104,7 @@ fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
             places.push((sample, part * QUERIES, mixed, parts));
         }
     }
-    threads::consume(places, |(sample, start, mixed, parts)| {
+    threads::try_consume(places, |(sample, start, mixed, parts)| {
         for (head, (exact, log_sums)) in parts.into_iter().enumerate() {
             let unit = sample * shape.heads + head;
             let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
@@ -111,9 +113,10 @@ fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
             // SAFETY: `fits` has asked the processor.
             #[allow(unsafe_code)]
             unsafe {
-                forward::forward(query, &heads[unit], shape.scale, place);
+                forward::forward(query, &heads[unit], shape.scale, place)?;
             }
         }
+        Ok(())
     })?;
     let mixed = mixed.into_tensor().f_view_dtype(Kind::BFloat16)?;
     Ok((mixed, Kept { inputs, exact, log_sums, shape }))
@@ -154,6 +157,7 @@ impl Backward for Kept {
         })?;
         let mut heads: Vec<Gradients> = Vec::with_capacity(shape.units());
         for (index, part) in parts.into_iter().enumerate() {
+            let part = part?;
             match heads.last_mut().filter(|_| index % starts.len() > 0) {
                 Some(head) => head.join(part),
                 None => heads.push(part),
