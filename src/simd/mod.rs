@@ -24,3 +24,6 @@ pub fn available() -> bool {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512bf16")
 }
+
+#[cfg(test)]
+mod tests;
