@@ -32,9 +32,10 @@ extern "C" {
 #[allow(unsafe_code)]
 pub fn attach(mut output: Tensor, inputs: &[&Tensor], backward: State) -> Result<Tensor> {
     let raw: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
-    let state = Box::into_raw(Box::new(backward)).cast::<c_void>(); // a thin pointer to the wide one
-                                                                    // SAFETY: all tensors are alive during the call, `raw` has `raw.len()` of them, and the node owns `state` from here
-                                                                    // on: it gives it to `apply` any number of times and to `release` once, after the last.
+    // A thin pointer to the wide one.
+    let state = Box::into_raw(Box::new(backward)).cast::<c_void>();
+    // SAFETY: all tensors are alive during the call, `raw` has `raw.len()` of them, and the node owns `state` from here
+    // on: it gives it to `run` any number of times and to `release` once, after the last.
     let message = unsafe {
         diva_attach(output.as_mut_ptr(), raw.as_ptr(), raw.len(), state, run, release, free_message)
     };

@@ -17,8 +17,8 @@ using torch::autograd::Node;
 using torch::autograd::variable_list;
 
 extern "C" {
-// Writes `count` gradients at the inputs, of those that are `needed`; a message that `diva_free_message` takes back
-// where that failed.
+// Writes `count` gradients at the inputs, of those that are `needed`; where that failed, gives a message that `Free` takes
+// back.
 using Apply = char* (*)(void* state, Tensor* gradient, const bool* needed, Tensor** gradients, size_t count);
 using Drop = void (*)(void* state);
 using Free = void (*)(char* message);
@@ -72,8 +72,8 @@ struct Foreign final : Node {
 }  // namespace
 
 // Makes `output`, a tensor without history, depend on `inputs` through a node that owns `state` from here on; where no
-// graph is being made, or no input asks for a gradient, `state` is dropped. What went wrong as a message for `free`,
-// or null.
+// graph is being made, or no input asks for a gradient, `state` is dropped. What went wrong as a message for
+// `diva_free`, or null.
 extern "C" char* diva_attach(
     Tensor* output, Tensor* const* inputs, size_t count, void* state, Apply apply, Drop drop, Free free_message) {
   auto node = c10::make_intrusive<Foreign>(state, apply, drop, free_message);

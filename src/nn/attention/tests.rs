@@ -69,7 +69,7 @@ mod of_flash {
     use super::*;
     use crate::nn::attention::flash::{fits, flash};
 
-    /// (B, L, heads * d) inputs and their exact results: out, and the gradients.
+    /// With ends that fill no vector, no strip and no block, and with several of each.
     const SHAPES: [(i64, i64, i64, i64, i64); 9] = [
         // batch, queries, keys, heads, width of a head
         (2, 5, 4, 3, 2),
@@ -162,6 +162,10 @@ mod of_flash {
         assert!(!fitting(&zeros([1, 4, 8], Kind::Float), 2)?);
         assert!(!fitting(&zeros([1, 4, 6], Kind::BFloat16), 2)?, "an odd width has no pairs");
         assert!(!fitting(&zeros([1, 0, 8], Kind::BFloat16), 2)?);
+        let [query, key] = [[2, 4, 8], [1, 4, 8]].map(|size| zeros(size, Kind::BFloat16));
+        assert!(!fits([&query, &key, &key], 2)?, "another batch");
+        let short = zeros([2, 3, 8], Kind::BFloat16);
+        assert!(!fits([&query, &query, &short], 2)?, "fewer values than keys");
         Ok(())
     }
 }
