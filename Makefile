@@ -36,21 +36,21 @@ test-python: $(NATIVE)
 
 test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into an empty environment
 	$(MAKE) test
-	$(BIN)/python -m pytest -m slow --ignore tests/parity
-	$(BIN)/python benches/published_sizes.py
+	$(BIN)/python -m pytest -m "slow and not parity"
+	$(BIN)/python -m lab published-sizes
 
 lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python tests benches notebooks conftest.py
-	$(BIN)/ruff check python tests benches notebooks conftest.py
+	$(BIN)/ruff format --check python lab tests notebooks conftest.py
+	$(BIN)/ruff check python lab tests notebooks conftest.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python tests benches notebooks conftest.py
-	$(BIN)/ruff format python tests benches notebooks conftest.py
+	$(BIN)/ruff check --fix python lab tests notebooks conftest.py
+	$(BIN)/ruff format python lab tests notebooks conftest.py
 
 fuzz: $(NATIVE) ## nightly: 12,000 damaged files, hostile calls: 20,000 of the native module, 5,000 of the public API
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
@@ -65,7 +65,7 @@ sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and e
 SIZE ?= microworld
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
-	$(BIN)/diva-rs bench --size $(SIZE) --output benches/results
+	$(BIN)/python -m lab bench --size $(SIZE) --output benches/results
 
 example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
 	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \

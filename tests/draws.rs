@@ -278,7 +278,7 @@ fn an_empty_batch_is_a_mistake_of_the_data() {
 
 #[test]
 fn the_bits_stay_the_same() -> Result<()> {
-    // The full table is tests/property/golden_draws.json; these few hold without Python.
+    // The full table is tests/step/golden_draws.json; these few hold without Python.
     let draws = plan(Timesteps::Uniform, TokenRule::Choose { k: 3, replacement: false }).draw(&[0, 1], 0)?;
     let bits: Vec<u32> = draws.noise.iter().take(3).map(|value| value.to_bits()).collect();
     assert_eq!(draws.timesteps, [191, 726, 543, 245]);

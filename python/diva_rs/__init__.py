@@ -6,6 +6,10 @@ The main job is one call::
 """
 
 import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +21,7 @@ if torch.__version__.split("+")[0] != _TORCH:
         f"pip install torch=={_TORCH}"
     )
 
-from diva_rs import _native  # noqa: E402  (torch's libraries must be loaded first)
+import diva_rs._native as _native  # noqa: E402  (torch's libraries must be loaded first)
 from diva_rs.errors import (  # noqa: E402
     ConfigError,
     DataError,
@@ -31,46 +35,50 @@ from diva_rs.errors import (  # noqa: E402
 
 if TYPE_CHECKING:
     from diva_rs.diffusion import Teacher
-    from diva_rs.draws import DrawPlan, Draws, draw
-    from diva_rs.feedback import FeedbackLoss
-    from diva_rs.interpolation import interpolate
-    from diva_rs.post_training import post_train
-    from diva_rs.recipe import Recipe
-    from diva_rs.result import PostTrainResult
-    from diva_rs.sweep import InterpolationSweep, interpolation_sweep
-    from diva_rs.trainer import Trainer
+    from diva_rs.evaluation.interpolation import interpolate
+    from diva_rs.evaluation.sweep import InterpolationSweep, interpolation_sweep
+    from diva_rs.recipes.recipe import Recipe
+    from diva_rs.run.post_training import post_train
+    from diva_rs.run.result import PostTrainResult
+    from diva_rs.step.draws import DrawPlan, Draws, draw
+    from diva_rs.step.feedback import FeedbackLoss
+    from diva_rs.step.trainer import Trainer
 
 __version__: str = _native.__version__
 
-# Public names and the rooms they live in, imported at first use: `import diva_rs` costs little over torch.
-_ROOMS = {
-    "DrawPlan": "draws",
-    "Draws": "draws",
-    "FeedbackLoss": "feedback",
-    "InterpolationSweep": "sweep",
-    "PostTrainResult": "result",
-    "Recipe": "recipe",
+# Public names and their modules, imported on first use: `import diva_rs` costs little over torch.
+_NAMES = {
+    "DrawPlan": "step.draws",
+    "Draws": "step.draws",
+    "FeedbackLoss": "step.feedback",
+    "InterpolationSweep": "evaluation.sweep",
+    "PostTrainResult": "run.result",
+    "Recipe": "recipes.recipe",
     "Teacher": "diffusion",
-    "Trainer": "trainer",
-    "draw": "draws",
-    "interpolate": "interpolation",
-    "interpolation_sweep": "sweep",
-    "post_train": "post_training",
+    "Trainer": "step.trainer",
+    "draw": "step.draws",
+    "interpolate": "evaluation.interpolation",
+    "interpolation_sweep": "evaluation.sweep",
+    "post_train": "run.post_training",
 }
-_SUBMODULES = (
-    "callbacks",
-    "checkpoint",
-    "clip",
-    "data",
-    "diffusion",
-    "distributed",
-    "draws",
-    "errors",
-    "evaluation",
-    "export",
-    "microworld",
-    "recipe",
-)
+# Public modules, and where each one lies.
+_MODULES = {
+    "callbacks": "run.callbacks",
+    "checkpoint": "_base.checkpoint",
+    "clip": "clip",
+    "data": "data",
+    "diffusion": "diffusion",
+    "distributed": "distributed",
+    "draws": "step.draws",
+    "errors": "errors",
+    "evaluation": "evaluation",
+    "export": "clip.export",
+    "microworld": "microworld",
+    "recipe": "recipes.recipe",
+    "report": "report",
+}
+# Other paths that stay importable.
+_MOVED = {"demo": "microworld.demo", "evaluation.report": "report"}
 
 __all__ = [
     "ConfigError",
@@ -97,12 +105,36 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return getattr(importlib.import_module(f"diva_rs.{_ROOMS[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"diva_rs.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"diva_rs.{_NAMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"diva_rs.{_MODULES[name]}")
     raise AttributeError(f"module 'diva_rs' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_SUBMODULES, "__version__"})
+    return sorted({*__all__, *_MODULES, "__version__"})
+
+
+class _PublicPaths(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets ``import diva_rs.callbacks`` find ``diva_rs.run.callbacks``: one module under both names."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        package, _, rest = name.partition(".")
+        if package == __name__:
+            for public, private in {**_MODULES, **_MOVED}.items():
+                if public != private and f"{rest}.".startswith(f"{public}."):
+                    place = f"{package}.{private}{rest.removeprefix(public)}"
+                    return importlib.machinery.ModuleSpec(name, self, loader_state=place, is_package=True)
+        return None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        found = importlib.import_module(spec.loader_state)
+        self._spec = found.__spec__
+        return found
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec  # the import system has written the public name into it
+
+
+sys.meta_path.append(_PublicPaths())

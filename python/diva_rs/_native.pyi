@@ -8,8 +8,6 @@ import numpy.typing as npt
 from torch import Tensor
 from typing_extensions import disjoint_base
 
-from diva_rs.inputs import RawBatch
-
 __version__: str
 __all__ = [
     "AutoencoderEncoder",
@@ -141,7 +139,7 @@ class Pixels:
 @final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: RawBatch) -> tuple[Tensor, _Targets]: ...
+    def read(self, batch: Any) -> tuple[Tensor, _Targets]: ...
 
 @final
 class Step:
@@ -163,7 +161,7 @@ class Step:
     def train(
         self,
         reader: Reader,
-        batch: RawBatch,
+        batch: Any,
         optimizer: Optimizer,
         share: float = 1.0,
         train_tower: bool = True,

@@ -1,4 +1,4 @@
-//! The rules against plain scalar loops; parity with torch.optim itself is in tests/parity/test_optim.py.
+//! The rules against plain scalar loops; parity with torch.optim itself is in tests/step/test_optim.py.
 
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};

@@ -1,5 +1,5 @@
 """A small run to be killed and started again: `python -m builders.killed PLAN FOLDER`, for
-invariant/test_killed_runs.py.
+run/test_killed_runs.py.
 
     once      one run in FOLDER, from its start or from where an earlier one left off
     fifty     an uninterrupted run in FOLDER/straight; then runs in FOLDER/0, FOLDER/1, ... killed fifty
@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-import diva_rs.checkpoint as checkpoint
-import diva_rs.loop  # noqa: F401  (imported here once, not in every fork)
+import diva_rs._base.checkpoint as checkpoint
+import diva_rs.run.loop  # noqa: F401  (imported here once, not in every fork)
 from builders.small import images, small_clip, small_teacher
 from diva_rs import post_train
 

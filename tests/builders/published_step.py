@@ -20,7 +20,7 @@ import diva_rs
 from builders import small
 from builders.reference import OPENAI, ReferenceStep
 from builders.unets import stirred_slightly
-from diva_rs.pieces import make_projector
+from diva_rs.step.modules import make_projector
 
 UNET: dict[str, Any] = {
     "sample_size": 64,

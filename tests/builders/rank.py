@@ -1,4 +1,4 @@
-"""Two ranks on one machine: `python -m builders.rank FOLDER`, for unit/test_two_ranks.py.
+"""Two ranks on one machine: `python -m builders.rank FOLDER`, for run/test_two_ranks.py.
 
 Each runs FeedbackLoss under DistributedDataParallel and leaves in FOLDER its draws, losses and gradients.
 """

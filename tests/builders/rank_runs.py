@@ -24,11 +24,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
-import diva_rs.checkpoint
-import diva_rs.watch
+import diva_rs._base.checkpoint
+import diva_rs.run.evaluate
 from builders.small import images, small_clip, small_teacher
-from diva_rs.callbacks import Callback
 from diva_rs.data import decode, folder, folder_loader, shard_loader
+from diva_rs.run.callbacks import Callback
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
 RUN = {
@@ -152,13 +152,13 @@ def own_batches(place: Path, world: int) -> dict[str, Any]:
 def written_from_now() -> list[str]:
     """The paths that this process writes from now on."""
     written: list[str] = []
-    replacing = diva_rs.checkpoint.replacing
+    replacing = diva_rs._base.checkpoint.replacing
 
     def noted(path: Path) -> Any:
         written.append(str(path))
         return replacing(path)
 
-    for module in (diva_rs.checkpoint, diva_rs.watch):
+    for module in (diva_rs._base.checkpoint, diva_rs.run.evaluate):
         module.replacing = noted  # type: ignore[attr-defined]
     return written
 

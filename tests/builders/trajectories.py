@@ -1,4 +1,4 @@
-"""One run of 50 steps, made in several ways that must not differ: tests/invariant/test_trajectories.py.
+"""One run of 50 steps, made in several ways that must not differ: tests/run/test_trajectories.py.
 
 What it starts from is the same on every machine: weights and text are NumPy's random bits, the images are
 rendered in integers, and the draws and crops are keyed by the seed and the images' names.
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import diva_rs
 from builders.small import SIDE, WIDTH, scheduler, small_clip, small_vae
-from diva_rs.callbacks import Callback
 from diva_rs.data import folder_loader
 from diva_rs.microworld import World, render
+from diva_rs.run.callbacks import Callback
 
 STEPS, BATCH, IMAGES = 50, 8, 96  # a pass is 12 steps: the run crosses its end four times
 DTYPES = {"float64": torch.float64, "float32": torch.float32}

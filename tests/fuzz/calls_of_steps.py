@@ -10,7 +10,7 @@ from torch import nn
 import diva_rs
 from builders.small import images, scheduler, small_clip, small_teacher, small_unet, small_vae
 from diva_rs import Draws, Recipe, Trainer, callbacks, clip, distributed
-from diva_rs.draws import augment_seed, sample_keys
+from diva_rs.step.draws import augment_seed, sample_keys
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 

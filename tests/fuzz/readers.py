@@ -19,18 +19,18 @@ from builders.evaluations import mmvp, post_trained
 from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
-from diva_rs.callbacks import JsonLines
-from diva_rs.checkpoint import load_state, load_weights, save_state, save_weights, write_json
+from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_json
+from diva_rs._base.manifest import manifest
 from diva_rs.cli.models import load_clip
 from diva_rs.cli.options import OPTIONS, settings
+from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.data.latent_store import _file_hash, _json_hash
 from diva_rs.diffusion.loading import load_part
 from diva_rs.evaluation import mmvp_vlm, report
-from diva_rs.manifest import manifest
-from diva_rs.run_folder import RunFolder
-from diva_rs.watch import _read_rows
-from diva_rs.weights import weights_of
+from diva_rs.run.callbacks import JsonLines
+from diva_rs.run.evaluate import _read_rows
+from diva_rs.run.folder import RunFolder
 
 MODEL = "diva-fuzz-tiny"
 _CONFIG = {

@@ -1,5 +1,4 @@
-"""The command line, ``diva-rs``: train, eval, export, cache, report, info, bench, demo, ablate and
-microworld.
+"""The command line, ``diva-rs``: train, eval, export, cache, report, info and demo.
 
 One file per command; each adds its flags and its ``run``, which imports what is heavy. A mistake of the
 caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
@@ -8,13 +7,13 @@ caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-import diva_rs
-from diva_rs.cli import ablate, bench, cache, demo, eval, export, info, microworld, report, train
+import diva_rs._native as _native
+from diva_rs._base.settings import hint
+from diva_rs.cli import cache, demo, eval, export, info, report, train
 from diva_rs.errors import ConfigError, DivaError
-from diva_rs.recipes.kinds import hint
 
 _COMMANDS = {
     "train": train,
@@ -23,10 +22,7 @@ _COMMANDS = {
     "export": export,
     "report": report,
     "info": info,
-    "bench": bench,
     "demo": demo,
-    "ablate": ablate,
-    "microworld": microworld,
 }
 
 
@@ -36,18 +32,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info", "--recipe", "diva-openai"])  # says on standard error which recipes are near
     2
     """
+    text = "Generative feedback that makes CLIP see better."
+    return run("diva-rs", text, _COMMANDS, argv)
+
+
+def run(prog: str, description: str, commands: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
+    """Run the command that ``argv`` names (None: the process's arguments); returns the exit code.
+
+    ``commands`` maps names to modules with ``HELP``, ``USAGE``, ``add_arguments(parser)`` and ``run(args)``.
+
+    >>> run("tool", "A tool.", {}, ["unknown"])
+    2
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(arguments)
+        code = _run(prog, description, commands, arguments)
         sys.stdout.flush()
         return code
     except DivaError as err:
         if "--traceback" in arguments:
             raise
-        print(f"diva-rs: error: {err}", file=sys.stderr)
+        print(f"{prog}: error: {err}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("diva-rs: interrupted", file=sys.stderr)
+        print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # `diva-rs info | head`: nobody reads on. Without this the interpreter complains at its last flush.
@@ -62,14 +70,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message} ({self.prog} --help lists the options)")
 
 
-def _run(arguments: list[str]) -> int:
-    parser = _Parser(
-        prog="diva-rs", description="Generative feedback that makes CLIP see better.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"diva-rs {diva_rs.__version__}")
+def _run(prog: str, description: str, known: Mapping[str, Any], arguments: list[str]) -> int:
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"diva-rs {_native.__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     parsers: dict[str, argparse.ArgumentParser] = {}
-    for name, command in _COMMANDS.items():
+    for name, command in known.items():
         parsers[name] = commands.add_parser(
             name, help=command.HELP, description=command.HELP, usage=command.USAGE, allow_abbrev=False
         )
@@ -83,6 +89,5 @@ def _run(arguments: list[str]) -> int:
         flags = [] if args.command is None else parsers[args.command]._option_string_actions
         raise ConfigError(f"unknown argument {unknown[0]!r}{hint(unknown[0].split('=')[0], flags)}")
     if args.command is None:
-        raise ConfigError(f"a command is needed: one of {', '.join(_COMMANDS)}")
-    run: Any = _COMMANDS[args.command].run
-    return int(run(args))
+        raise ConfigError(f"a command is needed: one of {', '.join(known)}")
+    return int(known[args.command].run(args))

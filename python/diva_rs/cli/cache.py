@@ -5,7 +5,7 @@ import argparse
 from diva_rs.cli.models import check_data, load_images, load_teacher, pick_device
 from diva_rs.cli.options import add_options, needed, settings
 from diva_rs.errors import ConfigError
-from diva_rs.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe
 
 HELP = "encode images into latents once, for diva-rs train --latents"
 USAGE = "diva-rs cache --data FOLDER|SHARDS --teacher FOLDER --out FOLDER [options]"

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diva_rs._base.settings import hint
 from diva_rs.cli.models import pick_device
 from diva_rs.cli.scored import Scored, load_other, load_scored
 from diva_rs.errors import ConfigError
-from diva_rs.recipes.kinds import hint
 
 HELP = "score a CLIP: MMVP-VLM, zero-shot classification, retrieval"
 USAGE = "diva-rs eval mmvp|zero-shot|retrieval --clip MODEL --data FOLDER [--compare WEIGHTS] [options]"
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _scorer(args: argparse.Namespace) -> Callable[[Scored], Any]:
-    from diva_rs import evaluation
+    import diva_rs.evaluation as evaluation
 
     if args.task == "mmvp":
         evaluation.image_embedding(args.embedding)  # a mistyped name must not cost the loading of a model
@@ -128,7 +128,7 @@ def _change(before: Any, after: Any) -> str:
 
 
 def _write(folder: Path, args: argparse.Namespace, before: Any, after: Any) -> Path:
-    from diva_rs.checkpoint import make_folder, write_json
+    from diva_rs._base.checkpoint import make_folder, write_json
 
     make_folder(folder)
     content = {"clip": args.clip, "before" if after is not None else "scores": before.to_dict()}

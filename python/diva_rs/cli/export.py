@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.half and args.to != "openai":
         raise ConfigError("--half goes with --to openai")
-    from diva_rs import export
+    from diva_rs.clip import export
 
     clip = load_clip(args.clip, pick_device("cpu"), "fp32")
     write: dict[str, Callable[[], Path]] = {

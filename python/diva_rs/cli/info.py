@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; returns the exit code."""
-    from diva_rs.recipe import Recipe
     from diva_rs.recipes import PRESETS
+    from diva_rs.recipes.recipe import Recipe
 
     if args.recipe is not None:
         print(Recipe.named(args.recipe).describe())
@@ -47,10 +47,10 @@ def run(args: argparse.Namespace) -> int:
 def _machine() -> list[str]:
     import torch
 
-    import diva_rs
+    import diva_rs._native as _native
 
     lines = [
-        f"diva-rs       {diva_rs.__version__}",
+        f"diva-rs       {_native.__version__}",
         f"python        {platform.python_version()} on {platform.platform()}",
         f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})",
         f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}",

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diva_rs._files import check_files, check_model
-from diva_rs._optional import one_line, require
+from diva_rs._base.files import check_files, check_model
+from diva_rs._base.optional import one_line, require
+from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.recipes.kinds import hint
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from diva_rs.data import ImageLoader, Views
     from diva_rs.diffusion import Teacher
-    from diva_rs.recipe import Recipe
+    from diva_rs.recipes.recipe import Recipe
 
 _TRANSFORMERS = (
     "CLIPModel",

@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs._files import read_text
+from diva_rs._base.files import read_text
+from diva_rs._base.settings import Kind, choice, flag, hint, integer, optional, string
 from diva_rs.errors import ConfigError, shown
-from diva_rs.recipe import Recipe
-from diva_rs.recipes.kinds import Kind, choice, flag, hint, integer, optional, string
+from diva_rs.recipes.recipe import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib

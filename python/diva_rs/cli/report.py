@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write it; returns the exit code."""
-    from diva_rs.evaluation import report
+    import diva_rs.report as report
 
     page = report.write(args.run, args.output_dir, before=args.before, after=args.after, note=args.note)
     print(f"{page}\n{page.with_suffix('.md')}")

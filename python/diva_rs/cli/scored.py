@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diva_rs._files import check_files
-from diva_rs._optional import require
-from diva_rs.checkpoint import load_weights
+from diva_rs._base.checkpoint import load_weights
+from diva_rs._base.files import check_files
+from diva_rs._base.optional import require
 from diva_rs.cli.models import load_clip
 from diva_rs.errors import ConfigError, WeightsError
 

@@ -11,7 +11,7 @@ from diva_rs.cli.models import check_data, load_clip, load_images, load_teacher,
 from diva_rs.cli.options import add_options, needed, settings
 from diva_rs.cli.watching import scores_table, watching
 from diva_rs.errors import ConfigError
-from diva_rs.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe
 
 HELP = "post-train a CLIP with the feedback of a diffusion model"
 USAGE = "diva-rs train --clip MODEL --teacher FOLDER --data FOLDER|SHARDS --output-dir FOLDER [options]"
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _post_train(*args: Any, **kwargs: Any) -> Any:
-    from diva_rs.post_training import post_train
+    from diva_rs.run.post_training import post_train
 
     return post_train(*args, **kwargs)
 
@@ -103,7 +103,7 @@ def _first() -> bool:
 
 
 def _callbacks(values: dict[str, Any]) -> list[Any]:
-    from diva_rs.callbacks import TensorBoard, WandB
+    from diva_rs.run.callbacks import TensorBoard, WandB
 
     callbacks: list[Any] = []
     if values["tensorboard"] is not None:

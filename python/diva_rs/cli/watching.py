@@ -5,7 +5,7 @@ from typing import Any
 
 from diva_rs.cli.scored import belongings
 from diva_rs.errors import ConfigError
-from diva_rs.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe
 
 
 def watching(

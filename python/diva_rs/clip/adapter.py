@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._arguments import takes
+from diva_rs._base.arguments import takes
+from diva_rs._base.settings import flag
 from diva_rs.clip import open_clip, openai, timm_siglip, transformers_clip
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
 from diva_rs.errors import ConfigError
-from diva_rs.recipes.kinds import flag
 
 SUPPORTED = (
     "open_clip models with a VisionTransformer or a timm ViT (CLIP, CustomTextCLIP, CoCa), transformers "

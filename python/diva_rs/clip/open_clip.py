@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import model
-from diva_rs._optional import require
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import model
+from diva_rs._base.optional import require
+from diva_rs._base.settings import optional, string
 from diva_rs.clip.heads import own_parameter, split
 from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD, Tower, three, two
 from diva_rs.errors import ConfigError
-from diva_rs.recipes.kinds import optional, string
 
 _PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "_global_pool")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import described, refused_by, takes
-from diva_rs._kinds import dense
+from diva_rs._base.arguments import described, refused_by, takes
+from diva_rs._base.kinds import dense
 from diva_rs.clip.modes import dropped_patches, restless_layers
 from diva_rs.errors import ConfigError, DeviceError, ShapeError
 

@@ -3,10 +3,10 @@ own."""
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import model as model_kind
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import model as model_kind
 
 
 @takes(model=model_kind())
@@ -26,3 +26,9 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def own_weights(clip: nn.Module) -> dict[str, Tensor]:
+    """The model's weights by its own keys: without those of DataParallel's or torch.compile's wrappers."""
+    weights = unwrap(clip).state_dict().items()
+    return {name.replace("_orig_mod.", ""): value for name, value in weights if isinstance(value, Tensor)}

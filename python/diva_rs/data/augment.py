@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked, described, refused_by, takes
-from diva_rs._kinds import function
-from diva_rs._optional import require
+from diva_rs._base.arguments import checked, described, refused_by, takes
+from diva_rs._base.kinds import function
+from diva_rs._base.optional import require
+from diva_rs._base.settings import integer, number, several
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.recipes.kinds import integer, number, several
 
 _LARGEST = 1 << 15  # pixels along a side
 _SCALE = several(number(), 2)

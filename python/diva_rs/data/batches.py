@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked, described, takes
-from diva_rs._kinds import device as device_kind
-from diva_rs._kinds import is_dense
+from diva_rs._base.arguments import checked, described, takes
+from diva_rs._base.kinds import device as device_kind
+from diva_rs._base.kinds import is_dense
 from diva_rs.data.checks import NUMBER, Ids, check_shape
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 

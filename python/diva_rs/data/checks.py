@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked, described, takes
-from diva_rs._kinds import CHANNELS, is_dense, tensor
+from diva_rs._base.arguments import checked, described, takes
+from diva_rs._base.kinds import CHANNELS, is_dense, tensor
+from diva_rs._base.settings import integer, number, optional, several, string
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
 from diva_rs.errors import DataError, ShapeError, shown
-from diva_rs.recipes.kinds import integer, number, optional, several, string
 
 # Share of the declared range that a value may lie outside it: a bicubic resize upstream overshoots at hard
 # edges, while a wrong convention is off by far more.

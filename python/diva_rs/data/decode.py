@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs._arguments import of_type
-from diva_rs._files import open_regular
-from diva_rs._optional import require
+from diva_rs._base.arguments import of_type
+from diva_rs._base.files import open_regular
+from diva_rs._base.optional import require
 from diva_rs.errors import DataError, DivaError
 
 EXTENSIONS = frozenset(

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import EPOCH, SEED, function, path
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import EPOCH, SEED, function, path
+from diva_rs._base.settings import integer, optional
 from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, KeyedSampler, checked_policy, name_key
 from diva_rs.data.views import Viewing, Views, transform_of
 from diva_rs.errors import DataError
-from diva_rs.recipes.kinds import integer, optional
 
 
 class NoSuchImage(DataError, IndexError):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diva_rs._arguments import as_path, checked, takes
-from diva_rs._kinds import having, instance
+from diva_rs._base.arguments import as_path, checked, takes
+from diva_rs._base.kinds import having, instance
+from diva_rs._base.settings import optional
 from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import NUMBER, check_finite, check_images
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD
@@ -22,7 +23,6 @@ from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import vae_input
 from diva_rs.data.views import Views
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
-from diva_rs.recipes.kinds import optional
 
 _TEACHER = having("a Teacher, or what can describe itself and encode", "describe", "encode")
 _RECIPE = having("a Recipe", "pixels", "vae_pixels", "resize", "antialias")
@@ -270,7 +270,7 @@ class _Encoder:
 
 def _recipe(recipe: Any) -> Any:
     if recipe is None:
-        from diva_rs.recipe import Recipe
+        from diva_rs.recipes.recipe import Recipe
 
         recipe = Recipe()
     checked("recipe", recipe, _RECIPE)
@@ -301,6 +301,6 @@ def _host(pixels: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _keys(ids: Any) -> np.ndarray[Any, Any]:
-    from diva_rs.draws import sample_keys
+    from diva_rs.data.keys import sample_keys
 
     return np.asarray(sample_keys(ids))

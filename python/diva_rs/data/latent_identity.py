@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._arguments import checked
+from diva_rs._base.arguments import checked
+from diva_rs._base.settings import integer
 from diva_rs.data.latent_store import Store
 from diva_rs.errors import ConfigError, DataError
-from diva_rs.recipes.kinds import integer
 
 Three = tuple[float, ...]  # one number per channel
 

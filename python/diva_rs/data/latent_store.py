@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from diva_rs._files import open_regular, read_text
+from diva_rs._base.files import open_regular, read_text
 from diva_rs.data.views import Views
 from diva_rs.errors import ConfigError, DataError
 

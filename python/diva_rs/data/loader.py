@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from diva_rs._arguments import checked, described, takes
-from diva_rs._kinds import EPOCH, SEED, instance, tensor
+from diva_rs._base.arguments import checked, described, takes
+from diva_rs._base.kinds import EPOCH, SEED, instance, tensor
+from diva_rs._base.settings import flag, hint, integer, optional
+from diva_rs._base.world import rank_and_world
 from diva_rs.data.decode import BadImage
-from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.recipes.kinds import flag, hint, integer, optional
 
 logger = logging.getLogger("diva_rs.data")
 

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from diva_rs import _native
-from diva_rs._arguments import checked, takes
-from diva_rs._kinds import CHANNELS, dense
+import diva_rs._native as _native
+from diva_rs._base.arguments import checked, takes
+from diva_rs._base.kinds import CHANNELS, dense
+from diva_rs._base.settings import flag, integer, several, string
 from diva_rs.data.checks import PixelGuard, check_images
 from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, checked_convention
-from diva_rs.recipes.kinds import flag, integer, several, string
 
 __all__ = ["PixelFields", "PixelGuard", "check_images", "clip_input", "to_unit", "vae_input"]
 

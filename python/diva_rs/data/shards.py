@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diva_rs._arguments import checked, takes
-from diva_rs._files import open_regular
-from diva_rs._kinds import EPOCH, SEED, each, function, instance
-from diva_rs._optional import require
+from diva_rs._base.arguments import checked, takes
+from diva_rs._base.files import open_regular
+from diva_rs._base.kinds import EPOCH, SEED, each, function, instance
+from diva_rs._base.optional import require
+from diva_rs._base.settings import flag, integer, optional
+from diva_rs._base.world import rank_and_world
 from diva_rs.data.augment import Transform, train_transform
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
 from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, scramble
 from diva_rs.data.views import Viewing, Views, transform_of
-from diva_rs.distributed.world import rank_and_world
 from diva_rs.errors import ConfigError, DataError
-from diva_rs.recipes.kinds import flag, integer, optional
 
 _LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
 _LONGEST = 1 << 16  # bytes of a name or of other extended headers

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import checked
-from diva_rs._kinds import device as device_kind
+from diva_rs._base.arguments import checked
+from diva_rs._base.kinds import device as device_kind
 from diva_rs.errors import ConfigError, DeviceError
 
 _DEVICE = device_kind()

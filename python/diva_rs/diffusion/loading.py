@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diva_rs._files import check_model
-from diva_rs._optional import one_line, require
+from diva_rs._base.files import check_model
+from diva_rs._base.optional import one_line, require
 from diva_rs.errors import ConfigError, DivaError, WeightsError, shown
 
 # Hugging Face's names of weight files: name[.variant][-00001-of-00002].safetensors

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diva_rs import _native
+import diva_rs._native as _native
 from diva_rs.errors import ConfigError
 
 __all__ = ["FLOW_MATCHING", "VARIANCE_PRESERVING", "schedule_from_scheduler"]

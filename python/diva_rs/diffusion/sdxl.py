@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import described
-from diva_rs._kinds import is_dense
+from diva_rs._base.arguments import described
+from diva_rs._base.kinds import is_dense
 from diva_rs.diffusion.frozen import moved
 from diva_rs.errors import ConfigError, ShapeError, shown
 

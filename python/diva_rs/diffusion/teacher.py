@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import of_type, takes
-from diva_rs._kinds import dense, each
+from diva_rs._base.arguments import of_type, takes
+from diva_rs._base.kinds import dense, each
+from diva_rs._base.settings import integer, optional
 from diva_rs.diffusion import vae as autoencoder
 from diva_rs.diffusion.conditioning import Conditioning, check_inputs, conditioning_of
 from diva_rs.diffusion.describe import describe
@@ -16,7 +17,6 @@ from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import PRECISIONS, checked_device, fitted, freeze, home, moved, plain
 from diva_rs.diffusion.text import TextSource, checked_text
 from diva_rs.errors import ConfigError, ShapeError, shown
-from diva_rs.recipes.kinds import integer, optional
 
 if TYPE_CHECKING:
     from diva_rs._native import Schedule

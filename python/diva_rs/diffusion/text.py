@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import checked, refused_by
-from diva_rs._kinds import dense
+from diva_rs._base.arguments import checked, refused_by
+from diva_rs._base.kinds import dense
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import freeze, home, moved, plain
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown

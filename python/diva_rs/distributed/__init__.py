@@ -5,8 +5,8 @@ begin equal, ``split`` gives each its own images, ``reduce`` adds up the gradien
 steps.
 """
 
+from diva_rs._base.world import alone, launched, rank_and_world
 from diva_rs.distributed.ranks import Ranks
 from diva_rs.distributed.session import session
-from diva_rs.distributed.world import alone, launched, rank_and_world
 
 __all__ = ["Ranks", "alone", "launched", "rank_and_world", "session"]

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import each
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import each
+from diva_rs._base.settings import integer, optional
+from diva_rs._base.world import local_rank, rank_and_world
+from diva_rs.distributed.heartbeat import Watch, limit
 from diva_rs.distributed.stop import Stop
-from diva_rs.distributed.watch import Watch, limit
-from diva_rs.distributed.world import local_rank, rank_and_world
 from diva_rs.errors import RankError
-from diva_rs.recipes.kinds import integer, optional
 
 _FOREVER = timedelta(days=30)  # one rank may evaluate while the others wait: the watch tells a dead one apart
 _CHUNK = 1 << 25  # bytes of one broadcast

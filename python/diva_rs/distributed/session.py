@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from diva_rs._base.world import Launched, launched
 from diva_rs.distributed.ranks import Ranks
-from diva_rs.distributed.world import Launched, launched
 from diva_rs.errors import DeviceError
 
 _START = timedelta(minutes=10)  # until the last rank has started, models loaded

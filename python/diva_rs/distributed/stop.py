@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from diva_rs.distributed.watch import Watch
+from diva_rs.distributed.heartbeat import Watch
 from diva_rs.errors import RankError
 
 

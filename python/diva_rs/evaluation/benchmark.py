@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from diva_rs._arguments import checked
-from diva_rs._kinds import each
-from diva_rs._optional import require
+from diva_rs._base.arguments import checked
+from diva_rs._base.kinds import each
+from diva_rs._base.optional import require
+from diva_rs._base.settings import flag, hint, integer, number, several, string
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
 from diva_rs.evaluation.statistics import checked_confidence
 from diva_rs.evaluation.suites import ABSENT, suite_datasets
-from diva_rs.recipes.kinds import flag, hint, integer, number, several, string
 
 # What clip-benchmark would fetch with wget whatever `download` says, relative to the data set's root.
 _NEEDED = {

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._arguments import checked, takes
-from diva_rs._kinds import dense
+from diva_rs._base.arguments import checked, takes
+from diva_rs._base.kinds import dense
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.scores import DriftResult

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._arguments import described
+from diva_rs._base.arguments import described
 from diva_rs.errors import DataError
 from diva_rs.evaluation.drift import drift
 from diva_rs.evaluation.features import image_features

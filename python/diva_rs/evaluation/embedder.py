@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import checked, described, refused_by
-from diva_rs._kinds import each, having, tensor
+from diva_rs._base.arguments import checked, described, refused_by
+from diva_rs._base.kinds import each, having, tensor
+from diva_rs._base.settings import integer
 from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
 from diva_rs.evaluation.mode import device_of
-from diva_rs.recipes.kinds import integer
 
 _PIXELS, _TOKENS = tensor("(B, 3, H, W)"), tensor("(B, L)", whole=True)
 _SEED = integer(0, (1 << 64) - 1)

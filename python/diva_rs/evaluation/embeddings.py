@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diva_rs._arguments import checked, of_type
-from diva_rs._kinds import tensor
+from diva_rs._base.arguments import checked, of_type
+from diva_rs._base.kinds import tensor
+from diva_rs._base.settings import hint
 from diva_rs.clip.tower import Tower
-from diva_rs.draws import draw
 from diva_rs.errors import ConfigError, ShapeError, shown
-from diva_rs.recipes.kinds import hint
+from diva_rs.step.draws import draw
 
 _TOKENS = tensor("(B, 1 + P, W)")
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import checked, described, refused_by
-from diva_rs._kinds import tensor
+from diva_rs._base.arguments import checked, described, refused_by
+from diva_rs._base.kinds import tensor
 from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embeddings import library_embedding

@@ -13,12 +13,12 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from diva_rs._arguments import as_path
-from diva_rs._files import read_text
+from diva_rs._base.arguments import as_path
+from diva_rs._base.files import read_text
+from diva_rs._base.settings import hint
 from diva_rs.data.decode import EXTENSIONS
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.mmvp_result import PATTERNS
-from diva_rs.recipes.kinds import hint
 
 _LONGEST = 1 << 24  # bytes of Questions.csv; the benchmark's has 20 thousand
 _IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs._arguments import takes
+from diva_rs._base.arguments import takes
+from diva_rs._base.settings import flag
 from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder, stacked
@@ -22,7 +23,6 @@ from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.statistics import checked_confidence
-from diva_rs.recipes.kinds import flag
 
 PROMPT = "a photo of "
 

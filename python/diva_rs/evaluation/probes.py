@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from diva_rs._arguments import described, takes
-from diva_rs._kinds import each, is_dense, iterable
-from diva_rs._optional import one_line, require
+from diva_rs._base.arguments import described, takes
+from diva_rs._base.kinds import each, is_dense, iterable
+from diva_rs._base.optional import one_line, require
+from diva_rs._base.settings import integer, number, several, string
 from diva_rs.errors import DataError
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
 from diva_rs.evaluation.scores import ProbeScore
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
-from diva_rs.recipes.kinds import integer, number, several, string
 
 _C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from diva_rs._optional import require
+from diva_rs._base.optional import require
 from diva_rs.errors import DataError
 from diva_rs.evaluation.benchmark import Opened, Settings, device_name, quiet, run_suite
 from diva_rs.evaluation.embedder import Embedder

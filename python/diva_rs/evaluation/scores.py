@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs._arguments import as_path, of_type
-from diva_rs.checkpoint import write_json, write_text
+from diva_rs._base.arguments import as_path, of_type
+from diva_rs._base.checkpoint import write_json, write_text
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 

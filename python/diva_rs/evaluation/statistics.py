@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from diva_rs._arguments import checked
-from diva_rs._optional import one_line
+from diva_rs._base.arguments import checked
+from diva_rs._base.optional import one_line, require
+from diva_rs._base.settings import integer, number
 from diva_rs.errors import ConfigError, DataError, ShapeError
-from diva_rs.recipes.kinds import integer, number
 
 _MOST_RESAMPLES = 10_000_000  # one takes 40 bytes
 _FLIPS = integer(0, 100_000)  # the binomial coefficient of twice as many takes 0.4 s
@@ -208,3 +208,47 @@ def checked_confidence(confidence: float) -> float:
     if not 0 < value < 1:
         raise ConfigError(f"confidence={confidence} must lie inside (0, 1), for example 0.95")
     return value
+
+
+@dataclass(frozen=True)
+class Change:
+    """A score's change over seeds, in points: each seed's after minus its before.
+
+    Attributes:
+        before, after: means over the seeds.
+        difference: mean of the differences.
+        low, high: 95 % interval of that mean, by Student's t; as wide as can be with a single seed.
+        seeds: how many.
+    """
+
+    before: float
+    after: float
+    difference: float
+    low: float
+    high: float
+    seeds: int
+
+    def __str__(self) -> str:
+        if self.seeds == 1:
+            return f"{self.difference:+.1f}"
+        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def change(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Change:
+    """The change of one score over seeds.
+
+    Raises:
+        DataError: no seed, or not as many scores before as after.
+
+    >>> print(change([30.0, 32.0, 31.0], [33.0, 36.0, 34.0]))
+    +3.3 [+1.9, +4.8]
+    """
+    if len(before) != len(after) or not len(before):
+        raise DataError(f"{len(before)} scores before and {len(after)} after: one pair per seed is needed")
+    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    mean, count = float(differences.mean()), len(differences)
+    half = math.inf
+    if count > 1:
+        t = float(require("scipy.stats", extra="eval").t.ppf((1 + confidence) / 2, count - 1))
+        half = t * float(differences.std(ddof=1)) / math.sqrt(count)
+    return Change(float(np.mean(before)), float(np.mean(after)), mean, mean - half, mean + half, count)

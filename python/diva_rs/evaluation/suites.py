@@ -1,7 +1,7 @@
 """Named lists of data sets, by their names in clip-benchmark."""
 
+from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, shown
-from diva_rs.recipes.kinds import hint
 
 # The 27 classification and 2 retrieval sets on which DIVA's paper reports what post-training costs (the list
 # is that of EVA-CLIP, arXiv 2303.15389).

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diva_rs._arguments import checked, of_type
-from diva_rs._kinds import each
+from diva_rs._base.arguments import checked, of_type
+from diva_rs._base.kinds import each
+from diva_rs._base.settings import integer, string
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, shown
@@ -18,7 +19,6 @@ from diva_rs.evaluation.embedder import Embedder, stacked
 from diva_rs.evaluation.mode import evaluating
 from diva_rs.evaluation.scores import FolderResult
 from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
-from diva_rs.recipes.kinds import integer, string
 
 _TEMPLATES = each(string(), "texts")
 

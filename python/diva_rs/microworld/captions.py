@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import each
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import each
+from diva_rs._base.settings import integer, number, several
 from diva_rs.errors import DataError, shown
 from diva_rs.microworld.scenes import ATTRIBUTE, SCENE, VALUES, Scene
-from diva_rs.recipes.kinds import integer, number, several
 
 # Two words per attribute: which attribute, and which value.
 _PHRASES = {

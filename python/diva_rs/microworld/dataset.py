@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import each
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import each
+from diva_rs._base.settings import choice, integer, number
 from diva_rs.errors import ConfigError, shown
 from diva_rs.microworld.captions import Tokenizer, detailed_caption, short_caption
 from diva_rs.microworld.rendering import render
 from diva_rs.microworld.scenes import SCENE, VALUES, Scene, scene
-from diva_rs.recipes.kinds import choice, integer, number
 
 
 class Captioned(Protocol):

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import checked, refused_by, takes
-from diva_rs._kinds import function, having, model, tensor
-from diva_rs._optional import require
+from diva_rs._base.arguments import checked, refused_by, takes
+from diva_rs._base.kinds import function, having, model, tensor
+from diva_rs._base.optional import require
+from diva_rs._base.settings import integer
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.rendering import SIDE
-from diva_rs.recipes.kinds import integer
 
 MEAN, STD = 0.5, 0.25  # of the pixels, near enough; the same for all channels
 _EMBED, _WIDTH = 64, 96

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import function, instance, model
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import function, instance, model
+from diva_rs._base.settings import integer, optional
 from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.microworld.captions import Tokenizer, caption
 from diva_rs.microworld.dataset import World, pictures
 from diva_rs.microworld.embedding import image_embeddings, text_embeddings
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed
-from diva_rs.recipes.kinds import integer, optional
 
 PAIRS = 200  # per pattern: 1,800 in all, a standard error of 1 point at 25 %
 

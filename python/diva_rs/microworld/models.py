@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._optional import require
+from diva_rs._base.optional import require
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._arguments import as_path
-from diva_rs._files import read_text
-from diva_rs.checkpoint import load_weights
+from diva_rs._base.arguments import as_path
+from diva_rs._base.checkpoint import load_weights
+from diva_rs._base.files import read_text
+from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.embedding import new_clip
 from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
-from diva_rs.weights import fill
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 TEACHERS = ("unet", "dit", "untrained")

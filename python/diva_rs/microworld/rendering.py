@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from diva_rs._arguments import takes
+from diva_rs._base.arguments import takes
 from diva_rs.microworld.drawing import FINE, Mask, dots_mask, glyph_mask, object_mask
 from diva_rs.microworld.scenes import SCENE, Scene
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import instance
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import instance
+from diva_rs._base.settings import choice, integer
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.recipes.kinds import choice, integer
 
 VALUES: dict[str, tuple[str, ...]] = {
     "object": ("arrow", "boat", "cup", "fish", "flag", "house", "key", "tree"),

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from diva_rs._arguments import takes
-from diva_rs._kinds import having, model
+from diva_rs._base.arguments import takes
+from diva_rs._base.kinds import having, model
+from diva_rs._base.settings import optional, string
 from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
 from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.embedding import image_embeddings, text_embeddings
-from diva_rs.recipes.kinds import optional, string
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from diva_rs.clip import Tower
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 from diva_rs.native.inspect import NotNative
+from diva_rs.native.unchanged import Watch
 from diva_rs.native.vision import native_tower
-from diva_rs.native.watch import Watch
-from diva_rs.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diva_rs import _native
+import diva_rs._native as _native
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import unrounded
 from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind

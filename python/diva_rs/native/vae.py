@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs import _native
+import diva_rs._native as _native
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import (
     ATTENTION,

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diva_rs import _native
+import diva_rs._native as _native
 from diva_rs.clip.tower import Tower
 from diva_rs.errors import WeightsError
 from diva_rs.native import families

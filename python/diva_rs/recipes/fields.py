@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs.recipes.kinds import Kind, choice, flag, integer, number, optional, several, string
+from diva_rs._base.settings import Kind, choice, flag, integer, number, optional, several, string
 
 
 def _is(kind: Kind, default: Any, text: str, operational: bool = False) -> Any:

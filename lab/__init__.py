@@ -1,0 +1,1 @@
+"""The laboratory: benchmarks, pretraining of the microworld, studies and ablations. Not part of the wheel."""

@@ -1,0 +1,84 @@
+"""Row 4: the most memory that a contestant's step needs, each in a process of its own.
+
+``python -m lab.benchmarks.memory SIZE PRECISION CONTESTANT DEVICE`` prints one line of JSON.
+"""
+
+import contextlib
+import gc
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diva_rs.errors import DeviceError
+from lab.benchmarks.contestants import NAMES, make
+from lab.benchmarks.models import Models, quiet
+from lab.benchmarks.sizes import find
+
+
+def memory(size: str, precision: str, device: str = "cpu", names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    """GiB before the first step, with models and optimizer loaded, and at the peak of two steps.
+
+    The optimizer's state is SGD's momentum: our trainer has its own, the others are given one. On the CPU
+    the resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated. All but
+    "official" load the frozen networks in the dtype of the computation and no text encoder. "plain" takes its
+    draws one after another, which needs the least.
+
+    Raises:
+        DeviceError: a process did not end well, as when the memory was too little; with its last words.
+    """
+    found = {}
+    for name in names:
+        command = [sys.executable, "-m", "lab.benchmarks.memory", size, precision, name, device]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message: the system may have ended it"])[-1]
+            raise DeviceError(f"{name} at size {size} ended with code {done.returncode}: {last}")
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+    return {"gib": found}
+
+
+def measure(size: str, precision: str, name: str, device: str) -> dict[str, float]:
+    """The figures of one contestant in this process.
+
+    >>> figures = measure("tiny", "fp32", "ours", "cpu")
+    >>> 0 < figures["before"] <= figures["peak"]
+    True
+    """
+    with quiet():
+        models = Models(find(size), precision, device)
+        if name != "official":
+            models = models.only_what_is_needed()
+        contestant, images = make(name, models), models.images()
+        state = [torch.zeros_like(p) for p in contestant.parameters().values()] if "ours" not in name else []
+        gc.collect()
+        cuda = models.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(models.device)
+        else:
+            with contextlib.suppress(
+                OSError
+            ):  # where it may not be reset, the peak is that of the whole life
+                Path("/proc/self/clear_refs").write_text("5")
+        before = torch.cuda.memory_allocated(models.device) / 2**30 if cuda else _status("VmRSS")
+        for _ in range(2):
+            contestant.step(images)
+        peak = torch.cuda.max_memory_allocated(models.device) / 2**30 if cuda else _status("VmHWM")
+    del state  # to be there until here
+    return {"before": before, "peak": max(before, peak)}
+
+
+def _status(name: str) -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1]) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*sys.argv[1:5])))

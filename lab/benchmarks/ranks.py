@@ -1,0 +1,121 @@
+"""Row 8: two gloo ranks of one thread against one process of two threads, on the same images.
+
+Ranks are forked, which a process that has used its threads cannot do: `ranks` starts
+``python -m lab.benchmarks.ranks SIZE ROUNDS TURNS``, which prints one line of JSON.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from diva_rs.distributed import Ranks, session
+from diva_rs.errors import DeviceError
+from diva_rs.run.feed import Feed
+from diva_rs.run.ranks.together import Together
+from diva_rs.step.trainer import Trainer
+from lab.benchmarks.contestants import Ours
+from lab.benchmarks.models import Models, quiet
+from lab.benchmarks.sizes import Size, find
+
+
+def ranks(size: str, rounds: int, turns: int = 3) -> dict[str, Any]:
+    """Median seconds of a step of the same batch by one process and by two ranks, in turns.
+
+    Raises:
+        DeviceError: a rank failed; with its last words.
+    """
+    command = [sys.executable, "-m", "lab.benchmarks.ranks", size, str(rounds), str(turns)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DeviceError(f"two ranks at size {size} ended with code {done.returncode}: {last}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def steps(ranks: Ranks, trainer: Trainer, given: dict[str, Any], number: int) -> dict[str, Any]:
+    """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent.
+
+    Buckets leave during the backward pass ("during") or after it ("after"), step by step in turn.
+    """
+    together = Together(trainer, ranks)
+    times: dict[bool, list[float]] = {True: [], False: []}
+    enough = len(given["images"]) * ranks.world
+    start = time.perf_counter()
+    for index, (_, own, samples) in enumerate(together.rounds(Feed([given] * number, seed=0), epoch=0)):
+        overlap = together.reducer.overlap = index % 2 == 0
+        together.train(own, samples, enough=enough)
+        if index:  # the first one warms up
+            times[overlap].append(time.perf_counter() - start)
+        start = time.perf_counter()
+    together.discard()
+    return {
+        "during": statistics.median(times[True]),
+        "after": statistics.median(times[False]),
+        "sent": together.reducer.sent,
+    }
+
+
+def apart(world: int, work: Callable[[Ranks], Any], threads: int = 1) -> Any:
+    """What ``work`` gives on rank 0 of ``world`` forked ranks of so many threads each."""
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def rank(number: int) -> None:
+        known = {"RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in known.items()})
+        torch.set_num_threads(threads)
+        with session() as ranks:
+            found = work(ranks)
+            if ranks.first:
+                theirs.send(found)
+
+    processes = [fork.Process(target=rank, args=(number,)) for number in range(world)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    if any(process.exitcode for process in processes):
+        sys.exit("a rank failed")
+    return ours.recv()
+
+
+def measure(size: Size, rounds: int, turns: int) -> dict[str, Any]:
+    """One process and two ranks in turns, ``turns`` times over; ``2 * rounds + 1`` steps each time."""
+    batch = max(2, size.batch)
+
+    def work(ranks: Ranks) -> dict[str, Any]:
+        with quiet():
+            models, share = Models(size), batch // ranks.world
+            first = ranks.rank * share
+            given = {"images": models.images(ranks.rank, share), "ids": list(range(first, first + share))}
+            return steps(ranks, Ours(models).trainer, given, 2 * rounds + 1)
+
+    with quiet():  # imports what the forked processes would each import for themselves
+        one, two = [], []
+    for _ in range(turns):
+        one.append(apart(1, work, threads=2))
+        two.append(apart(2, work, threads=1))
+    return {
+        "batch": batch,
+        "one": [found["during"] for found in one],
+        "two": [found["during"] for found in two],
+        "two, sent after": [found["after"] for found in two],
+        "sent": two[0]["sent"],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(find(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

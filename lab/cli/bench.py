@@ -1,0 +1,76 @@
+"""``python -m lab bench``: the step against the official way and the best plain PyTorch, on this machine."""
+
+import argparse
+import sys
+
+from diva_rs.errors import ConfigError
+
+HELP = "measure the training step against plain PyTorch on this machine"
+USAGE = "python -m lab bench [--size NAME...] [--precision P...] [--rows ROW...] [--output FOLDER]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags."""
+    parser.add_argument(
+        "--size",
+        metavar="NAME",
+        nargs="+",
+        default=["microworld"],
+        help="microworld, half, published (13 GiB, minutes) or tiny [default microworld]",
+    )
+    parser.add_argument("--precision", metavar="P", nargs="+", help="fp32, bf16 [default: the size's own]")
+    parser.add_argument(
+        "--rows",
+        metavar="ROW",
+        nargs="+",
+        help="what to measure: step, peak, memory, growth, recap, draws, ranks [default: all]",
+    )
+    parser.add_argument("--rounds", metavar="N", default="5", help="rounds of each comparison [default 5]")
+    parser.add_argument("--output", metavar="FOLDER", help="where to append bench.jsonl and write bench.md")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1 [default cpu]")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether torch.compile is tried for plain PyTorch, which takes minutes",
+    )
+    for name, text in _CUDA.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+
+
+_CUDA = {
+    "graph": "replay the steps of ours and of plain PyTorch from a CUDA graph",
+    "channels-last": "give the frozen networks of all contestants channels-last weights",
+    "tf32": "let float32 products on CUDA use TF32",
+}
+
+
+def _tell(text: str) -> None:
+    print(f"python -m lab bench: {text} ...", file=sys.stderr, flush=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure; returns the exit code."""
+    if not args.rounds.isdecimal() or int(args.rounds) < 1:
+        raise ConfigError(f"--rounds {args.rounds}: an integer of at least 1 is needed")
+    from diva_rs.cli.models import pick_device
+    from lab.benchmarks.run import ROWS, Options, append
+    from lab.benchmarks.run import run as measure
+    from lab.benchmarks.sizes import find
+    from lab.benchmarks.table import section
+
+    options = Options(
+        rounds=int(args.rounds),
+        compile=args.compile,
+        device=str(pick_device(args.device)),
+        graph=args.graph,
+        channels_last=args.channels_last,
+        tf32=args.tf32,
+    )
+    for size in map(find, args.size):
+        for precision in args.precision or size.precisions:
+            record = measure(size.name, precision, args.rows or tuple(ROWS), options, _tell)
+            print(section(record), flush=True)
+            if args.output is not None:
+                print(f"\n{append(record, args.output)}")
+    return 0

@@ -1,0 +1,179 @@
+"""All checkpoints of the microworld from nothing, and the manifest that says how they were made."""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import diva_rs
+from diva_rs._base.arguments import as_path
+from diva_rs._base.checkpoint import make_folder, save_weights, write_json
+from diva_rs.errors import ConfigError
+from diva_rs.microworld.dataset import World
+from diva_rs.microworld.embedding import new_clip
+from diva_rs.microworld.models import new_dit, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.pretrained import Microworld, clip_name
+from lab.pretraining.clip import train_classifier, train_clip, train_text
+from lab.pretraining.data import Pixels
+from lab.pretraining.denoiser import encode, train_dit, train_unet
+from lab.pretraining.margins import margins
+from lab.pretraining.vae import reconstruction_error, train_vae
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Optimizer steps of each training, and the share of captions that name an attribute."""
+
+    text: int = 600
+    objects: int = 2000
+    clip: int = 500
+    vae: int = 2000
+    unet: int = 3000
+    dit: int = 1000
+    images: int = 65536
+    share: float = 0.03
+    asked: int = 4096  # scenes of the manifest's figures
+
+
+QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, asked=64)
+
+
+def pretrain(
+    folder: str | Path, lengths: Lengths = Lengths(), seed: int = 0, clips: int = 1
+) -> dict[str, Any]:
+    """Make the microworld's checkpoints: CLIP, VAE, UNet with its text encoder, DiT, and ``manifest.json``.
+
+    A part whose file is in ``folder`` already, made under the same settings, is not made again, so that an
+    interrupted run goes on where it was. Weights are kept in half precision; the manifest's figures are those
+    of the weights as kept. About forty minutes on two cores.
+
+    Args:
+        folder: where to.
+        lengths: how long each part trains.
+        seed: of every start and every order.
+        clips: how many CLIPs; those beyond the first have the seeds that follow, for studies over seeds.
+
+    Returns:
+        the manifest.
+
+    Raises:
+        ConfigError: ``folder`` holds parts that were made under other settings.
+    """
+    place = make_folder(as_path(folder))
+    settings = {**asdict(lengths), "seed": seed}
+    notes = _Notes(place, settings)
+    world = World("train", lengths.images, seed)
+    pixels = _once(lambda: Pixels(world))
+    latents = _once(lambda: encode(Microworld(place).vae, pixels()))
+
+    for number in range(clips):
+        name = clip_name(number)
+        if notes.missing(name):
+            clip: Any = new_clip(seed + number)
+            with notes.timed(name, {name: clip}):
+                train_text(clip, world, lengths.images, lengths.text, seed=seed + number)
+                train_classifier(clip.visual, world, pixels(), lengths.objects, seed=seed + number)
+                train_clip(clip, world, pixels(), lengths.clip, lengths.share, seed=seed + number)
+    if notes.missing("vae"):
+        vae = new_vae(seed)
+        with notes.timed("vae", {"vae": vae}):
+            train_vae(vae, pixels(), lengths.vae, seed=seed)
+            notes.manifest["scaling_factor"] = vae.config.scaling_factor  # type: ignore[union-attr]
+    if notes.missing("unet"):
+        unet, encoder = new_unet(seed), new_text_encoder(seed)
+        with notes.timed("unet", {"unet": unet, "text_encoder": encoder}):
+            train_unet(unet, encoder, world, latents(), lengths.unet, seed=seed)
+    if notes.missing("dit"):
+        dit = new_dit(seed)
+        with notes.timed("dit", {"dit": dit}):
+            train_dit(dit, world, latents(), lengths.dit, seed=seed)
+    notes.manifest["validation"] = figures(Microworld(place), lengths.asked)
+    notes.write()
+    return notes.manifest
+
+
+def figures(world: Microworld, asked: int = 4096) -> dict[str, Any]:
+    """What the manifest says of the checkpoints, measured on the validation split.
+
+    Returns:
+        "clip", "clip-1", ...: scores of `Measure`; "vae": squared error of pixels in [-1, 1];
+        "unet": loss and margins.
+    """
+    from lab.study.measure import Measure
+
+    measure = Measure("validation", asked, asked, per_pattern=max(1, asked // 20))
+    scenes = World("validation", max(1, asked // 4))
+    pixels = Pixels(scenes)
+    latents = encode(world.vae, pixels)
+    return {
+        **{clip_name(number): measure(world.clip(number)) for number in range(world.clips)},
+        "vae": reconstruction_error(world.vae, pixels),
+        "unet": margins(world.unet, world.text_encoder, scenes, latents),
+    }
+
+
+class _Notes:
+    """The manifest while it grows: written after each part."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        file = folder / "manifest.json"
+        self.manifest: dict[str, Any] = {"settings": settings, "made": {}, "clips": [], "scaling_factor": 1.0}
+        if file.exists():
+            self.manifest = Microworld(folder).manifest
+            was = self.manifest.get("settings", {})
+            differing = [name for name in settings if settings[name] != was.get(name)]
+            if differing:
+                name = differing[0]
+                raise ConfigError(
+                    f"{folder} holds checkpoints made with {name}={was.get(name)!r}, now {name}="
+                    f"{settings[name]!r}: use another folder"
+                )
+
+    def missing(self, part: str) -> bool:
+        return part not in self.manifest["made"]
+
+    @contextmanager
+    def timed(self, part: str, models: dict[str, nn.Module]) -> Iterator[None]:
+        """Around a training: afterwards its weights are kept, and how long it took."""
+        started = time.perf_counter()
+        yield
+        for name, model in models.items():
+            weights = {
+                key: tensor.half() if tensor.is_floating_point() else tensor
+                for key, tensor in model.state_dict().items()
+            }
+            save_weights(self.folder / f"{name}.safetensors", weights)
+        seconds = round(time.perf_counter() - started)
+        parameters = sum(p.numel() for model in models.values() for p in model.parameters())
+        if part.startswith("clip"):
+            self.manifest["clips"].append(part)
+        self.manifest["made"][part] = {"seconds": seconds, "parameters": parameters}
+        self.write()
+
+    def write(self) -> None:
+        self.manifest["environment"] = {
+            "diva_rs": diva_rs.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": torch.get_num_threads(),
+        }
+        write_json(self.folder / "manifest.json", self.manifest)
+
+
+def _once(make: Callable[[], Any]) -> Callable[[], Any]:
+    made: list[Any] = []
+
+    def get() -> Any:
+        if not made:
+            made.append(make())
+        return made[0]
+
+    return get

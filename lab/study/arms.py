@@ -1,0 +1,104 @@
+"""The arms of the study and of the ablations: what is done to a CLIP, as one value each."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from diva_rs.microworld.demo.run import RECIPE
+
+# What all arms share unless they say otherwise: the demo's settings, with random patches and no anchor.
+BASE: dict[str, Any] = {
+    **{name: value for name, value in RECIPE.items() if name not in ("anchor", "condition")},
+    "density": 0.3,
+    "steps": 900,
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to treat a CLIP.
+
+    Attributes:
+        fields: recipe fields that differ from `BASE`.
+        teacher: "unet", "dit", or "untrained" (a UNet with fresh weights, its loss scaled
+            to the trained one's).
+        share: of the training images; 0: none, so that nothing is trained.
+        mismatched: whether each image is judged by the latents of another one.
+        supervised: whether the vision tower is trained on detailed captions instead of by feedback: the
+            ceiling.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    teacher: str = "unet"
+    share: float = 1.0
+    mismatched: bool = False
+    supervised: bool = False
+
+    def recipe(self) -> dict[str, Any]:
+        """Recipe fields: `BASE` with this arm's own.
+
+        >>> sorted(BEST.recipe().keys() - BASE.keys()), "density" in BEST.recipe()
+        (['anchor', 'condition'], False)
+        """
+        fields = {**BASE, **self.fields}
+        if fields.get("condition", "random") != "random":
+            del fields["density"]  # of the random patches
+        return fields
+
+
+# Chosen on the validation split, by what pairs gain for what zero-shot loses: see docs/microworld.md.
+ANCHOR = RECIPE["anchor"]
+
+# What the paper trains with; far fewer steps.
+PAPER = Arm(
+    {
+        "optimizer": "sgd",
+        "lr": 1e-4,
+        "projector_lr": None,
+        "projector_warmup": 0,
+        "draws": 2,
+        "density": 0.15,
+        "replacement": True,
+        "text": "add",
+    }
+)
+PLAIN = Arm()
+ANCHORED = Arm({"anchor": ANCHOR})
+BEST = Arm({"anchor": ANCHOR, "condition": RECIPE["condition"]})
+
+STUDY: dict[str, Arm] = {
+    "paper's recipe": PAPER,
+    "no anchor": PLAIN,
+    "anchored": ANCHORED,
+    "best: anchored, class token alone": BEST,
+    "best, another image's latents": replace(BEST, mismatched=True),
+    "best, untrained denoiser": replace(BEST, teacher="untrained"),
+    # Nothing pulls at the tower in these two, however long it is for.
+    "anchored, text alone": Arm({"anchor": ANCHOR, "condition": "text", "steps": 300}),
+    "anchor alone": Arm({**BEST.fields, "draw_weights": (1e-9,), "steps": 300}),
+    "supervised on detailed captions": Arm(supervised=True),
+}
+
+
+def _each(name: str, values: tuple[Any, ...], around: Arm = BEST) -> dict[str, Arm]:
+    return {f"{name} {value:g}": Arm({**around.fields, name: value}) for value in values}
+
+
+ABLATIONS: dict[str, dict[str, Arm]] = {
+    "condition": {
+        "text": Arm({"anchor": ANCHOR, "condition": "text"}),
+        "class": BEST,
+        "dense recap": ANCHORED,
+        "all": Arm({"anchor": ANCHOR, "condition": "all"}),
+    },
+    "density": _each("density", (0.0, 0.15, 0.3, 0.5, 0.75, 1.0), ANCHORED),
+    "data": {f"{100 * share:g} %": replace(BEST, share=share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "denoiser": {
+        "unet": BEST,
+        "dit": replace(BEST, teacher="dit"),
+        "untrained": replace(BEST, teacher="untrained"),
+    },
+    "draws": _each("draws", (1, 2, 4, 8)),
+    "anchor": _each("anchor", (0.0, 0.1, 0.3, 0.5, 1.0)),
+    "lr": _each("lr", (3e-5, 1e-4, 3e-4, 1e-3)),
+    "projector_warmup": _each("projector_warmup", (0, 60, 120)),
+}

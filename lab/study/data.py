@@ -1,0 +1,69 @@
+"""The images of a post-training run: CLIP's pixels and the teacher's latents, made once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diva_rs.microworld.dataset import Captioned, World
+from diva_rs.microworld.embedding import MEAN, STD
+from lab.pretraining.data import Pixels
+from lab.pretraining.denoiser import encode
+
+
+def unseen(size: int) -> World:
+    """Scenes of the train split that no pretraining used."""
+    return World("train", size, start=1 << 20)
+
+
+class TrainingImages:
+    """The images of a dataset as `diva_rs.post_train` takes them.
+
+    Args:
+        vae: of the teacher.
+        dataset: whose images.
+    """
+
+    def __init__(self, vae: Any, dataset: Captioned) -> None:
+        self.dataset = dataset
+        self.pixels = Pixels(dataset)
+        self.latents = encode(vae, self.pixels)
+
+    def loader(self, batch: int, seed: int, share: float = 1.0, mismatched: bool = False) -> "Batches":
+        """Batches of a ``share`` of the images, shuffled anew in each pass.
+
+        ``mismatched`` gives each image the latents of the one after it: the control in which feedback cannot
+        know what CLIP saw.
+        """
+        return Batches(self, batch, seed, max(batch, round(share * len(self.pixels))), mismatched)
+
+    def latents_of(self, numbers: Tensor) -> Tensor:
+        """(B, C, h, w), scaled."""
+        return self.latents[numbers]
+
+
+class Batches:
+    """A loader over `TrainingImages`; see `TrainingImages.loader`."""
+
+    def __init__(self, source: TrainingImages, batch: int, seed: int, size: int, mismatched: bool) -> None:
+        self.source, self.batch, self.seed, self.size = source, batch, seed, size
+        self.shift = 1 if mismatched else 0
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Another pass: another order."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.size // self.batch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        generator = torch.Generator().manual_seed(self.seed * 4096 + self.epoch)
+        order = torch.randperm(self.size, generator=generator)
+        for numbers in torch.split(order[: len(self) * self.batch], self.batch):
+            yield {
+                "pixel_values": (self.source.pixels[numbers.tolist()] - MEAN) / STD,
+                "latents": self.source.latents_of((numbers + self.shift) % self.size),
+                "ids": [self.source.dataset.first + number for number in numbers.tolist()],
+            }

@@ -1,0 +1,135 @@
+"""One run of one arm, and the resumable sequence of them."""
+
+import copy
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diva_rs._base.checkpoint import write_json, write_text
+from diva_rs._base.files import read_text
+from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.microworld.pretrained import Microworld
+from diva_rs.run.post_training import post_train
+from lab.study.arms import Arm
+from lab.study.data import TrainingImages
+from lab.study.measure import Measure
+from lab.study.supervised import fine_tune
+
+
+def run_arm(
+    arm: Arm, clip: nn.Module, world: Microworld, images: TrainingImages, seed: int, steps: int | None = None
+) -> dict[str, float]:
+    """Treat ``clip``, in place, as ``arm`` says.
+
+    Returns:
+        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps; nothing for
+        an arm that does not train.
+    """
+    if not arm.share:
+        return {}
+    fields = {**arm.recipe(), "seed": seed}
+    if steps is not None:
+        fields["steps"] = steps
+        fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
+    if arm.supervised:
+        losses = fine_tune(clip, images, fields["steps"], seed)
+    else:
+        teacher = world.teacher(arm.teacher, seed)
+        if arm.teacher == "untrained":
+            weight = world.loss_ratio(teacher, images.latents[:256]) / fields["draws"]
+            fields["draw_weights"] = (weight,) * fields["draws"]
+        loader = images.loader(fields["batch"], seed, arm.share, arm.mismatched)
+        result = post_train(clip, teacher, loader, progress=False, log_every=5, **fields)
+        losses = [row["denoising"] for row in result.history if "denoising" in row]
+    tenth = max(1, len(losses) // 10)
+    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
+
+
+def run_all(
+    arms: Mapping[str, Arm],
+    seeds: Sequence[int],
+    folder: Path,
+    clip_of: Callable[[int], nn.Module],
+    world: Microworld,
+    measure: Measure,
+    images: TrainingImages,
+    steps: int | None = None,
+) -> list[dict[str, Any]]:
+    """Every arm on the CLIP of every seed; what ``folder`` holds already is not done again.
+
+    Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, and the scores "before" and
+    "after". The file is replaced whole after each run, so that it never holds half a row.
+
+    Raises:
+        DataError: the file holds something else.
+    """
+    place = folder / "runs.jsonl"
+    rows = read_rows(place) if place.exists() else []
+    done = {(row["arm"], row["seed"]) for row in rows}
+    for seed in seeds:
+        missing = [name for name in arms if (name, seed) not in done]
+        if not missing:
+            continue
+        original = clip_of(seed)
+        before = measure(original)
+        for name in missing:
+            clip = copy.deepcopy(original)
+            started = time.perf_counter()
+            losses = run_arm(arms[name], clip, world, images, seed, steps)
+            seconds = time.perf_counter() - started
+            after = measure(clip)
+            rows.append(
+                {"arm": name, "seed": seed, "seconds": seconds, **losses, "before": before, "after": after}
+            )
+            write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
+            gains = ", ".join(
+                f"{key} {before[key]:.1f} -> {after[key]:.1f}"
+                for key in ("mini_mmvp", "zero_shot", "probe_class")
+            )
+            print(f"{name}, seed {seed}: {gains}  ({seconds:.0f} s)", flush=True)
+    return [row for row in rows if row["arm"] in arms and row["seed"] in set(seeds)]
+
+
+def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write what the runs of ``folder`` have in common, or hold it to what is there.
+
+    Raises:
+        ConfigError: the runs that are there were made under other settings; names the first.
+        DataError: the file holds something else.
+    """
+    place = folder / "settings.json"
+    if not place.exists():
+        write_json(place, settings)
+        return
+    try:
+        was = dict(json.loads(read_text(place)))
+    except (ValueError, TypeError):
+        raise DataError(f"{place} is damaged: use another folder") from None
+    # As JSON has it, where a tuple is a list.
+    for name, value in json.loads(json.dumps(settings)).items():
+        if was.get(name) != value:
+            raise ConfigError(
+                f"{folder} holds runs with {name}={shown(was.get(name))}, now {name}={shown(value)}: "
+                "use another folder"
+            )
+
+
+def read_rows(place: Path) -> list[dict[str, Any]]:
+    """The rows of a ``runs.jsonl``.
+
+    Raises:
+        DataError: a line is not one of them; names it.
+    """
+    rows = []
+    for number, line in enumerate(read_text(place).splitlines(), 1):
+        try:
+            row = json.loads(line)
+            row["arm"], row["seed"], row["before"]["mini_mmvp"], row["after"]["mini_mmvp"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{place}, line {number}: not a run; remove the file to start anew") from None
+        rows.append(row)
+    return rows

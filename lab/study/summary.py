@@ -1,0 +1,113 @@
+"""What the runs add up to: paired differences over seeds with intervals, as table, CSV, plot and text."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diva_rs._base.checkpoint import write_text
+from diva_rs._base.optional import require
+from diva_rs.errors import DataError
+from diva_rs.evaluation.statistics import Change, change
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADLINES = {
+    "mini_mmvp": "mini-MMVP",
+    "zero_shot": "zero-shot",
+    "probe_pooled": "probes, pooled",
+    "probe_class": "probes, class",
+    "probe_patches": "probes, patches",
+}
+
+
+class Summary:
+    """Arms by what they change.
+
+    Args:
+        rows: of `run_all`.
+        arms: in which order.
+
+    >>> row = {"arm": "a", "seed": 0, "before": {"zero_shot": 90.0}, "after": {"zero_shot": 91.5}}
+    >>> Summary([row], ["a"]).of("a", "zero_shot").difference
+    1.5
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> None:
+        self.arms = list(arms)
+        self.rows = {arm: [row for row in rows if row["arm"] == arm] for arm in self.arms}
+        empty = [arm for arm in self.arms if not self.rows[arm]]
+        if empty:
+            raise DataError(f"there is no run of {empty[0]!r}")
+
+    def of(self, arm: str, score: str) -> Change:
+        """How much ``arm`` changes ``score``."""
+        rows = self.rows[arm]
+        return change([row["before"][score] for row in rows], [row["after"][score] for row in rows])
+
+    def table(self, scores: Mapping[str, str] = HEADLINES) -> str:
+        """Markdown: a line per arm, a column per score, the change in points with its interval."""
+        lines = ["| | seeds | " + " | ".join(scores.values()) + " |", "|---" * (len(scores) + 2) + "|"]
+        for arm in self.arms:
+            cells = [str(self.of(arm, score)) for score in scores]
+            lines.append(f"| {arm} | {len(self.rows[arm])} | " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def to_csv(self, path: Path) -> None:
+        """A line per arm and score."""
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["arm", "score", "seeds", "before", "after", "difference", "low", "high"])
+        for arm in self.arms:
+            for score in self.rows[arm][0]["before"]:
+                of = self.of(arm, score)
+                figures = (of.before, of.after, of.difference, of.low, of.high)
+                table.writerow([arm, score, of.seeds, *(f"{figure:.3f}" for figure in figures)])
+        write_text(path, text.getvalue())
+
+    def plot(self, scores: Mapping[str, str] = HEADLINES) -> "Figure":
+        """A panel per score, a row per arm: the change and its interval, zero marked."""
+        plt = require("matplotlib.pyplot", extra="plot")
+        height = 0.9 + 0.32 * len(self.arms)
+        figure: Figure
+        figure, axes = plt.subplots(
+            1, len(scores), figsize=(2.3 * len(scores) + 2, height), sharey=True, layout="constrained"
+        )
+        places = range(len(self.arms), 0, -1)
+        for ax, (score, title) in zip(np.atleast_1d(axes), scores.items(), strict=True):
+            ax.axvline(0, color="0.6", linewidth=0.8)
+            for place, arm in zip(places, self.arms, strict=True):
+                of = self.of(arm, score)
+                if of.seeds > 1:
+                    ax.plot([of.low, of.high], [place, place], color="tab:blue", linewidth=1.5)
+                ax.plot([of.difference], [place], marker="o", markersize=5, color="tab:blue")
+            ax.set_title(title, fontsize=9)
+            ax.set_yticks(list(places), self.arms, fontsize=8)
+            ax.tick_params(labelsize=8)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.set_xlabel("points", fontsize=8)
+        return figure
+
+    def paragraph(self, score: str = "mini_mmvp") -> str:
+        """What the numbers support, and no more: which arms move the score, which do not, what it costs."""
+        up: list[str] = []
+        down: list[str] = []
+        none: list[str] = []
+        for arm in self.arms:
+            of = self.of(arm, score)
+            (up if of.low > 0 else down if of.high < 0 else none).append(f"{arm} ({of})")
+        name, count = HEADLINES.get(score, score), min(len(rows) for rows in self.rows.values())
+        parts = [f"Over {count} seeds, {name} in points, 95 % intervals:"]
+        parts.append(f"it rises with {'; '.join(up)}." if up else "nothing raises it beyond the interval.")
+        if down:
+            parts.append(f"It falls with {'; '.join(down)}.")
+        if none:
+            parts.append(f"Not told from no change: {'; '.join(none)}.")
+        lost = [arm for arm in self.arms if self.of(arm, "zero_shot").high < -0.5]
+        if lost:
+            parts.append(f"More than half a point of zero-shot is lost with {', '.join(lost)}.")
+        return " ".join(parts)

@@ -1,0 +1,269 @@
+"""The study: what it measures is what was planted, its runs resume, its intervals are Student's."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from diva_rs import ConfigError, DataError, WeightsError
+from diva_rs.microworld import VALUES, World, new_clip
+from diva_rs.microworld.models import new_vae
+from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from lab.pretraining.data import Pixels
+from lab.pretraining.denoiser import encode
+from lab.pretraining.margins import margins
+from lab.pretraining.run import QUICK, pretrain
+from lab.pretraining.vae import reconstruction_error
+from lab.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, ablate, change
+from lab.study.data import unseen
+from lab.study.runs import read_rows, run_arm
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of a few steps, two CLIPs."""
+    place = tmp_path_factory.mktemp("world")
+    pretrain(place, QUICK, clips=2)
+    return place
+
+
+@pytest.fixture(scope="module")
+def measure():
+    return Measure("validation", images=96, fitted=96, per_pattern=2)
+
+
+def test_pretraining_goes_on_where_it_was_and_refuses_other_settings(folder, capsys):
+    before = {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+    assert sorted(before) == [
+        "clip-1.safetensors",
+        "clip.safetensors",
+        "dit.safetensors",
+        "text_encoder.safetensors",
+        "unet.safetensors",
+        "vae.safetensors",
+    ]
+    capsys.readouterr()
+    manifest = pretrain(folder, QUICK, clips=2)
+    assert capsys.readouterr().err == ""  # nothing was trained
+    assert {file.name: file.read_bytes() for file in folder.glob("*.safetensors")} == before
+    assert manifest["settings"]["vae"] == 4 and set(manifest["validation"]) == {
+        "clip",
+        "clip-1",
+        "vae",
+        "unet",
+    }
+    with pytest.raises(ConfigError, match="seed=0, now seed=1"):
+        pretrain(folder, QUICK, seed=1)
+
+
+def test_a_part_that_is_missing_is_made_again_to_the_same_weights(folder, tmp_path):
+    again = tmp_path / "again"
+    pretrain(again, QUICK, clips=1)
+    for name in ("clip", "vae", "unet", "text_encoder", "dit"):
+        assert (again / f"{name}.safetensors").read_bytes() == (folder / f"{name}.safetensors").read_bytes()
+
+
+def test_checkpoints_come_back_as_models_and_teachers(folder):
+    world = Microworld(folder)
+    assert world.clips == 2
+    one, other = world.clip(0), world.clip(1)
+    assert not torch.equal(one.visual.proj, other.visual.proj)
+    assert world.clip(0) is not one  # a copy: training one leaves the next as it was
+    latents = torch.randn(4, 16, 6, 6)
+    for kind in ("unet", "dit", "untrained"):
+        assert world.teacher(kind).latent_shape == (16, 6, 6)
+    assert world.loss_ratio(world.teacher(), latents) == pytest.approx(1.0)
+    for wrong in (lambda: world.teacher("sd"), lambda: world.clip(2), lambda: world.clip(-1)):
+        with pytest.raises(ConfigError):
+            wrong()
+    with pytest.raises(DataError, match="microworld pretrain"):
+        Microworld(folder / "nothing")
+
+
+def test_probes_read_what_is_planted_and_no_more(monkeypatch):
+    """Features that hold the colour and noise: every kind's colour probe is right, the others guess."""
+    noise = torch.Generator().manual_seed(0)
+
+    def planted(clip, batches, features):
+        asked.append(len(list(batches)))
+        world = measured.probes.fitted if len(asked) == 1 else measured.asked
+        colours = world.labels(range(len(world)))[:, list(VALUES).index("colour")]
+        rows = torch.cat(
+            [nn.functional.one_hot(colours, 6), torch.randn(len(colours), 4, generator=noise)], 1
+        )
+        return dict.fromkeys(features, rows), []
+
+    asked = []
+    measured = Measure("validation", images=512, fitted=512, per_pattern=2)
+    monkeypatch.setattr("lab.study.probes.collect", planted)
+    scores = measured(new_clip(0))
+    for kind in ("pooled", "class", "patches"):
+        assert scores[f"probe_{kind}/colour"] == 100.0
+        for name, values in VALUES.items():
+            if name not in ("colour", "object"):
+                # Five standard errors of a guess.
+                share = 1 / len(values)
+                limit = 100 * (share + 5 * np.sqrt(share * (1 - share) / 512))
+                assert scores[f"probe_{kind}/{name}"] < limit
+
+
+def test_scores_are_the_same_twice_and_leave_the_model_alone(measure):
+    clip = new_clip(0)
+    before = copy.deepcopy(clip.state_dict())
+    scores = measure(clip)
+    assert scores == measure(clip)
+    assert all(torch.equal(before[key], value) for key, value in clip.state_dict().items())
+    assert all(0 <= score <= 100 for score in scores.values())
+    own = [scores[key] for key in scores if key.startswith("probe_class/")]
+    assert len(own) == 9 and scores["probe_class"] == pytest.approx(np.mean(own))
+
+
+def test_scenes_that_are_asked_about_are_neither_trained_on_nor_in_the_pairs():
+    measure = Measure("test", images=8, fitted=8, per_pattern=3)
+    asked = {measure.asked.first + n for n in range(8)}
+    pairs = {measure.pairs.first + n for n in range(len(measure.pairs))}
+    fitted = {measure.probes.fitted.first + n for n in range(8)}
+    training = set(range(1 << 20, (1 << 20) + 4096)) | set(range(65536))
+    assert not asked & pairs and not (asked | pairs) & fitted and not fitted & training
+
+
+def test_mismatched_batches_carry_another_images_latents():
+    images = TrainingImages(new_vae(0).requires_grad_(False), unseen(12))
+    right = next(iter(images.loader(4, seed=1)))
+    wrong = next(iter(images.loader(4, seed=1, mismatched=True)))
+    assert right["ids"] == wrong["ids"] and torch.equal(right["pixel_values"], wrong["pixel_values"])
+    rows = [number - images.dataset.first for number in right["ids"]]
+    assert torch.equal(right["latents"], images.latents[rows])
+    assert torch.equal(wrong["latents"], images.latents[[(row + 1) % 12 for row in rows]])
+    assert len(images.loader(4, seed=0, share=0.5)) == 1
+    first, second = images.loader(4, seed=0), images.loader(4, seed=0)
+    second.set_epoch(1)
+    assert [b["ids"] for b in first] != [b["ids"] for b in second]
+
+
+@pytest.mark.parametrize("name", [*STUDY, "dit", "class", "all", "one draw"])
+def test_every_kind_of_arm_trains_the_tower(name, folder):
+    arm = {
+        **STUDY,
+        "dit": Arm(teacher="dit"),
+        "class": Arm({"condition": "class"}),
+        "all": Arm({"condition": "all"}),
+        "one draw": Arm({"draws": 1}),
+    }[name]
+    world = Microworld(folder)
+    images = TrainingImages(world.vae, unseen(32))
+    clip = world.clip()
+    before = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
+    losses = run_arm(arm, clip, world, images, seed=0, steps=6)
+    assert np.isfinite(list(losses.values())).all()
+    moved = not torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
+    # The anchor has no gradient where nothing has moved from it yet; what rounding leaves may move a weight.
+    assert moved or name in ("anchored, text alone", "anchor alone")
+    text = [key for key in clip.state_dict() if not key.startswith("visual.")]
+    original = world.clip().state_dict()
+    assert all(torch.equal(original[key], clip.state_dict()[key]) for key in text)
+
+
+def test_ablations_resume_and_refuse_a_damaged_file(folder, tmp_path, capsys):
+    place = tmp_path / "ablation"
+    kept = (place, 2, "validation", folder, 2, 32, 64)
+    summary = ablate("denoiser", *kept)
+    rows = read_rows(place / "runs.jsonl")
+    assert [(row["arm"], row["seed"]) for row in rows] == [
+        (arm, seed) for seed in (0, 1) for arm in ABLATIONS["denoiser"]
+    ]
+    for file in ("summary.csv", "summary.md", "summary.png"):
+        assert (place / file).stat().st_size > 100
+    capsys.readouterr()
+    again = ablate("denoiser", *kept)
+    assert capsys.readouterr().out == "" and again.table() == summary.table()
+    text = (place / "runs.jsonl").read_text().splitlines()
+    (place / "runs.jsonl").write_text("\n".join([*text[:4], "{}"]))
+    with pytest.raises(DataError, match="line 5"):
+        ablate("denoiser", *kept)
+    with pytest.raises(ConfigError, match=r"steps=2, now steps=3: use another folder"):
+        ablate("denoiser", place, 2, "validation", folder, 3, 32, 64)
+    (place / "settings.json").write_text("[]x")
+    with pytest.raises(DataError, match=r"settings\.json is damaged"):
+        ablate("denoiser", *kept)
+    with pytest.raises(ConfigError, match="name='colour'"):
+        ablate("colour", place)
+
+
+def test_no_images_is_no_training(folder):
+    world = Microworld(folder)
+    clip, original = world.clip(), world.clip().state_dict()
+    assert run_arm(Arm(share=0.0), clip, world, TrainingImages(world.vae, unseen(8)), seed=0) == {}
+    assert all(torch.equal(original[key], value) for key, value in clip.state_dict().items())
+
+
+def test_intervals_are_students():
+    generator = np.random.default_rng(0)
+    before = generator.normal(30, 2, 10)
+    after = before + generator.normal(1, 0.5, 10)
+    of = change(before.tolist(), after.tolist())
+    reference = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert (of.low, of.high) == pytest.approx((reference.low, reference.high))
+    assert change([1.0], [2.0]).high == np.inf
+    with pytest.raises(DataError, match="one pair per seed"):
+        change([1.0], [])
+
+
+def test_the_paragraph_says_what_rises_what_falls_and_what_is_lost():
+    def rows(arm, gain, lost):
+        return [
+            {
+                "arm": arm,
+                "seed": seed,
+                "before": {"mini_mmvp": 30.0, "zero_shot": 97.0},
+                "after": {"mini_mmvp": 30.0 + gain + 0.1 * seed, "zero_shot": 97.0 - lost - 0.1 * seed},
+            }
+            for seed in range(5)
+        ]
+
+    both = Summary(rows("good", 5, 0) + rows("bad", -5, 9) + rows("none", -0.2, 0), ["good", "bad", "none"])
+    text = both.paragraph()
+    assert "rises with good (+5.2" in text and "falls with bad (-4.8" in text
+    assert "no change: none" in text and "zero-shot is lost with bad." in text
+    with pytest.raises(DataError, match="no run of 'other'"):
+        Summary(rows("good", 5, 0), ["other"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"clips": 3, "scaling_factor": 1}', '{"clips": [], "scaling_factor": "x"}']
+)
+def test_a_damaged_manifest_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        Microworld(tmp_path).clip()
+
+
+def test_weights_of_another_model_are_refused(folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "clip.safetensors").write_bytes((folder / "vae.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"clip\.safetensors"):
+        Microworld(tmp_path).clip()
+
+
+def test_the_shipped_checkpoints_are_what_their_manifest_says():
+    """The figures of VAE and UNet; those of CLIP take longer and are written by the same function."""
+    world = Microworld()
+    size = sum(file.stat().st_size for file in SHIPPED.iterdir())
+    assert size <= 10_000_000 and world.clips >= 1
+    scenes = World("validation", 1024)
+    pixels = Pixels(scenes)
+    latents = encode(world.vae, pixels)
+    told = world.manifest["validation"]
+    assert reconstruction_error(world.vae, pixels) == pytest.approx(told["vae"], rel=1e-3)
+    found = margins(world.unet, world.text_encoder, scenes, latents)
+    assert found == pytest.approx(told["unet"], rel=1e-2, abs=1e-4)
+
+
+def test_settings_are_written_as_json(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["clips"] == ["clip", "clip-1"] and manifest["made"]["vae"]["parameters"] > 100_000

@@ -1,0 +1,155 @@
+"""What the demo measures of a CLIP, and the table of two such measurements."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from diva_rs.evaluation import linear_probe
+from diva_rs.evaluation.mmvp_result import MmvpVlmResult
+from diva_rs.evaluation.scores import DatasetScore, ProbeScore, SuiteResult
+from diva_rs.evaluation.statistics import change, compare_outcomes
+from diva_rs.microworld import PATTERNS, VALUES, World, image_embeddings, mini_mmvp, zero_shot_objects
+from diva_rs.microworld.embedding import MEAN, STD
+from diva_rs.microworld.zero_shot import ZeroShotScore
+
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+# Scenes that neither the study's settings were chosen on nor its results are measured on.
+_START = 1 << 19
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A CLIP's scores on the same scenes, with what the report needs of them.
+
+    Attributes:
+        mmvp: on pairs that differ in one attribute.
+        zero_shot: which object is in the picture.
+        probes: attribute -> a linear probe on the class token.
+        embeddings: (N, D) of the images of zero-shot.
+    """
+
+    mmvp: MmvpVlmResult
+    zero_shot: ZeroShotScore
+    probes: dict[str, ProbeScore]
+    embeddings: Tensor
+
+    def results(self) -> list[Any]:
+        """As `diva_rs.report.write` takes them."""
+        accuracy, count = self.zero_shot.accuracy, len(self.zero_shot.outcomes)
+        objects = DatasetScore(
+            dataset="microworld objects",
+            metric="acc1",
+            value=accuracy,
+            interval=self.zero_shot.interval,
+            items=count,
+            metrics={"acc1": accuracy},
+            outcomes=self.zero_shot.outcomes,
+        )
+        named = {
+            name: dataclasses.replace(score, features=f"class token: {name}")
+            for name, score in self.probes.items()
+        }
+        return [self.mmvp, SuiteResult("zero-shot", (objects,), model=self.mmvp.model), named]
+
+
+class Scoring:
+    """Scores any CLIP on the same scenes of the world.
+
+    Args:
+        per_pattern: pairs of each of the nine patterns.
+        images: scenes for zero-shot and for asking the probes, and as many for fitting these.
+
+    >>> scores = Scoring(per_pattern=2, images=64)(diva_rs.microworld.new_clip(0))
+    >>> len(scores.mmvp.pairs), len(scores.probes)
+    (18, 9)
+    """
+
+    def __init__(self, per_pattern: int, images: int) -> None:
+        self.per_pattern = per_pattern
+        self.pairs = World("validation", len(PATTERNS) * per_pattern, start=_START)
+        self.asked = World("validation", images, start=_START + len(self.pairs))
+        self._asked, self._fitted = _rows(self.asked), _rows(World("train", images, start=(1 << 24) - images))
+
+    def __call__(self, clip: nn.Module, progress: bool = False) -> Scores:
+        """The scores of ``clip``; with ``progress``, a bar over the probes, which take longest."""
+        probes = {}
+        for column, name in enumerate(tqdm(VALUES, "probes", disable=not progress)):
+            if name in PATTERNS.values():
+                fitted, asked = (
+                    [(pixels, labels[:, column])] for pixels, labels in (self._fitted, self._asked)
+                )
+                found = linear_probe(clip, fitted, asked, ["class"], cs=_PENALTIES)
+                probes[name] = found["class"]
+        return Scores(
+            mini_mmvp(clip, self.pairs, self.per_pattern),
+            zero_shot_objects(clip, self.asked),
+            probes,
+            image_embeddings(clip, self.asked.images, range(len(self.asked))),
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: two scores in per cent, their difference in points and its 95 % interval."""
+
+    name: str
+    before: float
+    after: float
+    difference: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        mark = "*" if low > 0 or high < 0 else " "
+        return (
+            f"{self.name:<38}{self.before:>7.1f}{self.after:>8.1f}{self.difference:>+9.1f}"
+            f"{low:>+9.1f} to {high:+5.1f} {mark}"
+        ).rstrip()
+
+
+def rows(before: Scores, after: Scores) -> Iterator[Row]:
+    """Mini-MMVP and its patterns, zero-shot, and the probes' mean and each of them."""
+    old, new = ([pair.correct for pair in scores.mmvp.pairs] for scores in (before, after))
+    patterns = [pair.pattern for pair in before.mmvp.pairs]
+    yield _row("mini-MMVP", old, new)
+    for name in PATTERNS:
+        places = [place for place, pattern in enumerate(patterns) if pattern == name]
+        yield _row(f"  {name}", [old[place] for place in places], [new[place] for place in places])
+    yield _row("zero-shot objects", before.zero_shot.outcomes, after.zero_shot.outcomes)
+    # An image's nine answers hang together: the interval of the mean is over images.
+    means = [
+        100 * np.mean([probe.outcomes for probe in scores.probes.values()], axis=0)
+        for scores in (before, after)
+    ]
+    mean = change(*means)
+    yield Row("probes of the class token", mean.before, mean.after, mean.difference, (mean.low, mean.high))
+    for name in before.probes:
+        yield _row(f"  {name}", before.probes[name].outcomes, after.probes[name].outcomes)
+
+
+def table(before: Scores, after: Scores) -> str:
+    """The whole table, with a line that says how it is to be read."""
+    lines = [str(row) for row in rows(before, after)]
+    head = f"{'per cent right':<38}{'before':>7}{'after':>8}{'change':>9}   95 % interval"
+    note = (
+        f"* the interval excludes 0. Paired, over the same {len(before.mmvp.pairs):,} pairs and "
+        f"{len(before.zero_shot.outcomes):,} images;\n  it does not cover other seeds, and one row in twenty "
+        "is marked by chance."
+    )
+    return "\n".join([head, "-" * len(head), *lines, note])
+
+
+def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> Row:
+    found = compare_outcomes(before, after, name)
+    return Row(name, found.before, found.after, found.difference, found.interval)
+
+
+def _rows(world: World) -> tuple[Tensor, Tensor]:
+    """CLIP's pixels (N, 3, 48, 48) and the labels (N, attributes)."""
+    numbers = range(len(world))
+    return (world.images(numbers) - MEAN) / STD, world.labels(numbers)

@@ -1,0 +1,264 @@
+"""Recipe: every setting of a run in one frozen, validated value."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diva_rs._base.settings import hint
+from diva_rs.errors import ConfigError, shown
+from diva_rs.recipes import PRESETS
+from diva_rs.recipes.fields import Fields
+
+__all__ = ["Recipe"]
+
+_DENSITY = 0.3  # share of the patches where a recipe gives neither `choose` nor `density`
+_OF_CONDITION = {"random": ("choose", "density", "replacement", "bernoulli"), "window": ("window",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Fields):
+    """All settings of a post-training run; `Recipe.fields_help` says what each one means and takes.
+
+    Values are checked when the recipe is made: types strictly (True is no number), NumPy scalars and lists
+    become Python scalars and tuples. ``choose`` and ``density`` exclude each other; with neither, 0.3 of the
+    patches are drawn.
+
+    Raises:
+        ConfigError: a value is out of range, or two contradict each other; names the field and what is valid.
+
+    >>> Recipe(draws=4, lr=1e-5).draws
+    4
+    >>> Recipe(density=1.5)
+    Traceback (most recent call last):
+    diva_rs.errors.ConfigError: density=1.5: a number of at least 0 and at most 1 is needed, or None
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, field.metadata["kind"].convert(value))
+            except ValueError as err:
+                raise ConfigError(f"{field.name}={shown(value)}: {err}") from None
+        self._check_condition()
+        self._check_draws()
+
+    @classmethod
+    def named(cls, name: str) -> "Recipe":
+        """The preset of that name, of those that `names` lists.
+
+        Raises ConfigError, with near names, for an unknown one.
+
+        >>> Recipe.named("diva-openai-vit-l-14-224").density
+        0.15
+        """
+        if not isinstance(name, str) or name not in PRESETS:
+            near = hint(name, PRESETS) or f": one of {', '.join(PRESETS)}"
+            raise ConfigError(f"there is no recipe {shown(name)}{near}")
+        return cls(name=name, **PRESETS[name].fields())
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """The presets' names.
+
+        >>> len(Recipe.names())
+        16
+        """
+        return list(PRESETS)
+
+    def replace(self, **fields: Any) -> "Recipe":
+        """A copy with other values.
+
+        ``choose`` replaces ``density`` and the other way round, and a new ``condition`` drops the settings of
+        the old one. Raises ConfigError for an unknown field, with near ones, and for a bad value.
+
+        >>> Recipe(choose=76, replacement=True).replace(density=0.5).choose is None
+        True
+        >>> Recipe().replace(densty=0.5)
+        Traceback (most recent call last):
+        diva_rs.errors.ConfigError: a recipe has no field 'densty'; did you mean 'density'?
+        """
+        _check_names(fields)
+        implied: dict[str, Any] = {}
+        if fields.get("choose") is not None:
+            implied.update(density=None, bernoulli=False)
+        if fields.get("density") is not None:
+            implied.update(choose=None)
+        if "condition" in fields:
+            for condition, names in _OF_CONDITION.items():
+                if condition != fields["condition"]:
+                    implied.update({name: _DEFAULTS[name] for name in names})
+        return dataclasses.replace(self, **{**implied, **fields})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, with lists for tuples, as JSON holds them.
+
+        >>> Recipe.from_dict(Recipe(betas=(0.9, 0.95)).to_dict()).betas
+        (0.9, 0.95)
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe of `to_dict`; a field that is missing has its default.
+
+        Raises ConfigError as the constructor does, and for an unknown field.
+
+        >>> Recipe.from_dict({"draws": 3, "betas": [0.9, 0.95]}).draws
+        3
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a recipe is made from a mapping of fields, not a {type(values).__name__}")
+        _check_names(values)
+        return cls(**values)
+
+    def chosen(self, patches: int) -> int:
+        """How many rows of the condition come from the tower's ``patches``, the class token's not counted.
+
+        With ``bernoulli`` it is all of them, the dropped ones being empty slots. Raises ConfigError when more
+        are to be chosen than there are.
+
+        >>> Recipe(density=0.15).chosen(256), Recipe(condition="window", window=6).chosen(256)
+        (38, 42)
+        """
+        if isinstance(patches, bool) or not isinstance(patches, int) or patches < 1:
+            raise ConfigError(f"patches={shown(patches)}: an integer of at least 1 is needed")
+        if self.condition in ("class", "text"):
+            return 0
+        if self.condition == "window":
+            assert self.window is not None
+            if self.window > patches:
+                raise ConfigError(
+                    f"window={self.window} is wider than the tower's {patches} patches: give a smaller window"
+                )
+            return patches // self.window
+        if self.condition == "all" or self.bernoulli:
+            return patches
+        if self.choose is None:
+            density = _DENSITY if self.density is None else self.density
+            return max(round(density * patches), 1) if density > 0 else 0
+        if self.choose > patches and not self.replacement:
+            raise ConfigError(
+                f"choose={self.choose} is more than the tower's {patches} patches: choose at most {patches}, "
+                "or draw with replacement=True"
+            )
+        return self.choose
+
+    def weights(self) -> tuple[float, ...]:
+        """The weight of each draw's loss, one per draw.
+
+        >>> Recipe(draws=2).weights(), Recipe(draws=2, draw_weights=(5, 1)).weights()
+        ((0.5, 0.5), (5.0, 1.0))
+        """
+        return (1.0 / self.draws,) * self.draws if self.draw_weights is None else self.draw_weights
+
+    def digest(self) -> str:
+        """A fingerprint of the fields that weights depend on, the same on every machine: SHA-256 of their
+        canonical JSON, in hex. ``log_every``, ``max_skipped``, ``checkpoint_every`` and ``keep`` are not
+        among them.
+
+        >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
+        True
+        """
+        values = {name: value for name, value in self.to_dict().items() if name not in _OPERATIONAL}
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
+        """The fields that weights depend on and that differ: name -> (this one's value, the other's).
+
+        >>> Recipe(lr=1e-4).differences(Recipe(lr=1e-5, log_every=1))
+        {'lr': (0.0001, 1e-05)}
+        """
+        if not isinstance(other, Recipe):
+            raise ConfigError(f"other is a {type(other).__name__}: a Recipe is needed")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _DEFAULTS}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in _OPERATIONAL}
+
+    def describe(self) -> str:
+        """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
+
+        >>> print(Recipe(lr=1e-5).describe().splitlines()[22])
+        * lr                1e-05
+        """
+        preset = PRESETS.get(self.name)
+        lines = [f"recipe {self.name}"]
+        if preset is not None:
+            lines += [f"  {preset.summary}", f"  MMVP-VLM average, published: {preset.expected} %"]
+            lines += [f"  MMVP-VLM average, measured here: {preset.measured}"]
+        lines.append("  (* differs from the default)")
+        published = {} if preset is None else preset.fields()
+        for field in dataclasses.fields(self):
+            if field.name == "name":
+                continue
+            value = getattr(self, field.name)
+            mark = "*" if value != field.default else " "
+            note = "" if preset is None else preset.source(field.name)
+            expected = published.get(field.name, field.default)
+            if preset is not None and value != expected:
+                note = f"changed: the preset has {expected!r}"
+            lines.append(f"{mark} {field.name:<17} {value!r:<24} {note}".rstrip())
+        return "\n".join(lines)
+
+    @classmethod
+    def fields_help(cls) -> dict[str, str]:
+        """Each field's meaning, what it takes and its default.
+
+        >>> Recipe.fields_help()["draws"]
+        'diffusion draws (timestep, noise, patches) per image [an integer of at least 1; default 2]'
+        """
+        texts: dict[str, str] = {}
+        for field in dataclasses.fields(cls):
+            kind, meaning = field.metadata["kind"], field.metadata["help"]
+            texts[field.name] = f"{meaning} [{kind.words}; default {field.default!r}]"
+        return texts
+
+    def _check_condition(self) -> None:
+        for condition, names in _OF_CONDITION.items():
+            given = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
+            if given and self.condition != condition:
+                raise ConfigError(
+                    f"{given[0]}={getattr(self, given[0])!r} means nothing with "
+                    f"condition={self.condition!r}: leave it out, or use condition={condition!r}"
+                )
+        if self.choose is not None and self.density is not None:
+            raise ConfigError(
+                f"choose={self.choose} and density={self.density} exclude each other: give one of them"
+            )
+        if self.bernoulli and self.density is None:
+            raise ConfigError("bernoulli=True needs density: the probability that a patch is kept")
+        if self.bernoulli and self.replacement:
+            raise ConfigError("bernoulli=True and replacement=True exclude each other: give one")
+        if self.condition == "window" and self.window is None:
+            raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
+        if self.condition == "text" and self.text == "none":
+            raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+
+    def _check_draws(self) -> None:
+        weights = self.draw_weights
+        if weights is not None and len(weights) != self.draws:
+            raise ConfigError(
+                f"draw_weights={weights} holds {len(weights)} weights for draws={self.draws}: give one per "
+                "draw, or None for equal ones"
+            )
+        if weights is not None and not any(weights):
+            raise ConfigError(f"draw_weights={weights} are all zero: nothing would be learnt")
+        if self.timestep_range is not None and self.timestep_range[0] >= self.timestep_range[1]:
+            raise ConfigError(
+                f"timestep_range={self.timestep_range} is empty: the first number must be below the second"
+            )
+
+
+def _check_names(names: Iterable[Any]) -> None:
+    for name in names:
+        if name not in _DEFAULTS:
+            near = hint(name, _DEFAULTS) or f": it has {', '.join(_DEFAULTS)}"
+            raise ConfigError(f"a recipe has no field {shown(name)}{near}")
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Recipe)}
+_OPERATIONAL = {field.name for field in dataclasses.fields(Recipe) if field.metadata["operational"]}

@@ -1,0 +1,228 @@
+"""The folder of a run: its recipe, its log and its checkpoints, kept so that a run goes on after any crash.
+
+run.json        the recipe and its hash, the models, and the environment of every start
+recipe.txt      the recipe for people
+metrics.jsonl   one line per log
+best.json       step and score of the best checkpoint, where something was scored
+evaluations.json, best/
+                what was measured while training, and the weights that are kept for it (see `watch`)
+checkpoints/step-00000500/
+                parameters.safetensors (what trains, the diffusion model not among it),
+                optimizer.safetensors, state.json (counters, place in the data), manifest.json (checksums)
+"""
+
+import fcntl
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from diva_rs._base.checkpoint import (
+    check_place,
+    load_state,
+    make_folder,
+    remove_folder,
+    save_state,
+    sweep,
+    write_json,
+    write_text,
+)
+from diva_rs._base.files import open_regular, read_lines, read_text
+from diva_rs.errors import ConfigError, DataError, WeightsError
+from diva_rs.recipes.recipe import Recipe
+
+_log = logging.getLogger("diva_rs")
+
+_LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
+_STEP = re.compile(r"step-(\d{8,})")
+_RESULTS = ("clip.safetensors", "projector.safetensors", "recipe.json", "history.json", "report.json")
+
+
+class RunFolder:
+    """A run's folder on disk, opened by the one process that writes into it.
+
+    Raises:
+        DataError: the folder cannot be made, or holds something else where a checkpoint belongs.
+        ConfigError: another process is writing into it.
+
+    >>> import tempfile
+    >>> folder = RunFolder(tempfile.mkdtemp())
+    >>> folder.save(Trainer(clip, teacher).state_dict(), step=3, keep=2)
+    >>> folder.steps(), folder.restore()["counters"]["steps_done"]
+    ([3], 0)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = make_folder(path)
+        self.checkpoints = make_folder(self.path / "checkpoints")
+        self.metrics = self.path / "metrics.jsonl"
+        self._lock = self._locked()
+        for step in self.steps():
+            check_place(self.checkpoint(step))  # now, not at the end of the run
+        for folder in (self.path, self.checkpoints):
+            sweep(folder)
+
+    def close(self) -> None:
+        """Let another process write here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        names = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
+        """Write a checkpoint, then remove all but the last ``keep`` and the best.
+
+        Raises:
+            DataError: it cannot be written; the checkpoints before it are as they were.
+        """
+        self._sync_metrics()  # a row must not get lost that the checkpoint says was written
+        save_state(self.checkpoint(step), state)
+        spared = {*self.steps()[-keep:], step, self.best().get("step")}
+        for old in self.steps():
+            if old not in spared:
+                remove_folder(self.checkpoint(old))
+
+    def restore(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint; None where there is none yet. A damaged one is set aside, with a
+        warning.
+
+        Raises:
+            WeightsError: there are checkpoints, and every one of them is damaged.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            folder = self.checkpoint(step)
+            try:
+                return load_state(folder)
+            except WeightsError as err:
+                damaged.append(str(err))
+                _log.warning("%s: going back to the checkpoint before it", err)
+                aside = folder.with_name(f"damaged-{folder.name}")
+                remove_folder(aside)
+                os.replace(folder, aside)
+        if damaged:
+            raise WeightsError(
+                f"no whole checkpoint is left in {self.checkpoints} ({damaged[0]}): resume=False starts anew"
+            )
+        return None
+
+    def best(self) -> dict[str, Any]:
+        """Step and score of the best checkpoint; empty where nothing was scored."""
+        return _read_json(self.path / "best.json") or {}
+
+    def mark_best(self, step: int, score: float) -> None:
+        """Keep the checkpoint of this step until a better one is marked."""
+        write_json(self.path / "best.json", {"step": step, "score": score})
+
+    def recipe(self) -> Recipe | None:
+        """The recipe of the run in this folder; None where there is no run yet.
+
+        Raises:
+            WeightsError: run.json is damaged.
+        """
+        facts = self.facts()
+        if facts is None:
+            return None
+        try:
+            return Recipe.from_dict(facts["recipe"])
+        except (KeyError, TypeError, ConfigError) as err:
+            raise WeightsError(
+                f"{self.path / 'run.json'} holds no recipe that can be read ({err}): resume=False starts anew"
+            ) from err
+
+    def facts(self) -> dict[str, Any] | None:
+        """What run.json says; None where there is no run yet."""
+        return _read_json(self.path / "run.json")
+
+    def begin(self, recipe: Recipe, facts: Mapping[str, Any], step: int) -> None:
+        """Note a start of the run: at step 0, or again at the step that it goes on from. Of ``facts``,
+        ``environment`` is that of this start."""
+        facts = dict(facts)
+        starts = [] if step == 0 else (self.facts() or {}).get("starts", [])
+        # What the earlier start left beside the log does not hold what comes now.
+        for name in ("history.json", "report.json"):
+            (self.path / name).unlink(missing_ok=True)
+        started = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "step": step}
+        started["environment"] = facts.pop("environment")
+        content = {"format": 1, "recipe": recipe.to_dict(), "recipe_sha256": recipe.digest(), **facts}
+        write_json(self.path / "run.json", {**content, "starts": [*starts, started]})
+        write_json(self.path / "recipe.json", recipe.to_dict())
+        write_text(self.path / "recipe.txt", recipe.describe() + "\n")
+
+    def clear(self) -> None:
+        """Remove an earlier run: its log, its checkpoints and its results."""
+        for step in self.steps():
+            remove_folder(self.checkpoint(step))
+        if (self.path / "best" / "scores.json").exists():
+            remove_folder(self.path / "best")
+        for name in ("run.json", "best.json", "metrics.jsonl", "evaluations.json", *_RESULTS):
+            with suppress(FileNotFoundError):
+                (self.path / name).unlink()
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """The log up to ``step``; what was logged after it, or cut short, is removed from the file: those
+        steps come again."""
+        kept = []
+        try:
+            for line in read_lines(self.metrics, _LONGEST_LOG):
+                try:
+                    row = json.loads(line.decode())
+                    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
+                except (ValueError, RecursionError):
+                    continue
+                if whole and row["step"] <= step:
+                    kept.append((line.decode(), row))
+        except FileNotFoundError:
+            pass
+        except OSError as err:
+            raise DataError(f"{self.metrics} cannot be read: {err}") from err
+        write_text(self.metrics, "".join(line + "\n" for line, _ in kept))
+        return [
+            {name: float("nan") if value is None else value for name, value in row.items()} for _, row in kept
+        ]
+
+    def _sync_metrics(self) -> None:
+        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
+            os.fsync(file.fileno())
+
+    def _locked(self) -> int | None:
+        """A lock that ends with the process, however it ends. Unlike flock, workers do not inherit it."""
+        try:
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as err:
+            raise DataError(f"{self.path} cannot be written to: {err.strerror or err}") from err
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            os.close(handle)
+            raise ConfigError(
+                f"another process is writing into {self.path}: wait for it, or choose another folder"
+            ) from err
+        except OSError:
+            pass  # a file system without locks
+        return handle
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(read_text(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as err:
+        raise WeightsError(f"{path} cannot be read: {err}; resume=False starts anew") from err
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds no mapping; resume=False starts anew")
+    return content

@@ -1,0 +1,144 @@
+"""What goes wrong in numbers: updates that were skipped, losses that jump, and whose samples they were.
+
+Losses and gradient norms stay on the device and are read together, once per log.
+"""
+
+import itertools
+import logging
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diva_rs._base.world import rank_and_world
+from diva_rs.errors import DivaError
+
+_log = logging.getLogger("diva_rs")
+
+READ_EVERY = 100  # steps, where logs are rarer
+_WINDOW, _ENOUGH = 100, 20  # losses that a jump is measured against, and the fewest
+_JUMP = 10 * 1.4826  # median absolute deviations that make one, ten standard deviations of a normal
+_LEAST = 0.1  # of the usual loss: where it hardly varies, no less is a jump
+_NAMED = 8  # ids that a message shows
+_ELSEWHERE = "on another rank, which names them"
+
+
+class _Part(NamedTuple):
+    """One batch of this rank in a step: whose it was, and its mean loss."""
+
+    samples: str
+    loss: Tensor
+
+
+class _Step(NamedTuple):
+    number: int
+    parts: list[_Part]
+    loss: Tensor  # of all ranks
+    norm: Tensor
+
+
+class Numbers:
+    """Follows the losses and gradients of a run.
+
+    The optimizer itself skips an update whose loss or gradient is not finite, on the device. This counts
+    them, alike on every rank: both are those of all ranks together.
+
+    Attributes:
+        skipped: updates that were skipped, as far as they were read.
+
+    >>> numbers, nan = Numbers(most=3), torch.tensor(float("nan"))
+    >>> numbers.batch({"ids": [4, 5]}, seen=0, samples=2, loss=nan)
+    >>> numbers.step(1, loss=nan, norm=nan)
+    >>> numbers.read()
+    >>> numbers.skipped
+    1
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.skipped = most, 0
+        self._streak = 0
+        self._last = ""  # which step was the last to be skipped, and its samples
+        self._parts: list[_Part] = []
+        self._steps: list[_Step] = []
+        self._losses: deque[float] = deque(maxlen=_WINDOW)
+
+    def batch(self, item: Any, seen: int, samples: int, loss: Tensor) -> None:
+        """Note a batch of ``samples``; where it has no ids, they are those after ``seen`` others of this rank
+        in this pass."""
+        self._parts.append(_Part(_named(item, seen, samples), loss))
+
+    def step(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note that the batches since the last step were one, with this loss and norm of the gradient."""
+        self._steps.append(_Step(step, self._parts, loss.detach(), norm))
+        self._parts = []
+
+    def read(self) -> None:
+        """Read what was noted, in one copy from the device; count and log what is wrong."""
+        steps, self._steps = self._steps, []
+        values = [
+            value for step in steps for value in (step.loss, step.norm, *(part.loss for part in step.parts))
+        ]
+        if not values or values[0].is_meta:
+            return
+        home = values[0].device
+        numbers = iter(torch.stack([value.to(home, torch.float64) for value in values]).tolist())
+        for step in steps:
+            loss, norm = next(numbers), next(numbers)
+            self._look(step, loss, norm, [next(numbers) for _ in step.parts])
+
+    def check(self) -> None:
+        """End the run where too many updates in a row were skipped.
+
+        Raises:
+            DivaError: more than ``most`` were.
+        """
+        if self._streak > self.most:
+            raise DivaError(
+                f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, "
+                f"the last at {self._last}: lower lr, use precision='fp32', or look at these images; "
+                "max_skipped allows more"
+            )
+
+    def _look(self, step: _Step, loss: float, norm: float, losses: list[float]) -> None:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.skipped, self._streak = self.skipped + 1, self._streak + 1
+            what = "gradient" if math.isfinite(loss) else "loss"
+            parts = zip(step.parts, losses, strict=True)
+            bad = [part.samples for part, value in parts if what == "gradient" or not math.isfinite(value)]
+            whose = "; ".join(bad) or _ELSEWHERE
+            self._last = f"step {step.number} (samples: {whose})"
+            _log.warning("step %d was skipped: its %s is not finite. Samples: %s", step.number, what, whose)
+            return
+        self._streak = 0
+        if len(self._losses) >= _ENOUGH:
+            usual = statistics.median(self._losses)
+            spread = statistics.median(abs(value - usual) for value in self._losses)
+            bound = usual + max(_JUMP * spread, _LEAST * abs(usual))
+            if loss > bound:
+                named = [(value, part.samples) for value, part in zip(losses, step.parts, strict=True)]
+                worst, whose = max(named, default=(bound, ""))
+                _log.warning(
+                    "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s",
+                    *(loss, step.number, len(self._losses), usual, whose if worst > bound else _ELSEWHERE),
+                )
+        self._losses.append(loss)
+
+
+def _named(item: Any, seen: int, samples: int) -> str:
+    ids = item.get("ids") if isinstance(item, Mapping) else getattr(item, "ids", None)
+    if ids is None:
+        rank, world = rank_and_world()  # the ranks take turns: see `inputs`
+        return f"{_few(range(seen * world + rank, (seen + samples) * world, world))} of the pass, without ids"
+    return _few(ids)
+
+
+def _few(names: Any) -> str:
+    first = itertools.islice(names, _NAMED)
+    shown = [str(name.item() if isinstance(name, (Tensor, np.generic)) else name) for name in first]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")

@@ -1,0 +1,146 @@
+"""post_train: the main job in one call."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from diva_rs._base.arguments import checked
+from diva_rs._base.settings import flag, hint
+from diva_rs.data.batches import check_loader
+from diva_rs.distributed import Ranks, session, start
+from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.run.callbacks import Callback, as_callback
+from diva_rs.run.evaluate import ARGUMENTS, Evaluation
+from diva_rs.run.folder import RunFolder
+from diva_rs.run.loop import Run
+from diva_rs.run.ranks.split import length_of, split
+from diva_rs.run.ranks.together import Together
+from diva_rs.run.result import PostTrainResult
+from diva_rs.run.resume import checked_resume
+from diva_rs.step.modules import as_recipe
+from diva_rs.step.trainer import Trainer
+
+
+def post_train(
+    clip: nn.Module,
+    unet: Any,
+    loader: Iterable[Any],
+    recipe: Recipe | str | None = None,
+    *,
+    output_dir: str | Path | None = None,
+    resume: bool | str = True,
+    callbacks: Iterable[Callback | Callable[[int, dict[str, float]], Any]] = (),
+    progress: bool = True,
+    **fields: Any,
+) -> PostTrainResult:
+    """Post-train the vision tower of ``clip`` with the generative feedback of a frozen diffusion model.
+
+    DIVA (arXiv 2407.20171): the teacher denoises each image under a condition made of CLIP's own visual
+    tokens, and the denoising error trains CLIP. Only images are needed.
+
+    Args:
+        clip: an open_clip, transformers or OpenAI CLIP or SigLIP; changed in place, and afterwards still an
+            ordinary model of its library.
+        unet: a diffusers UNet2DConditionModel or DiTTransformer2DModel, a pipeline, a diffusers folder, or a
+            `Teacher`.
+        loader: any iterable of image batches: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with
+            ``images`` or ``pixel_values``, and optionally ``latents`` and ``ids``. ``recipe.pixels`` declares
+            the range of the images.
+        recipe: a `Recipe`, the name of a preset, or None for the defaults.
+        output_dir: folder for the log, the recipe, the checkpoints and the trained weights (see
+            `diva_rs.run.folder`); None writes nothing. A checkpoint is written every
+            ``recipe.checkpoint_every`` steps; the last ``recipe.keep`` are kept.
+        resume: what to do where ``output_dir`` holds a run: True goes on with it from its newest whole
+            checkpoint, to the same weights as if it had never ended, and refuses other settings; "force" goes
+            on under other settings; False starts anew and replaces it. A run that has done all its steps is
+            read back, and nothing is trained.
+        callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
+        progress: whether to show a progress bar.
+        fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without ``steps`` the
+            run is one pass over the loader. And four that measure while training:
+
+            evaluate: name -> function of the model, or one function; it gives a number, a mapping of numbers
+                or a result of `diva_rs.evaluation`. Measured before the first and after the last step; the
+                scores are in the history, and training is the same to the bit.
+            eval_every: measure every so many steps as well.
+            best: the score whose best weights are kept in ``output_dir/best``; ``(name, "min")`` where lower
+                is better.
+            guard: score -> the lowest that is allowed, or ``("max", highest)``, or ``("drop", points)`` below
+                the score before training. Where one is broken the run stops, ``report["stopped"]`` says why,
+                and the model gets back the best weights that kept every bound, the latest without ``best``.
+
+    Returns:
+        A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far comes back with ``interrupted``
+        set, and with an ``output_dir`` the checkpoint is written.
+
+    Raises:
+        ConfigError, DataError, ShapeError, DeviceError: the mistake, where it is, and what to do. No gradient
+            is left then, and with an ``output_dir`` the steps that were done are in its last checkpoint.
+
+    >>> loader = [torch.rand(4, 3, 32, 32) for _ in range(3)]
+    >>> result = post_train(clip, teacher, loader, progress=False, log_every=1, lr=1e-3)
+    >>> [row["step"] for row in result.history]
+    [1, 2, 3]
+    """
+    evaluation = Evaluation.of({name: fields.pop(name, None) for name in ARGUMENTS})
+    _check_fields(fields)
+    checked_resume(resume)
+    checked("progress", progress, flag())
+    recipe = as_recipe(recipe).replace(**fields)
+    check_loader(loader)
+    if not isinstance(callbacks, Iterable):
+        raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
+    hooks = [as_callback(callback) for callback in callbacks]
+    with session() as ranks:
+        start.same_recipe(recipe, ranks)
+        unet = start.settle(clip, unet, ranks)
+        start.same_weights(clip, ranks)
+        loader = split(loader, ranks)
+        one_pass = recipe.steps is None
+        if one_pass:
+            recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
+        folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
+        try:
+            trainer = Trainer(clip, unet, recipe)
+            start.same_teacher(trainer.teacher, recipe.prompt, ranks)
+            run = Run(Together(trainer, ranks), loader, folder, hooks, progress, resume, evaluation)
+            return run.go(one_pass)
+        finally:
+            if folder is not None:
+                folder.close()
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    """A slip in one of post_train's own arguments arrives among the recipe's fields."""
+    known = {field.name for field in dataclasses.fields(Recipe)}
+    for name in fields.keys() - known:
+        near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
+        raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")
+
+
+def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
+    """Optimizer steps of one pass where the loader tells its length; None: until it ends."""
+    length = length_of(loader, ranks)
+    if length is None:
+        return None
+    rounds, batches = length
+    if batches == 0:
+        raise DataError("the loader is empty: it has length 0")
+    if recipe.batch is None:
+        return rounds
+    samples: int | None = getattr(loader, "batch_size", None)
+    if samples is None:
+        return None
+    seen: int = batches * samples
+    dataset: Any = getattr(loader, "dataset", None)
+    if hasattr(dataset, "__len__"):
+        seen = min(seen, len(dataset))  # the last batch may be smaller
+    together = samples * ranks.world
+    # A step ends with the round of loader batches, one per rank, that fills it.
+    accumulated = math.ceil(recipe.batch / together) * together
+    return math.ceil(seen / accumulated)

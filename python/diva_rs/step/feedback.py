@@ -1,0 +1,105 @@
+"""FeedbackLoss: the generative feedback as an ordinary loss module, for a training loop of one's own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.step.draws import Draws
+from diva_rs.step.inputs import Inputs, checked_epoch
+from diva_rs.step.modules import Pieces, as_recipe
+
+
+class FeedbackLoss(nn.Module):
+    """``loss = feedback(images); loss.backward()`` with any optimizer, accelerate or DistributedDataParallel.
+
+    CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what
+    they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector
+    and the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
+    ``find_unused_parameters=True`` or hand over the vision model only.
+
+    Args:
+        clip: as for `Trainer`; changed in place by the caller's optimizer.
+        unet: as for `Trainer`.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields are not used.
+
+    >>> feedback = FeedbackLoss(clip, teacher, Recipe(draws=2))
+    >>> optimizer = torch.optim.AdamW(feedback.trained_parameters(), lr=1e-5)
+    >>> loss = feedback(torch.rand(4, 3, 32, 32))
+    >>> loss.backward()
+    >>> optimizer.step()
+    """
+
+    pieces: Pieces
+
+    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
+        super().__init__()
+        self.recipe = as_recipe(recipe)
+        self.clip = clip
+        pieces = Pieces(clip, unet, self.recipe)
+        self.projector = pieces.projector
+        # Past nn.Module's registration: the frozen teacher is neither trained nor saved nor moved.
+        object.__setattr__(self, "pieces", pieces)
+        self.epoch = 0
+        self._calls = 0
+        self.samples_seen = 0  # by this rank, within this epoch: the default ids of samples that come without
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """CLIP's vision parameters and the projector's: what an optimizer should get.
+
+        >>> len(FeedbackLoss(clip, teacher).trained_parameters()) > 2
+        True
+        """
+        return [*self.pieces.parameters.values(), *self.projector.parameters()]
+
+    def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
+        """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
+
+        Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all
+        ranks, which take turns (sample i of rank r is number ``i * world + r``): no two ranks share a draw.
+        """
+        pieces = self.pieces
+        inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        tokens = pieces.tokens(inputs.images)
+        loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
+            pieces, inputs, tokens, *pieces.bridge_parameters()
+        )
+        self._calls += 1
+        if self._calls % self.recipe.log_every == 0:
+            pieces.guard.report()  # pixels on a device are checked without waiting; here is the one read
+        if self.training:
+            self.samples_seen += len(inputs.images)
+        return loss
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
+
+        >>> FeedbackLoss(clip, teacher).set_epoch(1)
+        """
+        self.epoch = checked_epoch(epoch)
+        self.samples_seen = 0
+
+    def get_extra_state(self) -> Tensor:
+        """The draw counters, as a tensor so that every checkpoint format can hold them."""
+        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the draw counters."""
+        self.epoch, self.samples_seen = (int(value) for value in state)
+
+
+class _Feedback(torch.autograd.Function):
+    """Cut 1 as an autograd function: one native call gives loss and gradients, backward hands them out."""
+
+    @staticmethod
+    def forward(ctx: Any, pieces: Pieces, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
+        loss, d_tokens, d_bridge = pieces.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        pieces.say_limit()
+        ctx.save_for_backward(d_tokens, *d_bridge)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, None, *(gradient * grad.to(gradient.dtype) for gradient in ctx.saved_tensors)

@@ -1,0 +1,247 @@
+"""Everything a training step needs, put together once from (clip, unet, recipe).
+
+`Trainer` and `FeedbackLoss` are two faces of these pieces: the student's tower, the teacher, the projector
+between them, the reader that makes tensors of a batch, and the native step that joins them.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import diva_rs._native as _native
+from diva_rs.clip import Tower, adapt
+from diva_rs.diffusion import Teacher
+from diva_rs.diffusion.frozen import plain
+from diva_rs.errors import ConfigError, DeviceError
+from diva_rs.native.choose import choose_denoiser, choose_tower
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.step.draws import Draws
+from diva_rs.step.inputs import Inputs, RawBatch, Reader
+
+_log = logging.getLogger("diva_rs")
+
+_STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+class Pieces:
+    """The student, the teacher, the bridge between them, and the native step over all three."""
+
+    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.tower = adapt(clip)
+        self.parameters = self.tower.named_parameters()
+        self._clip = clip
+        self.device, self.dtype = self._student_home()
+        if recipe.precision == "bf16" and not computes_bf16(self.device):
+            warnings.warn(
+                f'precision="bf16": this {self.device.type} device has no bfloat16 arithmetic and emulates '
+                'it, more slowly than "fp32"',
+                UserWarning,
+                stacklevel=3,
+            )
+        self.teacher = Teacher.of(unet).to_precision(recipe.precision)
+        self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
+        self.projector.to(device=self.device, dtype=self.dtype)
+        self.bridge = _bridge(self.tower, self.projector, recipe)
+        with self.plain():
+            self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
+        self.guard = self.reader.guard
+        self._original = self._untouched() if recipe.anchor else None
+        tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
+        denoiser = choose_denoiser(self.teacher, recipe)
+        self._parts = {"tower": tower, "denoiser": denoiser}
+        self.step = _native.Step(
+            tower.network,
+            denoiser.network,
+            self.bridge,
+            self.teacher.schedule,
+            loss=recipe.loss,
+            draw_weights=list(recipe.weights()),
+            min_snr=recipe.min_snr,
+            anchor=recipe.anchor,
+            original=self._original,
+            micro_batch=recipe.micro_batch,
+            denoiser_batch=recipe.denoiser_batch,
+        )
+        self._limit: int | None = None  # of images in the denoiser, as it was said last
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs natively and why the rest does not: "native" or "torch (reason)" for each network.
+
+        Whether a VAE is needed, and can run natively, is known after the first batch.
+        """
+        parts = {name: part.backend for name, part in self._parts.items()}
+        return {**parts, "vae": self.reader.encoder.backend}
+
+    def raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+        """A loader's item, checked, for a step that runs all the networks: see `Reader.raw`."""
+        self.check_home()
+        self._check("tower")
+        return self._raw(batch, ids, epoch, draws, seen)
+
+    def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
+        """The step's tensors of a loader's item, for callers who run the tower: see `Reader.read`."""
+        self.check_home()
+        return Inputs(*self.reader.native.read(self._raw(batch, ids, epoch, draws, seen)))
+
+    def _raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+        self._check("denoiser")
+        with self.plain(), torch.no_grad():
+            return self.reader.raw(batch, ids, epoch, draws, seen)
+
+    def _check(self, part: str) -> None:
+        watch = self._parts[part].watch
+        if watch is not None:
+            watch.check()
+
+    def say_limit(self) -> None:
+        """Warn, once, when the denoiser ran out of memory and sees fewer images at a time from then on."""
+        limit = self.step.denoiser_limit
+        if limit != self._limit:
+            self._limit = limit
+            _log.warning(
+                "the denoiser ran out of memory: it sees at most %d %s at a time from now on, which changes "
+                "no gradient; denoiser_batch=%d (or micro_batch) asks for no more from the start",
+                limit,
+                "image" if limit == 1 else "images",
+                limit,
+            )
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""
+        tokens: Tensor = self._tokens_of(self.tower)(images)
+        return tokens
+
+    def bridge_parameters(self) -> list[nn.Parameter]:
+        """What the native bridge takes part in training, in the order in which it returns gradients."""
+        norm = self.tower.norm
+        named: dict[str, Any] = {"proj": self.tower.proj}
+        if norm is not None:
+            named.update({"norm.weight": norm.weight, "norm.bias": norm.bias})
+        named.update({f"projector.{name}": value for name, value in self.projector.named_parameters()})
+        return [named[name] for name in self.bridge.param_names]
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """The modes of the native step, whatever the caller's: gradients on, autocast off."""
+        with torch.inference_mode(False), torch.enable_grad(), plain(self.device):
+            yield
+
+    def check_home(self) -> None:
+        """Raise when what trains was moved, cast or replaced since these pieces were put together.
+
+        Raises:
+            DeviceError: another device or dtype.
+            ConfigError: a parameter of CLIP is another tensor now.
+        """
+        held = {id(parameter) for parameter in self._clip.parameters()}
+        for name, parameter in self.parameters.items():
+            if id(parameter) not in held:
+                raise ConfigError(
+                    f"{name} is another tensor than when this trainer was made, and would not train: move "
+                    "and load the model first (clip.to, load_state_dict with assign=True), then make the "
+                    "trainer"
+                )
+        projector = self.projector.named_parameters(prefix="projector")
+        for name, parameter in (*self.parameters.items(), *projector):
+            if parameter.device != self.device or parameter.dtype != self.dtype:
+                raise DeviceError(
+                    f"{name} is now {parameter.dtype} on {parameter.device}, but was {self.dtype} on "
+                    f"{self.device} when this trainer was made: move the model first, then make the trainer"
+                )
+
+    def _student_home(self) -> tuple[torch.device, torch.dtype]:
+        wanted = _STUDENT_DTYPE[self.recipe.precision]
+        devices = {parameter.device for parameter in self.parameters.values()}
+        if len(devices) != 1:
+            names = ", ".join(sorted(map(str, devices)))
+            raise DeviceError(f"CLIP's vision parameters lie on several devices ({names}): move them to one")
+        for name, parameter in self.parameters.items():
+            if parameter.dtype != wanted:
+                fix = "clip.double()" if wanted == torch.float64 else "clip.float()"
+                also = ', or precision="fp64"' if parameter.dtype == torch.float64 else ""
+                raise ConfigError(
+                    f'{name} is {parameter.dtype}, precision="{self.recipe.precision}" trains {wanted} '
+                    f"weights: call {fix}{also}"
+                )
+        return devices.pop(), wanted
+
+    def _untouched(self) -> tuple[Any, Any]:
+        tower = self.tower.frozen_copy()
+        network = choose_tower(tower, self.recipe, self._tokens_of(tower)).network
+        return network, _bridge(tower, self.projector, self.recipe)
+
+    def _tokens_of(self, tower: Tower) -> Any:
+        if self.recipe.precision != "bf16":
+            return tower.tokens
+
+        def tokens(images: Tensor) -> Tensor:
+            with torch.autocast(images.device.type, dtype=torch.bfloat16):
+                return tower.tokens(images)
+
+        return tokens
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 numbers itself; others give the same results, but slowly.
+
+    >>> computes_bf16(torch.device("meta"))
+    True
+    """
+    if device.type == "cpu":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Module:
+    """The trained map from CLIP's embedding (width) to the condition (condition_width), seeded by the recipe.
+
+    "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025).
+
+    >>> make_projector(Recipe(projector="linear"), 768, 1024)
+    Linear(in_features=768, out_features=1024, bias=True)
+    """
+    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
+    home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
+        if recipe.projector == "linear":
+            return nn.Linear(width, condition_width, **home)
+        return nn.Sequential(
+            nn.LayerNorm(width, **home),
+            nn.Linear(width, condition_width, **home),
+            nn.GELU(),
+            nn.Linear(condition_width, condition_width, **home),
+        )
+
+
+def as_recipe(recipe: Recipe | str | None) -> Recipe:
+    """The recipe itself, the preset of that name, or the defaults.
+
+    Raises:
+        ConfigError: an unknown name, with near ones, or something that is no recipe.
+
+    >>> as_recipe(None) == Recipe()
+    True
+    """
+    if isinstance(recipe, str):
+        return Recipe.named(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe is a {type(recipe).__name__}: give a diva_rs.Recipe, a preset's name or None "
+            "(Recipe.from_dict makes one of a mapping)"
+        )
+    return recipe or Recipe()
+
+
+def _bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.Bridge:
+    norm = None if tower.norm is None else (tower.norm.weight, tower.norm.bias, tower.norm.eps)
+    proj = None if tower.proj is None else (tower.proj, tower.proj_transposed)
+    weights = dict(projector.named_parameters())
+    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text)

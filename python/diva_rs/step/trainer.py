@@ -1,0 +1,313 @@
+"""Trainer: the training step for people with their own loop, and the engine of `post_train`."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import diva_rs._native as _native
+from diva_rs.diffusion import Teacher
+from diva_rs.errors import ConfigError
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.step.draws import Draws
+from diva_rs.step.inputs import checked_epoch
+from diva_rs.step.modules import Pieces, as_recipe
+from diva_rs.step.state import checked_state
+
+
+class Trainer:
+    """Post-trains the vision tower of ``clip`` in place, step by step.
+
+    Args:
+        clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
+        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
+            without it the learning rate stays constant after its warm-up.
+
+    Raises:
+        ConfigError: ``clip`` has no patch tokens or nothing to train, or the recipe does not fit the models.
+        DeviceError: CLIP's parameters lie on several devices.
+
+    >>> trainer = Trainer(clip, teacher, Recipe(draws=2, density=0.5, lr=1e-3))
+    >>> loss = trainer.step(torch.rand(4, 3, 32, 32))
+    >>> loss.shape, trainer.steps_done
+    (torch.Size([]), 1)
+    """
+
+    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
+        self.recipe = as_recipe(recipe)
+        self.clip = clip
+        self.pieces = Pieces(clip, unet, self.recipe)
+        self.steps_done = 0  # optimizer steps
+        self.samples_seen = 0  # within this epoch: the default ids of samples that come without
+        self.epoch = 0
+        self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
+        # Of the last step; tensors stay on the device until somebody reads them.
+        self.metrics: dict[str, Any] = {}
+        with (
+            self.pieces.plain()
+        ):  # buffers made under a caller's inference_mode could not be updated outside it
+            self._optimizer = self._make_optimizer()
+
+    @property
+    def projector(self) -> nn.Module:
+        """The trained map from CLIP's embedding to the teacher's condition."""
+        return self.pieces.projector
+
+    @property
+    def teacher(self) -> Teacher:
+        """The frozen diffusion model."""
+        return self.pieces.teacher
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether CLIP is still frozen while the projector warms up (``recipe.projector_warmup``)."""
+        return self.steps_done < self.recipe.projector_warmup
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that trains: CLIP's vision parameters by their own keys, and ``projector.*``.
+
+        >>> sorted(Trainer(clip, teacher).parameters())[0]
+        'projector.bias'
+        """
+        projector = {f"projector.{name}": parameter for name, parameter in self.projector.named_parameters()}
+        return {**self.pieces.parameters, **projector}
+
+    def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
+        """Run one batch forward and backward.
+
+        Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last
+        `apply`, so that several calls are one larger batch, whatever their sizes. A batch that is refused
+        changes nothing; an error inside the step discards what was accumulated before.
+
+        Args:
+            images: a batch as loaders give it: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with
+                ``images``, ``pixel_values``, ``latents``, ``ids``. Pixels are in the range that
+                ``recipe.pixels`` declares.
+            ids: one key per sample (integers or strings) that decides its draws; by default the batch's own
+                ids, or the sample's number within the epoch.
+            draws: explicit draws in place of keyed ones, for comparison with another implementation.
+
+        Returns:
+            The mean loss over this batch: a detached tensor, 0-dim, on CLIP's device.
+
+        Raises:
+            DataError, ShapeError: an image that cannot be used; names the sample.
+            DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
+                made.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> loss = trainer.accumulate({"images": torch.rand(2, 3, 32, 32), "ids": ["cat", "dog"]})
+        >>> trainer.pending
+        2
+        """
+        return self._train(images, ids, draws)
+
+    def apply(self) -> None:
+        """Clip the gradient, update the weights, and go on to the next step.
+
+        Where loss or gradient is not finite the update is skipped, without a wait for the device: weights and
+        moments stay, and the step counts as one, for the schedule and AdamW's bias correction too.
+
+        Raises:
+            ConfigError: no batch was accumulated.
+            DeviceError: CLIP was moved or cast since this trainer was made. The weights are unchanged then,
+                and the gradient is discarded.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> trainer.apply()
+        >>> trainer.pending, trainer.steps_done
+        (0, 1)
+        """
+        if self.pending == 0:
+            raise ConfigError("apply() has no gradient to apply: call accumulate(images) first")
+        factor = self._factor()
+        with _interrupts() as hold:  # the weights and the count of steps change together
+            hold()
+            try:
+                self.pieces.check_home()
+                active = [not self.warming_up, True]
+                norm = self._optimizer.update(self.recipe.grad_clip, factor, active, self.metrics.get("loss"))
+            except BaseException:
+                self.discard()
+                raise
+            self._updated(norm, factor)
+
+    def step(self, images: Any, ids: Any = None) -> Tensor:
+        """`accumulate` and `apply` in one native call, without the GIL; returns the loss.
+
+        >>> Trainer(clip, teacher).step(torch.rand(2, 3, 32, 32)).requires_grad
+        False
+        """
+        return self._train(images, ids, until=1)
+
+    def discard(self) -> None:
+        """Forget the gradient accumulated since the last `apply`.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> trainer.discard()
+        >>> trainer.pending
+        0
+        """
+        self._clear()
+        self.pending = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
+
+        >>> Trainer(clip, teacher).set_epoch(3)
+        """
+        self.epoch = checked_epoch(epoch)
+        self.samples_seen = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later `load_state_dict` needs to go on bit for bit.
+
+        A gradient that was not applied yet is not kept.
+
+        >>> sorted(Trainer(clip, teacher).state_dict())
+        ['counters', 'optimizer', 'parameters', 'recipe']
+        """
+        return {
+            "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
+            "optimizer": {name: value.clone() for name, value in self._optimizer.state().items()},
+            "counters": {
+                "steps_done": self.steps_done,
+                "samples_seen": self.samples_seen,
+                "epoch": self.epoch,
+            },
+            "recipe": self.recipe.to_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`. Nothing is changed when anything in it does not fit.
+
+        Raises:
+            WeightsError: a missing, unexpected or misshapen entry; names it.
+            DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
+                made.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> trainer.load_state_dict(trainer.state_dict())
+        """
+        self.pieces.check_home()
+        own = self.parameters()
+        saved = checked_state(state, own, self.pieces.device)
+        self._optimizer.load_state(dict(saved.optimizer))
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(saved.parameters[name])
+        self.__dict__.update(saved.counters)
+        self.discard()
+
+    def _train(
+        self, images: Any, ids: Any = None, draws: Draws | None = None, until: int | None = None
+    ) -> Tensor:
+        """`accumulate`, and with ``until`` samples together also `apply`: one call into the native core."""
+        if self.pending == 0:
+            self._clear()
+        raw = self.pieces.raw(images, ids, self.epoch, draws, self.samples_seen)
+        samples = self.pending + len(raw)
+        share, factor = len(raw) / samples, self._factor()
+        before = self.metrics.get("loss") if self.pending else None
+        complete = until is not None and samples >= until
+        update = (self.recipe.grad_clip, factor, before) if complete else None
+        with _interrupts() as hold:
+            try:
+                *losses, norm = self.pieces.step.train(
+                    self.pieces.reader.native, raw, self._optimizer, share, not self.warming_up, update, hold
+                )
+            except BaseException:
+                # Part of a batch may be in `.grad` already: no later step may build on it.
+                self.discard()
+                raise
+            self.pending = samples
+            self.samples_seen += len(raw)
+            self._note(losses, share)
+            if norm is not None:
+                self._updated(norm, factor)
+        self.pieces.say_limit()
+        return losses[0]
+
+    def _factor(self) -> float:
+        """On the learning rate of the coming update."""
+        recipe = self.recipe
+        schedule = recipe.schedule if recipe.steps is not None else "constant"
+        return _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
+
+    def _updated(self, norm: Tensor, factor: float) -> None:
+        lr = self.recipe.lr * factor
+        self.metrics.update(grad_norm=norm, lr=lr, epoch=self.epoch, samples=self.pending)
+        self.pending = 0
+        self.steps_done += 1
+
+    def _make_optimizer(self) -> _native.Optimizer:
+        recipe = self.recipe
+        projector_lr = recipe.lr if recipe.projector_lr is None else recipe.projector_lr
+        return _native.Optimizer(
+            recipe.optimizer,
+            [
+                ("clip", recipe.lr, self.pieces.parameters),
+                ("projector", projector_lr, dict(self.projector.named_parameters())),
+            ],
+            momentum=recipe.momentum,
+            betas=recipe.betas,
+            eps=recipe.eps,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def _clear(self) -> None:
+        for parameter in self.parameters().values():
+            parameter.grad = None
+
+    def _note(self, losses: list[Tensor], share: float) -> None:
+        for name, value in zip(("loss", "denoising", "anchor"), losses, strict=True):
+            before = self.metrics.get(name)
+            self.metrics[name] = (
+                value if share == 1.0 or before is None else before + share * (value - before)
+            )
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], None]]:
+    """Gives ``hold``: once it was called, a Ctrl-C waits until the end of the block; before, it does not.
+
+    So does the death of a child process, where somebody listens: a ``DataLoader`` raises an error then.
+    Python delivers both in the main thread only.
+    """
+    handlers: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+    if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
+        handlers[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
+    if handlers[signal.SIGINT] is None or threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    kept: list[int] = []
+    holding = False
+
+    def hold() -> None:
+        nonlocal holding
+        holding = True
+
+    def deliver(number: int, frame: FrameType | None) -> None:
+        handler = handlers[number]
+        if holding or not callable(handler):
+            kept.append(number)
+        else:
+            handler(number, frame)
+
+    for number in handlers:
+        signal.signal(number, deliver)
+    try:
+        yield hold
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in sorted(set(kept)):
+            signal.raise_signal(number)

@@ -1,0 +1,263 @@
+"""Files are whole or not there: failures in the middle of a write, damaged files, folders of others' work."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import diva_rs._base.checkpoint as checkpoint
+from builders.small import images, small_clip, small_teacher
+from diva_rs import DataError, Recipe, Trainer, WeightsError
+from diva_rs._base.manifest import manifest
+
+OLD, NEW = {"a": torch.zeros(3), "b": torch.ones(2, 2)}, {"a": torch.full((3,), 7.0)}
+STATE_FILES = ["manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json"]
+
+
+def state(value):
+    return {
+        "parameters": {"w": torch.full((2,), value)},
+        "optimizer": {"clip.w.momentum_buffer": torch.zeros(2)},
+        "counters": {"steps_done": int(value), "samples_seen": 0, "epoch": 0},
+        "recipe": Recipe().to_dict(),
+    }
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+class Breaks:
+    """In the place of a function: works `after` times, then raises; `half` writes half a file first."""
+
+    def __init__(self, function, after=0, half=False):
+        self.function, self.left, self.half = function, after, half
+
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left >= 0:
+            return self.function(*args, **kwargs)
+        if self.half:
+            self.function(*args, **kwargs)
+            path = args[1]
+            os.truncate(path, os.path.getsize(path) // 2)
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["save_file", "fsync", "replace"])
+def test_a_failed_write_of_weights_leaves_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "w.safetensors"
+    checkpoint.save_weights(path, OLD)
+    with monkeypatch.context() as patch:
+        owner = checkpoint if step == "save_file" else os
+        patch.setattr(owner, step, Breaks(getattr(owner, step), half=step == "save_file"))
+        with pytest.raises(DataError, match=r"w\.safetensors could not be written \(.*No space left"):
+            checkpoint.save_weights(path, NEW)
+    same(checkpoint.load_weights(path), OLD)
+    assert names(tmp_path) == ["w.safetensors"]
+    checkpoint.save_weights(path, NEW)
+    same(checkpoint.load_weights(path), NEW)
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_failed_write_of_text_leaves_the_old_file(tmp_path, monkeypatch, step):
+    path = tmp_path / "report.json"
+    checkpoint.write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, Breaks(getattr(os, step)))
+        with pytest.raises(DataError, match=r"report\.json could not be written"):
+            checkpoint.write_text(path, "new")
+    assert path.read_text() == "old" and names(tmp_path) == ["report.json"]
+
+
+def test_an_exception_of_any_kind_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_weights(tmp_path / "w.safetensors", NEW)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("renames", range(6))
+def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch, renames):
+    """Four files, the old folder aside, the new one into place: the disk fails at each of these renames."""
+    folder = tmp_path / "checkpoint"
+    checkpoint.save_state(folder, state(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Breaks(os.replace, after=renames))
+        with pytest.raises(
+            DataError, match=r"could not be written .*No space left.*nothing at that path was ch"
+        ):
+            checkpoint.save_state(folder, state(2))
+    assert names(tmp_path) == ["checkpoint"] and names(folder) == STATE_FILES
+    assert checkpoint.load_state(folder)["counters"]["steps_done"] == 1
+    checkpoint.save_state(folder, state(2))
+    assert checkpoint.load_state(folder)["counters"]["steps_done"] == 2
+    assert names(tmp_path) == ["checkpoint"]
+
+
+def test_a_machine_that_goes_down_between_the_renames_loses_nothing(tmp_path):
+    folder = tmp_path / "checkpoint"
+    checkpoint.save_state(folder, state(1))
+    folder.rename(tmp_path / "checkpoint.old")  # what is on disk at that moment
+    assert checkpoint.load_state(folder)["counters"]["steps_done"] == 1
+    checkpoint.save_state(folder, state(2))
+    assert checkpoint.load_state(folder)["counters"]["steps_done"] == 2
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(optimizer="adamw", betas=(0.9, 0.95)))
+    trainer.step(images(2))
+    before = trainer.state_dict()
+    after = checkpoint.load_state(checkpoint.save_state(tmp_path / "checkpoint", before))
+    same(after["parameters"], before["parameters"])
+    same(after["optimizer"], before["optimizer"])
+    assert (after["counters"], after["recipe"]) == (before["counters"], before["recipe"])
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"thesis holds 'chapter1.tex', which is no checkpoint's"):
+        checkpoint.save_state(tmp_path / "thesis", state(1))
+    with pytest.raises(DataError, match="thesis could not be written"):
+        checkpoint.write_text(tmp_path / "thesis", "a file in the place of a folder")
+    with pytest.raises(DataError, match=r"chapter1.tex/w could not be written"):
+        checkpoint.save_weights(tmp_path / "thesis" / "chapter1.tex" / "w", OLD)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+    assert names(tmp_path) == ["thesis"] and names(tmp_path / "thesis") == ["chapter1.tex"]
+
+
+def test_shared_and_strided_tensors_are_written_as_they_look(tmp_path):
+    base = torch.arange(6.0).view(2, 3)
+    weights = {"whole": base, "turned": base.T, "row": base[1], "again": base, "none": torch.zeros(0)}
+    checkpoint.save_weights(tmp_path / "w", weights)
+    same(checkpoint.load_weights(tmp_path / "w"), weights)
+
+
+def damage(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif how == "without its last byte":
+        os.truncate(path, path.stat().st_size - 1)
+    elif how == "one bit":
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif how == "noise":
+        path.write_bytes(bytes(range(256)) * 4)
+    elif how == "a huge header":
+        path.write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    elif how == "a folder":
+        path.unlink()
+        path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing",
+        "empty",
+        "truncated",
+        "without its last byte",
+        "noise",
+        "one bit",
+        "a huge header",
+        "a folder",
+    ],
+)
+@pytest.mark.parametrize("file", STATE_FILES)
+def test_damaged_checkpoints_name_the_file(tmp_path, file, how):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    if file == "manifest.json" and how in ("without its last byte", "one bit"):
+        how = "truncated"  # the last byte of a text file is its newline
+    damage(folder / file, how)
+    with pytest.raises(WeightsError, match=rf"checkpoint/{file} (cannot be read|is damaged): \S"):
+        checkpoint.load_state(folder)
+
+
+def seal(folder):
+    """Make the manifest true again, as somebody would who changes a file on purpose."""
+    checkpoint.write_json(folder / "manifest.json", manifest(folder, STATE_FILES[1:]))
+
+
+@pytest.mark.parametrize("file", STATE_FILES[1:])
+def test_what_is_no_safetensors_file_in_spite_of_its_checksum(tmp_path, file):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    damage(folder / file, "noise")
+    seal(folder)
+    verb = "be read" if file == "state.json" else "be read as safetensors"
+    with pytest.raises(WeightsError, match=rf"checkpoint/{file} cannot {verb}: \S"):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize("listed", [[], 3, {}, {"state.json": None}, {"state.json": {"bytes": "3"}}])
+def test_a_manifest_of_other_content(tmp_path, listed):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    checkpoint.write_json(folder / "manifest.json", listed)
+    with pytest.raises(WeightsError, match=r"no manifest of a checkpoint|is damaged"):
+        checkpoint.load_state(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[1, 2]", "it has no 'counters'"),
+        ("null", "it has no 'counters'"),
+        ('{"counters": {"epoch": 0}}', "it has no 'recipe'"),
+        ('{"counters": 3, "recipe": {}}', "it has no 'counters'"),
+        ("[" * 100_000, "cannot be read"),
+        ("\ud800", "cannot be read"),
+    ],
+    ids=["list", "null", "half", "number", "deep", "no text"],
+)
+def test_a_state_file_of_other_content(tmp_path, text, match):
+    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
+    (folder / "state.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    seal(folder)
+    with pytest.raises(WeightsError, match=rf"checkpoint/state\.json .*{match}"):
+        checkpoint.load_state(folder)
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path):
+    content = {"loss": [1.0, float("nan"), (float("-inf"), 2)], "flag": True, "path": tmp_path}
+    checkpoint.write_json(tmp_path / "c.json", content)
+    read = json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
+    assert read == {"loss": [1.0, None, [None, 2]], "flag": True, "path": str(tmp_path)}
+
+
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_it():
+    """Otherwise a checkpoint would hold the weights of one step more than it counts."""
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
+    expected = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
+    expected.step(images(2))
+    inner = trainer._optimizer
+
+    class Pressed:
+        def update(self, *args):
+            norm = inner.update(*args)
+            os.kill(os.getpid(), signal.SIGINT)
+            return norm
+
+    trainer.accumulate(images(2))
+    trainer._optimizer = Pressed()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.apply()
+    assert (trainer.steps_done, trainer.pending) == (1, 0)
+    same(trainer.clip.state_dict(), expected.clip.state_dict())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

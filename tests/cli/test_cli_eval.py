@@ -1,0 +1,190 @@
+"""``diva-rs eval``: what it loads, prints and writes, and how mistakes are reported."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import open_clip
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from builders.benchmarks import captions_folder, photos_folder, shapes_folder
+from builders.clips import IMAGE, clip_variants
+from builders.mmvp import mmvp_folder
+from diva_rs._base.checkpoint import save_weights
+from diva_rs.cli import main
+from diva_rs.cli.scored import load_other, load_scored
+from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.evaluation import mmvp_vlm
+
+MODEL = "diva-eval-tiny"
+CONFIG = {
+    "embed_dim": 20,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def weights(tmp_path_factory):
+    """A model that open_clip knows by name, and the weights of two runs."""
+    folder = tmp_path_factory.mktemp("weights")
+    (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(folder / f"{MODEL}.json")
+    for seed, place in enumerate(["before", "after"]):
+        torch.manual_seed(seed)
+        (folder / place).mkdir()
+        save_weights(folder / place / "clip.safetensors", open_clip.create_model(MODEL).state_dict())
+    yield folder
+    open_clip.factory._MODEL_CONFIGS.pop(MODEL)
+
+
+@pytest.fixture
+def clip(weights):
+    return f"{MODEL}:{weights / 'before' / 'clip.safetensors'}"
+
+
+def run(capsys, *argv):
+    code = main(["eval", *map(str, argv), "--no-progress", "--device", "cpu"])
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    return output.out
+
+
+@pytest.mark.parametrize("spelled", ["after", "after/clip.safetensors", "model"])
+def test_mmvp_of_two_models(capsys, tmp_path, weights, clip, spelled):
+    root = mmvp_folder(tmp_path, pairs=1)
+    other = f"{MODEL}:{weights}/after/clip.safetensors" if spelled == "model" else weights / spelled
+    told = run(capsys, "mmvp", "--clip", clip, "--data", root, "--compare", other, "--out", tmp_path / "out")
+    before, after = (
+        mmvp_vlm(*load_scored(f"{MODEL}:{weights}/{place}/clip.safetensors", CPU), root)
+        for place in ("before", "after")
+    )
+    assert str(before) in told and str(after) in told and str(before.compare(after)) in told
+    stored = json.loads((tmp_path / "out" / "mmvp.json").read_text())
+    assert stored["before"]["average"] == before.average and stored["after"]["average"] == after.average
+    assert stored["changes"]["mmvp"]["p_value"] == before.compare(after).p_value
+    for place, result in (("before", before), ("after", after)):
+        with open(tmp_path / "out" / f"mmvp-{place}.csv", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        assert [int(row["correct"]) for row in rows] == [pair.correct for pair in result.pairs]
+
+
+def test_mmvp_under_a_published_embedding(capsys, tmp_path, clip):
+    root = mmvp_folder(tmp_path, pairs=1)
+    argv = ["mmvp", "--clip", clip, "--data", root, "--embedding", "official-openai", "--seed", "3"]
+    told = run(capsys, *argv, "--out", tmp_path / "out")
+    expected = mmvp_vlm(*load_scored(clip, CPU), root, "official-openai", 3)
+    assert str(expected) in told
+    stored = json.loads((tmp_path / "out" / "mmvp.json").read_text())
+    assert stored["scores"]["seed"] == 3 and stored["scores"]["embedding"] == "official-openai"
+    assert stored["scores"]["pairs"] == json.loads(json.dumps(expected.to_dict()))["pairs"]
+
+
+def test_zero_shot_on_an_image_folder(capsys, tmp_path, weights, clip):
+    photos = photos_folder(tmp_path)
+    argv = ["zero-shot", "--clip", clip, "--data", photos, "--template", "a {}", "--template", "one {c}"]
+    told = run(capsys, *argv, "--compare", weights / "after", "--out", tmp_path / "out")
+    assert "wild dog" in told and "exact McNemar" in told
+    with open(tmp_path / "out" / "zero-shot-after.csv", newline="") as opened:
+        rows = list(csv.DictReader(opened))
+    assert [row["file"] for row in rows] == ["cat/0.png", "cat/1.png", "wild_dog/0.png", "wild_dog/1.png"]
+
+
+def test_zero_shot_and_retrieval_on_data_sets(capsys, tmp_path, weights, clip):
+    shapes_folder(tmp_path)
+    captions_folder(tmp_path)
+    common = ["--clip", clip, "--data", tmp_path, "--compare", weights / "after", "--workers", 0]
+    told = run(capsys, "zero-shot", *common, "--datasets", "wds/shapes, birdsnap", "--out", tmp_path / "out")
+    assert "birdsnap    missing: clip-benchmark does not have it" in told
+    assert "wds/shapes: " in told and "of 8, exact McNemar p" in told
+    stored = json.loads((tmp_path / "out" / "zero-shot.json").read_text())
+    assert stored["before"]["scores"][0]["items"] == 8 and list(stored["after"]["missing"]) == ["birdsnap"]
+    told = run(capsys, "retrieval", *common, "--datasets", "wds/captions", "--recall", "1,2")
+    assert "mean_recall@1" in told and told.rstrip().endswith(" points")
+
+
+def message(capsys, *argv):
+    assert main(["eval", *map(str, argv)]) == 2
+    output = capsys.readouterr()
+    error = output.err.splitlines()[-1]
+    assert error.startswith("diva-rs: error: ")
+    return error
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, clip):
+    mmvp = ["mmvp", "--clip", MODEL, "--data", tmp_path]
+    assert "did you mean 'mmvp'" in message(capsys, "mmpv")
+    assert "eval needs --clip" in message(capsys, "mmvp")
+    assert "eval needs --data" in message(capsys, "mmvp", "--clip", MODEL)
+    assert "--data no/such: there is no such folder" in message(
+        capsys, "mmvp", "--clip", MODEL, "--data", "no/such"
+    )
+    assert "did you mean 'official-openai'" in message(capsys, *mmvp, "--embedding", "official-openia")
+    assert "argument --seed: invalid int value: 'x'" in message(capsys, *mmvp, "--seed", "x")
+    assert "--recall a: whole numbers" in message(
+        capsys, "retrieval", "--clip", MODEL, "--data", tmp_path, "--datasets", "x", "--recall", "a"
+    )
+    assert "holds no file Questions.csv" in message(capsys, *mmvp)
+    assert "no data set is named" in message(capsys, "retrieval", "--clip", MODEL, "--data", tmp_path)
+    assert "unknown argument '--embeding'; did you mean '--embedding'" in message(capsys, *mmvp, "--embeding")
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    argv = [
+        sys.executable,
+        "-m",
+        "diva_rs.evaluation",
+        "mmvp",
+        "--clip",
+        "ViT-B-32",
+        "--data",
+        tmp_path / "none",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"diva-rs: error: --data {tmp_path}/none: there is no such folder\n"
+
+
+def test_an_open_clip_folder_brings_its_own_pixels(tmp_path, weights, clip):
+    config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_weights(tmp_path / "open_clip_model.safetensors", open_clip.create_model(MODEL).state_dict())
+    own, transform, tokenizer = load_scored(str(tmp_path), CPU)
+    assert own.visual.image_mean == (0.1,) * 3 or list(own.visual.image_mean) == [0.1] * 3
+    assert list(transform.transforms[-1].mean) == [0.1] * 3 and not own.training
+    assert tokenizer(["a photo"]).shape == (1, 77)
+
+
+def test_weights_of_another_model_are_refused(tmp_path, weights, clip):
+    save_weights(tmp_path / "clip.safetensors", {"visual.proj": torch.zeros(3, 3)})
+    with pytest.raises(WeightsError, match=r"clip\.safetensors does not hold the weights of diva-eval-tiny"):
+        load_other(str(tmp_path), load_scored(clip, CPU), CPU, clip)
+
+
+@pytest.mark.parametrize("name", ["transformers-clip", "transformers-siglip"])
+def test_a_transformers_folder_brings_its_processor(capsys, tmp_path, name):
+    folder = tmp_path / "model"
+    model = clip_variants()[name]()
+    model.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"holds no preprocessor_config\.json or processor_config"):
+        load_scored(str(folder), CPU)
+    family = transformers.SiglipImageProcessor if "siglip" in name else transformers.CLIPImageProcessor
+    square = {"height": IMAGE, "width": IMAGE}
+    family(size=square, crop_size=square).save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"holds no tokenizer\.json or vocab"):
+        load_scored(str(folder), CPU)
+    words = {word: n for n, word in enumerate(["<pad>", "<end>", "<unk>", "a", "photo", "of", "thing"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    root = mmvp_folder(tmp_path, pairs=1)
+    save_weights(tmp_path / "run.safetensors", model.state_dict())
+    told = run(capsys, "mmvp", "--clip", folder, "--data", root, "--compare", tmp_path / "run.safetensors")
+    assert told.count("average") == 2 and "0 gained, 0 lost of 9" in told

@@ -1,0 +1,193 @@
+"""Where the command line's settings come from, and how mistakes in them are reported."""
+
+import dataclasses
+
+import pytest
+
+import diva_rs
+from builders.cli import MODEL, message, parsed
+from diva_rs.cli import main
+from diva_rs.errors import ConfigError
+from diva_rs.recipes.recipe import Recipe
+
+
+def test_every_recipe_field_is_a_flag():
+    values = {
+        "name": ("mine", "mine"),
+        "condition": ("window", "window"),
+        "window": ("4", 4),
+        "text": ("concat", "concat"),
+        "prompt": ("a photo of a .", "a photo of a ."),
+        "projector": ("mlp", "mlp"),
+        "projector_warmup": ("7", 7),
+        "draws": ("3", 3),
+        "draw_weights": ("5,1,0.5", (5.0, 1.0, 0.5)),
+        "timesteps": ("stratified", "stratified"),
+        "timestep_range": ("10,900", (10, 900)),
+        "logit_mean": ("-0.5", -0.5),
+        "logit_std": ("2", 2.0),
+        "loss": ("l1", "l1"),
+        "min_snr": ("5", 5.0),
+        "anchor": ("0.1", 0.1),
+        "optimizer": ("adamw", "adamw"),
+        "lr": ("1e-5", 1e-5),
+        "projector_lr": ("1e-3", 1e-3),
+        "momentum": ("0.5", 0.5),
+        "betas": ("0.8,0.9", (0.8, 0.9)),
+        "eps": ("1e-6", 1e-6),
+        "weight_decay": ("0.1", 0.1),
+        "grad_clip": ("none", None),
+        "schedule": ("constant", "constant"),
+        "warmup": ("5", 5),
+        "steps": ("100", 100),
+        "batch": ("64", 64),
+        "micro_batch": ("8", 8),
+        "denoiser_batch": ("16", 16),
+        "precision": ("bf16", "bf16"),
+        "backend": ("torch", "torch"),
+        "pixels": ("symmetric", "symmetric"),
+        "vae_pixels": ("official", "official"),
+        "clip_mean": ("0.5,0.5,0.5", (0.5, 0.5, 0.5)),
+        "clip_std": ("0.5,0.5,0.5", (0.5, 0.5, 0.5)),
+        "resize": ("bilinear", "bilinear"),
+        "image_size": ("256", 256),
+        "latent": ("sample", "sample"),
+        "seed": ("42", 42),
+        "log_every": ("1", 1),
+        "max_skipped": ("0", 0),
+        "checkpoint_every": ("none", None),
+        "keep": ("3", 3),
+    }
+    flags = [part for name, (text, _) in values.items() for part in ("--" + name.replace("_", "-"), text)]
+    _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing", "--denoiser-checkpointing"])
+    expected = {name: value for name, (_, value) in values.items()}
+    assert recipe == Recipe(
+        **expected, antialias=False, gradient_checkpointing=True, denoiser_checkpointing=True
+    )
+    _, other = parsed(["--choose", "9", "--replacement"])
+    assert other == Recipe(choose=9, replacement=True)
+    _, coins = parsed(["--density", "0.25", "--bernoulli"])
+    assert coins == Recipe(density=0.25, bernoulli=True)
+    shown = {*values, "antialias", "gradient_checkpointing", "denoiser_checkpointing"}
+    shown |= {"choose", "replacement", "density", "bernoulli"}
+    assert shown == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_flags_go_before_the_file_before_the_preset_before_the_defaults(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'clip = "from-file"\nworkers = 5\n[recipe]\npreset = "diva-official-openai-vit-l-14-224"\n'
+        'lr = 2e-5\nseed = 7\ngrad_clip = "none"\ndraw_weights = [3, 1]\n'
+    )
+    values, recipe = parsed(["--config", str(file), "--lr", "3e-5", "--clip", "from-flag"])
+    assert (values["clip"], values["workers"], values["on_bad_image"]) == ("from-flag", 5, "raise")
+    official = Recipe.named("diva-official-openai-vit-l-14-224")
+    assert recipe == official.replace(lr=3e-5, seed=7, grad_clip=None, draw_weights=(3.0, 1.0))
+    _, other = parsed(["--config", str(file), "--recipe", "diva-openai-vit-l-14-224"])
+    assert (other.name, other.seed, other.prompt) == ("diva-openai-vit-l-14-224", 7, "")
+    assert parsed([])[1] == Recipe()
+
+
+def test_a_preset_can_be_named_at_the_top_of_the_file(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('recipe = "diva-dfn-vit-h-14-224"\noutput-dir = "runs/a"\n')
+    values, recipe = parsed(["--config", str(file), "--steps", "5"])
+    assert (recipe, values["output_dir"]) == (
+        Recipe.named("diva-dfn-vit-h-14-224").replace(steps=5),
+        "runs/a",
+    )
+
+
+def test_a_density_flag_replaces_the_count_of_the_preset():
+    _, recipe = parsed(["--recipe", "diva-official-openai-vit-l-14-224", "--density", "0.5"])
+    assert (recipe.choose, recipe.density) == (None, 0.5)
+
+
+BAD_FILES = [
+    ("lr = 1e-5", r"unknown key 'lr' at the top level; it belongs into the table \[recipe\]"),
+    ("clipp = 'x'", r"unknown key 'clipp' at the top level; did you mean 'clip'"),
+    ("[recipe]\nlearning_rate = 1", r"unknown key 'learning_rate' at \[recipe\]: known are"),
+    ("[recipe]\nstep = 1", r"unknown key 'step' at \[recipe\]; did you mean 'steps'"),
+    ("[recipe]\nlr = '1e-5'", r"\[recipe\] lr = '1e-5': a number of at least 0 is needed"),
+    ("[recipe]\nlr = 'none'", r"\[recipe\] lr = 'none': a number of at least 0 is needed"),
+    ("[recipe]\nwarmup = true", r"\[recipe\] warmup = True: an integer of at least 0 is needed"),
+    ("[recipe]\npreset = 'diva'", "no recipe 'diva'"),
+    ("[recipe]\npreset = 3", "no recipe 3"),
+    ("recipe = 3", "recipe=3: a preset's name or a table"),
+    ("workers = -1", "workers = -1: an integer of at least 0"),
+    ("[recipe\n", "is not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), BAD_FILES)
+def test_a_mistake_in_the_file_names_the_file_and_the_key(tmp_path, content, words):
+    file = tmp_path / "run.toml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        parsed(["--config", str(file)])
+
+
+def test_a_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.toml cannot be read: No such file"):
+        parsed(["--config", str(tmp_path / "missing.toml")])
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        parsed(["--config", str(tmp_path / "binary.toml")])
+
+
+BAD_FLAGS = [
+    (["--lr", "fast"], "--lr fast: a number of at least 0 is needed"),
+    (["--lr", "-1"], "--lr -1: a number of at least 0 is needed"),
+    (["--lr", "none"], "--lr none: a number of at least 0 is needed"),
+    (["--steps", "1.5"], "--steps 1.5: an integer of at least 1, or None is needed"),
+    (["--draw-weights", "1;2"], "--draw-weights 1;2: one or more numbers of at least 0, or None is needed"),
+    (["--condition", "windows"], "did you mean 'window'"),
+    (["--workers", "many"], "--workers many: an integer of at least 0 is needed"),
+    (["--recipe", "diva-openai-vit-l-14"], "did you mean 'diva-openai-vit-l-14-336'"),
+    (["--draws", "3", "--draw-weights", "1,2"], "2 weights for draws=3"),
+    (["--densty", "0.5"], "unknown argument '--densty'; did you mean '--density'"),
+    (["--densty=0.5"], "unknown argument '--densty=0.5'; did you mean '--density'"),
+    (["--lr"], "argument --lr: expected one argument"),
+    ([], "train needs --clip: open_clip MODEL"),
+    (
+        ["--clip", MODEL, "--teacher", "t", "--data", "no/such", "--output-dir", "x"],
+        "--data no/such: there is no such",
+    ),
+    (
+        ["--clip", MODEL, "--teacher", "t", "--data", ".", "--output-dir", "x", "--pixels", "clip"],
+        "pixels='clip'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("flags", "words"), BAD_FLAGS)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, flags, words):
+    assert main(["train", *flags]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("diva-rs: error: ") and output.err.count("\n") == 1
+    assert words in output.err
+    assert output.out == ""
+
+
+def test_traceback_is_shown_on_request():
+    with pytest.raises(ConfigError, match="train needs --clip"):
+        main(["train", "--traceback"])
+
+
+def test_no_command_and_an_unknown_one(capsys):
+    assert main([]) == 2
+    assert "COMMAND" in capsys.readouterr().err
+    assert "invalid choice: 'trian'" in message(capsys, ["trian"])
+    assert "unknown argument '--verbose'" in message(capsys, ["--verbose"])
+
+
+def test_help_and_version(capsys):
+    for argv in (["--help"], *([name, "--help"] for name in ("train", "cache", "info", "demo"))):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "--no-antialias" in text and "learning rate" in text
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"diva-rs {diva_rs.__version__}\n"

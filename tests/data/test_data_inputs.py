@@ -1,0 +1,315 @@
+"""Bad batches, bad pixels, bad files: each a clear exception that says what, where and what to do."""
+
+import io
+import struct
+import sys
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from diva_rs.data import ImageFolder, ImageShards, check_images, folder_loader, read_batch, shard_loader
+from diva_rs.data.decode import decode
+from diva_rs.errors import ConfigError, DataError, DependencyError, DivaError, ShapeError
+
+pytestmark = pytest.mark.hostile
+
+GOOD = torch.full((2, 3, 8, 8), 0.5)
+
+
+def jpeg(seed=0, size=(32, 24)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    blob = io.BytesIO()
+    Image.fromarray(pixels).save(blob, "jpeg")
+    return blob.getvalue()
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("item", "match"),
+    [
+        (None, "batch 4 is a NoneType: a loader yields a tensor"),
+        ("cat.jpg", "batch 4 is a str"),
+        (iter([GOOD]), "batch 4 is a list_iterator"),
+        ([], "batch 4 is an empty list"),
+        ((), "batch 4 is an empty tuple"),
+        ({}, "batch 4 is a dict with the keys none: 'images' or 'pixel_values' is needed"),
+        (
+            {"image": GOOD, "label": 1},
+            "keys 'image', 'label': .* is needed; rename 'image' in the collate function",
+        ),
+        ({"latents": GOOD}, "batch 4 holds latents alone, which cannot feed CLIP"),
+        ([GOOD[0], GOOD[1]], "batch 4 is a list of 2 single images: torch.stack them"),
+        (["a.jpg", "b.jpg"], "list whose first entry is a str: files are read by diva_rs.data.folder_loader"),
+        ([{"images": GOOD[0]}], "first entry is a dict: collate the samples first"),
+        (
+            {"images": [GOOD[0], GOOD[1]]},
+            "'images' is a list of torch.Tensor, a tensor is needed: torch.stack",
+        ),
+        (
+            {"images": [Image.new("RGB", (4, 4))]},
+            "'images' is a list of PIL.Image, a tensor is needed: convert PIL images",
+        ),
+        ([Image.new("RGB", (4, 4))], "first entry is a Image: convert PIL images.*unit_tensor"),
+        ((None, 1), "first entry is a NoneType"),
+    ],
+)
+def test_batches_of_the_wrong_kind_say_what_is_wanted(item, match):
+    with pytest.raises(DataError, match=match):
+        read_batch(item, number=4)
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        (GOOD[0], r"images of batch 0 has shape \(3, 8, 8\), rank 4 .* images\[None\]"),
+        (GOOD[None], r"has shape \(1, 2, 3, 8, 8\), rank 4"),
+        (GOOD[:0], r"has shape \(0, 3, 8, 8\): a batch of size 0"),
+        (GOOD[:, :1], "1 channels where 3 .* convert the files to RGB"),
+        (torch.zeros(2, 4, 8, 8), "4 channels where 3 .* convert the files to RGB"),
+        (torch.zeros(2, 8, 8, 3), r"8 channels where 3 .* images.permute\(0, 3, 1, 2\)"),
+        (GOOD[:, :, :0], "height and width must be at least 1"),
+        ((GOOD * 255).to(torch.uint8), r"dtype torch.uint8, .* images.float\(\) / 255"),
+        (GOOD.long(), "dtype torch.int64, a floating dtype is needed"),
+        ((GOOD * 255).to(torch.uint8).numpy(), "dtype torch.uint8"),
+        (GOOD.to(torch.complex64), "dtype torch.complex64"),
+        (np.array([["a"]]), "'images' is an array of dtype <U1, floating numbers are needed"),
+    ],
+)
+def test_wrong_shapes_and_dtypes_are_shape_errors(images, match):
+    with pytest.raises(ShapeError, match=match):
+        read_batch({"images": images}, number=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "convention", "match"),
+    [
+        (float("nan"), "unit", "value nan is not finite"),
+        (float("inf"), "clip", "value inf is not finite"),
+        (float("-inf"), "symmetric", "value -inf is not finite"),
+        (
+            255.0,
+            "unit",
+            r"value 255 is outside \[0, 1\], the range of 'unit' pixels: divide the images by 255",
+        ),
+        (-1.0, "unit", "value -1 is outside .* declare pixels='symmetric'"),
+        (-2.0, "symmetric", "value -2 is outside .* declare pixels='clip'"),
+        (2.9, "clip", r"value 2.9 is outside \[-1.752, 2.075\].*clip_mean"),
+        (255.0, "clip", "value 255 .*divide the images by 255 before normalising"),
+    ],
+)
+def test_bad_pixels_name_batch_sample_and_id(value, convention, match):
+    images = torch.zeros(4, 3, 8, 8)
+    images[2, 1, 7, 0] = value
+    with pytest.raises(DataError, match=rf"images of batch 6, sample 2 \(id 30\), channel 1: {match}"):
+        check_images(images, convention, batch=6, ids=[10, 20, 30, 40])
+
+
+@pytest.mark.parametrize("on_bad_image", ["raise", "skip"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_files_are_named_and_skipped_only_on_request(tmp_path, on_bad_image, workers, caplog):
+    for i in range(5):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i))
+    (tmp_path / "cut.jpg").write_bytes(jpeg(9)[:400])
+    (tmp_path / "text.png").write_bytes(b"<html>not found</html>")
+    (tmp_path / "empty.webp").write_bytes(b"")
+    loader = folder_loader(tmp_path, 2, 16, workers, on_bad_image=on_bad_image, shuffle=False)
+    if on_bad_image == "raise":
+        with pytest.raises(DataError, match=r"cut.jpg: .*truncated image; .*on_bad_image='skip'"):
+            list(loader)
+        return
+    for _ in range(2):  # the second pass does not count them again
+        assert sum(len(batch["ids"]) for batch in loader) == 5
+    assert sorted(name.rsplit("/", 1)[1] for name in loader.bad) == ["cut.jpg", "empty.webp", "text.png"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert "truncated" in caplog.text and "3 so far" in caplog.text
+
+
+def test_a_whole_batch_of_bad_images_is_passed_over(tmp_path):
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(jpeg(i) if i in (0, 5) else b"")
+    batches = list(folder_loader(tmp_path, 2, 16, 0, on_bad_image="skip", shuffle=False))
+    assert [len(batch["ids"]) for batch in batches] == [1, 1]
+    assert all("bad" not in batch for batch in batches)
+
+
+def test_nothing_but_bad_images_is_an_error_not_an_empty_run(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(DataError, match=r"gave no image: all 1 were bad, .*a.jpg"):
+        list(folder_loader(tmp_path, workers=0, on_bad_image="skip"))
+    with pytest.raises(DataError, match=r"batch 0 is empty: every image of it is bad: .*a.jpg"):
+        from diva_rs.data import collate
+
+        read_batch(collate([ImageFolder(tmp_path, size=8, on_bad_image="skip")[0]]), number=0)
+
+
+def test_folders_without_images(tmp_path):
+    with pytest.raises(DataError, match="none does not exist"):
+        ImageFolder(tmp_path / "none")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "._a.jpg").write_bytes(b"metadata that macOS leaves")
+    with pytest.raises(DataError, match="holds no image"):
+        folder_loader(tmp_path)
+    with pytest.raises(DataError, match=r"notes.txt is a file"):
+        ImageFolder(tmp_path / "notes.txt")
+
+
+def test_a_transform_that_gives_no_tensor_is_named(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(
+        DataError, match=r"a.jpg: the transform gave Image, a floating tensor \(3, H, W\) is needed"
+    ):
+        ImageFolder(tmp_path, transform=lambda image: image)[0]
+
+
+def test_images_of_different_sizes_cannot_be_one_batch(tmp_path):
+    from diva_rs.data import unit_tensor
+    from diva_rs.data.loader import ImageLoader
+
+    (tmp_path / "a.jpg").write_bytes(jpeg(0, (8, 8)))
+    (tmp_path / "b.jpg").write_bytes(jpeg(0, (9, 8)))
+    with pytest.raises(DataError, match="differ in size"):
+        list(ImageLoader(ImageFolder(tmp_path, unit_tensor), batch=2, workers=0))
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "bomb.png"
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 40_000, 40_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT")
+    with pytest.raises(DataError, match=r"bomb.png: .*(decompression bomb|pixels are more than)"):
+        ImageFolder(tmp_path)[0]
+    with pytest.raises(DataError, match=r"x.jpg: 32 x 24 pixels are more than the 100 allowed"):
+        decode(jpeg(), "x.jpg", max_pixels=100)
+
+
+def test_truncation_is_seen_even_where_pillow_is_told_to_ignore_it(monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(DataError, match=r"x.jpg: truncated image"):
+        decode(jpeg()[:-200], "x.jpg")
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # the caller's setting stays
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged metadata
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(["jpeg", "png", "webp", "gif", "bmp", "tiff"]))
+def test_damaged_bytes_give_a_picture_or_a_data_error(data, kind):
+    blob = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(1, (16, 12)))).save(blob, kind)
+    damaged = bytearray(blob.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = decode(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), "fuzz", max_pixels=10**6)
+    except DataError as err:
+        assert str(err).startswith("fuzz: ")
+    else:
+        assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("cut", ["data", "header", "between", "damaged header"])
+def test_a_damaged_shard_is_named_and_its_good_part_used_on_request(tmp_path, cut, workers):
+    path = write_tar(tmp_path / "0.tar", [(f"{i}.jpg", jpeg(i)) for i in range(4)])
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[2]
+    whole = bytearray(path.read_bytes())
+    if cut == "damaged header":
+        whole[third.offset : third.offset + 300] = b"\xff" * 300
+    else:
+        del whole[
+            {"data": third.offset_data + 100, "header": third.offset + 200, "between": third.offset}[cut] :
+        ]
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"0.tar: truncated or damaged shard.*on_bad_image='skip'"):
+        list(shard_loader(str(path), 2, 16, workers, shuffle=False))
+    loader = shard_loader(str(path), 2, 16, workers, on_bad_image="skip", shuffle=False)
+    assert sum(len(batch["ids"]) for batch in loader) == 2
+    assert list(loader.bad) == [str(path)]
+
+
+def test_bad_samples_of_a_shard_are_named_by_shard_and_key(tmp_path):
+    members = [("a.jpg", jpeg()), ("b.jpg", jpeg()[:300]), ("c.txt", b"only a caption"), ("d.jpg", b"")]
+    path = str(write_tar(tmp_path / "0.tar", members))
+    loader = shard_loader(path, 4, 16, 0, on_bad_image="skip", shuffle=False)
+    assert sum(len(batch["ids"]) for batch in loader) == 1
+    assert list(loader.bad) == [f"{path}, sample {key!r}" for key in "bcd"]
+    assert loader.bad[f"{path}, sample 'c'"] == "no image among its members (found txt)"
+    with pytest.raises(DataError, match=r"0.tar, sample 'b': .*truncated"):
+        list(ImageShards(path, size=8, shuffle=False))
+
+
+def test_shards_that_are_no_shards(tmp_path):
+    (tmp_path / "0.tar").write_bytes(b"x" * 2000)
+    (tmp_path / "1.tar").write_bytes(b"")
+    for i in range(2):
+        with pytest.raises(DataError, match=rf"{i}.tar: truncated or damaged shard"):
+            list(shard_loader(f"{tmp_path}/{i}.tar", workers=0))
+    with pytest.raises(DataError, match=r"/7.tar' does not exist: looked for it as part of .*\{1,7\}.tar"):
+        shard_loader(f"{tmp_path}/{{1,7}}.tar")
+    with pytest.raises(DataError, match=r"\*.zip' does not exist"):
+        shard_loader(f"{tmp_path}/*.zip")
+    with pytest.raises(DataError, match="no shards"):
+        ImageShards([])
+    for remote in ("pipe:rm -rf x", "https://example.com/0.tar", "s3://bucket/0.tar", "-"):
+        with pytest.raises(ConfigError, match="only local files are read"):
+            ImageShards(remote)
+    with pytest.raises(ConfigError, match=r"\{0..3.tar"):
+        ImageShards(f"{tmp_path}/{{0..3.tar")
+    empty = write_tar(tmp_path / "empty.tar", [])
+    with pytest.raises(DataError, match="gave no image"):
+        list(shard_loader(str(empty), workers=0))
+
+
+@pytest.mark.parametrize(
+    ("setting", "match"),
+    [
+        ({"batch": 0}, "batch=0: an integer of at least 1"),
+        ({"workers": -1}, "workers=-1: an integer of at least 0"),
+        ({"size": 0}, "size=0 must be a positive number"),
+        ({"size": 22.4}, "size=22.4 must be a positive number"),
+        ({"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\) must be 0 < low <= high <= 1"),
+        ({"scale": (1.0, 0.9)}, "must be 0 < low <= high <= 1"),
+        ({"on_bad_image": "ignore"}, "on_bad_image='ignore' is unknown"),
+    ],
+)
+def test_settings_out_of_range(tmp_path, setting, match):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    shard = str(write_tar(tmp_path / "0.tar", [("a.jpg", jpeg())]))
+    with pytest.raises(ConfigError, match=match):
+        folder_loader(tmp_path, **setting)
+    with pytest.raises(ConfigError, match=match):
+        shard_loader(shard, **setting)
+
+
+@pytest.mark.parametrize(
+    ("module", "call"),
+    [
+        ("PIL.Image", lambda path: decode(jpeg(), "x")),
+        ("torchvision.transforms", lambda path: folder_loader(path)),
+        ("webdataset.shardlists", lambda path: ImageShards(f"{path}/0.tar", transform=lambda image: image)),
+    ],
+)
+def test_missing_libraries_name_the_extra(tmp_path, monkeypatch, module, call):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DependencyError, match=r"pip install 'diva-rs\[data\]'"):
+        call(tmp_path)
+
+
+def test_every_data_error_is_a_value_error_too():
+    with pytest.raises(ValueError) as caught:
+        read_batch(None)
+    assert isinstance(caught.value, DivaError)

@@ -1,0 +1,87 @@
+"""What a native DiT is made of and asked: a wrong key, size or dtype is an error that names it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from builders.dits import build, inputs
+from diva_rs import _native
+from diva_rs.errors import ConfigError, ShapeError, WeightsError
+from diva_rs.native.dit import dit_config, native_dit
+
+pytestmark = pytest.mark.hostile
+
+
+def parts(dit: nn.Module, **fields) -> tuple[dict, dict[str, Tensor]]:
+    weights = dict(dit.named_parameters()) | dict(dit.named_buffers())
+    return {**dit_config(dit), "label": "replace", "checkpoint": False, **fields}, weights
+
+
+def test_keys_are_strict_both_ways() -> None:
+    config, weights = parts(build("affine"))
+    for key, weight in weights.items():
+        rest = {other: value for other, value in weights.items() if other != key}
+        with pytest.raises(WeightsError, match=f"`{key}` is missing") as missing:
+            _native.DiTTransformer2D(config, rest)
+        assert str(list(weight.shape)) in str(missing.value)
+        wrong = torch.zeros(*weight.shape, 2, dtype=weight.dtype)
+        with pytest.raises(WeightsError, match=f"`{key}` has shape") as misshapen:
+            _native.DiTTransformer2D(config, {**rest, key: wrong})
+        message = str(misshapen.value)
+        assert str(list(weight.shape)) in message and str(list(wrong.shape)) in message
+    with pytest.raises(WeightsError, match=r"`proj_out_3.weight` is unexpected"):
+        _native.DiTTransformer2D(config, {**weights, "proj_out_3.weight": torch.zeros(1).double()})
+    key = "proj_out_1.weight"
+    with pytest.raises(WeightsError, match=f"`{key}` is Float, but `.*` is Double"):
+        _native.DiTTransformer2D(config, {**weights, key: weights[key].float()})
+    with pytest.raises(WeightsError, match=r"is Half: cast the module to float32"):
+        _native.DiTTransformer2D(config, {key: weight.half() for key, weight in weights.items()})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 3}, "width 16 must be a multiple of 4 and of the 3 heads"),
+        ({"heads": 0}, "heads is 0"),
+        ({"patch_size": -1}, "patch_size is -1"),
+        ({"grid": 2**40}, "grid is"),
+        ({"num_layers": 0}, "num_layers is 0"),
+        ({"out_channels": 9}, "4 channels in and 9 out"),
+        ({"label": "add"}, 'unknown label "add": use replace or join'),
+        ({"label": "join", "num_classes": 11}, "has none after 11 classes"),
+        ({"activation": "relu"}, "unknown activation"),
+        ({"norm_eps": (1e-6, float("nan"), 1e-6)}, "norm_eps NaN"),
+        ({"time_channels": 1}, "at least 2"),
+        ({"depth": 1}, 'unknown field "depth"'),
+        ({"width": "wide"}, r"config\[\"width\"\] is wide"),
+    ],
+)
+def test_impossible_configurations(fields: dict, message: str) -> None:
+    config, weights = parts(build("learned-variance"), **fields)
+    with pytest.raises(ConfigError, match=message):
+        _native.DiTTransformer2D(config, weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, t, c: (x[:, :3], t, c), r"`noisy` has shape \[2, 3, 8, 8\], expected \(B, 4, n, n\)"),
+        (lambda x, t, c: (x[:, :, :6], t, c), "`noisy`"),
+        (lambda x, t, c: (x[:, :, :7, :7], t, c), "multiple of the patch size 2"),
+        (lambda x, t, c: (x[:0], t[:0], c[:0]), "`noisy`.*nothing of it empty"),
+        (lambda x, t, c: (x[0], t, c), "`noisy`"),
+        (lambda x, t, c: (x.long(), t, c), "`noisy` is Int64, expected floating point"),
+        (lambda x, t, c: (x, t[:1], c), r"`timesteps` has shape \[1\], expected numbers \[2\]"),
+        (lambda x, t, c: (x, t[0], c), "`timesteps`"),
+        (lambda x, t, c: (x, t > 4, c), "`timesteps`"),
+        (lambda x, t, c: (x, t, c[:1]), r"`condition` has shape \[1, 5, 16\], expected \(2, S, 16\)"),
+        (lambda x, t, c: (x, t, c[:, :0]), "S > 0"),
+        (lambda x, t, c: (x, t, c[:, 0]), "`condition`"),
+        (lambda x, t, c: (x, t, c[:, :, :8]), "`condition`"),
+        (lambda x, t, c: (x, t, c.int()), "`condition` is Int, expected floating point"),
+    ],
+)
+def test_impossible_inputs(change, message: str) -> None:
+    dit = build("learned-variance")
+    with pytest.raises(ShapeError, match=message):
+        native_dit(dit).predict(*change(*inputs(dit)))

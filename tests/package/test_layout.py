@@ -1,0 +1,179 @@
+"""Imports run one way: no room imports one to its right, and no circle exists, in either language."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "python" / "diva_rs"
+
+# From the ground upwards. Rooms on one line do not import each other.
+STOREYS = (
+    ("errors", "_native"),
+    ("_base",),
+    ("recipes", "clip", "distributed"),
+    ("diffusion", "data"),
+    ("native",),
+    ("step",),
+    ("evaluation",),
+    ("run",),
+    ("report",),
+    ("microworld",),
+    ("cli",),
+)
+LEVEL = {room: level for level, rooms in enumerate(STOREYS) for room in rooms}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below the package -> file."""
+    files = [*PACKAGE.rglob("*.py"), PACKAGE / "_native.pyi"]
+    names = {file: file.relative_to(PACKAGE).with_suffix("").parts for file in files}
+    return {".".join(part for part in parts if part != "__init__"): file for file, parts in names.items()}
+
+
+def imports(file: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The package's modules that a file imports anywhere: on top, in functions, under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (a.name.removeprefix("diva_rs.") for a in node.names if a.name.startswith("diva_rs."))
+            assert all(a.name != "diva_rs" for a in node.names), f"{file} imports the facade"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diva_rs":
+            base = (node.module or "").removeprefix("diva_rs").removeprefix(".")
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".removeprefix(".")
+                found = inner if inner in known else base
+                assert found, f"{file} imports {alias.name} from the facade"
+                yield found
+
+
+def graph() -> dict[str, set[str]]:
+    known = modules()
+    return {name: set(imports(file, known)) - {name} for name, file in known.items() if name}
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one node (R. Tarjan, SIAM J. Comput. 1 (1972) 146)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(edges.get(node, ())):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            cut = stack.index(node)
+            component, stack[cut:] = stack[cut:], []
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_room_imports_one_above_it():
+    upward = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if (here := name.split(".")[0]) != (there := other.split(".")[0]) and LEVEL[there] >= LEVEL[here]
+    ]
+    assert not upward
+
+
+def test_there_is_no_circle():
+    assert circles(graph()) == []
+
+
+def test_rooms_have_no_circle():
+    edges: dict[str, set[str]] = {}
+    for name, others in graph().items():
+        room = name.split(".")[0]
+        edges.setdefault(room, set()).update(other.split(".")[0] for other in others)
+    assert circles({name: others - {name} for name, others in edges.items()}) == []
+
+
+def test_the_top_level_is_small():
+    entries = [p for p in PACKAGE.iterdir() if p.name != "__pycache__" and p.suffix != ".so"]
+    assert sum(p.is_dir() for p in entries) <= 16
+    assert sum(p.is_file() for p in entries) <= 4
+
+
+def rust_graph() -> dict[str, set[str]]:
+    """File -> files it names by `crate::`, `super::` or `self::` paths; child modules are not imports."""
+    source = ROOT / "src"
+    files = {}
+    for file in source.rglob("*.rs"):
+        parts = file.relative_to(source).with_suffix("").parts
+        if parts[-1] != "tests" and parts != ("lib",):
+            files["::".join(parts[:-1] if parts[-1] == "mod" else parts)] = file
+    edges: dict[str, set[str]] = {}
+    for name, file in files.items():
+        text = re.sub(r"//.*", "", file.read_text(encoding="utf-8"))
+        text = re.sub(r"#\[cfg\(test\)\]\s*mod \w+ \{.*", "", text, flags=re.S)
+        here = name.split("::")
+        parent = here[:-1]
+        edges[name] = set()
+        for path in paths(text):
+            head, *rest = path
+            base = {"crate": [], "super": parent, "self": here}[head]
+            while rest and rest[0] == "super":
+                base, rest = base[:-1], rest[1:]
+            full = [*base, *rest]
+            while full and "::".join(full) not in files:
+                full.pop()
+            target = "::".join(full)
+            if target and target != name:
+                edges[name].add(target)
+    return edges
+
+
+def paths(text: str) -> Iterator[list[str]]:
+    """`crate::a::{b, c::D}` -> [crate, a, b], [crate, a, c, D]."""
+    for match in re.finditer(r"\b(crate|super|self)::", text):
+        yield from tree(text, match.start(), [])
+
+
+def tree(text: str, at: int, prefix: list[str]) -> Iterator[list[str]]:
+    match = re.compile(r"\s*(\w+)\s*(::)?\s*").match(text, at)
+    if match is None:
+        yield prefix
+        return
+    prefix, at = [*prefix, match.group(1)], match.end()
+    if match.group(2) is None:
+        yield prefix
+    elif text[at] != "{":
+        yield from tree(text, at, prefix)
+    else:
+        depth, start = 0, at + 1
+        for end in range(at, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if (text[end] == "," and depth == 1) or depth == 0:
+                yield from tree(text, start, prefix)
+                start = end + 1
+            if depth == 0:
+                return
+
+
+def test_the_core_has_no_circle():
+    edges = rust_graph()
+    assert edges["train"] and circles(edges) == []
+
+
+@pytest.mark.parametrize(
+    "edges, found",
+    [({"a": {"b"}, "b": {"c"}, "c": set()}, []), ({"a": {"b"}, "b": {"a"}, "c": {"a"}}, [["a", "b"]])],
+)
+def test_circles_are_found(edges, found):
+    assert circles(edges) == found

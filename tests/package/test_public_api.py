@@ -1,0 +1,262 @@
+"""Bad batches and loaders: each a clear diva_rs exception that leaves weights and gradients as they were."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diva_rs
+from builders.refused import refused
+from builders.small import images, small_clip, small_teacher
+from diva_rs import ConfigError, DataError, DeviceError, Draws, Recipe, ShapeError, Trainer
+from diva_rs.data import shard_loader
+
+pytestmark = pytest.mark.hostile
+
+GOOD = images(3)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return small_teacher()
+
+
+def with_value(value, dtype=torch.float32):
+    bad = GOOD.clone().to(dtype)
+    bad[1, 2, 5, 7] = value
+    return bad
+
+
+BATCHES = {
+    "rank 3": (GOOD[0], ShapeError, r"images of batch 1 has shape \(3, 32, 32\), rank 4 .*images\[None\]"),
+    "rank 5": (GOOD[None], ShapeError, r"images of batch 1 has shape \(1, 3, 3, 32, 32\), rank 4"),
+    "rank 0": (torch.tensor(0.5), ShapeError, r"images of batch 1 has shape \(\), rank 4"),
+    "grey": (GOOD[:, :1], ShapeError, r"1 channels where 3 \(RGB\) are needed: convert the files to RGB"),
+    "channels last": (GOOD.permute(0, 2, 3, 1), ShapeError, r"images.permute\(0, 3, 1, 2\)"),
+    "uint8": ((GOOD * 255).byte(), ShapeError, r"dtype torch.uint8.*images.float\(\) / 255"),
+    "int": (GOOD.long(), ShapeError, "dtype torch.int64, a floating dtype is needed"),
+    "complex": (GOOD.cfloat(), ShapeError, "dtype torch.complex64"),
+    "empty": (GOOD[:0], ShapeError, "images of batch 1 has shape .*a batch of size 0"),
+    "no pixels": (GOOD[:, :, :0], ShapeError, "height and width must be at least 1"),
+    "0 to 255": (GOOD * 255, DataError, "images of batch 1, sample 0, .*divide the images by 255"),
+    "symmetric": (GOOD * 2 - 1, DataError, "images of batch 1, sample 0, .*declare pixels='symmetric'"),
+    "NaN": (
+        with_value(float("nan")),
+        DataError,
+        "images of batch 1, sample 1, channel 2: value nan is not fin",
+    ),
+    "inf": (
+        with_value(float("inf")),
+        DataError,
+        "images of batch 1, sample 1, channel 2: value inf is not fin",
+    ),
+    "half NaN": (with_value(float("nan"), torch.half), DataError, "batch 1, sample 1, channel 2: value nan"),
+    "named": (
+        {"images": with_value(9.0), "ids": ["a.png", "b.png", "c.png"]},
+        DataError,
+        r"batch 1, sample 1 \(id b.png\), channel 2: value 9 is outside \[0, 1\]",
+    ),
+    "bad pixel_values": (
+        {"images": GOOD, "pixel_values": with_value(float("nan"))},
+        DataError,
+        "pixel_values of batch 1, sample 1, channel 2: value nan is not finite",
+    ),
+    "small pixel_values": (
+        {"pixel_values": GOOD[:, :, :16, :16]},
+        ShapeError,
+        r"pixel_values is \(3, 3, 16, 16\), VisionTransformer takes \(B, 3, 32, 32\): resize them",
+    ),
+    "latent channels": (
+        {"images": GOOD, "latents": torch.zeros(3, 16, 8, 8)},
+        ShapeError,
+        r"latents is \(3, 16, 8, 8\), the teacher denoises \(B, 4, h, w\)",
+    ),
+    "latent count": (
+        {"images": GOOD, "latents": torch.zeros(2, 4, 8, 8)},
+        ShapeError,
+        "batch 1: latents holds 2 samples, the pixels 3",
+    ),
+    "latent NaN": (
+        {"images": GOOD, "latents": torch.full((3, 4, 8, 8), float("nan"))},
+        DataError,
+        "latents of batch 1, sample 0: not finite",
+    ),
+    "latents beyond float32": (
+        {"images": GOOD, "latents": torch.full((3, 4, 8, 8), 1e300, dtype=torch.float64)},
+        DataError,
+        "latents of batch 1, sample 0: not finite",
+    ),
+    "latents alone": (
+        {"latents": torch.zeros(3, 4, 8, 8)},
+        DataError,
+        "latents alone, which cannot feed CLIP",
+    ),
+    "too few ids": ({"images": GOOD, "ids": [1, 2]}, ShapeError, "batch 1: 2 ids for 3 samples"),
+    "negative id": ({"images": GOOD, "ids": [1, -2, 3]}, DataError, r"ids\[1\] is -2"),
+    "float ids": ({"images": GOOD, "ids": [1.5, 2.0, 3.0]}, DataError, r"ids\[0\] is 1.5 \(float\)"),
+    "2d ids": (
+        {"images": GOOD, "ids": torch.ones(3, 1)},
+        ShapeError,
+        "ids must be a sequence of one integer",
+    ),
+    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of 2 single images: torch.stack"),
+    "pictures": ([Image.new("RGB", (4, 4))], DataError, "convert PIL images"),
+    "paths": (["a.jpg", "b.jpg"], DataError, "files are read by diva_rs.data.folder_loader"),
+    "nothing": (None, DataError, "batch 1 is a NoneType: a loader yields a tensor"),
+    "other keys": ({"image": GOOD}, DataError, "rename 'image' in the collate function"),
+    "meta": (GOOD.to("meta"), DeviceError, "images of batch 1 is on the meta device, which holds no values"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_bad_batches(teacher, name):
+    batch, kind, match = BATCHES[name]
+    clip = small_clip()
+    trainer = Trainer(clip, teacher, Recipe(lr=1e-2))
+    trainer.step(GOOD)
+    with refused(kind, match, clip, trainer.projector, *teacher.modules()):
+        trainer.accumulate(batch)
+    assert (trainer.pending, trainer.steps_done) == (0, 1)
+    trainer.step(GOOD)  # still in order
+    with refused(kind, match, clip):
+        diva_rs.post_train(clip, teacher, [GOOD, batch], batch=6, progress=False)
+    feedback = diva_rs.FeedbackLoss(clip, teacher)
+    feedback(GOOD)
+    with refused(kind, match, clip, feedback.projector):
+        feedback(batch)
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind", "match"),
+    [
+        ([1, 2], ShapeError, "batch 0: 2 ids for 3 samples"),
+        (range(4), ShapeError, "batch 0: 4 ids for 3 samples"),
+        ("abc", ShapeError, "ids must be a sequence of one integer or string per sample"),
+        (7, ShapeError, "ids must be a sequence"),
+        (torch.zeros(3), DataError, r"ids\[0\] is 0.0 \(float\)"),
+        ([2**64, 1, 2], DataError, r"ids\[0\] is 18446744073709551616, expected 0 to 2\*\*64 - 1"),
+    ],
+    ids=["few", "many", "text", "one", "floats", "large"],
+)
+def test_ids_that_do_not_fit(teacher, ids, kind, match):
+    clip = small_clip()
+    trainer = Trainer(clip, teacher)
+    with refused(kind, match, clip, trainer.projector):
+        trainer.accumulate(GOOD, ids=ids)
+
+
+def test_a_refused_batch_leaves_what_was_accumulated_before(teacher):
+    """Of three batches the second is bad: the caller may leave it out and go on."""
+    kept, expected = (Trainer(small_clip(), teacher) for _ in range(2))
+    for trainer in (kept, expected):
+        trainer.accumulate(GOOD, ids=range(3))
+    with pytest.raises(DataError):
+        kept.accumulate(GOOD * 255)
+    assert kept.pending == 3
+    for trainer in (kept, expected):
+        trainer.accumulate(images(2, seed=7), ids=[7, 8])
+    for name, parameter in expected.parameters().items():
+        assert torch.equal(kept.parameters()[name].grad, parameter.grad), name
+
+
+LOADERS = {
+    "tensor": (GOOD, DataError, r"loader is one array <torch.float32 \(3, 3, 32, 32\)>: .*\[images\]"),
+    "array": (GOOD.numpy(), DataError, r"loader is one array <float32 \(3, 3, 32, 32\)>"),
+    "dict": ({"images": GOOD}, ConfigError, "loader is a dict: give an iterable of image batches"),
+    "path": ("photos", ConfigError, r"loader is a path: give diva_rs.data.folder_loader\('photos'\)"),
+    "none": (None, ConfigError, "loader is a NoneType: give an iterable"),
+    "number": (3, ConfigError, "loader is a int: give an iterable"),
+    "dataset": (
+        torch.utils.data.Dataset(),
+        ConfigError,
+        "loader is a Dataset: give an iterable of image batches, e.g. a DataLoader",
+    ),
+    "empty list": ([], DataError, "the loader is empty: it has length 0"),
+    "empty iterator": (iter([]), DataError, "the loader gave no batch at all"),
+    "empty data loader": (
+        torch.utils.data.DataLoader([GOOD[0]], batch_size=2, drop_last=True),
+        DataError,
+        "the loader is empty: it has length 0",
+    ),
+    "exhausted": (iter([GOOD]), DataError, "no batch in pass 2, after 1 of 2 steps: .*only once"),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_bad_loaders(teacher, name):
+    loader, kind, match = LOADERS[name]
+    steps = 2 if name == "exhausted" else None
+    clip = small_clip()
+    with refused(kind, match, clip):
+        diva_rs.post_train(clip, teacher, loader, steps=steps, lr=0.0, progress=False)
+
+
+def test_the_loaders_own_exception_comes_back_unchanged(teacher):
+    def broken():
+        yield GOOD
+        raise OSError("the disk is gone")
+
+    clip = small_clip()
+    with refused(OSError, "the disk is gone", clip):
+        diva_rs.post_train(clip, teacher, broken(), lr=0.0, progress=False)
+
+
+def draws_of(n=2, k=5, latent=(4, 8, 8), batch=3):
+    return diva_rs.draw(seed=0, ids=range(batch), draws=n, latent_shape=latent, patches=16, choose=k)
+
+
+OUT_OF_RANGE = Draws(np.full((3, 2), 1000), np.zeros((3, 2, 4, 8, 8)), np.zeros((3, 2, 5), np.int64))
+NO_SUCH_PATCH = Draws(np.zeros((3, 2), np.int64), np.zeros((3, 2, 4, 8, 8)), np.full((3, 2, 5), 16))
+NAN_NOISE = Draws(np.zeros((3, 2), np.int64), np.full((3, 2, 4, 8, 8), np.nan), np.zeros((3, 2, 5), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("draws", "kind", "match"),
+    [
+        (draws_of(n=3), ShapeError, r"draws.timesteps is \(3, 3\), this batch and recipe need \(3, 2\)"),
+        (draws_of(k=4), ShapeError, r"draws.tokens is \(3, 2, 4\), .* need \(3, 2, 5\): .*k chosen patches"),
+        (
+            draws_of(latent=(4, 4, 8)),
+            ShapeError,
+            r"draws.noise is \(3, 2, 4, 4, 8\), .* need \(3, 2, 4, 8, 8\)",
+        ),
+        (draws_of(batch=4), ShapeError, r"draws.timesteps is \(4, 2\), .* need \(3, 2\)"),
+        (OUT_OF_RANGE, DataError, "draws.timesteps reaches from 1000 to 1000, valid are 0 to 999"),
+        (NO_SUCH_PATCH, DataError, "draws.tokens reaches from 16 to 16, valid are -1 to 15"),
+        (NAN_NOISE, DataError, "draws.noise, sample 0: not finite"),
+        ((1, 2, 3), ConfigError, "draws is a tuple: give diva_rs.Draws"),
+    ],
+    ids=["N", "k", "latent", "B", "timestep", "patch", "NaN", "kind"],
+)
+def test_explicit_draws_that_do_not_fit(teacher, draws, kind, match):
+    clip = small_clip()
+    trainer = Trainer(clip, teacher, Recipe(choose=5))
+    with refused(kind, match, clip, trainer.projector):
+        trainer.accumulate(GOOD, draws=draws)
+    trainer.accumulate(GOOD, draws=draws_of())
+
+
+def test_a_truncated_image_in_a_shard(teacher, tmp_path):
+    def png(seed):
+        blob = io.BytesIO()
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(blob, "png")
+        return blob.getvalue()
+
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for i in range(4):
+            data = png(i)[: 2000 if i == 2 else None]
+            info = tarfile.TarInfo(f"{i:03}.png")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    clip = small_clip()
+    given = {"batch": 2, "size": 32, "workers": 0, "shuffle": False}
+    with refused(DataError, r"0\.tar.*002.*truncated.*on_bad_image='skip'", clip):
+        loader = shard_loader(str(tmp_path / "0.tar"), **given)
+        diva_rs.post_train(clip, teacher, loader, progress=False, lr=0.0)
+    loader = shard_loader(str(tmp_path / "0.tar"), on_bad_image="skip", **given)
+    result = diva_rs.post_train(clip, teacher, loader, progress=False)
+    assert result.report["samples"] == 3 and len(loader.bad) == 1

@@ -1,0 +1,419 @@
+"""The recipe: strict values, clear messages, presets that hold what the paper and the official code say."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+
+from diva_rs.errors import ConfigError
+from diva_rs.recipes import PRESETS
+from diva_rs.recipes.recipe import Recipe
+
+MODELS = (
+    "openai-vit-l-14-224",
+    "openai-vit-l-14-336",
+    "metaclip-vit-l-14-224",
+    "metaclip-vit-h-14-224",
+    "dfn-vit-h-14-224",
+    "dfn-vit-h-14-378",
+    "siglip-so400m-14-224",
+    "siglip-so400m-14-384",
+)
+PATCHES = {"224": 256, "336": 576, "378": 729, "384": 729}
+
+# Condition rows of the official code: the first token and the local ones.
+OFFICIAL_ROWS = dict(zip(MODELS, (77, 77, 257, 257, 257, 365, 43, 73), strict=True))
+# MMVP-VLM averages before and after, as published.
+SCORES = {
+    "openai-vit-l-14-224": "19.3 -> 25.9",
+    "openai-vit-l-14-336": "20.0 -> 25.2",
+    "metaclip-vit-l-14-224": "23.7 -> 27.4",
+    "metaclip-vit-h-14-224": "25.2 -> 31.9",
+    "dfn-vit-h-14-224": "39.3 -> 43.7",
+    "dfn-vit-h-14-378": "34.8 -> 37.8",
+    "siglip-so400m-14-224": "37.8 -> 40.7",
+    "siglip-so400m-14-384": "37.0 -> 38.5",
+}
+
+
+def patches(model: str) -> int:
+    return PATCHES[model.rsplit("-", 1)[1]]
+
+
+def test_defaults_are_those_of_the_documentation():
+    recipe = Recipe()
+    assert recipe.to_dict() == {
+        "name": "custom",
+        "condition": "random",
+        "choose": None,
+        "density": None,
+        "replacement": False,
+        "bernoulli": False,
+        "window": None,
+        "text": "mean",
+        "prompt": "",
+        "projector": "linear",
+        "projector_warmup": 0,
+        "draws": 2,
+        "draw_weights": None,
+        "timesteps": "uniform",
+        "timestep_range": None,
+        "logit_mean": 0.0,
+        "logit_std": 1.0,
+        "loss": "mse",
+        "min_snr": None,
+        "anchor": 0.0,
+        "optimizer": "sgd",
+        "lr": 1e-4,
+        "projector_lr": None,
+        "momentum": 0.9,
+        "betas": [0.9, 0.999],
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "grad_clip": 1.0,
+        "schedule": "cosine",
+        "warmup": 0,
+        "steps": None,
+        "batch": None,
+        "micro_batch": None,
+        "gradient_checkpointing": False,
+        "denoiser_checkpointing": False,
+        "denoiser_batch": None,
+        "precision": "fp32",
+        "backend": "auto",
+        "pixels": "unit",
+        "vae_pixels": "symmetric",
+        "clip_mean": None,
+        "clip_std": None,
+        "resize": "bicubic",
+        "antialias": True,
+        "image_size": None,
+        "latent": "mean",
+        "seed": 0,
+        "log_every": 10,
+        "max_skipped": 10,
+        "checkpoint_every": 500,
+        "keep": 2,
+    }
+
+
+BAD = [
+    ("name", "", "a string that is not empty"),
+    ("condition", "windows", "did you mean 'window'"),
+    ("condition", 3, "one of 'class', 'random', 'window', 'all', 'text'"),
+    ("choose", -1, "an integer of at least 0 is needed, or None"),
+    ("choose", 7.0, "an integer of at least 0"),
+    ("density", 1.01, "a number of at least 0 and at most 1"),
+    ("density", -0.01, "a number of at least 0"),
+    ("density", float("nan"), "a number"),
+    ("replacement", 1, "True or False"),
+    ("bernoulli", "yes", "True or False"),
+    ("window", 0, "an integer of at least 1"),
+    ("text", "sum", "one of 'add', 'mean', 'concat', 'none'"),
+    ("prompt", None, "a string"),
+    ("projector", "Linear", "did you mean 'linear'"),
+    ("projector_warmup", -1, "an integer of at least 0"),
+    ("draws", 0, "an integer of at least 1"),
+    ("draws", True, "an integer of at least 1"),
+    ("draws", "2", "an integer of at least 1"),
+    ("draw_weights", (), "one or more numbers of at least 0"),
+    ("draw_weights", (1.0, -1.0), "one or more numbers of at least 0"),
+    ("draw_weights", 0.5, "one or more numbers of at least 0"),
+    ("timesteps", "normal", "one of 'uniform', 'stratified', 'logit-normal'"),
+    ("timestep_range", (0.0, 10.0), "2 integers of at least 0"),
+    ("timestep_range", (0, 10, 20), "2 integers of at least 0"),
+    ("logit_mean", float("inf"), "a number"),
+    ("logit_std", 0.0, "a number above 0"),
+    ("loss", "l2", "one of 'mse', 'l1'"),
+    ("min_snr", 0, "a number above 0"),
+    ("anchor", -1, "a number of at least 0"),
+    ("optimizer", "adam", "did you mean 'adamw'"),
+    ("lr", -1e-4, "a number of at least 0"),
+    ("lr", True, "a number of at least 0"),
+    ("lr", "1e-4", "a number of at least 0"),
+    ("projector_lr", -1, "a number of at least 0"),
+    ("momentum", 1.0, "a number of at least 0 and below 1"),
+    ("betas", (0.9, 1.0), "2 numbers of at least 0 and below 1"),
+    ("betas", (0.9,), "2 numbers"),
+    ("eps", -1e-8, "a number of at least 0"),
+    ("weight_decay", -0.1, "a number of at least 0"),
+    ("grad_clip", 0.0, "a number above 0"),
+    ("schedule", "linear", "one of 'cosine', 'constant'"),
+    ("warmup", -1, "an integer of at least 0"),
+    ("steps", 0, "an integer of at least 1"),
+    ("batch", 0, "an integer of at least 1"),
+    ("micro_batch", 0, "an integer of at least 1"),
+    ("gradient_checkpointing", 1, "True or False"),
+    ("denoiser_checkpointing", 0, "True or False"),
+    ("denoiser_batch", 0, "an integer of at least 1"),
+    ("precision", "fp16", "one of 'fp32', 'bf16', 'fp64'"),
+    ("backend", "rust", "one of 'auto', 'torch', 'native'"),
+    ("pixels", "[0, 1]", "one of 'unit', 'clip', 'symmetric'"),
+    ("vae_pixels", "unit", "one of 'symmetric', 'official'"),
+    ("clip_mean", (0.5, 0.5), "3 numbers"),
+    ("clip_std", (0.5, 0.5, 0.0), "3 numbers above 0"),
+    ("resize", "nearest", "one of 'bicubic', 'bilinear'"),
+    ("antialias", None, "True or False"),
+    ("image_size", 0, "an integer of at least 1"),
+    ("latent", "mode", "one of 'mean', 'sample'"),
+    ("seed", -1, "an integer of at least 0 and at most 18446744073709551615"),
+    ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615"),
+    ("log_every", 0, "an integer of at least 1"),
+    ("max_skipped", -1, "an integer of at least 0"),
+    ("checkpoint_every", 0, "an integer of at least 1 is needed, or None"),
+    ("keep", 0, "an integer of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "words"), BAD)
+def test_a_bad_value_names_the_field_the_value_and_what_is_valid(field, value, words):
+    with pytest.raises(ConfigError, match=words.replace("(", r"\(")) as error:
+        Recipe(**{field: value})
+    assert str(error.value).startswith(f"{field}={value!r}: ")
+
+
+def test_every_field_has_a_bad_value_that_is_refused():
+    assert {field for field, _, _ in BAD} == {field.name for field in dataclasses.fields(Recipe)}
+
+
+CONTRADICTIONS = [
+    ({"choose": 3, "density": 0.5}, "choose=3 and density=0.5 exclude each other"),
+    ({"condition": "window"}, "condition='window' needs window"),
+    ({"window": 3}, "window=3 means nothing with condition='random'"),
+    ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
+    ({"condition": "class", "density": 0.3}, "density=0.3 means nothing with condition='class'"),
+    ({"condition": "class", "replacement": True}, "replacement=True means nothing"),
+    ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),
+    ({"bernoulli": True}, "bernoulli=True needs density"),
+    ({"bernoulli": True, "density": 0.5, "replacement": True}, "bernoulli=True and replacement=True"),
+    ({"condition": "text", "text": "none"}, "leaves no condition"),
+    ({"draws": 3, "draw_weights": (5, 1)}, "holds 2 weights for draws=3"),
+    ({"draw_weights": (0, 0)}, "all zero"),
+    ({"timestep_range": (500, 500)}, "is empty"),
+    ({"timestep_range": (500, 100)}, "is empty"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), CONTRADICTIONS)
+def test_fields_that_contradict_each_other_are_refused(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        Recipe(**fields)
+
+
+def test_numpy_scalars_and_lists_become_plain_values():
+    recipe = Recipe(
+        draws=np.int64(2),
+        lr=np.float32(0.5),
+        antialias=np.bool_(False),
+        betas=np.array([0.5, 0.25]),
+        timestep_range=[0, np.int32(9)],
+        momentum=0,
+    )
+    assert recipe == Recipe(
+        draws=2, lr=0.5, antialias=False, betas=(0.5, 0.25), timestep_range=(0, 9), momentum=0.0
+    )
+    plain = {name: type(getattr(recipe, name)) for name in ("draws", "lr", "antialias", "betas", "momentum")}
+    assert plain == {"draws": int, "lr": float, "antialias": bool, "betas": tuple, "momentum": float}
+    assert [type(value) for value in (*recipe.betas, *recipe.timestep_range)] == [float, float, int, int]
+
+
+def test_frozen_hashable_keyword_only_and_picklable():
+    recipe = Recipe.named(Recipe.names()[0])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.lr = 1.0
+    with pytest.raises(TypeError):
+        Recipe("custom")
+    assert pickle.loads(pickle.dumps(recipe)) == recipe
+    assert {recipe: 1}[Recipe.named(recipe.name)] == 1
+
+
+def test_replace_checks_and_leaves_the_original_alone():
+    recipe = Recipe(lr=0.5)
+    assert recipe.replace(steps=7) == Recipe(lr=0.5, steps=7)
+    assert recipe.steps is None
+    assert recipe.replace() == recipe
+    with pytest.raises(ConfigError, match=r"steps=0: an integer"):
+        recipe.replace(steps=0)
+    with pytest.raises(ConfigError, match="no field 'learning_rate': it has name, condition"):
+        recipe.replace(learning_rate=1.0)
+    with pytest.raises(ConfigError, match="no field 'micro_bach'; did you mean 'micro_batch'"):
+        recipe.replace(micro_bach=1)
+
+
+def test_replace_trades_choose_for_density_and_back():
+    official = Recipe.named("diva-official-openai-vit-l-14-224")
+    denser = official.replace(density=0.5)
+    assert (denser.choose, denser.density, denser.replacement) == (None, 0.5, True)
+    assert (denser.replace(choose=4).choose, denser.replace(choose=4).density) == (4, None)
+    coins = Recipe(density=0.5, bernoulli=True).replace(choose=4)
+    assert (coins.choose, coins.bernoulli) == (4, False)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        official.replace(choose=4, density=0.5)
+    assert official.replace(choose=None).density is None
+
+
+def test_replace_of_the_condition_drops_the_settings_of_the_old_one():
+    official = Recipe.named("diva-official-openai-vit-l-14-224")
+    for condition in ("class", "all", "text"):
+        other = official.replace(condition=condition)
+        assert (other.choose, other.replacement) == (None, False)
+    assert official.replace(condition="random").choose == 76
+    window = Recipe.named("diva-siglip-so400m-14-224")
+    assert window.replace(condition="random", choose=5).window is None
+    assert official.replace(condition="window", window=4).choose is None
+    with pytest.raises(ConfigError, match="needs window"):
+        official.replace(condition="window")
+
+
+def test_dicts_and_json_round_trip():
+    for recipe in (Recipe(), *map(Recipe.named, Recipe.names())):
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+        assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    assert Recipe.from_dict({"draws": 3}) == Recipe(draws=3)
+    with pytest.raises(ConfigError, match="no field 'drawz'; did you mean 'draws'"):
+        Recipe.from_dict({"drawz": 3})
+    with pytest.raises(ConfigError, match="mapping of fields, not a list"):
+        Recipe.from_dict([("draws", 3)])
+
+
+def test_chosen():
+    assert [Recipe(density=density).chosen(256) for density in (0, 0.001, 0.15, 0.3, 1)] == [
+        0,
+        1,
+        38,
+        77,
+        256,
+    ]
+    assert Recipe().chosen(100) == 30
+    assert Recipe(choose=0).chosen(4) == 0
+    assert Recipe(choose=4).chosen(4) == 4
+    assert Recipe(choose=9, replacement=True).chosen(4) == 9
+    assert Recipe(condition="class").chosen(256) == Recipe(condition="text").chosen(256) == 0
+    assert Recipe(condition="all").chosen(256) == 256
+    assert Recipe(condition="window", window=6).chosen(256) == 42
+    assert Recipe(condition="window", window=4).chosen(4) == 1
+    assert Recipe(density=0.5, bernoulli=True).chosen(256) == 256
+    with pytest.raises(ConfigError, match=r"choose=5 is more than the tower's 4 patches: choose at most 4"):
+        Recipe(choose=5).chosen(4)
+    with pytest.raises(ConfigError, match=r"window=5 is wider than the tower's 4 patches"):
+        Recipe(condition="window", window=5).chosen(4)
+    for patches in (0, -1, 2.0, True):
+        with pytest.raises(ConfigError, match=r"patches="):
+            Recipe().chosen(patches)
+
+
+def test_weights():
+    assert Recipe(draws=4).weights() == (0.25,) * 4
+    assert Recipe(draws=2, draw_weights=[5, 1]).weights() == (5.0, 1.0)
+    assert sum(Recipe(draws=7).weights()) == pytest.approx(1.0, abs=1e-15)
+
+
+def test_digest_tells_recipes_apart():
+    recipes = [Recipe(), Recipe(lr=1e-5), Recipe(draws=3), *map(Recipe.named, Recipe.names())]
+    assert len({recipe.digest() for recipe in recipes}) == len(recipes)
+    assert Recipe(momentum=0).digest() == Recipe(momentum=0.0).digest()
+    for recipe in recipes:
+        # Whoever has the JSON of a run can check it without this library.
+        values = json.loads(json.dumps(recipe.to_dict()))
+        for name in ("log_every", "max_skipped", "checkpoint_every", "keep"):
+            del values[name]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        assert recipe.digest() == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_names_are_two_presets_for_each_model():
+    assert sorted(Recipe.names()) == sorted(
+        [*(f"diva-{m}" for m in MODELS), *(f"diva-official-{m}" for m in MODELS)]
+    )
+    assert all(Recipe.named(name).name == name for name in Recipe.names())
+
+
+def test_an_unknown_name_suggests_near_ones():
+    with pytest.raises(
+        ConfigError, match=r"no recipe 'diva-openai-vit-l14-224'; did you mean 'diva-openai-vit-l-14-224'"
+    ):
+        Recipe.named("diva-openai-vit-l14-224")
+    with pytest.raises(ConfigError, match=r"no recipe 'x': one of diva-openai"):
+        Recipe.named("x")
+    with pytest.raises(ConfigError, match=r"no recipe None"):
+        Recipe.named(None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_official_presets_hold_what_the_official_code_computes(model):
+    recipe = Recipe.named(f"diva-official-{model}")
+    assert 1 + recipe.chosen(patches(model)) == OFFICIAL_ROWS[model]
+    assert recipe.text == ("add" if "openai" in model else "mean")
+    assert recipe.replacement == (recipe.condition == "random")
+    assert (recipe.prompt, recipe.draws, recipe.weights()) == ("a photo of a .", 2, (5.0, 1.0))
+    assert (recipe.clip_mean, recipe.clip_std, recipe.vae_pixels) == (
+        OPENAI_DATASET_MEAN,
+        OPENAI_DATASET_STD,
+        "official",
+    )
+    assert (recipe.resize, recipe.antialias, recipe.image_size, recipe.latent) == (
+        "bilinear",
+        False,
+        512,
+        "mean",
+    )
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 1e-4, 0.9, 0.0)
+    assert (recipe.schedule, recipe.warmup, recipe.steps, recipe.batch) == ("cosine", 23, 4600, 8 * 16 * 5)
+    assert (recipe.grad_clip, recipe.precision, recipe.seed, recipe.projector) == (1.0, "bf16", 42, "linear")
+    assert (recipe.timesteps, recipe.timestep_range, recipe.loss, recipe.min_snr) == (
+        "uniform",
+        None,
+        "mse",
+        None,
+    )
+
+
+PAPER_ROWS = dict(zip(MODELS, (39, 174, 257, 257, 257, 365, 43, 73), strict=True))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
+    recipe = Recipe.named(f"diva-{model}")
+    assert 1 + recipe.chosen(patches(model)) == PAPER_ROWS[model]
+    assert not recipe.replacement
+    assert (recipe.prompt, recipe.draws, recipe.weights()) == ("", 2, (0.5, 0.5))
+    assert (recipe.clip_mean, recipe.clip_std, recipe.vae_pixels) == (None, None, "symmetric")
+    assert (recipe.resize, recipe.antialias) == ("bicubic", True)
+    assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 1e-4, 0.9)
+    assert (recipe.schedule, recipe.steps, recipe.batch, recipe.grad_clip) == ("cosine", 4600, 640, 1.0)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_presets_name_a_source_for_each_value_and_the_published_score(name):
+    preset = PRESETS[name]
+    model = name.removeprefix("diva-").removeprefix("official-")
+    assert preset.expected == SCORES[model]
+    assert all(source for _, source in preset.values.values())
+    text = Recipe.named(name).describe()
+    assert f"published: {SCORES[model]}" in text
+    assert "measured here: not yet run" in text
+    for field, (value, source) in preset.values.items():
+        [line] = [line for line in text.splitlines() if line[2:].split(" ")[0] == field]
+        assert repr(value) in line and line.endswith(source)
+
+
+def test_describe_marks_what_differs_from_the_defaults_and_from_the_preset():
+    marked = [line for line in Recipe(lr=1e-5, draws=3).describe().splitlines() if line.startswith("*")]
+    assert [line.split() for line in marked] == [["*", "draws", "3"], ["*", "lr", "1e-05"]]
+    changed = Recipe.named("diva-openai-vit-l-14-224").replace(lr=1e-5, anchor=0.1).describe()
+    assert "1e-05                    changed: the preset has 0.0001" in changed
+    assert "0.1                      changed: the preset has 0.0" in changed
+    assert changed.count("changed:") == 2
+    named = {line[2:].split(" ")[0] for line in Recipe().describe().splitlines()[2:]}
+    assert named == {field.name for field in dataclasses.fields(Recipe)} - {"name"}
+
+
+def test_fields_help_covers_every_field():
+    texts = Recipe.fields_help()
+    assert list(texts) == [field.name for field in dataclasses.fields(Recipe)]
+    assert texts["lr"] == "learning rate [a number of at least 0; default 0.0001]"
+    assert texts["steps"].endswith("[an integer of at least 1, or None; default None]")

@@ -1,0 +1,160 @@
+"""Callbacks: what they write, how they fail, and what counts as one."""
+
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from diva_rs.errors import ConfigError, DataError, DependencyError
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.run.callbacks import Callback, JsonLines, TensorBoard, WandB, as_callback
+
+TRAINER = SimpleNamespace(recipe=Recipe(lr=1e-5))
+RESULT = SimpleNamespace(report={"steps": 2})
+LOGS = [(10, {"loss": 0.5, "lr": 1e-5}), (20, {"loss": 0.25, "lr": 2e-5})]
+
+
+def run(callback):
+    callback.on_train_begin(TRAINER)
+    for step, metrics in LOGS:
+        callback.on_step(step, metrics)
+        callback.on_log(step, metrics)
+    callback.on_train_end(RESULT)
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make a module look as if it were not installed."""
+    return lambda name: monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_the_base_does_nothing():
+    assert run(Callback()) is None
+
+
+def test_json_lines_appends_one_object_per_log(tmp_path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    run(JsonLines(path))
+    run(JsonLines(str(path)))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert rows == [{"step": step, **metrics} for step, metrics in LOGS] * 2
+
+
+def test_json_lines_are_on_disk_after_each_log(tmp_path):
+    callback = JsonLines(tmp_path / "m.jsonl")
+    callback.on_train_begin(TRAINER)
+    for count, (step, metrics) in enumerate(LOGS, start=1):
+        callback.on_log(step, metrics)
+        assert (tmp_path / "m.jsonl").read_text().count("\n") == count
+
+
+def test_json_lines_writes_null_for_what_json_cannot_hold(tmp_path):
+    path = tmp_path / "m.jsonl"
+    JsonLines(path).on_log(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
+    assert path.read_text() == '{"step": 1, "loss": null, "grad_norm": null, "lr": 0.5}\n'
+
+
+def test_json_lines_ends_a_line_that_was_cut_short(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1, "lo')
+    run(JsonLines(path))
+    lines = path.read_text().splitlines()
+    assert lines[0] == '{"step": 1, "lo'
+    assert [json.loads(line)["step"] for line in lines[1:]] == [10, 20]
+
+
+def test_json_lines_fails_before_the_first_step_where_it_cannot_write(tmp_path):
+    with pytest.raises(DataError, match="cannot be written: Is a directory"):
+        JsonLines(tmp_path).on_train_begin(TRAINER)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"m\.jsonl cannot be written"):
+        JsonLines(tmp_path / "file" / "m.jsonl").on_train_begin(TRAINER)
+
+
+def test_tensorboard_files_hold_the_metrics_and_the_recipe(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(TensorBoard(tmp_path))
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["train/loss", "train/lr"]
+    for name in ("loss", "lr"):
+        points = [(event.step, event.value) for event in events.Scalars(f"train/{name}")]
+        assert points == [(step, pytest.approx(metrics[name], rel=1e-6)) for step, metrics in LOGS]
+    [text] = events.Tensors("recipe/text_summary")
+    assert b"1e-05" in text.tensor_proto.string_val[0]
+
+
+def test_a_missing_tensorboard_names_the_pip_command(without, tmp_path):
+    without("tensorboard")
+    with pytest.raises(
+        DependencyError, match="tensorboard is needed here and not installed: pip install tensorboard"
+    ):
+        TensorBoard(tmp_path)
+
+
+def test_a_missing_wandb_names_the_pip_command(without):
+    without("wandb")
+    with pytest.raises(DependencyError, match="wandb is needed here and not installed: pip install wandb"):
+        WandB("project")
+
+
+def test_a_broken_library_is_not_reported_as_missing(monkeypatch, tmp_path):
+    (tmp_path / "wandb.py").write_text("import a_library_that_wandb_lacks")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ImportError, match="a_library_that_wandb_lacks") as error:
+        WandB("project")
+    assert not isinstance(error.value, DependencyError)
+
+
+def test_wandb_gets_the_recipe_the_metrics_and_the_report(monkeypatch):
+    calls = []
+    summary = SimpleNamespace(update=lambda report: calls.append(("summary", report)))
+    record = SimpleNamespace(
+        log=lambda metrics, step: calls.append(("log", step, metrics)),
+        summary=summary,
+        finish=lambda: calls.append(("finish",)),
+    )
+    wandb = ModuleType("wandb")
+    wandb.init = lambda **given: calls.append(("init", given)) or record
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    run(WandB("see", mode="offline", config={"data": "cc3m"}))
+    assert [call[0] for call in calls] == ["init", "log", "log", "summary", "finish"]
+    config = {**TRAINER.recipe.to_dict(), "data": "cc3m"}
+    assert calls[0][1] == {"project": "see", "mode": "offline", "config": config}
+    assert calls[1] == ("log", 10, {"train/loss": 0.5, "train/lr": 1e-5})
+    assert calls[3] == ("summary", RESULT.report)
+
+
+def test_a_function_is_called_at_each_log():
+    seen = []
+    run(as_callback(lambda step, metrics: seen.append((step, metrics))))
+    assert seen == LOGS
+
+
+def test_objects_with_the_hooks_are_taken_as_they_are():
+    class Own:
+        def on_train_begin(self, trainer): ...
+        def on_step(self, step, metrics): ...
+        def on_log(self, step, metrics): ...
+        def on_train_end(self, result): ...
+
+    for callback in (Own(), Callback(), JsonLines("m.jsonl")):
+        assert as_callback(callback) is callback
+
+
+def test_what_is_no_callback_is_refused():
+    with pytest.raises(ConfigError, match="callback Callback is a class"):
+        as_callback(Callback)
+    with pytest.raises(ConfigError, match="callback 'tensorboard' is neither"):
+        as_callback("tensorboard")
+
+
+def test_an_exception_in_a_callback_is_not_swallowed():
+    def stop(step, metrics):
+        raise RuntimeError(f"stop at {step}")
+
+    with pytest.raises(RuntimeError, match="stop at 10"):
+        run(as_callback(stop))

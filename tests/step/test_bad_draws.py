@@ -1,0 +1,197 @@
+"""Bad settings and bad ids: an exception of diva_rs that names what is wrong, whatever the argument."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diva_rs import ConfigError, DataError, DivaError, _native
+from diva_rs.step.draws import DrawPlan, Draws, augment_seed, draw, sample_keys
+
+pytestmark = pytest.mark.hostile
+
+GOOD = {"seed": 0, "draws": 2, "latent_shape": (4, 8, 8), "patches": 9}
+HUGE = 2**70
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", -1, r"`seed` is -1, expected a whole number from 0 to 2\*\*64 - 1"),
+        ("seed", 2**64, "`seed` is 18446744073709551616"),
+        ("seed", 0.5, "`seed` is 0.5"),
+        ("draws", 0, "`draws` is 0, expected 1 to 65536 draws per sample"),
+        ("draws", HUGE, "`draws` is 1180591620717411303424, expected a whole number"),
+        ("draws", 10**9, "`draws` is 1000000000, expected 1 to 65536"),
+        ("draws", "2", "`draws` is '2', expected a whole number"),
+        ("latent_shape", (), r"`latent_shape` is \[\], expected 1 to 8 sizes of at least 1"),
+        ("latent_shape", (4, 0), r"`latent_shape` is \[4, 0\]"),
+        (
+            "latent_shape",
+            (4, -8),
+            r"`latent_shape` is \(4, -8\), expected a sequence of at most 8 whole numbers",
+        ),
+        ("latent_shape", 4, "`latent_shape` is 4, expected a sequence"),
+        ("latent_shape", (1,) * 9, "expected a sequence of at most 8"),
+        ("latent_shape", (2**40, 2**40), "exceed 16 GiB for one call; reduce the batch"),
+        ("latent_shape", [4] * 1000, r"4, 4\.\.\., expected a sequence of at most 8"),
+        ("patches", -1, "`patches` is -1"),
+        ("patches", 2**40, "`patches` is 1099511627776, expected at most 1048576"),
+        ("choose", 10, "`choose` is 10 of 9 patches; without replacement it can be at most 9"),
+        ("choose", 0, "`choose` is 0, expected at least 1 patch"),
+        ("choose", -1, "`choose` is -1"),
+        ("density", 1.01, "`density` is 1.01, expected a share of the patches from 0 to 1"),
+        ("density", math.nan, "`density` is NaN"),
+        ("density", "half", "`density` is 'half', expected a number"),
+        ("density", 10**400, "`density` is 1000"),
+        ("replacement", True, "`replacement=True` needs `choose`"),
+        ("replacement", "yes", "`replacement` is 'yes', expected True or False"),
+        (
+            "timesteps",
+            "gaussian",
+            '`timesteps` is \'gaussian\', expected "uniform", "stratified" or "logit-normal"',
+        ),
+        ("timesteps", 3, "`timesteps` is 3"),
+        ("timestep_range", (5, 5), r"`timestep_range` is \(5, 5\), expected 0 <= low < high"),
+        ("timestep_range", (9, 5), r"`timestep_range` is \(9, 5\)"),
+        ("timestep_range", (-1, 5), r"`timestep_range` is \(-1, 5\)"),
+        ("timestep_range", (0, HUGE), "expected a pair of numbers"),
+        ("timestep_range", (1, 2, 3), r"`timestep_range` is \(1, 2, 3\), expected a pair of numbers"),
+        ("timestep_range", 1000, "`timestep_range` is 1000, expected a pair"),
+    ],
+)
+def test_each_setting_is_named(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        DrawPlan(**{**GOOD, field: value})
+
+
+@pytest.mark.parametrize(("mean", "std"), [(math.nan, 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, math.inf)])
+def test_logit_normal_settings(mean, std):
+    with pytest.raises(
+        ConfigError, match=r"`logit_mean` is .* and `logit_std` is .*, expected a finite mean"
+    ):
+        DrawPlan(**GOOD, timesteps="logit-normal", logit_mean=mean, logit_std=std)
+
+
+def test_settings_that_do_not_fit_together():
+    with pytest.raises(ConfigError, match="`choose` and `density` are both given"):
+        DrawPlan(**GOOD, choose=3, density=0.3)
+    with pytest.raises(ConfigError, match="`patches` is 0, but tokens are to be chosen"):
+        draw(0, [1], 2, (4,), choose=3)
+
+
+def test_a_batch_that_cannot_fit_is_refused():
+    plan = DrawPlan(0, 2, (4, 1024, 1024))
+    with pytest.raises(ConfigError, match=r"5000 sample\(s\) with 2 draw\(s\) of latents .* exceed 16 GiB"):
+        plan.draw(range(5000))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "the batch is empty"),
+        ([1, -2], r"ids\[1\] is -2, expected 0 to 2\*\*64 - 1"),
+        ([2**64], r"ids\[0\] is 18446744073709551616"),
+        ([10**5000], r"ids\[0\] is <int>, expected 0 to"),
+        ([1, 2.0], r"ids\[1\] is 2.0 \(float\), expected a whole number or a string"),
+        ([None], r"ids\[0\] is None"),
+        ([True], r"ids\[0\] is True \(bool\)"),
+        ([b"a"], r"ids\[0\] is b'a' \(bytes\)"),
+        ([[1]], r"ids\[0\] is \[1\] \(list\)"),
+        ("a.png", r"ids: 'a.png' is a single value, expected one id per sample, such as \['a.png'\]"),
+        (7, "ids: 7 is a single value"),
+        (np.zeros((2, 2), int), r"ids: an array of shape \(2, 2\), expected one id per sample"),
+        (torch.tensor(3), r"ids: an array of shape \(\)"),
+        (torch.tensor([1, -2]), r"ids\[1\] is -2"),
+        (torch.tensor([0.5]), r"ids\[0\] is 0.5 \(float\)"),
+        (torch.zeros(2, dtype=torch.int64, device="meta"), "ids: a tensor on the meta device"),
+        ([torch.zeros((), dtype=torch.int64, device="meta")], r"ids\[0\] is tensor"),
+    ],
+)
+def test_ids_that_cannot_be_used(ids, message):
+    with pytest.raises(DataError, match=message):
+        DrawPlan(**GOOD).draw(ids)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**64, 0.5, None, "1"])
+def test_epoch_is_a_whole_number(epoch):
+    with pytest.raises(ConfigError, match=r"`epoch` is .*, expected a whole number"):
+        DrawPlan(**GOOD).draw([1], epoch)
+    with pytest.raises(ConfigError, match=r"`epoch` is .*, expected a whole number"):
+        augment_seed(0, 1, epoch)
+
+
+def test_the_door_takes_keys_only():
+    plan = _native.DrawPlan(0, 1, (4,), 0)
+    for ids in ([1, 2], np.zeros(3), np.zeros((2, 2), np.uint64), None):
+        with pytest.raises(
+            DataError, match=r"must be a one-dimensional uint64 array; diva_rs.step.draws.sample_keys makes"
+        ):
+            plan.draw(ids, 0)
+
+
+# Anything at all, and among it enough that is nearly right. Sizes are small or absurd, never merely large.
+NUMBERS = st.one_of(st.integers(-2, 5), st.sampled_from([2**31, 2**63, 2**64 - 1, 2**64, HUGE, -HUGE]))
+ANYTHING = st.one_of(
+    NUMBERS,
+    st.none(),
+    st.booleans(),
+    st.floats(),
+    st.text(max_size=3),
+    st.binary(max_size=3),
+    st.lists(NUMBERS, max_size=3),
+)
+SETTINGS = st.fixed_dictionaries(
+    {
+        "seed": st.one_of(NUMBERS, ANYTHING),
+        "draws": st.one_of(st.integers(1, 3), ANYTHING),
+        "latent_shape": st.one_of(
+            st.lists(st.integers(1, 4), min_size=1, max_size=3), st.lists(NUMBERS, max_size=10), ANYTHING
+        ),
+    },
+    optional={
+        "patches": st.one_of(st.integers(1, 9), ANYTHING),
+        "choose": st.one_of(st.integers(1, 9), ANYTHING),
+        "replacement": st.one_of(st.booleans(), ANYTHING),
+        "density": st.one_of(st.floats(), ANYTHING),
+        "timesteps": st.one_of(st.sampled_from(["uniform", "stratified", "logit-normal"]), ANYTHING),
+        "timestep_range": st.one_of(st.tuples(NUMBERS, NUMBERS), ANYTHING),
+        "logit_mean": st.one_of(st.floats(), ANYTHING),
+        "logit_std": st.one_of(st.floats(), ANYTHING),
+    },
+)
+IDS = st.one_of(
+    st.lists(NUMBERS, max_size=4), st.lists(st.text(), max_size=4), st.lists(ANYTHING, max_size=3), ANYTHING
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SETTINGS, IDS, st.one_of(st.just(0), ANYTHING))
+def test_any_argument_gives_draws_or_an_exception_of_ours(fields, ids, epoch):
+    try:
+        drawn = DrawPlan(**fields).draw(ids, epoch)
+    except DivaError as err:
+        assert "internal error" not in str(err)
+    else:
+        assert isinstance(drawn, Draws) and np.isfinite(drawn.noise).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(ANYTHING, ANYTHING, ANYTHING)
+def test_any_augmentation_seed_or_an_exception_of_ours(seed, sample, epoch):
+    try:
+        assert 0 <= augment_seed(seed, sample, epoch) < 2**63
+    except DivaError as err:
+        assert "internal error" not in str(err)
+
+
+@settings(max_examples=200, deadline=None)
+@given(IDS)
+def test_any_ids_give_keys_or_a_data_error(ids):
+    try:
+        assert sample_keys(ids).dtype == np.uint64
+    except DataError as err:
+        assert "ids" in str(err)
