@@ -26,7 +26,7 @@ from lab.benchmarks.ranks import ranks
 from lab.benchmarks.sizes import Size, find
 from lab.benchmarks.table import page
 
-FORMAT = "diva-rs bench 1"
+FORMAT = "python -m lab bench 1"
 LINES, PAGE, PICTURE = "bench.jsonl", "bench.md", "bench.svg"
 
 

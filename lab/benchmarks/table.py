@@ -20,7 +20,7 @@ def page(records: Sequence[Record]) -> str:
 
 
 _INTRODUCTION = (
-    "Made by `diva-rs bench` (`make bench`); `bench.jsonl` beside it has the time of every round.",
+    "Made by `python -m lab bench` (`make bench`); `bench.jsonl` beside it has the time of every round.",
     "Contestants take turns within a run; ratios compare the medians of one run, never two runs.",
     "A step is forward and backward of N draws for every image of the batch, with random weights, without",
     "the optimizer's update. *official* is the step as the official code computes it; *plain* the best plain",

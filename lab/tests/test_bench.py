@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from diva_rs.cli import main
 from diva_rs.errors import ConfigError, DataError, DeviceError
 from lab.benchmarks import kernels
 from lab.benchmarks.contestants import NAMES, make
@@ -22,6 +21,7 @@ from lab.benchmarks.sizes import find
 from lab.benchmarks.table import ratio, section
 from lab.benchmarks.targets import targets
 from lab.benchmarks.timing import take_turns
+from lab.cli import main
 
 BOTH = {"indexed last": {"wall": [2.0], "cpu": [2.0]}, "ours": {"wall": [1.0], "cpu": [1.0]}}
 SHAPES = {shape.name: {"patches": 1, "choose": 1, "contestants": BOTH} for shape in kernels.SHAPES}

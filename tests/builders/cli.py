@@ -13,10 +13,10 @@ CONFIG = {
 }
 
 
-def message(capsys, argv, code=2):
+def message(capsys, argv, main=main, code=2):
     assert main(argv) == code
     output = capsys.readouterr().err
-    return next(line for line in output.splitlines() if line.startswith("diva-rs: error: "))
+    return next(line for line in output.splitlines() if ": error: " in line)
 
 
 def parsed(argv):

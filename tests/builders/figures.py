@@ -1,4 +1,4 @@
-"""What the tests at published size measure, kept for `benches/published_sizes.py`."""
+"""What the tests at published size measure, kept for `lab/published_sizes.py`."""
 
 import json
 import os

@@ -35,7 +35,7 @@ class Microworld:
     """A tiny CLIP with CLIP's blind spot, and tiny diffusion models that know the details.
 
     Args:
-        folder: what ``diva-rs microworld pretrain`` wrote; by default the checkpoints in the package.
+        folder: what ``python -m lab pretrain`` wrote; by default the checkpoints in the package.
 
     Raises:
         DataError: there are no checkpoints in that folder, or its manifest is damaged when it is read.
@@ -49,7 +49,7 @@ class Microworld:
         self.folder = as_path(folder)
         if not (self.folder / "manifest.json").is_file():
             raise DataError(
-                f"{self.folder} holds no manifest.json: `diva-rs microworld pretrain --output-dir FOLDER` "
+                f"{self.folder} holds no manifest.json: `python -m lab pretrain --output-dir FOLDER` "
                 "makes one"
             )
 

@@ -11,13 +11,14 @@ from torch import nn
 from diva_rs._base.arguments import checked
 from diva_rs._base.settings import flag, hint
 from diva_rs.data.batches import check_loader
-from diva_rs.distributed import Ranks, session, start
+from diva_rs.distributed import Ranks, session
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.callbacks import Callback, as_callback
 from diva_rs.run.evaluate import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
+from diva_rs.run.ranks import start
 from diva_rs.run.ranks.split import length_of, split
 from diva_rs.run.ranks.together import Together
 from diva_rs.run.result import PostTrainResult

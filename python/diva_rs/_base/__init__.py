@@ -1,0 +1,1 @@
+"""Files, checkpoints, checks and optional imports. Knows no model."""

@@ -1,0 +1,1 @@
+"""post_train: loop, data feed, evaluation, callbacks, folder and resume."""

@@ -1,0 +1,1 @@
+"""How several ranks run one loop together."""

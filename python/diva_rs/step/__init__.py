@@ -1,0 +1,1 @@
+"""One training step: draws, inputs, trainer and loss module."""
