@@ -35,9 +35,9 @@ def ordinary(name: str, value: Any, values: bool = False) -> Tensor:
     Raises:
         ShapeError: names the argument.
 
-    >>> ordinary("images", torch.eye(2).to_sparse())
+    >>> ordinary("images", [[1.0]])
     Traceback (most recent call last):
-    diva_rs.errors.ShapeError: images=<torch.float32 (2, 2) in layout torch.sparse_coo>: a dense tensor is needed
+    diva_rs.errors.ShapeError: images=[[1.0]]: a dense tensor is needed
     """
     if not is_dense(value):
         raise ShapeError(f"{name}={described(value)}: a dense tensor is needed")
