@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from diva_rs.evaluation.interpolation import interpolate
     from diva_rs.evaluation.sweep import InterpolationSweep, interpolation_sweep
     from diva_rs.recipes.recipe import Recipe
+    from diva_rs.recipes.stage import Stage
     from diva_rs.run.post_training import post_train
     from diva_rs.run.result import PostTrainResult
     from diva_rs.step.draws import DrawPlan, Draws, draw
@@ -54,6 +55,7 @@ _NAMES = {
     "InterpolationSweep": "evaluation.sweep",
     "PostTrainResult": "run.result",
     "Recipe": "recipes.recipe",
+    "Stage": "recipes.stage",
     "Teacher": "diffusion",
     "Trainer": "step.trainer",
     "draw": "step.draws",
@@ -94,6 +96,7 @@ __all__ = [
     "RankError",
     "Recipe",
     "ShapeError",
+    "Stage",
     "Teacher",
     "Trainer",
     "WeightsError",
