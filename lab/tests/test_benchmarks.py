@@ -29,7 +29,7 @@ from builders.clips import clip_variants
 from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs.errors import ConfigError, DataError, DependencyError
 from diva_rs.evaluation import retrieval, wilson_interval, zero_shot, zero_shot_folder
-from diva_rs.evaluation.suites import SUITES
+from diva_rs.evaluation import SUITES
 
 QUIET = {"progress": False, "workers": 0}
 clip_pixels = image_transform_v2(PreprocessCfg(size=SIDE), is_train=False)
