@@ -120,9 +120,9 @@ def _retrieve(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
         except RuntimeError as err:
             if max(recall) <= batches.images:
                 raise
-            raise DataError(f"recall@{max(recall)} of {batches.images} images: give a smaller recall") from err
+            raise DataError(
+                f"recall@{max(recall)} of {batches.images} images: give a smaller recall"
+            ) from err
     metrics = {name: 100 * value for name, value in found.items()}
     both = [metrics[f"{side}_retrieval_recall@{recall[0]}"] for side in ("image", "text")]
-    return DatasetScore(
-        opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, batches.images, metrics
-    )
+    return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, batches.images, metrics)

@@ -90,9 +90,9 @@ def pixels_of(batch: Any) -> Tensor:
     elif isinstance(batch, (tuple, list)) and batch:
         value = batch[0]
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        what = f"has pixels of {value.dtype}" if isinstance(value, Tensor) else f"is {a_type(batch)} without pixels"
+        got = f"{value.dtype} pixels" if isinstance(value, Tensor) else f"{a_type(batch)} without pixels"
         raise DataError(
-            f"images: a batch {what}: a floating-point tensor (B, 3, H, W) made by the model's own transform "
+            f"images: a batch is {got}: a floating-point tensor (B, 3, H, W) from the model's own transform "
             "is needed, alone, first in a tuple, or as pixel_values of a dict"
         )
     return value

@@ -77,13 +77,13 @@ def zero_shot_folder(
 
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:
     """(D,): the classifier's row of one class."""
-    if isinstance(templates, str):
-        raise ConfigError(f"templates={shown(templates)} is one text: give a list of them")
+    if isinstance(templates, str) or not templates:
+        raise ConfigError(f"templates={shown(templates)}: a list of one or more texts is needed")
     texts = []
     for template in templates:
         text = template.replace("{c}", name).replace("{}", name)
         if text == template:
-            raise ConfigError(f"template {shown(template)} has no {{}} in place of the class name")
+            raise ConfigError(f"template {shown(template)} has no {{}} for the class name")
         texts.append(text)
     vectors = normalize(embedder.encode_text(embedder.tokenize(texts).to(embedder.device)), dim=-1)
     return normalize(vectors.mean(dim=0), dim=-1)
