@@ -35,8 +35,7 @@ from diva_rs.errors import (  # noqa: E402
 
 if TYPE_CHECKING:
     from diva_rs.diffusion import Teacher
-    from diva_rs.evaluation.interpolation import interpolate
-    from diva_rs.evaluation.sweep import InterpolationSweep, interpolation_sweep
+    from diva_rs.evaluation.interpolation import InterpolationSweep, interpolate, interpolation_sweep
     from diva_rs.recipes.recipe import Recipe
     from diva_rs.recipes.stage import Stage
     from diva_rs.run.post_training import post_train
@@ -52,7 +51,7 @@ _NAMES = {
     "DrawPlan": "step.draws",
     "Draws": "step.draws",
     "FeedbackLoss": "step.feedback",
-    "InterpolationSweep": "evaluation.sweep",
+    "InterpolationSweep": "evaluation.interpolation",
     "PostTrainResult": "run.result",
     "Recipe": "recipes.recipe",
     "Stage": "recipes.stage",
@@ -60,7 +59,7 @@ _NAMES = {
     "Trainer": "step.trainer",
     "draw": "step.draws",
     "interpolate": "evaluation.interpolation",
-    "interpolation_sweep": "evaluation.sweep",
+    "interpolation_sweep": "evaluation.interpolation",
     "post_train": "run.post_training",
 }
 # Public modules, and where each one lies.
