@@ -29,6 +29,16 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def a_type(value: object) -> str:
+    """The type of a value with its article, for messages.
+
+    >>> a_type(1), a_type("x"), a_type([])
+    ('an int', 'a str', 'a list')
+    """
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in tuple('aeiou') else 'a'} {name}"
+
+
 class DivaError(Exception):
     """Root of everything that diva_rs raises on purpose."""
 
