@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from diva_rs.errors import ConfigError
 from diva_rs.recipes import PRESETS
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe_fields import RecipeFields
 
 MODELS = (
     "openai-vit-l-14-224",
@@ -280,6 +282,20 @@ def test_dicts_and_json_round_trip():
         Recipe.from_dict({"drawz": 3})
     with pytest.raises(ConfigError, match="mapping of fields, not a list"):
         Recipe.from_dict([("draws", 3)])
+
+
+def test_the_keyword_arguments_are_the_fields():
+    assert get_type_hints(RecipeFields) == {
+        name: get_type_hints(Recipe)[name] for name in Recipe.model_fields
+    }
+
+
+def test_a_json_schema_describes_the_fields():
+    schema = Recipe.model_json_schema()
+    assert schema["properties"].keys() == Recipe.model_fields.keys()
+    assert schema["properties"]["optimizer"]["enum"] == ["sgd", "adamw"]
+    assert schema["properties"]["density"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert schema["$defs"]["Stage"]["required"] == ["train"]
 
 
 def test_chosen():

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import model_validator
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, a_type, shown
 from diva_rs.recipes import PRESETS
 from diva_rs.recipes.fields import Fields
+from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.recipes.settings import fields_help
 from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
 
@@ -59,7 +60,7 @@ class Recipe(Fields):
         """
         return list(PRESETS)
 
-    def replace(self, **fields: Any) -> Self:
+    def replace(self, **fields: Unpack[RecipeFields]) -> Self:
         """A copy with other values.
 
         ``choose`` replaces ``density`` and the other way round, and a new ``condition`` drops the settings of
@@ -83,7 +84,7 @@ class Recipe(Fields):
                     implied.update({name: _DEFAULTS[name] for name in names})
         if "stages" in fields and self.stages and self.stages[-1].steps is not None:
             implied.update(steps=None)  # they were the sum of the stages' steps
-        return type(self)(**{**dict(self), **implied, **fields})
+        return type(self)(**{**dict(self), **implied, **dict(fields)})
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, with lists for tuples, as JSON holds them.
