@@ -13,19 +13,19 @@ import open_clip
 import pytest
 import timm.layers
 import torch
+from diffusion import test_schedule
+from native import test_native_towers, test_native_vae
 from timm.layers import activations
 from torch import nn
 
 from builders import clips, dits, native_towers, unets
 from builders.clips import clip_variants, pixels
-from diffusion import test_schedule
 from diva_rs._native import Schedule
 from diva_rs.clip import adapt
 from diva_rs.errors import ConfigError
 from diva_rs.native import native_tower
 from diva_rs.native.declared import DECLARED, SCHEDULES
 from diva_rs.native.inspect import kind
-from native import test_native_towers, test_native_vae
 
 pytestmark = pytest.mark.parity
 
