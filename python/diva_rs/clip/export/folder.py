@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diva_rs._base.arguments import as_path, takes
-from diva_rs._base.checkpoint import make_folder, replacing, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, replacing, write_json
 from diva_rs._base.kinds import having
 from diva_rs._base.settings import flag, optional
 from diva_rs.clip.export import from_transformers
