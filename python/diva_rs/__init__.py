@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from diva_rs.diffusion import Teacher
     from diva_rs.evaluation.interpolation import InterpolationSweep, interpolate, interpolation_sweep
     from diva_rs.recipes.recipe import Recipe
+    from diva_rs.recipes.stage import Stage
     from diva_rs.run.post_training import post_train
     from diva_rs.run.result import PostTrainResult
     from diva_rs.step.draws import DrawPlan, Draws, draw
@@ -53,6 +54,7 @@ _NAMES = {
     "InterpolationSweep": "evaluation.interpolation",
     "PostTrainResult": "run.result",
     "Recipe": "recipes.recipe",
+    "Stage": "recipes.stage",
     "Teacher": "diffusion",
     "Trainer": "step.trainer",
     "draw": "step.draws",
@@ -93,6 +95,7 @@ __all__ = [
     "RankError",
     "Recipe",
     "ShapeError",
+    "Stage",
     "Teacher",
     "Trainer",
     "WeightsError",
