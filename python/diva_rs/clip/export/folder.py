@@ -16,7 +16,7 @@ from diva_rs.clip.export.layouts import clip_rules, siglip_rules
 from diva_rs.clip.export.model import plain, read
 from diva_rs.clip.export.rules import convert
 from diva_rs.clip.export.source import ARGMAX, Blocks, Pixels, Source, Text
-from diva_rs.clip.transformers_clip import family_of
+from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.errors import ConfigError, DataError
 
 _FILES = {
