@@ -1,5 +1,6 @@
 """A score before and after, and what may be said of the difference."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diva_rs.evaluation.statistics import Comparison
@@ -100,14 +101,13 @@ class Change:
 
 def changed(
     label: str,
-    old: Score | None,
-    new: Score | None,
+    scores: Sequence[Score | None],
     found: Comparison | None = None,
     confidence: float = 0.95,
     note: str = "",
 ) -> Change:
-    """The change from a score to another; ``found`` is their paired comparison."""
-    (before, before_interval), (after, after_interval) = old or (None, None), new or (None, None)
+    """The change from the first of two scores to the second; ``found`` is their paired comparison."""
+    (before, before_interval), (after, after_interval) = (score or (None, None) for score in scores)
     intervals = (before_interval, after_interval)
     if found is None:
         return Change(label, before, after, *intervals, confidence=confidence, note=note)

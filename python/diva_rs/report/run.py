@@ -97,9 +97,10 @@ class Run:
 
     @property
     def stages(self) -> list[tuple[int, str]]:
-        """(first step, what begins) of each stage of training but the first."""
-        warmup = self.recipe.projector_warmup
-        return [(warmup, "CLIP starts to train")] if warmup else []
+        """(first step, its number and what trains) of each stage of training but the first."""
+        plan = enumerate(self.recipe.plan(), 1)
+        names = [(n, stage.first, ", ".join(group.name for group in stage.groups)) for n, stage in plan]
+        return [(first, f"stage {n}: {groups}") for n, first, groups in names[1:]]
 
 
 def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
@@ -191,6 +192,6 @@ def _logs(rows: list[Any], where: str) -> tuple[dict[str, float], ...]:
 def _content(file: Path, kind: type) -> Any:
     content = read_json(file)
     if not isinstance(content, kind):
-        wanted = {dict: "an object", list: "a list"}[kind]
+        wanted = "a list" if kind is list else "an object"
         raise DataError(f"{file} holds {a_type(content)}: {wanted} is needed")
     return content

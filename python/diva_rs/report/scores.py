@@ -65,9 +65,9 @@ def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list
     """The changes of the nine patterns and, last, of their average; charts of them."""
     changes = []
     for name in old.patterns:
-        outcomes = [[pair.correct for pair in side.pairs if pair.pattern == name] for side in (old, new)]
+        right = [[pair.correct for pair in side.pairs if pair.pattern == name] for side in (old, new)]
         scores = [(side.patterns[name], side.intervals[name]) for side in (old, new)]
-        changes.append(changed(name, *scores, compare_outcomes(*outcomes, name, old.confidence)))
+        changes.append(changed(name, scores, compare_outcomes(right[0], right[1], name, old.confidence)))
     average = _mmvp("Average", old, new)
     assert average is not None
     every, what = [*changes, average], "MMVP-VLM accuracy"
@@ -107,7 +107,7 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(changed(name, _accuracy(old), _accuracy(new), found))
+        changes.append(changed(name, (_accuracy(old), _accuracy(new)), found))
     return changes
 
 
@@ -125,7 +125,7 @@ def _mmvp(label: str, old: MmvpVlmResult | None, new: MmvpVlmResult | None) -> C
     if some is None:
         return None
     sides = [(side.average, side.interval) if side else None for side in (old, new)]
-    return changed(label, *sides, old.compare(new) if old and new else None, some.confidence)
+    return changed(label, sides, old.compare(new) if old and new else None, some.confidence)
 
 
 def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None:
@@ -133,7 +133,7 @@ def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None
     if some is None:
         return None
     found = old.compare(new) if old and new else None
-    return changed("Image folder", _accuracy(old), _accuracy(new), found, some.confidence)
+    return changed("Image folder", (_accuracy(old), _accuracy(new)), found, some.confidence)
 
 
 def _accuracy(result: FolderResult | ProbeScore | None) -> tuple[float, tuple[float, float]] | None:
@@ -152,7 +152,7 @@ def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
         changes.append(
             changed(
                 f"{name} ({scores[0].metric})",
-                *values,
+                values,
                 comparison if isinstance(comparison, Comparison) else None,
                 next(suite.confidence for suite in (old, new) if suite),
                 "" if scores[0].metric == scores[-1].metric else "different metrics",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.checkpoint import make_folder, write_text
+from diva_rs._base.files import make_folder, write_text
 from diva_rs.errors import ConfigError
 from diva_rs.recipes import PRESETS
 from diva_rs.report import facts, scores, words
