@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.report.charts import Chart, over_steps
 from diva_rs.report.run import Run, number
@@ -88,24 +88,22 @@ def recipe_fields(recipe: Recipe) -> tuple[list[Row], list[Row]]:
     >>> recipe_fields(Recipe.named("diva-openai-vit-l-14-224"))[0][1]
     ('density', '0.15', 'paper: about 15 % of the local tokens at 224')
     """
-    preset, defaults, meanings = PRESETS.get(recipe.name), Recipe(), Recipe.fields_help()
+    preset = presets().get(recipe.name)
     published = preset.fields() if preset else {}
     decided: list[Row] = []
     others: list[Row] = []
-    for name in recipe.to_dict():
-        value, default = getattr(recipe, name), getattr(defaults, name)
+    for name, field in Recipe.model_fields.items():
+        value = getattr(recipe, name)
         if name == "name":
             continue
-        if preset and name in published and value == published[name]:
-            decided.append((name, _value(value), preset.source(name)))
-        elif name in published:
-            decided.append(
-                (name, _value(value), f"set for this run; the preset has {_value(published[name])}")
-            )
-        elif value != default:
-            decided.append((name, _value(value), f"set for this run; the default is {_value(default)}"))
+        if preset and name in published:
+            changed = f"set for this run; the preset has {_value(published[name])}"
+            source = preset.source_of(name) if value == published[name] else changed
+            decided.append((name, _value(value), source))
+        elif value != field.default:
+            decided.append((name, _value(value), f"set for this run; the default is {_value(field.default)}"))
         else:
-            others.append((name, _value(value), meanings[name]))
+            others.append((name, _value(value), str(field.description)))
     return decided, others
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import diva_rs._native as _native
 from diva_rs._base.files import make_folder, write_text
 from diva_rs.errors import ConfigError
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.report import facts, scores, words
 from diva_rs.report.evidence import Side, gather
 from diva_rs.report.images import Pictures, picture
@@ -81,7 +81,7 @@ def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) ->
     return environment.get_template("page.html").render(
         version=_native.__version__,
         run=run,
-        preset=PRESETS.get(run.recipe.name),
+        preset=presets().get(run.recipe.name),
         before=before,
         after=after,
         note=note,
