@@ -12,13 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diva_rs._base.files import make_folder as make_folder
-from diva_rs._base.files import old, open_regular, read_text, sync
-from diva_rs._base.files import remove_folder as remove_folder
-from diva_rs._base.files import replacing as replacing
-from diva_rs._base.files import sweep as sweep
-from diva_rs._base.files import write_json as write_json
-from diva_rs._base.files import write_text as write_text
+from diva_rs._base.files import old, open_regular, read_text, replacing, sync, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.errors import DataError, WeightsError, a_type, shown
 

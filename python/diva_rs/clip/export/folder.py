@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._base.checkpoint import make_folder, replacing, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, replacing, write_json
 from diva_rs.clip.export import from_modules
 from diva_rs.clip.export.from_transformers import STANDARD, own_state
 from diva_rs.clip.export.layouts import clip_rules, siglip_rules
