@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import diva_rs
-from diva_rs._base.checkpoint import make_folder, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
 from diva_rs.microworld.embedding import new_clip

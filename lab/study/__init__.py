@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diva_rs._base.checkpoint import make_folder, write_text
+from diva_rs._base.files import make_folder, write_text
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
