@@ -162,8 +162,6 @@ def test_a_failing_metric_leaves_the_weights(two):
     assert same(after.state_dict(), trained)
     with pytest.raises(ConfigError, match="give clip="):
         diva_rs.interpolation_sweep(weights(before), trained, {"one": lambda clip: 1})
-    with pytest.raises(ConfigError, match="alphas is empty"):
-        diva_rs.interpolation_sweep(before, after, {"one": lambda clip: 1}, alphas=[])
     with pytest.raises(ConfigError, match="metrics is 3"):
         diva_rs.interpolation_sweep(before, after, 3)
 
