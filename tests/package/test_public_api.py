@@ -86,6 +86,7 @@ BATCHES = {
     "too few ids": ({"images": GOOD, "ids": [1, 2]}, ShapeError, "batch 1: 2 ids for 3 samples"),
     "negative id": ({"images": GOOD, "ids": [1, -2, 3]}, DataError, r"ids\[1\] is -2"),
     "float ids": ({"images": GOOD, "ids": [1.5, 2.0, 3.0]}, DataError, r"ids\[0\] is 1.5 \(float\)"),
+    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of Tensor: torch.stack"),
     "other keys": ({"image": GOOD}, DataError, "rename 'image' in the collate function"),
     "meta": (GOOD.to("meta"), DeviceError, "images of batch 1 is on the meta device, which holds no values"),
 }
