@@ -1,8 +1,8 @@
 """What several ranks cost: bytes per step, seconds of an all-reduce, and two ranks against one.
 
 `python -m lab.benchmarks.allreduce` needs two cores. The ranks are processes of this machine that talk
-through gloo; the numbers say what the code does, not what NCCL does between GPUs. Times are medians, and what is
-compared takes turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
+through gloo; the numbers say what the code does, not what NCCL does between GPUs. Times are medians, and
+what is compared takes turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
 """
 
 import os

@@ -1,9 +1,11 @@
-"""Optional libraries: imported where they are used, with the pip command when they are missing."""
+"""Other libraries: optional imports, and errors that they raise."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
-from diva_rs.errors import DependencyError
+from diva_rs.errors import DataError, DependencyError, DivaError
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -31,3 +33,23 @@ def one_line(err: Exception) -> str:
     """
     text = " ".join(f"{type(err).__name__}: {err}".split())
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+@contextmanager
+def library_errors(library: str, what: str) -> Iterator[None]:
+    """Turn an error that a library raises on an input into a DataError that names the input.
+
+    >>> with library_errors("the layer", "pixels"):
+    ...     torch.nn.Linear(2, 2)(torch.zeros(1, 3))
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: the layer does not take pixels: mat1 and mat2 shapes cannot be multiplied ...
+    """
+    try:
+        yield
+    except (DivaError, MemoryError):
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, AssertionError) as err:
+        if type(err).__name__ == "OutOfMemoryError" or "allocate memory" in str(err):
+            raise
+        line = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise DataError(f"{library} does not take {what}: {line[:200]}") from err

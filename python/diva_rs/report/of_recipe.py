@@ -1,6 +1,5 @@
 """The sections about the recipe: the fields that were decided, with their source, and all the others."""
 
-import dataclasses
 from typing import Any
 
 from diva_rs.recipes import PRESETS
@@ -19,14 +18,14 @@ def recipe_section(recipe: Recipe) -> Section:
     preset = PRESETS.get(recipe.name)
     published = {} if preset is None else preset.fields()
     rows = []
-    for field in _fields(recipe):
-        value = getattr(recipe, field.name)
-        if preset is not None and field.name in published and value == published[field.name]:
-            rows.append((field.name, _value(value), preset.source(field.name)))
-        elif value != published.get(field.name, field.default):
-            owner = "the preset has" if field.name in published else "the default is"
-            other = _value(published.get(field.name, field.default))
-            rows.append((field.name, _value(value), f"set for this run; {owner} {other}"))
+    for name, field in _fields().items():
+        value = getattr(recipe, name)
+        if preset is not None and name in published and value == published[name]:
+            rows.append((name, _value(value), preset.source(name)))
+        elif value != published.get(name, field.default):
+            owner = "the preset has" if name in published else "the default is"
+            other = _value(published.get(name, field.default))
+            rows.append((name, _value(value), f"set for this run; {owner} {other}"))
     if preset is None:
         about = f"Recipe {recipe.name}, none of the published presets."
     else:
@@ -45,16 +44,16 @@ def defaults_section(recipe: Recipe) -> Section:
     preset = PRESETS.get(recipe.name)
     decided = set() if preset is None else preset.fields().keys()
     rows = tuple(
-        (field.name, _value(field.default), field.metadata["help"])
-        for field in _fields(recipe)
-        if field.name not in decided and getattr(recipe, field.name) == field.default
+        (name, _value(field.default), str(field.description))
+        for name, field in _fields().items()
+        if name not in decided and getattr(recipe, name) == field.default
     )
     table = Table("Fields at their defaults", ("Field", "Value", "Meaning"), rows, code=_CODE)
     return Section("Appendix: the recipe's other fields", "defaults", (table,))
 
 
-def _fields(recipe: Recipe) -> list["dataclasses.Field[Any]"]:
-    return [field for field in dataclasses.fields(recipe) if field.name != "name"]
+def _fields() -> dict[str, Any]:
+    return {name: field for name, field in Recipe.model_fields.items() if name != "name"}
 
 
 def _value(value: Any) -> str:

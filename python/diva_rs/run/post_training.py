@@ -1,6 +1,5 @@
 """post_train: the main job in one call."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -118,7 +117,7 @@ def post_train(
 
 def _check_fields(fields: dict[str, Any]) -> None:
     """A slip in one of post_train's own arguments arrives among the recipe's fields."""
-    known = {field.name for field in dataclasses.fields(Recipe)}
+    known = Recipe.model_fields
     for name in fields.keys() - known:
         near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
         raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")

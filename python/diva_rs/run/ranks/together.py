@@ -80,7 +80,7 @@ class Together:
         if self.ranks.world == 1:
             before = trainer.samples_seen
             try:
-                return trainer._train(batch, until=enough)
+                return trainer.train(batch, until=enough).losses["loss"]
             finally:
                 self.samples += trainer.samples_seen - before
         self._pending += samples
@@ -102,7 +102,7 @@ class Together:
         if self.ranks.world == 1:
             trainer.apply()
             return
-        device = trainer.pieces.device
+        device = trainer.step_modules.device
         own = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
         means = self.reducer.reduce(trainer.pending, self._pending, own)
         trainer.metrics.update(zip(_LOSSES, means, strict=True))
