@@ -4,14 +4,16 @@ import dataclasses
 import hashlib
 import json
 import pickle
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from diva_rs.errors import ConfigError
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe_fields import RecipeFields
 
 MODELS = (
     "openai-vit-l-14-224",
@@ -282,6 +284,20 @@ def test_dicts_and_json_round_trip():
         Recipe.from_dict([("draws", 3)])
 
 
+def test_the_keyword_arguments_are_the_fields():
+    assert get_type_hints(RecipeFields) == {
+        name: get_type_hints(Recipe)[name] for name in Recipe.model_fields
+    }
+
+
+def test_a_json_schema_describes_the_fields():
+    schema = Recipe.model_json_schema()
+    assert schema["properties"].keys() == Recipe.model_fields.keys()
+    assert schema["properties"]["optimizer"]["enum"] == ["sgd", "adamw"]
+    assert schema["properties"]["density"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert schema["$defs"]["Stage"]["required"] == ["train"]
+
+
 def test_chosen():
     assert [Recipe(density=density).chosen(256) for density in (0, 0.001, 0.15, 0.3, 1)] == [
         0,
@@ -386,9 +402,9 @@ def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
     assert (recipe.schedule, recipe.steps, recipe.batch, recipe.grad_clip) == ("cosine", 4600, 640, 1.0)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(presets()))
 def test_presets_name_a_source_for_each_value_and_the_published_score(name):
-    preset = PRESETS[name]
+    preset = presets()[name]
     model = name.removeprefix("diva-").removeprefix("official-")
     assert preset.expected == SCORES[model]
     assert all(source for _, source in preset.values.values())
