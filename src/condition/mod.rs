@@ -101,11 +101,26 @@ impl Norm {
         usize::from(self.weight.is_some()) + usize::from(self.bias.is_some())
     }
 
-    /// torch's `nn.LayerNorm` over the last axis.
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let width = input.size().last().copied().unwrap_or_default();
-        Ok(input.f_layer_norm([width], self.weight.as_ref(), self.bias.as_ref(), self.eps, false)?)
+        layer_norm(input, self.weight.as_ref(), self.bias.as_ref(), self.eps)
     }
+}
+
+/// torch's `nn.LayerNorm` over the last axis, recorded by autograd; half precisions are summed in float32.
+fn layer_norm(input: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
+    let kind = input.f_kind()?;
+    let wide = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
+    let width = input.size().last().copied().unwrap_or_default();
+    let mut output =
+        input.f_to_kind(wide)?.f_layer_norm([width], None::<Tensor>, None::<Tensor>, eps, false)?;
+    // Apart from the norm: inside it, the sums over the rows depend on the number of libtorch's threads.
+    if let Some(weight) = weight {
+        output = output.f_mul(&weight.f_to_kind(wide)?)?;
+    }
+    if let Some(bias) = bias {
+        output = output.f_add(&bias.f_to_kind(wide)?)?;
+    }
+    Ok(output.f_to_kind(kind)?)
 }
 
 impl Bridge {
@@ -216,6 +231,9 @@ impl Bridge {
         let sizes = check::parameters(self)?;
         let plan = &tape.plan;
         check::gradient(plan, grad, self, &sizes)?;
+        if !matches!(tape.path, Path::Text) && tape.params.len() != self.params().len() {
+            return Err(DivaError::config(OP, "the tape was recorded by another bridge"));
+        }
         let grad = grad.f_detach()?.f_to_kind(sizes.kind)?;
         let (tokens, params) = match &tape.path {
             Path::Text => {

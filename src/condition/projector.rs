@@ -3,7 +3,7 @@
 
 use tch::Tensor;
 
-use super::OP;
+use super::{layer_norm, OP};
 use crate::error::{DivaError, Result};
 
 /// torch's default of `nn.LayerNorm`.
@@ -102,8 +102,7 @@ impl Projector {
         match self {
             Projector::Linear { weight, bias } => Ok(input.f_linear(weight, bias.as_ref())?),
             Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
-                let width = norm_weight.size();
-                let normed = input.f_layer_norm(&width, Some(norm_weight), Some(norm_bias), EPS, false)?;
+                let normed = layer_norm(input, Some(norm_weight), Some(norm_bias), EPS)?;
                 let hidden = normed.f_linear(fc1_weight, Some(fc1_bias))?.f_gelu("none")?;
                 Ok(hidden.f_linear(fc2_weight, Some(fc2_bias))?)
             }
