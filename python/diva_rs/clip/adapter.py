@@ -8,7 +8,7 @@ from torch import nn
 from diva_rs.clip.libraries import libraries, supported
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
-from diva_rs.errors import ConfigError, a_type
+from diva_rs.errors import ConfigError
 
 
 def adapt(clip: Any, training: bool = True) -> Tower:
@@ -32,11 +32,6 @@ def adapt(clip: Any, training: bool = True) -> Tower:
     """
     if isinstance(clip, Tower):
         return clip
-    if not isinstance(clip, nn.Module):
-        raise ConfigError(
-            f"clip is {a_type(clip)}, expected a loaded model (open_clip.create_model_and_transforms and "
-            f"clip.load return it first). Supported are {supported()}"
-        )
     tower = _tower(unwrap(clip))
     if training:
         _check_trainable(tower)

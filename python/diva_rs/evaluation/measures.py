@@ -103,9 +103,6 @@ def evaluating(clip: Any) -> Iterator[Any]:
     Afterwards the mode of every module and torch's settings are restored. Weights in half precision are
     scored as a float32 copy; the caller's do not change. An object that is not a module is used as it is.
 
-    Raises:
-        ConfigError: ``clip`` is not a model.
-
     >>> _ = clip.train()
     >>> with evaluating(clip) as model:
     ...     model.training, torch.is_grad_enabled()
@@ -113,12 +110,7 @@ def evaluating(clip: Any) -> Iterator[Any]:
     >>> clip.training
     True
     """
-    if not isinstance(clip, nn.Module) and not hasattr(clip, "encode_image"):
-        raise ConfigError(
-            f"clip is {a_type(clip)}, expected a loaded CLIP model: open_clip.create_model_and_transforms "
-            "and clip.load return the model first"
-        )
-    model = unwrap(clip) if isinstance(clip, nn.Module) else clip
+    model = clip if hasattr(clip, "encode_image") and not isinstance(clip, nn.Module) else unwrap(clip)
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
         with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False), _exact_arithmetic():
