@@ -123,7 +123,6 @@ def _ranks(scratch: Path) -> dict[str, Call]:
         "JsonLines.on_log": (lines.on_log, logged),
         "TensorBoard": (callbacks.TensorBoard, {"log_dir": scratch / "board"}),
         "as_callback": (callbacks.as_callback, {"callback": _nothing}),
-        "Ranks.from_first": (distributed.Ranks().from_first, {"numbers": [1, 2]}),
     }
 
 
