@@ -41,13 +41,13 @@ def _steps(models: Models, images: Tensor, rounds: int, names: Sequence[str]) ->
 def tower_seconds(models: Models, images: Tensor, rounds: int) -> dict[str, list[float]]:
     """What the native tower takes within whole steps, forward and backward, and how often it was called."""
     contestant = Ours(models)
-    pieces, recipe = contestant.trainer.pieces, models.recipe
-    watched = _Watched(pieces._parts["tower"].network, images)
-    pieces.step = _native.Step(
+    modules, recipe = contestant.trainer.step_modules, models.recipe
+    watched = _Watched(modules._parts["tower"].network, images)
+    modules.step = _native.Step(
         watched,
-        pieces._parts["denoiser"].network,
-        pieces.bridge,
-        pieces.teacher.schedule,
+        modules._parts["denoiser"].network,
+        modules.bridge,
+        modules.teacher.schedule,
         loss=recipe.loss,
         draw_weights=list(recipe.weights()),
     )

@@ -30,16 +30,18 @@ class Models:
         transformers = require("transformers", extra="transformers")
         open_clip = require("open_clip", extra="open-clip")
         self.size, self.precision, self.device = size, precision, torch.device(device)
-        # What the official code computes, but for its draw weights: see `diva_rs.recipes.official`.
-        self.recipe = Recipe(
-            choose=size.choose,
-            draws=size.draws,
-            replacement=True,
-            text="add",
-            vae_pixels="official",
-            resize="bilinear",
-            antialias=False,
-            precision=precision,
+        # What the official code computes, but for its draw weights: see `diva_rs.recipes.diva`.
+        self.recipe = Recipe.from_dict(
+            {
+                "choose": size.choose,
+                "draws": size.draws,
+                "replacement": True,
+                "text": "add",
+                "vae_pixels": "official",
+                "resize": "bilinear",
+                "antialias": False,
+                "precision": precision,
+            }
         )
         self.scheduler = diffusers.DDPMScheduler(
             beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, num_train_timesteps=STEPS

@@ -178,7 +178,7 @@ def _ranks(found: Record, rows: Record) -> list[str]:
     one, two = (1e3 * statistics.median(found[name]) for name in ("one", "two"))
     body = [
         ["one process, two threads", f"{one:.1f}", "1.00x"],
-        ["two ranks, sent during backward", f"{two:.1f}", f"{one / two:.2f}x"],
+        ["two ranks, one thread each", f"{two:.1f}", f"{one / two:.2f}x"],
     ]
     told = (
         f"Two gloo ranks, {found['batch']} images a step, {found['sent'] / 1e6:.1f} MB sent by each, float32:"

@@ -20,6 +20,10 @@ WORDS = {
     word: 1 + number for number, word in enumerate(["the", "square", "is", "left", "right", "dark", "light"])
 }
 END = 56  # the highest that the tiny models know
+ASKED = 256
+# Five standard errors above a guess between two values: what separates a trained model from an untrained one
+# on any processor: 66 of 100. Over four seeds the scores were above 90 of 100.
+GUESS = 100 * (0.5 + 5 * (0.25 / ASKED) ** 0.5)
 
 
 class Squares:
@@ -82,18 +86,18 @@ def clip(squares):
 
 
 def test_clip_learns_the_subject_of_another_dataset(clip):
-    asked = Squares(64, first=1000)
-    assert zero_shot_objects(clip, asked, template="the square is {}").accuracy > 90
+    asked = Squares(ASKED, first=1000)
+    shades = zero_shot_objects(clip, asked, template="the square is {}")
     sides = zero_shot_objects(clip, asked, "side", template="the square is dark {}")
-    assert sides.outcomes != zero_shot_objects(clip, asked, template="the square is {}").outcomes
+    assert shades.accuracy > GUESS and sides.outcomes != shades.outcomes
 
 
 def test_probes_ask_for_everything_but_the_subject(clip):
-    scores = Probes(Kept(Squares(64, first=500)), Kept(Squares(64, first=1000)))(clip)
+    scores = Probes(Kept(Squares(ASKED, first=500)), Kept(Squares(ASKED, first=1000)))(clip)
     assert scores.keys() == {
         f"probe_{kind}{name}" for kind in ("pooled", "class", "patches") for name in ("", "/side")
     }
-    assert scores["probe_patches/side"] > 90
+    assert scores["probe_patches/side"] > GUESS
 
 
 def test_denoisers_learn_and_feed_back(squares, clip):

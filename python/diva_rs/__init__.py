@@ -35,9 +35,9 @@ from diva_rs.errors import (  # noqa: E402
 
 if TYPE_CHECKING:
     from diva_rs.diffusion import Teacher
-    from diva_rs.evaluation.interpolation import interpolate
-    from diva_rs.evaluation.sweep import InterpolationSweep, interpolation_sweep
+    from diva_rs.evaluation.interpolation import InterpolationSweep, interpolate, interpolation_sweep
     from diva_rs.recipes.recipe import Recipe
+    from diva_rs.recipes.stage import Stage
     from diva_rs.run.post_training import post_train
     from diva_rs.run.result import PostTrainResult
     from diva_rs.step.draws import DrawPlan, Draws, draw
@@ -51,14 +51,15 @@ _NAMES = {
     "DrawPlan": "step.draws",
     "Draws": "step.draws",
     "FeedbackLoss": "step.feedback",
-    "InterpolationSweep": "evaluation.sweep",
+    "InterpolationSweep": "evaluation.interpolation",
     "PostTrainResult": "run.result",
     "Recipe": "recipes.recipe",
+    "Stage": "recipes.stage",
     "Teacher": "diffusion",
     "Trainer": "step.trainer",
     "draw": "step.draws",
     "interpolate": "evaluation.interpolation",
-    "interpolation_sweep": "evaluation.sweep",
+    "interpolation_sweep": "evaluation.interpolation",
     "post_train": "run.post_training",
 }
 # Public modules, and where each one lies.
@@ -94,6 +95,7 @@ __all__ = [
     "RankError",
     "Recipe",
     "ShapeError",
+    "Stage",
     "Teacher",
     "Trainer",
     "WeightsError",

@@ -10,6 +10,7 @@ use tch::Tensor;
 use crate::error::{DivaError, Result};
 
 pub mod attention;
+pub mod condition;
 pub mod dit;
 pub mod embeddings;
 pub mod frozen;
@@ -18,31 +19,42 @@ pub mod pull;
 pub mod unet_2d_condition;
 pub mod vae;
 
+pub use condition::{Condition, Slots};
+
 /// The teacher: a frozen diffusion model behind cut 2.
 pub trait Denoiser: Send {
+    /// The slots that a query's condition must fill.
+    fn slots(&self) -> Slots;
+
     /// Prediction (B, ...), on the device of `noisy`, differentiable with respect to the condition.
     fn predict(&self, query: &Query) -> Result<Tensor>;
 
-    /// What the model computes of text positions (1 | B, L, C) that are the same in every draw, outside any graph.
-    /// `None`: nothing that could be computed apart from the rest of the condition.
+    /// Keys and values of text positions (1 | B, L, C) that are the same in every draw, outside any graph. `None`: this
+    /// network cannot compute them apart from the rest of the condition.
     fn read(&self, _text: &Tensor) -> Result<Option<KeysValues>> {
         Ok(None)
     }
 
-    /// The gradient at the condition of a scalar of the prediction, for denoisers that compute their blocks again in the
-    /// backward pass instead of keeping every activation. `None`: autograd is to find it through `predict`.
-    fn gradient(&self, _query: &Query, _judge: Judge) -> Result<Option<Tensor>> {
+    /// The gradient at each slot of the loss whose gradient at the prediction `loss_gradient` gives, for denoisers that
+    /// compute their blocks again in the backward pass instead of keeping every activation. `None`: autograd finds it
+    /// through `predict`.
+    fn gradient(&self, _query: &Query, _loss_gradient: LossGradient) -> Result<Option<Condition>> {
         Ok(None)
+    }
+
+    /// The trainable parameters by name; empty for a frozen denoiser.
+    fn params(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
     }
 }
 
-/// What a denoiser is asked of a batch.
+/// The inputs of one prediction.
 #[derive(Clone, Copy)]
 pub struct Query<'a> {
     pub noisy: &'a Tensor,     // (B, ...)
     pub timesteps: &'a Tensor, // (B,), as the model counts them
-    pub condition: &'a Tensor, // (B, S, C)
-    /// Positions behind those of the condition, as `Denoiser::read` gave them.
+    pub condition: &'a Condition,
+    /// Positions behind the condition's tokens, from `Denoiser::read`.
     pub text: Option<&'a KeysValues>,
 }
 
@@ -61,8 +73,8 @@ impl Query<'_> {
     }
 }
 
-/// The gradient of the scalar at the prediction.
-pub type Judge<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
+/// From a prediction to the gradient of the loss at it.
+pub type LossGradient<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
 
 /// Keys and values (1 | B, L, W) of a text, by cross-attention.
 pub struct KeysValues(pub Vec<(Tensor, Tensor)>);
@@ -81,6 +93,10 @@ impl KeysValues {
 
 /// One network for several owners: the object that Python holds and the step that runs it.
 impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
+    fn slots(&self) -> Slots {
+        held(self).slots()
+    }
+
     fn predict(&self, query: &Query) -> Result<Tensor> {
         held(self).predict(query)
     }
@@ -89,8 +105,12 @@ impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
         held(self).read(text)
     }
 
-    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
-        held(self).gradient(query, judge)
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
+        held(self).gradient(query, loss_gradient)
+    }
+
+    fn params(&self) -> Vec<(String, Tensor)> {
+        held(self).params()
     }
 }
 

@@ -5,7 +5,6 @@ use tch::{no_grad_guard, Tensor};
 use super::objective::enough;
 use super::{Objective, Targets, Teaching};
 use crate::condition::{Recap, TextJoin};
-use crate::denoiser::pull::pull;
 use crate::denoiser::{KeysValues, Query};
 use crate::error::{DivaError, Result};
 use crate::schedule::Noised;
@@ -110,26 +109,26 @@ impl Teaching<'_> {
         }
         let wide = side_by_side(&condition.f_expand(&shape, false)?)?;
         let (noisy, timesteps) = (&noised.noisy, &noised.model_timesteps);
-        let query = Query { noisy, timesteps, condition: &wide, text: batch.text };
+        let filled = self.denoiser.slots().fill(&wide)?;
+        let query = Query { noisy, timesteps, condition: &filled, text: batch.text };
         if !condition.requires_grad() {
             let _no_grad = no_grad_guard();
             let prediction = self.denoiser.predict(&query)?;
             return Ok((self.loss_of(&prediction, &noised.target, batch)?, None));
         }
         let mut loss = None;
-        let mut judge = |prediction: &Tensor| {
+        let mut loss_gradient = |prediction: &Tensor| {
             let prediction = prediction.f_detach()?.f_set_requires_grad(true)?;
             let found = self.loss_of(&prediction, &noised.target, batch)?;
             let mut gradient = Tensor::f_run_backward(&[&found], &[&prediction], false, false)?;
             loss = Some(found.f_detach()?);
             Ok(gradient.swap_remove(0))
         };
-        let detached = wide.f_detach()?;
-        let recomputed = self.denoiser.gradient(&Query { condition: &detached, ..query }, &mut judge)?;
-        if let Some(gradient) = recomputed {
-            let gradient = pull(&wide, &gradient, &[condition])?.swap_remove(0);
-            let loss = loss.ok_or_else(|| DivaError::config("feedback", "the prediction was not judged"))?;
-            return Ok((loss, Some(gradient)));
+        let detached = filled.detached()?;
+        let recomputed =
+            self.denoiser.gradient(&Query { condition: &detached, ..query }, &mut loss_gradient)?;
+        if let (Some(gradients), Some(loss)) = (recomputed, loss) {
+            return Ok((loss, Some(filled.pull(&gradients, condition)?)));
         }
         let prediction = self.denoiser.predict(&query)?;
         if !prediction.requires_grad() {

@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::enter::enter;
 use super::tensor::{optional, Given, PyTensor};
 use crate::denoiser::pull::{leaf, pull};
-use crate::denoiser::{Denoiser, KeysValues, Query};
+use crate::denoiser::{Condition, Denoiser, KeysValues, Query};
 use crate::error::{DivaError, Result};
 
 const OP: &str = "Denoiser";
@@ -46,7 +46,7 @@ impl PyDenoiser {
         text: Option<Given>,
     ) -> PyResult<PyTensor> {
         let (core, asked) = (self.core(), Asked::new(noisy, timesteps, condition, text)?);
-        enter(py, move || asked.of(core.as_ref(), |query| core.predict(query))).map(PyTensor)
+        enter(py, move || asked.predict(core.as_ref())).map(PyTensor)
     }
 
     /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
@@ -63,7 +63,7 @@ impl PyDenoiser {
     ) -> PyResult<(PyTensor, PyTensor)> {
         let (core, at_prediction) = (self.core(), at_prediction.named("at_prediction")?);
         let asked = Asked::new(noisy, timesteps, condition, text)?;
-        enter(py, move || asked.of(core.as_ref(), |query| gradient(core.as_ref(), query, &at_prediction)))
+        enter(py, move || asked.gradient(core.as_ref(), &at_prediction))
             .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
     }
 }
@@ -86,34 +86,45 @@ impl Asked {
         })
     }
 
-    fn of<T>(&self, network: &dyn Denoiser, answer: impl FnOnce(&Query) -> Result<T>) -> Result<T> {
+    fn of<T>(
+        &self,
+        network: &dyn Denoiser,
+        condition: &Condition,
+        answer: impl FnOnce(&Query) -> Result<T>,
+    ) -> Result<T> {
         let text = self.text.as_ref().map(|text| read(network, text)).transpose()?;
-        let Asked { noisy, timesteps, condition, .. } = self;
+        let Asked { noisy, timesteps, .. } = self;
         answer(&Query { noisy, timesteps, condition, text: text.as_ref() })
+    }
+
+    fn predict(&self, network: &dyn Denoiser) -> Result<Tensor> {
+        let condition = network.slots().fill(&self.condition)?;
+        self.of(network, &condition, |query| network.predict(query))
+    }
+
+    /// The prediction, and the gradient at the condition given the one at the prediction.
+    fn gradient(&self, network: &dyn Denoiser, at_prediction: &Tensor) -> Result<(Tensor, Tensor)> {
+        let source = leaf(&self.condition)?;
+        let filled = network.slots().fill(&source)?;
+        let mut seen = None;
+        let mut loss_gradient = |prediction: &Tensor| {
+            seen = Some(prediction.f_detach()?);
+            Ok(at_prediction.shallow_clone())
+        };
+        let detached = filled.detached()?;
+        let found = self.of(network, &detached, |query| network.gradient(query, &mut loss_gradient))?;
+        if let (Some(gradients), Some(prediction)) = (found, seen) {
+            return Ok((prediction, filled.pull(&gradients, &source)?));
+        }
+        let prediction = self.of(network, &filled, |query| network.predict(query))?;
+        let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
+        Ok((prediction.f_detach()?, gradient))
     }
 }
 
 fn read(network: &dyn Denoiser, text: &Tensor) -> Result<KeysValues> {
     let read = network.read(text)?;
     read.ok_or_else(|| DivaError::config(OP, "this network reads no text apart from its condition"))
-}
-
-fn gradient(network: &dyn Denoiser, query: &Query, at_prediction: &Tensor) -> Result<(Tensor, Tensor)> {
-    let mut seen = None;
-    let mut judge = |prediction: &Tensor| {
-        seen = Some(prediction.f_detach()?);
-        Ok(at_prediction.shallow_clone())
-    };
-    if let Some(gradient) = network.gradient(query, &mut judge)? {
-        return match seen {
-            Some(prediction) => Ok((prediction, gradient)),
-            None => Err(DivaError::config(OP, "the prediction was not judged")),
-        };
-    }
-    let source = leaf(query.condition)?;
-    let prediction = network.predict(&Query { condition: &source, ..*query })?;
-    let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
-    Ok((prediction.f_detach()?, gradient))
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

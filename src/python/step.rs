@@ -15,7 +15,7 @@ use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::tensor::{optional, Given, PyTensor};
 use super::vision::PyVisionTransformer;
-use crate::denoiser::{Denoiser, Query};
+use crate::denoiser::{Denoiser, Query, Slots};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Loss, Objective, Room, Targets};
 use crate::step::{Original, Step as Core, VisionTower};
@@ -46,10 +46,22 @@ impl VisionTower for Callback {
     }
 }
 
-impl Denoiser for Callback {
+/// A Python callable in the place of a native denoiser.
+struct CallbackDenoiser {
+    callback: Callback,
+    slots: Slots,
+}
+
+impl Denoiser for CallbackDenoiser {
+    fn slots(&self) -> Slots {
+        self.slots
+    }
+
     fn predict(&self, query: &Query) -> Result<Tensor> {
         query.without_text("Denoiser")?;
-        self.call(&[query.noisy, query.timesteps, query.condition])
+        let mut inputs = vec![query.noisy, query.timesteps];
+        inputs.extend(query.condition.tensors());
+        self.callback.call(&inputs)
     }
 }
 
@@ -61,12 +73,21 @@ fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
     }
 }
 
-/// A native denoiser where the object is one, otherwise a callable `noisy, timesteps, condition -> prediction`.
-fn denoiser(py: Python<'_>, object: PyObject) -> Box<dyn Denoiser> {
-    match object.bind(py).downcast::<PyDenoiser>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+/// A native denoiser where the object is one, otherwise a callable. It is called with `noisy`, `timesteps` and one tensor
+/// for each of the slots that its attribute `slots` names ("tokens", "pooled"); without that attribute, the tokens.
+fn denoiser(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Denoiser>> {
+    let bound = object.bind(py);
+    if let Ok(native) = bound.downcast::<PyDenoiser>() {
+        return Ok(native.get().core());
     }
+    let slots = match bound.getattr_opt("slots")? {
+        None => Slots::TOKENS,
+        Some(names) => {
+            let List::<String>(names) = names.extract()?;
+            Slots::named(names.iter().map(String::as_str)).map_err(raise)?
+        }
+    };
+    Ok(Box::new(CallbackDenoiser { callback: Callback(object), slots }))
 }
 
 /// The step of `diva_rs.Trainer` and `diva_rs.FeedbackLoss`. See `src/step.rs`.
@@ -148,7 +169,7 @@ impl Step {
             .map(|(tower, bridge)| Original { tower: self::tower(py, tower), head: bridge.core().head });
         Ok(Step(Mutex::new(Core {
             tower: self::tower(py, tower),
-            denoiser: self::denoiser(py, denoiser),
+            denoiser: self::denoiser(py, denoiser)?,
             bridge: bridge.core(),
             schedule: schedule.0.clone(),
             objective,

@@ -32,13 +32,16 @@ def feedback_loss(vision_only: bool = False) -> FeedbackLoss:
 
 def gradients(feedback: FeedbackLoss) -> dict[str, torch.Tensor]:
     """A copy of every gradient, by name."""
-    named = {**feedback.pieces.parameters, **dict(feedback.projector.named_parameters(prefix="projector"))}
+    named = {
+        **feedback.step_modules.parameters,
+        **dict(feedback.projector.named_parameters(prefix="projector")),
+    }
     return {name: parameter.grad.clone() for name, parameter in named.items()}
 
 
 def noise(feedback: FeedbackLoss, batch: torch.Tensor) -> torch.Tensor:
     """The noise that the next call will draw for this batch."""
-    inputs = feedback.pieces.inputs(batch, None, feedback.epoch, None, feedback.samples_seen)
+    inputs = feedback.step_modules.inputs(batch, None, feedback.epoch, None, feedback.samples_seen)
     return inputs.targets[1]
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 import diva_rs
 from builders.cli import message
 from diva_rs.cli import cache, main, train
-from diva_rs.cli.options import OPTIONS
+from diva_rs.cli.options import Options
 from diva_rs.recipes.recipe import Recipe
 
 
@@ -70,7 +70,7 @@ def test_training_sees_the_views_of_the_cache(trained, teacher, command, capsys,
         call.loader.set_epoch(epoch)
         seen |= {latent.numpy().tobytes() for batch in call.loader for latent in batch["latents"]}
     assert len(seen) == 24
-    assert "--crops 9999: " in message(capsys, [*argv[:6], out + "2", "--crops", "9999"])
+    assert "crops=9999: " in message(capsys, [*argv[:6], out + "2", "--crops", "9999"])
 
 
 def test_cache_with_official_pixels_needs_a_mean(teacher, photos, capsys, tmp_path):
@@ -161,4 +161,4 @@ def test_a_pipe_that_nobody_reads_is_no_error():
 
 def test_options_are_known_to_some_command():
     used = {*train._OPTIONS, *cache._OPTIONS}
-    assert used == set(OPTIONS)
+    assert used == set(Options.model_fields)

@@ -135,16 +135,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, clip):
 
 
 def test_the_module_runs_as_a_program(tmp_path):
-    argv = [
-        sys.executable,
-        "-m",
-        "diva_rs.evaluation",
-        "mmvp",
-        "--clip",
-        "ViT-B-32",
-        "--data",
-        tmp_path / "none",
-    ]
+    task = ["mmvp", "--clip", "ViT-B-32", "--data", tmp_path / "none"]
+    argv = [sys.executable, "-m", "diva_rs.cli", "eval", *task]
     done = subprocess.run(argv, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"diva-rs: error: --data {tmp_path}/none: there is no such folder\n"

@@ -77,13 +77,9 @@ def test_a_comparison_names_which_items_flipped():
 @pytest.mark.parametrize(
     "call,error,words",
     [
-        (lambda: wilson_interval(3, 2), ConfigError, "right=3 must be in 0 to total=2"),
-        (lambda: wilson_interval(-1, 2), ConfigError, "right=-1"),
         (lambda: wilson_interval(1, 2, 1.0), ConfigError, "confidence=1.0"),
-        (lambda: mcnemar_exact(-1, 2), ConfigError, "gained=-1"),
         (lambda: paired_bootstrap([True], [True, False]), ShapeError, "1 outcomes before and 2 after"),
         (lambda: paired_bootstrap([], []), ShapeError, "0 outcomes"),
-        (lambda: paired_bootstrap([True], [True], resamples=0), ConfigError, "resamples=0"),
         (lambda: paired_bootstrap([True], [True], confidence=0.0), ConfigError, "confidence=0.0"),
     ],
 )

@@ -172,8 +172,8 @@ def _constructors() -> dict[str, Call]:
     made: dict[str, Call] = {}
     with _spied(made):
         trainer = Trainer(small_clip(), small_teacher(), Recipe(draws=2, choose=3, optimizer="adamw"))
-        step = trainer.pieces.step
-        trainer.pieces.step = cast(Any, _Recorder(step, made))
+        step = trainer.step_modules.step
+        trainer.step_modules.step = cast(Any, _Recorder(step, made))
         trainer.step(torch.rand(2, 3, 32, 32))
         native_dit(tiny_dit().eval())
         native_vae(small_vae())

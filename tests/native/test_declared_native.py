@@ -13,7 +13,8 @@ import open_clip
 import pytest
 import timm.layers
 import torch
-from parity import test_native_towers, test_native_vae, test_schedule
+from diffusion import test_schedule
+from native import test_native_towers, test_native_vae
 from timm.layers import activations
 from torch import nn
 

@@ -74,10 +74,10 @@ def test_impossible_configurations(fields: dict, message: str) -> None:
         (lambda x, t, c: (x, t[:1], c), r"`timesteps` has shape \[1\], expected numbers \[2\]"),
         (lambda x, t, c: (x, t[0], c), "`timesteps`"),
         (lambda x, t, c: (x, t > 4, c), "`timesteps`"),
-        (lambda x, t, c: (x, t, c[:1]), r"`condition` has shape \[1, 5, 16\], expected \(2, S, 16\)"),
+        (lambda x, t, c: (x, t, c[:1]), r"`condition.pooled` has shape \[1, 16\], expected \[2, 16\]"),
         (lambda x, t, c: (x, t, c[:, :0]), "S > 0"),
         (lambda x, t, c: (x, t, c[:, 0]), "`condition`"),
-        (lambda x, t, c: (x, t, c[:, :, :8]), "`condition`"),
+        (lambda x, t, c: (x, t, c[:, :, :8]), "`condition.pooled`"),
         (lambda x, t, c: (x, t, c.int()), "`condition` is Int, expected floating point"),
     ],
 )

@@ -46,8 +46,8 @@ def run(backend: str, dtype: torch.dtype, fields: dict) -> tuple[list[float], Tr
 def test_all_weights_agree_in_float64(fields):
     native_losses, native = run("native", torch.float64, fields)
     torch_losses, python = run("torch", torch.float64, fields)
-    assert set(native.pieces.backend.values()) == {"native"}
-    assert all(why.startswith("torch") for why in python.pieces.backend.values())
+    assert set(native.backend.values()) == {"native"}
+    assert all(why.startswith("torch") for why in python.backend.values())
     ours = {name: value.detach() for name, value in native.parameters().items()}
     theirs = {name: value.detach() for name, value in python.parameters().items()}
     moved = worst(ours, {name: value.detach() for name, value in fresh(torch.float64, fields).items()})
@@ -69,8 +69,8 @@ def test_native_refuses_what_it_does_not_compute_and_auto_says_why():
     with pytest.raises(ConfigError, match=r'backend="native".*hook.*backend="auto"'):
         Trainer(small_clip(), teacher, Recipe(backend="native"))
     trainer = Trainer(small_clip(), teacher, Recipe(backend="auto"))
-    assert trainer.pieces.backend["tower"] == "native"
-    assert "hook" in trainer.pieces.backend["denoiser"]
+    assert trainer.backend["tower"] == "native"
+    assert "hook" in trainer.backend["denoiser"]
     trainer.step(images(2))
 
 
@@ -79,7 +79,7 @@ def test_a_step_keeps_no_memory():
     batch, process = images(4), psutil.Process()
     for _ in range(50):
         trainer.step(batch)
-    assert set(trainer.pieces.backend.values()) == {"native"}  # one call, from images to weights
+    assert set(trainer.backend.values()) == {"native"}  # one call, from images to weights
     gc.collect()
     before = process.memory_info().rss
     for _ in range(200):

@@ -12,7 +12,7 @@ import diva_rs
 from builders.reference import IMAGENET, OPENAI, channels
 from builders.small import SIDE, WIDTH, images, scheduler, small_clip, small_teacher, small_unet, small_vae
 from diva_rs import Recipe
-from diva_rs.step.modules import Pieces
+from diva_rs.step.modules import StepModules
 
 pytestmark = pytest.mark.parity
 
@@ -27,9 +27,11 @@ RECIPES = [
 ]
 
 
-def pieces(dtype: torch.dtype = torch.float32, teacher: diva_rs.Teacher | None = None, **fields) -> Pieces:
+def modules(
+    dtype: torch.dtype = torch.float32, teacher: diva_rs.Teacher | None = None, **fields
+) -> StepModules:
     recipe = Recipe(precision=PRECISION[dtype], **fields)
-    return Pieces(small_clip(dtype), teacher or small_teacher(dtype), recipe)
+    return StepModules(small_clip(dtype), teacher or small_teacher(dtype), recipe)
 
 
 def pixel_teacher() -> diva_rs.Teacher:
@@ -42,7 +44,7 @@ def declared(unit: Tensor, pixels: str) -> Tensor:
     return {"unit": unit, "clip": (unit - mean) / std, "symmetric": unit * 2 - 1}[pixels]
 
 
-def read(made: Pieces, item, epoch: int = 0):
+def read(made: StepModules, item, epoch: int = 0):
     inputs = made.inputs(item, None, epoch, None, 0)
     return inputs.images, inputs.targets
 
@@ -75,7 +77,7 @@ def expected_pixels(given: Tensor, fields: dict) -> tuple[Tensor, Tensor]:
 def test_pixels_and_latents(fields, dtype):
     unit = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(5), dtype=dtype)
     given = declared(unit, fields["pixels"])
-    made = pieces(dtype, **fields)
+    made = modules(dtype, **fields)
     clip, (latents, *_) = read(made, given)
     want_clip, want_vae = expected_pixels(given, fields)
     assert torch.equal(clip, want_clip)
@@ -87,14 +89,14 @@ def test_pixels_and_latents(fields, dtype):
 
 
 def test_a_teacher_of_pixels_denoises_the_pixels():
-    made, batch = pieces(teacher=pixel_teacher(), resize="bicubic"), images(2)
+    made, batch = modules(teacher=pixel_teacher(), resize="bicubic"), images(2)
     _, (latents, *_) = read(made, batch)
     assert torch.equal(latents, interpolate(batch, 8, {"resize": "bicubic", "antialias": True}) * 2 - 1)
     assert "pixels" in made.backend["vae"]
 
 
 def test_what_comes_ready_is_taken_as_it_is():
-    made = pieces()
+    made = modules()
     ready, given = declared(images(2), "clip"), torch.randn(2, 4, 8, 8)
     clip, (latents, *_) = read(made, {"pixel_values": ready, "latents": given, "images": images(2, seed=9)})
     assert clip.data_ptr() == ready.data_ptr() and torch.equal(latents, given)
@@ -107,7 +109,7 @@ def test_what_comes_ready_is_taken_as_it_is():
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_a_sample_of_the_posterior_is_a_function_of_the_key(backend):
-    made, batch = pieces(latent="sample", backend=backend), images(3)
+    made, batch = modules(latent="sample", backend=backend), images(3)
     ids = ["cat", "dog", "cow"]
     _, (latents, *_) = read(made, {"images": batch, "ids": ids})
     again = {"images": batch.flip(0), "ids": ids[::-1]}
@@ -125,7 +127,7 @@ def test_a_sample_of_the_posterior_is_a_function_of_the_key(backend):
 
 def test_both_encoders_sample_the_same_latents():
     item = {"images": images(3), "ids": [5, 6, 7]}
-    native, python = (read(pieces(latent="sample", backend=b), item)[1][0] for b in ("native", "torch"))
+    native, python = (read(modules(latent="sample", backend=b), item)[1][0] for b in ("native", "torch"))
     assert float((native - python).norm()) <= 1e-5 * float(python.norm())
 
 
@@ -135,7 +137,7 @@ def test_both_encoders_sample_the_same_latents():
     ids=["choose", "replacement", "bernoulli"],
 )
 def test_draws_are_those_of_the_draw_plan(fields):
-    made = pieces(seed=3, draws=3, timesteps="stratified", **fields)
+    made = modules(seed=3, draws=3, timesteps="stratified", **fields)
     ids = [4, 9, 2]
     _, (_, noise, timesteps, choice, _) = read(made, {"images": images(3), "ids": ids}, epoch=2)
     rules = {"density" if name == "density" else name: value for name, value in fields.items()}
@@ -149,7 +151,7 @@ def test_draws_are_those_of_the_draw_plan(fields):
 
 def test_explicit_draws_are_taken_as_they_are():
     drawn = diva_rs.draw(seed=8, ids=[1, 2], draws=2, latent_shape=(4, 8, 8), patches=16, choose=5)
-    inputs = pieces(choose=5).inputs(images(2), None, 0, drawn, 0)
+    inputs = modules(choose=5).inputs(images(2), None, 0, drawn, 0)
     assert torch.equal(inputs.targets[1], torch.from_numpy(drawn.noise))
     assert torch.equal(inputs.targets[2], torch.from_numpy(drawn.timesteps))
     assert torch.equal(inputs.targets[3], torch.from_numpy(drawn.tokens))

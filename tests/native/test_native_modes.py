@@ -13,10 +13,10 @@ pytestmark = pytest.mark.hostile
 def trained(mode, **fields) -> tuple:
     """Loss and one weight after a direct call of the step in `mode`."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2, **fields))
-    raw = trainer.pieces.raw(images(2), None, 0, None, 0)
+    raw = trainer.step_modules.raw(images(2), None, 0, None, 0)
     with mode():
-        loss, *_ = trainer.pieces.step.train(
-            trainer.pieces.reader.native, raw, trainer._optimizer, update=(None, 1.0, None)
+        loss, *_ = trainer.step_modules.step.train(
+            trainer.step_modules.reader.native, raw, trainer._optimizer, update=(None, 1.0, None)
         )
     return loss, trainer.clip.visual.conv1.weight.detach()
 
@@ -51,9 +51,9 @@ def test_the_callers_modes_are_as_they_were(mode):
     with mode():
         before = modes()
         trainer.step(images(2))
-        inputs = trainer.pieces.inputs(images(2), None, 0, None, 0)
+        inputs = trainer.step_modules.inputs(images(2), None, 0, None, 0)
         with pytest.raises(DivaError):
-            trainer.pieces.step.at_tokens(torch.rand(3, 17, 32), inputs.images, inputs.targets)
+            trainer.step_modules.step.at_tokens(torch.rand(3, 17, 32), inputs.images, inputs.targets)
         assert modes() == before
 
 
@@ -71,12 +71,12 @@ def test_images_made_in_inference_mode():
 
 
 def test_tokens_made_in_inference_mode_are_an_error():
-    pieces = Trainer(small_clip(), small_teacher(), Recipe(anchor=0.1)).pieces
-    inputs = pieces.inputs(images(2), None, 0, None, 0)
+    modules = Trainer(small_clip(), small_teacher(), Recipe(anchor=0.1)).step_modules
+    inputs = modules.inputs(images(2), None, 0, None, 0)
     with torch.inference_mode():
-        tokens = pieces.tokens(inputs.images)
+        tokens = modules.tokens(inputs.images)
         with pytest.raises(DivaError, match="inference tensor"):
-            pieces.step.at_tokens(tokens, inputs.images, inputs.targets)
+            modules.step.at_tokens(tokens, inputs.images, inputs.targets)
 
 
 def test_feedback_loss_in_inference_mode():

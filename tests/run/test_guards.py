@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient(spoilt
         before = {name: value.clone() for name, value in trainer.parameters().items()}
         trainer.accumulate(images(2))
         if one_call:
-            trainer._train(images(2, seed=5), until=4)
+            trainer.train(images(2, seed=5), until=4)
         else:
             trainer.accumulate(images(2, seed=5))
             trainer.apply()

@@ -34,7 +34,9 @@ def test_a_run_that_torchrun_restarts_resumes_to_the_same_bits(tmp_path):
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
     first, second = json.loads((tmp_path / "restarted" / "run.json").read_text())["starts"]
     assert first["step"] == 0 and second["step"] in (1, 2)
-    straight, restarted = (load_weights(tmp_path / run / "clip.safetensors") for run in ("files-2", "restarted"))
+    straight, restarted = (
+        load_weights(tmp_path / run / "clip.safetensors") for run in ("files-2", "restarted")
+    )
     assert straight.keys() == restarted.keys()
     assert all(value.equal(restarted[name]) for name, value in straight.items())
 

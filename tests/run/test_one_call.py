@@ -54,8 +54,8 @@ def test_native_and_torch_networks_train_the_same_weights(fields):
     native, python = trainer(fields, backend="native"), trainer(fields, backend="torch")
     for step in range(STEPS):
         native.step(batch(step)), python.step(batch(step))
-    assert set(native.pieces.backend.values()) == {"native"}
-    assert set(python.pieces.backend.values()) == {"torch (as the recipe says)"}
+    assert set(native.backend.values()) == {"native"}
+    assert set(python.backend.values()) == {"torch (as the recipe says)"}
     assert worst(weights(native), weights(python)) <= 1e-10
 
 
@@ -80,7 +80,7 @@ def test_post_train_updates_in_the_call_that_fills_the_batch():
         parts.apply()
     assert result.report["steps"] == STEPS and result.report["samples"] == 10 * STEPS
     trained = dict(clip.named_parameters())
-    assert all(torch.equal(value, trained[name]) for name, value in parts.pieces.parameters.items())
+    assert all(torch.equal(value, trained[name]) for name, value in parts.step_modules.parameters.items())
 
 
 def test_only_the_vae_may_be_a_python_module():
@@ -91,6 +91,6 @@ def test_only_the_vae_may_be_a_python_module():
     native = trainer({})
     for step in range(STEPS):
         mixed.step(batch(step)), native.step(batch(step))
-    assert mixed.pieces.backend["denoiser"] == "native"
-    assert mixed.pieces.backend["vae"] == "torch (conv_in has a forward hook)"
+    assert mixed.backend["denoiser"] == "native"
+    assert mixed.backend["vae"] == "torch (conv_in has a forward hook)"
     assert worst(weights(mixed), weights(native)) <= 1e-10

@@ -64,7 +64,7 @@ def made(**fields) -> tuple[Trainer, dict]:
     clip, teacher = small_clip(), small_teacher()
     trainer = Trainer(clip, teacher, Recipe(**fields))
     trainer.step(images(2))
-    assert set(trainer.pieces.backend.values()) == {"native"}
+    assert set(trainer.backend.values()) == {"native"}
     return trainer, {"clip": clip, "unet": trainer.teacher.unet, "vae": trainer.teacher.vae}
 
 
@@ -136,7 +136,7 @@ def test_feedback_loss_runs_the_tower_with_its_hooks():
     feedback.clip.visual.ln_pre.register_forward_hook(lambda *_: called.append(1))
     feedback(images(2)).backward()
     assert called == [1]
-    feedback.pieces.teacher.unet.mid_block.register_forward_hook(lambda *_: None)
+    feedback.step_modules.teacher.unet.mid_block.register_forward_hook(lambda *_: None)
     with pytest.raises(ConfigError, match="mid_block has a forward hook"):
         feedback(images(2))
 

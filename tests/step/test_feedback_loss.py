@@ -21,7 +21,7 @@ def pair(**fields):
 
 def grads_of(feedback):
     named = {
-        **feedback.pieces.parameters,
+        **feedback.step_modules.parameters,
         **{f"projector.{n}": p for n, p in feedback.projector.named_parameters()},
     }
     return {name: parameter.grad.clone() for name, parameter in named.items()}

@@ -56,7 +56,7 @@ def test_another_thread_runs_during_the_whole_native_step():
     trainer = Trainer(small_clip(), small_teacher(), recipe)
     batch = torch.rand(96, 3, 64, 64)
     trainer.step(batch)
-    native, window = trainer.pieces.step, []
+    native, window = trainer.step_modules.step, []
     ticks, stop = [], threading.Event()
 
     class Watched:
@@ -73,7 +73,7 @@ def test_another_thread_runs_during_the_whole_native_step():
             ticks.append(time.perf_counter())
             time.sleep(0.0005)
 
-    trainer.pieces.step = Watched()
+    trainer.step_modules.step = Watched()
     thread = threading.Thread(target=tick)
     thread.start()
     try:
@@ -120,18 +120,18 @@ def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient():
 def test_ctrl_c_is_noticed_between_native_micro_batches():
     """Nothing of the step is Python: the signal waits in the interpreter until the step looks for it."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native", micro_batch=1))
-    raw = trainer.pieces.raw(images(64), None, 0, None, 0)
+    raw = trainer.step_modules.raw(images(64), None, 0, None, 0)
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(1000):
-            trainer.pieces.step.train(trainer.pieces.reader.native, raw, trainer._optimizer)
+            trainer.step_modules.step.train(trainer.step_modules.reader.native, raw, trainer._optimizer)
     timer.join()
 
 
 def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
     trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native"))
-    native = trainer.pieces.step
+    native = trainer.step_modules.step
 
     class Pressed:
         def train(self, *arguments):
@@ -144,12 +144,12 @@ def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
             return native.train(*rest, press)
 
     before = trainer.projector.weight.detach().clone()
-    trainer.pieces.step = Pressed()
+    trainer.step_modules.step = Pressed()
     with pytest.raises(KeyboardInterrupt):
         trainer.step(images(2))
     assert trainer.steps_done == 1 and trainer.pending == 0
     assert not torch.equal(trainer.projector.weight, before)
-    trainer.pieces.step = native
+    trainer.step_modules.step = native
     trainer.step(images(2))
 
 

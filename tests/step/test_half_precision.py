@@ -6,16 +6,17 @@ import pytest
 import torch
 
 from builders.small import images, small_clip, small_teacher, small_unet
-from diva_rs import Recipe, Teacher, Trainer, pieces
+from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.errors import ConfigError
 from diva_rs.native import NotNative
+from diva_rs.step import modules
 
 pytestmark = pytest.mark.hostile
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
 def test_bf16_on_a_cpu_without_it_says_so_and_trains(monkeypatch, backend):
-    monkeypatch.setattr(pieces, "computes_bf16", lambda device: False)
+    monkeypatch.setattr(modules, "computes_bf16", lambda device: False)
     with pytest.warns(UserWarning, match=r'precision="bf16": this cpu device has no bfloat16.*fp32'):
         trainer = Trainer(small_clip(), small_teacher(), Recipe(precision="bf16", backend=backend))
     loss = trainer.step(images(2))
@@ -24,11 +25,11 @@ def test_bf16_on_a_cpu_without_it_says_so_and_trains(monkeypatch, backend):
 
 
 def test_no_word_where_it_is_supported_or_not_asked_for(monkeypatch):
-    monkeypatch.setattr(pieces, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(modules, "computes_bf16", lambda device: True)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         Trainer(small_clip(), small_teacher(), Recipe(precision="bf16"))
-        monkeypatch.setattr(pieces, "computes_bf16", lambda device: False)
+        monkeypatch.setattr(modules, "computes_bf16", lambda device: False)
         Trainer(small_clip(), small_teacher(), Recipe(precision="fp32"))
 
 
@@ -72,10 +73,10 @@ def test_a_teacher_in_another_dtype_than_clip_is_the_same_as_one_that_was_cast(b
     clip, teacher = small_clip(), small_teacher()
     trainer = Trainer(clip, teacher, Recipe(precision="bf16", backend=backend, lr=1e-2))
     assert trainer.teacher.dtype == torch.bfloat16 and teacher.dtype == torch.float32
-    inputs = trainer.pieces.inputs(images(2), None, 0, None, 0)
-    tokens = trainer.pieces.tokens(inputs.images).detach().float()
-    loss, d_tokens, d_bridge = trainer.pieces.step.at_tokens(tokens, inputs.images, inputs.targets)
+    inputs = trainer.step_modules.inputs(images(2), None, 0, None, 0)
+    tokens = trainer.step_modules.tokens(inputs.images).detach().float()
+    loss, d_tokens, d_bridge = trainer.step_modules.step.at_tokens(tokens, inputs.images, inputs.targets)
     assert {loss.dtype, d_tokens.dtype, *(gradient.dtype for gradient in d_bridge)} == {torch.float32}
-    exact = Trainer(small_clip(), small_teacher(), Recipe(precision="fp32", backend=backend)).pieces
+    exact = Trainer(small_clip(), small_teacher(), Recipe(precision="fp32", backend=backend)).step_modules
     reference, *_ = exact.step.at_tokens(tokens, inputs.images, inputs.targets)
     assert abs(float(loss - reference)) <= 2e-2 * float(reference)

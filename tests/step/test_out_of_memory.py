@@ -73,12 +73,12 @@ def test_fewer_images_and_the_same_gradient(fields, most, limit, error, caplog):
         loss = trainer.accumulate(batch)
     check_the_same(trainer, loss, whole, expected)
     [message] = said(caplog)
-    assert trainer.pieces.step.denoiser_limit == limit
+    assert trainer.step_modules.step.denoiser_limit == limit
     assert f"it sees at most {limit} image" in message and f"denoiser_batch={limit} " in message
     tried = len(small.sizes)
     trainer.accumulate(batch)  # what did not fit is not tried again, nor said
     assert max(small.sizes[tried:]) <= limit and len(said(caplog)) == 1
-    assert whole.pieces.step.denoiser_limit is None
+    assert whole.step_modules.step.denoiser_limit is None
 
 
 @pytest.mark.parametrize("draws", range(1, 6))
@@ -169,8 +169,8 @@ def run():
     trainer = Trainer(small_clip(torch.float64), teacher, Recipe(precision="fp64", pixels="unit", **fields))
     latents = torch.randn(4, 4, 64, 64, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     loss = trainer.accumulate({{"images": images(4, dtype=torch.float64), "latents": latents}})
-    assert trainer.pieces.backend["denoiser"] == "native", trainer.pieces.backend
-    return loss, gradients(trainer), trainer.pieces.step.denoiser_limit
+    assert trainer.backend["denoiser"] == "native", trainer.backend
+    return loss, gradients(trainer), trainer.step_modules.step.denoiser_limit
 
 expected, theirs, limit = run()
 assert limit is None and not messages

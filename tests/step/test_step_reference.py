@@ -75,7 +75,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
     images = torch.rand(batch, 3, 40, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
         dtype
     )
-    tower = trainer.pieces.tower
+    tower = trainer.step_modules.tower
     drawn = (
         {"choose": recipe.chosen(tower.patches), "patches": tower.patches}
         if recipe.condition == "random"
@@ -115,7 +115,7 @@ def test_each_preset_assembles_what_its_reference_does(name, dtype):
     # The preset as it is, but for what the small models cannot follow: precision, and the VAE's 512 pixels.
     recipe = Recipe.named(name).replace(precision=PRECISION[dtype], image_size=16)
     trainer = compare(make(PATCHES[size], dtype), recipe, dtype, batch=2, text_tokens=77)
-    assert trainer.pieces.tower.patches == PATCHES[size]
+    assert trainer.step_modules.tower.patches == PATCHES[size]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -162,7 +162,7 @@ def test_the_anchor_adds_the_gradient_of_one_minus_cosine():
     )
     for trainer in (plain, anchored):  # move away from the original, where the penalty has no gradient
         with torch.no_grad():
-            for parameter in trainer.pieces.parameters.values():
+            for parameter in trainer.step_modules.parameters.values():
                 parameter.add_(
                     torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8), dtype=dtype),
                     alpha=0.05,
@@ -172,7 +172,7 @@ def test_the_anchor_adds_the_gradient_of_one_minus_cosine():
     twin, original = copy.deepcopy(anchored.clip), small.small_clip(dtype)
     for parameter in twin.parameters():
         parameter.grad = None
-    pixels = plain.pieces.inputs(images, None, 0, None, 0).images
+    pixels = plain.step_modules.inputs(images, None, 0, None, 0).images
     with torch.no_grad():
         target = original.encode_image(pixels)
     penalty = weight * (1 - nn.functional.cosine_similarity(twin.encode_image(pixels), target)).mean()

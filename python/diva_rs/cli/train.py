@@ -1,7 +1,6 @@
 """``diva-rs train``: post-train a CLIP."""
 
 import argparse
-import dataclasses
 import os
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ _OPTIONS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags: this command's options, and every recipe field."""
-    add_options(parser, _OPTIONS, [field.name for field in dataclasses.fields(Recipe)])
+    add_options(parser, _OPTIONS, Recipe.model_fields)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,18 +1,18 @@
 """Does it see better, and what did it lose? Scores of a CLIP before and after post-training.
 
-Every result object prints as a table, turns into a dict for JSON by ``to_dict()``, and compares itself with
+Every result prints as a table, is written by ``to_json(path)`` and ``to_csv(path)``, and compares itself with
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
-from diva_rs.evaluation.drift import drift, linear_cka
-from diva_rs.evaluation.drift_metric import Drift
+from diva_rs.evaluation.benchmark import SUITES
+from diva_rs.evaluation.datasets import retrieval, zero_shot
+from diva_rs.evaluation.drift import Drift, drift, linear_cka
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
 from diva_rs.evaluation.probes import linear_probe
-from diva_rs.evaluation.retrieval import retrieval
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import (
     Comparison,
@@ -21,8 +21,6 @@ from diva_rs.evaluation.statistics import (
     paired_bootstrap,
     wilson_interval,
 )
-from diva_rs.evaluation.suites import SUITES
-from diva_rs.evaluation.zero_shot import zero_shot
 from diva_rs.evaluation.zero_shot_folder import zero_shot_folder
 
 __all__ = [

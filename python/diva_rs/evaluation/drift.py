@@ -7,13 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import checked, takes
-from diva_rs._base.kinds import dense
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation.features import image_features
 from diva_rs.evaluation.scores import DriftResult
-
-_ROWS = dense(values=True)
 
 
 def drift(before: Any, after: Any, images: Any = None, features: str = "pooled") -> DriftResult:
@@ -24,11 +20,11 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
 
     Args:
         before, after: embeddings (N, D), or a model or `Tower`, which then embeds ``images``.
-        images: as for `image_features`; an iterable is gone through once for each model.
+        images: as for `image_features`; an iterable is read once for each model.
         features: as for `image_features`.
 
     Raises:
-        ShapeError: embeddings that are not two (N, D) of the same N and D.
+        ShapeError: the embeddings are not two (N, D) of the same N and D.
         ConfigError: a model without ``images``.
 
     >>> from diva_rs.evaluation import image_features
@@ -36,13 +32,11 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     >>> print(drift(image_features(clip, images), clip, images))
     drift over 4 images: mean cosine 1.0000, lowest 1.0000, linear CKA 1.0000
     """
-    both = (("before", before), ("after", after))
-    old, new = (_embeddings(name, given, images, features) for name, given in both)
+    old, new = (_embeddings(given, images, features) for given in (before, after))
     if old.ndim != 2 or old.shape != new.shape or len(old) == 0:
         raise ShapeError(
             f"embeddings before are {tuple(old.shape)}, after {tuple(new.shape)}: two (N, D) expected"
         )
-    old, new = old.double(), new.double()
     cosines = nn.functional.cosine_similarity(old, new, dim=1)
     return DriftResult(
         cosine=float(cosines.mean()),
@@ -52,15 +46,19 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     )
 
 
-@takes(first=_ROWS, second=_ROWS)
+def _embeddings(given: Any, images: Any, features: str) -> Tensor:
+    if isinstance(given, Tensor):
+        return given.detach().cpu().double()
+    if images is None:
+        raise ConfigError("drift of a model needs images: give them, or embeddings made by image_features")
+    return image_features(given, images, features).double()
+
+
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment of (N, D1) and (N, D2) features of the same items, in [0, 1].
 
-    1 where one is a rotated and scaled copy of the other. 1.0 as well where neither varies over the items,
-    0.0 where only one does.
-
-    Raises:
-        ShapeError: not two matrices with the same number of rows.
+    1 if one is a rotated and scaled copy of the other, or if neither varies over the items; 0 if only one of
+    the two varies.
 
     >>> x = torch.randn(50, 3, dtype=torch.float64)
     >>> round(linear_cka(x, 2 * x.flip(1) + 5), 6)
@@ -68,7 +66,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or len(first) == 0:
         raise ShapeError(
-            f"features are {tuple(first.shape)} and {tuple(second.shape)}: two matrices of N rows"
+            f"features are {tuple(first.shape)} and {tuple(second.shape)}: two matrices of N rows are needed"
         )
     x, y = (values.double() - values.double().mean(dim=0) for values in (first, second))
     spread = float((x.T @ x).norm() * (y.T @ y).norm())
@@ -77,10 +75,27 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     return float((y.T @ x).square().sum()) / spread
 
 
-def _embeddings(name: str, given: Any, images: Any, features: str) -> Tensor:
-    if isinstance(given, Tensor):
-        rows: Tensor = checked(name, given, _ROWS)
-        return rows.detach().cpu()
-    if images is None:
-        raise ConfigError("drift of a model needs images: give them, or embeddings made by image_features")
-    return image_features(given, images, features)
+class Drift:
+    """A metric: the mean cosine, in [-1, 1], between a model's image embeddings and the original's.
+
+    Create it before training; 1 is no drift.
+
+    Args:
+        clip: the original model; its embeddings are computed now and kept, not the model.
+        images: (N, 3, H, W), normalised for CLIP, or batches of them: see `image_features`. A list is kept,
+            an iterator is read once.
+        features: "pooled", "class" or "patches".
+
+    >>> metric = diva_rs.evaluation.Drift(clip, torch.randn(4, 3, 32, 32))
+    >>> round(metric(clip), 6)
+    1.0
+    """
+
+    def __init__(self, clip: nn.Module, images: Any, features: str = "pooled") -> None:
+        self.images = images if isinstance(images, (Tensor, list, tuple)) else list(images)
+        self.features = features
+        self.original = image_features(clip, self.images, features)
+
+    def __call__(self, clip: nn.Module) -> float:
+        """The score of ``clip``."""
+        return drift(self.original, clip, self.images, self.features).cosine

@@ -1,29 +1,22 @@
 """Any supported CLIP behind one pair of methods, with the transform and the tokenizer that belong to it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import checked, described, refused_by
-from diva_rs._base.kinds import each, having, tensor
-from diva_rs._base.settings import integer
 from diva_rs.clip import Tower, adapt
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
-from diva_rs.evaluation.mode import device_of
-
-_PIXELS, _TOKENS = tensor("(B, 3, H, W)"), tensor("(B, L)", whole=True)
-_SEED = integer(0, (1 << 64) - 1)
-_IDS = each(having("an id"), "sample ids")
+from diva_rs.evaluation.measures import device_of
 
 Tokens = Any
 """A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
 
 
 class Embedder:
-    """Images and texts to vectors, whichever library the model is of; what clip-benchmark calls a model.
+    """Images and texts to vectors, for a model of any library; what clip-benchmark calls a model.
 
     Args:
         clip: a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or anything
@@ -32,11 +25,10 @@ class Embedder:
         tokenizer: texts -> token ids (open_clip's, OpenAI's `clip.tokenize`), or a transformers tokenizer or
             processor.
         embedding: a name of `EMBEDDINGS`, or a function of the projected first token and patches.
-        seed: of the drawn patches, where the embedding draws any.
+        seed: of the drawn patches, if the embedding draws any.
 
     Raises:
-        ConfigError: no text tower, an unknown embedding, a transform that draws at random, a value of the
-            wrong kind.
+        ConfigError: no text tower, an unknown embedding, or a transform that draws random numbers.
 
     >>> embedder = Embedder(clip, preprocess, tokenizer)
     >>> embedder.encode_text(embedder.tokenize(["a photo of a cat"])).shape
@@ -52,7 +44,6 @@ class Embedder:
         seed: int = 0,
     ) -> None:
         self.model: Any = clip
-        seed = checked("seed", seed, _SEED)
         self.transform = image_transform(preprocess)
         self.tokenize = text_tokenizer(tokenizer, clip)
         self.embedding = image_embedding(embedding)
@@ -72,25 +63,14 @@ class Embedder:
 
         ``ids`` key the drawn patches of embeddings that draw any.
         """
-        pixels = checked("pixels", pixels, _PIXELS)
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
-            with refused_by(type(self.model).__name__, f"pixels {described(pixels)}"):
-                return library_embedding(self.model, None, pixels.to(own.dtype))
+            return library_embedding(self.model, None, pixels.to(own.dtype))
         tokens = self._tower.tokens(pixels)
-        keys = checked("ids", ids, _IDS) or range(len(pixels))
-        return self.embedding.of_tokens(self._tower, tokens, keys, self.seed)
+        return self.embedding.of_tokens(self._tower, tokens, ids or range(len(pixels)), self.seed)
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
-        if not isinstance(tokens, Mapping):
-            checked("tokens", tokens, _TOKENS)
-        elif "input_ids" not in tokens:
-            raise DataError("tokens is a mapping without input_ids: give what `tokenize` gives")
-        with refused_by(type(self.model).__name__, "these tokens"):
-            return self._text_features(tokens)
-
-    def _text_features(self, tokens: Tokens) -> Tensor:
         if hasattr(self.model, "get_text_features"):
             named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
             if "siglip" in str(getattr(self.model.config, "model_type", "")):
@@ -105,84 +85,39 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     """PIL image -> (3, H, W), from a torchvision-style transform or a transformers processor.
 
     Raises:
-        ConfigError: it cannot be called, or draws at random, so that no two runs would agree.
-        DataError: when called: the result is no floating tensor (3, H, W).
+        ConfigError: it draws random numbers, so that no two runs would agree.
+        DataError: when called: the result is not a floating-point tensor (3, H, W).
     """
     if _of_transformers(preprocess):
         processor = getattr(preprocess, "image_processor", preprocess)
         return lambda image: _checked(
             processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
         )
-    if not callable(preprocess):
+    random = [name for name in _names(preprocess) if name.startswith("Random")]
+    if random:
         raise ConfigError(
-            f"preprocess is {_kind(preprocess)}, expected the transform that makes CLIP's pixels of a PIL "
-            "image: the third value of open_clip.create_model_and_transforms, the second of clip.load, or a "
-            "transformers processor"
-        )
-    drawing = [name for name in _names(preprocess) if name.startswith("Random")]
-    if drawing:
-        raise ConfigError(
-            f"preprocess draws at random ({drawing[0]}): it is the transform for training; the one for "
+            f"preprocess draws random numbers ({random[0]}): it is the transform for training; the one for "
             "scoring is the third value of open_clip.create_model_and_transforms"
         )
     return lambda image: _checked(preprocess(image))
 
 
 def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
-    """Texts -> token ids; transformers tokenizers pad to the model's length, as their models were trained.
-
-    Raises:
-        ConfigError: it cannot be called.
-        DataError: when called: it refuses the texts, or gives no tensor.
-    """
+    """Texts -> token ids; transformers tokenizers pad to the model's length, as their models were trained."""
     if _of_transformers(tokenizer):
         own = getattr(tokenizer, "tokenizer", tokenizer)
         config = getattr(getattr(clip, "config", None), "text_config", None)
         length = getattr(config, "max_position_embeddings", 77)
-        return _tokens_of(
-            lambda texts: own(
-                texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-            )
-        )
-    if not callable(tokenizer):
-        raise ConfigError(
-            f"tokenizer is {_kind(tokenizer)}, expected open_clip.get_tokenizer(name), clip.tokenize, or a "
-            "transformers tokenizer"
-        )
-    return _tokens_of(tokenizer)
-
-
-def _tokens_of(tokenizer: Callable[[list[str]], Any]) -> Callable[[Sequence[str]], Tokens]:
-    def tokens(texts: Sequence[str]) -> Tokens:
-        with refused_by("the tokenizer", "texts"):
-            found = tokenizer(list(texts))
-        if not hasattr(found, "to"):
-            raise DataError(f"the tokenizer gave {_kind(found)}, expected a tensor (B, L) of token ids")
-        return found
-
-    return tokens
-
-
-def stacked(images: Sequence[Tensor]) -> Tensor:
-    """(B, 3, H, W) from transformed images.
-
-    Raises:
-        DataError: they are of several sizes.
-
-    >>> stacked([torch.zeros(3, 2, 2)] * 4).shape
-    torch.Size([4, 3, 2, 2])
-    """
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        told = " and ".join(map(str, sorted(shapes)[:2]))
-        raise DataError(f"preprocess gave images of several sizes, {told}: it must crop or resize to one")
-    return torch.stack(list(images))
+        padded = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        return lambda texts: own(list(texts), **padded)
+    return lambda texts: tokenizer(list(texts))
 
 
 def _checked(pixels: Any) -> Tensor:
+    # Integers would be cast later on and scored as if they were normalised.
     if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
-        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else _kind(pixels)
-        raise DataError(f"preprocess gave {got}, a floating tensor (3, H, W) is needed")
+        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else a_type(pixels)
+        raise DataError(f"preprocess gave {got}: a floating-point tensor (3, H, W) is needed")
     return pixels
 
 
@@ -195,7 +130,3 @@ def _names(transform: Any) -> list[str]:
     parts = getattr(transform, "transforms", None)
     inner = parts if isinstance(parts, (list, tuple)) else []
     return [type(transform).__name__, *(name for part in inner for name in _names(part))]
-
-
-def _kind(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

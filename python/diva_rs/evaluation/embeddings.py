@@ -13,14 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from diva_rs._base.arguments import checked, of_type
-from diva_rs._base.kinds import tensor
 from diva_rs._base.settings import hint
 from diva_rs.clip.tower import Tower
 from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.step.draws import draw
-
-_TOKENS = tensor("(B, 1 + P, W)")
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
@@ -31,7 +27,7 @@ class ImageEmbedding:
     """How an image's tokens become the vector that is scored.
 
     Attributes:
-        name: as it is asked for and reported.
+        name: its name in arguments and reports.
         about: in words.
         combine: from the projected tokens; None for the library's own embedding.
         choose: how many of P patches are drawn, with replacement; None for all.
@@ -48,10 +44,8 @@ class ImageEmbedding:
         """(B, 1 + P, W) tokens of images with these ids -> (B, D).
 
         Raises:
-            ShapeError: a function of the caller's gave something else than (B, D).
+            ShapeError: `combine` did not give (B, D).
         """
-        of_type("tower", tower, Tower, "what diva_rs.clip.adapt gives")
-        checked("tokens", tokens, _TOKENS)
         if self.combine is None:
             return tower.embed(tokens)
         projected = tower.project(tokens)
@@ -103,9 +97,6 @@ EMBEDDINGS = {
 def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding:
     """The embedding of that name, or one made of a function (see `Combine`).
 
-    Raises:
-        ConfigError: there is no such name.
-
     >>> image_embedding("official-openai").about
     'class + mean of 76 drawn patches'
     >>> image_embedding(lambda first, patches: patches.mean(1)).name
@@ -116,7 +107,7 @@ def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding
     if callable(embedding):
         return ImageEmbedding(getattr(embedding, "__name__", "custom"), "a function", embedding)
     if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
-        near = hint(embedding, EMBEDDINGS) or f": there are {', '.join(EMBEDDINGS)}"
+        near = hint(embedding, EMBEDDINGS) or f": known are {', '.join(EMBEDDINGS)}"
         raise ConfigError(f"embedding={shown(embedding)} is not known{near}")
     return EMBEDDINGS[embedding]
 

@@ -1,27 +1,32 @@
-"""Between the weights before and after: the ensemble in weight space of WiSE-FT.
+"""Between the weights before and after: the ensemble in weight space of WiSE-FT, and what it scores.
 
 Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: a straight line from the original
-to the fine-tuned weights often keeps most of what was learnt and most of what would have been lost.
+to the fine-tuned weights often keeps most of what training gained and most of what it would have lost.
 """
 
-import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import model
-from diva_rs._base.settings import optional
+from diva_rs._base.optional import require
+from diva_rs._base.settings import hint
 from diva_rs.clip.weights import check_alike, fill, weights_of
+from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, WeightsError, shown
+from diva_rs.evaluation.measures import as_metrics, measure
+from diva_rs.evaluation.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Weights = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-@takes(into=optional(model()))
 def interpolate(
     before: Weights, after: Weights, alpha: float, *, into: nn.Module | None = None
 ) -> dict[str, Tensor]:
@@ -29,18 +34,17 @@ def interpolate(
 
     Args:
         before, after: models, state dicts, or files (``.safetensors``, ``.pt``; a run's folder stands for its
-            ``clip.safetensors``), of the same keys and shapes. ``before`` must have been kept: training
-            changes a model in place.
-        alpha: from 0 (the bits of ``before``) to 1 (the bits of ``after``). Beyond is refused: nothing is
-            extrapolated.
-        into: a model that takes the weights, in place; it may be one of the two.
+            ``clip.safetensors``), of the same keys and shapes. Keep a copy of ``before``: training changes a
+            model in place.
+        alpha: from 0 (the bits of ``before``) to 1 (the bits of ``after``). Nothing is extrapolated.
+        into: a model whose weights are replaced, in place; it may be one of the two.
 
     Returns:
         New tensors, name -> tensor, in the dtypes and on the devices of ``after``; half precision is computed
-        in float32. Counters and masks must be the same in both, and are.
+        in float32. Counters and masks must be equal in both.
 
     Raises:
-        ConfigError: ``alpha`` is no number from 0 to 1, or a source is no weights.
+        ConfigError: ``alpha`` is not in [0, 1], or a source has no weights.
         WeightsError: keys or shapes differ, a counter differs, a file cannot be read; names it. ``into`` is
             unchanged then.
 
@@ -49,40 +53,159 @@ def interpolate(
     >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
     >>> weights = interpolate(original, clip, 0.5, into=clip)
     """
-    alpha = checked_alpha(alpha)
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha={shown(alpha)}: a number from 0 (before) to 1 (after) is needed")
     old, new = weights_of(before, "before"), weights_of(after, "after")
     check_alike(old, new, ("before", "after"))
-    mixed = {key: _between(key, old[key], value, alpha) for key, value in new.items()}
+    mixed = {key: _between(key, old[key], value, float(alpha)) for key, value in new.items()}
     if into is not None:
         fill(into, mixed, "the interpolation")
     return mixed
-
-
-def checked_alpha(alpha: Any) -> float:
-    """``alpha`` as a number from 0 to 1.
-
-    Raises:
-        ConfigError: it is none.
-
-    >>> checked_alpha(50)
-    Traceback (most recent call last):
-    diva_rs.errors.ConfigError: alpha=50: a number from 0 (before) to 1 (after) is needed
-    """
-    try:
-        value = math.nan if isinstance(alpha, bool) else float(alpha)
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise ConfigError(f"alpha={shown(alpha)}: a number from 0 (before) to 1 (after) is needed")
-    return value
 
 
 def _between(key: str, old: Tensor, new: Tensor, alpha: float) -> Tensor:
     old, new = old.detach().to(new.device), new.detach()
     if not new.is_floating_point():
         if old.is_floating_point() or not torch.equal(old, new.to(old.dtype)):
-            raise WeightsError(f"{key} is {new.dtype} and differs between before and after: no weight to mix")
+            raise WeightsError(f"{key} is {new.dtype} and differs between before and after: cannot be mixed")
         return new.clone()
     wide = torch.promote_types(torch.promote_types(old.dtype, new.dtype), torch.float32)
     # lerp gives the bits of its first argument at 0, and of its second at 1.
     return torch.lerp(old.to(wide), new.to(wide), alpha).to(new.dtype)
+
+
+@dataclass(frozen=True)
+class InterpolationSweep(Result):
+    """Scores along the line; prints as a table.
+
+    Attributes:
+        rows: one dict per alpha, in the order given: alpha, and every score by its name.
+    """
+
+    rows: tuple[dict[str, float], ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of the scores."""
+        return [name for name in self.rows[0] if name != "alpha"]
+
+    def best(self, metric: str, **at_least: float) -> dict[str, float]:
+        """The row with the highest ``metric`` among those that keep every bound of ``at_least``.
+
+        Raises:
+            ConfigError: an unknown score, or no row that keeps the bounds.
+
+        >>> rows = ({"alpha": 0.0, "mmvp": 20.0, "top1": 75.0}, {"alpha": 1.0, "mmvp": 26.0, "top1": 70.0})
+        >>> InterpolationSweep(rows).best("mmvp", top1=74.0)["alpha"]
+        0.0
+        """
+        self._check(metric, *at_least)
+        kept = [row for row in self.rows if all(row[name] >= bound for name, bound in at_least.items())]
+        if not kept:
+            bounds = ", ".join(f"{name} >= {bound:g}" for name, bound in at_least.items())
+            highest = ", ".join(f"{name} {max(row[name] for row in self.rows):g}" for name in at_least)
+            raise ConfigError(f"no alpha keeps {bounds}: the highest are {highest}")
+        return max(kept, key=lambda row: row[metric])
+
+    def plot(self, x: str = "alpha", y: str | None = None, ax: "Axes | None" = None) -> "Axes":
+        """Draw the scores over ``x``; returns the matplotlib axes.
+
+        Over "alpha" (the default) every score, or ``y`` alone; over another score the trade-off: ``y``
+        against ``x``, each point with its alpha.
+
+        Raises:
+            ConfigError: an unknown score, or a trade-off without ``y``.
+            DependencyError: matplotlib is not installed.
+
+        >>> rows = ({"alpha": 0.0, "mmvp": 20.0, "top1": 75.0}, {"alpha": 1.0, "mmvp": 26.0, "top1": 70.0})
+        >>> InterpolationSweep(rows).plot("top1", "mmvp").get_xlabel()
+        'top1'
+        """
+        self._check(x, *([] if y is None else [y]))
+        if x != "alpha" and y is None:
+            raise ConfigError(f"plot(x={shown(x)}) needs y: one of {', '.join(self.metrics)}")
+        if ax is None:
+            plt = require("matplotlib.pyplot", extra="plot")
+            _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        across = [row[x] for row in self.rows]
+        for name in self.metrics if y is None else [y]:
+            ax.plot(across, [row[name] for row in self.rows], marker="o", markersize=4, label=name)
+        if x == "alpha":
+            ax.set_xlabel("alpha  (0 before, 1 after)")
+            ax.legend(frameon=False)
+        else:
+            for row in self.rows:
+                place = (row[x], row[y or x])
+                ax.annotate(f"{row['alpha']:g}", place, (4, 4), textcoords="offset points", fontsize=8)
+            ax.set(xlabel=x, ylabel=y)
+            ax.set_title("labels: alpha (0 before, 1 after)", fontsize=9)
+        ax.spines[["top", "right"]].set_visible(False)
+        return ax
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per alpha."""
+        return list(self.rows)
+
+    def __str__(self) -> str:
+        names = ["alpha", *self.metrics]
+        widths = [max(len(name), 8) for name in names]
+        lines = ["  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))]
+        for row in self.rows:
+            cells = (f"{row[name]:>{width}.4g}" for name, width in zip(names, widths, strict=True))
+            lines.append("  ".join(cells))
+        return "\n".join(lines)
+
+    def _check(self, *names: str) -> None:
+        for name in names:
+            if name not in self.rows[0]:
+                near = hint(name, self.metrics) or f": the scores are {', '.join(self.metrics)}"
+                raise ConfigError(f"there is no score {shown(name)}{near}")
+
+
+def interpolation_sweep(
+    before: Weights,
+    after: Weights,
+    metrics: Any,
+    *,
+    clip: nn.Module | None = None,
+    alphas: Iterable[float] = ALPHAS,
+) -> InterpolationSweep:
+    """Score the weights between ``before`` and ``after``: how much of what was gained costs how much.
+
+    Args:
+        before, after: as for `interpolate`.
+        metrics: a function of the model, or a mapping of names to such functions.
+        clip: the model that is scored; by default the one of ``after`` and ``before`` that is a model. Its
+            weights are changed for each alpha and restored to the bit, also after an error.
+        alphas: from 0 to 1.
+
+    Raises:
+        ConfigError: no model to score, no alpha, one out of range, or a metric that gives no number.
+        WeightsError: as for `interpolate`.
+
+    >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
+    >>> sweep = interpolation_sweep(original, clip, {"scale": lambda clip: clip.logit_scale}, alphas=(0, 1))
+    >>> [row["alpha"] for row in sweep.rows]
+    [0.0, 1.0]
+    """
+    chosen = [float(alpha) for alpha in alphas]
+    if not chosen:
+        raise ConfigError("alphas is empty: give numbers from 0 (before) to 1 (after)")
+    models = [model for model in (clip, after, before) if isinstance(model, nn.Module)]
+    if not models:
+        raise ConfigError("before and after are weights alone: give clip=, the model that is to be scored")
+    named, model = as_metrics(metrics), models[0]
+    kept = {key: value.clone() for key, value in own_weights(model).items()}
+    # The model may be one of the two: its weights must not move with it.
+    old, new = (
+        kept if source is model else weights_of(source, name)
+        for source, name in ((before, "before"), (after, "after"))
+    )
+    rows = []
+    try:
+        for alpha in chosen:
+            interpolate(old, new, alpha, into=model)
+            rows.append({"alpha": alpha, **measure(named, model)})
+    finally:
+        fill(model, kept)
+    return InterpolationSweep(tuple(rows))

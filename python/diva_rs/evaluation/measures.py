@@ -1,5 +1,6 @@
-"""Named scores of a model: what callers give as metrics, measured without a trace on the model."""
+"""A model as it is scored: eval mode, float32, no gradients, and nothing of the caller's changed."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from diva_rs.errors import ConfigError, shown
-from diva_rs.evaluation.mode import evaluating
+from diva_rs.clip import unwrap
+from diva_rs.errors import ConfigError, a_type, shown
 
 Metric = Callable[[nn.Module], Any]
 _SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluation
@@ -43,10 +44,10 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
 def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     """Every metric of the model as it is now: name -> score.
 
-    The model is in eval mode and no gradient is recorded meanwhile; afterwards its modes, its gradients and
-    the global random generators (torch's on every device, NumPy's, random's) are as before. A metric gives a
-    number, a result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a mapping of
-    numbers, which are called "name/key".
+    The model is in eval mode and no gradient is recorded. Afterwards its modes, its gradients and the global
+    random generators (torch's on every device, NumPy's, random's) are as before. A metric gives a number, a
+    result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a mapping of numbers, which
+    are called "name/key".
 
     Raises:
         ConfigError: a metric gave something else; names it.
@@ -64,9 +65,23 @@ def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     return scores
 
 
+def _number(value: Any, name: str) -> float:
+    for attribute in _SCORES:
+        if isinstance(getattr(value, attribute, None), (int, float)):
+            value = getattr(value, attribute)
+            break
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as err:
+        raise ConfigError(
+            f"metric {name} gave {a_type(value)}: a number, a mapping of numbers or a result of "
+            "diva_rs.evaluation is needed"
+        ) from err
+
+
 @contextmanager
 def undisturbed(clip: nn.Module) -> Iterator[nn.Module]:
-    """As `evaluation.mode.evaluating`; gradients and random generators come back as well."""
+    """As `evaluating`; gradients and random generators are restored as well."""
     gradients = [(parameter, parameter.grad) for parameter in clip.parameters()]
     python, numpy = random.getstate(), np.random.get_state()
     cuda: Any = torch.cuda
@@ -81,15 +96,64 @@ def undisturbed(clip: nn.Module) -> Iterator[nn.Module]:
             parameter.grad = gradient
 
 
-def _number(value: Any, name: str) -> float:
-    for attribute in _SCORES:
-        if isinstance(getattr(value, attribute, None), (int, float)):
-            value = getattr(value, attribute)
-            break
+@contextmanager
+def evaluating(clip: Any) -> Iterator[Any]:
+    """The model inside its wrappers, in eval mode, under no_grad, without autocast or TF32.
+
+    Afterwards the mode of every module and torch's settings are restored. Weights in half precision are
+    scored as a float32 copy; the caller's do not change. An object that is not a module is used as it is.
+
+    >>> _ = clip.train()
+    >>> with evaluating(clip) as model:
+    ...     model.training, torch.is_grad_enabled()
+    (False, False)
+    >>> clip.training
+    True
+    """
+    model = clip if hasattr(clip, "encode_image") and not isinstance(clip, nn.Module) else unwrap(clip)
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as err:
-        raise ConfigError(
-            f"metric {name} gave a {type(value).__name__}: a number, a mapping of numbers or a result of "
-            "diva_rs.evaluation is needed"
-        ) from err
+        with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False), _exact_arithmetic():
+            yield _ready(model) if isinstance(model, nn.Module) else model
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _ready(model: nn.Module) -> nn.Module:
+    half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
+    return copy.deepcopy(model).float().eval() if half else model.eval()
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """float32 products in float32, and the same cuDNN algorithms in every run."""
+    backends: Any = torch.backends
+    # These names are readable whichever of torch's two interfaces the caller has used.
+    precisions = [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    ]
+    wanted: list[tuple[Any, str, Any]] = [(place, "fp32_precision", "ieee") for place in precisions]
+    wanted += [(backends.cudnn, "benchmark", False), (backends.cudnn, "deterministic", True)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
+    try:
+        for place, name, value in wanted:
+            setattr(place, name, value)
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model's parameters are; the CPU for one without any.
+
+    >>> device_of(clip)
+    device(type='cpu')
+    """
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if first is None else first.device

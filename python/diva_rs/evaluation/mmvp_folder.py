@@ -13,7 +13,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from diva_rs._base.arguments import as_path
 from diva_rs._base.files import read_text
 from diva_rs._base.settings import hint
 from diva_rs.data.decode import EXTENSIONS
@@ -22,8 +21,9 @@ from diva_rs.evaluation.mmvp_result import PATTERNS
 
 _LONGEST = 1 << 24  # bytes of Questions.csv; the benchmark's has 20 thousand
 _IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
+_HEADER = "the header Question ID,Type,Statement"
 
-# Names that a pattern has beside its own, as types in the file and as folders.
+# Other names of a pattern, as types in the file and as folders.
 _OTHER_NAMES = {
     "Orientation and Direction": ("Orientation", "Direction"),
     "Presence of Specific Features": ("Presence", "Specific Features"),
@@ -57,16 +57,16 @@ class QuestionPair:
 
 
 def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
-    """Every pair of the benchmark in ``root``, with images that are there.
+    """Every pair of the benchmark in ``root``, whose images exist.
 
     Raises:
         DataError: a missing folder, file or image, a malformed row, an odd number of rows, a pair of ids that
             are not partners, an unknown type, a number of pairs that nine patterns cannot share; names the
             file and the row.
     """
-    root = as_path(root, "root").expanduser()
+    root = Path(root).expanduser()
     if not root.is_dir():
-        raise DataError(f"{root} is no folder: give the one that holds Questions.csv")
+        raise DataError(f"{root} is not a folder: give the one that holds Questions.csv")
     file = _find(root, ("Questions.csv",), "file")
     questions = _read(file)
     if len(questions) % 2:
@@ -82,25 +82,28 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
             "(the benchmark has 135, 15 each): rows are missing"
         )
     for first, second in couples:
-        _check_partners(file, first, second)
+        # Parity says which image of a pair a statement belongs to, so two ids that are not partners would be
+        # scored against the wrong images.
+        if (first.id + 1) // 2 != (second.id + 1) // 2:
+            raise DataError(
+                f"{file}, rows {first.row} and {second.row}: question ids {first.id} and {second.id} are not "
+                "a pair (an odd id and the next one): a row before them is missing or out of place"
+            )
     _warn_of_order(file, couples, share)
-    folders = _TypeFolders(_find(root, _IMAGE_FOLDERS, "folder"))
+    images = _find(root, _IMAGE_FOLDERS, "folder")
     return [
         QuestionPair(
             PATTERNS[place // share],
-            couple,
+            (first, second),
             # The official code looks for both images under the first row's type.
-            (
-                folders.image(file, couple[0], couple[0].type),
-                folders.image(file, couple[1], couple[0].type),
-            ),
+            (_image(images, file, first, first.type), _image(images, file, second, first.type)),
         )
-        for place, couple in enumerate(couples)
+        for place, (first, second) in enumerate(couples)
     ]
 
 
 def pattern_of(type_name: str) -> str | None:
-    """The pattern that a type or folder name stands for, None for an unknown one.
+    """The pattern of a type or folder name, None for an unknown one.
 
     >>> pattern_of("camera_perspective"), pattern_of("Colour & Appearance"), pattern_of("Smell")
     ('Viewpoint and Perspective', 'Color and Appearance', None)
@@ -118,54 +121,54 @@ _PATTERN_OF_KEY = {
 
 
 def _find(root: Path, names: tuple[str, ...], kind: str) -> Path:
-    wanted = {re.sub(r"[^a-z0-9.]", "", name.casefold()) for name in names}
+    wanted = {_key(name) for name in names}
     entries = sorted(root.iterdir())
     for entry in entries:
         fits = entry.is_dir() if kind == "folder" else entry.is_file()
-        if fits and re.sub(r"[^a-z0-9.]", "", entry.name.casefold()) in wanted:
+        if fits and _key(entry.name) in wanted:
             return entry
-    there = ", ".join(entry.name for entry in entries[:8]) or "nothing"
-    raise DataError(f"{root} holds no {kind} {' or '.join(names)}; there is {there}")
+    raise DataError(f"{root} holds no {kind} {' or '.join(names)}; it holds {_listed(entries)}")
+
+
+def _listed(entries: list[Path]) -> str:
+    return ", ".join(entry.name for entry in entries[:9]) or "nothing"
 
 
 def _read(file: Path) -> list[Question]:
-    questions: list[Question] = []
-    seen: dict[int, int] = {}
+    questions: dict[int, Question] = {}
     try:
-        with io.StringIO(read_text(file, _LONGEST).removeprefix("\ufeff"), newline="") as text:
-            reader = csv.reader(text, strict=True)
-            header = next(reader, None)
-            if header is None:
-                raise DataError(f"{file} is empty: the header Question ID,Type,Statement is needed")
-            if header and header[0].strip().isdecimal():
-                raise DataError(
-                    f"{file}, row 1 is a question: the header Question ID,Type,Statement is missing"
-                )
-            for fields in reader:
-                if not any(field.strip() for field in fields):
-                    continue
-                question = _question(file, reader.line_num, fields)
-                if question.id in seen:
-                    raise DataError(
-                        f"{file}, row {question.row}: question id {question.id} is in row "
-                        f"{seen[question.id]} as well"
-                    )
-                seen[question.id] = question.row
-                questions.append(question)
+        text = read_text(file, _LONGEST).removeprefix("\ufeff")
     except OSError as err:
         raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
     except UnicodeDecodeError as err:
         raise DataError(f"{file} is not UTF-8 text: {err}") from err
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            raise DataError(f"{file} is empty: {_HEADER} is needed")
+        if header and header[0].strip().isdecimal():
+            raise DataError(f"{file}, row 1 is a question: {_HEADER} is missing")
+        for fields in reader:
+            if not any(field.strip() for field in fields):
+                continue
+            question = _question(file, reader.line_num, fields)
+            if question.id in questions:
+                raise DataError(
+                    f"{file}, row {question.row}: question id {question.id} is in row "
+                    f"{questions[question.id].row} as well"
+                )
+            questions[question.id] = question
     except csv.Error as err:
         raise DataError(f"{file}, row {reader.line_num}: malformed CSV ({err})") from err
-    return questions
+    return list(questions.values())
 
 
 def _question(file: Path, row: int, fields: list[str]) -> Question:
     if len(fields) != 3:
         raise DataError(
             f"{file}, row {row}: {len(fields)} fields, expected 3 (Question ID, Type, Statement; a statement "
-            "with a comma stands in quotes)"
+            "with a comma needs quotes)"
         )
     number, type_name, statement = (field.strip() for field in fields)
     if not re.fullmatch("0*[1-9][0-9]{0,17}", number):
@@ -178,49 +181,33 @@ def _question(file: Path, row: int, fields: list[str]) -> Question:
     return Question(row, int(number), type_name, statement)
 
 
-def _check_partners(file: Path, first: Question, second: Question) -> None:
-    # Parity tells which image of a pair a statement belongs to, so two ids that are not partners would be
-    # scored against the wrong images.
-    if (first.id + 1) // 2 != (second.id + 1) // 2:
-        raise DataError(
-            f"{file}, rows {first.row} and {second.row}: question ids {first.id} and {second.id} are no pair "
-            "(an odd id and the next one): a row before them is missing or out of place"
-        )
-
-
 def _warn_of_order(file: Path, couples: list[tuple[Question, Question]], share: int) -> None:
     for place, (first, _) in enumerate(couples):
         if pattern_of(first.type) != PATTERNS[place // share]:
             warnings.warn(
                 f"{file}, row {first.row} has the type {first.type!r}, but by its place it counts for "
-                f"{PATTERNS[place // share]!r}: as in the official code patterns go by place. The average is "
-                "not affected",
+                f"{PATTERNS[place // share]!r}: as in the official code, the place decides the pattern. The "
+                "average is not affected",
                 UserWarning,
                 stacklevel=4,
             )
             return
 
 
-class _TypeFolders:
-    """The type folders under the images folder, and the images in them."""
-
-    def __init__(self, images: Path) -> None:
-        self.images = images
-        self.folders = [entry for entry in sorted(images.iterdir()) if entry.is_dir()]
-
-    def image(self, file: Path, question: Question, type_name: str) -> Path:
-        where = f"{file}, row {question.row}"
-        found = [folder for folder in self.folders if _key(folder.name) == _key(type_name)] or [
-            folder for folder in self.folders if pattern_of(folder.name) == pattern_of(type_name)
-        ]
-        if not found:
-            there = ", ".join(folder.name for folder in self.folders) or "nothing"
-            raise DataError(
-                f"{where}: {self.images} has no folder for the type {type_name!r}; there is {there}"
-            )
-        for ending in ("jpg", *sorted(EXTENSIONS)):
-            for spelled in (ending, ending.upper()):
-                path = found[0] / f"{question.id}.{spelled}"
-                if path.is_file():
-                    return path
-        raise DataError(f"{where}: {found[0] / f'{question.id}.jpg'} is missing")
+def _image(images: Path, file: Path, question: Question, type_name: str) -> Path:
+    """The image of a question, below the folder of a type."""
+    where = f"{file}, row {question.row}"
+    folders = [entry for entry in sorted(images.iterdir()) if entry.is_dir()]
+    found = [folder for folder in folders if _key(folder.name) == _key(type_name)] or [
+        folder for folder in folders if pattern_of(folder.name) == pattern_of(type_name)
+    ]
+    if not found:
+        raise DataError(
+            f"{where}: {images} has no folder for the type {type_name!r}; it holds {_listed(folders)}"
+        )
+    for ending in ("jpg", *sorted(EXTENSIONS)):
+        for spelled in (ending, ending.upper()):
+            path = found[0] / f"{question.id}.{spelled}"
+            if path.is_file():
+                return path
+    raise DataError(f"{where}: {found[0] / f'{question.id}.jpg'} is missing")

@@ -1,15 +1,10 @@
-"""What an MMVP-VLM run gives back: every decision, the scores made of them, and how sure they are."""
+"""The result of MMVP-VLM: every decision, the scores made of them, and how sure they are."""
 
-import csv
-import io
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from diva_rs._base.arguments import as_path, of_type
-from diva_rs._base.checkpoint import write_json, write_text
 from diva_rs.errors import DataError
+from diva_rs.evaluation.result import Result, per_cent
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
 
 # In the order in which the official code gives them to blocks of 15 pairs of rows.
@@ -24,7 +19,6 @@ PATTERNS = (
     "Texts",
     "Viewpoint and Perspective",
 )
-
 # The first eight are those of the official script's output.
 _COLUMNS = (
     *("qid1", "qid2", "pred1", "pred2", "gt1", "gt2", "q1score", "q2score"),
@@ -33,7 +27,7 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class MmvpPair:
+class MmvpPair(Result):
     """One pair of images and the two decisions on it.
 
     Attributes:
@@ -58,13 +52,9 @@ class MmvpPair:
     expected: tuple[int, int]
     correct: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class MmvpVlmResult:
+class MmvpVlmResult(Result):
     """The score of one model on MMVP-VLM.
 
     Attributes:
@@ -72,7 +62,7 @@ class MmvpVlmResult:
         embedding: which image embedding was scored.
         model: the class of the model, for tables.
         root: the benchmark's folder.
-        seed: of the drawn tokens, where the embedding draws any.
+        seed: of the drawn tokens, if the embedding draws any.
         confidence: of the intervals.
     """
 
@@ -110,13 +100,13 @@ class MmvpVlmResult:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson interval of the average in per cent; all patterns have the same number of pairs."""
-        return _per_cent(wilson_interval(self.right, len(self.pairs), self.confidence))
+        return per_cent(wilson_interval(self.right, len(self.pairs), self.confidence))
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson interval of each pattern in per cent."""
         return {
-            name: _per_cent(wilson_interval(right, total, self.confidence))
+            name: per_cent(wilson_interval(right, total, self.confidence))
             for name, (right, total) in self.counts.items()
         }
 
@@ -126,83 +116,45 @@ class MmvpVlmResult:
         Raises:
             DataError: the two were not scored on the same statements in the same order.
         """
-        of_type("other", other, MmvpVlmResult, "the result of mmvp_vlm for the other model")
         mine, theirs = [pair.statements for pair in self.pairs], [pair.statements for pair in other.pairs]
         if mine != theirs:
             raise DataError(
                 f"the results are of different pairs ({len(mine)} from {self.root}, {len(theirs)} from "
                 f"{other.root}): score both models on the same folder"
             )
-        return compare_outcomes(
-            [pair.correct for pair in self.pairs],
-            [pair.correct for pair in other.pairs],
-            "MMVP-VLM",
-            self.confidence,
-            resamples,
-            seed,
-        )
+        before, after = ([pair.correct for pair in result.pairs] for result in (self, other))
+        return compare_outcomes(before, after, "MMVP-VLM", self.confidence, resamples, seed)
 
     def __str__(self) -> str:
         title = f"MMVP-VLM ({self.embedding})"
         width = max(map(len, [*self.patterns, title]))
-        lines = [
-            f"{title:<{width}}  {'right':>7}      %   {self.confidence:.0%} interval",
-            *(
-                f"{name:<{width}}  {right:>3}/{total:<3}  {100 * right / total:5.1f}   {_range(interval)}"
-                for (name, (right, total)), interval in zip(
-                    self.counts.items(), self.intervals.values(), strict=True
-                )
-            ),
-            f"{'average':<{width}}  {self.right:>3}/{len(self.pairs):<3}  {self.average:5.1f}   "
-            f"{_range(self.interval)}",
-        ]
+
+        def line(name: str, right: int, total: int, accuracy: float, interval: tuple[float, float]) -> str:
+            low, high = interval
+            return f"{name:<{width}}  {right:>3}/{total:<3}  {accuracy:5.1f}   {low:5.1f} to {high:5.1f}"
+
+        lines = [f"{title:<{width}}  {'right':>7}      %   {self.confidence:.0%} interval"]
+        intervals = self.intervals
+        for name, (right, total) in self.counts.items():
+            lines.append(line(name, right, total, 100 * right / total, intervals[name]))
+        lines.append(line("average", self.right, len(self.pairs), self.average, self.interval))
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scores, intervals and every pair, for JSON; per cent throughout, scores as shares."""
+        """Scores, intervals and every pair, for JSON; in per cent, except the pairs' shares."""
+        facts = ("model", "embedding", "root", "seed", "confidence")
+        scores = ("average", "interval", "patterns", "intervals")
         return {
             "benchmark": "MMVP-VLM",
-            "model": self.model,
-            "embedding": self.embedding,
-            "root": self.root,
-            "seed": self.seed,
-            "confidence": self.confidence,
-            "average": self.average,
-            "interval": self.interval,
-            "patterns": self.patterns,
-            "intervals": self.intervals,
+            **{name: getattr(self, name) for name in facts + scores},
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        place = as_path(path)
-        write_json(place, self.to_dict())
-        return place
-
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one row per pair atomically; returns the path.
-
-        The first eight columns are those of the official script's output.
-
-        Raises:
-            DataError: it cannot be written.
-        """
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(_COLUMNS)
+    def records(self) -> list[dict[str, Any]]:
+        """One row per pair. The first eight columns are those of the official script's output."""
+        rows = []
         for pair in self.pairs:
             decisions = [f"img{number}" for number in (*pair.picked, *pair.expected)]
-            told = [int(pair.correct), pair.pattern, pair.type, *pair.statements, *pair.images]
-            rows.writerow([*pair.ids, *decisions, *pair.scores, *told])
-        place = as_path(path)
-        write_text(place, text.getvalue())
-        return place
-
-
-def _per_cent(interval: tuple[float, float]) -> tuple[float, float]:
-    return 100 * interval[0], 100 * interval[1]
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:5.1f} to {interval[1]:5.1f}"
+            about = [int(pair.correct), pair.pattern, pair.type, *pair.statements, *pair.images]
+            rows.append([*pair.ids, *decisions, *pair.scores, *about])
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in rows]

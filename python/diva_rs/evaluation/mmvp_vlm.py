@@ -1,7 +1,7 @@
 """MMVP-VLM: does CLIP tell apart images that differ in one visual pattern?
 
 Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code does (github tsb0601/MMVP,
-scripts/evaluate_vlm.py), in float32 and, where tokens are drawn, by seed.
+scripts/evaluate_vlm.py), in float32 and, if tokens are drawn, by seed.
 """
 
 import math
@@ -9,25 +9,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.settings import flag
 from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
-from diva_rs.evaluation.embedder import Embedder, stacked
+from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.embeddings import Combine
+from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
-from diva_rs.evaluation.mode import evaluating
-from diva_rs.evaluation.statistics import checked_confidence
+from diva_rs.evaluation.statistics import check_confidence
 
 PROMPT = "a photo of "
 
 
-@takes(progress=flag())
 def mmvp_vlm(
     clip: Any,
     preprocess: Any,
@@ -42,7 +40,7 @@ def mmvp_vlm(
 
     * Two consecutive rows of Questions.csv are a pair; row order gives the pattern, 15 pairs each.
     * Each statement, as "a photo of " + statement, picks the image of its pair with the larger softmax share
-      of ``100 * cosine``. It picks the first row's image where that image's share is *above* one half: a tie
+      of ``100 * cosine``. It picks the first row's image if that image's share is *above* one half: a tie
       picks the second.
     * A statement with an odd question id should pick the pair's first image, one with an even id the second.
       With rows in the published order each should pick its own; the tie counts against the odd one, so a
@@ -50,7 +48,7 @@ def mmvp_vlm(
     * A pair counts only if both statements pick rightly; the score is the mean of the nine accuracies.
 
     Images are read as they are stored (no EXIF rotation), two at a time, so the result does not depend on a
-    batch size. The model is scored in eval mode and float32; afterwards it is as it was.
+    batch size. The model is scored in eval mode and float32; its modes are restored afterwards.
 
     Args:
         clip: an open_clip, transformers or OpenAI model with its text tower, on its device; for "pooled" any
@@ -70,7 +68,7 @@ def mmvp_vlm(
     Raises:
         DataError: the folder is not as published (names file and row), an image cannot be read, or an
             embedding is not finite.
-        ConfigError: no text tower, a transform that draws at random, an unknown embedding.
+        ConfigError: no text tower, a transform that draws random numbers, an unknown embedding.
 
     >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
@@ -78,28 +76,21 @@ def mmvp_vlm(
     >>> print(result.compare(result))
     MMVP-VLM: ... (+0.0 points, 95% interval +0.0 to +0.0); 0 gained, 0 lost of 135, exact McNemar p = 1
     """
-    checked_confidence(confidence)
+    check_confidence(confidence)
     pairs = read_pairs(root)
     with evaluating(clip) as model:
         embedder = Embedder(model, preprocess, tokenizer, embedding, seed)
-        scored = [
-            _score(embedder, pair) for pair in tqdm(pairs, desc="MMVP-VLM", unit="pair", disable=not progress)
-        ]
-    return MmvpVlmResult(
-        pairs=tuple(scored),
-        embedding=embedder.embedding.name,
-        model=type(model).__name__,
-        root=str(root),
-        seed=seed,
-        confidence=confidence,
-    )
+        bar = tqdm(pairs, desc="MMVP-VLM", unit="pair", disable=not progress)
+        scored = tuple(_score(embedder, pair) for pair in bar)
+    name = embedder.embedding.name
+    return MmvpVlmResult(scored, name, type(model).__name__, str(root), seed, confidence)
 
 
 def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
     first, second = pair.questions
     ids = (first.id, second.id)
     pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
-    images = embedder.encode_image(stacked(pixels).to(embedder.device), ids).float()
+    images = embedder.encode_image(torch.stack(pixels).to(embedder.device), ids).float()
     statements = [PROMPT + first.statement, PROMPT + second.statement]
     texts = embedder.encode_text(embedder.tokenize(statements).to(embedder.device)).float()
     if embedder.embedding.normalized:
@@ -127,8 +118,6 @@ def first_image_shares(texts: Tensor, images: Tensor) -> tuple[float, float]:
 
     >>> first_image_shares(torch.eye(2), 0.01 * torch.eye(2))
     (0.7310585975646973, 0.2689414322376251)
-    >>> first_image_shares(torch.eye(2), torch.ones(2, 2))
-    (0.5, 0.5)
     """
     one, two = (100 * texts @ images.T).softmax(dim=-1)[:, 0].tolist()
     return one, two

@@ -7,26 +7,18 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from diva_rs._base.arguments import described, takes
-from diva_rs._base.kinds import each, is_dense, iterable
-from diva_rs._base.optional import one_line, require
-from diva_rs._base.settings import integer, number, several, string
-from diva_rs.errors import DataError
+from diva_rs._base.optional import require
+from diva_rs.errors import DataError, a_type
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
+from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import ProbeScore
-from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
+from diva_rs.evaluation.statistics import check_confidence, wilson_interval
 
 _C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
+Array = npt.NDArray[Any]
 
-@takes(
-    train=iterable("batches (pixels, labels)"),
-    test=iterable("batches (pixels, labels)"),
-    features=each(string(), "kinds of features", least=1),
-    validation=number(above=0, below=1),
-    cs=several(number(above=0)),
-    seed=integer(0, (1 << 32) - 1),
-)
+
 def linear_probe(
     clip: Any,
     train: Iterable[Any],
@@ -55,7 +47,6 @@ def linear_probe(
     Raises:
         DataError: batches without labels, fewer than two classes or than two images of a class in ``train``,
             a class in ``test`` that ``train`` does not have.
-        ConfigError: a setting out of range.
         DependencyError: scikit-learn is not installed.
 
     >>> labels = torch.tensor([0, 1] * 6)
@@ -64,47 +55,33 @@ def linear_probe(
     >>> scores["patches"].images
     {'train': 10, 'validation': 2, 'test': 12}
     """
-    checked_confidence(confidence)
+    check_confidence(confidence)
     require("sklearn.linear_model", extra="eval")  # before the work, not after it
-    fit_on, known = _read(clip, train, features, "train")
-    tested, asked = _read(clip, test, features, "test")
-    _check_classes(known, asked)
-    parts = _split(known, validation, seed)
-    return {
-        name: _probe(name, fit_on[name], known, tested[name], asked, parts, sorted(cs), confidence)
-        for name in features
-    }
+    rows, labels = _read(clip, train, features, "train")
+    test_rows, test_labels = _read(clip, test, features, "test")
+    _check_classes(labels, test_labels)
+    inner, held = _split(labels, validation, seed)
+    cs = sorted(cs)
+    found = {}
+    for name in features:
+        known, tested = rows[name], test_rows[name]
+        fits = (_fit(known[inner], labels[inner], c) for c in cs)
+        scores = [float((fit.predict(known[held]) == labels[held]).mean()) for fit in fits]
+        best = int(np.argmax(scores))  # the first, so the strongest penalty, of equal ones
+        outcomes = (_fit(known, labels, cs[best]).predict(tested) == test_labels).tolist()
+        found[name] = ProbeScore(
+            features=name,
+            accuracy=100 * sum(outcomes) / len(outcomes),
+            interval=per_cent(wilson_interval(sum(outcomes), len(outcomes), confidence)),
+            c=cs[best],
+            validation=100 * scores[best],
+            images={"train": len(inner), "validation": len(held), "test": len(outcomes)},
+            outcomes=tuple(outcomes),
+        )
+    return found
 
 
-def _probe(
-    name: str,
-    rows: npt.NDArray[Any],
-    known: npt.NDArray[Any],
-    tested: npt.NDArray[Any],
-    asked: npt.NDArray[Any],
-    parts: tuple[npt.NDArray[Any], npt.NDArray[Any]],
-    cs: Sequence[float],
-    confidence: float,
-) -> ProbeScore:
-    inner, held = parts
-    scores = [
-        float((_fit(rows[inner], known[inner], c).predict(rows[held]) == known[held]).mean()) for c in cs
-    ]
-    best = int(np.argmax(scores))  # the first, so the strongest penalty, of equal ones
-    outcomes = (_fit(rows, known, cs[best]).predict(tested) == asked).tolist()
-    low, high = wilson_interval(sum(outcomes), len(outcomes), confidence)
-    return ProbeScore(
-        features=name,
-        accuracy=100 * sum(outcomes) / len(outcomes),
-        interval=(100 * low, 100 * high),
-        c=cs[best],
-        validation=100 * scores[best],
-        images={"train": len(inner), "validation": len(held), "test": len(outcomes)},
-        outcomes=tuple(outcomes),
-    )
-
-
-def _fit(rows: npt.NDArray[Any], labels: npt.NDArray[Any], c: float) -> Any:
+def _fit(rows: Array, labels: Array, c: float) -> Any:
     linear = require("sklearn.linear_model", extra="eval")
     scaler = require("sklearn.preprocessing", extra="eval").StandardScaler()
     model = linear.LogisticRegression(C=c, max_iter=2000)
@@ -113,39 +90,27 @@ def _fit(rows: npt.NDArray[Any], labels: npt.NDArray[Any], c: float) -> Any:
 
 def _read(
     clip: Any, batches: Iterable[Any], features: Sequence[str], what: str
-) -> tuple[dict[str, npt.NDArray[Any]], npt.NDArray[Any]]:
+) -> tuple[dict[str, Array], Array]:
     rows, labels = collect(clip, _labelled(batches, what), features)
     return {name: values.double().numpy() for name, values in rows.items()}, np.concatenate(labels)
 
 
-def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, npt.NDArray[Any]]]:
+def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, Array]]:
     for place, batch in enumerate(batches):
+        where = f"{what}, batch {place}"
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise DataError(f"{what}, batch {place}: expected (pixels, labels), got a {type(batch).__name__}")
-        pixels = pixels_of(batch)
-        labels = _labels(batch[1], f"{what}, batch {place}")
+            raise DataError(f"{where}: expected (pixels, labels), got {a_type(batch)}")
+        pixels, labels = pixels_of(batch), batch[1]
+        labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if labels.shape != (len(pixels),):
             raise DataError(
-                f"{what}, batch {place}: {len(pixels)} images with labels of shape {labels.shape}, expected "
-                "one label per image"
+                f"{where}: {len(pixels)} images with labels of shape {labels.shape}, expected one label per "
+                "image"
             )
         yield pixels, labels
 
 
-def _labels(given: Any, where: str) -> npt.NDArray[Any]:
-    if isinstance(given, Tensor):
-        if not is_dense(given) or given.is_meta:
-            raise DataError(
-                f"{where}: the labels are {described(given)} on {given.device}, which holds no numbers"
-            )
-        given = given.cpu()
-    try:
-        return np.asarray(given)
-    except (TypeError, ValueError, RuntimeError) as err:  # unequal lengths, dtypes that NumPy has not
-        raise DataError(f"{where}: the labels are no array: {one_line(err)}") from err
-
-
-def _check_classes(known: npt.NDArray[Any], asked: npt.NDArray[Any]) -> None:
+def _check_classes(known: Array, tested: Array) -> None:
     classes, counts = np.unique(known, return_counts=True)
     if len(classes) < 2:
         raise DataError(f"train has the one class {classes[0]}: at least two are needed")
@@ -154,14 +119,12 @@ def _check_classes(known: npt.NDArray[Any], asked: npt.NDArray[Any]) -> None:
             f"train has one image of class {classes[counts.argmin()]}: at least two are needed, to fit and "
             "to choose the penalty"
         )
-    unseen = np.setdiff1d(asked, classes)
+    unseen = np.setdiff1d(tested, classes)
     if len(unseen):
         raise DataError(f"test has the class {unseen[0]}, which train does not have")
 
 
-def _split(
-    labels: npt.NDArray[Any], validation: float, seed: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _split(labels: Array, validation: float, seed: int) -> tuple[Array, Array]:
     """Places of the images to fit on and of those held back; each class is in both."""
     generator = np.random.default_rng(seed)
     held: list[Any] = []

@@ -1,31 +1,26 @@
-"""What the benchmarks over whole data sets give back: one score per data set, and what could not be had."""
+"""Scores of one model: on data sets, on an image folder, by a linear probe, and its drift."""
 
-import csv
-import io
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from diva_rs._base.arguments import as_path, of_type
-from diva_rs._base.checkpoint import write_json, write_text
 from diva_rs.errors import DataError, shown
+from diva_rs.evaluation.result import Result, bits
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 
 @dataclass(frozen=True)
-class DatasetScore:
+class DatasetScore(Result):
     """One model on one data set.
 
     Attributes:
         dataset: its name in clip-benchmark, or the folder.
         metric: which of `metrics` is `value`.
         value: the score in per cent.
-        interval: Wilson interval of `value` in per cent; None where the metric is no share of the items.
+        interval: Wilson interval of `value` in per cent; None if the metric is not a share of the items.
         items: how many images were scored.
         metrics: everything that was measured, in per cent.
-        outcomes: for each image whether it was classified rightly, in data set order; empty where the metric
-            has no such thing.
+        outcomes: for each image whether it was classified rightly, in the data set's order; empty if the
+            metric has no outcome per image.
     """
 
     dataset: str
@@ -38,17 +33,17 @@ class DatasetScore:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON; the outcomes as one string of 0 and 1."""
-        return {**vars(self), "outcomes": "".join("01"[right] for right in self.outcomes)}
+        return {**vars(self), "outcomes": bits(self.outcomes)}
 
 
 @dataclass(frozen=True)
-class SuiteResult:
+class SuiteResult(Result):
     """One model on several data sets.
 
     Attributes:
         task: "zero-shot" or "retrieval".
-        scores: one per data set that was scored, in the order asked for.
-        missing: data sets that could not be had -> the reason.
+        scores: one per data set that was scored, in the order given.
+        missing: data sets that could not be scored -> the reason.
         model: the class of the model, for tables.
         confidence: of the intervals.
     """
@@ -61,26 +56,24 @@ class SuiteResult:
 
     @property
     def average(self) -> float:
-        """Mean of the scores in per cent, over the data sets that are there."""
+        """Mean of the scores in per cent, without the missing data sets."""
         return sum(score.value for score in self.scores) / len(self.scores)
 
     def __getitem__(self, dataset: str) -> DatasetScore:
-        """The score on one data set. Raises DataError where there is none, with the reason if it is known."""
+        """The score on one data set. Raises DataError if it has none, with the reason."""
         for score in self.scores:
             if score.dataset == dataset:
                 return score
         known = ", ".join(score.dataset for score in self.scores)
-        raise DataError(f"no score for {shown(dataset)}: {self.missing.get(dataset, f'there are {known}')}")
+        reason = self.missing.get(dataset, f"the data sets are {known}")
+        raise DataError(f"no score for {shown(dataset)}: {reason}")
 
     def compare(
         self, other: "SuiteResult", resamples: int = 10_000, seed: int = 0
     ) -> dict[str, Comparison | float]:
         """This model (before) against ``other`` (after): data set -> a paired comparison, or the difference
-        in points where the metric has no outcome per image.
-
-        Data sets that only one of the two has are left out.
+        in points if the metric has no outcome per image. Only data sets that both have are compared.
         """
-        of_type("other", other, SuiteResult, "the result for the other model")
         theirs = {score.dataset: score for score in other.scores}
         changes: dict[str, Comparison | float] = {}
         for mine in self.scores:
@@ -121,33 +114,19 @@ class SuiteResult:
             "missing": self.missing,
         }
 
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        place = as_path(path)
-        write_json(place, self.to_dict())
-        return place
-
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one row per data set atomically, missing ones with their reason; returns the path.
-
-        Raises:
-            DataError: it cannot be written.
-        """
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["dataset", "metric", "value", "low", "high", "items", "missing"])
+    def records(self) -> list[dict[str, Any]]:
+        """One row per data set; missing ones hold their reason."""
+        names = ("dataset", "metric", "value", "low", "high", "items", "missing")
+        rows: list[tuple[Any, ...]] = []
         for score in self.scores:
             low, high = score.interval or ("", "")
-            rows.writerow([score.dataset, score.metric, score.value, low, high, score.items, ""])
-        for name, reason in self.missing.items():
-            rows.writerow([name, "", "", "", "", "", reason])
-        place = as_path(path)
-        write_text(place, text.getvalue())
-        return place
+            rows.append((score.dataset, score.metric, score.value, low, high, score.items, ""))
+        rows += [(name, "", "", "", "", "", reason) for name, reason in self.missing.items()]
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True)
-class FolderResult:
+class FolderResult(Result):
     """One model on an image folder with one sub-folder per class.
 
     Attributes:
@@ -174,7 +153,6 @@ class FolderResult:
         Raises:
             DataError: the two were not scored on the same files and classes.
         """
-        of_type("other", other, FolderResult, "the result for the other model")
         mine, theirs = [row[:2] for row in self.predictions], [row[:2] for row in other.predictions]
         if mine != theirs:
             raise DataError(f"the results are of different images, from {self.root} and {other.root}")
@@ -185,43 +163,24 @@ class FolderResult:
         width = max(map(len, [*self.counts, "zero-shot"]))
         right, total = map(sum, zip(*self.counts.values(), strict=True))
         low, high = self.interval
-        return "\n".join(
-            [
-                f"{'zero-shot':<{width}}     right      %",
-                *(
-                    f"{name:<{width}}  {hits:>4}/{of:<4} {self.per_class[name]:5.1f}"
-                    for name, (hits, of) in self.counts.items()
-                ),
-                f"{'all':<{width}}  {right:>4}/{total:<4} {self.accuracy:5.1f}   "
-                f"{self.confidence:.0%} interval {low:.1f} to {high:.1f}",
-            ]
-        )
+        rows = [
+            f"{name:<{width}}  {hits:>4}/{of:<4} {self.per_class[name]:5.1f}"
+            for name, (hits, of) in self.counts.items()
+        ]
+        last = f"{'all':<{width}}  {right:>4}/{total:<4} {self.accuracy:5.1f}   "
+        last += f"{self.confidence:.0%} interval {low:.1f} to {high:.1f}"
+        return "\n".join([f"{'zero-shot':<{width}}     right      %", *rows, last])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return dict(vars(self))
-
-    def to_json(self, path: str | os.PathLike[str]) -> Path:
-        """Write `to_dict` atomically; returns the path. Raises DataError where it cannot be written."""
-        place = as_path(path)
-        write_json(place, self.to_dict())
-        return place
-
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one row per image atomically; returns the path. Raises DataError where that fails."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["file", "class", "picked", "correct"])
-        rows.writerows(
-            [file, named, picked, int(named == picked)] for file, named, picked in self.predictions
-        )
-        place = as_path(path)
-        write_text(place, text.getvalue())
-        return place
+    def records(self) -> list[dict[str, Any]]:
+        """One row per image."""
+        return [
+            {"file": file, "class": named, "picked": picked, "correct": int(named == picked)}
+            for file, named, picked in self.predictions
+        ]
 
 
 @dataclass(frozen=True)
-class ProbeScore:
+class ProbeScore(Result):
     """A linear probe on one kind of features.
 
     Attributes:
@@ -244,18 +203,18 @@ class ProbeScore:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, for JSON; the outcomes as one string of 0 and 1."""
-        return {**vars(self), "outcomes": "".join("01"[right] for right in self.outcomes)}
+        return {**vars(self), "outcomes": bits(self.outcomes)}
 
 
 @dataclass(frozen=True)
-class DriftResult:
+class DriftResult(Result):
     """How far a model's embeddings have moved from the original's, on the same images.
 
     Attributes:
         cosine: mean over images of the cosine between the two embeddings, in [-1, 1]; 1 is no drift.
         lowest: the smallest of them.
-        cka: linear centred kernel alignment of the two sets, in [0, 1]: whether the images still lie to each
-            other as they did, whatever rotation or scale there is between the two spaces.
+        cka: linear centred kernel alignment of the two sets, in [0, 1]: whether the images lie to each other
+            as before, up to a rotation and a scale of the space.
         cosines: one per image.
     """
 
@@ -269,7 +228,3 @@ class DriftResult:
             f"drift over {len(self.cosines)} images: mean cosine {self.cosine:.4f}, lowest "
             f"{self.lowest:.4f}, linear CKA {self.cka:.4f}"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return dict(vars(self))

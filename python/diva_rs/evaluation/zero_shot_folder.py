@@ -1,4 +1,4 @@
-"""Zero-shot classification of an image folder, for people without clip-benchmark."""
+"""Zero-shot classification of an image folder, without clip-benchmark."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from diva_rs._base.arguments import checked, of_type
-from diva_rs._base.kinds import each
-from diva_rs._base.settings import integer, string
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.evaluation.embedder import Embedder, stacked
-from diva_rs.evaluation.mode import evaluating
+from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.measures import evaluating
+from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import FolderResult
-from diva_rs.evaluation.statistics import checked_confidence, wilson_interval
-
-_TEMPLATES = each(string(), "texts")
+from diva_rs.evaluation.statistics import check_confidence, wilson_interval
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -45,60 +41,50 @@ def zero_shot_folder(
         root: folder with one sub-folder of images per class.
         classes: folder -> class name as a text says it; by default the folder's name with spaces for
             underscores. It may name classes that have no image.
-        templates: texts with ``{}`` (or ``{c}``, as in clip-benchmark) where the class name goes.
+        templates: texts with ``{}`` (or ``{c}``, as in clip-benchmark) in place of the class name.
         batch: images at a time.
         confidence: of the Wilson interval.
 
     Raises:
         DataError: no image, an image outside a class folder or that cannot be read, a folder that ``classes``
             does not name.
-        ConfigError: a template without its place, a setting out of range.
+        ConfigError: a template without ``{}``.
 
     >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos_folder)
     >>> list(result.counts), 0 <= result.accuracy <= 100
     (['cat', 'wild dog'], True)
     """
-    checked_confidence(confidence)
-    batch = checked("batch", batch, integer(1))
-    if classes is not None:
-        of_type("classes", classes, Mapping, "a mapping of folders to names")
+    check_confidence(confidence)
     files = ImageFolder(root).names
-    folders = list(dict.fromkeys(_folder(root, file) for file in files))
+    folders = [_folder(root, file) for file in files]
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
-    unnamed = [folder for folder in folders if folder not in names]
-    if unnamed:
-        raise DataError(f"{Path(root) / unnamed[0]}: classes does not name this folder")
-    kinds = list(names)
+    for folder in folders:
+        if folder not in names:
+            raise DataError(f"{Path(root) / folder}: classes does not name this folder")
+    kinds = list(names.values())
+    picked: list[str] = []
     with evaluating(clip) as model:
         embedder = Embedder(model, preprocess, tokenizer)
-        texts = torch.stack([_class_vector(embedder, names[kind], templates) for kind in kinds])
-        picked: list[str] = []
+        texts = torch.stack([_class_vector(embedder, name, templates) for name in kinds])
         for start in range(0, len(files), batch):
-            some = [Path(root) / file for file in files[start : start + batch]]
-            pixels = stacked([embedder.transform(decode(path, str(path))) for path in some])
+            paths = [Path(root) / file for file in files[start : start + batch]]
+            pixels = torch.stack([embedder.transform(decode(path, str(path))) for path in paths])
             images = normalize(embedder.encode_image(pixels.to(embedder.device)), dim=-1)
             picked += [kinds[number] for number in (images @ texts.T).argmax(dim=1).tolist()]
-    return _result(
-        root,
-        names,
-        [(file, _folder(root, file), kind) for file, kind in zip(files, picked, strict=True)],
-        type(model).__name__,
-        confidence,
-    )
+    rows = [(file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)]
+    return _result(rows, type(model).__name__, str(root), confidence)
 
 
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:
     """(D,): the classifier's row of one class."""
-    if isinstance(templates, str):
-        raise ConfigError(f"templates={shown(templates)} is one text: give a list of them")
+    if isinstance(templates, str) or not templates:
+        raise ConfigError(f"templates={shown(templates)}: a list of one or more texts is needed")
     texts = []
-    for template in checked("templates", templates, _TEMPLATES):
+    for template in templates:
         text = template.replace("{c}", name).replace("{}", name)
         if text == template:
-            raise ConfigError(f"template {shown(template)} has no {{}} where the class name goes")
+            raise ConfigError(f"template {shown(template)} has no {{}} for the class name")
         texts.append(text)
-    if not texts:
-        raise ConfigError("templates is empty: at least one text is needed")
     vectors = normalize(embedder.encode_text(embedder.tokenize(texts).to(embedder.device)), dim=-1)
     return normalize(vectors.mean(dim=0), dim=-1)
 
@@ -106,31 +92,24 @@ def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Te
 def _folder(root: str | os.PathLike[str], file: str) -> str:
     folder, slash, _ = file.partition("/")
     if not slash:
-        raise DataError(f"{Path(root) / file} lies in no class folder: move it into the folder of its class")
+        raise DataError(f"{Path(root) / file} is in no class folder: move it into the folder of its class")
     return folder
 
 
-def _result(
-    root: str | os.PathLike[str],
-    names: Mapping[str, str],
-    rows: list[tuple[str, str, str]],
-    model: str,
-    confidence: float,
-) -> FolderResult:
-    """From (file, its folder, the folder picked) to the scores, by class name."""
-    counts = {names[folder]: (0, 0) for folder in dict.fromkeys(folder for _, folder, _ in rows)}
-    for _, folder, kind in rows:
-        right, total = counts[names[folder]]
-        counts[names[folder]] = (right + (folder == kind), total + 1)
+def _result(rows: list[tuple[str, str, str]], model: str, root: str, confidence: float) -> FolderResult:
+    """From (file, its class, the class picked) to the scores."""
+    counts: dict[str, tuple[int, int]] = {}
+    for _, named, kind in rows:
+        right, total = counts.get(named, (0, 0))
+        counts[named] = (right + (named == kind), total + 1)
     right = sum(right for right, _ in counts.values())
-    low, high = wilson_interval(right, len(rows), confidence)
     return FolderResult(
         accuracy=100 * right / len(rows),
-        interval=(100 * low, 100 * high),
+        interval=per_cent(wilson_interval(right, len(rows), confidence)),
         per_class={name: 100 * hits / of for name, (hits, of) in counts.items()},
         counts=counts,
-        predictions=tuple((file, names[folder], names[kind]) for file, folder, kind in rows),
+        predictions=tuple(rows),
         model=model,
-        root=str(root),
+        root=root,
         confidence=confidence,
     )

@@ -1,30 +1,31 @@
 """Recipe: every setting of a run in one frozen, validated value."""
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from diva_rs._base.settings import hint
-from diva_rs.errors import ConfigError, shown
-from diva_rs.recipes import PRESETS
-from diva_rs.recipes.fields import Fields
+from pydantic import model_validator
+from typing_extensions import Self, Unpack
 
-__all__ = ["Recipe"]
+from diva_rs._base.settings import hint
+from diva_rs.errors import ConfigError, a_type, shown
+from diva_rs.recipes.fields import Fields
+from diva_rs.recipes.presets import presets
+from diva_rs.recipes.recipe_fields import RecipeFields
+from diva_rs.recipes.settings import fields_help
+from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
+
+__all__ = ["Group", "Recipe", "Stage"]
 
 _DENSITY = 0.3  # share of the patches where a recipe gives neither `choose` nor `density`
 _OF_CONDITION = {"random": ("choose", "density", "replacement", "bernoulli"), "window": ("window",)}
 
 
-@dataclass(frozen=True, kw_only=True)
 class Recipe(Fields):
     """All settings of a post-training run; `Recipe.fields_help` says what each one means and takes.
 
-    Values are checked when the recipe is made: types strictly (True is no number), NumPy scalars and lists
-    become Python scalars and tuples. ``choose`` and ``density`` exclude each other; with neither, 0.3 of the
-    patches are drawn.
+    ``choose`` and ``density`` exclude each other; with neither, 0.3 of the patches are drawn.
 
     Raises:
         ConfigError: a value is out of range, or two contradict each other; names the field and what is valid.
@@ -36,18 +37,8 @@ class Recipe(Fields):
     diva_rs.errors.ConfigError: density=1.5: a number of at least 0 and at most 1 is needed, or None
     """
 
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            try:
-                object.__setattr__(self, field.name, field.metadata["kind"].convert(value))
-            except ValueError as err:
-                raise ConfigError(f"{field.name}={shown(value)}: {err}") from None
-        self._check_condition()
-        self._check_draws()
-
     @classmethod
-    def named(cls, name: str) -> "Recipe":
+    def named(cls, name: str) -> Self:
         """The preset of that name, of those that `names` lists.
 
         Raises ConfigError, with near names, for an unknown one.
@@ -55,10 +46,11 @@ class Recipe(Fields):
         >>> Recipe.named("diva-openai-vit-l-14-224").density
         0.15
         """
-        if not isinstance(name, str) or name not in PRESETS:
-            near = hint(name, PRESETS) or f": one of {', '.join(PRESETS)}"
+        known = presets()
+        if not isinstance(name, str) or name not in known:
+            near = hint(name, known) or f": one of {', '.join(known)}"
             raise ConfigError(f"there is no recipe {shown(name)}{near}")
-        return cls(name=name, **PRESETS[name].fields())
+        return cls(name=name, **known[name].fields())
 
     @classmethod
     def names(cls) -> list[str]:
@@ -67,9 +59,9 @@ class Recipe(Fields):
         >>> len(Recipe.names())
         16
         """
-        return list(PRESETS)
+        return list(presets())
 
-    def replace(self, **fields: Any) -> "Recipe":
+    def replace(self, **fields: Unpack[RecipeFields]) -> Self:
         """A copy with other values.
 
         ``choose`` replaces ``density`` and the other way round, and a new ``condition`` drops the settings of
@@ -81,7 +73,7 @@ class Recipe(Fields):
         Traceback (most recent call last):
         diva_rs.errors.ConfigError: a recipe has no field 'densty'; did you mean 'density'?
         """
-        _check_names(fields)
+        self.check_names(fields)
         implied: dict[str, Any] = {}
         if fields.get("choose") is not None:
             implied.update(density=None, bernoulli=False)
@@ -91,7 +83,9 @@ class Recipe(Fields):
             for condition, names in _OF_CONDITION.items():
                 if condition != fields["condition"]:
                     implied.update({name: _DEFAULTS[name] for name in names})
-        return dataclasses.replace(self, **{**implied, **fields})
+        if "stages" in fields and self.stages and self.stages[-1].steps is not None:
+            implied.update(steps=None)  # they were the sum of the stages' steps
+        return type(self)(**{**dict(self), **implied, **dict(fields)})
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, with lists for tuples, as JSON holds them.
@@ -99,11 +93,10 @@ class Recipe(Fields):
         >>> Recipe.from_dict(Recipe(betas=(0.9, 0.95)).to_dict()).betas
         (0.9, 0.95)
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return self.model_dump(mode="json")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The recipe of `to_dict`; a field that is missing has its default.
 
         Raises ConfigError as the constructor does, and for an unknown field.
@@ -112,9 +105,24 @@ class Recipe(Fields):
         3
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a recipe is made from a mapping of fields, not a {type(values).__name__}")
-        _check_names(values)
+            raise ConfigError(f"a recipe is made from a mapping of fields, not {a_type(values)}")
         return cls(**values)
+
+    def plan(self, steps: int | None = None) -> tuple[PlannedStage, ...]:
+        """The stages of a run of ``steps`` optimizer steps, with every setting filled in.
+
+        Without ``steps`` it is the recipe's own; where that is None too, the last stage has no end.
+
+        >>> [(stage.first, stage.steps) for stage in Recipe(steps=9, projector_warmup=3).plan()]
+        [(0, 3), (3, 6)]
+        """
+        steps = self.steps if steps is None else steps
+        stages = self.stages or (Stage(train=("projector", "tower")),)
+        warmup = self.projector_warmup if steps is None else min(self.projector_warmup, steps)
+        if warmup:
+            rest = (Stage(train=("projector", "tower"), continues=True),) if warmup != steps else ()
+            stages = (Stage(train=("projector",), steps=warmup), *rest)
+        return tuple(plan(stages, dict(self), steps))
 
     def chosen(self, patches: int) -> int:
         """How many rows of the condition come from the tower's ``patches``, the class token's not counted.
@@ -125,8 +133,6 @@ class Recipe(Fields):
         >>> Recipe(density=0.15).chosen(256), Recipe(condition="window", window=6).chosen(256)
         (38, 42)
         """
-        if isinstance(patches, bool) or not isinstance(patches, int) or patches < 1:
-            raise ConfigError(f"patches={shown(patches)}: an integer of at least 1 is needed")
         if self.condition in ("class", "text"):
             return 0
         if self.condition == "window":
@@ -174,8 +180,6 @@ class Recipe(Fields):
         >>> Recipe(lr=1e-4).differences(Recipe(lr=1e-5, log_every=1))
         {'lr': (0.0001, 1e-05)}
         """
-        if not isinstance(other, Recipe):
-            raise ConfigError(f"other is a {type(other).__name__}: a Recipe is needed")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in _DEFAULTS}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in _OPERATIONAL}
 
@@ -185,23 +189,28 @@ class Recipe(Fields):
         >>> print(Recipe(lr=1e-5).describe().splitlines()[22])
         * lr                1e-05
         """
-        preset = PRESETS.get(self.name)
+        preset = presets().get(self.name)
         lines = [f"recipe {self.name}"]
         if preset is not None:
-            lines += [f"  {preset.summary}", f"  MMVP-VLM average, published: {preset.expected} %"]
-            lines += [f"  MMVP-VLM average, measured here: {preset.measured}"]
+            lines += [
+                f"  {preset.summary}",
+                f"  {preset.source}",
+                f"  {preset.command}",
+                f"  MMVP-VLM average, published: {preset.expected} %",
+                f"  MMVP-VLM average, measured here: {preset.measured}",
+            ]
         lines.append("  (* differs from the default)")
         published = {} if preset is None else preset.fields()
-        for field in dataclasses.fields(self):
-            if field.name == "name":
+        for name, default in _DEFAULTS.items():
+            if name == "name":
                 continue
-            value = getattr(self, field.name)
-            mark = "*" if value != field.default else " "
-            note = "" if preset is None else preset.source(field.name)
-            expected = published.get(field.name, field.default)
+            value = getattr(self, name)
+            mark = "*" if value != default else " "
+            note = "" if preset is None else preset.source_of(name)
+            expected = published.get(name, default)
             if preset is not None and value != expected:
                 note = f"changed: the preset has {expected!r}"
-            lines.append(f"{mark} {field.name:<17} {value!r:<24} {note}".rstrip())
+            lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
         return "\n".join(lines)
 
     @classmethod
@@ -211,11 +220,15 @@ class Recipe(Fields):
         >>> Recipe.fields_help()["draws"]
         'diffusion draws (timestep, noise, patches) per image [an integer of at least 1; default 2]'
         """
-        texts: dict[str, str] = {}
-        for field in dataclasses.fields(cls):
-            kind, meaning = field.metadata["kind"], field.metadata["help"]
-            texts[field.name] = f"{meaning} [{kind.words}; default {field.default!r}]"
-        return texts
+        return fields_help(cls)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_condition()
+        self._check_draws()
+        if self.stages:
+            self._check_stages(self.stages)
+        return self
 
     def _check_condition(self) -> None:
         for condition, names in _OF_CONDITION.items():
@@ -252,13 +265,27 @@ class Recipe(Fields):
                 f"timestep_range={self.timestep_range} is empty: the first number must be below the second"
             )
 
+    def _check_stages(self, stages: tuple[Stage, ...]) -> None:
+        if self.projector_warmup:
+            raise ConfigError(
+                f"projector_warmup={self.projector_warmup} does not go with stages: give a first stage "
+                "Stage(train=('projector',), steps=...)"
+            )
+        if stages[0].continues:
+            raise ConfigError("stages[0]: continues=True needs a stage before it")
+        for index, stage in enumerate(stages[:-1]):
+            if stage.steps is None:
+                raise ConfigError(f"stages[{index}] needs steps: only the last stage can do without")
+        done = sum(stage.steps or 0 for stage in stages)
+        last = stages[-1].steps
+        if last is not None and self.steps is None:
+            object.__setattr__(self, "steps", done)
+        if self.steps is not None and (self.steps != done if last is not None else self.steps <= done):
+            raise ConfigError(
+                f"steps={self.steps}, but the stages have {done} steps: leave steps out, or leave them "
+                "out of the last stage, which then does the rest"
+            )
 
-def _check_names(names: Iterable[Any]) -> None:
-    for name in names:
-        if name not in _DEFAULTS:
-            near = hint(name, _DEFAULTS) or f": it has {', '.join(_DEFAULTS)}"
-            raise ConfigError(f"a recipe has no field {shown(name)}{near}")
 
-
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Recipe)}
-_OPERATIONAL = {field.name for field in dataclasses.fields(Recipe) if field.metadata["operational"]}
+_DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
+_OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

@@ -1,9 +1,8 @@
 """The sections about the recipe: the fields that were decided, with their source, and all the others."""
 
-import dataclasses
 from typing import Any
 
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.report.blocks import Section, Table, Text
 
@@ -16,17 +15,17 @@ def recipe_section(recipe: Recipe) -> Section:
     >>> recipe_section(Recipe.named("diva-openai-vit-l-14-224")).blocks[1].rows[1]
     ('density', '0.15', 'paper: about 15 % of the local tokens at 224')
     """
-    preset = PRESETS.get(recipe.name)
+    preset = presets().get(recipe.name)
     published = {} if preset is None else preset.fields()
     rows = []
-    for field in _fields(recipe):
-        value = getattr(recipe, field.name)
-        if preset is not None and field.name in published and value == published[field.name]:
-            rows.append((field.name, _value(value), preset.source(field.name)))
-        elif value != published.get(field.name, field.default):
-            owner = "the preset has" if field.name in published else "the default is"
-            other = _value(published.get(field.name, field.default))
-            rows.append((field.name, _value(value), f"set for this run; {owner} {other}"))
+    for name, field in _fields().items():
+        value = getattr(recipe, name)
+        if preset is not None and name in published and value == published[name]:
+            rows.append((name, _value(value), preset.source_of(name)))
+        elif value != published.get(name, field.default):
+            owner = "the preset has" if name in published else "the default is"
+            other = _value(published.get(name, field.default))
+            rows.append((name, _value(value), f"set for this run; {owner} {other}"))
     if preset is None:
         about = f"Recipe {recipe.name}, none of the published presets."
     else:
@@ -42,19 +41,19 @@ def recipe_section(recipe: Recipe) -> Section:
 
 def defaults_section(recipe: Recipe) -> Section:
     """Every other field, so that the run can be repeated with a later version whose defaults differ."""
-    preset = PRESETS.get(recipe.name)
+    preset = presets().get(recipe.name)
     decided = set() if preset is None else preset.fields().keys()
     rows = tuple(
-        (field.name, _value(field.default), field.metadata["help"])
-        for field in _fields(recipe)
-        if field.name not in decided and getattr(recipe, field.name) == field.default
+        (name, _value(field.default), str(field.description))
+        for name, field in _fields().items()
+        if name not in decided and getattr(recipe, name) == field.default
     )
     table = Table("Fields at their defaults", ("Field", "Value", "Meaning"), rows, code=_CODE)
     return Section("Appendix: the recipe's other fields", "defaults", (table,))
 
 
-def _fields(recipe: Recipe) -> list["dataclasses.Field[Any]"]:
-    return [field for field in dataclasses.fields(recipe) if field.name != "name"]
+def _fields() -> dict[str, Any]:
+    return {name: field for name, field in Recipe.model_fields.items() if name != "name"}
 
 
 def _value(value: Any) -> str:

@@ -270,7 +270,7 @@ class Run:
         """Read the statistics from the device, once per `log_every` steps and at each evaluation."""
         if step == 0:
             return
-        self.trainer.pieces.guard.report()
+        self.trainer.step_modules.guard.report()
         self.numbers.read()
         now = time.perf_counter() - (0.0 if self.watch is None else self.watch.seconds)
         then, samples, waited = self._since
@@ -292,7 +292,7 @@ class Run:
         watched = {} if self.watch is None else self.watch.report()
         self.history, watched = self.ranks.facts([self.history, watched] if self.ranks.first else None)[0]
         report = {
-            "clip": f"{type(trainer.clip).__name__} ({trainer.pieces.tower.name})",
+            "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
             "teacher": trainer.teacher.describe(),
             "steps": trainer.steps_done,
             "samples": self.samples,
@@ -301,12 +301,12 @@ class Run:
             "interrupted": interrupted,
             "data": describe_data(self.feed.loader),
             "trained_parameters": {
-                "clip": sum(value.numel() for value in trainer.pieces.parameters.values()),
+                "clip": sum(value.numel() for value in trainer.step_modules.parameters.values()),
                 "projector": sum(value.numel() for value in trainer.projector.parameters()),
             },
-            "backend": trainer.pieces.backend,
+            "backend": trainer.backend,
             "ranks": self.ranks.world,
-            **environment(trainer.pieces.device),
+            **environment(trainer.step_modules.device),
             **watched,
         }
         return PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)

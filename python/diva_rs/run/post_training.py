@@ -1,12 +1,12 @@
 """post_train: the main job in one call."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from diva_rs._base.arguments import checked
 from diva_rs._base.settings import flag, hint
@@ -14,6 +14,7 @@ from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.run.callbacks import Callback, as_callback
 from diva_rs.run.evaluate import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
@@ -27,6 +28,15 @@ from diva_rs.step.modules import as_recipe
 from diva_rs.step.trainer import Trainer
 
 
+class PostTrainFields(RecipeFields, total=False):
+    """The recipe's fields, and what is measured while training."""
+
+    evaluate: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None
+    eval_every: int | None
+    best: str | tuple[str, str] | None
+    guard: Mapping[str, Any] | None
+
+
 def post_train(
     clip: nn.Module,
     unet: Any,
@@ -37,7 +47,7 @@ def post_train(
     resume: bool | str = True,
     callbacks: Iterable[Callback | Callable[[int, dict[str, float]], Any]] = (),
     progress: bool = True,
-    **fields: Any,
+    **fields: Unpack[PostTrainFields],
 ) -> PostTrainResult:
     """Post-train the vision tower of ``clip`` with the generative feedback of a frozen diffusion model.
 
@@ -88,11 +98,12 @@ def post_train(
     >>> [row["step"] for row in result.history]
     [1, 2, 3]
     """
-    evaluation = Evaluation.of({name: fields.pop(name, None) for name in ARGUMENTS})
-    _check_fields(fields)
+    given: dict[str, Any] = {**fields}
+    evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
+    _check_fields(given)
     checked_resume(resume)
     checked("progress", progress, flag())
-    recipe = as_recipe(recipe).replace(**fields)
+    recipe = as_recipe(recipe).replace(**given)
     check_loader(loader)
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
@@ -118,7 +129,7 @@ def post_train(
 
 def _check_fields(fields: dict[str, Any]) -> None:
     """A slip in one of post_train's own arguments arrives among the recipe's fields."""
-    known = {field.name for field in dataclasses.fields(Recipe)}
+    known = Recipe.model_fields
     for name in fields.keys() - known:
         near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
         raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")

@@ -24,7 +24,7 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
         WeightsError: all of its checkpoints are damaged.
     """
     facts = models_of(trainer)
-    here = {**facts, "environment": environment(trainer.pieces.device)}
+    here = {**facts, "environment": environment(trainer.step_modules.device)}
     if resume is False:
         folder.clear()
     earlier = folder.recipe()
@@ -75,11 +75,11 @@ def models_of(trainer: Trainer) -> dict[str, str]:
     >>> sorted(models_of(Trainer(clip, teacher)))
     ['clip', 'clip_frozen', 'clip_start', 'teacher', 'teacher_weights']
     """
-    trained = trainer.pieces.parameters
+    trained = trainer.step_modules.parameters
     ids = {id(parameter) for parameter in trained.values()}
     unet = trainer.teacher.unet
     return {
-        "clip": f"{type(trainer.clip).__name__} ({trainer.pieces.tower.name})",
+        "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
         "clip_start": fingerprint(trained.items()),
         "clip_frozen": fingerprint(
             (name, parameter)

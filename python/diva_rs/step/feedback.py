@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, checked_epoch
-from diva_rs.step.modules import Pieces, as_recipe
+from diva_rs.step.modules import StepModules, as_recipe
 
 
 class FeedbackLoss(nn.Module):
@@ -31,19 +31,24 @@ class FeedbackLoss(nn.Module):
     >>> optimizer.step()
     """
 
-    pieces: Pieces
+    step_modules: StepModules
 
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
         super().__init__()
         self.recipe = as_recipe(recipe)
         self.clip = clip
-        pieces = Pieces(clip, unet, self.recipe)
-        self.projector = pieces.projector
+        modules = StepModules(clip, unet, self.recipe)
+        self.projector = modules.projector
         # Past nn.Module's registration: the frozen teacher is neither trained nor saved nor moved.
-        object.__setattr__(self, "pieces", pieces)
+        object.__setattr__(self, "step_modules", modules)
         self.epoch = 0
         self._calls = 0
         self.samples_seen = 0  # by this rank, within this epoch: the default ids of samples that come without
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs natively, and why the rest does not: see `Trainer.backend`."""
+        return self.step_modules.backend
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """CLIP's vision parameters and the projector's: what an optimizer should get.
@@ -51,7 +56,7 @@ class FeedbackLoss(nn.Module):
         >>> len(FeedbackLoss(clip, teacher).trained_parameters()) > 2
         True
         """
-        return [*self.pieces.parameters.values(), *self.projector.parameters()]
+        return [*self.step_modules.parameters.values(), *self.projector.parameters()]
 
     def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
@@ -59,15 +64,15 @@ class FeedbackLoss(nn.Module):
         Arguments and errors are those of `Trainer.accumulate`. Samples without ids are numbered over all
         ranks, which take turns (sample i of rank r is number ``i * world + r``): no two ranks share a draw.
         """
-        pieces = self.pieces
-        inputs = pieces.inputs(images, ids, self.epoch, draws, self.samples_seen)
-        tokens = pieces.tokens(inputs.images)
+        modules = self.step_modules
+        inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        tokens = modules.tokens(inputs.images)
         loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
-            pieces, inputs, tokens, *pieces.bridge_parameters()
+            modules, inputs, tokens, *modules.bridge_parameters()
         )
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
-            pieces.guard.report()  # pixels on a device are checked without waiting; here is the one read
+            modules.guard.report()  # pixels on a device are checked without waiting; here is the one read
         if self.training:
             self.samples_seen += len(inputs.images)
         return loss
@@ -93,9 +98,9 @@ class _Feedback(torch.autograd.Function):
     """Cut 1 as an autograd function: one native call gives loss and gradients, backward hands them out."""
 
     @staticmethod
-    def forward(ctx: Any, pieces: Pieces, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
-        loss, d_tokens, d_bridge = pieces.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
-        pieces.say_limit()
+    def forward(ctx: Any, modules: StepModules, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
+        loss, d_tokens, d_bridge = modules.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        modules.say_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
         return loss
 

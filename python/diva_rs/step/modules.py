@@ -1,6 +1,6 @@
 """Everything a training step needs, put together once from (clip, unet, recipe).
 
-`Trainer` and `FeedbackLoss` are two faces of these pieces: the student's tower, the teacher, the projector
+`Trainer` and `FeedbackLoss` are two faces of these modules: the student's tower, the teacher, the projector
 between them, the reader that makes tensors of a batch, and the native step that joins them.
 """
 
@@ -28,7 +28,7 @@ _log = logging.getLogger("diva_rs")
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
-class Pieces:
+class StepModules:
     """The student, the teacher, the bridge between them, and the native step over all three."""
 
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe) -> None:
@@ -134,7 +134,7 @@ class Pieces:
             yield
 
     def check_home(self) -> None:
-        """Raise when what trains was moved, cast or replaced since these pieces were put together.
+        """Raise when what trains was moved, cast or replaced since these modules were put together.
 
         Raises:
             DeviceError: another device or dtype.

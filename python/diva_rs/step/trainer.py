@@ -1,10 +1,6 @@
 """Trainer: the training step for people with their own loop, and the engine of `post_train`."""
 
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +12,20 @@ from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import checked_epoch
-from diva_rs.step.modules import Pieces, as_recipe
+from diva_rs.step.interrupts import held_interrupts
+from diva_rs.step.modules import StepModules, as_recipe
 from diva_rs.step.state import checked_state
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one call of `Trainer.train` or `Trainer.apply` did."""
+
+    losses: dict[str, Tensor]  # means over the samples, 0-dim, detached, on the device: "loss" is their sum
+    samples: int
+    stepped: bool  # whether the weights were updated
+    grad_norm: Tensor | None  # of the applied gradient, before clipping
+    lr: float  # of the update that was made, or is to come
 
 
 class Trainer:
@@ -42,27 +50,36 @@ class Trainer:
     def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
         self.recipe = as_recipe(recipe)
         self.clip = clip
-        self.pieces = Pieces(clip, unet, self.recipe)
+        self.step_modules = StepModules(clip, unet, self.recipe)
         self.steps_done = 0  # optimizer steps
         self.samples_seen = 0  # within this epoch: the default ids of samples that come without
         self.epoch = 0
         self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
         # Of the last step; tensors stay on the device until somebody reads them.
         self.metrics: dict[str, Any] = {}
+        self._losses: tuple[str, ...] = ()  # the names of `metrics` that are losses
         with (
-            self.pieces.plain()
+            self.step_modules.plain()
         ):  # buffers made under a caller's inference_mode could not be updated outside it
             self._optimizer = self._make_optimizer()
 
     @property
     def projector(self) -> nn.Module:
         """The trained map from CLIP's embedding to the teacher's condition."""
-        return self.pieces.projector
+        return self.step_modules.projector
 
     @property
     def teacher(self) -> Teacher:
         """The frozen diffusion model."""
-        return self.pieces.teacher
+        return self.step_modules.teacher
+
+    @property
+    def backend(self) -> dict[str, str]:
+        """What runs natively, and why the rest does not: "native" or "torch (reason)" for each network.
+
+        Whether a VAE is needed, and can run natively, is known after the first batch.
+        """
+        return self.step_modules.backend
 
     @property
     def warming_up(self) -> bool:
@@ -76,7 +93,7 @@ class Trainer:
         'projector.bias'
         """
         projector = {f"projector.{name}": parameter for name, parameter in self.projector.named_parameters()}
-        return {**self.pieces.parameters, **projector}
+        return {**self.step_modules.parameters, **projector}
 
     def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Run one batch forward and backward.
@@ -106,10 +123,10 @@ class Trainer:
         >>> trainer.pending
         2
         """
-        return self._train(images, ids, draws)
+        return self.train(images, ids, draws).losses["loss"]
 
-    def apply(self) -> None:
-        """Clip the gradient, update the weights, and go on to the next step.
+    def apply(self) -> StepOutcome:
+        """Clip the gradient and update the weights. The outcome's losses and samples are the whole step's.
 
         Where loss or gradient is not finite the update is skipped, without a wait for the device: weights and
         moments stay, and the step counts as one, for the schedule and AdamW's bias correction too.
@@ -121,23 +138,24 @@ class Trainer:
 
         >>> trainer = Trainer(clip, teacher)
         >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
-        >>> trainer.apply()
-        >>> trainer.pending, trainer.steps_done
-        (0, 1)
+        >>> trainer.apply().samples, trainer.pending, trainer.steps_done
+        (2, 0, 1)
         """
         if self.pending == 0:
             raise ConfigError("apply() has no gradient to apply: call accumulate(images) first")
         factor = self._factor()
-        with _interrupts() as hold:  # the weights and the count of steps change together
+        with held_interrupts() as hold:  # the weights and the count of steps change together
             hold()
             try:
-                self.pieces.check_home()
+                self.step_modules.check_home()
                 active = [not self.warming_up, True]
                 norm = self._optimizer.update(self.recipe.grad_clip, factor, active, self.metrics.get("loss"))
             except BaseException:
                 self.discard()
                 raise
+            losses, samples = {name: self.metrics[name] for name in self._losses}, self.pending
             self._updated(norm, factor)
+        return StepOutcome(losses, samples, True, norm, self.metrics["lr"])
 
     def step(self, images: Any, ids: Any = None) -> Tensor:
         """`accumulate` and `apply` in one native call, without the GIL; returns the loss.
@@ -145,7 +163,7 @@ class Trainer:
         >>> Trainer(clip, teacher).step(torch.rand(2, 3, 32, 32)).requires_grad
         False
         """
-        return self._train(images, ids, until=1)
+        return self.train(images, ids, until=1).losses["loss"]
 
     def discard(self) -> None:
         """Forget the gradient accumulated since the last `apply`.
@@ -197,9 +215,9 @@ class Trainer:
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())
         """
-        self.pieces.check_home()
+        self.step_modules.check_home()
         own = self.parameters()
-        saved = checked_state(state, own, self.pieces.device)
+        saved = checked_state(state, own, self.step_modules.device)
         self._optimizer.load_state(dict(saved.optimizer))
         with torch.no_grad():
             for name, parameter in own.items():
@@ -207,34 +225,48 @@ class Trainer:
         self.__dict__.update(saved.counters)
         self.discard()
 
-    def _train(
-        self, images: Any, ids: Any = None, draws: Draws | None = None, until: int | None = None
-    ) -> Tensor:
-        """`accumulate`, and with ``until`` samples together also `apply`: one call into the native core."""
+    def train(
+        self, batch: Any, ids: Any = None, draws: Draws | None = None, until: int | None = None
+    ) -> StepOutcome:
+        """`accumulate`, and `apply` too once ``until`` samples are pending: one call into the native core.
+
+        The outcome's losses and samples are this batch's; `metrics` holds the means over the whole step.
+
+        >>> trainer = Trainer(clip, teacher)
+        >>> [trainer.train(torch.rand(2, 3, 32, 32), until=4).stepped for _ in range(4)]
+        [False, True, False, True]
+        """
         if self.pending == 0:
             self._clear()
-        raw = self.pieces.raw(images, ids, self.epoch, draws, self.samples_seen)
+        raw = self.step_modules.raw(batch, ids, self.epoch, draws, self.samples_seen)
         samples = self.pending + len(raw)
         share, factor = len(raw) / samples, self._factor()
         before = self.metrics.get("loss") if self.pending else None
         complete = until is not None and samples >= until
         update = (self.recipe.grad_clip, factor, before) if complete else None
-        with _interrupts() as hold:
+        with held_interrupts() as hold:
             try:
-                *losses, norm = self.pieces.step.train(
-                    self.pieces.reader.native, raw, self._optimizer, share, not self.warming_up, update, hold
+                *values, norm = self.step_modules.step.train(
+                    self.step_modules.reader.native,
+                    raw,
+                    self._optimizer,
+                    share,
+                    not self.warming_up,
+                    update,
+                    hold,
                 )
             except BaseException:
                 # Part of a batch may be in `.grad` already: no later step may build on it.
                 self.discard()
                 raise
+            losses = dict(zip(("loss", "denoising", "anchor"), values, strict=True))
             self.pending = samples
             self.samples_seen += len(raw)
             self._note(losses, share)
             if norm is not None:
                 self._updated(norm, factor)
-        self.pieces.say_limit()
-        return losses[0]
+        self.step_modules.say_limit()
+        return StepOutcome(losses, len(raw), norm is not None, norm, self.recipe.lr * factor)
 
     def _factor(self) -> float:
         """On the learning rate of the coming update."""
@@ -254,7 +286,7 @@ class Trainer:
         return _native.Optimizer(
             recipe.optimizer,
             [
-                ("clip", recipe.lr, self.pieces.parameters),
+                ("clip", recipe.lr, self.step_modules.parameters),
                 ("projector", projector_lr, dict(self.projector.named_parameters())),
             ],
             momentum=recipe.momentum,
@@ -267,47 +299,10 @@ class Trainer:
         for parameter in self.parameters().values():
             parameter.grad = None
 
-    def _note(self, losses: list[Tensor], share: float) -> None:
-        for name, value in zip(("loss", "denoising", "anchor"), losses, strict=True):
+    def _note(self, losses: dict[str, Tensor], share: float) -> None:
+        self._losses = tuple(losses)
+        for name, value in losses.items():
             before = self.metrics.get(name)
             self.metrics[name] = (
                 value if share == 1.0 or before is None else before + share * (value - before)
             )
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], None]]:
-    """Gives ``hold``: once it was called, a Ctrl-C waits until the end of the block; before, it does not.
-
-    So does the death of a child process, where somebody listens: a ``DataLoader`` raises an error then.
-    Python delivers both in the main thread only.
-    """
-    handlers: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
-        handlers[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
-    if handlers[signal.SIGINT] is None or threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    kept: list[int] = []
-    holding = False
-
-    def hold() -> None:
-        nonlocal holding
-        holding = True
-
-    def deliver(number: int, frame: FrameType | None) -> None:
-        handler = handlers[number]
-        if holding or not callable(handler):
-            kept.append(number)
-        else:
-            handler(number, frame)
-
-    for number in handlers:
-        signal.signal(number, deliver)
-    try:
-        yield hold
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in sorted(set(kept)):
-            signal.raise_signal(number)

@@ -5,12 +5,12 @@ use crate::nn::Activation;
 
 pub const OP: &str = "DiTTransformer2D";
 
-/// How the condition, averaged over its positions, enters where a class label's embedding did.
+/// How the pooled condition enters where a class label's embedding did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Label {
     /// In place of the label's embedding.
     Replace,
-    /// Added to the embedding of "no class", which each block has its own of.
+    /// Added to the embedding of "no class" of each block.
     Join,
 }
 

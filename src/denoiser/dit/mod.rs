@@ -4,11 +4,12 @@
 
 use tch::{no_grad_guard, Kind, Tensor};
 
+use super::condition::{Condition, Slots};
 use super::embeddings::Sinusoids;
 use super::frozen::{frozen, is_floating};
 use super::layers::{conv, linear, stream_of};
 use super::pull::{leaf, pull};
-use super::{Denoiser, Judge, Query};
+use super::{Denoiser, LossGradient, Query};
 use crate::error::{DivaError, Result};
 use crate::nn::{Conv2d, LayerNorm, Linear};
 
@@ -68,7 +69,7 @@ impl DiTTransformer2D {
         Ok(network)
     }
 
-    /// C of the condition (B, S, C): the width of the label embedding.
+    /// V of the pooled condition (B, V): the width of the label embedding.
     pub fn condition_width(&self) -> i64 {
         self.config.width
     }
@@ -76,7 +77,8 @@ impl DiTTransformer2D {
     /// Patches along a side.
     fn check(&self, query: &Query) -> Result<i64> {
         query.without_text(OP)?;
-        let Query { noisy, timesteps, condition, .. } = *query;
+        let Query { noisy, timesteps, .. } = *query;
+        let condition = query.condition.pooled(OP)?;
         let Config { in_channels: channels, patch_size: patch, width, .. } = self.config;
         let (batch, side) = match noisy.size()[..] {
             [batch, found, height, side]
@@ -95,9 +97,9 @@ impl DiTTransformer2D {
             let expected = format!("numbers [{batch}], one per sample");
             return Err(DivaError::shape(OP, "timesteps", timesteps, expected));
         }
-        if !matches!(condition.size()[..], [b, length, w] if b == batch && w == width && length > 0) {
-            let expected = format!("({batch}, S, {width}) with S > 0");
-            return Err(DivaError::shape(OP, "condition", condition, expected));
+        if condition.size() != [batch, width] {
+            let expected = format!("[{batch}, {width}]: one vector per sample");
+            return Err(DivaError::shape(OP, "condition.pooled", condition, expected));
         }
         for (name, tensor) in [("noisy", noisy), ("condition", condition)] {
             if !is_floating(tensor)? {
@@ -121,7 +123,7 @@ impl DiTTransformer2D {
 /// What every block reads beside its input.
 struct Given {
     sinusoids: Tensor, // (B, T)
-    label: Tensor,     // (B, W): the condition, averaged over its positions
+    label: Tensor,     // (B, W): the pooled condition
 }
 
 impl DiTTransformer2D {
@@ -130,9 +132,9 @@ impl DiTTransformer2D {
         Ok(tensor.f_to_other(&self.time_proj.place().f_to_kind(self.stream)?, false, false)?)
     }
 
-    /// condition (B, S, W)
-    fn given(&self, timesteps: &Tensor, condition: &Tensor) -> Result<Given> {
-        let label = self.here(condition)?.f_mean_dim([1i64].as_slice(), false, None::<Kind>)?;
+    /// pooled (B, W)
+    fn given(&self, timesteps: &Tensor, pooled: &Tensor) -> Result<Given> {
+        let label = self.here(pooled)?;
         let sinusoids = self.time_proj.forward(timesteps)?.f_to_kind(self.stream)?;
         Ok(Given { sinusoids, label })
     }
@@ -161,10 +163,14 @@ impl DiTTransformer2D {
 }
 
 impl Denoiser for DiTTransformer2D {
+    fn slots(&self) -> Slots {
+        Slots::POOLED
+    }
+
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
     fn predict(&self, query: &Query) -> Result<Tensor> {
         let side = self.check(query)?;
-        let given = self.given(query.timesteps, query.condition)?;
+        let given = self.given(query.timesteps, query.condition.pooled(OP)?)?;
         let mut x = self.enter(query.noisy, side)?;
         for block in &self.transformer_blocks {
             x = self.through(block, &x, &given)?;
@@ -173,12 +179,12 @@ impl Denoiser for DiTTransformer2D {
     }
 
     /// Gradient checkpointing: the input of each block is kept, and the backward pass runs one block at a time again.
-    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
         let side = self.check(query)?;
-        let source = leaf(query.condition)?;
+        let source = leaf(query.condition.pooled(OP)?)?;
         let entered = self.given(query.timesteps, &source)?;
         let label = entered.label.shallow_clone();
         let given = Given { label: leaf(&label)?, ..entered };
@@ -194,8 +200,8 @@ impl Denoiser for DiTTransformer2D {
         let last = inputs.pop().ok_or_else(|| DivaError::config(OP, "a DiT without blocks"))?;
         let last = leaf(&last)?;
         let prediction = self.leave(&last, &given, side)?;
-        let judged = judge(&query.home(&prediction.f_detach()?)?)?;
-        let mut gradients = pull(&prediction, &judged, &[&last, &given.label])?;
+        let at_prediction = loss_gradient(&query.home(&prediction.f_detach()?)?)?;
+        let mut gradients = pull(&prediction, &at_prediction, &[&last, &given.label])?;
         let (mut total, mut gradient) = (gradients.swap_remove(1), gradients.swap_remove(0));
         for (block, x) in self.transformer_blocks.iter().zip(inputs).rev() {
             let x = leaf(&x)?;
@@ -203,6 +209,6 @@ impl Denoiser for DiTTransformer2D {
             total = total.f_add(&gradients.swap_remove(1))?;
             gradient = gradients.swap_remove(0);
         }
-        Ok(Some(pull(&label, &total, &[&source])?.swap_remove(0)))
+        Ok(Some(Condition::of_pooled(pull(&label, &total, &[&source])?.swap_remove(0))))
     }
 }

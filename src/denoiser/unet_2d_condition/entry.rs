@@ -42,7 +42,7 @@ impl Fixed {
     }
 }
 
-/// Stable unCLIP: the mean of the condition's positions is the image embedding, text is cross-attended.
+/// Stable unCLIP: the pooled condition is the image embedding, text is cross-attended.
 pub struct ClassEntry {
     embedding: ClassEmbedding,
     text: Tensor, // (1, L, D)
@@ -75,14 +75,13 @@ impl ClassEntry {
         Ok(ClassEntry { embedding, text, width })
     }
 
-    /// condition (B, S, width) -> what is added to the time embedding (B, T), what is cross-attended (B, L, D).
-    pub fn forward(&self, condition: &Tensor) -> Result<(Tensor, Tensor)> {
-        let labels = condition.f_mean_dim([1i64].as_slice(), false, None::<Kind>)?; // (B, width)
+    /// pooled (B, width) -> what is added to the time embedding (B, T), what is cross-attended (B, L, D).
+    pub fn forward(&self, pooled: &Tensor) -> Result<(Tensor, Tensor)> {
         let embedded = match &self.embedding {
-            ClassEmbedding::Projection(embedding) => embedding.forward(&labels)?,
-            ClassEmbedding::Simple(linear) => linear.forward(&labels)?,
+            ClassEmbedding::Projection(embedding) => embedding.forward(pooled)?,
+            ClassEmbedding::Simple(linear) => linear.forward(pooled)?,
         };
-        let batch = condition.size3()?.0;
+        let batch = pooled.size2()?.0;
         Ok((embedded, self.text.f_expand([batch, -1, -1], false)?))
     }
 }

@@ -5,9 +5,10 @@
 
 use tch::{no_grad_guard, Kind, Tensor};
 
+use super::condition::{Condition, Slots};
 use super::embeddings::{Sinusoids, TimestepEmbedding};
 use super::layers::{conv, stream_of};
-use super::{Denoiser, Judge, KeysValues, Query};
+use super::{Denoiser, KeysValues, LossGradient, Query};
 use crate::error::{DivaError, Result};
 use crate::nn::{Activation, Conv2d, GroupNorm, Store};
 
@@ -100,13 +101,22 @@ impl UNet2DCondition {
         })
     }
 
-    /// C of the condition (B, S, C).
+    /// Width of the slot that carries the condition.
     pub fn condition_width(&self) -> i64 {
         self.class.as_ref().map_or(self.config.cross_attention_dim, |class| class.width)
     }
 
+    /// What carries the condition: the pooled slot (B, V) where the class embedding does, otherwise the tokens (B, S, C).
+    fn slot<'a>(&self, condition: &'a Condition) -> Result<&'a Tensor> {
+        match self.class {
+            Some(_) => condition.pooled(OP),
+            None => condition.tokens(OP),
+        }
+    }
+
     fn check(&self, query: &Query) -> Result<()> {
-        let Query { noisy, timesteps, condition, .. } = *query;
+        let Query { noisy, timesteps, .. } = *query;
+        let condition = self.slot(query.condition)?;
         let (channels, width) = (self.config.in_channels, self.condition_width());
         for (name, tensor) in [("noisy", noisy), ("condition", condition)] {
             let kind = tensor.f_kind()?;
@@ -129,19 +139,27 @@ impl UNet2DCondition {
         if timesteps.size() != [batch] {
             return Err(DivaError::shape(OP, "timesteps", timesteps, format!("[{batch}], one per sample")));
         }
-        match condition.size()[..] {
-            [samples, length, found] if samples == batch && found == width && length > 0 => Ok(()),
-            _ => {
-                Err(DivaError::shape(OP, "condition", condition, format!("({batch}, S, {width}) with S > 0")))
-            }
+        let (name, fits, expected) = match condition.size()[..] {
+            ref size if self.class.is_some() => (
+                "condition.pooled",
+                *size == [batch, width],
+                format!("[{batch}, {width}]: one vector per sample"),
+            ),
+            [samples, length, found] if samples == batch && found == width && length > 0 => return Ok(()),
+            _ => ("condition", false, format!("({batch}, S, {width}) with S > 0")),
+        };
+        if !fits {
+            return Err(DivaError::shape(OP, name, condition, expected));
         }
+        Ok(())
     }
 
-    /// The time embedding (B, T) after the SiLU that every ResNet begins with, and what is cross-attended.
-    fn given<'a>(&self, query: &Query<'a>) -> Result<Given<'a>> {
+    /// The time embedding (B, T) after the SiLU that every ResNet begins with, and what is cross-attended. `slot`: what
+    /// carries the condition.
+    fn given<'a>(&self, query: &Query<'a>, slot: &Tensor) -> Result<Given<'a>> {
         let sinusoids = self.time_proj.forward(query.timesteps)?.f_to_kind(self.stream)?;
         let mut time = self.time_embedding.forward(&sinusoids)?;
-        let mut hidden = self.here(query.condition)?;
+        let mut hidden = self.here(slot)?;
         if let Some(class) = &self.class {
             let (embedded, text) = class.forward(&hidden)?;
             time = time.f_add(&embedded)?;
@@ -176,10 +194,17 @@ impl UNet2DCondition {
 }
 
 impl Denoiser for UNet2DCondition {
+    fn slots(&self) -> Slots {
+        match self.class {
+            Some(_) => Slots::POOLED,
+            None => Slots::TOKENS,
+        }
+    }
+
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.
     fn predict(&self, query: &Query) -> Result<Tensor> {
         self.check(query)?;
-        let given = self.given(query)?;
+        let given = self.given(query, self.slot(query.condition)?)?;
         let mut x = self.enter(query.noisy)?;
         let mut residuals = vec![x.shallow_clone()];
         for unit in &self.units {
@@ -193,7 +218,7 @@ impl Denoiser for UNet2DCondition {
 
     fn read(&self, text: &Tensor) -> Result<Option<KeysValues>> {
         if self.class.is_some() {
-            return Ok(None); // its condition is averaged, and not cross-attended
+            return Ok(None); // its condition is pooled, and not cross-attended
         }
         let width = self.config.cross_attention_dim;
         if !matches!(text.size()[..], [samples, length, found] if samples * length > 0 && found == width) {
@@ -210,11 +235,11 @@ impl Denoiser for UNet2DCondition {
         Ok(Some(KeysValues(attentions.map(|part| part.keys_values(&text)).collect::<Result<_>>()?)))
     }
 
-    fn gradient(&self, query: &Query, judge: Judge) -> Result<Option<Tensor>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
         self.check(query)?;
-        self.recomputed(query, judge).map(Some)
+        self.recomputed(query, loss_gradient).map(Some)
     }
 }

@@ -6,14 +6,15 @@ use tch::{no_grad_guard, Tensor};
 use super::blocks::{Given, Input};
 use super::UNet2DCondition;
 use crate::denoiser::pull::{leaf, pull};
-use crate::denoiser::{Judge, Query};
+use crate::denoiser::{Condition, LossGradient, Query};
 use crate::error::Result;
 
 impl UNet2DCondition {
-    /// The gradient at the condition of what `judge` makes of the prediction.
-    pub(super) fn recomputed(&self, query: &Query, judge: Judge) -> Result<Tensor> {
-        let source = leaf(&self.here(query.condition)?)?;
-        let entered = self.given(&Query { condition: &source, ..*query })?;
+    /// The gradient at the condition of the loss whose gradient at the prediction `loss_gradient` gives.
+    pub(super) fn recomputed(&self, query: &Query, loss_gradient: LossGradient) -> Result<Condition> {
+        let slot = self.slot(query.condition)?;
+        let source = leaf(&self.here(slot)?)?;
+        let entered = self.given(query, &source)?;
         // Where the condition enters through the time embedding, that is what the units carry a gradient back to.
         let through_time = entered.time.requires_grad();
         let time = entered.time.shallow_clone();
@@ -22,8 +23,8 @@ impl UNet2DCondition {
         let (last, mut inputs) = self.recorded(query.noisy, &given)?;
         let at_last = leaf(&last)?;
         let prediction = self.leave(&at_last)?;
-        let judged = judge(&query.home(&prediction.f_detach()?)?)?;
-        let mut gradient = pull(&prediction, &judged, &[&at_last])?.swap_remove(0);
+        let at_prediction = loss_gradient(&query.home(&prediction.f_detach()?)?)?;
+        let mut gradient = pull(&prediction, &at_prediction, &[&at_last])?.swap_remove(0);
 
         // Nothing before the first unit that the condition reaches has a gradient to carry.
         let first = self.units.iter().position(|unit| through_time || unit.attends()).unwrap_or(0);
@@ -64,7 +65,8 @@ impl UNet2DCondition {
             Some(total) => total,
             None => source.f_zeros_like()?,
         };
-        Ok(total.f_to_other(query.condition, false, false)?)
+        let total = total.f_to_other(slot, false, false)?;
+        Ok(if through_time { Condition::of_pooled(total) } else { Condition::of_tokens(total) })
     }
 
     /// The output of the last unit, and the input of each, outside any graph.

@@ -51,7 +51,7 @@ def reshaped(
     return Rule((left,), (right,), lambda t: [to_right(t[0])], lambda t: [to_left(t[0])])
 
 
-def split(left: str, right: Sequence[str]) -> Rule:
+def chunked(left: str, right: Sequence[str]) -> Rule:
     """Query, key and value: stacked along axis 0 on the left, tensors of one size on the right."""
     parts = len(right)
     return Rule((left,), tuple(right), lambda t: list(t[0].chunk(parts)), lambda t: [torch.cat(t)])
@@ -68,19 +68,15 @@ def joined(left: Sequence[str], right: str) -> Rule:
 
 
 def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> dict[str, Tensor]:
-    """``state`` under the names of another layout; strict in both directions.
-
-    Args:
-        state: name -> tensor, by the left names of the rules.
-        rules: what belongs together.
-        target: the other layout, for messages.
+    """``state``, by the left names of the rules, under the names of another layout; strict both ways.
 
     Raises:
-        WeightsError: a key that no rule knows, or one that a rule needs and ``state`` lacks; names it.
+        WeightsError: a key without a rule, or one that a rule needs and ``state`` lacks; names it and
+            ``target``, the other layout.
         ShapeError: tensors that do not fit together.
 
     >>> weights = {"attn.in_proj_bias": torch.arange(6.0)}
-    >>> rules = [split("attn.in_proj_bias", ("q.bias", "k.bias", "v.bias"))]
+    >>> rules = [chunked("attn.in_proj_bias", ("q.bias", "k.bias", "v.bias"))]
     >>> there = convert(weights, rules, "transformers")
     >>> there["k.bias"]
     tensor([2., 3.])

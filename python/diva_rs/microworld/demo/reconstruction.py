@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.checkpoint import replacing
+from diva_rs._base.files import replacing
 from diva_rs._base.optional import require
 from diva_rs.diffusion import Teacher
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws, draw
-from diva_rs.step.modules import Pieces
+from diva_rs.step.modules import StepModules
 
 TIMESTEP = 600  # of 1000: more noise than image, so that what is seen again came through the condition
 _SHOWN = 8  # images in the picture; the losses are over all
@@ -46,12 +46,12 @@ def views(
     one = recipe.replace(draws=1, draw_weights=None, denoiser_batch=None, anchor=0.0, pixels="unit")
     shown = [View("image", images)]
     for title, (clip, projector) in clips.items():
-        pieces = Pieces(clip, teacher, one)
-        pieces.projector.load_state_dict(projector.state_dict())
-        inputs = pieces.inputs(images, None, 0, _draws(pieces, one, len(images)), 0)
+        modules = StepModules(clip, teacher, one)
+        modules.projector.load_state_dict(projector.state_dict())
+        inputs = modules.inputs(images, None, 0, _draws(modules, one, len(images)), 0)
         latents, noise, timesteps, choice, text = inputs.targets
         noisy, target, _ = teacher.schedule.add_noise(latents, noise[:, 0], timesteps[:, 0])
-        condition, _ = pieces.bridge.forward(pieces.tokens(inputs.images), text, choice)
+        condition, _ = modules.bridge.forward(modules.tokens(inputs.images), text, choice)
         ways = {title: condition[:, 0]}  # of its one draw
         if len(shown) == 1:
             shown.append(View("with noise", _decoded(vae, noisy)))
@@ -83,13 +83,13 @@ def write_picture(path: Path, shown: list[View]) -> None:
         figure.savefig(beside, format="png", dpi=100)
 
 
-def _draws(pieces: Pieces, recipe: Recipe, count: int) -> Draws:
-    patches = pieces.tower.patches
+def _draws(modules: StepModules, recipe: Recipe, count: int) -> Draws:
+    patches = modules.tower.patches
     drawn = draw(
         seed=0,
         ids=list(range(count)),
         draws=1,
-        latent_shape=pieces.teacher.latent_shape,
+        latent_shape=modules.teacher.latent_shape,
         patches=patches,
         choose=recipe.chosen(patches) or None,
     )

@@ -38,7 +38,9 @@ def share_weights(clip: nn.Module, ranks: Ranks) -> None:
     if ranks.world == 1:
         return
     named = dict(_tensors(clip))
-    first, *others = ranks.facts({name: f"{value.dtype} {tuple(value.shape)}" for name, value in named.items()})
+    first, *others = ranks.facts(
+        {name: f"{value.dtype} {tuple(value.shape)}" for name, value in named.items()}
+    )
     for rank, other in enumerate(others, start=1):
         name = _first_difference(first, other)
         if name is not None:

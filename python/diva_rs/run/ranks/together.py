@@ -84,7 +84,7 @@ class Together:
         if self.ranks.world == 1:
             before = trainer.samples_seen
             try:
-                return trainer._train(batch, until=enough)
+                return trainer.train(batch, until=enough).losses["loss"]
             finally:
                 self.samples += trainer.samples_seen - before
         self._pending += samples
@@ -106,7 +106,7 @@ class Together:
         rows = self.ranks.numbers(*(int(parameter.grad is not None) for parameter in parameters))
         needed = [p for p, column in zip(parameters, zip(*rows, strict=True), strict=True) if any(column)]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in needed]
-        device = trainer.pieces.device
+        device = trainer.step_modules.device
         losses = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
         sums = weighted_sums(self.ranks, [*gradients, *losses], trainer.pending / self._pending)
         for parameter, gradient in zip(needed, sums[: len(needed)], strict=True):

@@ -1,0 +1,128 @@
+"""Zero-shot classification and retrieval over clip-benchmark's data sets: what did post-training cost?"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from diva_rs._base.optional import require
+from diva_rs.errors import DataError
+from diva_rs.evaluation.benchmark import Opened, Settings, device_name, quiet, run_suite
+from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.result import per_cent
+from diva_rs.evaluation.scores import DatasetScore, SuiteResult
+from diva_rs.evaluation.statistics import wilson_interval
+
+
+def zero_shot(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    datasets: str | Sequence[str] = (),
+    suite: str | None = None,
+    **settings: Any,
+) -> SuiteResult:
+    """Zero-shot accuracy on data sets of clip-benchmark, with its class names and templates, in float32.
+
+    The result's ``missing`` holds the data sets that were not found, with the reason. Multi-label sets are
+    scored by mean average precision, as clip-benchmark does.
+
+    Args:
+        clip, preprocess, tokenizer: as for `mmvp_vlm`.
+        root: a folder with one sub-folder per data set, of its name (a slash is a dash, "wds/" left out), or
+            a template such as "data/{dataset_cleaned}/v1", or an address of webdatasets
+            ("https://.../{dataset_cleaned}/tree/main").
+        datasets: names of clip-benchmark: "cifar10", "imagenet1k", "wds/<name>" for webdatasets, ...
+        suite: "diva": the 27 sets of the paper, after those of ``datasets``.
+        settings: fields of `Settings`: split, batch, workers, download (default False), webdataset,
+            confidence, progress.
+
+    Raises:
+        DataError: none of the data sets was found.
+        ConfigError: no data set named, or an unknown suite.
+        DependencyError: clip-benchmark is not installed.
+
+    >>> result = zero_shot(clip, preprocess, tokenizer, shapes_folder, "wds/shapes", progress=False)
+    >>> result["wds/shapes"].metric, result["wds/shapes"].items
+    ('acc1', 8)
+    """
+    return run_suite("zero-shot", _classify, (clip, preprocess, tokenizer), root, datasets, suite, settings)
+
+
+def retrieval(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    datasets: str | Sequence[str] = (),
+    suite: str | None = None,
+    **settings: Any,
+) -> SuiteResult:
+    """Recall@k of images by text and of texts by image, on data sets of clip-benchmark, in float32.
+
+    The score of a data set is the mean of both recalls at the first k of ``recall``; its ``metrics`` hold
+    both for every k.
+
+    Args:
+        clip, preprocess, tokenizer, root: as for `zero_shot`.
+        datasets: names of clip-benchmark: "flickr30k", "mscoco_captions", "wds/<name>", ...
+        suite: "diva": the 2 sets of the paper, after those of ``datasets``.
+        settings: as for `zero_shot`, and recall (default 1, 5, 10).
+
+    Raises as :func:`zero_shot`.
+
+    >>> result = retrieval(
+    ...     clip, preprocess, tokenizer, captions_folder, "wds/captions", recall=(1, 2), progress=False
+    ... )
+    >>> result["wds/captions"].metric, sorted(result["wds/captions"].metrics)[0]
+    ('mean_recall@1', 'image_retrieval_recall@1')
+    """
+    return run_suite("retrieval", _retrieve, (clip, preprocess, tokenizer), root, datasets, suite, settings)
+
+
+def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
+    measures = require("clip_benchmark.metrics.zeroshot_classification", extra="eval")
+    classes, templates = getattr(opened.dataset, "classes", None), getattr(opened.dataset, "templates", None)
+    if not classes or not templates:
+        raise DataError("it has no class names or no templates")
+    with device_name(embedder) as device, quiet(settings):
+        classifier = measures.zero_shot_classifier(
+            embedder, embedder.tokenize, classes, templates, device, amp=False
+        )
+        logits, target = measures.run_classification(embedder, classifier, opened.batches, device, amp=False)
+    if target.ndim == 2:
+        name = "mean_average_precision"
+        precision = 100 * float(measures.average_precision_per_class(logits, target).mean())
+        return DatasetScore(opened.name, name, precision, None, opened.batches.images, {name: precision})
+    picked = logits.argmax(dim=1)
+    outcomes = (picked == target).tolist()
+    right, items = sum(outcomes), len(outcomes)
+    recalls = [float((picked[target == kind] == kind).float().mean()) for kind in target.unique()]
+    metrics = {"acc1": 100 * right / items, "mean_per_class_recall": 100 * sum(recalls) / len(recalls)}
+    if len(classes) >= 5:
+        # Not by clip-benchmark's own `accuracy`, which fails under NumPy 2.4 and later.
+        hits = (logits.topk(5).indices == target.unsqueeze(1)).any(dim=1)
+        metrics["acc5"] = 100 * float(hits.float().mean())
+    interval = per_cent(wilson_interval(right, items, settings.confidence))
+    return DatasetScore(opened.name, "acc1", metrics["acc1"], interval, items, metrics, tuple(outcomes))
+
+
+def _retrieve(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
+    measures = require("clip_benchmark.metrics.zeroshot_retrieval", extra="eval")
+    if getattr(opened.dataset, "classes", None):
+        raise DataError("it has class names and no captions: it is a classification set")
+    recall, batches = list(settings.recall), opened.batches
+    with device_name(embedder) as device, quiet(settings):
+        try:
+            found = measures.evaluate(
+                embedder, batches, embedder.tokenize, device, amp=False, recall_k_list=recall
+            )
+        except RuntimeError as err:
+            if max(recall) <= batches.images:
+                raise
+            raise DataError(
+                f"recall@{max(recall)} of {batches.images} images: give a smaller recall"
+            ) from err
+    metrics = {name: 100 * value for name, value in found.items()}
+    both = [metrics[f"{side}_retrieval_recall@{recall[0]}"] for side in ("image", "text")]
+    return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, batches.images, metrics)

@@ -1,0 +1,50 @@
+"""What every evaluation gives back: a value that turns into a dict, a JSON file and a table in CSV."""
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+from diva_rs._base.files import write_json, write_text
+
+
+class Result:
+    """The base of the results, which are frozen dataclasses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return dict(vars(self))
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of the CSV file, each as column -> value."""
+        cells = (str, int, float)
+        return [{name: value for name, value in self.to_dict().items() if isinstance(value, cells)}]
+
+    def to_json(self, path: str | os.PathLike[str]) -> Path:
+        """Write `to_dict` atomically; returns the path. Raises DataError if it cannot be written."""
+        write_json(Path(path), self.to_dict())
+        return Path(path)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> Path:
+        """Write `records` atomically; returns the path. Raises DataError if it cannot be written."""
+        records, text = self.records(), io.StringIO()
+        table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(records)
+        write_text(Path(path), text.getvalue())
+        return Path(path)
+
+
+def bits(outcomes: tuple[bool, ...]) -> str:
+    """One outcome per item as a string of 0 and 1.
+
+    >>> bits((True, False))
+    '10'
+    """
+    return "".join("01"[right] for right in outcomes)
+
+
+def per_cent(interval: tuple[float, float]) -> tuple[float, float]:
+    """An interval of shares in per cent."""
+    return 100 * interval[0], 100 * interval[1]

@@ -1,0 +1,180 @@
+"""Stage: which parts of a run train, for how long and how; and the plan of a run's stages."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, model_validator
+from typing_extensions import Self
+
+from diva_rs.errors import ConfigError, shown
+from diva_rs.recipes.settings import Count, Settings, Whole
+
+_NAME = re.compile(r"[a-z]\w*(:\S+)?")
+_SHARED = ("optimizer", "schedule", "warmup")  # what a stage that continues another one cannot change
+
+
+class Group(Settings):
+    """Parameters that train with settings of their own; a setting that is None is the stage's.
+
+    >>> Group(name="projector", lr=1e-3).lr
+    0.001
+    """
+
+    noun: ClassVar[str] = "a group"
+
+    name: str = Field(
+        min_length=1, description='"projector", "tower", "tower:<glob over keys>" or "denoiser"'
+    )
+    lr: NonNegativeFloat | None = Field(default=None, description="learning rate")
+    weight_decay: NonNegativeFloat | None = Field(default=None, description="as in torch.optim")
+    schedule: Literal["cosine", "constant"] | None = Field(
+        default=None, description="learning rate after its warm-up"
+    )
+    warmup: Whole | None = Field(default=None, description="steps of linear warm-up")
+
+
+class Stage(Settings):
+    """One stage of a run; a setting that is None is the recipe's.
+
+    ``train`` names groups of parameters: "projector", "tower", "tower:<glob over its keys>", "denoiser". An
+    entry may be a `Group` (or a dict of its fields), which has its own learning rate, weight decay and
+    schedule. Where several groups match a parameter, the last one counts.
+
+    >>> Stage(train=("projector", "tower"), steps=100, optimizer="adamw", lr=1e-4).names
+    ('projector', 'tower')
+    """
+
+    noun: ClassVar[str] = "a stage"
+
+    train: tuple[str | Group, ...] = Field(min_length=1, description="groups that train")
+    steps: Count | None = Field(default=None, description="optimizer steps; None: the rest of the run")
+    continues: bool = Field(
+        default=False,
+        description="whether optimizer and schedule of the stage before are kept, with their state",
+    )
+    optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="as in torch.optim")
+    lr: NonNegativeFloat | None = Field(default=None, description="learning rate")
+    projector_lr: NonNegativeFloat | None = Field(
+        default=None, description="the projector's; None: the recipe's, or lr"
+    )
+    denoiser_lr: NonNegativeFloat | None = Field(default=None, description="the denoiser's; None: lr")
+    weight_decay: NonNegativeFloat | None = Field(default=None, description="as in torch.optim")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, description="of SGD")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        default=None, description="of AdamW"
+    )
+    eps: NonNegativeFloat | None = Field(default=None, description="of AdamW")
+    schedule: Literal["cosine", "constant"] | None = Field(
+        default=None, description="learning rate after its warm-up"
+    )
+    warmup: Whole | None = Field(default=None, description="steps of linear warm-up")
+    grad_clip: NonNegativeFloat | None = Field(
+        default=None, description="greatest norm of the gradient; 0: no clipping"
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The groups' names."""
+        return tuple(group if isinstance(group, str) else group.name for group in self.train)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in self.names:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"train={shown(name)}: a group's name is needed, such as 'projector', 'tower', "
+                    "'tower:*attn*' or 'denoiser'"
+                )
+            if self.names.count(name) > 1:
+                raise ConfigError(f"train names the group {name!r} twice: name it once")
+        for name in _SHARED:
+            if self.continues and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} does not go with continues=True, which keeps the "
+                    "optimizer and the schedule of the stage before: leave one of them out"
+                )
+        return self
+
+
+@dataclass(frozen=True)
+class PlannedGroup:
+    """A group of a `PlannedStage`, with every setting filled in."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    warmup: int
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of a run, with every setting filled in.
+
+    Attributes:
+        groups: what trains.
+        first: optimizer steps of the run before this stage.
+        steps: optimizer steps of this stage; None: until the data ends.
+        continues: whether it keeps the optimizer of the stage before.
+        schedule_first, schedule_steps: where the learning rate's schedule begins, and over how many steps it
+            runs; None where the end is not known, and each group's schedule is "constant" then.
+        grad_clip: None for no clipping.
+    """
+
+    groups: tuple[PlannedGroup, ...]
+    first: int
+    steps: int | None
+    continues: bool
+    schedule_first: int
+    schedule_steps: int | None
+    optimizer: str
+    momentum: float
+    betas: tuple[float, float]
+    eps: float
+    grad_clip: float | None
+
+
+def plan(stages: Sequence[Stage], recipe: Mapping[str, Any], steps: int | None) -> Iterator[PlannedStage]:
+    """The stages of a run of ``steps`` optimizer steps; ``recipe`` holds what a stage leaves out."""
+    counts = [stage.steps for stage in stages]
+    if counts[-1] is None and steps is not None:
+        counts[-1] = steps - sum(count or 0 for count in counts[:-1])
+    first = 0
+    values: dict[str, Any] = {}
+    for index, (stage, count) in enumerate(zip(stages, counts, strict=True)):
+        given = {name: value for name, value in stage if value is not None}
+        values = {**(values if stage.continues else recipe), **given}
+        if not stage.continues:
+            end = next((i for i in range(index + 1, len(stages)) if not stages[i].continues), len(stages))
+            span = counts[index:end]
+            start, length = first, None if None in span else sum(c for c in span if c is not None)
+        yield PlannedStage(
+            groups=tuple(_group(group, values, length) for group in stage.train),
+            first=first,
+            steps=count,
+            continues=stage.continues,
+            schedule_first=start,
+            schedule_steps=length,
+            optimizer=values["optimizer"],
+            momentum=values["momentum"],
+            betas=values["betas"],
+            eps=values["eps"],
+            grad_clip=values["grad_clip"] or None,
+        )
+        first += count or 0
+
+
+def _group(group: str | Group, stage: Mapping[str, Any], length: int | None) -> PlannedGroup:
+    own = {} if isinstance(group, str) else {name: value for name, value in group if value is not None}
+    name = group if isinstance(group, str) else group.name
+    lr = stage.get(f"{name}_lr")
+    values = {**stage, **({} if lr is None else {"lr": lr}), **own}
+    return PlannedGroup(
+        name=name,
+        lr=values["lr"],
+        weight_decay=values["weight_decay"],
+        schedule="constant" if length is None else values["schedule"],
+        warmup=values["warmup"],
+    )

@@ -1,0 +1,163 @@
+//! What a prediction is conditioned on, by the slot through which it enters a network.
+
+use tch::{Kind, Tensor};
+
+use super::frozen::is_floating;
+use crate::error::{DivaError, Result};
+
+/// Which slots of a network carry the condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slots {
+    /// Tokens that attention reads.
+    pub tokens: bool,
+    /// One vector per sample, as class embeddings and adaLN read it.
+    pub pooled: bool,
+}
+
+impl Slots {
+    pub const TOKENS: Slots = Slots { tokens: true, pooled: false };
+    pub const POOLED: Slots = Slots { tokens: false, pooled: true };
+
+    /// A condition (B, S, C) in these slots, differentiable: as it is in the tokens' slot, as its mean over the
+    /// positions in the pooled one.
+    pub fn fill(self, condition: &Tensor) -> Result<Condition> {
+        let op = "condition";
+        if !matches!(condition.size()[..], [_, length, _] if length > 0) {
+            return Err(DivaError::shape(op, "condition", condition, "(B, S, C) with S > 0"));
+        }
+        if !is_floating(condition)? {
+            let (name, got, expected) =
+                ("condition".to_string(), condition.f_kind()?, "floating point".to_string());
+            return Err(DivaError::Kind { op, name, got, expected });
+        }
+        let mean = || condition.f_mean_dim([1i64].as_slice(), false, None::<Kind>);
+        Ok(Condition {
+            tokens: self.tokens.then(|| condition.shallow_clone()),
+            pooled: self.pooled.then(mean).transpose()?,
+        })
+    }
+
+    /// From the names of the slots, "tokens" and "pooled".
+    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Slots> {
+        let mut slots = Slots { tokens: false, pooled: false };
+        for name in names {
+            match name {
+                "tokens" => slots.tokens = true,
+                "pooled" => slots.pooled = true,
+                other => {
+                    let what = format!("unknown slot {other:?}: use \"tokens\" or \"pooled\"");
+                    return Err(DivaError::config("slots", what));
+                }
+            }
+        }
+        Ok(slots)
+    }
+
+    pub fn names(self) -> Vec<&'static str> {
+        let names = [("tokens", self.tokens), ("pooled", self.pooled)];
+        names.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+    }
+}
+
+/// A condition in the slots of a network, or the gradients at them.
+#[derive(Debug, Default)]
+pub struct Condition {
+    pub tokens: Option<Tensor>, // (B, S, C)
+    pub pooled: Option<Tensor>, // (B, V)
+}
+
+impl Condition {
+    pub fn of_tokens(tokens: Tensor) -> Self {
+        Condition { tokens: Some(tokens), pooled: None }
+    }
+
+    pub fn of_pooled(pooled: Tensor) -> Self {
+        Condition { tokens: None, pooled: Some(pooled) }
+    }
+
+    /// The tensors that are there: tokens first.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        self.tokens.iter().chain(&self.pooled)
+    }
+
+    /// The tokens (B, S, C), which this network needs.
+    pub fn tokens(&self, op: &'static str) -> Result<&Tensor> {
+        self.tokens.as_ref().ok_or_else(|| DivaError::config(op, "the condition has no tokens"))
+    }
+
+    /// The pooled vector (B, V), which this network needs.
+    pub fn pooled(&self, op: &'static str) -> Result<&Tensor> {
+        self.pooled.as_ref().ok_or_else(|| DivaError::config(op, "the condition has no pooled vector"))
+    }
+
+    /// The same values outside any graph.
+    pub fn detached(&self) -> Result<Condition> {
+        let detached = |slot: &Option<Tensor>| slot.as_ref().map(Tensor::f_detach).transpose();
+        Ok(Condition { tokens: detached(&self.tokens)?, pooled: detached(&self.pooled)? })
+    }
+
+    /// The gradient at `source`, which the slots were computed from, given the gradients at the slots.
+    pub fn pull(&self, gradients: &Condition, source: &Tensor) -> Result<Tensor> {
+        let mut roots = Vec::with_capacity(2);
+        let pairs = [(&self.tokens, &gradients.tokens), (&self.pooled, &gradients.pooled)];
+        for (slot, gradient) in pairs {
+            if let (Some(slot), Some(gradient)) = (slot, gradient) {
+                let product = slot.f_mul(&gradient.f_to_other(slot, false, false)?)?;
+                roots.push(product.f_sum(product.f_kind()?)?);
+            }
+        }
+        Ok(Tensor::f_run_backward(&roots, &[source], false, false)?.swap_remove(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn condition() -> Tensor {
+        Tensor::arange(12, (Kind::Double, Device::Cpu)).view([2, 3, 2]).set_requires_grad(true)
+    }
+
+    #[test]
+    fn each_slot_gets_its_form_of_the_condition() -> Result<()> {
+        let source = condition();
+        let both = Slots { tokens: true, pooled: true }.fill(&source)?;
+        assert_eq!(both.tokens("test")?.size(), [2, 3, 2]);
+        assert_eq!(Vec::<f64>::try_from(both.pooled("test")?.view([-1]))?, [2.0, 3.0, 8.0, 9.0]);
+        assert!(Slots::TOKENS.fill(&source)?.pooled("test").is_err());
+        assert!(Slots::POOLED.fill(&source)?.tokens("test").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn gradients_of_both_slots_add_up() -> Result<()> {
+        let source = condition();
+        let both = Slots { tokens: true, pooled: true }.fill(&source)?;
+        let gradients = Condition {
+            tokens: Some(source.ones_like()),
+            pooled: Some(both.pooled("test")?.ones_like() * 3),
+        };
+        let gradient = both.pull(&gradients, &source)?;
+        assert_eq!(Vec::<f64>::try_from(gradient.view([-1]))?, [2.0; 12]); // 1 + 3 / 3 positions
+        Ok(())
+    }
+
+    #[test]
+    fn a_condition_without_positions_or_of_whole_numbers_is_an_error() {
+        for (size, kind) in
+            [(vec![2, 0, 4], Kind::Float), (vec![2, 4], Kind::Float), (vec![2, 1, 4], Kind::Int64)]
+        {
+            let found = Slots::POOLED.fill(&Tensor::zeros(size.as_slice(), (kind, Device::Cpu)));
+            assert!(found.is_err_and(|err| err.to_string().contains("`condition`")));
+        }
+    }
+
+    #[test]
+    fn slots_have_names() -> Result<()> {
+        let both = Slots::named(["pooled", "tokens"])?;
+        assert_eq!(both.names(), ["tokens", "pooled"]);
+        assert!(Slots::named(["text"]).is_err());
+        Ok(())
+    }
+}
