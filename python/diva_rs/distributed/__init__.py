@@ -1,6 +1,6 @@
 """Several ranks: one process per device, started by torchrun, accelerate launch or by hand.
 
-`session` joins the ranks, `Ranks` lets them exchange facts and tensors, and `weighted_sums` adds up gradients.
+`session` joins the ranks, `Ranks` exchanges facts and tensors, `weighted_sums` adds up gradients.
 """
 
 from diva_rs._base.world import alone, launched, rank_and_world

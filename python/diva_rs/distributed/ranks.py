@@ -16,16 +16,17 @@ from diva_rs.errors import RankError
 class Ranks:
     """All ranks of a run, seen from this one. With one rank nothing is sent.
 
-    Facts travel between the hosts through a gloo group, tensors through the default group. All ranks must call
-    the methods that send, in the same order. Where the connection to another rank breaks, they raise
-    `RankError`.
+    Facts travel between the hosts through a gloo group, tensors through the default group. All
+    ranks must call the methods that send, in the same order. Where the connection to another rank
+    breaks, they raise `RankError`.
 
     Attributes:
         rank, world, local: this rank, the number of ranks, and this rank's number on its machine.
         stopping: whether Ctrl-C was pressed on this rank.
 
     Args:
-        timeout: how long a rank waits for a fact of another one, such as the end of an evaluation on rank 0.
+        timeout: how long a rank waits for a fact of another one, such as the end of an evaluation
+            on rank 0.
 
     >>> ranks = Ranks()
     >>> ranks.world, ranks.numbers(3, 0), ranks.facts("here")
@@ -93,7 +94,7 @@ class Ranks:
             dist.destroy_process_group(self._hosts)
 
     def _group(self, tensor: Tensor) -> Any:
-        """The group that can send ``tensor``: None, the default group, for tensors on an accelerator."""
+        """The group that can send ``tensor``: None, the default group, off the CPU."""
         return self._hosts if tensor.device.type == "cpu" else None
 
 
@@ -103,6 +104,6 @@ def _connection() -> Iterator[None]:
         yield
     except RuntimeError as err:
         raise RankError(
-            f"the connection to another rank broke, because that rank failed or was lost ({err}). Start the run "
-            "again: with the same output_dir it resumes from its last checkpoint"
+            f"the connection to another rank broke, because that rank failed or was lost ({err}). "
+            "Start the run again: with the same output_dir it resumes from its last checkpoint"
         ) from err

@@ -20,9 +20,10 @@ from diva_rs.errors import DeviceError
 def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
     """Join the ranks that a launcher started, if any; at the end leave them as they were found.
 
-    torch.distributed is initialized where the caller has not done it, and only then shut down again. An
-    exception in the block is recorded for torchrun, which shows it and ends or restarts the other ranks. On
-    several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the same step; a second one raises.
+    torch.distributed is initialized where the caller has not done it, and only then shut down
+    again. An exception in the block is recorded for torchrun, which shows it and ends or restarts
+    the other ranks. On several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the
+    same step; a second one raises.
 
     Args:
         timeout: see `Ranks`. Sums of gradients have torch's own timeout.
@@ -53,23 +54,25 @@ def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
 
 
 def _join() -> bool:
-    """Initialize torch.distributed where a launcher started several ranks; returns whether this did it."""
+    """Initialize torch.distributed where a launcher started several ranks; returns whether it did."""
     place = launched()
     if place is None or not dist.is_available() or dist.is_initialized():
         return False
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://")))
+        store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
         if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
-            # torchrun keeps its store when it restarts the ranks, and with it the addresses of those that died
-            # (pytorch issue 135712). On one machine the number of restarts tells the starts apart.
-            store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            # torchrun keeps its store when it restarts the ranks, and with it the addresses of
+            # those that died (pytorch issue 135712). On one machine the number of restarts tells
+            # the starts apart.
+            start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as err:
         raise DeviceError(
-            f"rank {place.rank} could not join the {place.world} ranks that RANK, WORLD_SIZE, MASTER_ADDR and "
-            f"MASTER_PORT announce: {err}. Without a launcher, unset these variables"
+            f"rank {place.rank} could not join the {place.world} ranks that RANK, WORLD_SIZE, "
+            f"MASTER_ADDR and MASTER_PORT announce: {err}. Without a launcher, unset these variables"
         ) from err
     return True
 

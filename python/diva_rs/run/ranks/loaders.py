@@ -21,9 +21,10 @@ _WAYS = (
 
 
 def check_divided(loader: Any, ranks: Ranks) -> None:
-    """Raise DataError where every rank would read all images of ``loader``, or where there are too few shards.
+    """Raise DataError where every rank would read all images, or has no shard.
 
-    Of an iterable that is no DataLoader nothing is known before it is read: see `check_first_batches`.
+    Of an iterable that is no DataLoader nothing is known before it is read: see
+    `check_first_batches`.
 
     >>> check_divided([torch.zeros(1, 3, 8, 8)], Ranks())
     """
@@ -37,9 +38,10 @@ def check_divided(loader: Any, ranks: Ranks) -> None:
                 f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
                 f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
             )
-    elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-        if not is_divided(loader):
-            raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
+        return
+    whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if whole and not is_divided(loader):
+        raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
 
 
 def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
@@ -54,13 +56,14 @@ def is_divided(loader: DataLoader[Any]) -> bool:
     batches = loader.batch_sampler
     parts = (loader.sampler, batches, getattr(batches, "sampler", None))
     known = any(isinstance(part, (DistributedSampler, KeyedSampler)) for part in parts)
-    # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a prepared loader.
+    # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a
+    # prepared loader.
     sharded = any(hasattr(part, "process_index") or hasattr(part, "num_replicas") for part in parts)
     return known or sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
 
 
 def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
-    """Batches of a pass: the most that one rank reads, and those of all ranks; None where a rank cannot tell.
+    """Batches of a pass: the most of one rank, and of all ranks; None where a rank cannot tell.
 
     To be called by all ranks.
 

@@ -1,4 +1,4 @@
-"""The start of a run over several ranks: the same recipe, weights and teacher, and a device for each rank."""
+"""The start of a run: the same recipe, weights and teacher on every rank, on its own device."""
 
 import logging
 import socket
@@ -76,17 +76,17 @@ def check_same_teacher(teacher: Teacher, prompt: str, ranks: Ranks) -> None:
             wrong = "text condition"
         if wrong is not None:
             raise ConfigError(
-                f"rank {rank} has another diffusion model than rank 0: its {wrong} differs. Load the same weights "
-                "on every rank, or seed what is drawn at random"
+                f"rank {rank} has another diffusion model than rank 0: its {wrong} differs. Load the "
+                "same weights on every rank, or seed what is drawn at random"
             )
 
 
 def place_on_devices(clip: nn.Module, unet: Any, ranks: Ranks) -> Any:
     """Give each rank its own GPU where two would share one; returns the teacher, moved if need be.
 
-    A script that puts its models on "cuda" puts those of all ranks on the first GPU. They move to the GPU of
-    the rank's number on this machine (``LOCAL_RANK``), with a warning. Models on the CPU or on GPUs that differ
-    stay, and so does a teacher that is not where CLIP is.
+    A script that puts its models on "cuda" puts those of all ranks on the first GPU. They move to
+    the GPU of the rank's number on this machine (``LOCAL_RANK``), with a warning. Models on the CPU
+    or on GPUs that differ stay, and so does a teacher that is not where CLIP is.
 
     Raises:
         DeviceError: this machine has more ranks than GPUs.
@@ -116,8 +116,8 @@ def place_on_devices(clip: nn.Module, unet: Any, ranks: Ranks) -> Any:
 def gpu_of(rows: list[Any], rank: int, local: int, index: int, count: int) -> int:
     """The GPU for rank ``rank``: the one it is on, unless another rank is on it too.
 
-    ``rows`` holds the machine and the GPU of every rank, ``local`` the rank's number on its machine, ``index``
-    the GPU it is on, ``count`` the number of GPUs of this machine.
+    ``rows`` holds the machine and the GPU of every rank, ``local`` the rank's number on its
+    machine, ``index`` the GPU it is on, ``count`` the number of GPUs of this machine.
 
     >>> gpu_of([("a", "gpu0"), ("a", "gpu0")], rank=1, local=1, index=0, count=8)
     1

@@ -48,8 +48,9 @@ class Together:
     def rounds(self, feed: Any, epoch: int) -> Iterator[tuple[int, Any, int]]:
         """A batch of every rank at a time, until none has any left in this pass.
 
-        ``feed`` is this rank's `Feed`. Yields the batches that all ranks have read of this pass, this rank's
-        batch (None: others have one left), and the samples of all of them (0 where one rank is alone).
+        ``feed`` is this rank's `Feed`. Yields the batches that all ranks have read of this pass,
+        this rank's batch (None: others have one left), and the samples of all of them (0 where one
+        rank is alone).
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed on some rank; on all of them in the same round.
