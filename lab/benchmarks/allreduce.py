@@ -1,8 +1,8 @@
-"""What several ranks cost: bytes per step, seconds of an all-reduce, and two ranks against one.
+"""The cost of several ranks: bytes per step, seconds of an all-reduce, and two ranks against one.
 
-`python -m lab.benchmarks.allreduce` needs two cores. The ranks are processes of this machine that talk
-through gloo; the numbers say what the code does, not what NCCL does between GPUs. Times are medians, and
-what is compared takes turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
+`python -m lab.benchmarks.allreduce` needs two cores. The ranks are processes of this machine that
+communicate through gloo, so the figures do not predict NCCL between GPUs. Times are medians of runs in turns.
+See docs/scaling.md.
 """
 
 import os
@@ -24,7 +24,7 @@ BATCH, STEPS = 4, 21
 
 
 def payload(name: str, width: int = 1024) -> tuple[int, int]:
-    """Trained parameters of a published CLIP and its projector, and the bytes that a rank gives to a step."""
+    """Trained parameters of a published CLIP with its projector, and the bytes that a rank sends per step."""
     from diva_rs.clip import adapt
 
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def teacher() -> diva_rs.Teacher:
 
 
 def all_reduce(ranks: Ranks) -> dict[int, float]:
-    """Seconds to add up flat tensors of some sizes: the median of nine."""
+    """Seconds of an all-reduce for each size: the median of nine."""
     found = {}
     for size in SIZES:
         flat = torch.zeros(size // 4)
@@ -81,7 +81,7 @@ def timed(ranks: Ranks, batch: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the three tables, and how busy the machine was."""
+    """Print the three tables and the load of the machine."""
     print("bytes that each rank gives to a step (float32 gradient, three losses)")
     for name in PUBLISHED:
         values, size = payload(name)

@@ -28,7 +28,7 @@ import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluate
 from builders.small import images, small_clip, small_teacher
-from diva_rs.data import decode, folder, folder_loader, shard_loader
+from diva_rs.data import dataset, decode, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
@@ -104,30 +104,28 @@ def photos(root: Path, count: int) -> Path:
     return root
 
 
-def seen_by(module: Any) -> list[str]:
-    """The names of the images that ``module`` decodes from now on."""
+def decoded_names() -> list[str]:
+    """The names of the images that the readers decode from now on."""
     names: list[str] = []
 
     def noted(source: Any, name: str, *rest: Any) -> Any:
         names.append(Path(name).name)
         return decode.decode(source, name, *rest)
 
-    module.decode = noted
+    dataset.decode = noted
     return names
 
 
 def from_folder(place: Path, world: int) -> dict[str, Any]:
     """One pass over eleven images: one rank has six of them."""
-    names = seen_by(folder)
+    names = decoded_names()
     batches = folder_loader(place / "photos", batch=4, size=32, workers=0, scale=None)
     return {**train(batches, batch=8, steps=None), "decoded": names}
 
 
 def from_shards(place: Path, world: int) -> dict[str, Any]:
     """One pass over shards of five, three and one images."""
-    from diva_rs.data import shards
-
-    names = seen_by(shards)
+    names = decoded_names()
     batches = shard_loader(str(place / "{0..2}.tar"), batch=2, size=32, workers=0, scale=None)
     return {**train(batches, batch=None, steps=None), "decoded": names}
 

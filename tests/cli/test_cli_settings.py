@@ -3,7 +3,7 @@
 import pytest
 
 import diva_rs
-from builders.cli import MODEL, message, parsed
+from builders.cli import MODEL, NEEDED, message, parsed
 from diva_rs.cli import main
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe, Stage
@@ -57,16 +57,18 @@ def test_every_recipe_field_is_a_flag():
         "keep": ("3", 3),
     }
     flags = [part for name, (text, _) in values.items() for part in ("--" + name.replace("_", "-"), text)]
-    _, recipe = parsed([*flags, "--no-antialias", "--gradient-checkpointing", "--denoiser-checkpointing"])
+    _, recipe = parsed(
+        [*NEEDED, *flags, "--no-antialias", "--gradient-checkpointing", "--denoiser-checkpointing"]
+    )
     expected = {name: value for name, (_, value) in values.items()}
     assert recipe == Recipe(
         **expected, antialias=False, gradient_checkpointing=True, denoiser_checkpointing=True
     )
-    _, staged = parsed(["--stages", '[{"train": ["projector"], "steps": 3}, {"train": ["tower"]}]'])
+    _, staged = parsed([*NEEDED, "--stages", '[{"train": ["projector"], "steps": 3}, {"train": ["tower"]}]'])
     assert staged == Recipe(stages=(Stage(train=("projector",), steps=3), Stage(train=("tower",))))
-    _, other = parsed(["--choose", "9", "--replacement"])
+    _, other = parsed([*NEEDED, "--choose", "9", "--replacement"])
     assert other == Recipe(choose=9, replacement=True)
-    _, coins = parsed(["--density", "0.25", "--bernoulli"])
+    _, coins = parsed([*NEEDED, "--density", "0.25", "--bernoulli"])
     assert coins == Recipe(density=0.25, bernoulli=True)
     shown = {*values, "antialias", "gradient_checkpointing", "denoiser_checkpointing"}
     shown |= {"stages", "choose", "replacement", "density", "bernoulli"}
@@ -76,36 +78,37 @@ def test_every_recipe_field_is_a_flag():
 def test_flags_go_before_the_file_before_the_preset_before_the_defaults(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(
-        'clip = "from-file"\nworkers = 5\n[recipe]\npreset = "diva-official-openai-vit-l-14-224"\n'
+        'clip = "from-file"\nteacher = "t"\ndata = "d"\noutput-dir = "o"\nworkers = 5\n'
+        '[recipe]\npreset = "diva-official-openai-vit-l-14-224"\n'
         'lr = 2e-5\nseed = 7\ngrad_clip = "none"\ndraw_weights = [3, 1]\n'
     )
     values, recipe = parsed(["--config", str(file), "--lr", "3e-5", "--clip", "from-flag"])
-    assert (values["clip"], values["workers"], values["on_bad_image"]) == ("from-flag", 5, "raise")
+    assert (values.clip, values.workers, values.on_bad_image) == ("from-flag", 5, "raise")
     official = Recipe.named("diva-official-openai-vit-l-14-224")
     assert recipe == official.replace(lr=3e-5, seed=7, grad_clip=None, draw_weights=(3.0, 1.0))
     _, other = parsed(["--config", str(file), "--recipe", "diva-openai-vit-l-14-224"])
     assert (other.name, other.seed, other.prompt) == ("diva-openai-vit-l-14-224", 7, "")
-    assert parsed([])[1] == Recipe()
+    assert parsed(NEEDED)[1] == Recipe()
 
 
 def test_a_preset_can_be_named_at_the_top_of_the_file(tmp_path):
     file = tmp_path / "run.toml"
-    file.write_text('recipe = "diva-dfn-vit-h-14-224"\noutput-dir = "runs/a"\n')
-    values, recipe = parsed(["--config", str(file), "--steps", "5"])
-    assert (recipe, values["output_dir"]) == (
+    file.write_text('recipe = "diva-dfn-vit-h-14-224"\noutput-dir = "runs/a"\nprefetch = "none"\n')
+    values, recipe = parsed([*NEEDED[:-2], "--config", str(file), "--steps", "5"])
+    assert (recipe, values.output_dir) == (
         Recipe.named("diva-dfn-vit-h-14-224").replace(steps=5),
         "runs/a",
     )
 
 
 def test_a_density_flag_replaces_the_count_of_the_preset():
-    _, recipe = parsed(["--recipe", "diva-official-openai-vit-l-14-224", "--density", "0.5"])
+    _, recipe = parsed([*NEEDED, "--recipe", "diva-official-openai-vit-l-14-224", "--density", "0.5"])
     assert (recipe.choose, recipe.density) == (None, 0.5)
 
 
 BAD_FILES = [
     ("lr = 1e-5", r"lr is a recipe field: move it into the table \[recipe\]"),
-    ("clipp = 'x'", "the top level has no field 'clipp'; did you mean 'clip'"),
+    ("clipp = 'x'", "unknown key 'clipp'; did you mean 'clip'"),
     ("[recipe]\nlearning_rate = 1", "a recipe has no field 'learning_rate': it has name"),
     ("[recipe]\nstep = 1", "a recipe has no field 'step'; did you mean 'steps'"),
     ("[recipe]\nlr = '1e-5'", r"run\.toml: lr='1e-5': a number of at least 0 is needed"),
@@ -114,7 +117,7 @@ BAD_FILES = [
     ("[recipe]\npreset = 'diva'", "no recipe 'diva'"),
     ("[recipe]\npreset = 3", "no recipe 3"),
     ("recipe = 3", "recipe=3: a preset's name or a table"),
-    ("workers = -1", r"run\.toml: workers=-1: an integer of at least 0"),
+    ("workers = -1", r"--workers=-1: an integer of at least 0"),
     ("[recipe\n", "is not valid TOML"),
 ]
 
@@ -142,15 +145,15 @@ BAD_FLAGS = [
     (["--steps", "1.5"], "steps='1.5': an integer of at least 1 is needed, or None"),
     (["--draw-weights", "1;2"], "draw_weights='1;2': one or more numbers of at least 0 are needed, or None"),
     (["--condition", "windows"], "did you mean 'window'"),
-    (["--workers", "many"], "workers='many': an integer of at least 0 is needed"),
+    (["--workers", "many"], "--workers='many': an integer of at least 0 is needed"),
     (["--recipe", "diva-openai-vit-l-14"], "did you mean 'diva-openai-vit-l-14-336'"),
     (["--draws", "3", "--draw-weights", "1,2"], "2 weights for draws=3"),
     (["--densty", "0.5"], "unknown argument '--densty'; did you mean '--density'"),
     (["--densty=0.5"], "unknown argument '--densty=0.5'; did you mean '--density'"),
     (["--lr"], "argument --lr: expected one argument"),
-    (["--stages", "x"], "stages='x': one or more mappings of fields are needed"),
+    (["--stages", "x"], "stages='x': several mappings of fields are needed"),
     (["--stages", '[{"train": ["Tower"]}]'], "stages[0]: train='Tower': a group's name is needed"),
-    ([], "train needs --clip: open_clip MODEL"),
+    ([], "train needs --teacher: diffusers folder"),
     (
         ["--clip", MODEL, "--teacher", "t", "--data", "no/such", "--output-dir", "x"],
         "--data no/such: there is no such",
@@ -172,7 +175,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, flags, words):
 
 
 def test_traceback_is_shown_on_request():
-    with pytest.raises(ConfigError, match="train needs --clip"):
+    with pytest.raises(ConfigError, match="train needs --teacher"):
         main(["train", "--traceback"])
 
 

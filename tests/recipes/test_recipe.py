@@ -148,7 +148,7 @@ BAD = [
     ("schedule", "linear", "one of 'cosine', 'constant'"),
     ("warmup", -1, "an integer of at least 0"),
     ("steps", 0, "an integer of at least 1"),
-    ("stages", 3, "one or more mappings of fields"),
+    ("stages", 3, "several mappings of fields are needed"),
     ("batch", 0, "an integer of at least 1"),
     ("micro_batch", 0, "an integer of at least 1"),
     ("gradient_checkpointing", 1, "True or False"),

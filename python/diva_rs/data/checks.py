@@ -23,7 +23,7 @@ PATIENCE = 256  # batches after which a guard reports even if its caller never d
 Ids = Sequence[int | str] | Tensor | np.ndarray[Any, Any]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a value was found, for messages."""
 
     what: str
@@ -70,7 +70,7 @@ class _Range(NamedTuple):
         above = ~(high <= ceiling)  # written so that NaN is above
         return above | ~(low >= floor), torch.where(above, high, low)
 
-    def error(self, place: _Place, first: int, value: float) -> DataError:
+    def error(self, place: Place, first: int, value: float) -> DataError:
         """The error for ``value``, found at position ``first`` of the (B, 3) planes."""
         sample, channel = divmod(first, 3)
         where = f"{place.sample(sample)}, channel {channel}: value {value:.6g}"
@@ -102,7 +102,7 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     Traceback (most recent call last):
     diva_rs.errors.ShapeError: images has shape (3, 8, 8), rank 4 (B, 3, H, W) needed: images[None] adds it
     """
-    where = _Place(what, batch, None)
+    where = Place(what, batch, None)
     if not isinstance(images, Tensor):
         raise ShapeError(f"{where} is {a_type(images)}, a tensor (B, 3, H, W) is needed")
     if not is_dense(images):
@@ -152,7 +152,7 @@ the range of 'unit' pixels: divide the images by 255
     bad, value = limits.offenders(images)
     if bool(bad.any()):
         first = int(bad.flatten().to(torch.uint8).argmax())
-        raise limits.error(_Place(what, batch, ids), first, float(value.flatten()[first]))
+        raise limits.error(Place(what, batch, ids), first, float(value.flatten()[first]))
 
 
 def check_finite(
@@ -169,7 +169,7 @@ def check_finite(
     finite = torch.isfinite(latents.detach().flatten(1)).all(1)
     if not bool(finite.all()):
         sample = int(finite.to(torch.uint8).argmin())
-        raise DataError(f"{_Place(what, batch, ids).sample(sample)}: not finite")
+        raise DataError(f"{Place(what, batch, ids).sample(sample)}: not finite")
 
 
 class PixelGuard:
@@ -187,7 +187,7 @@ class PixelGuard:
         self.batches = 0  # checked so far: the number of the next batch where the caller gives none
         # (3,): entry of _seen (-1: nothing found), position in (B, 3), value
         self._found: Tensor | None = None
-        self._seen: list[tuple[_Range, _Place]] = []
+        self._seen: list[tuple[_Range, Place]] = []
 
     def check(
         self,
@@ -209,9 +209,9 @@ class PixelGuard:
             check_images(images, convention, mean, std, what, number, ids)
             return
         check_shape(images, what, number)
-        self._keep(images, _Range.of(convention, mean, std), _Place(what, number, ids))
+        self._keep(images, _Range.of(convention, mean, std), Place(what, number, ids))
 
-    def _keep(self, images: Tensor, limits: _Range, place: _Place) -> None:
+    def _keep(self, images: Tensor, limits: _Range, place: Place) -> None:
         """Keep the first bad value on the device of ``images``."""
         bad, value = limits.offenders(images)
         first = bad.flatten().to(torch.uint8).argmax().reshape(1)  # the first of equals
