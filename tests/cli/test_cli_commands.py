@@ -13,22 +13,12 @@ from builders.cli import message
 from diva_rs.cli import main
 from diva_rs.recipes.recipe import Recipe
 
+FEW = ("--workers", "0", "--device", "cpu")
+
 
 def test_cache_and_training_with_it(trained, teacher, photos, command, capsys, tmp_path):
     out = str(tmp_path / "latents")
-    argv = [
-        "cache",
-        "--data",
-        photos,
-        "--teacher",
-        teacher,
-        "--out",
-        out,
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    argv = ["cache", "--data", photos, "--teacher", teacher, "--out", out, *FEW]
     assert main(argv) == 0
     assert "6 latents (4, 8, 8)" in capsys.readouterr().out
     assert "holds a latent cache already" in message(capsys, argv)
@@ -47,19 +37,7 @@ def test_training_sees_the_views_of_the_cache(trained, teacher, command, capsys,
         pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(f"{photos}/{number}.png")
     command = [photos if word == command[command.index("--data") + 1] else word for word in command]
-    argv = [
-        "cache",
-        "--data",
-        photos,
-        "--teacher",
-        teacher,
-        "--out",
-        out,
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    argv = ["cache", "--data", photos, "--teacher", teacher, "--out", out, *FEW]
     assert main([*argv, "--crops", "2", "--flip"]) == 0
     assert "24 latents (4, 8, 8)" in capsys.readouterr().out
     assert main([*command, "--latents", out, "--seed", "5"]) == 0
@@ -73,20 +51,10 @@ def test_training_sees_the_views_of_the_cache(trained, teacher, command, capsys,
 
 
 def test_cache_with_official_pixels_needs_a_mean(teacher, photos, capsys, tmp_path):
-    argv = [
-        "cache",
-        "--data",
-        photos,
-        "--teacher",
-        teacher,
-        "--out",
-        str(tmp_path / "latents"),
-        "--workers",
-        "0",
-    ]
+    argv = ["cache", "--data", photos, "--teacher", teacher, "--out", str(tmp_path / "latents"), *FEW]
     assert "give --clip-mean and --clip-std" in message(capsys, [*argv, "--vae-pixels", "official"])
     assert "cache needs --out" in message(capsys, argv[:5])
-    official = ["--recipe", "diva-official-openai-vit-l-14-224", "--image-size", "16", "--device", "cpu"]
+    official = ["--recipe", "diva-official-openai-vit-l-14-224", "--image-size", "16"]
     assert main([*argv, *official]) == 0
 
 

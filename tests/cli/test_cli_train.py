@@ -90,20 +90,8 @@ def test_ctrl_c_outside_the_training_is_exit_code_130(monkeypatch, command, caps
 
 
 def test_train_end_to_end(command, capsys, tmp_path):
-    flags = [
-        "--steps",
-        "2",
-        "--batch",
-        "3",
-        "--log-every",
-        "1",
-        "--density",
-        "0.5",
-        "--lr",
-        "1e-2",
-        "--no-progress",
-    ]
-    assert main([*command, *flags]) == 0
+    flags = ["--steps", "2", "--batch", "3", "--log-every", "1", "--density", "0.5", "--lr", "1e-2"]
+    assert main([*command, *flags, "--no-progress"]) == 0
     assert "done: 2 steps" in capsys.readouterr().out
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
