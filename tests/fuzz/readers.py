@@ -22,7 +22,7 @@ from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
 from diva_rs._base.files import write_json
 from diva_rs.cli.models import load_clip
-from diva_rs.cli.options import Options, settings
+from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.diffusion.loading import load_part
@@ -98,8 +98,11 @@ def _config(folder: Path) -> None:
     (folder / "run.toml").write_text("\n".join(lines) + "\n")
 
 
+_NEEDED = {"clip": MODEL, "teacher": "t", "data": "d", "output_dir": "o"}
+
+
 def _read_config(folder: Path) -> None:
-    settings(argparse.Namespace(config=str(folder / "run.toml")), Options.model_fields)
+    settings(argparse.Namespace(config=str(folder / "run.toml"), **_NEEDED), TrainOptions)
 
 
 def _picture(seed: int, kind: str) -> bytes:

@@ -102,7 +102,7 @@ BATCHES = {
         ShapeError,
         "ids must be a sequence of one integer",
     ),
-    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of 2 single images: torch.stack"),
+    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of Tensor: torch.stack"),
     "pictures": ([Image.new("RGB", (4, 4))], DataError, "convert PIL images"),
     "paths": (["a.jpg", "b.jpg"], DataError, "files are read by diva_rs.data.folder_loader"),
     "nothing": (None, DataError, "batch 1 is a NoneType: a loader yields a tensor"),
