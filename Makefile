@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench example notebooks clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,10 +52,9 @@ format: $(NATIVE) ## format and fix what can be fixed mechanically
 	$(BIN)/ruff check --fix python lab tests notebooks conftest.py
 	$(BIN)/ruff format python lab tests notebooks conftest.py
 
-fuzz: $(NATIVE) ## nightly: 12,000 damaged files, hostile calls: 20,000 of the native module, 5,000 of the public API
+fuzz: $(NATIVE) ## nightly: 12,000 damaged files, 20,000 hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
 	cd tests && $(BIN)/python -m fuzz native --cases 20000
-	cd tests && $(BIN)/python -m fuzz public --cases 5000
 
 # torch-sys's C++ stays as it is (gcc's sanitizer is another than rustc's), but its memory is watched: the allocator is.
 sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and everything that reads through it
@@ -66,10 +65,6 @@ SIZE ?= microworld
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
 	$(BIN)/python -m lab bench --size $(SIZE) --output benches/results
-
-example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
-	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \
-	cp $$folder/demo/report.html docs/example-report.html
 
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
 	$(BIN)/python notebooks/execute.py

@@ -1,11 +1,12 @@
 """post_train: the main job in one call."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from typing_extensions import Unpack
 
 from diva_rs._base.arguments import checked
 from diva_rs._base.settings import flag, hint
@@ -13,17 +14,27 @@ from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.run.callbacks import Callback, as_callback
 from diva_rs.run.evaluate import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
-from diva_rs.run.ranks.split import length_of, split
+from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
 from diva_rs.run.ranks.together import Together
 from diva_rs.run.result import PostTrainResult
 from diva_rs.run.resume import checked_resume
 from diva_rs.step.modules import as_recipe
 from diva_rs.step.trainer import Trainer
+
+
+class PostTrainFields(RecipeFields, total=False):
+    """The recipe's fields, and what is measured while training."""
+
+    evaluate: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None
+    eval_every: int | None
+    best: str | tuple[str, str] | None
+    guard: Mapping[str, Any] | None
 
 
 def post_train(
@@ -36,7 +47,7 @@ def post_train(
     resume: bool | str = True,
     callbacks: Iterable[Callback | Callable[[int, dict[str, float]], Any]] = (),
     progress: bool = True,
-    **fields: Any,
+    **fields: Unpack[PostTrainFields],
 ) -> PostTrainResult:
     """Post-train the vision tower of ``clip`` with the generative feedback of a frozen diffusion model.
 
@@ -87,27 +98,28 @@ def post_train(
     >>> [row["step"] for row in result.history]
     [1, 2, 3]
     """
-    evaluation = Evaluation.of({name: fields.pop(name, None) for name in ARGUMENTS})
-    _check_fields(fields)
+    given: dict[str, Any] = {**fields}
+    evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
+    _check_fields(given)
     checked_resume(resume)
     checked("progress", progress, flag())
-    recipe = as_recipe(recipe).replace(**fields)
+    recipe = as_recipe(recipe).replace(**given)
     check_loader(loader)
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
     hooks = [as_callback(callback) for callback in callbacks]
-    with session() as ranks:
-        start.same_recipe(recipe, ranks)
-        unet = start.settle(clip, unet, ranks)
-        start.same_weights(clip, ranks)
-        loader = split(loader, ranks)
+    with session() as ranks, every_image(loader, ranks):
+        start.check_same_recipe(recipe, ranks)
+        unet = start.place_on_devices(clip, unet, ranks)
+        start.share_weights(clip, ranks)
+        check_divided(loader, ranks)
         one_pass = recipe.steps is None
         if one_pass:
             recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         try:
             trainer = Trainer(clip, unet, recipe)
-            start.same_teacher(trainer.teacher, recipe.prompt, ranks)
+            start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(Together(trainer, ranks), loader, folder, hooks, progress, resume, evaluation)
             return run.go(one_pass)
         finally:

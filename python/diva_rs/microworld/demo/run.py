@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import diva_rs.report as report
-from diva_rs._base.checkpoint import make_folder, replacing
+from diva_rs._base.files import make_folder, replacing
 from diva_rs._base.optional import require
 from diva_rs.evaluation import drift
 from diva_rs.microworld import World, image_embeddings, new_clip, pairs, pictures
@@ -123,7 +123,7 @@ def run(
     after = scoring(clip, progress)
 
     clock.say("the same projector for CLIP before, to see what the denoiser makes of each")
-    frozen = recipe.replace(projector_warmup=recipe.steps, anchor=0.0)
+    frozen = recipe.replace(projector_warmup=steps, anchor=0.0)
     projector = post_train(original, teacher, _loader(frozen), frozen, progress=progress).projector
     held = scoring.asked.images(range(min(images, 256)))
     clips = {"CLIP before": (original, projector), "CLIP after": (clip, result.projector)}
