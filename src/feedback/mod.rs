@@ -124,7 +124,7 @@ impl Feedback {
         let (teacher, all) = (self.teacher.clone(), targets.shallow_clone());
         let noised = move || teacher.targets(&all);
         let make = Makers { original, predictions: Box::new(predictions), targets: Box::new(noised) };
-        View::of_samples(tokens, &self.bridge.head, targets, make)
+        View::of_samples(tokens, self.bridge.shallow_clone().head, targets, make)
     }
 }
 

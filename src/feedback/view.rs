@@ -51,8 +51,8 @@ pub(super) struct Makers {
 
 impl View {
     /// Of whole samples.
-    pub(super) fn of_samples(tokens: &Tensor, head: &Head, targets: &Targets, make: Makers) -> Result<Self> {
-        let (leaf, head) = (tokens.f_detach()?.f_set_requires_grad(true)?, head.shallow_clone());
+    pub(super) fn of_samples(tokens: &Tensor, head: Head, targets: &Targets, make: Makers) -> Result<Self> {
+        let leaf = tokens.f_detach()?.f_set_requires_grad(true)?;
         let source = leaf.shallow_clone();
         Ok(View::new(Parts {
             tokens: Lazy { value: Some(leaf), ..Lazy::new("tokens", None) },
