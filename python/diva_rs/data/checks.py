@@ -93,9 +93,7 @@ class _Range(NamedTuple):
 
 
 def check_shape(images: Any, what: str = "images", batch: int | None = None) -> None:
-    """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W) with B, H and W at least 1.
-
-    It reads no value and costs nothing on any device.
+    """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W), not empty. Reads no value.
 
     >>> check_shape(torch.zeros(2, 3, 8, 8))
     >>> check_shape(torch.zeros(3, 8, 8))
@@ -134,11 +132,10 @@ def check_images(
     batch: int | None = None,
     ids: Ids | None = None,
 ) -> None:
-    """Raise unless ``images`` is (B, 3, H, W), floating, finite and in the range of the declared convention.
+    """Raise ShapeError as `check_shape`, and DataError for a value outside the range of the convention.
 
-    ShapeError for rank, channels, dtype or an empty batch. DataError for a NaN, an infinity, or a value
-    outside the range by more than 5 % of it; the message names batch, sample, id and value. Values are read
-    on the CPU only; `PixelGuard` checks them on other devices.
+    A value may lie outside by 5 % of the range; NaN and infinities are outside. The message names batch,
+    sample, id and value. Values are read on the CPU only; `PixelGuard` checks them on other devices.
 
     >>> check_images(torch.full((1, 3, 4, 4), 255.0), "unit", batch=7)
     Traceback (most recent call last):
@@ -173,10 +170,10 @@ def check_finite(
 
 
 class PixelGuard:
-    """Checks batches on any device without a host read; ``report`` raises what was found.
+    """Checks batches on any device without a synchronisation.
 
-    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value in a
-    tensor on the device, and ``report`` copies it to the host. Every 256th check reports too.
+    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value there, and
+    ``report`` copies it to the host and raises. Every 256th check reports too.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])
@@ -199,10 +196,7 @@ class PixelGuard:
         ids: Ids | None = None,
         batch: int | None = None,
     ) -> None:
-        """Check one batch as `check_images` does; ``batch`` is its number, by default counted from 0.
-
-        Raises ShapeError at once on every device, DataError at once on the CPU.
-        """
+        """Check one batch as `check_images` does; ``batch`` is its number, by default counted from 0."""
         number = self.batches if batch is None else batch
         self.batches = number + 1
         if not isinstance(images, Tensor) or images.device.type == "cpu":
@@ -226,7 +220,7 @@ class PixelGuard:
             self.report()
 
     def report(self) -> None:
-        """Raise DataError for the first bad value since the last report: the one host read of the guard."""
+        """Raise DataError for the first bad value since the last report: the guard's one host read."""
         found, seen = self._found, self._seen
         self._found, self._seen = None, []
         if found is None or found.is_meta:
