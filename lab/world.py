@@ -31,13 +31,13 @@ class StudyWorld(Microworld):
         fill(dit, load_weights(folder / "dit.safetensors"), "dit.safetensors")
         return dit
 
-    def teacher_named(self, kind: str, seed: int = 0) -> Teacher:
-        """The teacher "unet", "dit", or "untrained": a UNet with fresh weights of ``seed``, for the control."""
+    def teacher(self, kind: str = "unet", seed: int = 0) -> Teacher:
+        """The teacher "unet", "dit", or the control "untrained": a UNet with fresh weights of ``seed``."""
         if kind not in TEACHERS:
             raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
         if kind == "dit":
             return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
-        return self.teacher() if kind == "unet" else self.teacher_of(new_unet(1000 + seed))
+        return self.teacher_of(self.unet) if kind == "unet" else self.teacher_of(new_unet(1000 + seed))
 
     @torch.no_grad()
     def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:
@@ -53,8 +53,8 @@ class StudyWorld(Microworld):
         target = scheduler.get_velocity(latents, noise, timesteps)
         trained = self.teacher()
         text = trained.text().expand(len(latents), -1, -1)
-        losses = [float((t.denoise(noisy, timesteps, text) - target).square().mean()) for t in (trained, teacher)]
-        return losses[0] / losses[1]
+        errors = [one.denoise(noisy, timesteps, text) - target for one in (trained, teacher)]
+        return float(errors[0].square().mean()) / float(errors[1].square().mean())
 
 
 def new_dit(seed: int) -> nn.Module:

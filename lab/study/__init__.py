@@ -8,12 +8,13 @@ from diva_rs._base.optional import require
 from diva_rs._base.settings import choice, integer, optional
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.dataset import SPLITS
-from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, STUDY, Arm
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
+from lab.world import StudyWorld
 
 __all__ = [
     "ABLATIONS",
@@ -72,7 +73,7 @@ def ablate(
         ConfigError: an argument is out of range, or ``output_dir`` holds runs under other settings.
         DataError: ``world`` holds no checkpoints, or a file of ``output_dir`` is damaged.
     """
-    arms, models, folder = _EVERY[name], Microworld(world), make_folder(output_dir)
+    arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
     rows = run_all(

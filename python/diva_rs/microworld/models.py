@@ -16,11 +16,7 @@ CONDITION_WIDTH = 64
 
 
 def new_vae(seed: int) -> nn.Module:
-    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels.
-
-    >>> new_vae(0).config.latent_channels
-    16
-    """
+    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels."""
     diffusers = require("diffusers", extra="diffusers")
     with seeded(seed):
         vae: nn.Module = diffusers.AutoencoderKL(
@@ -36,11 +32,7 @@ def new_vae(seed: int) -> nn.Module:
 
 
 def new_text_encoder(seed: int) -> nn.Module:
-    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser.
-
-    >>> new_text_encoder(0).config.hidden_size
-    64
-    """
+    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser."""
     transformers = require("transformers", extra="diffusers")
     tokenizer = Tokenizer()
     with seeded(seed):
@@ -61,11 +53,7 @@ def new_text_encoder(seed: int) -> nn.Module:
 
 
 def new_unet(seed: int) -> nn.Module:
-    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents.
-
-    >>> new_unet(0).config.cross_attention_dim
-    64
-    """
+    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents."""
     diffusers = require("diffusers", extra="diffusers")
     with seeded(seed):
         unet: nn.Module = diffusers.UNet2DConditionModel(
@@ -87,9 +75,6 @@ def new_scheduler() -> Any:
     """The training noise schedule of the tiny diffusion models: Stable Diffusion's, predicting the velocity.
 
     The velocity gives high noise more weight than the noise does; there the condition matters most.
-
-    >>> new_scheduler().config.prediction_type
-    'v_prediction'
     """
     diffusers = require("diffusers", extra="diffusers")
     return diffusers.DDPMScheduler(

@@ -33,9 +33,8 @@ class Microworld:
     def __init__(self, folder: str | Path = SHIPPED) -> None:
         self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
-            raise DataError(
-                f"{self.folder} holds no manifest.json: `python -m lab pretrain --output-dir FOLDER` makes one"
-            )
+            how = "`python -m lab pretrain --output-dir FOLDER` makes one"
+            raise DataError(f"{self.folder} holds no manifest.json: {how}")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
