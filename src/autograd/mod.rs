@@ -8,6 +8,7 @@ use tch::{no_grad_guard, Tensor};
 use crate::error::Result;
 
 mod border;
+pub mod pull;
 
 /// The backward pass of a function with one output. It holds what the forward pass kept, as tensors without a graph: the
 /// output with its graph would hold itself.

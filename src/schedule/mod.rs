@@ -4,7 +4,6 @@
 //! * variance preserving (DDPM, arXiv 2006.11239 eq. 4): `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e`,
 //! * flow matching (rectified flow, arXiv 2209.03003): `x_t = (1 - s) x_0 + s e`.
 
-mod betas;
 mod fused;
 mod levels;
 mod prediction;
@@ -17,7 +16,6 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{DivaError, Result};
 use crate::slices;
 
-pub use betas::Betas;
 pub use prediction::Prediction;
 
 use levels::{Levels, Tables};
@@ -45,13 +43,6 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The training schedule of diffusers' `DDPMScheduler`: float32, by the same libtorch operations in the same
-    /// order, so that `alphas_cumprod` is equal bit for bit.
-    pub fn ddpm(betas: &Betas, steps: usize, rescale_zero_snr: bool, prediction: Prediction) -> Result<Self> {
-        let table = betas.alphas_cumprod(steps, rescale_zero_snr)?;
-        Self::from_alphas_cumprod(&table, prediction)
-    }
-
     /// A schedule from the `alphas_cumprod` of any variance-preserving scheduler: float32 or float64, `(T,)`, in
     /// [0, 1], not increasing. The table is copied.
     pub fn from_alphas_cumprod(table: &Tensor, prediction: Prediction) -> Result<Self> {

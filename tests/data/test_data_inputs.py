@@ -42,7 +42,7 @@ def write_tar(path, members):
     ("item", "match"),
     [
         (None, "batch 4 is a NoneType: a loader yields a tensor"),
-        ("cat.jpg", "batch 4 is a str"),
+        ("cat.jpg", "batch 4 is a str: files are read by"),
         (iter([GOOD]), "batch 4 is a list_iterator"),
         ([], "batch 4 is an empty list"),
         ((), "batch 4 is an empty tuple"),
@@ -52,19 +52,19 @@ def write_tar(path, members):
             "keys 'image', 'label': .* is needed; rename 'image' in the collate function",
         ),
         ({"latents": GOOD}, "batch 4 holds latents alone, which cannot feed CLIP"),
-        ([GOOD[0], GOOD[1]], "batch 4 is a list of 2 single images: torch.stack them"),
-        (["a.jpg", "b.jpg"], "list whose first entry is a str: files are read by diva_rs.data.folder_loader"),
-        ([{"images": GOOD[0]}], "first entry is a dict: collate the samples first"),
+        ([GOOD[0], GOOD[1]], "batch 4 is a list of Tensor: torch.stack them"),
+        (["a.jpg", "b.jpg"], "a list of str: files are read by diva_rs.data.folder_loader"),
+        ([{"images": GOOD[0]}], "a list of dict: collate the samples first"),
         (
             {"images": [GOOD[0], GOOD[1]]},
-            "'images' is a list of torch.Tensor, a tensor is needed: torch.stack",
+            "'images' is a list of Tensor: torch.stack them",
         ),
         (
             {"images": [Image.new("RGB", (4, 4))]},
-            "'images' is a list of PIL.Image, a tensor is needed: convert PIL images",
+            "'images' is a list of Image: convert PIL images",
         ),
-        ([Image.new("RGB", (4, 4))], "first entry is an Image: convert PIL images.*unit_tensor"),
-        ((None, 1), "first entry is a NoneType"),
+        ([Image.new("RGB", (4, 4))], "a list of Image: convert PIL images.*unit_tensor"),
+        ((None, 1), "a tuple of NoneType: a loader yields"),
     ],
 )
 def test_batches_of_the_wrong_kind_say_what_is_wanted(item, match):
@@ -86,7 +86,7 @@ def test_batches_of_the_wrong_kind_say_what_is_wanted(item, match):
         (GOOD.long(), "dtype torch.int64, a floating dtype is needed"),
         ((GOOD * 255).to(torch.uint8).numpy(), "dtype torch.uint8"),
         (GOOD.to(torch.complex64), "dtype torch.complex64"),
-        (np.array([["a"]]), "'images' is an array of dtype <U1, floating numbers are needed"),
+        (np.array([["a"]]), "'images' is an array of <U1, floating numbers are needed"),
     ],
 )
 def test_wrong_shapes_and_dtypes_are_shape_errors(images, match):

@@ -99,7 +99,7 @@ def test_shards_have_the_views_of_a_folder(photos, tmp_path):
 
 def test_other_views_than_the_cached_ones_are_refused(photos, tmp_path):
     cache = LatentCache.build(folder_loader(photos, 2, SIZE, 0, views=Views(2)), Plain(), tmp_path / "cache")
-    with pytest.raises(DataError, match=r"holds fixed views of each image: load with views=cache\.views"):
+    with pytest.raises(DataError, match=r"fixed views of each image: load with views=cache\.views"):
         list(cache.wrap(folder_loader(photos, 2, SIZE, 0, scale=None)))
     fixed = LatentCache.build(folder_loader(photos, 2, SIZE, 0, scale=None), Plain(), tmp_path / "one")
     assert fixed.views is None and len(fixed) == 3

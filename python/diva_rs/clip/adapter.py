@@ -23,8 +23,7 @@ def adapt(clip: Any, training: bool = True) -> Tower:
         training: False if the tower is only read: then its parameters may all be frozen.
 
     Raises:
-        ConfigError: the model has no patch tokens (ResNet), no vision part or an unknown class; with
-            ``training``, only frozen vision parameters, or parameters that cannot hold a gradient.
+        ConfigError: an unknown class, or, with ``training``, no parameter that can train.
 
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size

@@ -38,6 +38,11 @@ class Settings(BaseModel):
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
 
     @classmethod
+    def label(cls, field: str) -> str:
+        """How a message names a field."""
+        return field
+
+    @classmethod
     def check_names(cls, names: Iterable[Any]) -> None:
         """Raise ConfigError, with near names, for a name that is no field."""
         known = cls.model_fields
@@ -56,10 +61,11 @@ def schemas(cls: type[Settings]) -> dict[str, dict[str, Any]]:
 
 def fields_help(cls: type[Settings]) -> dict[str, str]:
     """Each field's meaning, what it takes and its default."""
-    return {
-        name: f"{field.description} [{words(schemas(cls)[name])}; default {field.default!r}]"
-        for name, field in cls.model_fields.items()
-    }
+    texts = {}
+    for name, field in cls.model_fields.items():
+        default = "needed" if field.is_required() else f"default {field.default!r}"
+        texts[name] = f"{field.description} [{words(schemas(cls)[name])}; {default}]"
+    return texts
 
 
 def kind(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -84,7 +90,8 @@ def _words(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "array":
         item = schema["items"] if "items" in schema else schema["prefixItems"][0]
         _, noun, *bounds = _words(item).split(" ", 2)
-        count = schema["minItems"] if "prefixItems" in schema else "one or more"
+        many = "one or more" if schema.get("minItems") else "several"
+        count = schema["minItems"] if "prefixItems" in schema else many
         return " ".join([f"{count} {noun}s", *bounds])
     names = {"boolean": "True or False", "integer": "an integer", "number": "a number", "string": "a string"}
     text = names.get(schema.get("type", ""), "a mapping of fields")
@@ -122,16 +129,16 @@ def refusal(schema: Mapping[str, Any], value: Any) -> str:
 
 def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationError) -> str:
     """The first mistake: where it is, the value, and what is valid."""
-    mistakes = err.errors(include_url=False)
-    mistake = next((m for m in mistakes if m["type"] == "value_error"), mistakes[0])
+    rank = {"value_error": 0, "missing": 2}
+    mistake = min(err.errors(include_url=False), key=lambda mistake: rank.get(mistake["type"], 1))
     place = [part for part in mistake["loc"] if part in fields or isinstance(part, int)]
     if mistake["type"] == "value_error":
         where = "".join(f"[{part}]" if isinstance(part, int) else part for part in place)
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     name = str(mistake["loc"][0])
     if name not in fields:
-        return f"{cls.noun} needs {name}: {cls.model_fields[name].description}"
-    return f"{name}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
+        return f"{cls.noun} needs {cls.label(name)}: {cls.model_fields[name].description}"
+    return f"{cls.label(name)}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
 
 
 def _plain(value: Any) -> Any:

@@ -171,7 +171,10 @@ def histogram(values: Sequence[float], x_label: str, y_label: str, alt: str, cap
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
-        axes.hist(values, bins=min(24, max(3, math.isqrt(len(values)) * 2)), color=_AFTER, rwidth=0.9)
+        low, high = min(values), max(values)
+        margin = max(1e-6 - (high - low), 0.0) / 2  # bins of equal values need a width
+        bins = min(24, max(3, math.isqrt(len(values)) * 2))
+        axes.hist(values, bins, range=(low - margin, high + margin), color=_AFTER, rwidth=0.9)
         axes.grid(False, axis="x")
         axes.set(title=y_label, xlabel=x_label)
         axes.locator_params(nbins=5)

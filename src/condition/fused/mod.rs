@@ -10,11 +10,17 @@ mod scatter;
 use tch::{Kind, Tensor};
 
 use super::plan::Plan;
-use super::recap::Back;
 use super::{Norm, Recap, OP};
 use crate::error::{DivaError, Result};
 use crate::slices;
 use real::Real;
+
+/// Gradients of the tokens (B, 1+P, W) and of the norm's parameters where these exist.
+pub(super) struct Back {
+    pub tokens: Tensor,
+    pub weight: Option<Tensor>,
+    pub bias: Option<Tensor>,
+}
 
 /// Whether tokens of this kind of memory, computed in `kind`, can take these passes.
 pub(super) fn takes(tokens: &Tensor, kind: Kind) -> bool {

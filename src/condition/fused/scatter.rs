@@ -7,9 +7,8 @@ use std::ops::Range;
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, sum, sum_pairs, Real};
-use super::{Affine, Map};
+use super::{Affine, Back, Map};
 use crate::condition::plan::Plan;
-use crate::condition::recap::Back;
 use crate::condition::{Norm, Recap};
 use crate::error::Result;
 use crate::slices::{self, Output};

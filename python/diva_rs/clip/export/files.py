@@ -38,7 +38,6 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        ConfigError: another ending, or a model that is none of these.
         WeightsError: a weight that open_clip's layout has no place for; names it.
         DataError: the file cannot be written; an existing one is unchanged.
 
@@ -76,7 +75,7 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
 
     >>> to_openai(clip, "clip.pt")
     Traceback (most recent call last):
-    diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu: ...
+    diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu, ...
     """
     source = _read(unwrap(clip))
     _check_openai(source)
@@ -104,22 +103,21 @@ def _check_openai(source: Source) -> None:
             f"the text is read at token {source.text.pool}, in OpenAI's clip at the highest token number"
         )
     # Its keys are those on the left of the rules for transformers, one to one.
-    convert(source.state, clip_rules(source.vision.layers, source.text.blocks.layers), "OpenAI clip")
+    layers = (source.vision.num_hidden_layers, source.text.blocks.num_hidden_layers)
+    convert(source.state, clip_rules(*layers), "OpenAI clip")
 
 
 def _check_blocks(where: str, blocks: Blocks) -> None:
     expected = {
-        "activation": (blocks.activation, "quick_gelu"),
-        "head width": (blocks.width / blocks.heads, 64),
-        "MLP's width": (blocks.mlp, 4 * blocks.width),
-        "LayerNorm eps": (blocks.eps, 1e-5),
+        "activation": (blocks.hidden_act, "quick_gelu"),
+        "head width": (blocks.hidden_size / blocks.num_attention_heads, 64),
+        "MLP's width": (blocks.intermediate_size, 4 * blocks.hidden_size),
+        "LayerNorm eps": (blocks.layer_norm_eps, 1e-5),
     }
     for what, (found, needed) in expected.items():
         if found != needed:
-            raise ConfigError(
-                f"{where}: the {what} is {found}, OpenAI's clip computes {needed}: its layout cannot express "
-                "another"
-            )
+            only = f"OpenAI's clip computes {needed}, and its layout cannot express another"
+            raise ConfigError(f"{where}: the {what} is {found}, {only}")
 
 
 def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: tuple[str, ...]) -> Path:

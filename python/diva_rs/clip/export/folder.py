@@ -1,6 +1,7 @@
 """A folder of transformers: the configuration, the weights and the image processor's configuration."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diva_rs.clip.export import from_modules
 from diva_rs.clip.export.from_transformers import STANDARD, own_state
 from diva_rs.clip.export.layouts import clip_rules, siglip_rules
 from diva_rs.clip.export.rules import convert
-from diva_rs.clip.export.source import ARGMAX, Blocks, Pixels, Source, TextTower
+from diva_rs.clip.export.source import ARGMAX, Pixels, Source, TextTower
 from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError, DataError
@@ -111,14 +112,14 @@ def _of_transformers(model: Any, state: dict[str, Tensor], vision_only: bool) ->
 
 def _of_source(source: Source) -> Parts:
     clip = source.family == "clip"
-    layers = None if source.text is None else source.text.blocks.layers
+    layers = None if source.text is None else source.text.blocks.num_hidden_layers
     if not clip and source.text is not None and "logit_bias" not in source.state:
         raise ConfigError("this model has no logit_bias, so its text tower was not trained as a SigLIP's")
-    rules = (clip_rules if clip else siglip_rules)(source.vision.layers, layers)
+    rules = (clip_rules if clip else siglip_rules)(source.vision.num_hidden_layers, layers)
     weights = convert(source.state, rules, "transformers")
     projection = {"projection_dim": source.embed_dim} if clip else {}
     vision: dict[str, Any] = {
-        **_blocks(source.vision),
+        **asdict(source.vision),
         "image_size": source.image,
         "patch_size": source.patch,
         "num_channels": 3,
@@ -140,20 +141,9 @@ def _of_source(source: Source) -> Parts:
     return config, weights, _preprocessor(source.family, source.image, source.pixels)
 
 
-def _blocks(blocks: Blocks) -> dict[str, Any]:
-    return {
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.mlp,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
-        "hidden_act": blocks.activation,
-        "layer_norm_eps": blocks.eps,
-    }
-
-
 def _text(text: TextTower, embed_dim: int, clip: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
-        **_blocks(text.blocks),
+        **asdict(text.blocks),
         "vocab_size": text.vocab,
         "max_position_embeddings": text.context,
     }

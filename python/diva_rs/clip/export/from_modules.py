@@ -114,6 +114,7 @@ def _siglip(visual: Any, state: dict[str, Tensor], text: TextTower | None) -> So
     blocks = list(trunk.blocks)
     norms = [norm for block in blocks for norm in (block.norm1, block.norm2)] + [trunk.norm, pool.norm]
     mlps = [("blocks.*.mlp", block.mlp) for block in blocks] + [("attn_pool.mlp", pool.mlp)]
+    attentions = [pool, *(block.attn for block in blocks)]
     activations = [activation_of(mlp.act, f"{where}.act") for where, mlp in mlps]
     width = int(trunk.embed_dim)
     pixels = _pixels(visual, HALF, HALF)
@@ -127,12 +128,12 @@ def _siglip(visual: Any, state: dict[str, Tensor], text: TextTower | None) -> So
         image=square(trunk.patch_embed.img_size, "image_size"),
         patch=square(trunk.patch_embed.patch_size, "the patch"),
         vision=Blocks(
-            width=width,
-            layers=len(blocks),
-            heads=alike([pool.num_heads, *(b.attn.num_heads for b in blocks)], "the number of heads"),
-            mlp=alike([mlp.fc1.out_features for _, mlp in mlps], "the MLP's width"),
-            activation=alike(activations, "the activation"),
-            eps=alike([norm.eps for norm in norms], "LayerNorm eps"),
+            hidden_size=width,
+            num_hidden_layers=len(blocks),
+            num_attention_heads=alike([m.num_heads for m in attentions], "the number of heads"),
+            intermediate_size=alike([mlp.fc1.out_features for _, mlp in mlps], "the MLP's width"),
+            hidden_act=alike(activations, "the activation"),
+            layer_norm_eps=alike([norm.eps for norm in norms], "LayerNorm eps"),
         ),
         text=text,
         pixels=Pixels(mean, std, "squash", pixels.interpolation),
@@ -147,12 +148,14 @@ def _resblocks(blocks: Any, norms: list[Any], where: str, width: int) -> Blocks:
         raise ConfigError(f"{where}: no other layout has blocks with such an MLP")
     activations = [activation_of(mlp.gelu, f"{where}: mlp.gelu") for mlp in mlps]
     return Blocks(
-        width=width,
-        layers=len(blocks),
-        heads=alike([block.attn.num_heads for block in blocks], f"{where}: the number of heads"),
-        mlp=alike([mlp.c_fc.out_features for mlp in mlps], f"{where}: the MLP's width"),
-        activation=alike(activations, f"{where}: the activation"),
-        eps=alike([norm.eps for norm in norms], f"{where}: LayerNorm eps"),
+        hidden_size=width,
+        num_hidden_layers=len(blocks),
+        num_attention_heads=alike(
+            [block.attn.num_heads for block in blocks], f"{where}: the number of heads"
+        ),
+        intermediate_size=alike([mlp.c_fc.out_features for mlp in mlps], f"{where}: the MLP's width"),
+        hidden_act=alike(activations, f"{where}: the activation"),
+        layer_norm_eps=alike([norm.eps for norm in norms], f"{where}: LayerNorm eps"),
     )
 
 

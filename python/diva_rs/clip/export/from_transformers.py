@@ -1,5 +1,6 @@
 """Reads CLIP and SigLIP of transformers: what they compute, and their weights by open_clip's keys."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
 from torch import Tensor
@@ -65,11 +66,4 @@ def _blocks(config: Any, where: str) -> Blocks:
         raise ConfigError(
             f"{where}.hidden_act is {config.hidden_act!r}: only {', '.join(_ACTIVATIONS)} can be exported"
         )
-    return Blocks(
-        width=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        mlp=config.intermediate_size,
-        activation=config.hidden_act,
-        eps=config.layer_norm_eps,
-    )
+    return Blocks(**{field.name: getattr(config, field.name) for field in fields(Blocks)})

@@ -70,10 +70,8 @@ def joined(left: Sequence[str], right: str) -> Rule:
 def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> dict[str, Tensor]:
     """``state``, by the left names of the rules, under the names of another layout; strict both ways.
 
-    Raises:
-        WeightsError: a key without a rule, or one that a rule needs and ``state`` lacks; names it and
-            ``target``, the other layout.
-        ShapeError: tensors that do not fit together.
+    A key without a rule, or one that a rule needs and ``state`` lacks, is an error that names it and
+    ``target``, the other layout.
 
     >>> weights = {"attn.in_proj_bias": torch.arange(6.0)}
     >>> rules = [chunked("attn.in_proj_bias", ("q.bias", "k.bias", "v.bias"))]
@@ -88,10 +86,7 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> 
     for rule in rules:
         missing = [key for key in rule.left if key not in rest]
         if missing:
-            raise WeightsError(
-                f"this model has no {missing[0]}, which every model of the {target} layout has: it cannot be "
-                f"written as one"
-            )
+            raise WeightsError(f"this model has no {missing[0]}, which the {target} layout needs")
         try:
             tensors = rule.forward([rest.pop(key) for key in rule.left])
         except (RuntimeError, IndexError) as err:
@@ -100,7 +95,5 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> 
     if rest:
         key = sorted(rest)[0]
         more = f" (and {len(rest) - 1} more keys)" if len(rest) > 1 else ""
-        raise WeightsError(
-            f"{key}{more} has no place in the {target} layout: a model with it computes what {target} cannot"
-        )
+        raise WeightsError(f"{key}{more} has no place in the {target} layout, which cannot compute it")
     return found

@@ -13,14 +13,14 @@ LAST, ARGMAX = "last", "argmax"  # where the text is read: at its last token, or
 
 @dataclass(frozen=True)
 class Blocks:
-    """A stack of pre-norm transformer blocks."""
+    """A stack of pre-norm transformer blocks, by the names of transformers' configurations."""
 
-    width: int
-    layers: int
-    heads: int
-    mlp: int  # width of the hidden layer
-    activation: str  # by transformers' names: "quick_gelu", "gelu", "gelu_pytorch_tanh"
-    eps: float  # of every LayerNorm
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int  # width of the MLPs' hidden layer
+    hidden_act: str  # "quick_gelu", "gelu" or "gelu_pytorch_tanh"
+    layer_norm_eps: float
 
 
 @dataclass(frozen=True)

@@ -3,45 +3,41 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from diva_rs.cli.scored import belongings
+from diva_rs.cli.models import belongings
+from diva_rs.cli.options import TrainOptions
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 
 
-def watching(
-    values: Mapping[str, Any], clip: Any, images: Callable[[], Iterable[Any]], recipe: Recipe
+def scoring(
+    options: TrainOptions, clip: Any, images: Callable[[], Iterable[Any]], recipe: Recipe
 ) -> dict[str, Any]:
-    """``evaluate``, ``eval_every``, ``best`` and ``guard``; empty where nothing is asked for.
+    """``evaluate``, ``eval_every``, ``best`` and ``guard`` of `post_train`; empty where no score is named.
 
-    Args:
-        values: the command's settings.
-        clip: the model before training.
-        images: makes a loader of the training images, for the drift.
-        recipe: how its pixels become CLIP's.
+    ``images`` makes a loader of the training images, for the drift.
 
     Raises:
         ConfigError: a bound that cannot be read, or a folder without what is to be measured.
     """
     evaluate: dict[str, Callable[[Any], Any]] = {}
-    if values["mmvp"] is not None or values["zero_shot"] is not None:
+    if options.mmvp is not None or options.zero_shot is not None:
         from diva_rs.evaluation import mmvp_vlm, zero_shot_folder
 
-        preprocess, tokenizer = belongings(clip, values["clip"])
-        if values["mmvp"] is not None:
-            evaluate["mmvp"] = lambda model: mmvp_vlm(model, preprocess, tokenizer, values["mmvp"])
-        if values["zero_shot"] is not None:
-            evaluate["zero_shot"] = lambda model: zero_shot_folder(
-                model, preprocess, tokenizer, values["zero_shot"]
-            )
-    if values["drift"] is not None:
-        evaluate["drift"] = _drift(clip, images(), values["drift"], recipe)
-    asked = {"eval_every": values["eval_every"], "best": values["best"], "guard": bounds(values["guard"])}
-    if not evaluate and any(value is not None for value in asked.values()):
-        name = next(name for name, value in asked.items() if value is not None)
+        preprocess, tokenizer = belongings(clip, options.clip)
+        mmvp, zero_shot = options.mmvp, options.zero_shot
+        if mmvp is not None:
+            evaluate["mmvp"] = lambda model: mmvp_vlm(model, preprocess, tokenizer, mmvp)
+        if zero_shot is not None:
+            evaluate["zero_shot"] = lambda model: zero_shot_folder(model, preprocess, tokenizer, zero_shot)
+    if options.drift is not None:
+        evaluate["drift"] = _drift(clip, images(), options.drift, recipe)
+    others = {"eval_every": options.eval_every, "best": options.best, "guard": bounds(options.guard)}
+    given = [name for name, value in others.items() if value is not None]
+    if given and not evaluate:
         raise ConfigError(
-            f"--{name.replace('_', '-')} has nothing to go by: give --mmvp, --zero-shot or --drift as well"
+            f"{options.label(given[0])} needs a score: give --mmvp, --zero-shot or --drift as well"
         )
-    return {"evaluate": evaluate, **asked} if evaluate else {}
+    return {"evaluate": evaluate, **others} if evaluate else {}
 
 
 def bounds(text: str | None) -> dict[str, tuple[str, float]] | None:
@@ -83,10 +79,9 @@ def scores_table(found: Mapping[str, Any]) -> str:
     names = [name for name in found["after"] if name != "step"]
     width = max(map(len, ["score", *names]))
     lines = [f"{'score':<{width}}" + "".join(f"{title:>10}" for title in rows)]
-    lines += [
-        f"{name:<{width}}" + "".join(f"{row.get(name, float('nan')):>10.4g}" for row in rows.values())
-        for name in names
-    ]
+    for name in names:
+        values = (row.get(name, float("nan")) for row in rows.values())
+        lines.append(f"{name:<{width}}" + "".join(f"{value:>10.4g}" for value in values))
     return "\n".join(lines)
 
 
@@ -97,10 +92,10 @@ def _drift(clip: Any, loader: Iterable[Any], count: int, recipe: Recipe) -> Call
 
     tower = adapt(clip)
     mean, std = recipe.clip_mean or tower.mean, recipe.clip_std or tower.std
-    batches, left = [], count
+    batches: list[Any] = []
     for batch in loader:
+        left = count - sum(map(len, batches))
         batches.append(clip_input(batch["images"][:left], recipe, tower.image_size, mean, std))
-        left -= len(batches[-1])
-        if left <= 0:
+        if left <= len(batches[-1]):
             break
     return Drift(clip, batches)

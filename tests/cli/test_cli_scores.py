@@ -11,7 +11,7 @@ from builders.benchmarks import photos_folder
 from builders.diffusion import tiny_pipeline
 from builders.mmvp import mmvp_folder
 from diva_rs.cli import main
-from diva_rs.cli.watching import bounds
+from diva_rs.cli.scores import bounds
 from diva_rs.errors import ConfigError
 
 MODEL = "diva-watch-tiny"
@@ -94,9 +94,7 @@ def test_the_guard_from_the_command_line(scene, tmp_path, capsys):
 
 def test_slips(scene, tmp_path, capsys):
     assert train(scene, tmp_path, "--guard", "drift=0.9") == 2
-    assert (
-        "--guard has nothing to go by: give --mmvp, --zero-shot or --drift as well" in capsys.readouterr().err
-    )
+    assert "--guard needs a score: give --mmvp, --zero-shot or --drift as well" in capsys.readouterr().err
     for text in ("drift", "drift=much", "drift=drop:much", "a=1,b"):
         with pytest.raises(ConfigError, match="cannot be read: SCORE=LOWEST"):
             bounds(text)
