@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from PIL import Image
 from safetensors.torch import load_file
 
+from builders.pictures import picture
 from diva_rs import Recipe, Teacher
 from diva_rs._base.checkpoint import write_manifest
 from diva_rs.data import LatentCache, folder_loader, latent_store, vae_input
@@ -136,8 +136,7 @@ def test_an_image_that_comes_twice_is_encoded_once(place):
 def test_a_folder_is_cached_with_its_loader(place, tmp_path):
     (tmp_path / "images").mkdir()
     for i in range(5):
-        pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i}.png")
+        picture(i).save(tmp_path / "images" / f"{i}.png")
     fixed = folder_loader(tmp_path / "images", 2, SIZE, 0, scale=None)
     cache = LatentCache.build(fixed, make_teacher(), place)
     wrapped = cache.wrap(folder_loader(tmp_path / "images", 3, SIZE, 0, scale=None, seed=4))
