@@ -6,7 +6,8 @@ use super::plan::Plan;
 use super::OP;
 use crate::error::{DivaError, Result};
 
-/// How the text joins the visual tokens (the official code adds; for MetaCLIP, DFN and SigLIP it adds the mean).
+/// How the text joins the visual tokens (the official code adds; for MetaCLIP, DFN and SigLIP it
+/// adds the mean).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextJoin {
     /// Text token i is added to visual token i.

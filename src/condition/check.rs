@@ -1,4 +1,5 @@
-//! Do the parameters fit each other, and a gradient its condition? Only shapes, dtypes and devices are looked at.
+//! Do the parameters fit each other, and a gradient its condition? Only shapes, dtypes and devices
+//! are looked at.
 
 use tch::{Device, Kind, Tensor};
 
@@ -65,7 +66,8 @@ pub(super) fn head(head: &Head, tokens: &Tensor) -> Result<Kind> {
     Ok(kind)
 }
 
-/// The gradient must have the shape of the condition that `plan` describes, and the bridge must be its own.
+/// The gradient must have the shape of the condition that `plan` describes, and the bridge must be
+/// its own.
 pub(super) fn gradient(plan: &Plan, grad: &Tensor, bridge: &Bridge, sizes: &Sizes) -> Result<()> {
     let widths = (sizes.width, sizes.channels);
     if bridge.recap != plan.recap || bridge.join != plan.join || widths != (plan.width, plan.channels) {

@@ -1,14 +1,15 @@
-//! The bridge between the student and the teacher: chosen visual tokens and text become the condition
-//! (DIVA, arXiv 2407.20171, section 3.3, "visual dense recap").
+//! The bridge between the student and the teacher: chosen visual tokens and text become the
+//! condition (DIVA, arXiv 2407.20171, section 3.3, "visual dense recap").
 //!
 //! ```text
 //! tokens (B, 1+P, W) -> recap: class token + chosen patches -> LayerNorm -> CLIP projection -> projector -> + text
 //! ```
 //!
-//! Only the chosen rows are normalised and projected. Autograd records the operations on leaves of this room, so a
-//! backward pass never touches a `.grad`. Tokens in contiguous CPU memory take fused passes before and after the
-//! projections (`fused`), each with a backward pass by hand; every other device, layout or dtype takes libtorch
-//! operations that neither read a value on the host nor depend on one.
+//! Only the chosen rows are normalised and projected. Autograd records the operations on leaves of
+//! this room, so a backward pass never touches a `.grad`. Tokens in contiguous CPU memory take
+//! fused passes before and after the projections (`fused`), each with a backward pass by hand;
+//! every other device, layout or dtype takes libtorch operations that neither read a value on the
+//! host nor depend on one.
 
 mod assemble;
 mod check;
@@ -63,8 +64,8 @@ pub struct Bridge {
     pub join: TextJoin,
 }
 
-/// What the backward pass needs. It refers to the tokens and parameters of the forward pass without a copy, so
-/// neither may be changed in place between the two.
+/// What the backward pass needs. It refers to the tokens and parameters of the forward pass without
+/// a copy, so neither may be changed in place between the two.
 pub struct Tape {
     plan: Plan,
     /// The dtype of the tokens, in which their gradient goes back.
@@ -81,7 +82,8 @@ pub struct Tape {
 enum Path {
     /// The condition is text alone.
     Text,
-    /// Fused passes around the rows after the norm (B*M, W), a leaf, and the projected rows (B*M, C).
+    /// Fused passes around the rows after the norm (B*M, W), a leaf, and the projected rows (B*M,
+    /// C).
     Fused { hidden: Tensor, rows: Tensor },
     /// Autograd recorded all of it, up to the condition.
     Recorded { condition: Tensor },
@@ -106,14 +108,16 @@ impl Norm {
     }
 }
 
-/// torch's `nn.LayerNorm` over the last axis, recorded by autograd; half precisions are summed in float32.
+/// torch's `nn.LayerNorm` over the last axis, recorded by autograd; half precisions are summed in
+/// float32.
 fn layer_norm(input: &Tensor, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f64) -> Result<Tensor> {
     let kind = input.f_kind()?;
     let wide = if matches!(kind, Kind::Half | Kind::BFloat16) { Kind::Float } else { kind };
     let width = input.size().last().copied().unwrap_or_default();
     let mut output =
         input.f_to_kind(wide)?.f_layer_norm([width], None::<Tensor>, None::<Tensor>, eps, false)?;
-    // Apart from the norm: inside it, the sums over the rows depend on the number of libtorch's threads.
+    // Apart from the norm: inside it, the sums over the rows depend on the number of libtorch's
+    // threads.
     if let Some(weight) = weight {
         output = output.f_mul(&weight.f_to_kind(wide)?)?;
     }
@@ -130,7 +134,8 @@ impl Bridge {
         bridge
     }
 
-    /// The same bridge over what `make` makes of each parameter, in the order of [`Bridge::params`].
+    /// The same bridge over what `make` makes of each parameter, in the order of
+    /// [`Bridge::params`].
     fn map<E>(
         &self,
         make: &mut dyn FnMut(&Tensor) -> std::result::Result<Tensor, E>,
@@ -155,32 +160,35 @@ impl Bridge {
 
     /// Checks that the parameters fit each other.
     ///
-    /// Errors: `Weights` for a misshapen parameter, `Kind` and `Device` when the parameters are not all of one
-    /// floating dtype on one device, `Config` for a window or an epsilon out of range.
+    /// Errors: `Weights` for a misshapen parameter, `Kind` and `Device` when the parameters are not
+    /// all of one floating dtype on one device, `Config` for a window or an epsilon out of range.
     pub fn new(head: Head, projector: Projector, recap: Recap, join: TextJoin) -> Result<Self> {
         let bridge = Bridge { head, projector, recap, join };
         check::parameters(&bridge)?;
         Ok(bridge)
     }
 
-    /// The parameters that exist, always in this order: `norm.weight`, `norm.bias`, `proj`, `projector.*`.
+    /// The parameters that exist, always in this order: `norm.weight`, `norm.bias`, `proj`,
+    /// `projector.*`.
     pub fn params(&self) -> Vec<(&'static str, &Tensor)> {
         let mut params = self.head.params();
         params.extend(self.projector.params());
         params
     }
 
-    /// The condition (B, N', S, C) in the parameters' dtype, where N' is the number N of draws under
-    /// [`Recap::Random`] and 1 otherwise.
+    /// The condition (B, N', S, C) in the parameters' dtype, where N' is the number N of draws
+    /// under [`Recap::Random`] and 1 otherwise.
     ///
     /// * `tokens`: (B, 1+P, W), token 0 is the class (or pooled) token; any floating dtype.
-    /// * `text`: (1 or B, L, C). With [`TextJoin::None`] it is not looked at, unless the recap is text alone.
-    /// * `choice`: (B, N, k) int64, patches counted from 0, under [`Recap::Random`] only. -1 is an empty slot: it
-    ///   adds no visual token, so its position holds the text alone, or zeros where no text is added.
+    /// * `text`: (1 or B, L, C). With [`TextJoin::None`] it is not looked at, unless the recap is
+    ///   text alone.
+    /// * `choice`: (B, N, k) int64, patches counted from 0, under [`Recap::Random`] only. -1 is an
+    ///   empty slot: it adds no visual token, so its position holds the text alone, or zeros where
+    ///   no text is added.
     ///
-    /// Errors: `Shape`, `Kind` and `Device` for inputs that do not fit, `Config` for a missing or an unwanted
-    /// choice, `Data` for a patch that does not exist. The last is checked in CPU memory only: a host read would
-    /// stall any other device.
+    /// Errors: `Shape`, `Kind` and `Device` for inputs that do not fit, `Config` for a missing or
+    /// an unwanted choice, `Data` for a patch that does not exist. The last is checked in CPU
+    /// memory only: a host read would stall any other device.
     pub fn forward(&self, tokens: &Tensor, text: &Tensor, choice: Option<&Tensor>) -> Result<(Tensor, Tape)> {
         let sizes = check::parameters(self)?;
         let plan = Plan::new(self, &sizes, tokens, text, choice)?;
@@ -289,10 +297,11 @@ impl Head {
     }
 }
 
-/// CLIP's own image embedding (B, D): norm and projection of token 0, as ordinary operations that autograd
-/// records. Used by the penalty that keeps the embedding near the original's.
+/// CLIP's own image embedding (B, D): norm and projection of token 0, as ordinary operations that
+/// autograd records. Used by the penalty that keeps the embedding near the original's.
 ///
-/// `tokens`: (B, 1+P, W). Errors: `Shape`, `Weights`, `Kind` or `Device` when tokens and head do not fit.
+/// `tokens`: (B, 1+P, W). Errors: `Shape`, `Weights`, `Kind` or `Device` when tokens and head do
+/// not fit.
 pub fn embed(head: &Head, tokens: &Tensor) -> Result<Tensor> {
     let kind = check::head(head, tokens)?;
     let pooled = tokens.f_select(1, 0)?.f_to_kind(kind)?;

@@ -7,8 +7,8 @@ use super::{Bridge, Recap, TextJoin, OP};
 use crate::error::{DivaError, Result};
 use crate::slices;
 
-/// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which all draws
-/// share, then `picked` rows for each draw.
+/// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which
+/// all draws share, then `picked` rows for each draw.
 pub(super) struct Plan {
     pub recap: Recap,
     pub join: TextJoin,

@@ -1,5 +1,5 @@
-//! The trained projector from CLIP's joint space (D) to the width of the condition (C): DIVA's single linear
-//! layer, or GenHancer's LayerNorm - Linear - GELU - Linear.
+//! The trained projector from CLIP's joint space (D) to the width of the condition (C): DIVA's
+//! single linear layer, or GenHancer's LayerNorm - Linear - GELU - Linear.
 
 use tch::Tensor;
 
@@ -24,7 +24,8 @@ pub enum Projector {
 }
 
 impl Projector {
-    /// The same projector over what `make` makes of each parameter, in the order of [`Projector::params`].
+    /// The same projector over what `make` makes of each parameter, in the order of
+    /// [`Projector::params`].
     pub(super) fn map<E>(
         &self,
         make: &mut dyn FnMut(&Tensor) -> std::result::Result<Tensor, E>,
@@ -46,8 +47,9 @@ impl Projector {
         })
     }
 
-    /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm, Linear, GELU,
-    /// Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`).
+    /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm,
+    /// Linear, GELU, Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`,
+    /// `3.bias`).
     ///
     /// Errors: `Weights` for a missing or an unexpected key.
     pub fn from_named(named: Vec<(String, Tensor)>) -> Result<Self> {

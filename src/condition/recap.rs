@@ -1,5 +1,5 @@
-//! Which tokens take part, by libtorch operations: any device, any layout, any floating dtype. The sizes of every
-//! intermediate value follow from the shapes of the inputs alone.
+//! Which tokens take part, by libtorch operations: any device, any layout, any floating dtype. The
+//! sizes of every intermediate value follow from the shapes of the inputs alone.
 
 use tch::{Kind, Tensor};
 
@@ -7,16 +7,17 @@ use super::plan::Plan;
 use super::{Norm, OP};
 use crate::error::{DivaError, Result};
 
-/// Which visual tokens make up the condition. Token 0, the class or pooled token, always comes first.
+/// Which visual tokens make up the condition. Token 0, the class or pooled token, always comes
+/// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recap {
     /// Token 0 alone.
     Class,
     /// Token 0 and the patches of a choice, in its order.
     Random,
-    /// Token 0 and the means over consecutive windows of that many patches; a remainder is dropped. The mean is
-    /// taken after the norm: what follows is linear up to the projector, so this is the mean of CLIP's own
-    /// projected tokens.
+    /// Token 0 and the means over consecutive windows of that many patches; a remainder is dropped.
+    /// The mean is taken after the norm: what follows is linear up to the projector, so this is the
+    /// mean of CLIP's own projected tokens.
     Windows(i64),
     /// Every token.
     All,
@@ -84,15 +85,15 @@ pub(super) fn rows(
     Ok(rows.f_reshape([plan.batch * plan.stored(), plan.width])?)
 }
 
-/// The tokens (B, M, W) at `index` (B, M). An embedding lookup: its backward pass adds duplicates in sorted order, where
-/// that of a gather would add them in random order on CUDA.
+/// The tokens (B, M, W) at `index` (B, M). An embedding lookup: its backward pass adds duplicates
+/// in sorted order, where that of a gather would add them in random order on CUDA.
 fn gather(plan: &Plan, tokens: &Tensor, index: &Tensor) -> Result<Tensor> {
     let table = tokens.f_reshape([plan.batch * (1 + plan.patches), plan.width])?;
     Ok(Tensor::f_embedding(&table, &flat(plan, index)?, -1, false, false)?)
 }
 
-/// Token of each stored row (B, M): token 0, then the chosen patches. Patch i is token 1 + i; an empty slot (-1)
-/// becomes token 0, and is masked behind the projector.
+/// Token of each stored row (B, M): token 0, then the chosen patches. Patch i is token 1 + i; an
+/// empty slot (-1) becomes token 0, and is masked behind the projector.
 fn slots(plan: &Plan, choice: &Tensor) -> Result<Tensor> {
     let patches = choice.f_reshape([plan.batch, plan.draws * plan.picked])?;
     // Padding with zeros creates token 0's column on the device of the choice.

@@ -5,7 +5,8 @@ use tch::{Device, Kind, Tensor};
 use super::OP;
 use crate::error::{DivaError, Result};
 
-/// What the parameters fix: the widths of the tokens (W) and of the condition (C), the dtype and the device.
+/// What the parameters fix: the widths of the tokens (W) and of the condition (C), the dtype and
+/// the device.
 pub(super) struct Sizes {
     pub width: i64,
     pub channels: i64,

@@ -20,7 +20,8 @@ fn normal(size: &[i64]) -> Tensor {
     Tensor::randn(size, (Kind::Double, Device::Cpu))
 }
 
-/// Heads 0 to 4: norm and projection, the same with the projection transposed, norm without affine, norm alone, none.
+/// Heads 0 to 4: norm and projection, the same with the projection transposed, norm without affine,
+/// norm alone, none.
 fn head(which: usize) -> Head {
     let affine = |on: bool| on.then(|| normal(&[WIDTH]));
     let norm = |on: bool| Norm { weight: affine(on), bias: affine(on), eps: 1e-5 };

@@ -37,7 +37,8 @@ fn a_schedule_can_be_shared_between_threads() {
 
 #[test]
 fn the_fused_pass_equals_libtorch_bit_for_bit() -> Result<()> {
-    // Below and above one block of the pass, ranks 1 to 5, a batch of one, an empty batch and empty samples.
+    // Below and above one block of the pass, ranks 1 to 5, a batch of one, an empty batch and empty
+    // samples.
     let shapes: [&[i64]; 8] = [
         &[5],
         &[3, 7],
@@ -73,7 +74,8 @@ fn strided_inputs_give_the_same_as_contiguous_ones() -> Result<()> {
         let schedule = schedule(prediction, 100)?;
         let draws = randn(&[3, 2, 4, 6, 5], Kind::Double)?;
         let x0 = randn(&[3, 4, 6, 5], Kind::Double)?;
-        // One draw of several, one sample for the whole batch: contiguous samples, so the fused pass takes them.
+        // One draw of several, one sample for the whole batch: contiguous samples, so the fused
+        // pass takes them.
         for e in [draws.i((.., 1)), draws.i((0, 0)).f_unsqueeze(0)?.f_expand([3, 4, 6, 5], false)?] {
             assert!(!e.is_contiguous() && fused::takes(&e));
             let (a, b) = (schedule.add_noise(&x0, &e, &t)?, schedule.add_noise(&x0, &e.f_contiguous()?, &t)?);
