@@ -67,7 +67,7 @@ def all_reduce(ranks: Ranks) -> dict[int, float]:
         for _ in range(9):
             ranks.wait()
             start = time.perf_counter()
-            ranks.finish(ranks.add_up(flat))
+            ranks.add_up(flat)
             times.append(time.perf_counter() - start)
         found[size] = statistics.median(times)
     return found
@@ -92,11 +92,9 @@ def main() -> None:
     print(f"\na step of {2 * BATCH} images")
     for threads in (1, 2):
         found = apart(1, lambda ranks: timed(ranks, 2 * BATCH), threads)
-        seconds = (found["during"] + found["after"]) / 2
-        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}            {1e3 * seconds:8.1f} ms")
+        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}   {1e3 * found['seconds']:8.1f} ms")
     found = apart(2, lambda ranks: timed(ranks, BATCH))
-    for key, how in (("during", "sent during the backward pass"), ("after", "sent after it")):
-        print(f"  2 ranks, 1 thread each, {how:30} {1e3 * found[key]:8.1f} ms, {found['sent'] / 1e6:.1f} MB")
+    print(f"  2 ranks, 1 thread each {1e3 * found['seconds']:8.1f} ms, {found['sent'] / 1e6:.1f} MB")
     load = os.getloadavg()[0]
     print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end (these runs themselves are up to 2 of it)")
 

@@ -39,26 +39,18 @@ def ranks(size: str, rounds: int, turns: int = 3) -> dict[str, Any]:
 
 
 def steps(ranks: Ranks, trainer: Trainer, given: dict[str, Any], number: int) -> dict[str, Any]:
-    """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent.
-
-    Buckets leave during the backward pass ("during") or after it ("after"), step by step in turn.
-    """
+    """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent."""
     together = Together(trainer, ranks)
-    times: dict[bool, list[float]] = {True: [], False: []}
+    times = []
     enough = len(given["images"]) * ranks.world
     start = time.perf_counter()
-    for index, (_, own, samples) in enumerate(together.rounds(Feed([given] * number, seed=0), epoch=0)):
-        overlap = together.reducer.overlap = index % 2 == 0
+    for _, own, samples in together.rounds(Feed([given] * number, seed=0), epoch=0):
         together.train(own, samples, enough=enough)
-        if index:  # the first one warms up
-            times[overlap].append(time.perf_counter() - start)
+        times.append(time.perf_counter() - start)
         start = time.perf_counter()
     together.discard()
-    return {
-        "during": statistics.median(times[True]),
-        "after": statistics.median(times[False]),
-        "sent": together.reducer.sent,
-    }
+    gradient = sum(parameter.nbytes for parameter in trainer.parameters().values())
+    return {"seconds": statistics.median(times[1:]), "sent": gradient}  # the first step warms up
 
 
 def apart(world: int, work: Callable[[Ranks], Any], threads: int = 1) -> Any:
@@ -106,9 +98,8 @@ def measure(size: Size, rounds: int, turns: int) -> dict[str, Any]:
         two.append(apart(2, work, threads=1))
     return {
         "batch": batch,
-        "one": [found["during"] for found in one],
-        "two": [found["during"] for found in two],
-        "two, sent after": [found["after"] for found in two],
+        "one": [found["seconds"] for found in one],
+        "two": [found["seconds"] for found in two],
         "sent": two[0]["sent"],
     }
 

@@ -139,6 +139,7 @@ def test_frozen_hashable_keyword_only_and_picklable():
         Recipe("custom")
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     assert {recipe: 1}[Recipe.named(recipe.name)] == 1
+    assert repr(Recipe(lr=0.5, betas=[0.5, 0.5])) == "Recipe(lr=0.5, betas=(0.5, 0.5))"
 
 
 def test_replace_checks_and_leaves_the_original_alone():
@@ -186,6 +187,11 @@ def test_dicts_and_json_round_trip():
     assert Recipe.from_dict({"draws": 3}) == Recipe(draws=3)
     with pytest.raises(ConfigError, match="no field 'drawz'; did you mean 'draws'"):
         Recipe.from_dict({"drawz": 3})
+    deep = [0.5]
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="betas="):
+        Recipe.from_dict({"betas": deep})
     with pytest.raises(ConfigError, match="mapping of fields, not a list"):
         Recipe.from_dict([("draws", 3)])
 
@@ -315,4 +321,5 @@ def test_fields_help_covers_every_field():
     texts = Recipe.fields_help()
     assert list(texts) == list(Recipe.model_fields)
     assert texts["lr"] == "learning rate [a number of at least 0; default 0.0001]"
+    assert "with window means, with all patches" in texts["condition"] and "None [" not in str(texts)
     assert texts["steps"].endswith("[an integer of at least 1, or None; default None]")

@@ -91,7 +91,7 @@ def test_the_steps_of_the_stages_are_those_of_the_run():
 
 
 BAD = [
-    ({"train": ()}, "one or more"),
+    ({"train": ()}, "one or more strings are needed"),
     ({"train": ("Tower",)}, "train='Tower': a group's name is needed, such as"),
     ({"train": ("tower:",)}, "a group's name is needed"),
     ({"train": ("tower", "tower")}, "names the group 'tower' twice"),
@@ -133,4 +133,5 @@ def test_a_recipe_with_stages_is_a_value():
     assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipe.replace())
     assert recipe.digest() != recipe.replace(stages=(TWO[1],)).digest()
     assert recipe.differences(Recipe()) == {"stages": (recipe.stages, ())}
+    assert repr(recipe.stages[0]) == "Stage(train=(Group(name='projector', lr=0.5), 'tower'), steps=3)"
     assert diva_rs.Stage is Stage

@@ -1,9 +1,9 @@
 """What recipes and stages share: frozen values, strict types, and errors in one plain sentence."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,10 @@ _HIGHEST = 2**63 - 1  # of a signed 64-bit integer
 
 Whole = Annotated[int, Field(ge=0, le=_HIGHEST)]
 Count = Annotated[int, Field(ge=1, le=_HIGHEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "constant"]
 
 
 class Settings(BaseModel):
@@ -24,7 +28,9 @@ class Settings(BaseModel):
     bool is no integer, an integer is a number, NumPy scalars become Python's, and lists become tuples.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     noun: ClassVar[str] = "a set of settings"
 
     def __init__(self, **fields: Any) -> None:
@@ -36,6 +42,13 @@ class Settings(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self:
+            if value != type(self).model_fields[name].default:
+                yield name, value
+
+    __str__ = BaseModel.__repr__
 
     @classmethod
     def label(cls, field: str) -> str:
@@ -64,7 +77,7 @@ def fields_help(cls: type[Settings]) -> dict[str, str]:
     texts = {}
     for name, field in cls.model_fields.items():
         default = "needed" if field.is_required() else f"default {field.default!r}"
-        texts[name] = f"{field.description} [{words(schemas(cls)[name])}; {default}]"
+        texts[name] = f"{_meaning(cls, name)} [{words(schemas(cls)[name])}; {default}]"
     return texts
 
 
@@ -88,7 +101,7 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(map(repr, schema["enum"]))
     if schema.get("type") == "array":
-        item = schema["items"] if "items" in schema else schema["prefixItems"][0]
+        item, _ = kind(schema["items"] if "items" in schema else schema["prefixItems"][0])
         _, noun, *bounds = _words(item).split(" ", 2)
         many = "one or more" if schema.get("minItems") else "several"
         count = schema["minItems"] if "prefixItems" in schema else many
@@ -137,11 +150,17 @@ def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationErr
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     name = str(mistake["loc"][0])
     if name not in fields:
-        return f"{cls.noun} needs {cls.label(name)}: {cls.model_fields[name].description}"
+        return f"{cls.noun} needs {cls.label(name)}: {_meaning(cls, name)}"
     return f"{cls.label(name)}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
+
+
+def _meaning(cls: type[Settings], field: str) -> str:
+    return " ".join(str(cls.model_fields[field].description).split())
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+    return value
