@@ -7,7 +7,7 @@ attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification of obje
 """
 
 from diva_rs.microworld.captions import DETAILS, Tokenizer, caption, detailed_caption, short_caption
-from diva_rs.microworld.dataset import SPLITS, Captioned, World, pictures
+from diva_rs.microworld.dataset import SPLITS, World, pictures
 from diva_rs.microworld.embedding import image_embeddings, new_clip, text_embeddings
 from diva_rs.microworld.mini_mmvp import Pair, mini_mmvp, pairs
 from diva_rs.microworld.pretrained import Microworld
@@ -21,7 +21,6 @@ __all__ = [
     "SIDE",
     "SPLITS",
     "VALUES",
-    "Captioned",
     "Microworld",
     "Pair",
     "Scene",

@@ -1,12 +1,12 @@
 """Zero-shot classification of the world's objects: what post-training must not lose."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
-from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.embedding import image_embeddings, text_embeddings
 
 
@@ -37,10 +37,11 @@ class ZeroShotScore:
 
 
 def zero_shot_objects(
-    clip: nn.Module, dataset: Captioned, attribute: str | None = None, template: str = "a photo of a {}"
+    clip: nn.Module, dataset: Any, attribute: str | None = None, template: str = "a photo of a {}"
 ) -> ZeroShotScore:
     """Name the ``attribute`` of each image of ``dataset`` by the nearest of the captions ``template``.
 
+    ``dataset`` is a `World`, or has its ``values``, ``subject``, ``tokenizer``, ``images`` and ``labels``.
     ``attribute`` is by default the dataset's subject; the world's is the object.
 
     >>> world = diva_rs.microworld.World("validation", 16)
