@@ -12,8 +12,7 @@ from diva_rs._base.optional import require
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, shown
-from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_scheduler, new_unet, seeded
+from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_clip, new_scheduler, new_unet, seeded
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.microworld.embedding import MEAN, STD
+from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
 from lab.pretraining.loop import Optimizers, Progress
 

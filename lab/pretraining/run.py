@@ -16,8 +16,7 @@ from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
-from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_clip, new_text_encoder, new_unet, new_vae
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet

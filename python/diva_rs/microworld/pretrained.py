@@ -14,8 +14,7 @@ from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import DataError
 from diva_rs.microworld.captions import Tokenizer
-from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_clip, new_scheduler, new_text_encoder, new_unet, new_vae
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
