@@ -70,8 +70,7 @@ def fields_help(cls: type[Settings]) -> dict[str, str]:
     texts = {}
     for name, field in cls.model_fields.items():
         default = "needed" if field.is_required() else f"default {field.default!r}"
-        meaning = " ".join(str(field.description).split())
-        texts[name] = f"{meaning} [{words(schemas(cls)[name])}; {default}]"
+        texts[name] = f"{_meaning(cls, name)} [{words(schemas(cls)[name])}; {default}]"
     return texts
 
 
@@ -144,8 +143,12 @@ def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationErr
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     name = str(mistake["loc"][0])
     if name not in fields:
-        return f"{cls.noun} needs {cls.label(name)}: {cls.model_fields[name].description}"
+        return f"{cls.noun} needs {cls.label(name)}: {_meaning(cls, name)}"
     return f"{cls.label(name)}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
+
+
+def _meaning(cls: type[Settings], field: str) -> str:
+    return " ".join(str(cls.model_fields[field].description).split())
 
 
 def _plain(value: Any) -> Any:
