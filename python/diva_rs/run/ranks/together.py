@@ -11,7 +11,6 @@ from diva_rs.distributed import Ranks, weighted_sums
 from diva_rs.run.ranks.loaders import check_first_batches
 from diva_rs.step.trainer import Trainer
 
-_LOSSES = ("loss", "denoising", "anchor")
 _END = object()  # what a loader yields by mistake may be None
 
 
@@ -108,11 +107,13 @@ class Together:
         needed = [p for p, column in zip(parameters, zip(*rows, strict=True), strict=True) if any(column)]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in needed]
         device = trainer.step_modules.device
-        losses = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
+        losses = [
+            torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in trainer.loss_names
+        ]
         sums = weighted_sums(self.ranks, [*gradients, *losses], trainer.pending / self._pending)
         for parameter, gradient in zip(needed, sums[: len(needed)], strict=True):
             parameter.grad = gradient
-        trainer.metrics.update(zip(_LOSSES, sums[len(needed) :], strict=True))
+        trainer.metrics.update(zip(trainer.loss_names, sums[len(needed) :], strict=True))
         trainer.pending = self._pending
         trainer.apply()
         self._pending = 0
