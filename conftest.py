@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,14 @@ _FOLDERS = {
     "captions_folder": "builders.benchmarks",
     "photos_folder": "builders.benchmarks",
 }
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises: a suite that was started in the background inherits an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

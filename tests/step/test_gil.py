@@ -13,6 +13,8 @@ from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe, Trainer
 from diva_rs._base.checkpoint import load_state
 
+pytestmark = pytest.mark.usefixtures("ctrl_c")
+
 
 def test_another_thread_runs_during_the_native_parts_of_a_step():
     """Time windows: a Python thread notes the clock while one backward pass, entered once, is under way."""

@@ -82,6 +82,11 @@ class Trainer:
         return self.step_modules.backend
 
     @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The names of the losses in `metrics`: "loss" is the sum of the others."""
+        return ("loss", "denoising", "anchor")
+
+    @property
     def warming_up(self) -> bool:
         """Whether CLIP is still frozen while the projector warms up (``recipe.projector_warmup``)."""
         return self.steps_done < self.recipe.projector_warmup
