@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
@@ -27,7 +27,7 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
     """
     if resume is False and _restarted(folder):
         resume = True
-    facts = models_of(trainer)
+    facts = _models_of(trainer)
     here = {**facts, "environment": environment(trainer.step_modules.device)}
     if resume is False:
         folder.clear()
@@ -42,9 +42,13 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
         folder.clear()  # a run that ended before its first checkpoint leaves its log
         folder.begin(trainer.recipe, here, 0)
         return None
-    done = int(state["counters"]["steps_done"])
+    done = progress_of(state).steps
     was = folder.facts() or {}
-    _check_steps(folder, earlier, trainer.recipe, done)
+    if trainer.recipe.steps is not None and trainer.recipe.steps < done:
+        raise ConfigError(
+            f"steps={trainer.recipe.steps}, but the run in {folder.path} has done {done} steps already: "
+            "give more, choose another folder, or resume=False, which starts again"
+        )
     if resume != "force":
         _check_same(folder, earlier, trainer.recipe, was, facts)
     if trainer.recipe.anchor and was.get("clip_start") != facts["clip_start"]:
@@ -63,11 +67,7 @@ def _restarted(folder: RunFolder) -> bool:
 
 
 def progress_of(state: dict[str, Any]) -> Progress:
-    """The progress in a checkpoint's state.
-
-    >>> progress_of({"run": {"progress": {"epoch": 1, "steps": 12}}}).steps
-    12
-    """
+    """The progress in a checkpoint's state."""
     try:
         return Progress(**state["run"]["progress"])
     except (KeyError, TypeError) as err:
@@ -77,34 +77,25 @@ def progress_of(state: dict[str, Any]) -> Progress:
         ) from err
 
 
-def models_of(trainer: Trainer) -> dict[str, str]:
-    """Names and fingerprints of the models of a run.
+def _models_of(trainer: Trainer) -> dict[str, str]:
+    """Names and fingerprints of the models of a run."""
+    trained = {id(parameter) for parameter in trainer.parameters().values()}
+    clip, unet = trainer.clip, trainer.teacher.unet
 
-    >>> sorted(models_of(Trainer(clip, teacher)))
-    ['clip', 'clip_frozen', 'clip_start', 'teacher', 'teacher_weights']
-    """
-    trained = trainer.step_modules.parameters
-    ids = {id(parameter) for parameter in trained.values()}
-    unet = trainer.teacher.unet
+    def frozen(module: nn.Module) -> str:
+        return _fingerprint(item for item in module.named_parameters() if id(item[1]) not in trained)
+
     return {
-        "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
-        "clip_start": fingerprint(trained.items()),
-        "clip_frozen": fingerprint(
-            (name, parameter)
-            for name, parameter in trainer.clip.named_parameters()
-            if id(parameter) not in ids
-        ),
+        "clip": f"{type(clip).__name__} ({trainer.step_modules.tower.name})",
+        "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
+        "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
-        "teacher_weights": fingerprint(unet.named_parameters()),
+        "teacher_weights": frozen(unet),
     }
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of the names, the shapes and some values of each tensor; copies to the host once.
-
-    >>> fingerprint([("w", torch.zeros(3))]) != fingerprint([("w", torch.ones(3))])
-    True
-    """
+def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of the names, the shapes and some values of each tensor; copies to the host once."""
     digest, values = hashlib.sha256(), []
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -113,14 +104,6 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     if values and not any(value.is_meta for value in values):
         digest.update(torch.cat([value.to(values[0].device) for value in values]).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
-
-
-def _check_steps(folder: RunFolder, earlier: Recipe, recipe: Recipe, done: int) -> None:
-    if recipe.steps is not None and recipe.steps < done:
-        raise ConfigError(
-            f"steps={recipe.steps}, but the run in {folder.path} has done {done} steps already: give "
-            "more, choose another folder, or resume=False, which starts again"
-        )
 
 
 def _check_same(
