@@ -33,14 +33,6 @@ _FOLDERS = {
 }
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C raises: a suite that was started in the background inherits an ignored SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture(autouse=True)
 def _names_for_examples(request, doctest_namespace):
     if not isinstance(request.node, DoctestItem):
@@ -59,3 +51,14 @@ def _names_for_examples(request, doctest_namespace):
             make = getattr(importlib.import_module(module), name)
             given = [request.getfixturevalue("tmp_path")] if name in _FOLDERS else []
             doctest_namespace[name] = make(*given)
+
+
+@pytest.fixture
+def ctrl_c():
+    """A function that sends Ctrl-C to this process, which receives it as in the foreground.
+
+    A process that a shell starts in the background inherits an ignored SIGINT.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

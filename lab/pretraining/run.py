@@ -17,13 +17,14 @@ from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
 from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_dit, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretrained import Microworld, clip_name
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
 from lab.pretraining.margins import margins
 from lab.pretraining.vae import reconstruction_error, train_vae
+from lab.world import new_dit
 
 
 @dataclass(frozen=True)

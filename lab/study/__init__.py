@@ -7,12 +7,13 @@ from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
-from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, STUDY, Arm
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
+from lab.world import StudyWorld
 
 __all__ = [
     "ABLATIONS",
@@ -61,7 +62,7 @@ def ablate(
     """
     if name not in _EVERY:
         raise ConfigError(f"name={name!r} is unknown{hint(name, _EVERY) or ': one of ' + ', '.join(_EVERY)}")
-    arms, models, folder = _EVERY[name], Microworld(world), make_folder(output_dir)
+    arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
     rows = run_all(

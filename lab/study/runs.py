@@ -11,16 +11,16 @@ from torch import nn
 
 from diva_rs._base.files import read_text, write_json, write_text
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.microworld.pretrained import Microworld
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
 from lab.study.data import TrainingImages
 from lab.study.measure import Measure
 from lab.study.supervised import fine_tune
+from lab.world import StudyWorld
 
 
 def run_arm(
-    arm: Arm, clip: nn.Module, world: Microworld, images: TrainingImages, seed: int, steps: int | None = None
+    arm: Arm, clip: nn.Module, world: StudyWorld, images: TrainingImages, seed: int, steps: int | None = None
 ) -> dict[str, float]:
     """Treat ``clip`` in place with ``arm``.
 
@@ -53,7 +53,7 @@ def run_all(
     seeds: Sequence[int],
     folder: Path,
     clip_of: Callable[[int], nn.Module],
-    world: Microworld,
+    world: StudyWorld,
     measure: Measure,
     images: TrainingImages,
     steps: int | None = None,

@@ -22,6 +22,7 @@ from lab.pretraining.vae import reconstruction_error
 from lab.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, ablate, change
 from lab.study.data import unseen
 from lab.study.runs import read_rows, run_arm
+from lab.world import StudyWorld
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_a_second_pretraining_gives_the_same_weights(folder, tmp_path):
 
 
 def test_checkpoints_come_back_as_models_and_teachers(folder):
-    world = Microworld(folder)
+    world = StudyWorld(folder)
     assert world.clips == 2
     one, other = world.clip(0), world.clip(1)
     assert not torch.equal(one.visual.proj, other.visual.proj)
@@ -157,7 +158,7 @@ def test_every_kind_of_arm_trains_the_tower(name, folder):
         "all": Arm({"condition": "all"}),
         "one draw": Arm({"draws": 1}),
     }[name]
-    world = Microworld(folder)
+    world = StudyWorld(folder)
     images = TrainingImages(world.vae, unseen(32))
     clip = world.clip()
     before = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
@@ -198,7 +199,7 @@ def test_ablations_resume_and_refuse_a_damaged_file(folder, tmp_path, capsys):
 
 
 def test_no_images_is_no_training(folder):
-    world = Microworld(folder)
+    world = StudyWorld(folder)
     clip, original = world.clip(), world.clip().state_dict()
     assert run_arm(Arm(share=0.0), clip, world, TrainingImages(world.vae, unseen(8)), seed=0) == {}
     assert all(torch.equal(original[key], value) for key, value in clip.state_dict().items())

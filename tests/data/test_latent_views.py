@@ -3,11 +3,10 @@
 import json
 import tarfile
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from builders.pictures import picture
 from diva_rs._base.checkpoint import write_manifest
 from diva_rs.data import LatentCache, Views, folder_loader, shard_loader
 from diva_rs.errors import ConfigError, DataError
@@ -30,8 +29,7 @@ def photos(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{i}.png")
+        picture(i).save(root / f"{i}.png")
     return root
 
 

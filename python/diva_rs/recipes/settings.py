@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,10 @@ _HIGHEST = 2**63 - 1  # of a signed 64-bit integer
 
 Whole = Annotated[int, Field(ge=0, le=_HIGHEST)]
 Count = Annotated[int, Field(ge=1, le=_HIGHEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "constant"]
 
 
 class Settings(BaseModel):
@@ -24,7 +28,9 @@ class Settings(BaseModel):
     bool is no integer, an integer is a number, NumPy scalars become Python's, and lists become tuples.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     noun: ClassVar[str] = "a set of settings"
 
     def __init__(self, **fields: Any) -> None:
@@ -64,7 +70,8 @@ def fields_help(cls: type[Settings]) -> dict[str, str]:
     texts = {}
     for name, field in cls.model_fields.items():
         default = "needed" if field.is_required() else f"default {field.default!r}"
-        texts[name] = f"{field.description} [{words(schemas(cls)[name])}; {default}]"
+        meaning = " ".join(str(field.description).split())
+        texts[name] = f"{meaning} [{words(schemas(cls)[name])}; {default}]"
     return texts
 
 
@@ -88,7 +95,7 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(map(repr, schema["enum"]))
     if schema.get("type") == "array":
-        item = schema["items"] if "items" in schema else schema["prefixItems"][0]
+        item, _ = kind(schema["items"] if "items" in schema else schema["prefixItems"][0])
         _, noun, *bounds = _words(item).split(" ", 2)
         many = "one or more" if schema.get("minItems") else "several"
         count = schema["minItems"] if "prefixItems" in schema else many
