@@ -11,6 +11,7 @@ from typing_extensions import disjoint_base
 __version__: str
 __all__ = [
     "AutoencoderEncoder",
+    "Batch",
     "Bridge",
     "Denoiser",
     "DiTTransformer2D",
@@ -23,6 +24,7 @@ __all__ = [
     "Step",
     "Tape",
     "UNet2DCondition",
+    "View",
     "VisionTransformer",
     "__version__",
     "augment_seed",
@@ -127,16 +129,50 @@ class Pixels:
     def vae_input(self, images: Tensor, size: tuple[int, int]) -> Tensor: ...
 
 @final
+class Batch:
+    def __new__(
+        cls,
+        *,
+        keys: npt.NDArray[np.uint64],
+        text: Tensor,
+        drawn: DrawPlan | tuple[Tensor, Tensor, Tensor | None],
+        epoch: int = 0,
+        seed: int = 0,
+        images: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        latents: Tensor | None = None,
+        size: tuple[int, int] = ...,
+        encoder: Any = None,
+        sampled: Sequence[int] | None = None,
+    ) -> Batch: ...
+    def __len__(self) -> int: ...
+
+@final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: Any) -> tuple[Tensor, _Targets]: ...
+    def read(self, batch: Batch) -> tuple[Tensor, _Targets]: ...
+
+@final
+class View:
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def pooled(self) -> Tensor: ...
+    @property
+    def original(self) -> Tensor: ...
+    @property
+    def predictions(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def timesteps(self) -> Tensor: ...
 
 @final
 class Step:
     def __new__(
         cls,
         tower: Callable[[Tensor], Tensor] | VisionTransformer,
-        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor] | Denoiser,
+        denoiser: Callable[..., Tensor] | Denoiser,
         bridge: Bridge,
         schedule: Schedule,
         *,
@@ -144,6 +180,7 @@ class Step:
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
         anchor: float = 0.0,
+        terms: Sequence[tuple[str, float, Callable[[View], Tensor]]] = ...,
         original: tuple[Callable[[Tensor], Tensor] | VisionTransformer, Bridge] | None = None,
         micro_batch: int | None = None,
         denoiser_batch: int | None = None,
@@ -151,18 +188,19 @@ class Step:
     def train(
         self,
         reader: Reader,
-        batch: Any,
+        batch: Batch,
         optimizer: Optimizer,
         share: float = 1.0,
         train_tower: bool = True,
         update: tuple[float | None, float, Tensor | None] | None = None,
         hold: Callable[[], None] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    ) -> tuple[dict[str, Tensor], Tensor | None]: ...
     @property
     def denoiser_limit(self) -> int | None: ...
+    def changed_limit(self) -> int | None: ...
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets
-    ) -> tuple[Tensor, Tensor, list[Tensor]]: ...
+    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
 
 @final
 class Recording: ...

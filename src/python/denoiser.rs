@@ -27,8 +27,8 @@ impl PyDenoiser {
     }
 
     /// The same network, for a step of its own.
-    pub(super) fn core(&self) -> Box<dyn Denoiser> {
-        Box::new(self.core.clone())
+    pub(super) fn core(&self) -> Arc<Mutex<dyn Denoiser>> {
+        self.core.clone()
     }
 }
 
@@ -46,7 +46,7 @@ impl PyDenoiser {
         text: Option<Given>,
     ) -> PyResult<PyTensor> {
         let (core, asked) = (self.core(), Asked::new(noisy, timesteps, condition, text)?);
-        enter(py, move || asked.predict(core.as_ref())).map(PyTensor)
+        enter(py, move || asked.predict(&core)).map(PyTensor)
     }
 
     /// (prediction, the gradient at the condition), given the gradient at the prediction: recomputing, where the
@@ -63,7 +63,7 @@ impl PyDenoiser {
     ) -> PyResult<(PyTensor, PyTensor)> {
         let (core, at_prediction) = (self.core(), at_prediction.named("at_prediction")?);
         let asked = Asked::new(noisy, timesteps, condition, text)?;
-        enter(py, move || asked.gradient(core.as_ref(), &at_prediction))
+        enter(py, move || asked.gradient(&core, &at_prediction))
             .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
     }
 }

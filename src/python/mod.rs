@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod callback;
 mod condition;
 mod denoiser;
 mod dit;
@@ -14,7 +15,9 @@ mod number;
 mod optim;
 mod schedule;
 mod step;
+mod targets;
 mod tensor;
+mod term;
 mod unet;
 mod vae;
 mod vision;
@@ -29,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    term::register(module)?;
     denoiser::register(module)?;
     dit::register(module)?;
     unet::register(module)?;

@@ -23,12 +23,14 @@ from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
 from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.run.result import PostTrainResult
 from diva_rs.step.modules import as_recipe
+from diva_rs.step.terms import Term
 from diva_rs.step.trainer import Trainer
 
 
 class PostTrainFields(RecipeFields, total=False):
-    """The recipe's fields, and what is measured while training."""
+    """The recipe's fields, further terms of the loss, and what is measured while training."""
 
+    terms: Mapping[str, tuple[float, Term]] | None
     evaluate: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None
     eval_every: int | None
     best: str | tuple[str, str] | None
@@ -71,8 +73,10 @@ def post_train(
         callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
         progress: whether to show a progress bar.
         fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without
-            ``steps`` the run is one pass over the loader. These measure while training:
+            ``steps`` the run is one pass over the loader. Further ones:
 
+            terms: more terms of the loss, name -> (weight, function of a `diva_rs.step.terms.View`
+                that gives a 0-dim loss). Logs and results hold them by name.
             evaluate: name -> function of the model, or one function; it gives a number, a mapping
                 of numbers or a result of `diva_rs.evaluation`. Measured before the first and after
                 the last step; the scores are in the history. Training is the same to the bit.
@@ -99,6 +103,7 @@ def post_train(
     [1, 2, 3]
     """
     given: dict[str, Any] = {**fields}
+    terms = given.pop("terms", None)
     evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
     _check_fields(given)
     if not isinstance(resume, bool) and resume != "force":
@@ -116,7 +121,7 @@ def post_train(
             recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         try:
-            trainer = Trainer(clip, unet, recipe)
+            trainer = Trainer(clip, unet, recipe, terms)
             start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation)
             return run.train(one_pass, show_progress=progress)
@@ -129,7 +134,9 @@ def _check_fields(fields: dict[str, Any]) -> None:
     """Raise ConfigError for a name that is neither an argument nor a field of the recipe."""
     known = Recipe.model_fields
     for name in fields.keys() - known:
-        near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
+        near = hint(
+            name, [*known, *ARGUMENTS, "terms", "recipe", "output_dir", "resume", "callbacks", "progress"]
+        )
         raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
 
 

@@ -78,7 +78,7 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 
 def _models_of(trainer: Trainer) -> dict[str, str]:
-    """Names and fingerprints of the models of a run."""
+    """Names and fingerprints of the models of a run, and the names of its losses."""
     trained = {id(parameter) for parameter in trainer.parameters().values()}
     clip, unet = trainer.clip, trainer.teacher.unet
 
@@ -91,6 +91,7 @@ def _models_of(trainer: Trainer) -> dict[str, str]:
         "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
         "teacher_weights": frozen(unet),
+        "losses": ", ".join(trainer.loss_names),
     }
 
 
@@ -114,7 +115,7 @@ def _check_same(
     if "steps" in differing and (earlier.schedule, recipe.schedule) == ("constant", "constant"):
         del differing["steps"]
     lines = [f"{name} was {before!r}, is {after!r}" for name, (before, after) in differing.items()]
-    for name in ("clip", "clip_frozen", "teacher", "teacher_weights"):
+    for name in ("clip", "clip_frozen", "teacher", "teacher_weights", "losses"):
         if was.get(name) != now[name]:
             lines.append(f"{name} was {was.get(name)}, is {now[name]}")
     if lines:
