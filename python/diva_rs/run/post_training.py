@@ -49,7 +49,7 @@ def post_train(
     progress: bool = True,
     **fields: Unpack[PostTrainFields],
 ) -> PostTrainResult:
-    """Post-train the vision tower of ``clip`` with the generative feedback of a frozen diffusion model.
+    """Post-train the vision tower of ``clip`` with the feedback of a frozen diffusion model.
 
     DIVA (arXiv 2407.20171): the teacher denoises each image under a condition made of CLIP's own
     visual tokens, and the denoising error trains CLIP. Only images are needed.
