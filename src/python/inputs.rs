@@ -9,10 +9,10 @@ use tch::Tensor;
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
 use super::step::{untargets, Callback, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
-use super::vae::PyAutoencoderEncoder;
 use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Drawn, Encoder, Reader};
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
@@ -153,7 +153,7 @@ impl RawBatch<'_> {
             latents: optional(self.latents, "latents")?,
             text: self.text.named("text")?,
             size: self.size,
-            encoder: self.encoder.map(|object| encoder(py, object)),
+            encoder: self.encoder.map(|object| encoder(py, object)).transpose()?,
             sampled: self.sampled.map(|List(items)| items),
             drawn,
             keys: self.keys.as_array().to_vec(),
@@ -164,10 +164,10 @@ impl RawBatch<'_> {
 }
 
 /// A native VAE where the object is one, otherwise a callable `images[, noise] -> latents`.
-fn encoder(py: Python<'_>, object: PyObject) -> Box<dyn Encoder> {
-    match object.bind(py).downcast::<PyAutoencoderEncoder>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn encoder(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Encoder>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().encoder(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 

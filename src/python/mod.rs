@@ -3,21 +3,16 @@
 use pyo3::prelude::*;
 
 mod condition;
-mod denoiser;
-mod dit;
 mod draws;
 mod enter;
-mod fields;
 mod inputs;
 mod list;
+mod network;
 mod number;
 mod optim;
 mod schedule;
 mod step;
 mod tensor;
-mod unet;
-mod vae;
-mod vision;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
@@ -29,9 +24,5 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
-    denoiser::register(module)?;
-    dit::register(module)?;
-    unet::register(module)?;
-    vae::register(module)?;
-    vision::register(module)
+    network::register(module)
 }

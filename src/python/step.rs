@@ -6,15 +6,14 @@ use pyo3::prelude::*;
 use tch::Tensor;
 
 use super::condition::PyBridge;
-use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
 use super::inputs::{held, signals, PyReader, RawBatch};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::tensor::{optional, Given, PyTensor};
-use super::vision::PyVisionTransformer;
 use crate::denoiser::{Denoiser, Query, Slots};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Loss, Objective, Room, Targets};
@@ -66,10 +65,10 @@ impl Denoiser for CallbackDenoiser {
 }
 
 /// A native tower where the object is one, otherwise a callable `images -> tokens`.
-fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
-    match object.bind(py).downcast::<PyVisionTransformer>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn tower(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn VisionTower>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().tower(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 
@@ -77,8 +76,8 @@ fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
 /// for each of the slots that its attribute `slots` names ("tokens", "pooled"); without that attribute, the tokens.
 fn denoiser(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Denoiser>> {
     let bound = object.bind(py);
-    if let Ok(native) = bound.downcast::<PyDenoiser>() {
-        return Ok(native.get().core());
+    if let Ok(native) = bound.downcast::<PyNetwork>() {
+        return native.get().denoiser();
     }
     let slots = match bound.getattr_opt("slots")? {
         None => Slots::TOKENS,
@@ -166,9 +165,12 @@ impl Step {
             return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
         }
         let original = original
-            .map(|(tower, bridge)| Original { tower: self::tower(py, tower), head: bridge.core().head });
+            .map(|(tower, bridge)| -> PyResult<Original> {
+                Ok(Original { tower: self::tower(py, tower)?, head: bridge.core().head })
+            })
+            .transpose()?;
         Ok(Step(Mutex::new(Core {
-            tower: self::tower(py, tower),
+            tower: self::tower(py, tower)?,
             denoiser: self::denoiser(py, denoiser)?,
             bridge: bridge.core(),
             schedule: schedule.0.clone(),
