@@ -52,10 +52,9 @@ format: $(NATIVE) ## format and fix what can be fixed mechanically
 	$(BIN)/ruff check --fix python lab tests notebooks conftest.py
 	$(BIN)/ruff format python lab tests notebooks conftest.py
 
-fuzz: $(NATIVE) ## nightly: 12,000 damaged files, hostile calls: 20,000 of the native module, 5,000 of the public API
+fuzz: $(NATIVE) ## nightly: 12,000 damaged files, 20,000 hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
 	cd tests && $(BIN)/python -m fuzz native --cases 20000
-	cd tests && $(BIN)/python -m fuzz public --cases 5000
 
 # torch-sys's C++ stays as it is (gcc's sanitizer is another than rustc's), but its memory is watched: the allocator is.
 sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and everything that reads through it

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import diva_rs
-from diva_rs.data.conventions import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
+from diva_rs.data.pixels import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
 from diva_rs.errors import ConfigError
 from lab.benchmarks.models import STEPS, Models
 

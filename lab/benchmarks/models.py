@@ -30,7 +30,7 @@ class Models:
         transformers = require("transformers", extra="transformers")
         open_clip = require("open_clip", extra="open-clip")
         self.size, self.precision, self.device = size, precision, torch.device(device)
-        # What the official code computes, but for its draw weights: see `diva_rs.recipes.official`.
+        # What the official code computes, but for its draw weights: see `diva_rs.recipes.diva`.
         self.recipe = Recipe.from_dict(
             {
                 "choose": size.choose,

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from diva_rs._base.checkpoint import make_folder, write_text
-from diva_rs._base.files import read_text
+from diva_rs._base.files import make_folder, read_text, write_text
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError
 from lab.benchmarks import kernels, steps

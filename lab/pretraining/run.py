@@ -13,7 +13,8 @@ from torch import nn
 
 import diva_rs
 from diva_rs._base.arguments import as_path
-from diva_rs._base.checkpoint import make_folder, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
 from diva_rs.microworld.embedding import new_clip

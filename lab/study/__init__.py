@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from diva_rs._base.arguments import takes
-from diva_rs._base.checkpoint import make_folder, write_text
+from diva_rs._base.files import make_folder, write_text
 from diva_rs._base.optional import require
 from diva_rs._base.settings import choice, integer, optional
 from diva_rs.evaluation.statistics import Change, change

@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from diva_rs._base.checkpoint import write_json, write_text
-from diva_rs._base.files import read_text
+from diva_rs._base.files import read_text, write_json, write_text
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.run.post_training import post_train

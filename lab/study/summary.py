@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diva_rs._base.checkpoint import write_text
+from diva_rs._base.files import write_text
 from diva_rs._base.optional import require
 from diva_rs.errors import DataError
 from diva_rs.evaluation.statistics import Change, change

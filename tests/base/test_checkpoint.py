@@ -10,7 +10,7 @@ import torch
 import diva_rs._base.checkpoint as checkpoint
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DataError, Recipe, Trainer, WeightsError
-from diva_rs._base.manifest import manifest
+from diva_rs._base.files import write_json, write_text
 
 OLD, NEW = {"a": torch.zeros(3), "b": torch.ones(2, 2)}, {"a": torch.full((3,), 7.0)}
 STATE_FILES = ["manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json"]
@@ -69,11 +69,11 @@ def test_a_failed_write_of_weights_leaves_the_old_file(tmp_path, monkeypatch, st
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_of_text_leaves_the_old_file(tmp_path, monkeypatch, step):
     path = tmp_path / "report.json"
-    checkpoint.write_text(path, "old")
+    write_text(path, "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, step, Breaks(getattr(os, step)))
         with pytest.raises(DataError, match=r"report\.json could not be written"):
-            checkpoint.write_text(path, "new")
+            write_text(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["report.json"]
 
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path, monkeypatch, renames):
 def test_a_machine_that_goes_down_between_the_renames_loses_nothing(tmp_path):
     folder = tmp_path / "checkpoint"
     checkpoint.save_state(folder, state(1))
-    folder.rename(tmp_path / "checkpoint.old")  # what is on disk at that moment
+    folder.rename(tmp_path / ".checkpoint.old")  # what is on disk at that moment
     assert checkpoint.load_state(folder)["counters"]["steps_done"] == 1
     checkpoint.save_state(folder, state(2))
     assert checkpoint.load_state(folder)["counters"]["steps_done"] == 2
@@ -129,10 +129,10 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 def test_a_folder_that_is_no_checkpoint_is_not_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"thesis holds 'chapter1.tex', which is no checkpoint's"):
+    with pytest.raises(DataError, match=r"thesis holds 'chapter1.tex', which is not part of a checkpoint"):
         checkpoint.save_state(tmp_path / "thesis", state(1))
     with pytest.raises(DataError, match="thesis could not be written"):
-        checkpoint.write_text(tmp_path / "thesis", "a file in the place of a folder")
+        write_text(tmp_path / "thesis", "a file in the place of a folder")
     with pytest.raises(DataError, match=r"chapter1.tex/w could not be written"):
         checkpoint.save_weights(tmp_path / "thesis" / "chapter1.tex" / "w", OLD)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
@@ -193,7 +193,7 @@ def test_damaged_checkpoints_name_the_file(tmp_path, file, how):
 
 def seal(folder):
     """Make the manifest true again, as somebody would who changes a file on purpose."""
-    checkpoint.write_json(folder / "manifest.json", manifest(folder, STATE_FILES[1:]))
+    checkpoint.write_manifest(folder, STATE_FILES[1:])
 
 
 @pytest.mark.parametrize("file", STATE_FILES[1:])
@@ -209,8 +209,8 @@ def test_what_is_no_safetensors_file_in_spite_of_its_checksum(tmp_path, file):
 @pytest.mark.parametrize("listed", [[], 3, {}, {"state.json": None}, {"state.json": {"bytes": "3"}}])
 def test_a_manifest_of_other_content(tmp_path, listed):
     folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
-    checkpoint.write_json(folder / "manifest.json", listed)
-    with pytest.raises(WeightsError, match=r"no manifest of a checkpoint|is damaged"):
+    write_json(folder / "manifest.json", listed)
+    with pytest.raises(WeightsError, match=r"not the manifest of this folder|is damaged"):
         checkpoint.load_state(folder)
 
 
@@ -236,7 +236,7 @@ def test_a_state_file_of_other_content(tmp_path, text, match):
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
     content = {"loss": [1.0, float("nan"), (float("-inf"), 2)], "flag": True, "path": tmp_path}
-    checkpoint.write_json(tmp_path / "c.json", content)
+    write_json(tmp_path / "c.json", content)
     read = json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
     assert read == {"loss": [1.0, None, [None, 2]], "flag": True, "path": str(tmp_path)}
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
 import diva_rs._base.checkpoint
+import diva_rs._base.files
 import diva_rs.run.evaluate
 from builders.small import images, small_clip, small_teacher
 from diva_rs.data import decode, folder, folder_loader, shard_loader
@@ -152,13 +153,13 @@ def own_batches(place: Path, world: int) -> dict[str, Any]:
 def written_from_now() -> list[str]:
     """The paths that this process writes from now on."""
     written: list[str] = []
-    replacing = diva_rs._base.checkpoint.replacing
+    replacing = diva_rs._base.files.replacing
 
     def noted(path: Path) -> Any:
         written.append(str(path))
         return replacing(path)
 
-    for module in (diva_rs._base.checkpoint, diva_rs.run.evaluate):
+    for module in (diva_rs._base.files, diva_rs._base.checkpoint, diva_rs.run.evaluate):
         module.replacing = noted  # type: ignore[attr-defined]
     return written
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from builders.clips import IMAGE, clip_variants, pixels
 from diva_rs.clip import adapt
-from diva_rs.errors import ConfigError, DeviceError, ShapeError
+from diva_rs.errors import ConfigError, ShapeError
 
 pytestmark = pytest.mark.hostile
 
@@ -47,7 +47,9 @@ def test_a_timm_trunk_without_pooling_has_no_embedding() -> None:
 
 @pytest.mark.parametrize("what", [nn.Linear(2, 2), nn.Sequential(nn.Conv2d(3, 4, 3))])
 def test_an_unknown_class_is_named_beside_the_supported_ones(what: nn.Module) -> None:
-    expected = rf"{type(what).__name__} is not a CLIP model known here. Supported are .*CLIPModel.*OpenAI"
+    expected = (
+        rf"{type(what).__name__} is not a CLIP model of a known library. Supported are .*OpenAI.*CLIPModel"
+    )
     with pytest.raises(ConfigError, match=expected):
         adapt(what)
 
@@ -55,7 +57,9 @@ def test_an_unknown_class_is_named_beside_the_supported_ones(what: nn.Module) ->
 def test_an_unknown_visual_is_named_as_well() -> None:
     model = VARIANTS["open_clip-gelu"]()
     model.visual = nn.Flatten()
-    with pytest.raises(ConfigError, match=r"CLIP \(its visual is a Flatten\) is not a CLIP model known here"):
+    with pytest.raises(
+        ConfigError, match=r"CLIP \(its visual is a Flatten\) is not a CLIP model of a known library"
+    ):
         adapt(model)
 
 
@@ -72,17 +76,11 @@ def test_a_text_tower_has_no_vision_part(kind: str) -> None:
         adapt(model)
 
 
-@pytest.mark.parametrize(
-    ("what", "said"), [("ViT-L-14", "str"), (None, "NoneType"), (3, "int"), ({}, "dict")]
-)
-def test_what_is_no_model_is_told_so(what: object, said: str) -> None:
-    with pytest.raises(ConfigError, match=f"clip is a {said}, expected a loaded model"):
+@pytest.mark.parametrize("what", ["ViT-L-14", (None, None, None)])
+def test_what_is_no_model_is_an_error(what: object) -> None:
+    said = rf"clip is a {type(what).__name__}, expected a loaded model \(.* return it first\)"
+    with pytest.raises(ConfigError, match=said):
         adapt(what)
-
-
-def test_the_tuple_that_open_clip_returns_is_recognised() -> None:
-    with pytest.raises(ConfigError, match=r"tuple of 3, expected the model alone: .*return the model first"):
-        adapt((VARIANTS["open_clip-gelu"](), None, None))
 
 
 @pytest.mark.parametrize(
@@ -219,10 +217,10 @@ def test_other_chance_in_train_mode_is_pointed_out_once() -> None:
 @pytest.mark.parametrize("name", ["open_clip-gelu", "timm-siglip", "transformers-clip", "openai"])
 @pytest.mark.parametrize(
     "shape",
-    [(3, 32, 32), (1, 1, 3, 32, 32), (1, 1, 32, 32), (1, 4, 32, 32), (1, 3, 32, 40), (1, 3, 64, 64), (32,)],
+    [(3, 32, 32), (1, 1, 3, 32, 32), (1, 4, 32, 32), (1, 3, 32, 40), (1, 3, 64, 64), (0, 3, 32, 32)],
 )
 def test_pixels_of_a_wrong_shape_are_told_the_right_one(name: str, shape: tuple[int, ...]) -> None:
-    said = rf"pixels is {re.escape(str(shape))}, but this .* takes \(batch, 3, 32, 32\)"
+    said = rf"pixels is {re.escape(str(shape))}, but this .* takes \(B, 3, 32, 32\) with B > 0"
     with pytest.raises(ShapeError, match=said):
         adapt(VARIANTS[name]()).tokens(torch.zeros(shape))
 
@@ -233,21 +231,9 @@ def test_pixels_of_a_wrong_dtype_are_refused(dtype: torch.dtype) -> None:
         adapt(VARIANTS["openai"]()).tokens(torch.zeros(1, 3, 32, 32, dtype=dtype))
 
 
-def test_pixels_on_another_device_are_refused() -> None:
-    with pytest.raises(DeviceError, match="pixels is on meta, the vision tower on cpu"):
-        adapt(VARIANTS["openai"]()).tokens(torch.zeros(1, 3, 32, 32, device="meta"))
-
-
 def test_tokens_of_a_wrong_shape_are_refused() -> None:
     tower = adapt(VARIANTS["open_clip-gelu"]())
     with pytest.raises(ShapeError, match=r"tokens is \(2, 32\), expected \(batch, 1 \+ patches, 32\)"):
         tower.embed(torch.zeros(2, 32))
-    with pytest.raises(ShapeError, match=r"tokens is \(2, 24\), but this tower's tokens are 32 wide"):
+    with pytest.raises(ShapeError, match=r"tokens is \(2, 17, 24\), expected"):
         tower.embed(torch.zeros(2, 17, 24))
-    with pytest.raises(ShapeError, match=r"tokens is \(\), but"):
-        tower.project(torch.zeros(()))
-
-
-def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"pixels is \(0, 3, 32, 32\): a batch without images"):
-        adapt(VARIANTS["open_clip-gelu"]()).tokens(torch.zeros(0, 3, 32, 32))

@@ -10,13 +10,17 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file
 
 from diva_rs import Recipe, Teacher
-from diva_rs.data import LatentCache, folder_loader, vae_input
-from diva_rs.data.latent_store import FILES, content_hash
+from diva_rs._base.checkpoint import write_manifest
+from diva_rs.data import LatentCache, folder_loader, latent_store, vae_input
+from diva_rs.data.latent_store import Store, StoreWriter, TeacherFacts, ViewFacts, content_hash
 from diva_rs.errors import ConfigError, DataError, ShapeError
 
 SIZE = 16
+LATENTS = "latents-00000.safetensors"
+FILES = [LATENTS, "index.safetensors", "facts.json", "manifest.json"]
 
 
 def make_teacher(seed=0, **config):
@@ -91,7 +95,9 @@ def test_pixel_values_and_official_pixels_are_cached_with_their_normalisation(pl
     cache = LatentCache.build(values, Plain(), place, recipe, half, half)
     [cached, *_] = cache.wrap(values)
     assert torch.allclose(cached["latents"], values[0]["pixel_values"][:, :, ::2, ::2] * 2, atol=1e-6)
-    with pytest.raises(DataError, match=r"pixels prepared otherwise \(mean was \[0.5, 0.5, 0.5\], is \[0.48"):
+    with pytest.raises(
+        DataError, match=r"pixels prepared in another way \(mean was \(0.5, 0.5, 0.5\), is \(0.48"
+    ):
         LatentCache.open(place, recipe=recipe, std=half)
     official = recipe.replace(vae_pixels="official")
     LatentCache.build(batches(), Plain(), tmp_path / "official", official)
@@ -106,11 +112,10 @@ def test_float16_halves_the_file(place, tmp_path):
     half = LatentCache.build(loader, Plain(), tmp_path / "half", dtype="float16")
     one, other = (next(iter(cache.wrap(loader)))["latents"] for cache in (full, half))
     assert other.dtype == torch.float32 and torch.equal(one.half().float(), other)
-    sizes = [(folder / "latents.npy").stat().st_size - 128 for folder in (place, tmp_path / "half")]
-    assert sizes[0] == 2 * sizes[1]
+    stored = [load_file(folder / LATENTS)["latents"] for folder in (place, tmp_path / "half")]
+    assert stored[0].shape == (6, 3, SIZE // 2, SIZE // 2) and torch.equal(stored[0].half(), stored[1])
     with pytest.raises(DataError, match=r"batch 0, sample 0: a latent exceeds float16"):
         LatentCache.build(loader, Plain(lambda x: x * 1e6), tmp_path / "c", dtype="float16")
-    assert np.load(place / "latents.npy").shape == (6, 3, SIZE // 2, SIZE // 2)
 
 
 def test_an_image_that_comes_twice_is_encoded_once(place):
@@ -181,7 +186,7 @@ def test_only_what_matters_is_compared(place):
     LatentCache.build(batches(size=20), Plain(), place, Recipe(image_size=SIZE), overwrite=True)
     with pytest.raises(DataError, match="resize was 'bicubic', is 'bilinear'"):
         LatentCache.open(place, recipe=Recipe(image_size=SIZE, resize="bilinear"))
-    with pytest.raises(DataError, match=r"image_size was \[16, 16\], is \[32, 32\]"):
+    with pytest.raises(DataError, match=r"image_size was \(16, 16\), is \(32, 32\)"):
         LatentCache.open(place, recipe=Recipe(image_size=32))
 
 
@@ -211,23 +216,20 @@ def test_no_damage_goes_unseen(place, name, harm):
 def test_files_of_two_caches_do_not_mix(place, tmp_path):
     LatentCache.build(batches(), Plain(), place)
     LatentCache.build(batches()[::-1], Plain(), tmp_path / "other")
-    shutil.copy(tmp_path / "other" / "latents.npy", place / "latents.npy")
-    with pytest.raises(DataError, match=r"latents.npy, row \d, does not match its checksum"):
+    shutil.copy(tmp_path / "other" / LATENTS, place / LATENTS)
+    with pytest.raises(DataError, match=rf"{LATENTS}, row \d, does not match its checksum"):
         list(LatentCache.open(place).wrap(batches()))
-    shutil.copy(tmp_path / "other" / "index.npy", place / "index.npy")
-    with pytest.raises(DataError, match=r"index.npy does not match"):
+    shutil.copy(tmp_path / "other" / "index.safetensors", place / "index.safetensors")
+    with pytest.raises(DataError, match=r"index.safetensors is damaged: its checksum differs"):
         LatentCache.open(place)
 
 
 def test_an_unknown_format_is_refused(place):
-    from diva_rs.data.latent_store import _json_hash
-
     LatentCache.build(batches(), Plain(), place)
-    manifest = json.loads((place / "manifest.json").read_text())
-    del manifest["checksum"]
-    manifest["format"] = "diva-rs latents 9"
-    (place / "manifest.json").write_text(json.dumps(manifest | {"checksum": _json_hash(manifest)}))
-    with pytest.raises(DataError, match=r"its format is 'diva-rs latents 9'"):
+    facts = json.loads((place / "facts.json").read_text()) | {"format": "diva-rs latents 9"}
+    (place / "facts.json").write_text(json.dumps(facts))
+    write_manifest(place, ["facts.json", "index.safetensors"])
+    with pytest.raises(DataError, match=r"facts.json: .*'diva-rs latents 2'.*'diva-rs latents 9'"):
         LatentCache.open(place)
 
 
@@ -247,7 +249,7 @@ def test_a_build_that_ends_early_leaves_nothing_behind(place, failure, existing)
     if existing:
         assert len(LatentCache.open(place)) == 2
     else:
-        with pytest.raises(DataError, match=r"does not exist: make it with LatentCache.build"):
+        with pytest.raises(DataError, match=r"does not exist: create it with LatentCache.build"):
             LatentCache.open(place)
 
 
@@ -258,7 +260,7 @@ def test_a_failure_while_finishing_keeps_the_old_cache(place, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=r"No space left"):
+    with pytest.raises(DataError, match=r"No space left"):
         LatentCache.build(batches(), Plain(), place, overwrite=True)
     assert os.listdir(place.parent) == ["cache"] and len(LatentCache.open(place)) == 2
 
@@ -333,12 +335,27 @@ def test_a_cache_is_reopened_in_another_process(place):
     assert "6 latents (3, 8, 8)" in cache.describe() and "every other pixel" in cache.describe()
 
 
-def test_lookup_survives_equal_halves_of_hashes(place):
-    cache = LatentCache.build(batches(), Plain(), place)
-    store = cache._store
-    store._keys[:3] = 7
-    wanted = [(7, int(rest)) for rest in store.index["rest"][:3]]
-    assert store.rows([*wanted, (7, 1), (8, 1)]).tolist() == [0, 1, 2, -1, -1]
+def test_lookup_compares_all_128_bits(tmp_path):
+    known = [bytes([7] * 15 + [last]) for last in (0, 3, 1)] + [bytes(16)]
+    writer = StoreWriter(tmp_path, "float32")
+    for number, content in enumerate(known):
+        writer.add(content, number, np.zeros((1, 2, 2), np.float32))
+    view = ViewFacts(source="images", pixels="unit", vae_pixels="unit", image_size=(2, 2), resampled=False)
+    writer.finish(TeacherFacts(describe="", config={}, weights=""), view, None)
+    wanted = [*known, bytes([7] * 15 + [2]), bytes([7] * 16), bytes([0] * 15 + [1]), bytes([255] * 16)]
+    assert Store(tmp_path).rows(wanted).tolist() == [0, 1, 2, 3, -1, -1, -1, -1]
+
+
+def test_latents_of_several_files_are_found(place, monkeypatch):
+    monkeypatch.setattr(latent_store, "_SHARD", 2000)  # bytes: two latents in a file
+    loader = batches()
+    LatentCache.build(loader, Plain(), place)
+    assert len(list(place.glob("latents-*.safetensors"))) == 3
+    for batch in LatentCache.open(place).wrap(loader[::-1]):
+        assert torch.equal(batch["latents"], (batch["images"] * 2 - 1)[:, :, ::2, ::2] * 2)
+    (place / "latents-00001.safetensors").unlink()
+    with pytest.raises(DataError, match=r"cannot be used: .*latents-00001.safetensors"):
+        LatentCache.open(place)
 
 
 def test_content_hashes_see_values_and_shape():

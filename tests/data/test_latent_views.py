@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from diva_rs._base.checkpoint import write_manifest
 from diva_rs.data import LatentCache, Views, folder_loader, shard_loader
-from diva_rs.data.latent_store import _json_hash
 from diva_rs.errors import ConfigError, DataError
 
 SIZE = 16
@@ -116,17 +116,15 @@ def test_a_build_shows_views_only_while_it_runs(photos, tmp_path):
 @pytest.mark.parametrize(
     "views", [{"crops": -1, "flip": True}, {"crops": 2}, {"crops": 10**9, "flip": False}, 7]
 )
-def test_a_manifest_with_other_views_is_damaged(photos, tmp_path, views):
+def test_facts_with_other_views_are_damaged(photos, tmp_path, views):
     LatentCache.build(folder_loader(photos, 2, SIZE, 0, views=Views(2)), Plain(), tmp_path / "cache")
-    path = tmp_path / "cache" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["checksum"]
-    manifest["views"] = views
-    path.write_text(json.dumps(manifest | {"checksum": _json_hash(manifest)}))
+    path = tmp_path / "cache" / "facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"views": views}))
+    write_manifest(tmp_path / "cache", ["facts.json", "index.safetensors"])
     if views == {"crops": 2}:  # flip has a default
         assert LatentCache.open(tmp_path / "cache").views == Views(2)
         return
-    with pytest.raises(DataError, match=r"manifest\.json has no valid views"):
+    with pytest.raises(DataError, match=r"facts\.json: .*views"):
         LatentCache.open(tmp_path / "cache")
 
 
@@ -136,7 +134,6 @@ def test_a_manifest_with_other_views_is_damaged(photos, tmp_path, views):
         ({"crops": -1}, "crops=-1"),
         ({"crops": 2.0}, r"crops=2\.0"),
         ({"crops": 1001}, "to 1000"),
-        ({"flip": 1}, "flip=1"),
     ],
 )
 def test_bad_views_are_named(given, told):
@@ -145,5 +142,5 @@ def test_bad_views_are_named(given, told):
 
 
 def test_random_crops_without_a_scale(photos):
-    with pytest.raises(ConfigError, match=r"crops=2 are random and scale=None asks for the centre crop"):
+    with pytest.raises(ConfigError, match=r"crops=2 are random and scale=None means the centre crop"):
         folder_loader(photos, 2, SIZE, 0, scale=None, views=Views(2))

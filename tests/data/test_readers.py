@@ -26,9 +26,9 @@ from diva_rs.data import (
     train_transform,
     unit_tensor,
 )
-from diva_rs.data.augment import _augment_seed
 from diva_rs.data.decode import decode
-from diva_rs.data.loader import KeyedSampler, name_key, scramble
+from diva_rs.data.keys import crop_seed, name_key, scramble
+from diva_rs.data.loader import KeyedSampler
 
 
 def picture(seed, size=(40, 32)):
@@ -269,12 +269,12 @@ def test_keyed_leaves_the_callers_generators_alone():
     assert torch.equal(torch.rand(3), want)
 
 
-def test_augment_seeds_of_different_keys_differ():
+def testcrop_seeds_of_different_keys_differ():
     keys = [(s, i, e) for s in range(8) for i in range(8) for e in range(8)] + [
         (0, 2**63 - 1, 0),
         (2**64 - 1, 0, 0),
     ]
-    seeds = {_augment_seed(*key) for key in keys}
+    seeds = {crop_seed(*key) for key in keys}
     assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from fuzz.engine import run
 
 parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-parser.add_argument("target", choices=["files", "native", "public"])
+parser.add_argument("target", choices=["files", "native"])
 parser.add_argument("--cases", type=int, default=1000)
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--start", type=int, default=0, help="number of the first case, to run one again")

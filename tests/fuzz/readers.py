@@ -19,13 +19,12 @@ from builders.evaluations import mmvp, post_trained
 from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
-from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_json
-from diva_rs._base.manifest import manifest
+from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
+from diva_rs._base.files import write_json
 from diva_rs.cli.models import load_clip
 from diva_rs.cli.options import OPTIONS, settings
 from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader
-from diva_rs.data.latent_store import _file_hash, _json_hash
 from diva_rs.diffusion.loading import load_part
 from diva_rs.evaluation import mmvp_vlm, report
 from diva_rs.run.callbacks import JsonLines
@@ -163,21 +162,17 @@ def _read_latents(folder: Path) -> None:
     cache = LatentCache.open(folder, teacher=small_teacher(), recipe=Recipe())
     cache = LatentCache.open(folder)
     repr((cache.describe(), cache.shape, len(cache)))
-    for place in range(len(cache)):
-        cache._store.read(np.array([place]))
+    for row in range(len(cache)):
+        cache._store.read(np.array([row]))
 
 
 def _seal_latents(folder: Path) -> None:
-    content = json.loads((folder / "manifest.json").read_text())
-    content.pop("checksum", None)
-    content["index"] = _file_hash(folder / "index.npy")
-    (folder / "manifest.json").write_text(json.dumps(content | {"checksum": _json_hash(content)}))
+    write_manifest(folder, ("index.safetensors", "facts.json"))
 
 
 def _seal_checkpoint(folder: Path) -> None:
-    place = folder / "checkpoint"
     names = ("parameters.safetensors", "optimizer.safetensors", "state.json")
-    (place / "manifest.json").write_text(json.dumps(manifest(place, names)))
+    write_manifest(folder / "checkpoint", names)
 
 
 def _read_teacher(folder: Path) -> None:

@@ -1,7 +1,4 @@
-"""One argument of a kind that nobody gives on purpose: refused by name, in few words, nothing half-done.
-
-Each was found by `python -m fuzz public`, which runs thousands more.
-"""
+"""Arguments that nobody gives on purpose: refused by name, in few words, nothing half-done."""
 
 from fractions import Fraction
 from math import comb
@@ -16,7 +13,7 @@ from builders.refused import refused
 from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer, evaluation, interpolate, interpolation_sweep, post_train
 from diva_rs._base.checkpoint import save_state, save_weights
-from diva_rs.data import BadImage, LatentCache, center_transform, clip_input, read_batch, vae_input
+from diva_rs.data import center_transform, clip_input, vae_input
 from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError, WeightsError
 
 pytestmark = pytest.mark.hostile
@@ -103,7 +100,7 @@ def test_a_state_with_endless_names_is_refused_in_few_words(clip, teacher, name)
         trainer.load_state_dict(state)
 
 
-@pytest.mark.parametrize("ids", [LAZY, NESTED, META[0, :2], Lying(-1), Lying("x"), Lying(2**62), 3])
+@pytest.mark.parametrize("ids", [LAZY, NESTED, META[0, :2], 3])
 def test_ids_that_cannot_be_counted(clip, teacher, ids):
     trainer = Trainer(clip, teacher)
     with pytest.raises((ShapeError, DataError), match="ids"):
@@ -177,7 +174,6 @@ def test_long_values_are_shown_in_part(clip):
 
 
 def test_endless_numbers_are_not_printed(clip):
-    few_words(lambda: read_batch("sgd", ENDLESS), ConfigError, "number=<int>: .*below 2\\*\\*63 is needed")
     few_words(lambda: evaluation.Drift(clip, images(2), ENDLESS), ConfigError, "features=.*known are")
     few_words(lambda: evaluation.image_embedding(ENDLESS), ConfigError, "embedding=<int> is not known")
     few_words(lambda: Recipe(steps=ENDLESS), ConfigError, "steps.*below 2\\*\\*63 is needed")
@@ -204,19 +200,6 @@ def test_only_images_are_resampled(make, odd):
     recipe = SimpleNamespace(pixels="unit", vae_pixels="symmetric", resize="bicubic", antialias=True)
     with pytest.raises(ShapeError, match=r"`images` (has shape|is Int)"):
         make(odd, recipe, (16, 16), HALF, HALF)
-
-
-def test_a_bad_image_is_named_by_words():
-    with pytest.raises(ConfigError, match="reason is a UninitializedParameter: a string is needed"):
-        BadImage("a.jpg", LAZY)
-
-
-def test_a_cache_is_not_opened_for_half_a_recipe(tmp_path):
-    plain = SimpleNamespace(describe=lambda: "as they are", encode=lambda pixels: pixels)
-    LatentCache.build([torch.rand(2, 3, 8, 8)], plain, tmp_path / "latents")
-    fields = {name: getattr(Recipe(), name) for name in ("pixels", "vae_pixels", "resize", "antialias")}
-    with pytest.raises(ConfigError, match="image_size='wide': an integer of at least 1 is needed"):
-        LatentCache.open(tmp_path / "latents", recipe=SimpleNamespace(**fields, image_size="wide"))
 
 
 @pytest.mark.parametrize(

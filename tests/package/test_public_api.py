@@ -168,7 +168,7 @@ LOADERS = {
     "dict": ({"images": GOOD}, ConfigError, "loader is a dict: give an iterable of image batches"),
     "path": ("photos", ConfigError, r"loader is a path: give diva_rs.data.folder_loader\('photos'\)"),
     "none": (None, ConfigError, "loader is a NoneType: give an iterable"),
-    "number": (3, ConfigError, "loader is a int: give an iterable"),
+    "number": (3, ConfigError, "loader is an int: give an iterable"),
     "dataset": (
         torch.utils.data.Dataset(),
         ConfigError,

@@ -11,7 +11,7 @@ import pytest
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from diva_rs.errors import ConfigError
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.recipe_fields import RecipeFields
 
@@ -402,9 +402,9 @@ def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
     assert (recipe.schedule, recipe.steps, recipe.batch, recipe.grad_clip) == ("cosine", 4600, 640, 1.0)
 
 
-@pytest.mark.parametrize("name", list(PRESETS))
+@pytest.mark.parametrize("name", list(presets()))
 def test_presets_name_a_source_for_each_value_and_the_published_score(name):
-    preset = PRESETS[name]
+    preset = presets()[name]
     model = name.removeprefix("diva-").removeprefix("official-")
     assert preset.expected == SCORES[model]
     assert all(source for _, source in preset.values.values())

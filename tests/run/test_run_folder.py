@@ -90,7 +90,7 @@ def test_a_checkpoint_folder_of_something_else_is_refused_before_the_run(teacher
         raise AssertionError("the loader was read")
         yield
 
-    with pytest.raises(DataError, match=r"step-00000003 holds 'thesis.tex', which is no checkpoint's"):
+    with pytest.raises(DataError, match=r"step-00000003 holds 'thesis.tex', which is not part"):
         train(teacher, untouched(), output_dir=tmp_path)
 
 

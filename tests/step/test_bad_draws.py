@@ -96,7 +96,7 @@ def test_a_batch_that_cannot_fit_is_refused():
         ([1, -2], r"ids\[1\] is -2, expected 0 to 2\*\*64 - 1"),
         ([2**64], r"ids\[0\] is 18446744073709551616"),
         ([10**5000], r"ids\[0\] is <int>, expected 0 to"),
-        ([1, 2.0], r"ids\[1\] is 2.0 \(float\), expected a whole number or a string"),
+        ([1, 2.0], r"ids\[1\] is 2.0 \(float\), expected an integer or a string"),
         ([None], r"ids\[0\] is None"),
         ([True], r"ids\[0\] is True \(bool\)"),
         ([b"a"], r"ids\[0\] is b'a' \(bytes\)"),

@@ -9,8 +9,15 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 
 from diva_rs.data.checks import PATIENCE, PixelGuard, _Place, _Range, check_images
-from diva_rs.data.conventions import IMAGENET_MEAN, IMAGENET_STD, OPENAI_MEAN, OPENAI_STD
-from diva_rs.data.pixels import clip_input, to_unit, vae_input
+from diva_rs.data.pixels import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    clip_input,
+    to_unit,
+    vae_input,
+)
 from diva_rs.errors import ConfigError, DataError
 
 
@@ -160,7 +167,7 @@ def test_the_ends_of_each_range_and_a_small_overshoot_pass(convention):
 
 
 def watched(guard, images, number, ids=None):
-    guard._watch(images, _Range.of("unit", OPENAI_MEAN, OPENAI_STD), _Place("images", number, ids))
+    guard._keep(images, _Range.of("unit", OPENAI_MEAN, OPENAI_STD), _Place("images", number, ids))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,20 @@
-"""Opening files that may be anything: nothing here waits for a pipe, reads a device or fills the memory."""
+"""Safe reading of files that may be anything, and writing of files that are whole or not there.
+
+Reading never waits for a pipe, reads a device or fills the memory. Writing goes to a place beside the target,
+is synced, and then renamed.
+"""
 
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from diva_rs.errors import DataError, DivaError
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -15,48 +23,40 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-# No published model comes near these.
+# No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` gives
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading bytes; links are followed.
 
-    Raises:
-        OSError: it is missing, may not be read, or is something else than a file.
+    Raises OSError if it is missing, may not be read, or is not a regular file.
 
     >>> open_regular("/dev/zero")
     Traceback (most recent call last):
     OSError: [Errno 22] it is a device, a file is needed: '/dev/zero'
     """
     try:
-        # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
+        # Without O_NONBLOCK, opening a pipe without a writer would wait for one.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError as err:  # a name that no file can have
         raise OSError(22, str(err), os.fspath(path)) from err
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        raise OSError(22, f"it is {_kind(mode)}, a file is needed", os.fspath(path))
+        kind = next((name for test, name in _KINDS if test(mode)), "no file")
+        raise OSError(22, f"it is {kind}, a file is needed", os.fspath(path))
     return os.fdopen(handle, "rb")
 
 
 def read_text(path: str | os.PathLike[str], most: int = 1 << 26) -> str:
-    """The UTF-8 text of a regular file.
-
-    Raises:
-        OSError: as `open_regular`, or it has more than ``most`` bytes.
-        UnicodeDecodeError (a ValueError): it is no UTF-8.
-    """
+    """The UTF-8 text of a regular file of at most ``most`` bytes; raises OSError or UnicodeDecodeError."""
     return read_bytes(path, most).decode("utf-8")
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        OSError: as `open_regular`, or it has more than ``most`` bytes.
-    """
+    """The content of a regular file of at most ``most`` bytes; raises OSError."""
     with open_regular(path) as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -65,10 +65,7 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) -> Iterator[bytes]:
-    """The lines of a regular file without their ends, one at a time; none longer than ``longest``.
-
-    Raises:
-        OSError: as `open_regular`, or it has more than ``most`` bytes.
+    """The lines of a regular file of at most ``most`` bytes; lines above ``longest`` bytes are left out.
 
     >>> import tempfile
     >>> place = Path(tempfile.mkdtemp()) / "lines"
@@ -88,14 +85,9 @@ def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) 
 
 
 def check_files(path: str | os.PathLike[str]) -> None:
-    """Look at a file, or at everything in a folder, that a library is about to open.
+    """Check a file, or everything in a folder, before a library opens it.
 
-    Raises:
-        OSError: one of them is neither a regular file nor a folder, or cannot be opened; names it.
-
-    >>> check_files("/dev/null")
-    Traceback (most recent call last):
-    OSError: [Errno 22] it is a device, a file is needed: '/dev/null'
+    Raises OSError naming what is neither a regular file nor a folder, or cannot be opened.
     """
     if not os.path.isdir(path):
         open_regular(path).close()
@@ -106,11 +98,10 @@ def check_files(path: str | os.PathLike[str]) -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Look at a model's folder before a library opens it.
+    """Check a model's folder before a library opens it.
 
-    Raises:
-        OSError: something in it is no file and no folder.
-        ValueError: its config.json cannot be read, or asks for a model of a size that none has.
+    Raises OSError as `check_files`, and ValueError for a config.json that cannot be read or describes a model
+    larger than any published one: a library would build it for hours, or allocate all memory.
     """
     check_files(folder)
     config = folder / "config.json"
@@ -118,8 +109,154 @@ def check_model(folder: Path) -> None:
         _check_sizes(json.loads(read_text(config)), "")
 
 
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Create a folder and its parents if they are missing; ``~`` is the home folder. Raises DataError.
+
+    >>> import tempfile
+    >>> make_folder(tempfile.mkdtemp() + "/runs/a").is_dir()
+    True
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as err:
+        raise DataError(f"folder {folder} cannot be made: {getattr(err, 'strerror', None) or err}") from err
+    return folder
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; raises DataError, and then the old file is unchanged.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+    >>> write_text(path, "whole or not there")
+    >>> path.read_text()
+    'whole or not there'
+    """
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+        sync(beside)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically. A number that is not finite becomes null, which every reader of JSON accepts.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "history.json"
+    >>> write_json(path, [{"loss": float("nan")}])
+    >>> json.loads(path.read_text())
+    [{'loss': None}]
+    """
+    write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; at the end it replaces ``path``.
+
+    After an error ``path`` is unchanged. Raises DataError where the disk fails.
+    """
+    try:
+        with beside(path) as place:
+            yield place
+    except DivaError:
+        raise
+    except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
+        raise DataError(f"{path} could not be written ({err}): nothing at that path was changed") from err
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """As `replacing`, with the OSError where the disk fails."""
+    if not path.name:
+        raise DataError(
+            f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
+        )
+    place = _temporary(path)
+    try:
+        _remove(place)
+        yield place
+        _into_place(place, path)
+    finally:
+        _remove(place)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that a crash leaves no half of it under its name."""
+    aside = _temporary(folder)
+    _remove(aside)
+    with suppress(FileNotFoundError):
+        os.replace(folder, aside)
+    _remove(aside)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers have left in ``folder``.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".note.txt.123.tmp").touch()
+    >>> sweep(folder)
+    >>> list(folder.iterdir())
+    []
+    """
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def old(path: Path) -> Path:
+    """The name of a folder that is being replaced, between the two renames."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _into_place(place: Path, path: Path) -> None:
+    moved = place.is_dir() and path.is_dir()
+    try:
+        if moved:  # a rename replaces a file, but not a folder that is not empty
+            _remove(old(path))
+            os.replace(path, old(path))
+        os.replace(place, path)
+    except BaseException:
+        if moved and not path.exists():
+            os.rename(old(path), path)
+        raise
+    sync(path.parent)
+    if moved:
+        _remove(old(path))
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    infinite = isinstance(content, float) and content - content != 0
+    return None if infinite else content
+
+
 def _check_sizes(value: Any, key: str) -> None:
-    """No published model has a size near these; a library would build for hours, or ask for all memory."""
     if isinstance(value, dict):
         for name, entry in value.items():
             _check_sizes(entry, name)
@@ -134,7 +271,3 @@ def _check_sizes(value: Any, key: str) -> None:
 
 def _too_large(path: str | os.PathLike[str], most: int) -> OSError:
     return OSError(27, f"it has more than {most} bytes", os.fspath(path))
-
-
-def _kind(mode: int) -> str:
-    return next((name for test, name in _KINDS if test(mode)), "no file")

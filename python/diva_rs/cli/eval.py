@@ -128,7 +128,7 @@ def _change(before: Any, after: Any) -> str:
 
 
 def _write(folder: Path, args: argparse.Namespace, before: Any, after: Any) -> Path:
-    from diva_rs._base.checkpoint import make_folder, write_json
+    from diva_rs._base.files import make_folder, write_json
 
     make_folder(folder)
     content = {"clip": args.clip, "before" if after is not None else "scores": before.to_dict()}

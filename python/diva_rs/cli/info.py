@@ -30,14 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; returns the exit code."""
-    from diva_rs.recipes import PRESETS
+    from diva_rs.recipes.presets import presets
     from diva_rs.recipes.recipe import Recipe
 
     if args.recipe is not None:
         print(Recipe.named(args.recipe).describe())
     elif args.recipes:
-        width = max(map(len, PRESETS))
-        for name, preset in PRESETS.items():
+        width = max(map(len, presets()))
+        for name, preset in presets().items():
             print(f"{name:<{width}}  {preset.summary}; MMVP-VLM {preset.expected} %")
     else:
         print("\n".join(_machine()))

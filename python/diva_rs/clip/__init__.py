@@ -1,7 +1,7 @@
-"""The student: adapters that make the vision part of a CLIP model a Tower, whatever library it comes from."""
+"""The student: adapters that make the vision part of a CLIP model a Tower, for any library's model."""
 
 from diva_rs.clip.adapter import adapt
-from diva_rs.clip.open_clip import check_quick_gelu
+from diva_rs.clip.libraries.open_clip import check_quick_gelu
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
 

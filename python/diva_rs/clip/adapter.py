@@ -5,69 +5,41 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.settings import flag
-from diva_rs.clip import open_clip, openai, timm_siglip, transformers_clip
+from diva_rs.clip.libraries import libraries, supported
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
-from diva_rs.errors import ConfigError
-
-SUPPORTED = (
-    "open_clip models with a VisionTransformer or a timm ViT (CLIP, CustomTextCLIP, CoCa), transformers "
-    "CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection (MetaClip2 as well), SiglipModel and "
-    "SiglipVisionModel, and ViT models of OpenAI's clip"
-)
+from diva_rs.errors import ConfigError, a_type
 
 
-@takes(training=flag())
 def adapt(clip: Any, training: bool = True) -> Tower:
     """The vision tower of a CLIP model, for training it in place.
 
-    Wrappers of DistributedDataParallel, DataParallel and torch.compile are looked through. The vision part
-    alone (for example ``clip.visual``) is accepted as well. Nothing of the model is replaced, hooked or
-    copied.
+    The model may be wrapped by DistributedDataParallel, DataParallel or torch.compile, and may be the vision
+    part alone (for example ``clip.visual``). Nothing of it is replaced, hooked or copied.
 
     Args:
         clip: a model of open_clip, transformers or OpenAI's `clip` package, already on its device. Pixels
             are to be normalised by the tower's `mean` and `std`.
-        training: False where the tower is only read: then its parameters may all be frozen.
+        training: False if the tower is only read: then its parameters may all be frozen.
 
     Raises:
         ConfigError: the model has no patch tokens (ResNet), no vision part or an unknown class; with
             ``training``, only frozen vision parameters, or parameters that cannot hold a gradient.
 
-    >>> import open_clip
-    >>> clip = open_clip.CLIP(
-    ...     embed_dim=16,
-    ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16, pool_type="avg"),
-    ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
-    ...     quick_gelu=True,
-    ... )
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size
-    ('open_clip', 16, 32, 16, (32, 32))
-    >>> tower.norm is None  # applied before the average, so already inside the tokens
-    True
+    ('open_clip', 16, 32, 32, (32, 32))
     """
     if isinstance(clip, Tower):
         return clip
-    if isinstance(clip, (tuple, list)):
-        raise ConfigError(
-            f"clip is a {type(clip).__name__} of {len(clip)}, expected the model alone: "
-            "open_clip.create_model_and_transforms and clip.load return the model first"
-        )
     if not isinstance(clip, nn.Module):
-        raise ConfigError(f"clip is a {type(clip).__name__}, expected a loaded model: {SUPPORTED}")
-    model = unwrap(clip)
-    tower = _tower(model)
-    if not training:
-        return tower
-    _check_parameters(tower)
-    if not tower.named_parameters():
         raise ConfigError(
-            f"every parameter of the vision tower ({tower.name}) is frozen, so nothing could be trained: "
-            f"call clip.{tower.where + '.' if tower.where else ''}requires_grad_(True)"
+            f"clip is {a_type(clip)}, expected a loaded model (open_clip.create_model_and_transforms and "
+            f"clip.load return it first). Supported are {supported()}"
         )
+    tower = _tower(unwrap(clip))
+    if training:
+        _check_trainable(tower)
     return tower
 
 
@@ -77,39 +49,32 @@ def _tower(model: nn.Module) -> Tower:
         raise ConfigError(
             f"{name} is compiled by torch.jit, its layers cannot be called: load it with jit=False"
         )
+    # Its attributes are those of the model inside, so that an adapter would match and train shards.
     if name == "FullyShardedDataParallel":
-        raise ConfigError(
-            "clip is wrapped in FullyShardedDataParallel, whose parameters are shards: pass it unwrapped"
-        )
-    if transformers_clip.family_of(model) is not None:
-        return transformers_clip.build(model)
-    where = "visual" if isinstance(getattr(model, "visual", None), nn.Module) else ""
-    visual = unwrap(model.visual) if where else model  # type: ignore[arg-type]
-    if hasattr(visual, "layer1") and hasattr(visual, "attnpool"):
-        raise ConfigError(
-            f"{type(visual).__name__} is a ResNet: it has no patch tokens to build a condition from. "
-            f"Supported are {SUPPORTED}"
-        )
-    if timm_siglip.matches(visual):
-        tower = timm_siglip.build(visual, where)
-        timm_siglip.check_pixels(tower)
-        return tower
-    if open_clip.matches(visual):
-        return open_clip.build(visual, where)
-    if openai.matches(visual):
-        return openai.build(visual, where)
-    if not where and not hasattr(model, "vision_model") and _reads_text(model):
-        raise ConfigError(f"{name} is a text tower and has no vision part. Supported are {SUPPORTED}")
-    inside = f" (its visual is a {type(visual).__name__})" if where else ""
-    raise ConfigError(f"{name}{inside} is not a CLIP model known here. Supported are {SUPPORTED}")
+        raise ConfigError(f"clip is wrapped in {name}, whose parameters are shards: pass it unwrapped")
+    parts = {"": model}
+    visual = getattr(model, "visual", None)
+    if isinstance(visual, nn.Module):
+        parts["visual"] = visual = unwrap(visual)
+    for where, part in parts.items():
+        for library in libraries():
+            if library.matches(part):
+                return library.build(part, where)
+    raise ConfigError(f"{_why_not(model, visual)}. Supported are {supported()}")
 
 
-def _reads_text(model: nn.Module) -> bool:
+def _why_not(model: nn.Module, visual: nn.Module | None) -> str:
+    name, part = type(model).__name__, model if visual is None else visual
+    if hasattr(part, "layer1") and hasattr(part, "attnpool"):
+        return f"{type(part).__name__} is a ResNet: it has no patch tokens to build a condition from"
     keys = (key for key, _ in model.named_parameters())
-    return "Text" in type(model).__name__ or any("token_embedding" in key for key in keys)
+    if not hasattr(part, "vision_model") and visual is None and any("token_embedding" in k for k in keys):
+        return f"{name} is a text tower and has no vision part"
+    inside = f" (its visual is a {type(visual).__name__})" if visual is not None else ""
+    return f"{name}{inside} is not a CLIP model of a known library"
 
 
-def _check_parameters(tower: Tower) -> None:
+def _check_trainable(tower: Tower) -> None:
     for key, parameter in tower.module.named_parameters():
         if not parameter.is_leaf:
             raise ConfigError(
@@ -121,3 +86,8 @@ def _check_parameters(tower: Tower) -> None:
                 f"{tower.prefix}{key} was created under torch.inference_mode() and cannot be trained: load "
                 "the model outside it"
             )
+    if not tower.named_parameters():
+        raise ConfigError(
+            f"every parameter of the vision tower ({tower.name}) is frozen, so nothing could be trained: "
+            f"call {tower.call}requires_grad_(True)"
+        )

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from diva_rs.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class Head:
@@ -24,24 +22,26 @@ class Head:
         return tokens
 
     def width(self, tokens: int) -> int:
-        """How wide the rows are after :meth:`apply`."""
-        return _last_features(self.inside) or tokens
+        """The width of the rows after :meth:`apply`."""
+        layers = [layer for outer in self.inside for layer in outer.modules()]
+        widths = [getattr(layer, "out_features", None) for layer in layers]
+        return next((width for width in reversed(widths) if isinstance(width, int)), tokens)
 
     def embed_dim(self, tokens: int) -> int:
-        """How wide the embedding is."""
+        """The width of the embedding."""
         return self.width(tokens) if self.proj is None else int(self.proj.shape[0])
 
 
-def split(chain: Iterable[nn.Module]) -> Head:
+def split_head(chain: Iterable[nn.Module]) -> Head:
     """Split the layers that a library applies to its pooled token.
 
     ``[LayerNorm][Linear without bias]``, both optional, can wait until tokens are chosen, for they act on
     each row alone and the native bridge computes them. Anything else (a bias, an MLP, dropout, another
     norm, a parametrised or adapted layer) is applied to every token right away, which is exact as well.
 
-    >>> split([nn.LayerNorm(4), nn.Identity(), nn.Linear(4, 2, bias=False)]).inside
+    >>> split_head([nn.LayerNorm(4), nn.Identity(), nn.Linear(4, 2, bias=False)]).inside
     ()
-    >>> len(split([nn.LayerNorm(4), nn.Linear(4, 2)]).inside)
+    >>> len(split_head([nn.LayerNorm(4), nn.Linear(4, 2)]).inside)
     2
     """
     live = [layer for layer in chain if not _does_nothing(layer)]
@@ -57,19 +57,6 @@ def split(chain: Iterable[nn.Module]) -> Head:
     )
 
 
-def own_parameter(value: object, key: str) -> nn.Parameter | None:
-    """`value` if it is None or a leaf parameter, else ConfigError: a gradient could not be stored in it."""
-    if value is None:
-        return None
-    if not isinstance(value, nn.Parameter) or not value.is_leaf:
-        raise ConfigError(
-            f"{key} is not a leaf parameter but computed from other tensors, so it cannot be trained: load "
-            "the weights into the model again, or call torch.nn.utils.parametrize.remove_parametrizations "
-            "first"
-        )
-    return value
-
-
 def _does_nothing(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
 
@@ -81,8 +68,3 @@ def _is_plain_norm(layer: nn.Module) -> bool:
 def _is_plain_linear(layer: nn.Module) -> bool:
     # Exactly nn.Linear: a subclass (a low-rank adapter, a quantised layer) may compute something else.
     return type(layer) is nn.Linear and getattr(layer, "bias", None) is None and not is_parametrized(layer)
-
-
-def _last_features(layers: tuple[nn.Module, ...]) -> int | None:
-    widths = [getattr(layer, "out_features", None) for outer in layers for layer in outer.modules()]
-    return next((width for width in reversed(widths) if isinstance(width, int)), None)

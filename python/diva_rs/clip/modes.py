@@ -1,4 +1,4 @@
-"""Layers that behave differently in train mode, found by what they hold, not by which library made them."""
+"""Layers that behave differently in train mode, found by what they hold, in the model of any library."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -6,11 +6,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers that remove tokens in train mode (open_clip's and timm's PatchDropout), by name.
-
-    >>> dropped_patches(nn.Sequential(nn.Linear(2, 2)))
-    []
-    """
+    """Layers that remove tokens in train mode (open_clip's and timm's PatchDropout), by name."""
     return [
         (name, layer)
         for name, layer in module.named_modules()
@@ -18,18 +14,16 @@ def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
     ]
 
 
-def restless_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers whose train-mode output depends on chance or on the rest of the batch, by name.
+def stochastic_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers whose train-mode output depends on random numbers or on the rest of the batch, by name.
 
-    Dropout, dropout inside attention, stochastic depth, batch normalisation.
-
-    >>> [name for name, _ in restless_layers(nn.Sequential(nn.Tanh(), nn.Dropout(0.1), nn.Dropout(0.0)))]
+    >>> [name for name, _ in stochastic_layers(nn.Sequential(nn.Tanh(), nn.Dropout(0.1), nn.Dropout(0.0)))]
     ['1']
     """
-    return [(name, layer) for name, layer in module.named_modules() if _is_restless(layer)]
+    return [(name, layer) for name, layer in module.named_modules() if _is_stochastic(layer)]
 
 
-def _is_restless(layer: nn.Module) -> bool:
+def _is_stochastic(layer: nn.Module) -> bool:
     if isinstance(layer, _BatchNorm):
         return True
     if isinstance(layer, _DropoutNd):

@@ -1,4 +1,4 @@
-"""The student as the rest of diva_rs sees it: pixels in, tokens out, and which parameters learn."""
+"""The student as the rest of diva_rs sees it: pixels in, tokens out, and which parameters train."""
 
 import copy
 import warnings
@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import described, refused_by, takes
-from diva_rs._base.kinds import dense
-from diva_rs.clip.modes import dropped_patches, restless_layers
-from diva_rs.errors import ConfigError, DeviceError, ShapeError
+from diva_rs.clip.modes import dropped_patches, stochastic_layers
+from diva_rs.errors import ConfigError, ShapeError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip/constants.py: OPENAI_DATASET_MEAN
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -22,23 +20,14 @@ HALF = (0.5, 0.5, 0.5)  # SigLIP: pixels in [-1, 1]
 class Tower:
     """The vision part of a CLIP model, made by :func:`diva_rs.clip.adapt`.
 
-    A tower owns nothing: its modules and parameters are the caller's own. Make it after the model is on
-    its device. ``W`` is `width`, ``P`` is `patches`, ``D`` is `embed_dim`. Where the library applies its
-    final LayerNorm and projection to each token alone, they are left to the caller as `norm` and `proj`,
-    so that only the chosen tokens pay for them; otherwise they are applied inside :meth:`tokens` and these
-    fields are None.
+    A tower owns nothing: its modules and parameters are the caller's own. Create it after the model is on
+    its device. ``W`` is `width`, ``P`` is `patches`, ``D`` is `embed_dim`. If the library applies its final
+    LayerNorm and projection to each token alone, they are left to the caller as `norm` and `proj`, so that
+    only the chosen tokens pay for them; otherwise :meth:`tokens` applies them and these fields are None.
 
-    >>> import torch
-    >>> import open_clip
-    >>> from diva_rs.clip import adapt
-    >>> clip = open_clip.CLIP(
-    ...     embed_dim=16,
-    ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=2, head_width=16),
-    ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
-    ... )
-    >>> tower = adapt(clip)
+    >>> tower = diva_rs.clip.adapt(clip)
     >>> tower
-    Tower(open_clip, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 16)
+    Tower(open_clip, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 32)
     >>> images = torch.rand(2, 3, 32, 32)
     >>> tokens = tower.tokens(images)
     >>> tokens.shape
@@ -48,7 +37,7 @@ class Tower:
     """
 
     name: str  # the class of the caller's vision module
-    family: str  # "open_clip", "timm", "transformers-clip", "transformers-siglip" or "openai"
+    family: str  # "open_clip", "timm", "transformers-clip", "transformers-siglip", "openai", or another's
     module: nn.Module  # the vision part; its parameters train
     norm: nn.LayerNorm | None = None  # final LayerNorm still to be applied to the tokens
     proj: nn.Parameter | None = None  # projection still to be applied after `norm`
@@ -65,13 +54,19 @@ class Tower:
     stem: nn.Module  # the first layer: its dtype and device are the pixels'
     tap: Callable[[Tensor], Tensor]  # checked pixels -> tokens, through the caller's own sub-modules
     rebuild: Callable[[nn.Module], "Tower"]  # the same tower over another copy of `module`
-    _restless: list[tuple[str, nn.Module]] = field(init=False)
+    _stochastic: list[tuple[str, nn.Module]] = field(init=False)
     _patch_dropout: list[tuple[str, nn.Module]] = field(init=False)
     _warned: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self._restless = restless_layers(self.module)
+        self._stochastic = stochastic_layers(self.module)
         self._patch_dropout = dropped_patches(self.module)
+        if self.proj is not None and not (isinstance(self.proj, nn.Parameter) and self.proj.is_leaf):
+            raise ConfigError(
+                f"{self.prefix}proj is not a leaf parameter but computed from other tensors, so it cannot be "
+                "trained: load the weights into the model again, or call "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
 
     def __repr__(self) -> str:
         height, width = self.image_size
@@ -80,7 +75,11 @@ class Tower:
             f"{height}x{width} pixels, embedding {self.embed_dim})"
         )
 
-    @takes(pixels=dense())
+    @property
+    def call(self) -> str:
+        """How the caller's code addresses the vision part, for messages: "clip.visual." or "clip."."""
+        return f"clip.{self.where + '.' if self.where else ''}"
+
     def tokens(self, pixels: Tensor) -> Tensor:
         """The tokens of a batch, with their autograd graph.
 
@@ -89,63 +88,48 @@ class Tower:
                 model's device; cast to the dtype of the model's first layer.
 
         Returns:
-            (B, 1 + P, W): token 0 is what the library's image embedding is made of (the class token, or
-            the average or attention-pooled one), tokens 1 to P are the patches in row order.
+            (B, 1 + P, W): token 0 is the one that the library's image embedding is made of (the class token,
+            or the average or attention-pooled one), tokens 1 to P are the patches in row order.
 
         Raises:
             ShapeError: wrong rank, channel count, size or dtype of `pixels`, or no image in the batch.
-            DeviceError: `pixels` and the model are on different devices.
             ConfigError: patch dropout is active (train mode), so that token i would not be patch i.
         """
-        self._check_pixels(pixels)
+        height, width = self.image_size
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width) or pixels.shape[0] == 0:
+            raise ShapeError(
+                f"pixels is {tuple(pixels.shape)}, but this {self.family} tower takes (B, 3, {height}, "
+                f"{width}) with B > 0: resize the images, or load the model at their size"
+            )
+        if not pixels.is_floating_point():
+            raise ShapeError(
+                f"pixels is {pixels.dtype}, expected floating point normalised by the tower's mean and std"
+            )
         self._check_mode()
         first: Tensor = next(self.stem.parameters())
         return self.tap(pixels.to(first.dtype))
 
-    @takes(tokens=dense())
     def project(self, tokens: Tensor) -> Tensor:
-        """What is left of the library's head, row by row: (..., W) -> (..., D), through `norm`, then `proj`.
+        """The rest of the library's head on each row, `norm`, then `proj`: (..., W) -> (..., D)."""
+        rows: Tensor = tokens if self.norm is None else self.norm(tokens)
+        if self.proj is None:
+            return rows
+        rows = rows.to(self.proj.dtype)
+        return nn.functional.linear(rows, self.proj) if self.proj_transposed else rows @ self.proj
 
-        Raises:
-            ShapeError: the last axis of `tokens` is not W.
-        """
-        if tokens.ndim < 1 or tokens.shape[-1] != self.width or not tokens.is_floating_point():
-            raise ShapeError(
-                f"tokens is {tuple(tokens.shape)}, but this tower's tokens are {self.width} wide"
-            )
-        with refused_by(f"this {self.family} tower", f"tokens {described(tokens)}"):
-            rows: Tensor = tokens if self.norm is None else self.norm(tokens)
-            if self.proj is None:
-                return rows
-            rows = rows.to(self.proj.dtype)
-            return nn.functional.linear(rows, self.proj) if self.proj_transposed else rows @ self.proj
-
-    @takes(tokens=dense())
     def embed(self, tokens: Tensor) -> Tensor:
-        """The image embedding, (B, 1 + P, W) -> (B, D): the library's own before it is L2-normalised.
-
-        Raises:
-            ShapeError: `tokens` is not (B, 1 + P, W).
-        """
-        if tokens.ndim != 3 or tokens.shape[1] == 0:
+        """The image embedding, (B, 1 + P, W) -> (B, D): the library's own before it is L2-normalised."""
+        if tokens.ndim != 3 or tokens.shape[2] != self.width:
             raise ShapeError(f"tokens is {tuple(tokens.shape)}, expected (batch, 1 + patches, {self.width})")
         return self.project(tokens[:, 0])
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by the checkpoint's own keys relative to the model given to `adapt`.
+        """The parameters that train, by the checkpoint's own keys relative to the model given to `adapt`.
 
         Left out: what is frozen (``requires_grad=False``), what neither tokens nor embedding depend on,
-        the text tower and the logit scale. A frozen `norm` or `proj` is therefore not among them, though
-        the fields are set.
+        the text tower and the logit scale. So a frozen `norm` or `proj` is left out too.
 
-        >>> import open_clip
-        >>> from diva_rs.clip import adapt
-        >>> clip = open_clip.CLIP(
-        ...     embed_dim=16,
-        ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16),
-        ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
-        ... )
-        >>> sorted(adapt(clip).named_parameters())[:3]
+        >>> sorted(diva_rs.clip.adapt(clip).named_parameters())[:3]
         ['visual.class_embedding', 'visual.conv1.weight', 'visual.ln_post.bias']
         """
         return {
@@ -158,56 +142,25 @@ class Tower:
     def frozen_copy(self) -> "Tower":
         """A copy of the vision part as it is now: own weights, eval mode, no gradients, no text tower.
 
-        >>> import open_clip
-        >>> from diva_rs.clip import adapt
-        >>> clip = open_clip.CLIP(
-        ...     embed_dim=16,
-        ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16),
-        ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
-        ... )
-        >>> original = adapt(clip).frozen_copy()
-        >>> original.named_parameters()
+        >>> diva_rs.clip.adapt(clip).frozen_copy().named_parameters()
         {}
         """
         return self.rebuild(copy.deepcopy(self.module).eval().requires_grad_(False))
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        height, width = self.image_size
-        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width):
-            raise ShapeError(
-                f"pixels is {tuple(pixels.shape)}, but this {self.family} tower takes (batch, 3, {height}, "
-                f"{width}): resize the images, or load the model at their size"
-            )
-        if pixels.shape[0] == 0:
-            raise ShapeError(f"pixels is {tuple(pixels.shape)}: a batch without images")
-        if not pixels.is_floating_point():
-            raise ShapeError(
-                f"pixels is {pixels.dtype}, expected floating point normalised by the tower's mean and std"
-            )
-        device = next(self.stem.parameters()).device
-        if pixels.device != device:
-            raise DeviceError(
-                f"pixels is on {pixels.device}, the vision tower on {device}: move one to the other"
-            )
 
     def _check_mode(self) -> None:
         for key, layer in self._patch_dropout:
             if layer.training:
                 raise ConfigError(
                     f"{self.prefix}{key} drops patches in train mode, so token i would not be patch i: call "
-                    f"clip.{self.where + '.' if self.where else ''}eval() (gradients flow all the same), "
-                    "or build the model with patch_dropout=0"
+                    f"{self.call}eval() (gradients still flow), or build the model with patch_dropout=0"
                 )
-        if self._warned:
-            return
-        active = [self.prefix + key for key, layer in self._restless if layer.training]
-        if active:
+        active = [self.prefix + key for key, layer in self._stochastic if layer.training]
+        if active and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{len(active)} layers of the vision tower ({active[0]}, ...) give in train mode a result "
-                "that depends on chance or on the rest of the batch, outside the seeded draws: the run "
-                f"cannot be replayed exactly. Call clip.{self.where + '.' if self.where else ''}eval() to "
-                "switch that off; gradients flow all the same.",
+                f"{len(active)} layers of the vision tower ({active[0]}, ...) are in train mode, where their "
+                "output depends on unseeded random numbers or on the rest of the batch: the run cannot be "
+                f"replayed exactly. Call {self.call}eval() to avoid this; gradients still flow.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -1,30 +1,30 @@
-"""Weights by name, whether they come as a model, as a mapping or as a file; and back into a model."""
+"""Weights by name from a model, a mapping or a file; and back into a model."""
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import as_path, described
 from diva_rs._base.checkpoint import LONGEST, load_weights
 from diva_rs._base.files import open_regular
-from diva_rs._base.kinds import is_dense
 from diva_rs._base.optional import one_line
+from diva_rs._base.tensors import described, is_dense
 from diva_rs.clip.wrappers import own_weights
-from diva_rs.errors import ConfigError, WeightsError, shown
+from diva_rs.errors import ConfigError, WeightsError, a_type, shown
 
-# What a folder may hold: a run of `post_train`, an export for transformers, a folder of open_clip.
+# The weights of a run of `post_train`, of an export for transformers, of a folder of open_clip.
 _IN_FOLDERS = ("clip.safetensors", "model.safetensors", "open_clip_model.safetensors")
 
 
 def weights_of(source: Any, name: str) -> dict[str, Tensor]:
-    """Name -> tensor of a model, a state dict, or a file: ``.safetensors``, what ``torch.save`` wrote, or a
-    folder that holds one. A model's tensors share its storage.
+    """Name -> tensor of a model, a state dict, or a file: ``.safetensors``, one that ``torch.save`` wrote, or
+    a folder that holds one. A model's tensors share its storage.
 
     Raises:
-        ConfigError: ``source`` is none of these; ``name`` is what it is called in the message.
+        ConfigError: ``source`` is none of these; the message calls it ``name``.
         WeightsError: a file cannot be read, or holds no weights; names it.
 
     >>> weights_of({"w": torch.ones(2)}, "before")
@@ -35,8 +35,8 @@ def weights_of(source: Any, name: str) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _checked(source, name)
     if not isinstance(source, (str, os.PathLike)):
-        raise ConfigError(f"{name} is a {type(source).__name__}: give a model, a state dict or a file")
-    path = as_path(source, name).expanduser()
+        raise ConfigError(f"{name} is {a_type(source)}: give a model, a state dict or a file")
+    path = Path(source).expanduser()
     if path.is_dir():
         inside = [path / file for file in _IN_FOLDERS if (path / file).is_file()]
         if not inside:
@@ -47,12 +47,12 @@ def weights_of(source: Any, name: str) -> dict[str, Tensor]:
     try:
         open_regular(path).close()
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # OS errors, and whatever a damaged archive makes torch.load raise
+    except Exception as err:  # OS errors, and any error that torch.load raises on a damaged archive
         raise WeightsError(f"{name}: {path} cannot be read as weights: {one_line(err)}") from err
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]  # a training checkpoint of open_clip
     if not isinstance(content, Mapping):
-        raise WeightsError(f"{name}: {path} holds a {type(content).__name__}, no state dict")
+        raise WeightsError(f"{name}: {path} holds {a_type(content)}, not a state dict")
     return _checked(content, f"{name}: {path}")
 
 
@@ -63,10 +63,11 @@ def check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: t
     Traceback (most recent call last):
     diva_rs.errors.WeightsError: w is (2,) in before, (3,) in after
     """
-    for key in sorted(one.keys() ^ other.keys()):
+    different = sorted(one.keys() ^ other.keys())
+    if different:
+        key = different[0]
         has, lacks = names if key in one else names[::-1]
-        count = len(one.keys() ^ other.keys())
-        raise WeightsError(f"{key} is in {has}, but not in {lacks} ({count} keys differ)")
+        raise WeightsError(f"{key} is in {has}, but not in {lacks} ({len(different)} keys differ)")
     for key, value in one.items():
         if value.shape != other[key].shape:
             raise WeightsError(
@@ -75,10 +76,10 @@ def check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: t
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str = "the weights") -> None:
-    """Copy weights into a model, in place and in its own dtypes; nothing is changed when one does not fit.
+    """Copy weights into a model, in place and in its own dtypes.
 
     Raises:
-        WeightsError: a missing, unexpected or misshapen entry; names it.
+        WeightsError: a missing, unexpected or misshapen entry; names it, and nothing is changed.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> fill(layer, {"weight": torch.full((1, 1), 3.0)})
@@ -94,14 +95,11 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str = "the weigh
 
 def _checked(weights: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
     for key, value in weights.items():
+        entry = f"{name}: entry {shown(key, 200)}"
         if not isinstance(key, str) or len(key) > LONGEST or not isinstance(value, Tensor):
             raise WeightsError(
-                f"{name}: entry {shown(key, 200)} is a {type(value).__name__}, expected a tensor "
-                f"under a name of at most {LONGEST} characters"
+                f"{entry} is {a_type(value)}, expected a tensor under a name of at most {LONGEST} characters"
             )
         if not is_dense(value) or value.is_meta:
-            raise WeightsError(
-                f"{name}: entry {shown(key, 200)} is {described(value)} on {value.device}: it holds no "
-                "plain values"
-            )
+            raise WeightsError(f"{entry} is {described(value)} on {value.device}, which holds no values")
     return dict(weights)

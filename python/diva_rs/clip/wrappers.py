@@ -1,15 +1,10 @@
-"""Wrappers around a model that hold it unchanged: looked through, so that keys and modules are the model's
-own."""
+"""Wrappers that hold a model unchanged: DistributedDataParallel, DataParallel, torch.compile."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import model as model_kind
 
-
-@takes(model=model_kind())
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel and torch.compile, in any order.
 

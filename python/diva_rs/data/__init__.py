@@ -1,6 +1,6 @@
-"""Data: what loaders may yield, pixel conventions, readers for folders and shards, and the latent cache."""
+"""What loaders may yield, pixel conventions, readers for folders and shards, and the latent cache."""
 
-from diva_rs.data.augment import center_transform, keyed, train_transform, unit_tensor
+from diva_rs.data.augment import Views, center_transform, keyed, train_transform, unit_tensor
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite, check_images, check_shape
 from diva_rs.data.decode import BadImage
@@ -9,7 +9,6 @@ from diva_rs.data.latent_cache import LatentCache
 from diva_rs.data.loader import ImageLoader, KeyedSampler, collate
 from diva_rs.data.pixels import clip_input, to_unit, vae_input
 from diva_rs.data.shards import ImageShards, shard_loader
-from diva_rs.data.views import Views
 
 __all__ = [
     "BadImage",

@@ -1,61 +1,52 @@
-"""The paper's augmentation, keyed: the crop of an image is a function of (seed, sample id, epoch) and nothing
-else."""
+"""Views of an image: the paper's augmentation, and the fixed views of a latent cache. Both are keyed."""
 
-import hashlib
-import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import checked, described, refused_by, takes
-from diva_rs._base.kinds import function
-from diva_rs._base.optional import require
-from diva_rs._base.settings import integer, number, several
-from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs._base.optional import library_errors, require
+from diva_rs.data.keys import crop_seed, scramble
+from diva_rs.errors import ConfigError, DataError, a_type, shown
 
-_LARGEST = 1 << 15  # pixels along a side
-_SCALE = several(number(), 2)
-_WORD = integer(-(1 << 63), (1 << 64) - 1)
+_MOST_CROPS = 1000  # a mistyped number must not fill a disk
 Transform = Callable[[Any], Any]
 
 
 def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
-    """RandomResizedCrop to (size, size), bicubic, then unit pixels: the training view of DIVA (official code,
-    facts).
+    """DIVA's training view: a RandomResizedCrop to (size, size), bicubic, in unit pixels.
 
-    The result takes a PIL image and gives a float32 tensor (3, size, size) in [0, 1]. It draws from torch's
-    generator: call it through ``keyed`` for crops that do not depend on the order of calls. Raises
-    ConfigError for a bad size or scale, DependencyError without torchvision.
+    The result maps a PIL image to a float32 tensor (3, size, size) in [0, 1]. It draws from torch's
+    generator; `keyed` makes its crops independent of the order of calls. Raises ConfigError for a bad scale,
+    DependencyError without torchvision.
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
     tensor(1.)
     """
     transforms = require("torchvision.transforms", extra="data")
-    low, high = checked("scale", scale, _SCALE)
-    if not 0 < low <= high <= 1:
+    low, high = scale
+    if not 0 < low <= high <= 1:  # torchvision would crop the centre, silently
         raise ConfigError(
             f"scale={scale} must be 0 < low <= high <= 1: the share of the image that a crop keeps"
         )
-    crop = transforms.RandomResizedCrop(
-        _checked(size), scale=(low, high), interpolation=transforms.InterpolationMode.BICUBIC
-    )
+    bicubic = transforms.InterpolationMode.BICUBIC
+    crop = transforms.RandomResizedCrop(size, scale=(low, high), interpolation=bicubic)
     return transforms.Compose([crop, unit_tensor])  # type: ignore[no-any-return]
 
 
 def center_transform(size: int = 512) -> Transform:
-    """Resize of the shorter side, bicubic, and centre crop to (size, size): one fixed view, as a latent cache
-    needs.
+    """One fixed view: the shorter side resized to ``size``, bicubic, then a centre crop to (size, size).
 
     >>> from PIL import Image
     >>> center_transform(16)(Image.new("RGB", (40, 30))).shape
     torch.Size([3, 16, 16])
     """
     transforms = require("torchvision.transforms", extra="data")
-    resize = transforms.Resize(_checked(size), interpolation=transforms.InterpolationMode.BICUBIC)
+    resize = transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC)
     return transforms.Compose([resize, transforms.CenterCrop(size), unit_tensor])  # type: ignore[no-any-return]
 
 
@@ -66,55 +57,90 @@ def unit_tensor(image: Any) -> Tensor:
     >>> unit_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
     tensor([1.0000, 0.0000, 0.2000])
     """
-    if not isinstance(image, require("PIL.Image", extra="data").Image):
-        raise DataError(f"image={described(image)}: a PIL image is needed")
     array = np.array(image.convert("RGB"))  # (H, W, 3) uint8
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
 
 
-@takes(transform=function("a function of a PIL image"), key=several(_WORD, 3))
 def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
-    """``transform(image)`` under torch's CPU generator seeded by ``key`` = (seed, sample id, epoch), then
-    restored.
+    """Run ``transform(image)`` with torch's CPU generator seeded by ``key`` = (seed, sample id, epoch).
 
-    Any transform that draws from torch's generator (torchvision's do) becomes independent of workers and
-    order.
+    The generator is restored afterwards. A transform that draws from it, as torchvision's do, becomes
+    independent of workers and order.
 
-    >>> import torch
     >>> draw = lambda _: float(torch.rand(()))
     >>> keyed(draw, None, (0, 7, 1)) == keyed(draw, None, (0, 7, 1)) != keyed(draw, None, (0, 7, 2))
     True
     """
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the CUDA generators too, which fork_rng(devices=[]) does not restore.
-        torch.default_generator.manual_seed(_augment_seed(*key))
-        with refused_by("the transform", "the image"):
+        torch.default_generator.manual_seed(crop_seed(*key))
+        with library_errors("the transform", "the image"):
             return transform(image)
 
 
+@dataclass(frozen=True)
+class Views:
+    """The fixed views of every image: ``crops`` random crops (0: the centre crop), and mirrored if ``flip``.
+
+    A latent cache holds all of them. A crop is a function of the image's id and the crop's number, so one
+    cache serves runs of any seed. Which view an epoch shows is a function of (seed, id, epoch); as many
+    epochs as there are views show each view once.
+
+    K views cost K times the disk and the encoding (64 KiB each at 4x64x64 in float32), and a run sees only
+    these K views, where training with the VAE sees a new crop in every epoch. With about as many views as
+    epochs nothing repeats. Mirror images are cheap variety, but make left and right alike: leave them out
+    where orientation or text in the image matters.
+
+    >>> len(Views()), len(Views(flip=True)), len(Views(crops=4, flip=True))
+    (1, 2, 8)
+    >>> views = Views(crops=4)
+    >>> sorted(views.number(seed=0, key=7, epoch=epoch) for epoch in range(4))
+    [0, 1, 2, 3]
+    """
+
+    crops: int = 0
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.crops, int) or not 0 <= self.crops <= _MOST_CROPS:
+            raise ConfigError(
+                f"crops={shown(self.crops)}: an integer from 0 (the centre crop) to {_MOST_CROPS} is needed"
+            )
+
+    def __len__(self) -> int:
+        return max(1, self.crops) * (2 if self.flip else 1)
+
+    def number(self, seed: int, key: int, epoch: int) -> int:
+        """Which view of the image with id ``key`` an epoch shows."""
+        start = int(scramble(np.array([key]), seed, 0)[0])
+        return (start + epoch) % len(self)
+
+    def show(self, transform: Transform, image: Any, key: int, number: int, name: str) -> Tensor:
+        """View ``number`` of a PIL image as a tensor (3, H, W); the second half is mirrored."""
+        crop, mirrored = number % max(1, self.crops), number >= max(1, self.crops)
+        pixels = view(transform, image, (0, key, crop), name)
+        return pixels.flip(-1) if mirrored else pixels
+
+
+def transform_of(size: int, scale: tuple[float, float] | None, views: Views | None) -> Transform:
+    """The crop of a loader: `train_transform` by ``scale``, or `center_transform` if no crop is random."""
+    if views is not None and views.crops and scale is None:
+        raise ConfigError(f"crops={views.crops} are random and scale=None means the centre crop: give one")
+    if scale is None or (views is not None and not views.crops):
+        return center_transform(size)
+    return train_transform(size, scale)
+
+
 def view(transform: Transform, image: Any, key: tuple[int, int, int], name: str) -> Tensor:
-    """``keyed`` with the result checked: a floating tensor (3, H, W), or DataError naming the image."""
+    """`keyed`, with the result checked: a floating tensor (3, H, W), or a DataError that names the image."""
     try:
         result = keyed(transform, image, key)
     except DataError as err:
         raise DataError(f"{name}: {err}") from err
     if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
-        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else a_type(result)
         raise DataError(
             f"{name}: the transform gave {got}, a floating tensor (3, H, W) is needed: "
             "end it with diva_rs.data.unit_tensor or torchvision's ToTensor"
         )
     return result
-
-
-def _augment_seed(seed: int, sample: int, epoch: int) -> int:
-    """63 bits for torch's generator from the key."""
-    mask = 2**64 - 1
-    packed = struct.pack("<QQQ8s", seed & mask, sample & mask, epoch & mask, b"augment\0")
-    return int.from_bytes(hashlib.blake2b(packed, digest_size=8).digest(), "little") >> 1
-
-
-def _checked(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= _LARGEST:
-        raise ConfigError(f"size={shown(size)} must be a positive number of pixels, at most {_LARGEST}")
-    return size

@@ -1,8 +1,8 @@
-"""What a loader may yield, read into one shape: ``Batch(images, pixel_values, latents, ids)``."""
+"""Reading of what a loader yields into one shape: ``Batch(images, pixel_values, latents, ids)``."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -10,28 +10,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import checked, described, takes
-from diva_rs._base.kinds import device as device_kind
-from diva_rs._base.kinds import is_dense
-from diva_rs.data.checks import NUMBER, Ids, check_shape
-from diva_rs.errors import ConfigError, DataError, ShapeError, shown
+from diva_rs._base.tensors import described, is_dense
+from diva_rs.data.checks import Ids, check_shape
+from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
 
-_DEVICE = device_kind()
-KEYS = ("images", "pixel_values", "latents", "ids")
+_FORMS = (
+    "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or 'pixel_values' "
+    "and optionally 'latents' and 'ids'"
+)
 
 
 @dataclass(frozen=True)
 class Batch:
     """One batch of B images, as tensors with the batch first.
 
-    images        (B, 3, H, W) in the convention that the recipe's ``pixels`` declares; CLIP's and the VAE's
+    images        (B, 3, H, W) in the convention that the recipe's ``pixels`` declares. CLIP's and the VAE's
                   inputs are made from them.
-    pixel_values  (B, 3, h, w) ready for CLIP, taken as they are. Without ``images`` the VAE's input is made
-                  by un-normalising them, at CLIP's resolution: give ``images`` or ``latents`` too
-                  where that is too coarse.
-    latents       (B, C, h, w) already scaled, taken as they are: the VAE does not run.
-    ids           B sample ids (integers or strings) that key the draws; None: the position in the run is the
-                  key.
+    pixel_values  (B, 3, h, w) ready for CLIP, used as they are. Without ``images`` and ``latents`` the VAE's
+                  input is made by un-normalising them, at CLIP's resolution.
+    latents       (B, C, h, w) already scaled, used as they are: the VAE does not run.
+    ids           B sample ids (integers or strings) that key the draws. None: the position in the run does.
 
     >>> batch = Batch(images=torch.zeros(4, 3, 8, 8), ids=[3, 1, 4, 1])
     >>> len(batch), batch[1:3].ids
@@ -50,11 +48,12 @@ class Batch:
         return 0
 
     def __getitem__(self, part: slice) -> "Batch":
-        return Batch(**{key: None if (value := getattr(self, key)) is None else value[part] for key in KEYS})
+        return Batch(**{key: None if value is None else value[part] for key, value in vars(self).items()})
 
     def source(self, pixels: str) -> tuple[Tensor, str]:
-        """The pixels that the VAE's input is made from and their convention: ``images`` as declared by
-        ``pixels``, or ``pixel_values``, which are always ``"clip"``.
+        """The pixels for the VAE's input, and their convention.
+
+        These are ``images``, declared by ``pixels``, or else ``pixel_values``, which are always ``"clip"``.
 
         >>> Batch(pixel_values=torch.zeros(1, 3, 8, 8)).source("unit")[1]
         'clip'
@@ -66,26 +65,20 @@ class Batch:
         raise DataError("the batch holds neither images nor pixel_values")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The batch on another device; from the CPU to CUDA through pinned memory, without blocking. ``ids``
-        stay.
+        """The batch on another device. A copy to CUDA goes through pinned memory and does not block.
 
         >>> Batch(images=torch.zeros(1, 3, 8, 8)).to("meta").images.device
         device(type='meta')
         """
-        there: torch.device = checked("device", device, _DEVICE)
+        there = torch.device(device)
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device=there, dtype=dtype or tensor.dtype, non_blocking=there.type == "cuda")
+            return tensor.to(there, dtype or tensor.dtype, non_blocking=there.type == "cuda")
 
         return self.pinned(there)._each(moved)
 
     def pinned(self, device: torch.device) -> "Batch":
-        """The batch in pinned memory where it is to go from the CPU to CUDA; otherwise as it is.
-
-        >>> batch = Batch(images=torch.zeros(1, 3, 8, 8))
-        >>> batch.pinned(torch.device("cpu")).images is batch.images
-        True
-        """
+        """The batch in pinned memory if it is to be copied from the CPU to CUDA; otherwise as it is."""
         if device.type != "cuda":
             return self
         return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
@@ -97,17 +90,18 @@ class Batch:
         return Batch(changed(self.images), changed(self.pixel_values), changed(self.latents), self.ids)
 
 
-@takes(number=NUMBER)
+_KEYS = tuple(field.name for field in fields(Batch))
+
+
 def read_batch(item: Any, number: int | None = None) -> Batch:
-    """Read what a loader yielded; ``number`` is the batch's number, for the message.
+    """Read what a loader yielded; ``number`` is the batch's number, for messages.
 
     Accepted: a tensor or NumPy array of images (B, 3, H, W); a tuple or list whose first entry is one (labels
-    behind it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and
-    optionally ``latents`` and ``ids`` (other keys are ignored). Ranges are not looked at: see
-    ``check_images``.
+    after it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and optionally
+    ``latents`` and ``ids`` (other keys are ignored). Pixel ranges are checked by `check_images`, not here.
 
-    Raises DataError for anything else and for latents alone; ShapeError for a wrong rank, channel count,
-    dtype, an empty batch, or parts of different lengths.
+    Raises DataError for anything else and for latents alone. Raises ShapeError for a wrong rank, channel
+    count or dtype, for an empty batch, and for parts of different lengths.
 
     >>> len(read_batch((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))))
     2
@@ -125,81 +119,62 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     elif isinstance(item, (tuple, list)) and item:
         batch = Batch(images=_from_sequence(item, where))
     else:
-        raise DataError(f"{where} is {_named(item)}: {_WANTED}")
-    for key in ("images", "pixel_values"):
-        if (pixels := getattr(batch, key)) is not None:
-            check_shape(pixels, key, number)
-    _check_latents(batch.latents, where)
-    _check_lengths(batch, where)
+        raise DataError(f"{where} is {_named(item)}: {_FORMS}")
+    _check(batch, where, number)
     return batch
 
 
 def check_loader(loader: Any) -> None:
-    """Refuse what cannot be a loader of batches.
-
-    Raises:
-        DataError: it is one tensor or array, whose rows would be taken for batches.
-        ConfigError: it is a path, one batch, or nothing to iterate over.
+    """Raise DataError or ConfigError for what cannot be a loader of batches.
 
     >>> check_loader(torch.zeros(8, 3, 4, 4))
     Traceback (most recent call last):
     diva_rs.errors.DataError: loader is one array <torch.float32 (8, 3, 4, 4)>: give an iterable of ...
     """
-    if isinstance(loader, (Tensor, np.ndarray)):
+    if isinstance(loader, (Tensor, np.ndarray)):  # its rows would be read as batches
         raise DataError(
             f"loader is one array {described(loader)}: give an iterable of batches, e.g. [images]"
         )
     if isinstance(loader, (str, os.PathLike)):
-        raise ConfigError(
-            f"loader is a path: give diva_rs.data.folder_loader({shown(str(loader))}), or another loader"
-        )
+        path = shown(str(loader))
+        raise ConfigError(f"loader is a path: give diva_rs.data.folder_loader({path}), or another loader")
     if isinstance(loader, (Mapping, Batch)) or not isinstance(loader, Iterable):
-        what = f"loader is a {type(loader).__name__}"
         raise ConfigError(
-            f"{what}: give an iterable of image batches, e.g. a DataLoader or a list of batches"
+            f"loader is {a_type(loader)}: give an iterable of image batches, e.g. a DataLoader or a list of "
+            "batches"
         )
-
-
-_WANTED = (
-    "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or 'pixel_values' "
-    "and optionally 'latents' and 'ids'"
-)
 
 
 def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
-    found = {key: item[key] for key in KEYS if key in item and item[key] is not None}
-    if "images" not in found and "pixel_values" not in found:
-        if isinstance(item.get("bad"), (list, tuple)) and not found:
-            names = ", ".join(str(bad) for bad in item["bad"])
-            raise DataError(f"{where} is empty: every image of it is bad: {names}")
-        if "latents" in found:
-            raise DataError(
-                f"{where} holds latents alone, which cannot feed CLIP: "
-                "add 'images' or 'pixel_values' of the same samples"
-            )
-        keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
-        near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
-        hint = f"; rename {near[0]!r} in the collate function" if near else ""
+    found = {key: item[key] for key in _KEYS if key in item and item[key] is not None}
+    if "images" in found or "pixel_values" in found:
+        ids = found.pop("ids", None)
+        return Batch(ids=ids, **{key: _tensor(value, where, key) for key, value in found.items()})
+    if isinstance(item.get("bad"), (list, tuple)) and not found:
+        names = ", ".join(str(bad) for bad in item["bad"])
+        raise DataError(f"{where} is empty: every image of it is bad: {names}")
+    if "latents" in found:
         raise DataError(
-            f"{where} is a {type(item).__name__} with the keys {keys}: "
-            f"'images' or 'pixel_values' is needed{hint}"
+            f"{where} holds latents alone, which cannot feed CLIP: "
+            "add 'images' or 'pixel_values' of the same samples"
         )
-    ids = found.pop("ids", None)
-    return Batch(ids=ids, **{key: _tensor(value, where, key) for key, value in found.items()})
-
-
-def _from_sequence(item: Sequence[Any], where: str) -> Tensor:
-    first = item[0]
-    if isinstance(first, (Tensor, np.ndarray)):
-        if first.ndim == 3 and all(isinstance(x, (Tensor, np.ndarray)) and x.ndim == 3 for x in item):
-            raise DataError(
-                f"{where} is a {type(item).__name__} of {len(item)} single images: "
-                "torch.stack them into (B, 3, H, W)"
-            )
-        return _tensor(first, where, "images")
+    keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
+    near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
+    hint = f"; rename {near[0]!r} in the collate function" if near else ""
     raise DataError(
-        f"{where} is a {type(item).__name__} whose first entry is {_named(first)}: {_hint(first)}"
+        f"{where} is {a_type(item)} with the keys {keys}: 'images' or 'pixel_values' is needed{hint}"
     )
+
+
+def _from_sequence(item: tuple[Any, ...] | list[Any], where: str) -> Tensor:
+    first = item[0]
+    if not isinstance(first, (Tensor, np.ndarray)):
+        raise DataError(f"{where} is {a_type(item)} whose first entry is {_named(first)}: {_hint(first)}")
+    if first.ndim == 3 and all(isinstance(x, (Tensor, np.ndarray)) and x.ndim == 3 for x in item):
+        raise DataError(
+            f"{where} is {a_type(item)} of {len(item)} single images: torch.stack them into (B, 3, H, W)"
+        )
+    return _tensor(first, where, "images")
 
 
 def _tensor(value: Any, where: str, key: str) -> Tensor:
@@ -220,15 +195,12 @@ def _tensor(value: Any, where: str, key: str) -> Tensor:
 
 
 def _named(value: Any) -> str:
-    if isinstance(value, (list, tuple)) and value:
-        return (
-            f"a {type(value).__name__} of {type(value[0]).__module__.split('.')[0]}.{type(value[0]).__name__}"
-        )
-    return (
-        f"an empty {type(value).__name__}"
-        if isinstance(value, (list, tuple))
-        else f"a {type(value).__name__}"
-    )
+    if not isinstance(value, (list, tuple)):
+        return a_type(value)
+    if not value:
+        return f"an empty {type(value).__name__}"
+    kind = type(value[0])
+    return f"{a_type(value)} of {kind.__module__.split('.')[0]}.{kind.__name__}"
 
 
 def _hint(value: Any) -> str:
@@ -237,26 +209,27 @@ def _hint(value: Any) -> str:
             "convert PIL images in the dataset or collate function: all of one size, "
             "torch.stack([diva_rs.data.unit_tensor(image) for image in images]), with pixels='unit'"
         )
-    if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
+    if isinstance(value, (str, bytes, os.PathLike)):
         return "files are read by diva_rs.data.folder_loader(folder, ...)"
     if isinstance(value, Mapping):
         return "collate the samples first: torch.utils.data.default_collate"
     if isinstance(value, (Tensor, np.ndarray)):
         return "torch.stack them into one tensor with the batch first"
-    return _WANTED
+    return _FORMS
 
 
-def _check_latents(latents: Tensor | None, where: str) -> None:
-    if latents is None:
-        return
-    if latents.ndim != 4 or 0 in latents.shape:
-        raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
-    if not latents.is_floating_point():
-        raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
-
-
-def _check_lengths(batch: Batch, where: str) -> None:
-    size = len(batch)
+def _check(batch: Batch, where: str, number: int | None) -> None:
+    """Raise ShapeError for parts of a wrong shape, and for parts of different lengths."""
+    for key in ("images", "pixel_values"):
+        pixels = getattr(batch, key)
+        if pixels is not None:
+            check_shape(pixels, key, number)
+    latents, size = batch.latents, len(batch)
+    if latents is not None:
+        if latents.ndim != 4 or 0 in latents.shape:
+            raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
+        if not latents.is_floating_point():
+            raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
     for key in ("pixel_values", "latents"):
         tensor = getattr(batch, key)
         if tensor is not None and len(tensor) != size:
@@ -266,23 +239,13 @@ def _check_lengths(batch: Batch, where: str) -> None:
             )
     if batch.ids is None:
         return
-    count = _count(batch.ids)
-    if count is None:
+    if isinstance(batch.ids, (str, bytes)) or not _one_axis(batch.ids):
         raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
-    if count != size:
-        raise ShapeError(f"{where}: {count} ids for {size} samples: one id per sample is needed")
+    if len(batch.ids) != size:
+        raise ShapeError(f"{where}: {len(batch.ids)} ids for {size} samples: one id per sample is needed")
 
 
-def _count(ids: Any) -> int | None:
-    """How many ids there are; None: they are no sequence."""
-    array = isinstance(ids, (Tensor, np.ndarray))
-    if (
-        isinstance(ids, (str, bytes))
-        or (isinstance(ids, Tensor) and not is_dense(ids))
-        or (array and ids.ndim != 1)
-    ):
-        return None
-    try:
-        return len(ids)
-    except (TypeError, ValueError, OverflowError):  # it has none, or one that is no length
-        return None
+def _one_axis(ids: Any) -> bool:
+    if isinstance(ids, Tensor):
+        return is_dense(ids) and ids.ndim == 1
+    return ids.ndim == 1 if isinstance(ids, np.ndarray) else hasattr(ids, "__len__")

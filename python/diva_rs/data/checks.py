@@ -1,5 +1,8 @@
-"""Are these images what was declared? On the host at once; on a GPU without a synchronisation, reported
-later."""
+"""Checks of images against their declared convention.
+
+On the CPU a check raises at once. On a GPU it keeps its finding on the device, without a synchronisation, and
+raises later.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,24 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import checked, described, takes
-from diva_rs._base.kinds import CHANNELS, is_dense, tensor
-from diva_rs._base.settings import integer, number, optional, several, string
-from diva_rs.data.conventions import OPENAI_MEAN, OPENAI_STD, channels, checked_convention
-from diva_rs.errors import DataError, ShapeError, shown
+from diva_rs._base.tensors import described, is_dense
+from diva_rs.data.pixels import CONVENTIONS, OPENAI_MEAN, OPENAI_STD, Three, per_channel
+from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
 
-# Share of the declared range that a value may lie outside it: a bicubic resize upstream overshoots at hard
-# edges, while a wrong convention is off by far more.
+# Share of the declared range by which a value may lie outside it: a bicubic resize overshoots at hard edges,
+# while a wrong convention is off by far more.
 TOLERANCE = 0.05
-_SPREAD = several(number(above=0), 3)
-NUMBER = optional(integer(0))
-PATIENCE = 256  # batches that a guard keeps unreported: a loop that never asks still hears of a bad image
-
+PATIENCE = 256  # batches after which a guard reports even if its caller never does
 
 Ids = Sequence[int | str] | Tensor | np.ndarray[Any, Any]
 
 
 class _Place(NamedTuple):
+    """Where a value was found, for messages."""
+
     what: str
     batch: int | None
     ids: Ids | None
@@ -37,10 +37,10 @@ class _Place(NamedTuple):
         try:
             name = None if self.ids is None else self.ids[number]
             name = name.item() if isinstance(name, Tensor) else name
-        except (LookupError, TypeError, ValueError, RuntimeError):  # ids that do not fit are another check's
+        except (LookupError, TypeError, ValueError, RuntimeError):  # `read_batch` reports ids that do not fit
             name = None
-        name = name[:200] if isinstance(name, str) else None if name is None else shown(name)
-        return f"{self}, sample {number}" + ("" if name is None else f" (id {name})")
+        text = name[:200] if isinstance(name, str) else shown(name)
+        return f"{self}, sample {number}" + ("" if name is None else f" (id {text})")
 
 
 class _Range(NamedTuple):
@@ -51,25 +51,26 @@ class _Range(NamedTuple):
     high: tuple[float, ...]
 
     @classmethod
-    def of(cls, convention: str, mean: tuple[float, ...], std: tuple[float, ...]) -> "_Range":
-        mean, std = checked("mean", mean, CHANNELS), checked("std", std, _SPREAD)
-        if checked_convention(convention) == "clip":
-            return cls(
-                convention, *(tuple((x - m) / s for m, s in zip(mean, std, strict=True)) for x in (0.0, 1.0))
-            )
+    def of(cls, convention: str, mean: Three, std: Three) -> "_Range":
+        if convention not in CONVENTIONS:
+            names = ", ".join(map(repr, CONVENTIONS))
+            raise ConfigError(f"pixels={shown(convention)} is unknown: one of {names}")
+        if convention == "clip":
+            pairs = list(zip(mean, std, strict=True))
+            return cls(convention, tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs))
         return cls(convention, ((0.0 if convention == "unit" else -1.0),) * 3, (1.0,) * 3)
 
     def offenders(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Which (B, 3) planes hold a bad value, and that value; NaN and infinities are bad."""
         low, high = torch.aminmax(images.detach().flatten(2), dim=2)  # (B, 3), NaN if any pixel is
         low, high = low.float(), high.float()
-        slack = tuple(TOLERANCE * (b - a) for a, b in zip(self.low, self.high, strict=True))
-        floor = channels(tuple(a - s for a, s in zip(self.low, slack, strict=True)), low).flatten()
-        ceiling = channels(tuple(b + s for b, s in zip(self.high, slack, strict=True)), low).flatten()
+        slack = [TOLERANCE * (b - a) for a, b in zip(self.low, self.high, strict=True)]
+        floor = per_channel(tuple(a - s for a, s in zip(self.low, slack, strict=True)), low).flatten()
+        ceiling = per_channel(tuple(b + s for b, s in zip(self.high, slack, strict=True)), low).flatten()
         above = ~(high <= ceiling)  # written so that NaN is above
         return above | ~(low >= floor), torch.where(above, high, low)
 
-    def complaint(self, place: _Place, first: int, value: float) -> DataError:
+    def error(self, place: _Place, first: int, value: float) -> DataError:
         """The error for ``value``, found at position ``first`` of the (B, 3) planes."""
         sample, channel = divmod(first, 3)
         where = f"{place.sample(sample)}, channel {channel}: value {value:.6g}"
@@ -82,9 +83,8 @@ class _Range(NamedTuple):
 
     def _advice(self, value: float) -> str:
         if value > 3:  # beyond every convention
-            return "divide the images by 255" + (
-                " before normalising them" if self.convention == "clip" else ""
-            )
+            before = " before normalising them" if self.convention == "clip" else ""
+            return f"divide the images by 255{before}"
         if self.convention == "clip":
             return "normalise by CLIP's mean and std, or give yours as recipe fields clip_mean and clip_std"
         if self.convention == "unit" and -1.1 <= value < 0:
@@ -92,11 +92,10 @@ class _Range(NamedTuple):
         return "declare pixels='clip' for images normalised for CLIP, or scale them"
 
 
-@takes(what=string(), batch=NUMBER)
 def check_shape(images: Any, what: str = "images", batch: int | None = None) -> None:
     """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W) with B, H and W at least 1.
 
-    Reads no value, so it costs nothing on any device.
+    It reads no value and costs nothing on any device.
 
     >>> check_shape(torch.zeros(2, 3, 8, 8))
     >>> check_shape(torch.zeros(3, 8, 8))
@@ -105,9 +104,9 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     """
     where = _Place(what, batch, None)
     if not isinstance(images, Tensor):
-        raise ShapeError(f"{where} is a {type(images).__name__}, a tensor (B, 3, H, W) is needed")
+        raise ShapeError(f"{where} is {a_type(images)}, a tensor (B, 3, H, W) is needed")
     if not is_dense(images):
-        raise ShapeError(f"{where} is {described(images)}, an ordinary tensor (B, 3, H, W) is needed")
+        raise ShapeError(f"{where} is {described(images)}, a dense tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
     if len(shape) != 4:
         hint = ": images[None] adds it" if len(shape) == 3 else ""
@@ -126,23 +125,20 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
         raise ShapeError(f"{where} has dtype {images.dtype}, a floating dtype is needed{hint}")
 
 
-@takes(what=string(), batch=NUMBER)
 def check_images(
     images: Tensor,
     convention: str,
-    mean: tuple[float, ...] = OPENAI_MEAN,
-    std: tuple[float, ...] = OPENAI_STD,
+    mean: Three = OPENAI_MEAN,
+    std: Three = OPENAI_STD,
     what: str = "images",
     batch: int | None = None,
     ids: Ids | None = None,
 ) -> None:
-    """Raise unless ``images`` is (B, 3, H, W), floating, finite and within the range of the declared
-    convention.
+    """Raise unless ``images`` is (B, 3, H, W), floating, finite and in the range of the declared convention.
 
-    ShapeError for rank, channels, dtype or an empty batch; DataError for a NaN, an infinity, or a value
-    outside the range by more than 5 % of it, naming batch, sample, id and value. Values are read on the CPU
-    only: on any other device just the shape is checked, and `PixelGuard` looks at the values without waiting
-    for them.
+    ShapeError for rank, channels, dtype or an empty batch. DataError for a NaN, an infinity, or a value
+    outside the range by more than 5 % of it; the message names batch, sample, id and value. Values are read
+    on the CPU only; `PixelGuard` checks them on other devices.
 
     >>> check_images(torch.full((1, 3, 4, 4), 255.0), "unit", batch=7)
     Traceback (most recent call last):
@@ -156,18 +152,13 @@ the range of 'unit' pixels: divide the images by 255
     bad, value = limits.offenders(images)
     if bool(bad.any()):
         first = int(bad.flatten().to(torch.uint8).argmax())
-        raise limits.complaint(_Place(what, batch, ids), first, float(value.flatten()[first]))
+        raise limits.error(_Place(what, batch, ids), first, float(value.flatten()[first]))
 
 
-@takes(latents=tensor("(B, n, ...)"), what=string(), batch=NUMBER)
 def check_finite(
-    latents: Tensor,
-    what: str = "latents",
-    batch: int | None = None,
-    ids: Ids | None = None,
+    latents: Tensor, what: str = "latents", batch: int | None = None, ids: Ids | None = None
 ) -> None:
-    """Raise DataError if ``latents`` (B, ...) on the CPU hold a NaN or an infinity; other devices are not
-    read.
+    """Raise DataError if ``latents`` (B, ...) on the CPU hold a NaN or an infinity.
 
     >>> check_finite(torch.tensor([[0.0], [float("nan")]]), batch=2)
     Traceback (most recent call last):
@@ -184,9 +175,8 @@ def check_finite(
 class PixelGuard:
     """Checks batches on any device without a host read; ``report`` raises what was found.
 
-    On the CPU ``check`` raises at once. Elsewhere it keeps the first offender's place in a tensor on the
-    device, and ``report``, called when statistics are read anyway, costs the one copy; without it, every
-    256th check reports.
+    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value in a
+    tensor on the device, and ``report`` copies it to the host. Every 256th check reports too.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])
@@ -195,18 +185,16 @@ class PixelGuard:
 
     def __init__(self) -> None:
         self.batches = 0  # checked so far: the number of the next batch where the caller gives none
-        self._flag: Tensor | None = (
-            None  # (3,): entry of _seen (-1: nothing found), position in (B, 3), value
-        )
+        # (3,): entry of _seen (-1: nothing found), position in (B, 3), value
+        self._found: Tensor | None = None
         self._seen: list[tuple[_Range, _Place]] = []
 
-    @takes(what=string(), batch=NUMBER)
     def check(
         self,
         images: Tensor,
         convention: str,
-        mean: tuple[float, ...] = OPENAI_MEAN,
-        std: tuple[float, ...] = OPENAI_STD,
+        mean: Three = OPENAI_MEAN,
+        std: Three = OPENAI_STD,
         what: str = "images",
         ids: Ids | None = None,
         batch: int | None = None,
@@ -221,30 +209,29 @@ class PixelGuard:
             check_images(images, convention, mean, std, what, number, ids)
             return
         check_shape(images, what, number)
-        self._watch(images, _Range.of(convention, mean, std), _Place(what, number, ids))
+        self._keep(images, _Range.of(convention, mean, std), _Place(what, number, ids))
 
-    def _watch(self, images: Tensor, limits: _Range, place: _Place) -> None:
-        """Remember the first bad value on the device of ``images``."""
+    def _keep(self, images: Tensor, limits: _Range, place: _Place) -> None:
+        """Keep the first bad value on the device of ``images``."""
         bad, value = limits.offenders(images)
         first = bad.flatten().to(torch.uint8).argmax().reshape(1)  # the first of equals
         # gather, not value[first]: indexing by a tensor of one element reads it on the host.
         here = value.flatten().gather(0, first)
         found = torch.cat([value.new_full((1,), len(self._seen)), first.to(value.dtype), here])
-        flag = (
-            value.new_full((3,), -1) if self._flag is None else self._flag.to(value.device, non_blocking=True)
-        )
-        self._flag = torch.where((flag[0] < 0) & bad.any(), found, flag)
+        before = value.new_full((3,), -1) if self._found is None else self._found
+        before = before.to(value.device, non_blocking=True)
+        self._found = torch.where((before[0] < 0) & bad.any(), found, before)
         self._seen.append((limits, place))
         if len(self._seen) >= PATIENCE:
             self.report()
 
     def report(self) -> None:
         """Raise DataError for the first bad value since the last report: the one host read of the guard."""
-        flag, seen = self._flag, self._seen
-        self._flag, self._seen = None, []
-        if flag is None or flag.is_meta:
+        found, seen = self._found, self._seen
+        self._found, self._seen = None, []
+        if found is None or found.is_meta:
             return
-        entry, first, value = flag.tolist()
+        entry, first, value = found.tolist()
         if entry >= 0:
             limits, place = seen[int(entry)]
-            raise limits.complaint(place, int(first), value)
+            raise limits.error(place, int(first), value)

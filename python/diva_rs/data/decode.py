@@ -1,5 +1,4 @@
-"""From the bytes of an image file to an RGB picture; anything wrong becomes a DataError that names the
-file."""
+"""Decoding of image files to RGB pictures. Every failure is a DataError that names the file."""
 
 import io
 import os
@@ -8,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs._base.arguments import of_type
 from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
 from diva_rs.errors import DataError, DivaError
@@ -16,15 +14,15 @@ from diva_rs.errors import DataError, DivaError
 EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "avif"]
 )
-# Of these alone: Pillow goes by the first bytes, whatever the name, and hands PostScript to Ghostscript.
+# Only these: Pillow goes by the first bytes, not by the name, and hands PostScript to Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
-# Twice PIL's own warning threshold, where PIL itself refuses: 179 million pixels are 0.5 GB of RGB.
+# Twice PIL's own warning threshold, where PIL itself raises: 179 million pixels are 0.5 GB of RGB.
 MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
 class BadImage:
-    """Stands in a batch for an image that could not be read, until ``collate`` takes it out.
+    """Stands in a batch for an image that could not be read; ``collate`` removes it.
 
     >>> str(BadImage("cats/3.jpg", "truncated"))
     'cats/3.jpg (truncated)'
@@ -32,10 +30,6 @@ class BadImage:
 
     name: str
     reason: str
-
-    def __post_init__(self) -> None:
-        for field in ("name", "reason"):
-            of_type(field, getattr(self, field), str, "a string")
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
@@ -47,8 +41,8 @@ class BadImage:
 def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
     """An RGB ``PIL.Image`` from a file or from its bytes, turned upright by its EXIF orientation.
 
-    ``name`` is what errors call it. Raises DataError for a missing, empty, truncated, corrupt or unknown file
-    and for one of more than ``max_pixels`` pixels (looked at before anything is decompressed);
+    ``name`` stands for it in errors. Raises DataError for a missing, empty, truncated, corrupt or unknown
+    file, and, before anything is decompressed, for one of more than ``max_pixels`` pixels. Raises
     DependencyError without Pillow.
 
     >>> decode(b"not an image", "x.jpg")
@@ -63,7 +57,7 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
 
 @contextmanager
 def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Any]:
-    """The picture as Pillow opens it, not decoded yet; what goes wrong in the block is a DataError too.
+    """The picture as Pillow opens it, not yet decoded; an error in the block becomes a DataError.
 
     >>> with opened("nowhere.jpg", "nowhere.jpg") as image:
     ...     image.load()
@@ -76,9 +70,11 @@ def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     try:
         # Other libraries switch this on for the whole process; half an image would then train as grey.
         files.LOAD_TRUNCATED_IMAGES = False
+        pil.init()
+        formats = [known for known in _FORMATS if known in pil.OPEN]  # that this Pillow was built with
         with (
             io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
-            pil.open(file, formats=_formats(pil)) as image,
+            pil.open(file, formats=formats) as image,
         ):
             width, height = image.size
             if width * height > max_pixels:
@@ -97,12 +93,6 @@ def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
         raise DataError(f"{name}: corrupt image ({type(err).__name__}: {err})") from err
     finally:
         files.LOAD_TRUNCATED_IMAGES = lenient
-
-
-def _formats(pil: Any) -> list[str]:
-    """Those of ours that this Pillow was built with."""
-    pil.init()
-    return [name for name in _FORMATS if name in pil.OPEN]
 
 
 def _rgb(image: Any) -> Any:

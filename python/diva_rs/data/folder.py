@@ -8,30 +8,24 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import EPOCH, SEED, function, path
-from diva_rs._base.settings import integer, optional
-from diva_rs.data.augment import Transform, train_transform
-from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
-from diva_rs.data.loader import ImageLoader, KeyedSampler, checked_policy, name_key
-from diva_rs.data.views import Viewing, Views, transform_of
+from diva_rs.data.augment import Transform, Views, transform_of
+from diva_rs.data.dataset import Images, check_policy
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage
+from diva_rs.data.keys import name_key
+from diva_rs.data.loader import ImageLoader, KeyedSampler
 from diva_rs.errors import DataError
 
 
-class NoSuchImage(DataError, IndexError):
-    """There are fewer images; an IndexError too, which ends a `for` over the folder."""
-
-
-class ImageFolder(Viewing, Dataset[Any]):
+class ImageFolder(Images, Dataset[Any]):
     """Every image file under ``root`` (links followed, hidden files left out), sorted by relative path.
 
-    Item i is ``dict(images=(3, H, W) float, ids=int)``; the id is a hash of the relative path, so it is the
-    same on every machine and does not change when other files come or go. ``transform`` takes an RGB PIL
-    image and gives a unit tensor; it runs under torch's generator keyed by (seed, id, epoch). Default:
-    ``train_transform(size)``.
+    Item i is ``dict(images=(3, H, W) float, ids=int)``. The id is a hash of the relative path: it is the same
+    on every machine, and does not change when other files come or go. ``transform`` maps an RGB PIL image to
+    a unit tensor, by default ``train_transform(size)``; it runs under torch's generator keyed by (seed, id,
+    epoch).
 
-    A file that cannot be read raises DataError naming it; with ``on_bad_image="skip"`` the item is a
-    ``BadImage``, which ``collate`` leaves out. Raises DataError for a missing or empty folder.
+    A file that cannot be read raises DataError naming it, or with ``on_bad_image="skip"`` gives a
+    `BadImage`, which `collate` removes. Raises DataError for a missing or empty folder.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
@@ -40,12 +34,6 @@ class ImageFolder(Viewing, Dataset[Any]):
     torch.Size([3, 8, 8])
     """
 
-    @takes(
-        root=path(),
-        transform=optional(function("a function of a PIL image")),
-        seed=SEED,
-        max_pixels=integer(1),
-    )
     def __init__(
         self,
         root: str | os.PathLike[str],
@@ -55,6 +43,7 @@ class ImageFolder(Viewing, Dataset[Any]):
         on_bad_image: str = "raise",
         max_pixels: int = MAX_PIXELS,
     ) -> None:
+        super().__init__(transform, size, seed, on_bad_image, max_pixels)
         self.root = Path(root)
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
@@ -65,32 +54,14 @@ class ImageFolder(Viewing, Dataset[Any]):
                 f"image folder {self.root} holds no image: "
                 f"looked for {', '.join(sorted(EXTENSIONS))} at any depth"
             )
-        self.transform = train_transform(size) if transform is None else transform
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
-        self.seed, self.max_pixels, self.epoch = seed, max_pixels, 0
-        self.on_bad_image = checked_policy(on_bad_image)
-
-    @takes(epoch=EPOCH)
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that keys the augmentation."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.names)
 
-    @takes(index=integer(-(1 << 62), 1 << 62))
     def __getitem__(self, index: int) -> dict[str, Any] | BadImage:
-        if not -len(self) <= index < len(self):
-            raise NoSuchImage(f"index={index}: the folder holds {len(self)} images")
-        path, key = self.root / self.names[index], int(self.ids[index])
-        try:
-            image = decode(path, str(path), self.max_pixels)
-        except DataError as err:
-            bad = BadImage(str(path), str(err).removeprefix(f"{path}: "))
-            if self.on_bad_image == "raise":
-                raise bad.error() from err
-            return bad
-        return {"images": self.look(image, key, str(path)), "ids": key}
+        path = self.root / self.names[index]  # an IndexError ends a `for` over the folder
+        return self.sample(path, int(self.ids[index]), str(path))
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}, {len(self)} images)"
@@ -105,20 +76,23 @@ def folder_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
+    views: Views | None = None,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
 
     The paper's augmentation with ``scale``, or one fixed centre crop with ``scale=None`` (for a latent
     cache). Order and crops are functions of (seed, epoch, relative path): the same for any number of workers.
-    ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
-    ``loading``: ``views``, a few fixed views of each image in place of a new crop in each epoch, for a latent
-    cache with augmentation (see `Views`); ``prefetch``, the batches that each worker reads ahead (None: two),
-    each of them in memory: more even out slow storage (``waiting`` in a run's log says which share of the
-    time it waits for its data); and ``pin_memory`` (by default where there is CUDA).
 
-    Raises DataError for a missing or empty folder and, while iterating, for a bad image; ConfigError for a
-    setting out of range; DependencyError without Pillow or torchvision.
+    ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
+    ``views``: a few fixed views of each image in place of a new crop in each epoch, for a latent cache with
+    augmentation (see `Views`).
+    ``loading``: ``prefetch``, the batches that each worker reads ahead (None: two), more of which even out
+    slow storage (``waiting`` in a run's log is the share of the time spent waiting for data); and
+    ``pin_memory`` (by default where there is CUDA).
+
+    Raises DataError for a missing or empty folder and, while iterating, for a bad image; DependencyError
+    without Pillow or torchvision.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
@@ -127,16 +101,12 @@ def folder_loader(
     ...     [len(batch["ids"]) for batch in folder_loader(root, batch=2, size=8, workers=0)]
     [2, 1]
     """
-    views: Views | None = loading.pop("views", None)
-    transform = transform_of(size, scale, views)
-    checked_policy(on_bad_image)
-    # The dataset hands bad images over as items, so that an error is raised here, not inside a worker's
-    # traceback.
-    dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip")
+    check_policy(on_bad_image)
+    # The dataset gives bad images as items: an error is then raised here, not in a worker's traceback.
+    dataset = ImageFolder(root, transform_of(size, scale, views), seed=seed, on_bad_image="skip")
     dataset.views = views
-    return ImageLoader(
-        dataset, batch, workers, on_bad_image, KeyedSampler(dataset.ids, seed, shuffle), **loading
-    )
+    sampler = KeyedSampler(dataset.ids, seed, shuffle)
+    return ImageLoader(dataset, batch, workers, on_bad_image, sampler, **loading)
 
 
 def _image_files(root: Path) -> Iterator[str]:

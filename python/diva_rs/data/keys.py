@@ -1,6 +1,7 @@
-"""Sample keys: which random streams belong to a sample, from its id."""
+"""Keys of samples, from their ids or file names: for random streams and for the order of an epoch."""
 
 import hashlib
+import struct
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 import diva_rs._native as _native
-from diva_rs._base.kinds import is_dense
+from diva_rs._base.tensors import is_dense
 from diva_rs.errors import DataError, shown
 
 
@@ -24,9 +25,9 @@ def augment_seed(seed: int, sample: Any, epoch: int = 0) -> int:
 def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     """Sample ids as the 64-bit keys of their streams, (B,) uint64.
 
-    Whole numbers (Python, NumPy, tensors) from 0 to 2**64 - 1 are taken as they are; strings are hashed
-    (BLAKE2b with 8 bytes, little-endian, over UTF-8). Raises DataError naming the index of an id that is
-    negative, too large or of another type.
+    Integers (Python, NumPy, tensors) from 0 to 2**64 - 1 are used as they are; strings are hashed (BLAKE2b
+    with 8 bytes, little-endian, over UTF-8). Raises DataError naming the index of an id that is negative, too
+    large or of another type.
 
     >>> sample_keys([3, 4])
     array([3, 4], dtype=uint64)
@@ -35,11 +36,9 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     """
     if isinstance(ids, torch.Tensor):
         if not is_dense(ids):
-            raise DataError("ids: an ordinary tensor of one whole number per sample, (B,), is needed")
+            raise DataError("ids: a dense tensor of one integer per sample, (B,), is needed")
         if ids.is_meta:
-            raise DataError(
-                "ids: a tensor on the meta device holds no numbers; give the ids as numbers or strings"
-            )
+            raise DataError("ids: a tensor on the meta device holds no values; give integers or strings")
         ids = ids.detach().cpu().numpy()
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1:
@@ -54,18 +53,51 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     return np.array([_key(index, value) for index, value in enumerate(ids)], dtype=np.uint64)
 
 
+def name_key(name: str) -> int:
+    """The sample id of a file name: 63 bits of its BLAKE2b hash, the same on every machine.
+
+    >>> name_key("cats/1.jpg") == name_key("cats/1.jpg") != name_key("cats/2.jpg")
+    True
+    """
+    return _hash(name.encode("utf-8", "surrogateescape")) >> 1
+
+
+def crop_seed(seed: int, sample: int, epoch: int) -> int:
+    """A 63-bit seed for torch's generator, of (seed, sample id, epoch)."""
+    return _hash(struct.pack("<QQQ8s", seed % 2**64, sample % 2**64, epoch % 2**64, b"augment\0")) >> 1
+
+
+def scramble(ids: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:
+    """A uint64 hash of (seed, epoch, id) for each id.
+
+    It is the finaliser of SplitMix64 (Steele et al., 2014) over a keyed id.
+
+    >>> bool((scramble(np.arange(3), 0, 0) != scramble(np.arange(3), 0, 1)).all())
+    True
+    """
+    packed = struct.pack("<QQ8s", seed % 2**64, epoch % 2**64, b"shuffle\0")
+    key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8")
+    z = (ids.astype(np.uint64) ^ key[0]) * np.uint64(0x9E3779B97F4A7C15) + key[1]
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))  # type: ignore[no-any-return]
+
+
 def _key(index: int, value: Any) -> int:
     if isinstance(value, str):
         # File names may hold bytes that are no UTF-8; Python keeps those as lone surrogates.
-        digest = hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        return int.from_bytes(digest, "little")
+        return _hash(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, torch.Tensor) and value.ndim == 0 and not value.is_meta:
         value = value.item()
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         if 0 <= value < 2**64:
             return int(value)
         raise DataError(f"ids[{index}] is {shown(value)}, expected 0 to 2**64 - 1")
+    kind = type(value).__name__
     raise DataError(
-        f"ids[{index}] is {shown(value)} ({type(value).__name__}), expected a whole number or a string for "
-        "each sample"
+        f"ids[{index}] is {shown(value)} ({kind}), expected an integer or a string for each sample"
     )
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

@@ -4,55 +4,48 @@ import glob
 import os
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from diva_rs._base.arguments import checked, takes
 from diva_rs._base.files import open_regular
-from diva_rs._base.kinds import EPOCH, SEED, each, function, instance
 from diva_rs._base.optional import require
-from diva_rs._base.settings import flag, integer, optional
 from diva_rs._base.world import rank_and_world
-from diva_rs.data.augment import Transform, train_transform
-from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, decode
-from diva_rs.data.loader import ImageLoader, Passed, checked_policy, name_key, scramble
-from diva_rs.data.views import Viewing, Views, transform_of
+from diva_rs.data.augment import Transform, Views, transform_of
+from diva_rs.data.dataset import Images, check_policy
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage
+from diva_rs.data.keys import name_key, scramble
+from diva_rs.data.loader import ImageLoader, SkippedSample
 from diva_rs.errors import ConfigError, DataError
 
-_LARGEST = 3 * MAX_PIXELS  # bytes of an image file: an uncompressed one of the most pixels
-_LONGEST = 1 << 16  # bytes of a name or of other extended headers
+_MOST_BYTES = 3 * MAX_PIXELS  # of an image file: an uncompressed one of the most pixels
+_MOST_HEADER = 1 << 16  # bytes of a name or of other extended headers
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
-_PATHS = each(instance((str, os.PathLike), "a path"), "paths of shards")
 _BUFFER = 1000  # undecoded samples that a worker shuffles among, about 100 MB of JPEG files
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-class ImageShards(Viewing, IterableDataset[Any]):
+
+class ImageShards(Images, IterableDataset[Any]):
     """The images of tar shards, read with the ``webdataset`` library.
 
     ``pattern`` is a path with braces or wildcards (``"cc3m/{00000..00331}.tar"``) or a list of them, local
-    files only. Items are as of ``ImageFolder``; the id is a hash of the sample's ``__key__``, whichever shard
-    holds it, so keys must be unique across shards (img2dataset's are). Shards are split over ranks and
-    workers; with ``shuffle`` their order and a buffer of samples are shuffled by (seed, epoch). Crops depend
-    on (seed, id, epoch) alone.
+    files only. Items are those of `ImageFolder`. The id is a hash of the sample's ``__key__``, whichever
+    shard holds it, so keys must be unique across shards (img2dataset's are). Shards are divided among ranks
+    and workers. With ``shuffle`` their order and a buffer of samples are shuffled by (seed, epoch). Crops
+    depend on (seed, id, epoch) alone.
 
     A bad image, a sample without an image and a truncated or damaged shard raise DataError naming shard and
-    key; with ``on_bad_image="skip"`` they come as ``BadImage`` items (of a damaged shard, the samples before
+    key; with ``on_bad_image="skip"`` they come as `BadImage` items (of a damaged shard, the samples before
     the damage are used). Raises DataError for a shard that does not exist, DependencyError without
     webdataset.
     """
 
-    @takes(
-        transform=optional(function("a function of a PIL image")),
-        seed=SEED,
-        shuffle=flag(),
-        max_pixels=integer(1),
-    )
     def __init__(
         self,
-        pattern: str | os.PathLike[str] | list[str],
+        pattern: Paths,
         transform: Transform | None = None,
         size: int = 512,
         seed: int = 0,
@@ -61,21 +54,29 @@ class ImageShards(Viewing, IterableDataset[Any]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.shards = _expand(pattern)
-        self.transform = train_transform(size) if transform is None else transform
-        self.seed, self.shuffle, self.max_pixels, self.epoch = seed, shuffle, max_pixels, 0
-        self.on_bad_image = checked_policy(on_bad_image)
-        self.share: tuple[int, int] | None = None  # rank and number of ranks, as `ImageLoader` tells workers
-        self.start: list[int] = []  # samples of each worker that the next iteration passes over, undecoded
-
-    @takes(epoch=EPOCH)
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that keys the order and the augmentation."""
-        self.epoch = epoch
+        super().__init__(transform, size, seed, on_bad_image, max_pixels)
+        self.shuffle = shuffle
+        self.share: tuple[int, int] | None = (
+            None  # rank and number of ranks; `ImageLoader` sets it for workers
+        )
+        self.start: list[int] = []  # for each worker, the samples that the next iteration does not decode
 
     def __repr__(self) -> str:
         return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BadImage | Passed]:
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImage | SkippedSample]:
+        worker = get_worker_info()
+        start = self.start[0 if worker is None else worker.id] if self.start else 0
+        for number, sample in enumerate(self._samples()):
+            if number < start:
+                yield SkippedSample()
+            elif isinstance(sample, BadImage):
+                yield self.bad(sample.name, sample.reason)
+            else:
+                yield self._item(sample)
+
+    def _samples(self) -> Iterator[dict[str, Any] | BadImage]:
+        """The undecoded samples of this rank and worker, in the order of the epoch."""
         wds = require("webdataset", extra="data")
         shards = self.shards
         if self.shuffle:
@@ -83,52 +84,29 @@ class ImageShards(Viewing, IterableDataset[Any]):
             shards = [shards[i] for i in np.argsort(scramble(keys, self.seed, self.epoch), kind="stable")]
         rank, world = self.share or rank_and_world()
         mine = list(wds.split_by_worker(iter(shards[rank::world])))
-        samples = self._samples(mine)
-        if self.shuffle:
-            # The worker's first shard tells the workers apart: a worker's own number would tie the order to
-            # it.
-            name = f"{self.seed} {self.epoch} {mine[0] if mine else ''}"
-            rng = random.Random(name.encode("utf-8", "surrogateescape"))
-            samples = wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)
-        worker = get_worker_info()
-        start = self.start[0 if worker is None else worker.id] if self.start else 0
-        for number, sample in enumerate(samples):
-            if number < start:
-                yield Passed()
-                continue
-            item = sample if isinstance(sample, BadImage) else self._item(sample)
-            if isinstance(item, BadImage) and self.on_bad_image == "raise":
-                raise item.error()
-            yield item
-
-    def _samples(self, shards: list[str]) -> Iterator[dict[str, Any] | BadImage]:
-        for shard in shards:
-            damage: list[BadImage] = []
-            try:
-                yield from require("webdataset.tariterators", extra="data").group_by_keys(
-                    _members(shard, damage)
-                )
-            except ValueError as err:  # two members of one name
-                damage.append(BadImage(shard, str(err.args[0]) if err.args else "damaged shard"))
-            yield from damage
+        samples = (sample for shard in mine for sample in _samples_of(shard))
+        if not self.shuffle:
+            return samples
+        # Named by the worker's first shard: its own number would tie the order to it.
+        name = f"{self.seed} {self.epoch} {mine[0] if mine else ''}"
+        rng = random.Random(name.encode("utf-8", "surrogateescape"))
+        return wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)  # type: ignore[no-any-return]
 
     def _item(self, sample: dict[str, Any]) -> dict[str, Any] | BadImage:
-        key, shard = sample["__key__"], sample["__url__"]
-        name = f"{shard}, sample {key!r}"
-        member = _image_member(sample)
-        if member is None:
-            found = ", ".join(k for k in sample if not k.startswith("__")) or "nothing"
-            return BadImage(name, f"no image among its members (found {found})")
-        try:
-            image = decode(sample[member], name, self.max_pixels)
-        except DataError as err:
-            return BadImage(name, str(err).removeprefix(f"{name}: "))
-        number = name_key(key)
-        return {"images": self.look(image, number, name), "ids": number}
+        key = sample["__key__"]
+        name = f"{sample['__url__']}, sample {key!r}"
+        members = [member for member in sample if not member.startswith("__")]
+        exact = [member for member in members if member in EXTENSIONS]
+        dotted = [member for member in members if member.rpartition(".")[2] in EXTENSIONS]  # "photo.v2.jpg"
+        images = exact + dotted
+        if not images:
+            found = ", ".join(members) or "nothing"
+            return self.bad(name, f"no image among its members (found {found})")
+        return self.sample(sample[images[0]], name_key(key), name)
 
 
 def shard_loader(
-    pattern: str | os.PathLike[str] | list[str],
+    pattern: Paths,
     batch: int = 16,
     size: int = 512,
     workers: int = 2,
@@ -136,13 +114,14 @@ def shard_loader(
     scale: tuple[float, float] | None = (0.9, 1.0),
     on_bad_image: str = "raise",
     shuffle: bool = True,
+    views: Views | None = None,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
 
-    As ``folder_loader``, with shards split over workers: which samples share a batch depends on the number of
-    workers, an image's pixels and id do not. The length of an epoch is not known in advance (``len`` raises
-    TypeError).
+    As `folder_loader`, with shards divided among workers: which samples share a batch depends on the number
+    of workers, an image's pixels and id do not. The length of an epoch is not known in advance (``len``
+    raises TypeError).
 
     >>> import tarfile, tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
@@ -153,23 +132,21 @@ def shard_loader(
     ...     [len(batch["ids"]) for batch in shard_loader(root + "/{00..00}.tar", batch=2, size=8, workers=0)]
     [2, 1]
     """
-    views: Views | None = loading.pop("views", None)
+    check_policy(on_bad_image)
     transform = transform_of(size, scale, views)
-    checked_policy(on_bad_image)
     dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
     dataset.views = views
     return ImageLoader(dataset, batch, workers, on_bad_image, **loading)
 
 
 class _StrictInfo(tarfile.TarInfo):
-    """tarfile ends quietly at a damaged header or a missing end mark, and the rest of the shard would be lost
-    unseen."""
+    """Raises at a damaged header and at a missing end mark, where tarfile would end the shard silently."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
         info = super().frombuf(buf, encoding, errors)
-        # tarfile would read these whole, whatever size they declare.
-        long = info.type in _EXTENDED and info.size > _LONGEST
+        # tarfile would read the content of such a header whole, of any size.
+        long = info.type in _EXTENDED and info.size > _MOST_HEADER
         if info.size < 0 or long or info.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"a header declares {info.size} bytes")
         return info
@@ -184,9 +161,18 @@ class _StrictInfo(tarfile.TarInfo):
             raise tarfile.ReadError(f"{err}" if tar.offset else f"not a tar file ({err})") from err
 
 
+def _samples_of(shard: str) -> Iterator[dict[str, Any] | BadImage]:
+    """The samples of a shard as webdataset groups its members, then its damage if there is any."""
+    damage: list[BadImage] = []
+    try:
+        yield from require("webdataset.tariterators", extra="data").group_by_keys(_members(shard, damage))
+    except ValueError as err:  # two members of one name
+        damage.append(BadImage(shard, str(err.args[0]) if err.args else "damaged shard"))
+    yield from damage
+
+
 def _members(shard: str, damage: list[BadImage]) -> Iterator[dict[str, Any]]:
-    """The regular members of a shard as webdataset's ``tar_file_expander`` gives them; damage is noted and
-    ends it."""
+    """The regular members of a shard as webdataset's ``tar_file_expander`` gives them, up to its damage."""
     try:
         with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
             for info in tar:
@@ -201,29 +187,22 @@ def _members(shard: str, damage: list[BadImage]) -> Iterator[dict[str, Any]]:
 
 
 def _image_bytes(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    """What is in a member that may be the image; nothing else is read into memory."""
+    """The bytes of a member that may be the image; no other member is read into memory."""
     if info.name.rpartition(".")[2].lower() not in EXTENSIONS:
         return b""
-    if info.issparse() or info.size > _LARGEST:
+    if info.issparse() or info.size > _MOST_BYTES:
         raise tarfile.ReadError(f"{info.name!r} declares {info.size} bytes")
     member = tar.extractfile(info)
     return b"" if member is None else member.read()
 
 
-def _image_member(sample: dict[str, Any]) -> str | None:
-    names = [name for name in sample if not name.startswith("__")]
-    exact = [name for name in names if name in EXTENSIONS]
-    dotted = [name for name in names if name.rpartition(".")[2] in EXTENSIONS]  # "photo.v2.jpg"
-    return next(iter(exact + dotted), None)
-
-
-def _expand(pattern: str | os.PathLike[str] | list[str]) -> list[str]:
+def _expand(pattern: Paths) -> list[str]:
+    """The files that a pattern, or a list of patterns, names."""
     expand_urls = require("webdataset.shardlists", extra="data").expand_urls
-    single = isinstance(pattern, (str, os.PathLike))
-    patterns: list[Any] = [pattern] if single else checked("pattern", pattern, _PATHS)
+    patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
     shards: list[str] = []
-    for part in [os.fspath(p) for p in patterns]:
-        if "://" in part or part.startswith(("pipe:", "-")):
+    for part in [os.fspath(one) for one in patterns]:
+        if "://" in part or part.startswith(("pipe:", "-")):  # webdataset would fetch or run it
             raise ConfigError(f"shards {part!r}: only local files are read; download them or mount the store")
         try:
             paths = expand_urls(part)

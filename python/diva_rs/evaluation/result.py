@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.checkpoint import write_json, write_text
+from diva_rs._base.files import write_json, write_text
 
 
 class Result:

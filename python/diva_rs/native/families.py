@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs.clip.heads import split
+from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import Tower
 from diva_rs.native import layers
 from diva_rs.native.inspect import NotNative, expect, kind, one
@@ -34,7 +34,7 @@ _TIMM = {
 }
 _TRANSFORMERS_PARTS = ("VisionEmbeddings", "Attention", "MLP", "EncoderLayer", "Encoder", "VisionModel")
 _TRANSFORMERS = {
-    "diva_rs.clip.transformers_clip.VisionPart",
+    "diva_rs.clip.libraries.transformers.VisionPart",
     "transformers.models.siglip.modeling_siglip.SiglipMultiheadAttentionPoolingHead",
     *(
         f"transformers.models.{package}.modeling_{package}.{family}{part}"
@@ -151,7 +151,7 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
         layers.absent("the norm of an MLP", mlp.norm)
     positions = "patches" if t.no_embed_class else "all"
     after = [t.fc_norm, t.head_drop, t.head, *m.head.children()]
-    norms += [layer for layer in split(after).inside if isinstance(layer, nn.LayerNorm)]
+    norms += [layer for layer in split_head(after).inside if isinstance(layer, nn.LayerNorm)]
     return {
         "layout": "timm",
         "root": f"{tower.prefix}trunk",
@@ -254,7 +254,7 @@ def _check_positions(embeddings: Any) -> None:
 def _head(tower: Tower, chain: Iterable[nn.Module]) -> list[tuple[str, str]]:
     """The layers of `chain` that the tower applies itself, by the checkpoint's keys."""
     names = {id(module): f"{tower.prefix}{name}" for name, module in tower.module.named_modules()}
-    return layers.head_layers(split(chain).inside, lambda layer: names[id(layer)])
+    return layers.head_layers(split_head(chain).inside, lambda layer: names[id(layer)])
 
 
 _READERS: Mapping[str, Callable[[Tower, torch.dtype], Config]] = {

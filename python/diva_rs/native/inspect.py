@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.modes import dropped_patches, restless_layers
+from diva_rs.clip.modes import dropped_patches, stochastic_layers
 
 HOOKS = {
     "_forward_hooks": "a forward hook",
@@ -80,7 +80,7 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
         if kind(module) not in allowed:
             raise NotNative(f"{where} is a {kind(module)}")
         _check_methods(where, module)
-    for name, module in [*restless_layers(root), *dropped_patches(root)]:
+    for name, module in [*stochastic_layers(root), *dropped_patches(root)]:
         if module.training:
             raise NotNative(f"{name or 'the module'} ({type(module).__name__}) is random in train mode")
 

@@ -10,8 +10,8 @@ from typing_extensions import Self, Unpack
 
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, a_type, shown
-from diva_rs.recipes import PRESETS
 from diva_rs.recipes.fields import Fields
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.recipes.settings import fields_help
 from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
@@ -46,10 +46,11 @@ class Recipe(Fields):
         >>> Recipe.named("diva-openai-vit-l-14-224").density
         0.15
         """
-        if not isinstance(name, str) or name not in PRESETS:
-            near = hint(name, PRESETS) or f": one of {', '.join(PRESETS)}"
+        known = presets()
+        if not isinstance(name, str) or name not in known:
+            near = hint(name, known) or f": one of {', '.join(known)}"
             raise ConfigError(f"there is no recipe {shown(name)}{near}")
-        return cls(name=name, **PRESETS[name].fields())
+        return cls(name=name, **known[name].fields())
 
     @classmethod
     def names(cls) -> list[str]:
@@ -58,7 +59,7 @@ class Recipe(Fields):
         >>> len(Recipe.names())
         16
         """
-        return list(PRESETS)
+        return list(presets())
 
     def replace(self, **fields: Unpack[RecipeFields]) -> Self:
         """A copy with other values.
@@ -188,11 +189,16 @@ class Recipe(Fields):
         >>> print(Recipe(lr=1e-5).describe().splitlines()[22])
         * lr                1e-05
         """
-        preset = PRESETS.get(self.name)
+        preset = presets().get(self.name)
         lines = [f"recipe {self.name}"]
         if preset is not None:
-            lines += [f"  {preset.summary}", f"  MMVP-VLM average, published: {preset.expected} %"]
-            lines += [f"  MMVP-VLM average, measured here: {preset.measured}"]
+            lines += [
+                f"  {preset.summary}",
+                f"  {preset.source}",
+                f"  {preset.command}",
+                f"  MMVP-VLM average, published: {preset.expected} %",
+                f"  MMVP-VLM average, measured here: {preset.measured}",
+            ]
         lines.append("  (* differs from the default)")
         published = {} if preset is None else preset.fields()
         for name, default in _DEFAULTS.items():
@@ -200,7 +206,7 @@ class Recipe(Fields):
                 continue
             value = getattr(self, name)
             mark = "*" if value != default else " "
-            note = "" if preset is None else preset.source(name)
+            note = "" if preset is None else preset.source_of(name)
             expected = published.get(name, default)
             if preset is not None and value != expected:
                 note = f"changed: the preset has {expected!r}"

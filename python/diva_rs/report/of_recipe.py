@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diva_rs.recipes import PRESETS
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.report.blocks import Section, Table, Text
 
@@ -15,13 +15,13 @@ def recipe_section(recipe: Recipe) -> Section:
     >>> recipe_section(Recipe.named("diva-openai-vit-l-14-224")).blocks[1].rows[1]
     ('density', '0.15', 'paper: about 15 % of the local tokens at 224')
     """
-    preset = PRESETS.get(recipe.name)
+    preset = presets().get(recipe.name)
     published = {} if preset is None else preset.fields()
     rows = []
     for name, field in _fields().items():
         value = getattr(recipe, name)
         if preset is not None and name in published and value == published[name]:
-            rows.append((name, _value(value), preset.source(name)))
+            rows.append((name, _value(value), preset.source_of(name)))
         elif value != published.get(name, field.default):
             owner = "the preset has" if name in published else "the default is"
             other = _value(published.get(name, field.default))
@@ -41,7 +41,7 @@ def recipe_section(recipe: Recipe) -> Section:
 
 def defaults_section(recipe: Recipe) -> Section:
     """Every other field, so that the run can be repeated with a later version whose defaults differ."""
-    preset = PRESETS.get(recipe.name)
+    preset = presets().get(recipe.name)
     decided = set() if preset is None else preset.fields().keys()
     rows = tuple(
         (name, _value(field.default), str(field.description))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diva_rs._native as _native
-from diva_rs._base.checkpoint import make_folder, write_text
+from diva_rs._base.files import make_folder, write_text
 from diva_rs.errors import ConfigError
 from diva_rs.report import of_mmvp, of_recipe, of_run, of_scores, of_watch
 from diva_rs.report.blocks import Document, Key

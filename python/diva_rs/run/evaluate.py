@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._base.checkpoint import load_weights, replacing, save_weights, write_json
-from diva_rs._base.files import read_text
+from diva_rs._base.checkpoint import load_weights, save_weights
+from diva_rs._base.files import read_text, replacing, write_json
 from diva_rs._base.settings import choice, hint, number
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, DataError, WeightsError, shown

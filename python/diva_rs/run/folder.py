@@ -22,17 +22,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.checkpoint import (
-    check_place,
-    load_state,
+from diva_rs._base.checkpoint import check_place, load_state, save_state
+from diva_rs._base.files import (
     make_folder,
+    open_regular,
+    read_lines,
+    read_text,
     remove_folder,
-    save_state,
     sweep,
     write_json,
     write_text,
 )
-from diva_rs._base.files import open_regular, read_lines, read_text
 from diva_rs.errors import ConfigError, DataError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from diva_rs._base.checkpoint import make_folder, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.optional import require
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.recipes.recipe import Recipe

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diva_rs._base.arguments import as_path, takes
-from diva_rs._base.checkpoint import make_folder, save_torch, save_weights
+from diva_rs._base.checkpoint import save_torch, save_weights
+from diva_rs._base.files import make_folder
 from diva_rs._base.settings import flag
 from diva_rs.clip.export.layouts import clip_rules
 from diva_rs.clip.export.model import is_open_clip, plain, read

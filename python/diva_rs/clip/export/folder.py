@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from diva_rs._base.arguments import as_path, takes
-from diva_rs._base.checkpoint import make_folder, replacing, save_weights, write_json
+from diva_rs._base.checkpoint import save_weights
+from diva_rs._base.files import make_folder, replacing, write_json
 from diva_rs._base.kinds import having
 from diva_rs._base.settings import flag, optional
 from diva_rs.clip.export import from_transformers
@@ -15,7 +16,7 @@ from diva_rs.clip.export.layouts import clip_rules, siglip_rules
 from diva_rs.clip.export.model import plain, read
 from diva_rs.clip.export.rules import convert
 from diva_rs.clip.export.source import ARGMAX, Blocks, Pixels, Source, Text
-from diva_rs.clip.transformers_clip import family_of
+from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.errors import ConfigError, DataError
 
 _FILES = {

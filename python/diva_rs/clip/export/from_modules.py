@@ -4,8 +4,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs.clip import open_clip as open_clip_tower
-from diva_rs.clip import openai, timm_siglip
 from diva_rs.clip.export.source import (
     ARGMAX,
     LAST,
@@ -17,6 +15,9 @@ from diva_rs.clip.export.source import (
     alike,
     square,
 )
+from diva_rs.clip.libraries import open_clip as open_clip_tower
+from diva_rs.clip.libraries import openai
+from diva_rs.clip.libraries import timm as timm_siglip
 from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, three
 from diva_rs.errors import ConfigError
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from diva_rs.clip.export.layouts import clip_rules, siglip_rules
 from diva_rs.clip.export.rules import convert
 from diva_rs.clip.export.source import ARGMAX, LAST, Blocks, Pixels, Source, Text, square
+from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD
-from diva_rs.clip.transformers_clip import family_of
 from diva_rs.errors import ConfigError
 
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")

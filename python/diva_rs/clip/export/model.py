@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from diva_rs.clip import unwrap
 from diva_rs.clip.export import from_modules, from_transformers
 from diva_rs.clip.export.source import Source
-from diva_rs.clip.transformers_clip import family_of
+from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, WeightsError
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.checkpoint import replacing
+from diva_rs._base.files import replacing
 from diva_rs._base.optional import require
 from diva_rs.diffusion import Teacher
 from diva_rs.recipes.recipe import Recipe

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import diva_rs.report as report
-from diva_rs._base.checkpoint import make_folder, replacing
+from diva_rs._base.files import make_folder, replacing
 from diva_rs._base.optional import require
 from diva_rs.evaluation import drift
 from diva_rs.microworld import World, image_embeddings, new_clip, pairs, pictures

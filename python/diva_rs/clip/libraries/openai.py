@@ -10,35 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.heads import own_parameter, split
+from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import Tower
 from diva_rs.errors import ConfigError
+
+SUPPORTED = "ViT models of OpenAI's clip"
 
 _PARTS = ("conv1", "class_embedding", "positional_embedding", "ln_pre", "transformer", "ln_post", "proj")
 _FOREIGN = ("attn_pool", "global_average_pool", "patch_dropout")
 
 
-def matches(visual: nn.Module) -> bool:
-    """Whether `visual` is built like OpenAI's VisionTransformer."""
-    return all(hasattr(visual, part) for part in _PARTS) and hasattr(visual.transformer, "resblocks")
+def matches(model: nn.Module) -> bool:
+    """Whether a module is built like OpenAI's VisionTransformer, and not like open_clip's."""
+    parts = all(hasattr(model, part) for part in _PARTS) and hasattr(model.transformer, "resblocks")
+    return parts and not hasattr(model, "_global_pool")
 
 
-def build(visual: nn.Module, where: str = "") -> Tower:
-    """The tower over an OpenAI VisionTransformer; `where` is its attribute in the caller's model.
+def build(model: nn.Module, where: str = "") -> Tower:
+    """The tower over an OpenAI VisionTransformer.
 
     Raises:
-        ConfigError: a computed projection; an open_clip too old to be told apart from this layout.
+        ConfigError: an open_clip before 2.30, whose parts have the same names.
     """
-    v: Any = visual
-    prefix = f"{where}." if where else ""
+    v: Any = model
     foreign = [part for part in _FOREIGN if hasattr(v, part)]
     if foreign:
         raise ConfigError(
             f"{type(v).__name__} has `{foreign[0]}` as in an open_clip before 2.30, whose pooling is not "
-            "known here: pip install 'diva-rs[open-clip]'"
+            "supported: pip install 'diva-rs[open-clip]'"
         )
-    proj = own_parameter(v.proj, f"{prefix}proj")
-    head = split([v.ln_post])
+    head = split_head([v.ln_post])
     batch_first = bool(v.transformer.resblocks[0].attn.batch_first)
     positions, width = (int(size) for size in v.positional_embedding.shape)
     rows, columns = v.conv1.kernel_size
@@ -51,23 +52,22 @@ def build(visual: nn.Module, where: str = "") -> Tower:
         tokens = v.ln_pre(tokens)
         if batch_first:
             return head.apply(v.transformer(tokens))
-        return head.apply(
-            v.transformer(tokens.transpose(0, 1)).transpose(0, 1)
-        )  # the blocks run on (1 + P, B, W)
+        # The blocks run on (1 + P, B, W).
+        return head.apply(v.transformer(tokens.transpose(0, 1)).transpose(0, 1))
 
     return Tower(
         name=type(v).__name__,
         family="openai",
         module=v,
         norm=head.norm,
-        proj=proj,
+        proj=v.proj,
         patches=positions - 1,
         width=width,
-        embed_dim=width if proj is None else int(proj.shape[1]),
+        embed_dim=width if v.proj is None else int(v.proj.shape[1]),
         image_size=(side * rows, side * columns),
         where=where,
-        prefix=prefix,
+        prefix=f"{where}." if where else "",
         stem=v.conv1,
         tap=tap,
-        rebuild=lambda module: build(module, where),
+        rebuild=lambda copied: build(copied, where),
     )

@@ -2,8 +2,7 @@
 
 Source: transformers/models/clip/modeling_clip.py and siglip/modeling_siglip.py. CLIP's `last_hidden_state`
 is before `post_layernorm`, which only the pooled token goes through; SigLIP's is after it. Up to 4.x the
-vision-only classes keep their parts in `.vision_model`, later in themselves, so the innermost module with
-`embeddings` is taken.
+vision-only classes keep their parts in `.vision_model`, later in themselves.
 """
 
 from typing import Any
@@ -11,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.heads import split
+from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, Tower, two
 from diva_rs.clip.wrappers import unwrap
 from diva_rs.errors import ConfigError
 
-_CLIP = ("CLIP", "MetaClip2")
+SUPPORTED = (
+    "transformers CLIPModel, CLIPVisionModel, CLIPVisionModelWithProjection (MetaClip2 as well), SiglipModel "
+    "and SiglipVisionModel"
+)
+
 _KINDS = ("Model", "VisionModel", "VisionModelWithProjection", "VisionTransformer")
-_CLIP_CLASSES = frozenset(family + kind for family in _CLIP for kind in _KINDS)
+_CLIP_CLASSES = frozenset(family + kind for family in ("CLIP", "MetaClip2") for kind in _KINDS)
 _SIGLIP_CLASSES = frozenset({"SiglipModel", "SiglipVisionModel", "SiglipVisionTransformer"})
 
 
@@ -33,14 +36,19 @@ class VisionPart(nn.Module):
 
 
 def family_of(model: nn.Module) -> str | None:
-    """ "clip", "siglip", or None when `model` is not (derived from) one of the classes supported here."""
+    """ "clip", "siglip", or None when `model` is not (derived from) one of the supported classes."""
     names = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
     if names & _CLIP_CLASSES:
         return "clip"
     return "siglip" if names & _SIGLIP_CLASSES else None
 
 
-def build(model: nn.Module) -> Tower:
+def matches(model: nn.Module) -> bool:
+    """Whether a model is (derived from) a supported class of transformers."""
+    return family_of(model) is not None
+
+
+def build(model: nn.Module, where: str = "") -> Tower:
     """The tower over a transformers CLIP or SigLIP model.
 
     Raises:
@@ -51,7 +59,7 @@ def build(model: nn.Module) -> Tower:
     if hasattr(m, "text_model"):
         part = VisionPart(unwrap(m.vision_model), getattr(m, "visual_projection", None))
         return _over(part, type(m).__name__, siglip, "vision_model")
-    return _over(model, type(m).__name__, siglip, "")
+    return _over(model, type(m).__name__, siglip, where)
 
 
 def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
@@ -63,13 +71,13 @@ def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
             "pooling head"
         )
     projection = getattr(part, "visual_projection", None)
-    head = split([] if siglip else [core.post_layernorm, *([projection] if projection is not None else [])])
-    width = int(core.embeddings.position_embedding.weight.shape[1])
-    positions = int(core.embeddings.position_embedding.weight.shape[0])
+    chain = [core.post_layernorm, *([projection] if projection is not None else [])]
+    head = split_head([] if siglip else chain)
+    positions, width = (int(size) for size in core.embeddings.position_embedding.weight.shape)
 
     def tap(pixels: Tensor) -> Tensor:
         out = core(pixel_values=pixels)
-        # By position, for a model configured with return_dict=False gives a tuple.
+        # By position: a model configured with return_dict=False returns a tuple.
         tokens: Tensor = out[0]  # (B, 1 + P, W), without the 1 in SigLIP
         if siglip:
             return torch.cat([out[1].unsqueeze(1), tokens], dim=1)

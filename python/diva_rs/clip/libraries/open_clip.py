@@ -10,74 +10,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import model
 from diva_rs._base.optional import require
-from diva_rs._base.settings import optional, string
-from diva_rs.clip.heads import own_parameter, split
+from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD, Tower, three, two
 from diva_rs.errors import ConfigError
 
+SUPPORTED = "open_clip models with a VisionTransformer (CLIP, CustomTextCLIP, CoCa)"
+
 _PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "_global_pool")
 
-
-def matches(visual: nn.Module) -> bool:
-    """Whether `visual` is built like open_clip's VisionTransformer."""
-    return all(hasattr(visual, part) for part in _PARTS)
+Tap = Callable[[Tensor], Tensor]
+"""Pixels (B, 3, H, W) -> tokens (B, 1 + P, W)."""
 
 
-def build(visual: nn.Module, where: str = "") -> Tower:
-    """The tower over an open_clip VisionTransformer; `where` is its attribute in the caller's model.
+def matches(model: nn.Module) -> bool:
+    """Whether a module is built like open_clip's VisionTransformer."""
+    return all(hasattr(model, part) for part in _PARTS)
+
+
+def build(model: nn.Module, where: str = "") -> Tower:
+    """The tower over an open_clip VisionTransformer.
 
     Raises:
-        ConfigError: attentional pooling into another width than the patches have; a computed projection.
+        ConfigError: attentional pooling into another width than the patches have.
     """
-    v: Any = visual
-    prefix = f"{where}." if where else ""
-    proj = own_parameter(v.proj, f"{prefix}proj")
-    head = split([v.ln_post])
-    tap: Callable[[Tensor], Tensor]
+    v: Any = model
+    head = split_head([v.ln_post])
     unused: frozenset[str] = frozenset()
     if getattr(v, "attn_pool", None) is not None:
         _check_pooler(v)
-        head, tap = split([]), _attentional(v)
+        head, tap = split_head([]), _attentional(v)
         if v.attn_pool_contrastive is not None and v.attn_pool_type == "parallel":
             # These queries feed the caption decoder only.
             unused = frozenset(f"attn_pool.{key}" for key, _ in v.attn_pool.named_parameters())
+    elif v.pool_type == "avg" and v.final_ln_after_pool:
+        tap = _average(v)
     elif v.pool_type == "avg":
-        if v.final_ln_after_pool:
-            tap = _average(v)
-        else:
-            # LayerNorm and mean do not commute: the norm comes first, so it cannot be left for later.
-            head, tap = split([]), _average(v, v.ln_post)
+        # LayerNorm and mean do not commute: the norm comes first, so it cannot be left for later.
+        head, tap = split_head([]), _average(v, v.ln_post)
     else:
         # "tok", and "none", where the library projects the whole sequence: token 0 is its first row.
         tap = _sequence(v)
-    width = int(v.positional_embedding.shape[1])
+    positions, width = (int(size) for size in v.positional_embedding.shape)
     cfg: Mapping[str, Any] = getattr(v, "preprocess_cfg", None) or {}
     return Tower(
         name=type(v).__name__,
         family="open_clip",
         module=v,
         norm=head.norm,
-        proj=proj,
-        patches=int(v.positional_embedding.shape[0]) - 1,
+        proj=v.proj,
+        patches=positions - 1,
         width=width,
-        embed_dim=width if proj is None else int(proj.shape[1]),
+        embed_dim=width if v.proj is None else int(v.proj.shape[1]),
         image_size=two(v.image_size),
         mean=three(cfg.get("mean", getattr(v, "image_mean", None)), OPENAI_MEAN),
         std=three(cfg.get("std", getattr(v, "image_std", None)), OPENAI_STD),
         where=where,
-        prefix=prefix,
+        prefix=f"{where}." if where else "",
         unused=unused,
         stem=v.conv1,
         tap=lambda pixels: head.apply(tap(pixels)),
-        rebuild=lambda module: build(module, where),
+        rebuild=lambda copied: build(copied, where),
     )
 
 
-def _sequence(v: Any) -> Callable[[Tensor], Tensor]:
-    """Pixels -> (B, 1 + P, W) after the last block."""
+def _sequence(v: Any) -> Tap:
+    """The tokens after the last block."""
 
     def tap(pixels: Tensor) -> Tensor:
         if hasattr(v, "_embeds"):
@@ -93,7 +91,7 @@ def _sequence(v: Any) -> Callable[[Tensor], Tensor]:
     return tap
 
 
-def _average(v: Any, norm: nn.Module | None = None) -> Callable[[Tensor], Tensor]:
+def _average(v: Any, norm: nn.Module | None = None) -> Tap:
     """As `_sequence`, with the mean of the patches in place of the class token."""
     sequence = _sequence(v)
 
@@ -105,7 +103,7 @@ def _average(v: Any, norm: nn.Module | None = None) -> Callable[[Tensor], Tensor
     return tap
 
 
-def _attentional(v: Any) -> Callable[[Tensor], Tensor]:
+def _attentional(v: Any) -> Tap:
     """Token 0 is the pooled query; the patches are what the pooler's attention reads: after its LayerNorm."""
     sequence = _sequence(v)
 
@@ -130,37 +128,19 @@ def _check_pooler(v: Any) -> None:
     if width != pooled:
         raise ConfigError(
             f"this {type(v).__name__} pools by attention from patches of width {width} to queries of width "
-            f"{pooled}: class token and patch tokens do not fit one projector. Supported are models whose "
-            "embed_dim equals the vision width, and all models without attentional_pool"
+            f"{pooled}: one projector cannot take both class token and patch tokens. Supported are models "
+            "whose embed_dim equals the vision width, and all models without attentional_pool"
         )
 
 
-@takes(clip=model(), model_name=string(), pretrained=optional(string()))
 def check_quick_gelu(clip: nn.Module, model_name: str, pretrained: str) -> bool:
-    """Warn when open_clip weights were trained with another GELU than the model computes.
+    """Warn when open_clip weights were trained with another GELU than the model computes; scores then drop
+    by several points.
 
-    open_clip itself loads such weights with no more than a warning at creation, and scores drop by several
-    points.
+    ``model_name`` and ``pretrained`` are the arguments of ``open_clip.create_model``. Returns True when they
+    agree, or when ``pretrained`` is a file or an unknown tag.
 
-    Args:
-        clip: an open_clip model.
-        model_name: the first argument of ``open_clip.create_model``.
-        pretrained: its second argument.
-
-    Returns:
-        True when they agree, or when `pretrained` is a file or an unknown tag, about which nothing is known.
-
-    Raises:
-        DependencyError: open_clip is not installed.
-
-    >>> import open_clip
-    >>> clip = open_clip.CLIP(
-    ...     embed_dim=16,
-    ...     vision_cfg=dict(image_size=32, patch_size=8, width=32, layers=1, head_width=16),
-    ...     text_cfg=dict(context_length=8, vocab_size=64, width=16, heads=2, layers=1),
-    ...     quick_gelu=True,
-    ... )
-    >>> check_quick_gelu(clip, "ViT-L-14", "openai")
+    >>> check_quick_gelu(clip, "ViT-L-14", "laion2b_s32b_b82k")
     True
     """
     known = require("open_clip", extra="open-clip").get_pretrained_cfg(

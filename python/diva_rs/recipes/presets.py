@@ -1,0 +1,75 @@
+"""Presets: published recipes, found in this folder's modules and in those of other packages.
+
+A module with presets holds ``PRESETS``, a dict of name -> `Preset`. A new method is one new file here.
+Another package names its module in the entry-point group ``diva_rs.recipes``.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from diva_rs.errors import ConfigError
+
+Values = Mapping[str, tuple[Any, str]]
+"""Field -> (value, where the value comes from)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published recipe for one model.
+
+    Attributes:
+        summary: the model, and which account of the method this is.
+        source: the paper and the code that the preset follows.
+        command: how to run it.
+        expected: the MMVP-VLM average that the source reports, in percent, before and after.
+        values: the fields that the source decides, each with its source.
+        measured: what diva_rs itself measured with this recipe.
+    """
+
+    summary: str
+    source: str
+    command: str
+    expected: str
+    values: Values
+    measured: str = "not yet run"
+
+    def fields(self) -> dict[str, Any]:
+        """The values alone, as keywords for `Recipe`."""
+        return {name: value for name, (value, _) in self.values.items()}
+
+    def source_of(self, field: str) -> str:
+        """Where the value of a field comes from; empty where the source says nothing about it."""
+        return self.values[field][1] if field in self.values else ""
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """All presets by name.
+
+    Raises:
+        ConfigError: two modules have a preset of the same name.
+
+    >>> presets()["diva-openai-vit-l-14-224"].expected
+    '19.3 -> 25.9'
+    """
+    found: dict[str, Preset] = {}
+    for module in _modules():
+        for name, preset in getattr(module, "PRESETS", {}).items():
+            if name in found:
+                raise ConfigError(f"{module.__name__} has a preset {name!r}, and so has another module")
+            found[name] = preset
+    return found
+
+
+def _modules() -> Iterator[ModuleType]:
+    package = importlib.import_module(__package__)
+    for entry in pkgutil.iter_modules(package.__path__, f"{__package__}."):
+        yield importlib.import_module(entry.name)
+    for point in entry_points(group="diva_rs.recipes"):
+        yield point.load()
