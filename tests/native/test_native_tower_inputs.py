@@ -81,8 +81,10 @@ def test_what_does_not_fit_the_weights_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs weights in less than float64"):
         build(tower, compute="bf16")
     with pytest.raises(ConfigError, match='no "width"'):
-        _native.VisionTransformer(
-            {"compute": None, "head": [], "layout": "timm", "root": "", "image": (1, 1), "patch": (1, 1)}, {}
+        _native.Network(
+            "vision_transformer",
+            {"compute": None, "head": [], "layout": "timm", "root": "", "image": (1, 1), "patch": (1, 1)},
+            {},
         )
     with pytest.raises(ConfigError, match="no weights"):
         build(tower, {})

@@ -10,7 +10,7 @@ from torch import Tensor
 from builders.unets import Case
 from diva_rs import _native
 from diva_rs.errors import ConfigError, ShapeError, WeightsError
-from diva_rs.native.unet_config import unet_config
+from diva_rs.native.unet import unet_config
 
 pytestmark = pytest.mark.hostile
 
@@ -44,14 +44,14 @@ def test_keys_are_strict_in_both_directions() -> None:
         rest = {other: tensor for other, tensor in weights.items() if other != key}
         expected = re.escape(f"`{key}` is missing (expected shape {list(weight.shape)})")
         with pytest.raises(WeightsError, match=expected):
-            _native.UNet2DCondition(config, rest)
+            _native.Network("unet_2d_condition", config, rest)
         longer = weight.new_zeros((weight.shape[0] + 1, *weight.shape[1:]))
         expected = f"`{key}` has shape {list(longer.shape)}, expected {list(weight.shape)}"
         with pytest.raises(WeightsError, match=re.escape(expected)):
-            _native.UNet2DCondition(config, weights | {key: longer})
+            _native.Network("unet_2d_condition", config, weights | {key: longer})
     for key in ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.bias", "down_blocks.2.x", "x"):
         with pytest.raises(WeightsError, match=f"`{key}` is unexpected"):
-            _native.UNet2DCondition(config, weights | {key: torch.zeros(16)})
+            _native.Network("unet_2d_condition", config, weights | {key: torch.zeros(16)})
 
 
 def test_configurations_that_make_no_network_are_refused() -> None:
@@ -80,27 +80,29 @@ def test_configurations_that_make_no_network_are_refused() -> None:
         ({"colour": 1}, 'unknown field "colour"'),
     ]:
         with pytest.raises(ConfigError, match=message):
-            _native.UNet2DCondition(config | changes, weights)
+            _native.Network("unet_2d_condition", config | changes, weights)
     del config["norm_eps"]
     with pytest.raises(ConfigError, match='config has no "norm_eps"'):
-        _native.UNet2DCondition(config, weights)
+        _native.Network("unet_2d_condition", config, weights)
 
 
 def test_fixed_tensors_must_be_there_and_fit() -> None:
     config, weights = parts("unclip")
     with pytest.raises(ConfigError, match="needs encoder_hidden_states"):
-        _native.UNet2DCondition(config, weights)
+        _native.Network("unet_2d_condition", config, weights)
     with pytest.raises(ShapeError, match=re.escape("expected (1, L, 24)")):
-        _native.UNet2DCondition(config, weights, {"encoder_hidden_states": torch.zeros(1, 5, 20)})
+        _native.Network(
+            "unet_2d_condition", config, weights, {"encoder_hidden_states": torch.zeros(1, 5, 20)}
+        )
     with pytest.raises(ConfigError, match='unknown tensor "text"'):
-        _native.UNet2DCondition(config, weights, {"text": torch.zeros(1, 5, 24)})
+        _native.Network("unet_2d_condition", config, weights, {"text": torch.zeros(1, 5, 24)})
     config, weights = parts("sdxl")
     config["text_time"] = (8, 8)
     with pytest.raises(ConfigError, match="needs text_embeds"):
-        _native.UNet2DCondition(config, weights)
+        _native.Network("unet_2d_condition", config, weights)
     for fixed in (
         {"text_embeds": torch.zeros(2, 24)},
         {"text_embeds": torch.zeros(1, 24), "time_ids": torch.zeros(1, 5)},
     ):
         with pytest.raises(ShapeError, match="`text_embeds` has shape"):
-            _native.UNet2DCondition(config, weights, fixed)
+            _native.Network("unet_2d_condition", config, weights, fixed)

@@ -10,8 +10,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from builders.diffusion import TEXT_WIDTH, tiny_unet
+from builders.unets import native_unet
 from diva_rs.native.inspect import NotNative
-from diva_rs.native.unet import native_unet
 
 pytestmark = pytest.mark.hostile
 
