@@ -15,7 +15,7 @@ NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench example notebooks clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,10 +65,6 @@ SIZE ?= microworld
 
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
 	$(BIN)/python -m lab bench --size $(SIZE) --output benches/results
-
-example: $(NATIVE) ## make docs/example-report.html again: the report of the demo
-	folder=$$(mktemp -d) && $(BIN)/diva-rs demo --output-dir $$folder/demo && \
-	cp $$folder/demo/report.html docs/example-report.html
 
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
 	$(BIN)/python notebooks/execute.py

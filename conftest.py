@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -50,3 +51,14 @@ def _names_for_examples(request, doctest_namespace):
             make = getattr(importlib.import_module(module), name)
             given = [request.getfixturevalue("tmp_path")] if name in _FOLDERS else []
             doctest_namespace[name] = make(*given)
+
+
+@pytest.fixture
+def ctrl_c():
+    """A function that sends Ctrl-C to this process, which receives it as in the foreground.
+
+    A process that a shell starts in the background inherits an ignored SIGINT.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -25,7 +25,7 @@ done
 
 if [ -n "$dry" ]; then
     echo "dry run on the CPU: no figure of it says anything about a GPU"
-    "$python" -m pytest tests/step/test_cuda_step.py --collect-only
+    "$python" -m pytest lab/tests/test_cuda_step.py --collect-only
     exec "$python" -m lab bench --size tiny --rounds 1 --no-compile --rows step recap draws \
         ${options[@]+"${options[@]}"} --output "$output"
 fi
@@ -36,7 +36,7 @@ if not torch.cuda.is_available():
     sys.exit("gpu.sh: PyTorch sees no CUDA device here; --dry runs the script on the CPU")
 print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, "torch", torch.__version__)
 PY
-"$python" -m pytest tests/step/test_cuda_step.py
+"$python" -m pytest lab/tests/test_cuda_step.py
 # shellcheck disable=SC2086  # one word for each size
 "$python" -m lab bench --device cuda --size $sizes --precision fp32 bf16 --rounds "$rounds" \
     --rows step peak memory growth recap draws ${options[@]+"${options[@]}"} --output "$output"

@@ -2,8 +2,7 @@
 
 Nothing is downloaded: the photographs ship inside the scikit-image and scikit-learn wheels, and the models
 (an open_clip ViT, a diffusers UNet with VAE, a transformers text encoder) are built from configurations with
-random weights. So the run shows how post-training works, not what it gains: a frozen denoiser that was never
-trained has little to teach.
+random weights. The run shows the machinery, not a gain: an untrained denoiser gives no useful feedback.
 """
 
 import tempfile
@@ -37,7 +36,7 @@ _SIDE = 128  # pixels of a crop: what the teacher sees
 
 _NOTE = (
     "Demo: CLIP and its teacher have random weights, so the feedback carries little; this run shows the "
-    "machinery, not a gain. The probes ask which of the eight photographs an unseen crop is from."
+    "machinery, not a gain. The probes predict which of the eight photographs an unseen crop is from."
 )
 
 _CLIP = {
@@ -58,10 +57,10 @@ class Photographs(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, crops: int = 24, seed: int = 0) -> None:
-        image_library = require("PIL.Image", extra="demo")
+        image_library = require("PIL.Image", extra="dev")
         folders = [
-            Path(str(require("skimage.data", extra="demo").__file__)).parent,
-            Path(str(require("sklearn.datasets", extra="demo").__file__)).parent / "images",
+            Path(str(require("skimage.data", extra="dev").__file__)).parent,
+            Path(str(require("sklearn.datasets", extra="dev").__file__)).parent / "images",
         ]
         files = [folders[0] / name for name in _SCIKIT_IMAGE] + [folders[1] / name for name in _SCIKIT_LEARN]
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +78,7 @@ class Photographs(Dataset[dict[str, Any]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Another pass: another augmentation of each window."""
+        """Change the augmentation of each window."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -144,7 +143,9 @@ def small_teacher(seed: int = 0) -> Teacher:
     return Teacher(unet, vae=vae, scheduler=scheduler, text_condition=text)
 
 
-def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = True) -> PostTrainResult:
+def run(
+    output_dir: str | Path | None = None, steps: int = 60, progress: bool = True, crops: int = 24
+) -> PostTrainResult:
     """Post-train `small_clip` on `Photographs`, save the run with its report, and load the result in plain
     open_clip.
 
@@ -152,16 +153,10 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
         output_dir: the run folder; by default a fresh folder in the system's temporary directory.
         steps: optimizer steps of 16 crops each.
         progress: whether to show the progress bar.
-
-    Raises:
-        DependencyError: a library of the extra ``demo`` is missing.
-
-    >>> result = run(steps=1, progress=False)  # doctest: +ELLIPSIS
-    8 photographs, 192 crops of 128 x 128 pixels
-    ...
+        crops: training crops of each photograph.
     """
     folder = Path(output_dir) if output_dir is not None else Path(tempfile.mkdtemp(prefix="diva-rs-demo-"))
-    photographs, others = Photographs(), Photographs(crops=6, seed=1)
+    photographs, others = Photographs(crops), Photographs(min(crops, 6), seed=1)
     print(
         f"{len(_SCIKIT_IMAGE) + len(_SCIKIT_LEARN)} photographs, "
         f"{len(photographs)} crops of {_SIDE} x {_SIDE} pixels"
@@ -199,7 +194,7 @@ def run(output_dir: str | Path | None = None, steps: int = 60, progress: bool = 
 
 
 def _reload(file: Path) -> nn.Module:
-    """What a user of open_clip does with the result; diva_rs takes no part."""
+    """The result in plain open_clip, without diva_rs."""
     open_clip = require("open_clip", extra="open-clip")
     model: nn.Module = open_clip.model.CLIP(**_CLIP)
     open_clip.load_checkpoint(model, str(file), strict=True)
@@ -207,7 +202,7 @@ def _reload(file: Path) -> nn.Module:
 
 
 def _pixels_and_labels(photographs: Photographs) -> tuple[Tensor, Tensor]:
-    """CLIP's pixels of every crop (N, 3, 64, 64), and the number of the photograph that it is from (N,)."""
+    """CLIP's pixels of every crop (N, 3, 64, 64), and the number of its photograph (N,)."""
     mean = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(3, 1, 1)
     std = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(3, 1, 1)
     images = torch.stack([photographs[index]["images"] for index in range(len(photographs))])

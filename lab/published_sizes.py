@@ -1,7 +1,7 @@
-"""Runs the slow tests at published size, each in its own process, and writes what they measured.
+"""Run the slow tests at published size, each in its own process, and record their figures.
 
-`python -m lab published-sizes [WORD ...]` runs the tests whose names hold one of the words (all without),
-and updates their lines in `benches/results/published-sizes.md`; the figures lie beside it, as JSON.
+`python -m lab published-sizes [WORD ...]` runs the tests whose names contain one of the words (by default
+all) and updates `benches/results/published-sizes.md`, and the figures as JSON beside it.
 """
 
 import datetime
@@ -54,7 +54,7 @@ def main(words: list[str]) -> int:
 
 
 def stamp() -> dict[str, str]:
-    """When, where and at which commit."""
+    """Date, machine and commit."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changes = subprocess.run([*git, "status", "--porcelain", "src", "python"], capture_output=True, text=True)
@@ -83,8 +83,8 @@ def page(known: dict[str, Any]) -> str:
         "",
         "Random weights, CPU, made by `python -m lab published-sizes`. Errors are relative, in the norm",
         "of the whole tensor, against the library in float32; last is the library's own error in bf16.",
-        "A loss is one number, in which the errors of all pixels cancel, more or less by chance: one pair",
-        "does not say which way is nearer. Over many draws ours is (`tests/native/test_native_unet.py`).",
+        "A loss is one number, in which the errors of all pixels cancel by chance: one pair does not show",
+        "which is more exact. Over many draws ours is (`tests/native/test_native_unet.py`).",
         "",
     ]
     stamps: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -112,7 +112,3 @@ def row(figure: dict[str, Any]) -> str:
     own = "" if figure["own"] is None else f"{figure['own']:.2e}"
     numbers = f"{figure['error']:.2e} | {figure['bound']:.2e} | {own}"
     return f"| {figure['what']} | {figure['part']} | {numbers} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
-//! Pixels: from what the loader gives to what CLIP and the VAE take.
+//! Conversion of a loader's images to the inputs of CLIP and of the VAE.
 //!
-//! Nothing here reads a value on the host, and every constant is filled on the device of the images.
+//! No function reads a value on the host, and every constant is filled on the device of the images.
 
 use tch::{Kind, Tensor};
 
@@ -12,7 +12,7 @@ const OP: &str = "Pixels";
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// What the numbers of an image mean: [0, 1], normalised by CLIP's mean and std, or [-1, 1].
+/// The range of an image's values: [0, 1], normalised by CLIP's mean and std, or [-1, 1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Convention {
     Unit,
@@ -68,7 +68,7 @@ impl Filter {
 /// (H, W).
 pub type Size = (i64, i64);
 
-/// How the images of a run are read.
+/// The pixel settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Pixels {
     pub convention: Convention,
@@ -130,7 +130,7 @@ impl Pixels {
         Ok(unit.f_sub(&channels(self.mean, unit)?)?.f_div(&channels(self.std, unit)?)?)
     }
 
-    /// torch.nn.functional.interpolate with align_corners=False; images that have the size are left as they are.
+    /// torch.nn.functional.interpolate with align_corners=False; images of the right size are not changed.
     fn resized(&self, images: &Tensor, size: Size) -> Result<Tensor> {
         if size_of(images) == size {
             return Ok(images.shallow_clone());
@@ -174,8 +174,8 @@ fn size_of(images: &Tensor) -> Size {
     }
 }
 
-/// Constants (3, 1, 1) on the device and in the dtype of `like`, which holds at least one value. Filled there: a copy
-/// from the host would be waited for.
+/// Constants (3, 1, 1) on the device and in the dtype of `like`, which holds at least one value. A copy from the
+/// host would block.
 fn channels(values: [f64; 3], like: &Tensor) -> Result<Tensor> {
     let one = like.f_detach()?.f_as_strided([1, 1, 1], [1, 1, 1], None)?;
     let filled = values.iter().map(|&value| Ok(one.f_full_like(value)?)).collect::<Result<Vec<_>>>()?;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn every_convention_says_the_same() -> Result<()> {
+    fn the_conventions_are_equivalent() -> Result<()> {
         let unit = Tensor::rand([2, 3, 12, 10], (Kind::Double, Device::Cpu));
         let clip = PIXELS.clip_input(&unit, (12, 10))?;
         let symmetric = &unit * 2.0 - 1.0;

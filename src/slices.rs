@@ -1,5 +1,6 @@
-//! Raw views of a tensor's memory, for the fused CPU passes: the only file that takes a pointer to numbers from libtorch.
-//! Everything that could make a view wrong is refused before the pointer is taken.
+//! Raw views of a tensor's memory, for the fused CPU passes: the only file that takes a pointer to
+//! numbers from libtorch. Everything that could make a view wrong is refused before the pointer is
+//! taken.
 
 use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
@@ -10,13 +11,14 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 
-/// True when [`view`] will accept `tensor` for some element type: strided CPU memory in row-major order.
-/// libtorch's `meta` device reports another device than CPU, so that it takes the path without raw memory.
+/// True when [`view`] will accept `tensor` for some element type: strided CPU memory in row-major
+/// order. libtorch's `meta` device reports another device than CPU, so that it takes the path
+/// without raw memory.
 pub fn is_viewable(tensor: &Tensor) -> bool {
     tensor.defined()
         && tensor.device() == Device::Cpu
-        // Only strided layouts know this question; sparse and nested ones answer with an error, where asking for
-        // contiguity would panic.
+        // Only strided layouts know this question; sparse and nested ones answer with an error,
+        // where asking for contiguity would panic.
         && tensor.f_is_set_to(tensor).unwrap_or(false)
         // A lazily negated tensor holds the opposite of its values.
         && !tensor.f_is_neg().unwrap_or(true)
@@ -25,21 +27,23 @@ pub fn is_viewable(tensor: &Tensor) -> bool {
 
 /// The elements of `tensor` in row-major order, without a copy.
 ///
-/// The storage may be shared with other tensors: while the slice lives, nothing may write through them. Callers
-/// keep to that by running no libtorch operation in place on an input of the pass.
+/// The storage may be shared with other tensors: while the slice lives, nothing may write through
+/// them. Callers keep to that by running no libtorch operation in place on an input of the pass.
 ///
-/// Errors: `Kind` when the dtype is not `T`'s, `Device` when the memory is not contiguous CPU memory.
+/// Errors: `Kind` when the dtype is not `T`'s, `Device` when the memory is not contiguous CPU
+/// memory.
 #[allow(unsafe_code)]
 pub fn view<T: Element>(tensor: &Tensor) -> Result<&[T]> {
     let Some((data, len)) = locate::<T>(tensor)? else { return Ok(&[]) };
-    // SAFETY: `locate` returned the start of `len` elements of type `T`, aligned and not null, within one allocation
-    // that `tensor` holds a reference to, and `tensor` is borrowed for as long as the slice lives. Any bits are a
-    // valid `T`: `locate` refuses bool.
+    // SAFETY: `locate` returned the start of `len` elements of type `T`, aligned and not null,
+    // within one allocation that `tensor` holds a reference to, and `tensor` is borrowed for as
+    // long as the slice lives. Any bits are a valid `T`: `locate` refuses bool.
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
-/// A new tensor in CPU memory that is written through a slice. It was made here and nothing else can reach it until
-/// [`Output::into_tensor`], so that no other handle reads or writes what the slice covers.
+/// A new tensor in CPU memory that is written through a slice. It was made here and nothing else
+/// can reach it until [`Output::into_tensor`], so that no other handle reads or writes what the
+/// slice covers.
 pub struct Output<T> {
     tensor: Tensor,
     element: PhantomData<T>,
@@ -55,8 +59,8 @@ impl<T: Element> Output<T> {
     #[allow(unsafe_code)]
     pub fn values(&mut self) -> Result<&mut [T]> {
         let Some((data, len)) = locate::<T>(&self.tensor)? else { return Ok(&mut []) };
-        // SAFETY: as in `view`; besides, contiguity rules out two indices on one address, `self` has the only handle
-        // on the storage, and its mutable borrow rules out a second slice.
+        // SAFETY: as in `view`; besides, contiguity rules out two indices on one address, `self`
+        // has the only handle on the storage, and its mutable borrow rules out a second slice.
         Ok(unsafe { slice::from_raw_parts_mut(data, len) })
     }
 
@@ -65,7 +69,8 @@ impl<T: Element> Output<T> {
     }
 }
 
-/// Start and length of the elements, or None for a tensor without elements (whose pointer may be null).
+/// Start and length of the elements, or None for a tensor without elements (whose pointer may be
+/// null).
 fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
     if !tensor.defined() {
         return Err(refused("an undefined tensor"));
@@ -86,8 +91,8 @@ fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
     if !is_viewable(tensor) {
         return Err(refused("a tensor that is not contiguous"));
     }
-    // The sizes of a tensor may promise more than its storage holds, after `untyped_storage().resize_()`: libtorch
-    // compares the two only when it makes another view.
+    // The sizes of a tensor may promise more than its storage holds, after
+    // `untyped_storage().resize_()`: libtorch compares the two only when it makes another view.
     let detached = tensor.f_detach()?;
     if detached.f_as_strided(tensor.size(), tensor.stride(), None::<i64>).is_err() {
         return Err(refused("a tensor that is larger than its storage"));

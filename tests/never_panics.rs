@@ -9,7 +9,7 @@ use diva_rs::draws::{DrawPlan, Timesteps, TokenRule};
 use diva_rs::nn::Activation;
 use diva_rs::optim::{Group, LrSchedule, Method, Optimizer};
 use diva_rs::pixels::{Convention, Filter, VaePixels};
-use diva_rs::schedule::{Betas, Prediction, Schedule};
+use diva_rs::schedule::{Prediction, Schedule};
 use diva_rs::vision::{Config as Tower, Layout, Pool, Positions, Resize};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -76,15 +76,16 @@ proptest! {
     }
 
     #[test]
-    fn schedules(name in name(), start in number(), end in number(), steps in 0usize..20, rescale: bool,
-                 trained in prop::collection::vec(number(), 0..5), scale in number(),
+    fn schedules(values in prop::collection::vec(number(), 0..5), levels in prop::collection::vec(0.0..=1.0, 1..9),
+                 scale in number(),
                  at in prop::collection::vec(size(), 1..4), min_snr in number()) {
         let like = Tensor::zeros([at.len() as i64, 2], (Kind::Float, Device::Cpu));
         let timesteps = Tensor::from_slice(&at);
-        let table = Tensor::from_slice(&trained);
-        let betas = Betas::parse(&name, start, end).unwrap_or(Betas::Trained(trained));
+        let table = Tensor::from_slice(&values);
+        let (falling, _) = Tensor::from_slice::<f64>(&levels).sort(0, true);
         let made = [
-            Schedule::ddpm(&betas, steps, rescale, Prediction::V),
+            Schedule::from_alphas_cumprod(&falling, Prediction::V),
+            Schedule::flow(&falling, 1000.0),
             Schedule::from_alphas_cumprod(&table, Prediction::Epsilon),
             Schedule::flow(&table, scale),
         ];

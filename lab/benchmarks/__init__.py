@@ -1,6 +1,6 @@
-"""How fast a step is, on the machine at hand: ``python -m lab bench``, ``make bench``.
+"""Benchmarks of the training step on this machine: ``python -m lab bench``, ``make bench``.
 
-Every figure is a comparison within one run: the step as the official code computes it, the best plain
-PyTorch, and ours without and with cached latents take turns; see `lab.benchmarks.contestants`. Sizes are
-in `sizes`, rows in `run`, the page in `table`.
+Every figure is a comparison within one run. Four contestants take turns: the step as the official code
+computes it, the best plain PyTorch, and ours without and with cached latents (`lab.benchmarks.contestants`).
+`sizes` holds the model sizes, `run` the rows, `table` the page.
 """

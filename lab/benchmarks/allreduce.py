@@ -1,8 +1,8 @@
-"""What several ranks cost: bytes per step, seconds of an all-reduce, and two ranks against one.
+"""The cost of several ranks: bytes per step, seconds of an all-reduce, and two ranks against one.
 
-`python -m lab.benchmarks.allreduce` needs two cores. The ranks are processes of this machine that talk
-through gloo; the numbers say what the code does, not what NCCL does between GPUs. Times are medians, and
-what is compared takes turns, as a machine is seldom idle. docs/scaling.md says what follows from them.
+`python -m lab.benchmarks.allreduce` needs two cores. The ranks are processes of this machine that
+communicate through gloo, so the figures do not predict NCCL between GPUs. Times are medians of runs in turns.
+See docs/scaling.md.
 """
 
 import os
@@ -24,7 +24,7 @@ BATCH, STEPS = 4, 21
 
 
 def payload(name: str, width: int = 1024) -> tuple[int, int]:
-    """Trained parameters of a published CLIP and its projector, and the bytes that a rank gives to a step."""
+    """Trained parameters of a published CLIP with its projector, and the bytes that a rank sends per step."""
     from diva_rs.clip import adapt
 
     with torch.device("meta"):
@@ -59,7 +59,7 @@ def teacher() -> diva_rs.Teacher:
 
 
 def all_reduce(ranks: Ranks) -> dict[int, float]:
-    """Seconds to add up flat tensors of some sizes: the median of nine."""
+    """Seconds of an all-reduce for each size: the median of nine."""
     found = {}
     for size in SIZES:
         flat = torch.zeros(size // 4)
@@ -67,7 +67,7 @@ def all_reduce(ranks: Ranks) -> dict[int, float]:
         for _ in range(9):
             ranks.wait()
             start = time.perf_counter()
-            ranks.finish(ranks.add_up(flat))
+            ranks.add_up(flat)
             times.append(time.perf_counter() - start)
         found[size] = statistics.median(times)
     return found
@@ -81,7 +81,7 @@ def timed(ranks: Ranks, batch: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the three tables, and how busy the machine was."""
+    """Print the three tables and the load of the machine."""
     print("bytes that each rank gives to a step (float32 gradient, three losses)")
     for name in PUBLISHED:
         values, size = payload(name)
@@ -92,11 +92,9 @@ def main() -> None:
     print(f"\na step of {2 * BATCH} images")
     for threads in (1, 2):
         found = apart(1, lambda ranks: timed(ranks, 2 * BATCH), threads)
-        seconds = (found["during"] + found["after"]) / 2
-        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}            {1e3 * seconds:8.1f} ms")
+        print(f"  1 rank, {threads} thread{'s' * (threads > 1):1}   {1e3 * found['seconds']:8.1f} ms")
     found = apart(2, lambda ranks: timed(ranks, BATCH))
-    for key, how in (("during", "sent during the backward pass"), ("after", "sent after it")):
-        print(f"  2 ranks, 1 thread each, {how:30} {1e3 * found[key]:8.1f} ms, {found['sent'] / 1e6:.1f} MB")
+    print(f"  2 ranks, 1 thread each {1e3 * found['seconds']:8.1f} ms, {found['sent'] / 1e6:.1f} MB")
     load = os.getloadavg()[0]
     print(f"\n{os.cpu_count()} cores, load {load:.1f} at the end (these runs themselves are up to 2 of it)")
 

@@ -1,8 +1,7 @@
-"""DIVA's step as the official code computes it, as a strong engineer writes it in plain PyTorch, and ours.
+"""DIVA's step in three ways: as the official code computes it, in tuned plain PyTorch, and ours.
 
-All of them compute the same loss and the same gradients, of every vision parameter of CLIP and of the
-projector: `lab/tests/test_bench.py` holds them to each other. None of them updates the weights, which is the
-same work for all.
+All compute the same loss and the same gradients of CLIP's vision tower and of the projector
+(`lab/tests/test_bench.py`). None updates the weights: that work is the same for all.
 """
 
 import copy
@@ -39,7 +38,7 @@ class Contestant:
         self.projector = models.projector()
 
     def step(self, images: Tensor, draws: diva_rs.Draws | None = None) -> Tensor:
-        """The loss of a batch (B, 3, H, W) in [0, 1]; without ``draws`` it draws for itself."""
+        """The loss of a batch (B, 3, H, W) in [0, 1]; without ``draws`` it makes its own."""
         raise NotImplementedError
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -48,13 +47,13 @@ class Contestant:
         return named | {f"projector.{name}": p for name, p in self.projector.named_parameters()}
 
     def clear(self) -> None:
-        """Forget the gradients, whosever they are."""
+        """Discard all gradients."""
         for parameter in self.parameters().values():
             parameter.grad = None
 
 
 class Plain(Contestant):
-    """What is common to both ways in plain PyTorch."""
+    """The common part of both ways in plain PyTorch."""
 
     def __init__(self, models: Models) -> None:
         super().__init__(models)
@@ -94,9 +93,9 @@ class Plain(Contestant):
 
 
 class Official(Plain):
-    """As github.com/baaivision/DIVA does it (models/SD_with_OpenAICLIP.py).
+    """The step of github.com/baaivision/DIVA (models/SD_with_OpenAICLIP.py).
 
-    Float32 weights under bf16 autocast, so that frozen weights are cast whenever they are used. Once per
+    Float32 weights under bf16 autocast: frozen weights are cast at every use. Once per
     step: CLIP's text tower and the VAE. Once per draw: CLIP's vision tower, the teacher's text encoder, a
     softmax over one class, backward.
     """
@@ -137,11 +136,11 @@ class Official(Plain):
 
 
 class BestPlain(Plain):
-    """What a strong engineer writes with open_clip and diffusers.
+    """A tuned step with open_clip and diffusers.
 
     Frozen weights cast to bf16 once, text encoded once per run, CLIP and VAE once per step, only the chosen
-    tokens normalised and projected. ``batched``, ``channels_last`` and ``compiled`` are choices that
-    `lab.benchmarks.steps.fastest_plain` makes by trying.
+    tokens normalised and projected. `lab.benchmarks.steps.fastest_plain` measures which of ``batched``,
+    ``channels_last`` and ``compiled`` help.
     """
 
     name = "plain"
@@ -162,10 +161,10 @@ class BestPlain(Plain):
         self.choices = {"batched": batched, "channels_last": channels_last, "compiled": compiled}
 
     def own(self, module: Any, channels_last: bool) -> Any:
-        """The module, or a copy where dtype or layout must differ: it belongs to all contestants."""
+        """The module, or a copy where dtype or layout must differ: all contestants share the original."""
         if module.dtype == self.dtype and not channels_last:
             return module
-        # Cast first and copied around the casts: a whole float32 copy of a large UNet is never there.
+        # Cast first, then copy around the casts: memory never holds a second float32 UNet.
         weights = {id(p): p.detach().to(self.dtype) for p in module.parameters()}
         memo: dict[int, Any] = {key: nn.Parameter(p, requires_grad=False) for key, p in weights.items()}
         return copy.deepcopy(module, memo).to(dtype=self.dtype, memory_format=self.layout)
@@ -181,7 +180,7 @@ class BestPlain(Plain):
             latents = self.vae.encode(pixels).latent_dist.mode().float() * self.scale
         with self.autocast():
             tokens = self.tokens(small)
-        # CLIP's graph is walked once: the draws add up their gradients at the tokens.
+        # CLIP's graph runs backward once: the draws accumulate their gradients at the tokens.
         leaf = tokens.detach().requires_grad_()
         passes = [slice(0, self.draws)] if self.batched else [slice(n, n + 1) for n in range(self.draws)]
         total = torch.zeros((), device=self.models.device)
@@ -193,7 +192,7 @@ class BestPlain(Plain):
         return total
 
     def loss(self, tokens: Tensor, latents: Tensor, drawn: Drawn) -> Tensor:
-        """Of n of the draws, whose images stand one behind another in the batch."""
+        """The loss of n draws, whose images follow each other in the batch."""
         n = drawn.timesteps.shape[1]
         noise, timesteps = drawn.noise.flatten(0, 1), drawn.timesteps.flatten()
         noisy = self.add_noise(latents.repeat_interleave(n, 0), noise, timesteps)
@@ -251,15 +250,11 @@ NAMES = ("official", "plain", "ours", "ours, cached")
 
 
 def make(name: str, models: Models, **choices: bool) -> Contestant:
-    """The contestant of that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The contestant of that name."""
     if name == "official":
         return Official(models)
     if name == "plain":
         return BestPlain(models, **choices)
     if name in ("ours", "ours, cached"):
         return Ours(models, cached=name != "ours")
-    raise ConfigError(f"there is no contestant {name!r}: one of {', '.join(NAMES)}")
+    raise ConfigError(f"contestant {name!r} is unknown: use one of {', '.join(NAMES)}")

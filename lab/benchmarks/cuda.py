@@ -1,4 +1,4 @@
-"""What only matters on CUDA: a step as a graph that is replayed, layouts, TF32."""
+"""Options that only matter on CUDA: a replayed graph of the step, memory layout, TF32."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from lab.benchmarks.models import Models
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Whether float32 products and convolutions on CUDA may use TF32, for a while.
+    """Within the block, allow or forbid TF32 for float32 products and convolutions on CUDA.
 
     >>> with tf32(True):
     ...     torch.backends.cuda.matmul.allow_tf32
@@ -32,25 +32,25 @@ def tf32(allowed: bool) -> Iterator[None]:
 
 
 def channels_last(models: Models) -> None:
-    """Convolutions' weights of the frozen networks in channels-last layout, for all contestants."""
+    """Put the frozen networks of all contestants into channels-last layout."""
     for module in (models.unet, models.vae):
         module.to(memory_format=torch.channels_last)
 
 
 def on_device(draws: diva_rs.Draws, device: torch.device) -> diva_rs.Draws:
-    """The same draws as tensors there, so that nothing is copied to it within a step."""
+    """The draws as tensors on ``device``, so that a step copies nothing to it."""
     return diva_rs.Draws(*draws.tensors(torch.empty((), device=device)))
 
 
 def graphed(contestant: Contestant, images: Tensor, draws: diva_rs.Draws) -> tuple[Callable[[], Any], str]:
-    """A call that replays the step of these images and draws, and what came of it in one word or sentence.
+    """A call that replays the step of these images and draws, and whether the capture worked.
 
-    Where there is no CUDA, or the step cannot be captured, the call is the step itself.
+    Without CUDA, or if the capture fails, the call runs the step itself.
     """
     if images.device.type != "cuda":
         return lambda: contestant.step(images, draws), "not captured: a CUDA graph needs CUDA"
     try:
-        # PyTorch's manual: a few steps on a side stream first, then the capture, without gradients.
+        # As PyTorch's manual says: warm up on a side stream, then capture, without gradients.
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

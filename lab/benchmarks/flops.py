@@ -1,4 +1,4 @@
-"""Floating-point operations that a step needs, counted by PyTorch on modules without weights."""
+"""Floating-point operations of a step, counted by PyTorch on modules without weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +14,8 @@ from lab.benchmarks.sizes import Size
 def count(size: Size) -> dict[str, int]:
     """FLOPs (two for a multiplication and an addition) of products, convolutions and attention.
 
-    "needed" is what a step cannot do without: the VAE and CLIP's forward and backward once, the denoiser and
-    its backward to the condition N times. "cached" is the same without the VAE; "official" what the official
-    way does.
+    "needed": the VAE and CLIP's forward and backward once, the denoiser and its backward to the condition N
+    times. "cached": the same without the VAE. "official": the official way.
 
     >>> from lab.benchmarks.sizes import find
     >>> found = count(find("tiny"))

@@ -1,4 +1,4 @@
-"""Row 5: how a step grows with draws, batch and resolution, and what the vision tower takes of it."""
+"""How the time of a step grows with draws, batch and resolution, and the vision tower's share of it."""
 
 import time
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def _steps(models: Models, images: Tensor, rounds: int, names: Sequence[str]) ->
 
 
 def tower_seconds(models: Models, images: Tensor, rounds: int) -> dict[str, list[float]]:
-    """What the native tower takes within whole steps, forward and backward, and how often it was called."""
+    """Time of the native tower within whole steps, forward and backward, and the number of its calls."""
     contestant = Ours(models)
     modules, recipe = contestant.trainer.step_modules, models.recipe
     watched = _Watched(modules._parts["tower"].network, images)
@@ -62,11 +62,11 @@ def tower_seconds(models: Models, images: Tensor, rounds: int) -> dict[str, list
 
 
 class _Watched:
-    """The native tower as a function of autograd that looks at the clock."""
+    """The native tower as a timed autograd function."""
 
     def __init__(self, tower: Any, images: Tensor) -> None:
         self.tower, self.device = tower, images.device
-        # Something to differentiate by: the tower fills its own weights' gradients.
+        # Autograd needs an input that requires a gradient: the tower fills those of its weights itself.
         self.handle = torch.zeros((), device=images.device, requires_grad=True)
         self.reset()
 
@@ -78,7 +78,7 @@ class _Watched:
         return tokens
 
     def clocked(self, call: Any) -> Any:
-        """What ``call`` gives; its time is added up."""
+        """The result of ``call``, whose time is added to the totals."""
         wait(self.device)
         wall, cpu = time.perf_counter(), time.process_time()
         result = call()

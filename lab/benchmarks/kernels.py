@@ -1,4 +1,4 @@
-"""Rows 6 and 7: recap with assembly, and draws, each against plain PyTorch."""
+"""Recap with condition assembly, and draws, each against plain PyTorch."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from lab.benchmarks.timing import take_turns
 
 @dataclass(frozen=True)
 class Shape:
-    """Tokens of a vision tower, how many are chosen, and what they become."""
+    """Sizes of a vision tower's tokens, of the choice among them, and of the condition."""
 
     name: str
     patches: int
@@ -32,7 +32,7 @@ TINY = (Shape("tiny", 16, 5, 32, 20, 24),)
 
 
 class Bridges:
-    """From tokens (B, 1 + P, W) to the condition (B, N, 1 + k, C) and back, in three ways.
+    """Three ways from tokens (B, 1 + P, W) to the condition (B, N, 1 + k, C) and back.
 
     "indexed last" normalises and projects all tokens and then chooses; "indexed first" chooses before;
     "ours" is the native bridge. Text is one vector added to each. Backward gives the gradient of the tokens,
@@ -87,7 +87,7 @@ class Bridges:
             return self.bridge.backward(tape, self.gradient)
 
     def ways(self) -> dict[str, Any]:
-        """Name -> a call that gives the gradients."""
+        """Name -> a call that returns the gradients."""
         return {
             "indexed last": partial(self.plain, False),
             "indexed first": partial(self.plain, True),
@@ -113,7 +113,7 @@ def recap(
 def draws(
     rounds: int, batch: int = 64, number: int = 2, patches: int = 256, choose: int = 76
 ) -> dict[str, Any]:
-    """Seconds to draw timesteps, noise (4 x 64 x 64) and tokens of a batch: keyed by sample, and by torch."""
+    """Seconds to draw timesteps, noise (4 x 64 x 64) and tokens of a batch: ours, and torch's."""
     latent = (4, 64, 64)
     plan = DrawPlan(0, number, latent, patches, choose=choose, replacement=True)
     lead = (batch, number)

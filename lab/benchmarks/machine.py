@@ -1,4 +1,4 @@
-"""Where and when a figure was measured, and how fast this machine multiplies matrices at best."""
+"""The machine and the date of a measurement, and the peak speed of matrix products."""
 
 import datetime
 import os
@@ -32,7 +32,7 @@ def stamp(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load": round(os.getloadavg()[0], 1),  # of others, as this is asked before anything runs
+        "load": round(os.getloadavg()[0], 1),  # of other processes: read before anything runs
         "torch": torch.__version__,
         "device": str(device),
     }
@@ -43,7 +43,7 @@ def stamp(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the checkout that this package runs from; the version where it is installed without one."""
+    """The commit of this checkout; the package's version if git does not answer."""
     here = Path(__file__).parents[2]
     if not (here / "Cargo.toml").is_file():
         return f"diva-rs {diva_rs.__version__}"

@@ -1,4 +1,4 @@
-"""Row 4: the most memory that a contestant's step needs, each in a process of its own.
+"""Peak memory of each contestant's step, each in a separate process.
 
 ``python -m lab.benchmarks.memory SIZE PRECISION CONTESTANT DEVICE`` prints one line of JSON.
 """
@@ -23,13 +23,12 @@ from lab.benchmarks.sizes import find
 def memory(size: str, precision: str, device: str = "cpu", names: tuple[str, ...] = NAMES) -> dict[str, Any]:
     """GiB before the first step, with models and optimizer loaded, and at the peak of two steps.
 
-    The optimizer's state is SGD's momentum: our trainer has its own, the others are given one. On the CPU
-    the resident memory of the whole process, libraries and all; on CUDA what PyTorch allocated. All but
-    "official" load the frozen networks in the dtype of the computation and no text encoder. "plain" takes its
-    draws one after another, which needs the least.
+    Every contestant holds SGD's momentum. On the CPU the figure is the resident memory of the whole process;
+    on CUDA it is what PyTorch allocated. All but "official" load the frozen networks in the dtype of the
+    computation and no text encoder. "plain" computes its draws one after another, which needs the least.
 
     Raises:
-        DeviceError: a process did not end well, as when the memory was too little; with its last words.
+        DeviceError: a process failed, for example for lack of memory; with its last line of output.
     """
     found = {}
     for name in names:
@@ -60,15 +59,13 @@ def measure(size: str, precision: str, name: str, device: str) -> dict[str, floa
         if cuda:
             torch.cuda.reset_peak_memory_stats(models.device)
         else:
-            with contextlib.suppress(
-                OSError
-            ):  # where it may not be reset, the peak is that of the whole life
+            with contextlib.suppress(OSError):  # not permitted: the peak then covers the whole process
                 Path("/proc/self/clear_refs").write_text("5")
         before = torch.cuda.memory_allocated(models.device) / 2**30 if cuda else _status("VmRSS")
         for _ in range(2):
             contestant.step(images)
         peak = torch.cuda.max_memory_allocated(models.device) / 2**30 if cuda else _status("VmHWM")
-    del state  # to be there until here
+    del state  # kept until the measurement is done
     return {"before": before, "peak": max(before, peak)}
 
 

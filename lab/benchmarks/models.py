@@ -1,4 +1,4 @@
-"""The modules that all contestants share, with random weights, and the batches that they get."""
+"""The modules that all contestants share, with random weights, and their batches."""
 
 import copy
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ STEPS = 1000  # of the noise schedule
 class Models:
     """CLIP, UNet, VAE, text encoder and schedule of one size, in float32, and the recipe of the comparison.
 
-    The trained CLIP is one module for all contestants, who clear its gradient before they start. ``device``
-    "meta" gives modules without weights, to count with.
+    All contestants share the trained CLIP and clear its gradients before each step. ``device`` "meta" gives
+    modules without weights, for counting.
     """
 
     def __init__(self, size: Size, precision: str = "fp32", device: str = "cpu", seed: int = 0) -> None:
@@ -54,19 +54,18 @@ class Models:
             self.text_encoder: Any = _frozen(
                 transformers.CLIPTextModel(transformers.CLIPTextConfig(**size.text))
             )
-            # Of a prompt of 77 tokens only its length matters here.
+            # Only the length of the prompt matters here.
             self.prompt = torch.ones(1, 77, dtype=torch.int64)
             with torch.no_grad():
                 self.text: Tensor = self.text_encoder(self.prompt).last_hidden_state
 
     @property
     def dtype(self) -> torch.dtype:
-        """What frozen networks compute in."""
+        """The dtype of the frozen networks."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def only_what_is_needed(self) -> "Models":
-        """Frozen weights in the dtype of the computation alone, and no text encoder: as one loads them who
-        does not work in the official way."""
+        """Cast the frozen weights to the dtype of the computation and drop the text encoder."""
         self.unet, self.vae = self.unet.to(self.dtype), self.vae.to(self.dtype)
         self.text_encoder = None
         return self
@@ -87,7 +86,7 @@ class Models:
         return int((vision["image_size"] // vision["patch_size"]) ** 2)
 
     def projector(self) -> nn.Module:
-        """A fresh projector; all of them begin with the same weights."""
+        """A fresh projector with the same initial weights at every call."""
         width, condition = self.size.clip["embed_dim"], self.size.unet["cross_attention_dim"]
         return make_projector(self.recipe, width, condition).to(self.device)
 
@@ -99,7 +98,7 @@ class Models:
         return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
 
     def draws(self, batch: int | None = None, seed: int = 0) -> diva_rs.Draws:
-        """Keyed draws for a batch, as every contestant can be given them."""
+        """Keyed draws for a batch, in the form that every contestant takes."""
         return diva_rs.draw(
             seed=seed,
             ids=range(batch or self.size.batch),
@@ -113,7 +112,7 @@ class Models:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of diffusers and transformers about models that were made up."""
+    """Silence the warnings of diffusers and transformers about random weights."""
     libraries = [require(name, extra=name) for name in ("diffusers", "transformers")]
     before = [library.utils.logging.get_verbosity() for library in libraries]
     for library in libraries:

@@ -1,4 +1,4 @@
-"""The step of each contestant, and how it grows with N, as a picture."""
+"""The picture of the benchmark: the step of each contestant, and its growth with N."""
 
 import io
 import statistics
@@ -10,14 +10,14 @@ from lab.benchmarks.contestants import NAMES
 
 Record = dict[str, Any]
 
-# Of Okabe and Ito (2008): told apart by everybody, and in grey.
+# Okabe and Ito (2008): distinct for colour-blind readers and in grey.
 _COLOURS = dict(zip(NAMES, ("#999999", "#E69F00", "#0072B2", "#56B4E9"), strict=True))
 
 
 def figure(records: Sequence[Record]) -> Any:
     """The newest step of every size and precision, and the newest growth, as a matplotlib figure.
 
-    None where no step was measured. Raises DependencyError without matplotlib.
+    None if no step was measured.
     """
     steps = {
         f"{record['size']}, {record['precision']}": record["rows"]["step"]["contestants"]
@@ -27,7 +27,7 @@ def figure(records: Sequence[Record]) -> Any:
     grown = [record for record in records if "growth" in record["rows"]]
     if not steps:
         return None
-    matplotlib = require("matplotlib.figure", extra="plot")  # not pyplot, which would look for a display
+    matplotlib = require("matplotlib.figure", extra="plot")  # pyplot would need a display
     drawn = matplotlib.Figure(figsize=(8.6, 1.6 + 0.8 * len(steps)), layout="constrained")
     widths = [3, 2] if grown else [1]
     panels = drawn.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]

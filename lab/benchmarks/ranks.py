@@ -1,6 +1,6 @@
-"""Row 8: two gloo ranks of one thread against one process of two threads, on the same images.
+"""Two gloo ranks of one thread each against one process of two threads, on the same images.
 
-Ranks are forked, which a process that has used its threads cannot do: `ranks` starts
+The ranks are forked, and a process must not fork after it has used its threads. So `ranks` starts
 ``python -m lab.benchmarks.ranks SIZE ROUNDS TURNS``, which prints one line of JSON.
 """
 
@@ -28,11 +28,7 @@ from lab.benchmarks.sizes import Size, find
 
 
 def ranks(size: str, rounds: int, turns: int = 3) -> dict[str, Any]:
-    """Median seconds of a step of the same batch by one process and by two ranks, in turns.
-
-    Raises:
-        DeviceError: a rank failed; with its last words.
-    """
+    """Median seconds of a step of the same batch by one process and by two ranks, in turns."""
     command = [sys.executable, "-m", "lab.benchmarks.ranks", size, str(rounds), str(turns)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -43,30 +39,22 @@ def ranks(size: str, rounds: int, turns: int = 3) -> dict[str, Any]:
 
 
 def steps(ranks: Ranks, trainer: Trainer, given: dict[str, Any], number: int) -> dict[str, Any]:
-    """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent.
-
-    Buckets leave during the backward pass ("during") or after it ("after"), step by step in turn.
-    """
+    """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent."""
     together = Together(trainer, ranks)
-    times: dict[bool, list[float]] = {True: [], False: []}
+    times = []
     enough = len(given["images"]) * ranks.world
     start = time.perf_counter()
-    for index, (_, own, samples) in enumerate(together.rounds(Feed([given] * number, seed=0), epoch=0)):
-        overlap = together.reducer.overlap = index % 2 == 0
+    for _, own, samples in together.rounds(Feed([given] * number, seed=0), epoch=0):
         together.train(own, samples, enough=enough)
-        if index:  # the first one warms up
-            times[overlap].append(time.perf_counter() - start)
+        times.append(time.perf_counter() - start)
         start = time.perf_counter()
     together.discard()
-    return {
-        "during": statistics.median(times[True]),
-        "after": statistics.median(times[False]),
-        "sent": together.reducer.sent,
-    }
+    gradient = sum(parameter.nbytes for parameter in trainer.parameters().values())
+    return {"seconds": statistics.median(times[1:]), "sent": gradient}  # the first step warms up
 
 
 def apart(world: int, work: Callable[[Ranks], Any], threads: int = 1) -> Any:
-    """What ``work`` gives on rank 0 of ``world`` forked ranks of so many threads each."""
+    """The result of ``work`` on rank 0 of ``world`` forked ranks with ``threads`` threads each."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
     with socket.socket() as free:
@@ -103,16 +91,15 @@ def measure(size: Size, rounds: int, turns: int) -> dict[str, Any]:
             given = {"images": models.images(ranks.rank, share), "ids": list(range(first, first + share))}
             return steps(ranks, Ours(models).trainer, given, 2 * rounds + 1)
 
-    with quiet():  # imports what the forked processes would each import for themselves
+    with quiet():  # imports the libraries once, before the forks
         one, two = [], []
     for _ in range(turns):
         one.append(apart(1, work, threads=2))
         two.append(apart(2, work, threads=1))
     return {
         "batch": batch,
-        "one": [found["during"] for found in one],
-        "two": [found["during"] for found in two],
-        "two, sent after": [found["after"] for found in two],
+        "one": [found["seconds"] for found in one],
+        "two": [found["seconds"] for found in two],
         "sent": two[0]["sent"],
     }
 

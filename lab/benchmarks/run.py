@@ -1,4 +1,4 @@
-"""One run of the benchmark: the rows that are asked for, as one record for a line of JSON."""
+"""One run of the benchmark: the chosen rows as one record, written as a line of JSON."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from lab.benchmarks.ranks import ranks
 from lab.benchmarks.sizes import Size, find
 from lab.benchmarks.table import page
 
-FORMAT = "python -m lab bench 1"
+FORMAT = "diva-rs bench 1"
 LINES, PAGE, PICTURE = "bench.jsonl", "bench.md", "bench.svg"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a run does."""
+    """How a run measures."""
 
     rounds: int = 5
     compile: bool = True  # whether torch.compile is tried for plain PyTorch
@@ -41,13 +41,13 @@ class Options:
     tf32: bool = False
 
     def named(self) -> list[str]:
-        """Of the last three those that are set."""
+        """The names of the CUDA options that are set."""
         return [name for name in ("graph", "channels_last", "tf32") if getattr(self, name)]
 
 
 @dataclass(frozen=True)
 class _Bench:
-    """What the rows of one record share."""
+    """The models and options that the rows of one record share."""
 
     size: Size
     precision: str
@@ -79,7 +79,7 @@ def _memory(bench: _Bench) -> dict[str, Any]:
 
 
 def _growth(bench: _Bench) -> dict[str, Any]:
-    # The official way for eight draws is long at the larger sizes, and grows as plain PyTorch does.
+    # The official way takes long for eight draws at the larger sizes, and it grows like plain PyTorch.
     large = bench.size.name in ("half", "published")
     return growth(
         bench.models, bench.options.rounds, ("plain", "ours") if large else ("official", "plain", "ours")
@@ -104,7 +104,7 @@ def _ranks(bench: _Bench) -> dict[str, Any]:
 ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
-    "memory": _memory,  # of each contestant, in a process of its own
+    "memory": _memory,  # of each contestant, in a separate process
     "growth": _growth,  # with draws, batch and resolution, and the vision tower's part
     "recap": _recap,  # recap and assembly against plain indexing
     "draws": _draws,  # keyed draws against torch.randn and randint
@@ -119,10 +119,7 @@ def run(
     options: Options | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure the rows of one size in one precision, "fp32" or "bf16"; ``tell`` hears what comes next.
-
-    Raises:
-        ConfigError: an unknown size, precision or row.
+    """Measure the rows of one size in one precision, "fp32" or "bf16"; ``tell`` gets a line before each row.
 
     >>> run("tiny", "fp32", rows=[])["size"]
     'tiny'
@@ -145,7 +142,7 @@ def run(
     }
     bench = _Bench(chosen, precision, options)
     with quiet(), tf32(options.tf32):
-        # Those in processes of their own first, while this one holds no models yet.
+        # First the rows that start processes, while this one holds no models.
         for row in sorted(rows, key=lambda row: row not in ("memory", "ranks")):
             tell(f"{size}, {precision}: {row}")
             record["rows"][row] = ROWS[row](bench)
@@ -153,10 +150,7 @@ def run(
 
 
 def append(record: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
-    """Add a record to ``bench.jsonl`` in ``folder``; write its page, and with matplotlib its picture, anew.
-
-    Raises:
-        DataError: what is there is no list of such records.
+    """Add a record to ``bench.jsonl`` in ``folder``, and rewrite the page and (with matplotlib) the picture.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as root:
@@ -175,11 +169,7 @@ def append(record: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
 
 
 def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records in ``folder``, oldest first; none where there is no file.
-
-    Raises:
-        DataError: a line that is no record; names it.
-    """
+    """The records in ``folder``, oldest first; a damaged line is a DataError that names it."""
     path = Path(folder) / LINES
     if not path.exists():
         return []
@@ -193,7 +183,7 @@ def read(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
             record = json.loads(line)
             known = record["format"] == FORMAT
         except (ValueError, KeyError, TypeError) as err:
-            raise DataError(f"{path}, line {number}: it is no record of a benchmark") from err
+            raise DataError(f"{path}, line {number}: not a record of a benchmark") from err
         if not known:
             raise DataError(f"{path}, line {number}: its format is {record['format']!r}, not {FORMAT!r}")
         records.append(record)

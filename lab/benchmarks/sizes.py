@@ -1,4 +1,4 @@
-"""The sizes that are measured, as configurations of open_clip, diffusers and transformers."""
+"""The model sizes, as configurations of open_clip, diffusers and transformers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from diva_rs.errors import ConfigError
 
 @dataclass(frozen=True)
 class Size:
-    """Models and batch of one row of the table; weights are random, as they do not change the time."""
+    """Models and batch of one size; weights are random, which does not change the time."""
 
     name: str
     clip: dict[str, Any]  # open_clip.model.CLIP
@@ -19,7 +19,7 @@ class Size:
     batch: int
     choose: int  # of CLIP's patches, for each draw
     draws: int = 2
-    precisions: tuple[str, ...] = ("bf16",)  # what is measured unless one is asked for
+    precisions: tuple[str, ...] = ("bf16",)  # measured by default
 
     @property
     def side(self) -> int:
@@ -33,7 +33,7 @@ class Size:
         return 4, side, side
 
     def describe(self) -> str:
-        """One line: who teaches whom, on how much.
+        """One line about the models and the batch.
 
         >>> find("published").describe()
         'UNet 320/640/1280/1280 on 64x64 latents, ViT of 24x1024 at 224 pixels, batch 1, N = 2, 76 patches'
@@ -112,7 +112,7 @@ _TINY = Size(
 SIZES = {
     size.name: size
     for size in (
-        _TINY,  # seconds: for the tests of this harness
+        _TINY,  # takes seconds: for tests
         Size(
             "microworld",  # what the demo trains
             clip=_clip(128, 64, 8, 6, 192, 64, 128),
@@ -147,9 +147,6 @@ SIZES = {
 
 def find(name: str) -> Size:
     """The size of that name.
-
-    Raises:
-        ConfigError: there is none; the message lists them.
 
     >>> find("microworld").latent_shape
     (4, 16, 16)

@@ -1,4 +1,4 @@
-"""Rows 1 to 3: the step of each contestant, in turns, and its share of the machine's peak."""
+"""The step of each contestant, in turns, and the peak of the machine."""
 
 import logging
 import time
@@ -23,9 +23,9 @@ _CHOICES = ("batched", "channels_last", "compiled")
 def steps(
     models: Models, rounds: int, compile: bool, graph: bool = False, names: tuple[str, ...] = NAMES
 ) -> dict[str, Any]:
-    """Seconds of each contestant's step, taken in turns; how plain PyTorch was tuned before.
+    """Seconds of each contestant's step, in turns, and how plain PyTorch was tuned before.
 
-    With ``graph`` all but the official way replay one step, of the same draws, from a CUDA graph.
+    With ``graph``, all but the official way replay one step from a CUDA graph.
     """
     images = models.images()
     contestants: dict[str, Contestant] = {}
@@ -61,10 +61,10 @@ def steps(
 def fastest_plain(
     models: Models, images: torch.Tensor, compile: bool
 ) -> tuple[BestPlain, list[dict[str, Any]]]:
-    """Plain PyTorch with each of its choices that wins: what somebody does who tunes for an afternoon.
+    """Plain PyTorch with those of its choices that are faster, and what was tried.
 
-    The draws as one batch, channels-last convolutions, ``torch.compile``: one after another, each kept where
-    two steps are faster with it than without, in turns.
+    The choices are tried one after another: all draws as one batch, channels-last convolutions,
+    ``torch.compile``. Each is kept if two steps are faster with it.
     """
     best = BestPlain(models)
     tried = []

@@ -4,16 +4,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lab.benchmarks.targets import targets
-
 Record = dict[str, Any]
 
 
 def page(records: Sequence[Record]) -> str:
     """All records, the newest first."""
-    head = ["target", "aim", "measured", ""]
-    lines = ["# Benchmark", "", *_INTRODUCTION, "", "## Targets, against the newest records", ""]
-    lines += [*table(head, [target.cells() for target in targets(records)]), ""]
+    lines = ["# Benchmark", "", *_INTRODUCTION, ""]
     for record in reversed(records):
         lines += [section(record), ""]
     return "\n".join(lines)
@@ -69,7 +65,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def ratio(times: dict[str, Any], of: str, to: str, clock: str = "wall") -> float:
-    """How many times as long the median round of ``of`` takes."""
+    """Median time of ``of`` over the median time of ``to``."""
     return float(statistics.median(times[of][clock]) / statistics.median(times[to][clock]))
 
 
@@ -103,7 +99,7 @@ def _steps(found: Record, rows: Record) -> list[str]:
 
 
 def shares(name: str, times: Record, peak: Record) -> dict[str, float]:
-    """FLOP/s of the work that a step cannot do without, over those of the machine's matrix products."""
+    """FLOP/s of the needed work, over those of the machine's matrix products."""
     needed = peak["flops"]["cached" if name.endswith("cached") else "needed"]
     rate = needed / statistics.median(times["wall"])
     return {precision: rate / flops for precision, flops in peak["gemm"].items()}
@@ -126,7 +122,7 @@ def _memory(found: Record, rows: Record) -> list[str]:
         for name, one in gib.items()
     ]
     head = ["memory", "GiB, models loaded", "GiB, peak", "of official"]
-    return ["Resident memory, each contestant in a process of its own:", "", *table(head, body)]
+    return ["Resident memory, each contestant in a separate process:", "", *table(head, body)]
 
 
 _GROWTH = {"draws": "N", "batch": "images", "side": "pixels"}
@@ -175,11 +171,10 @@ def _draws(found: Record, rows: Record) -> list[str]:
 
 
 def _ranks(found: Record, rows: Record) -> list[str]:
-    one, two, after = (1e3 * statistics.median(found[name]) for name in ("one", "two", "two, sent after"))
+    one, two = (1e3 * statistics.median(found[name]) for name in ("one", "two"))
     body = [
         ["one process, two threads", f"{one:.1f}", "1.00x"],
-        ["two ranks, sent during backward", f"{two:.1f}", f"{one / two:.2f}x"],
-        ["two ranks, sent after it", f"{after:.1f}", f"{one / after:.2f}x"],
+        ["two ranks, one thread each", f"{two:.1f}", f"{one / two:.2f}x"],
     ]
     told = (
         f"Two gloo ranks, {found['batch']} images a step, {found['sent'] / 1e6:.1f} MB sent by each, float32:"

@@ -1,4 +1,4 @@
-"""Times of calls that take turns, so that a change of the machine's speed hits all of them."""
+"""Times of calls in turns, so that a change of the machine's speed affects all of them."""
 
 import statistics
 import time
@@ -11,14 +11,14 @@ import torch
 
 @dataclass
 class Times:
-    """Seconds of each round: by the clock, and of the process's processors (all threads together)."""
+    """Seconds of each round: wall time, and CPU time of all threads together."""
 
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """By the clock."""
+        """Of the wall times."""
         return statistics.median(self.wall)
 
     def to_dict(self) -> dict[str, list[float]]:
@@ -29,7 +29,7 @@ class Times:
 def take_turns(
     calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | None = None, warm: bool = True
 ) -> dict[str, Times]:
-    """Call all of them in turn, ``rounds`` times over, after one round that is not counted.
+    """Call all of them in turn, ``rounds`` times, after one round that is not counted.
 
     >>> times = take_turns({"a": lambda: None, "b": lambda: None}, rounds=3)
     >>> len(times["a"].wall), len(times["b"].cpu)
@@ -49,6 +49,6 @@ def take_turns(
 
 
 def wait(device: torch.device | None) -> None:
-    """For the work that a GPU still has."""
+    """Wait until the GPU has finished its work."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,9 +1,9 @@
-"""``python -m lab bench``: the step against the official way and the best plain PyTorch, on this machine."""
+"""``python -m lab bench``: the training step against plain PyTorch, on this machine."""
 
 import argparse
 import sys
 
-from diva_rs.errors import ConfigError
+from lab.cli.numbers import count
 
 HELP = "measure the training step against plain PyTorch on this machine"
 USAGE = "python -m lab bench [--size NAME...] [--precision P...] [--rows ROW...] [--output FOLDER]"
@@ -18,15 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["microworld"],
         help="microworld, half, published (13 GiB, minutes) or tiny [default microworld]",
     )
-    parser.add_argument("--precision", metavar="P", nargs="+", help="fp32, bf16 [default: the size's own]")
+    parser.add_argument("--precision", metavar="P", nargs="+", help="fp32, bf16 [default: the size's]")
     parser.add_argument(
         "--rows",
         metavar="ROW",
         nargs="+",
-        help="what to measure: step, peak, memory, growth, recap, draws, ranks [default: all]",
+        help="step, peak, memory, growth, recap, draws, ranks [default: all]",
     )
-    parser.add_argument("--rounds", metavar="N", default="5", help="rounds of each comparison [default 5]")
-    parser.add_argument("--output", metavar="FOLDER", help="where to append bench.jsonl and write bench.md")
+    parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds per comparison [5]")
+    parser.add_argument("--output", metavar="FOLDER", help="folder of bench.jsonl and bench.md")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda, cuda:1 [default cpu]")
     parser.add_argument(
         "--compile",
@@ -45,14 +45,12 @@ _CUDA = {
 }
 
 
-def _tell(text: str) -> None:
+def _announce(text: str) -> None:
     print(f"python -m lab bench: {text} ...", file=sys.stderr, flush=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
-    if not args.rounds.isdecimal() or int(args.rounds) < 1:
-        raise ConfigError(f"--rounds {args.rounds}: an integer of at least 1 is needed")
     from diva_rs.cli.models import pick_device
     from lab.benchmarks.run import ROWS, Options, append
     from lab.benchmarks.run import run as measure
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from lab.benchmarks.table import section
 
     options = Options(
-        rounds=int(args.rounds),
+        rounds=args.rounds,
         compile=args.compile,
         device=str(pick_device(args.device)),
         graph=args.graph,
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for size in map(find, args.size):
         for precision in args.precision or size.precisions:
-            record = measure(size.name, precision, args.rows or tuple(ROWS), options, _tell)
+            record = measure(size.name, precision, args.rows or tuple(ROWS), options, _announce)
             print(section(record), flush=True)
             if args.output is not None:
                 print(f"\n{append(record, args.output)}")

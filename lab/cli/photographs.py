@@ -2,7 +2,7 @@
 
 import argparse
 
-from diva_rs.errors import ConfigError
+from lab.cli.numbers import count
 
 HELP = "post-train a CLIP of random weights on photographs: shows the machinery and no gain"
 USAGE = "python -m lab photographs [--output-dir FOLDER] [--steps N] [--no-progress]"
@@ -11,15 +11,13 @@ USAGE = "python -m lab photographs [--output-dir FOLDER] [--steps N] [--no-progr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     parser.add_argument("--output-dir", metavar="FOLDER", help="run folder [default: a temporary one]")
-    parser.add_argument("--steps", metavar="N", default="60", help="optimizer steps [default 60]")
+    parser.add_argument("--steps", metavar="N", type=count, default=60, help="optimizer steps [default 60]")
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    if not args.steps.isdecimal() or int(args.steps) < 1:
-        raise ConfigError(f"--steps {args.steps}: an integer of at least 1 is needed")
     from lab import photographs
 
-    result = photographs.run(args.output_dir, steps=int(args.steps), progress=not args.no_progress)
+    result = photographs.run(args.output_dir, steps=args.steps, progress=not args.no_progress)
     return 130 if result.interrupted else 0

@@ -1,8 +1,8 @@
-"""Training of the tiny CLIP: a text tower that knows the words, and a vision tower that hardly heard of them.
+"""Training of the tiny CLIP, so that its text tower represents details and its vision tower does not.
 
-Contrastive learning from captions that leave most details out makes both towers blind: a word that no
-picture is matched with gets no direction of its own, and then no vision tower can raise a pair's score. So
-the text tower learns from text alone first and is locked (as LiT, arXiv 2111.07991, locks the vision tower).
+Contrastive learning from captions that leave out most details makes both towers blind: a word without
+matching pictures gets no separate direction, and then no vision tower can raise a pair's score. So the text
+tower first learns from text alone and is then locked (as LiT, arXiv 2111.07991, locks the vision tower).
 """
 
 import math
@@ -68,10 +68,10 @@ def train_text(
     matrices: float = 2e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Teach the text tower of an open_clip model the words, from the captions of ``size`` items alone.
+    """Train the text tower of an open_clip model on the captions of ``size`` items alone.
 
-    Two captions of a scene, each of which names the object and another half of the attributes, are to find
-    each other within the batch (SimCSE's loss, arXiv 2104.08821, with captions in place of dropout).
+    Two captions of a scene name the object and different halves of the attributes. They form a positive pair
+    within the batch (SimCSE's loss, arXiv 2104.08821, with captions in place of dropout).
 
     Returns:
         the last running means: "loss".
@@ -108,10 +108,10 @@ def train_classifier(
     matrices: float = 5e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Teach a vision tower the objects, before any caption: as LiT's and BASIC's towers learn ImageNet first.
+    """Train a vision tower to classify objects before any caption, as LiT and BASIC do with ImageNet.
 
-    From nothing, a contrastive loss leaves so small a tower for thousands of steps where it tells nothing
-    apart; after this it takes hundreds. The linear head is thrown away.
+    From random weights, so small a tower needs thousands of steps of a contrastive loss before it separates
+    any objects; after this training it needs hundreds. The linear head is discarded.
 
     Returns:
         the last running means: "loss" and "accuracy" in [0, 1].

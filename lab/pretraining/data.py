@@ -1,4 +1,4 @@
-"""Images of a dataset, made once and kept as bytes, and which of them each training step takes."""
+"""Images of a dataset, rendered once and kept as bytes, and the images of each training step."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from diva_rs.microworld.dataset import Captioned
 
 
 class Pixels:
-    """The images of ``dataset`` as uint8, each made once: (N, 3, H, W), 7 KB an image of 48 x 48.
+    """The images of ``dataset`` as uint8 (N, 3, H, W): 7 KB for an image of 48 x 48.
 
     >>> from diva_rs.microworld import World
     >>> Pixels(World("train", 4))[[0, 2]].shape
@@ -33,7 +33,7 @@ class Pixels:
 
 
 def batch_numbers(size: int, batch: int, step: int, seed: int) -> tuple[list[int], int]:
-    """The images of a step, and the pass over the dataset that it belongs to: shuffled anew in each pass.
+    """The image numbers of a step, and its epoch; each epoch has another order.
 
     >>> sum((batch_numbers(6, 2, step, seed=0)[0] for step in range(3)), []) != list(range(6))
     True

@@ -11,7 +11,7 @@ from diva_rs.microworld.models import new_scheduler
 from lab.pretraining.data import Pixels, batch_numbers
 from lab.pretraining.loop import Progress, cosine
 
-EMPTY = 0.1  # share of the captions that are left out, as Stable Diffusion's training does
+EMPTY = 0.1  # share of empty captions, as in Stable Diffusion's training
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def train_dit(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Train a ``DiTTransformer2DModel`` on the subject's class, which its embedding drops now and then.
+    """Train a ``DiTTransformer2DModel`` on the subject's class; its embedding drops a tenth of the labels.
 
     Returns:
         the last running means: "loss".

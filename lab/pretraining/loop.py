@@ -1,4 +1,4 @@
-"""What the trainings have in common: the learning rate, and a line of progress."""
+"""The common parts of the trainings: optimizers, learning rate, a line of progress."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ WARMUP = 100  # steps
 class Optimizers:
     """Muon for the matrices inside transformer blocks, AdamW for everything else, one schedule for both.
 
-    Muon brings so small a tower to telling objects apart in half of AdamW's steps.
+    With Muon so small a tower separates objects in half as many steps as with AdamW.
 
     Args:
         module: what trains.
@@ -58,7 +58,7 @@ def cosine(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -
 
 
 class Progress:
-    """Running means of losses, a line to stderr now and then; nothing is read from a tensor in between."""
+    """Running means of losses, printed to stderr every ``every`` steps; only then is a tensor read."""
 
     def __init__(self, name: str, steps: int, every: int = 100) -> None:
         self.name, self.steps, self.every = name, steps, every
@@ -68,7 +68,7 @@ class Progress:
         self.started = time.perf_counter()
 
     def update(self, step: int, **losses: Tensor) -> None:
-        """Count a step's losses."""
+        """Add the losses of a step."""
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros(())) + loss.detach().float()
         self.count += 1

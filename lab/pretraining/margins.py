@@ -1,4 +1,4 @@
-"""What each word of a condition is worth to the denoiser: a teacher that ignores a detail cannot teach it."""
+"""How much each word of the condition lowers the denoising loss."""
 
 from typing import Any
 

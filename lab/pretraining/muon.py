@@ -1,4 +1,4 @@
-"""Muon, orthogonalised in the weights' own precision."""
+"""Muon with matrix products in the precision of the weights."""
 
 import math
 from collections.abc import Iterable
@@ -6,15 +6,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of torch.optim.Muon, which has them from Muon's authors
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # as in torch.optim.Muon
 _STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """``torch.optim.Muon`` without weight decay, except that its matrix products are not in bfloat16.
+    """``torch.optim.Muon`` without weight decay and without bfloat16.
 
-    A processor without instructions for bfloat16 multiplies it some eighty times more slowly than float32:
-    there the updates of the tiny CLIP would take longer than its gradients.
+    A processor without bfloat16 instructions multiplies bfloat16 about eighty times more slowly than float32:
+    the updates of the tiny CLIP would then take longer than its gradients.
 
     Args:
         matrices: what trains, 2-D each.
@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About ``U V^T`` of a matrix ``U S V^T``: singular values between 0.7 and 1.2 in place of its own.
+    """Approximately ``U V^T`` of a matrix ``U S V^T``: singular values between 0.7 and 1.2.
 
     >>> torch.linalg.svdvals(orthogonal(torch.diag(torch.tensor([3.0, 0.5])))).min() > 0.6
     tensor(True)

@@ -1,4 +1,4 @@
-"""All checkpoints of the microworld from nothing, and the manifest that says how they were made."""
+"""Train all checkpoints of the microworld from scratch and write their manifest."""
 
 import platform
 import time
@@ -12,19 +12,19 @@ import torch
 from torch import nn
 
 import diva_rs
-from diva_rs._base.arguments import as_path
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
 from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_dit, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretrained import Microworld, clip_name
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
 from lab.pretraining.margins import margins
 from lab.pretraining.vae import reconstruction_error, train_vae
+from lab.world import new_dit
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Lengths:
     dit: int = 1000
     images: int = 65536
     share: float = 0.03
-    asked: int = 4096  # scenes of the manifest's figures
+    asked: int = 4096  # scenes of the manifest's scores
 
 
 QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, asked=64)
@@ -48,25 +48,22 @@ QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, ask
 def pretrain(
     folder: str | Path, lengths: Lengths = Lengths(), seed: int = 0, clips: int = 1
 ) -> dict[str, Any]:
-    """Make the microworld's checkpoints: CLIP, VAE, UNet with its text encoder, DiT, and ``manifest.json``.
+    """Train the microworld's CLIP, VAE, UNet with text encoder and DiT, and write ``manifest.json``.
 
-    A part whose file is in ``folder`` already, made under the same settings, is not made again, so that an
-    interrupted run goes on where it was. Weights are kept in half precision; the manifest's figures are those
-    of the weights as kept. About forty minutes on two cores.
+    An interrupted run resumes: parts that ``folder`` already has are kept. Other settings than those of the
+    kept parts are a ConfigError. Weights are saved in half precision, and the manifest's scores are those of
+    the saved weights. Takes about forty minutes on two cores.
 
     Args:
-        folder: where to.
-        lengths: how long each part trains.
-        seed: of every start and every order.
-        clips: how many CLIPs; those beyond the first have the seeds that follow, for studies over seeds.
+        folder: for the checkpoints.
+        lengths: the number of steps of each training.
+        seed: of initial weights and of the orders of images.
+        clips: number of CLIPs; they have consecutive seeds.
 
     Returns:
         the manifest.
-
-    Raises:
-        ConfigError: ``folder`` holds parts that were made under other settings.
     """
-    place = make_folder(as_path(folder))
+    place = make_folder(folder)
     settings = {**asdict(lengths), "seed": seed}
     notes = _Notes(place, settings)
     world = World("train", lengths.images, seed)
@@ -100,7 +97,7 @@ def pretrain(
 
 
 def figures(world: Microworld, asked: int = 4096) -> dict[str, Any]:
-    """What the manifest says of the checkpoints, measured on the validation split.
+    """The scores of the checkpoints on the validation split, for the manifest.
 
     Returns:
         "clip", "clip-1", ...: scores of `Measure`; "vae": squared error of pixels in [-1, 1];
@@ -120,7 +117,7 @@ def figures(world: Microworld, asked: int = 4096) -> dict[str, Any]:
 
 
 class _Notes:
-    """The manifest while it grows: written after each part."""
+    """The manifest, written after each part."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder = folder
@@ -142,7 +139,7 @@ class _Notes:
 
     @contextmanager
     def timed(self, part: str, models: dict[str, nn.Module]) -> Iterator[None]:
-        """Around a training: afterwards its weights are kept, and how long it took."""
+        """Time the block; then save the weights and write the manifest."""
         started = time.perf_counter()
         yield
         for name, model in models.items():

@@ -1,19 +1,19 @@
-"""The study: arms, what is measured of them, their runs, and what they add up to."""
+"""Studies on the microworld: arms, scores, resumable runs and their summary."""
 
 from pathlib import Path
 
-from diva_rs._base.arguments import takes
 from diva_rs._base.files import make_folder, write_text
 from diva_rs._base.optional import require
-from diva_rs._base.settings import choice, integer, optional
+from diva_rs._base.settings import hint
+from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
-from diva_rs.microworld.dataset import SPLITS
-from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, STUDY, Arm
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
+from lab.world import StudyWorld
 
 __all__ = [
     "ABLATIONS",
@@ -33,14 +33,6 @@ __all__ = [
 _EVERY = {**ABLATIONS, "study": STUDY}
 
 
-@takes(
-    name=choice(*_EVERY),
-    seeds=integer(1, 4096),
-    split=choice(*SPLITS),
-    steps=optional(integer(1)),
-    images=integer(1),
-    asked=integer(20),
-)
 def ablate(
     name: str,
     output_dir: str | Path,
@@ -51,28 +43,26 @@ def ablate(
     images: int = 4096,
     asked: int = 4096,
 ) -> Summary:
-    """Run every arm of an ablation over several seeds; what ``output_dir`` holds already is not run again.
+    """Run every arm of an ablation over several seeds; runs that ``output_dir`` already has are kept.
 
-    Seed n post-trains CLIP n of ``world`` (as far as it has so many; then they repeat with other draws and
-    another order of the images). Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
+    Seed n post-trains CLIP n of ``world`` (modulo the number of CLIPs) with draws and an order of its number.
+    Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
         name: "condition", "density", "data", "denoiser", "draws", "anchor", "lr", "projector_warmup", or
             "study": the recipes and their controls.
-        output_dir: where to.
-        seeds: how many, from 0.
+        output_dir: for the results. Runs under other settings there are a ConfigError.
+        seeds: number of seeds, from 0.
         split: "validation" while settings are chosen, "test" once they are fixed.
         world: a folder of checkpoints; by default those of the package.
-        steps: of the optimizer; None: the arms' own.
-        images: training images.
-        asked: scenes for zero-shot, as many to fit and to ask the probes, and a twentieth as many pairs of
-            each pattern.
-
-    Raises:
-        ConfigError: an argument is out of range, or ``output_dir`` holds runs under other settings.
-        DataError: ``world`` holds no checkpoints, or a file of ``output_dir`` is damaged.
+        steps: optimizer steps; None: those of each arm.
+        images: number of training images.
+        asked: number of scenes for zero-shot, for fitting and for scoring the probes. A twentieth of it is
+            the number of pairs of each pattern.
     """
-    arms, models, folder = _EVERY[name], Microworld(world), make_folder(output_dir)
+    if name not in _EVERY:
+        raise ConfigError(f"name={name!r} is unknown{hint(name, _EVERY) or ': one of ' + ', '.join(_EVERY)}")
+    arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
     rows = run_all(

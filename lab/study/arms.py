@@ -1,11 +1,11 @@
-"""The arms of the study and of the ablations: what is done to a CLIP, as one value each."""
+"""The arms of the study and of the ablations: one value per treatment of a CLIP."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diva_rs.microworld.demo.run import RECIPE
 
-# What all arms share unless they say otherwise: the demo's settings, with random patches and no anchor.
+# The defaults of all arms: the demo's settings, with random patches and no anchor.
 BASE: dict[str, Any] = {
     **{name: value for name, value in RECIPE.items() if name not in ("anchor", "condition")},
     "density": 0.3,
@@ -15,14 +15,14 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to treat a CLIP.
+    """One treatment of a CLIP.
 
     Attributes:
         fields: recipe fields that differ from `BASE`.
         teacher: "unet", "dit", or "untrained" (a UNet with fresh weights, its loss scaled
             to the trained one's).
         share: of the training images; 0: none, so that nothing is trained.
-        mismatched: whether each image is judged by the latents of another one.
+        mismatched: whether each image gets the latents of another one.
         supervised: whether the vision tower is trained on detailed captions instead of by feedback: the
             ceiling.
     """
@@ -45,10 +45,10 @@ class Arm:
         return fields
 
 
-# Chosen on the validation split, by what pairs gain for what zero-shot loses: see docs/microworld.md.
+# Chosen on the validation split: a gain in pairs for little zero-shot loss. See docs/microworld.md.
 ANCHOR = RECIPE["anchor"]
 
-# What the paper trains with; far fewer steps.
+# The settings of the paper, with far fewer steps.
 PAPER = Arm(
     {
         "optimizer": "sgd",
@@ -72,7 +72,7 @@ STUDY: dict[str, Arm] = {
     "best: anchored, class token alone": BEST,
     "best, another image's latents": replace(BEST, mismatched=True),
     "best, untrained denoiser": replace(BEST, teacher="untrained"),
-    # Nothing pulls at the tower in these two, however long it is for.
+    # In these two nothing moves the tower, so fewer steps are enough.
     "anchored, text alone": Arm({"anchor": ANCHOR, "condition": "text", "steps": 300}),
     "anchor alone": Arm({**BEST.fields, "draw_weights": (1e-9,), "steps": 300}),
     "supervised on detailed captions": Arm(supervised=True),

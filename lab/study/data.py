@@ -1,4 +1,4 @@
-"""The images of a post-training run: CLIP's pixels and the teacher's latents, made once."""
+"""The images of a post-training run: CLIP's pixels and the teacher's latents, computed once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from lab.pretraining.denoiser import encode
 
 
 def unseen(size: int) -> World:
-    """Scenes of the train split that no pretraining used."""
+    """Scenes of the train split that no pretraining has used."""
     return World("train", size, start=1 << 20)
 
 
@@ -31,10 +31,10 @@ class TrainingImages:
         self.latents = encode(vae, self.pixels)
 
     def loader(self, batch: int, seed: int, share: float = 1.0, mismatched: bool = False) -> "Batches":
-        """Batches of a ``share`` of the images, shuffled anew in each pass.
+        """Batches of a ``share`` of the images, in another order in each epoch.
 
-        ``mismatched`` gives each image the latents of the one after it: the control in which feedback cannot
-        know what CLIP saw.
+        ``mismatched`` gives each image the latents of the next one: a control in which the feedback carries
+        nothing about the image.
         """
         return Batches(self, batch, seed, max(batch, round(share * len(self.pixels))), mismatched)
 
@@ -52,7 +52,7 @@ class Batches:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Another pass: another order."""
+        """Change the order of the images."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What the study measures of a CLIP: mini-MMVP, zero-shot objects, and a probe for each attribute."""
+"""The scores of the study: mini-MMVP, zero-shot objects, and a probe for each attribute."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from lab.study.probes import Kept, Probes
 
 
 class Measure:
-    """Scores of a CLIP on one split, made again for every model from the same pictures.
+    """Scores of CLIPs on one split, all from the same pictures.
 
     Args:
         split: "validation" while settings are chosen, "test" once they are fixed.
-        images: scenes for zero-shot and for asking the probes.
+        images: scenes for zero-shot and for scoring the probes.
         fitted: scenes of the train split on which the probes are fitted.
         per_pattern: pairs of each pattern of mini-MMVP.
 
@@ -29,7 +29,7 @@ class Measure:
     def __init__(self, split: str, images: int = 4096, fitted: int = 4096, per_pattern: int = PAIRS) -> None:
         self.per_pattern = per_pattern
         self.pairs = World(split, len(PATTERNS) * per_pattern)
-        # Apart from the scenes of the pairs, and from those that anything was ever trained on.
+        # Apart from the scenes of the pairs and from all training scenes.
         self.asked = Kept(World(split, images, start=len(self.pairs)))
         self.probes = Probes(Kept(World("train", fitted, start=(1 << 24) - fitted)), self.asked)
         self._pictures: dict[Scene, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Linear probes of every attribute of a dataset, for model after model on the same pictures."""
+"""Linear probes of every attribute of a dataset, on the same pictures for every model."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,21 +18,21 @@ _PENALTIES = tuple(10.0**n for n in range(-1, 5))  # ridge penalties that each p
 
 
 class Probes:
-    """How well a linear map reads each attribute but the subject from a CLIP's features.
+    """Accuracy of linear maps from a CLIP's features to each attribute other than the subject.
 
-    Ridge rather than `evaluation.linear_probe`'s logistic regression: 27 probes for every run of a study,
-    each in hundredths of a second.
+    Ridge regression instead of the logistic regression of `evaluation.linear_probe`: a study fits 27 probes
+    per run, and these take hundredths of a second.
 
     Args:
-        fitted: what the probes are fitted on.
-        asked: what they are asked about.
+        fitted: the images for fitting.
+        asked: the images for scoring.
     """
 
     def __init__(self, fitted: "Kept", asked: "Kept") -> None:
         self.fitted, self.asked = fitted, asked
 
     def __call__(self, clip: nn.Module) -> dict[str, float]:
-        """Per cent right: "probe_pooled", "probe_class", "probe_patches", and each per attribute."""
+        """Accuracy in per cent: "probe_pooled", "probe_class", "probe_patches", and each per attribute."""
         linear = require("sklearn.linear_model", extra="eval")
         fitted, known = self.fitted.features(clip)
         asked, truth = self.asked.features(clip)
@@ -52,7 +52,7 @@ class Probes:
 
 
 class Kept:
-    """A dataset whose pictures and labels are made once."""
+    """A dataset whose pictures and labels are computed once."""
 
     def __init__(self, dataset: Captioned) -> None:
         self.dataset = dataset

@@ -1,4 +1,4 @@
-"""One run of one arm, and the resumable sequence of them."""
+"""One run of one arm, and the resumable sequence of runs."""
 
 import copy
 import json
@@ -11,21 +11,21 @@ from torch import nn
 
 from diva_rs._base.files import read_text, write_json, write_text
 from diva_rs.errors import ConfigError, DataError, shown
-from diva_rs.microworld.pretrained import Microworld
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
 from lab.study.data import TrainingImages
 from lab.study.measure import Measure
 from lab.study.supervised import fine_tune
+from lab.world import StudyWorld
 
 
 def run_arm(
-    arm: Arm, clip: nn.Module, world: Microworld, images: TrainingImages, seed: int, steps: int | None = None
+    arm: Arm, clip: nn.Module, world: StudyWorld, images: TrainingImages, seed: int, steps: int | None = None
 ) -> dict[str, float]:
-    """Treat ``clip``, in place, as ``arm`` says.
+    """Treat ``clip`` in place with ``arm``.
 
     Returns:
-        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps; nothing for
+        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps. Empty for
         an arm that does not train.
     """
     if not arm.share:
@@ -53,18 +53,15 @@ def run_all(
     seeds: Sequence[int],
     folder: Path,
     clip_of: Callable[[int], nn.Module],
-    world: Microworld,
+    world: StudyWorld,
     measure: Measure,
     images: TrainingImages,
     steps: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Every arm on the CLIP of every seed; what ``folder`` holds already is not done again.
+    """Run every arm on the CLIP of every seed, except for the runs that ``folder`` already has.
 
     Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, and the scores "before" and
-    "after". The file is replaced whole after each run, so that it never holds half a row.
-
-    Raises:
-        DataError: the file holds something else.
+    "after". The file is replaced as a whole after each run, so it never contains half a row.
     """
     place = folder / "runs.jsonl"
     rows = read_rows(place) if place.exists() else []
@@ -94,12 +91,7 @@ def run_all(
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write what the runs of ``folder`` have in common, or hold it to what is there.
-
-    Raises:
-        ConfigError: the runs that are there were made under other settings; names the first.
-        DataError: the file holds something else.
-    """
+    """Write the common settings of the runs of ``folder``; other settings there are a ConfigError."""
     place = folder / "settings.json"
     if not place.exists():
         write_json(place, settings)
@@ -108,7 +100,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         was = dict(json.loads(read_text(place)))
     except (ValueError, TypeError):
         raise DataError(f"{place} is damaged: use another folder") from None
-    # As JSON has it, where a tuple is a list.
+    # Through JSON, which turns tuples into lists.
     for name, value in json.loads(json.dumps(settings)).items():
         if was.get(name) != value:
             raise ConfigError(
@@ -118,17 +110,13 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def read_rows(place: Path) -> list[dict[str, Any]]:
-    """The rows of a ``runs.jsonl``.
-
-    Raises:
-        DataError: a line is not one of them; names it.
-    """
+    """The rows of a ``runs.jsonl``; a damaged line is a DataError that names it."""
     rows = []
     for number, line in enumerate(read_text(place).splitlines(), 1):
         try:
             row = json.loads(line)
             row["arm"], row["seed"], row["before"]["mini_mmvp"], row["after"]["mini_mmvp"]
         except (ValueError, KeyError, TypeError):
-            raise DataError(f"{place}, line {number}: not a run; remove the file to start anew") from None
+            raise DataError(f"{place}, line {number}: not a run; remove the file to restart") from None
         rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""What the runs add up to: paired differences over seeds with intervals, as table, CSV, plot and text."""
+"""Summary of the runs: paired differences over seeds with intervals, as table, CSV, plot and text."""
 
 import csv
 import io
@@ -26,11 +26,11 @@ HEADLINES = {
 
 
 class Summary:
-    """Arms by what they change.
+    """The changes that each arm makes.
 
     Args:
         rows: of `run_all`.
-        arms: in which order.
+        arms: their names, in the order of the table.
 
     >>> row = {"arm": "a", "seed": 0, "before": {"zero_shot": 90.0}, "after": {"zero_shot": 91.5}}
     >>> Summary([row], ["a"]).of("a", "zero_shot").difference
@@ -45,7 +45,7 @@ class Summary:
             raise DataError(f"there is no run of {empty[0]!r}")
 
     def of(self, arm: str, score: str) -> Change:
-        """How much ``arm`` changes ``score``."""
+        """The change of ``score`` by ``arm``."""
         rows = self.rows[arm]
         return change([row["before"][score] for row in rows], [row["after"][score] for row in rows])
 
@@ -93,7 +93,7 @@ class Summary:
         return figure
 
     def paragraph(self, score: str = "mini_mmvp") -> str:
-        """What the numbers support, and no more: which arms move the score, which do not, what it costs."""
+        """A paragraph: the arms that change the score, those that do not, and the zero-shot loss."""
         up: list[str] = []
         down: list[str] = []
         none: list[str] = []
@@ -102,11 +102,11 @@ class Summary:
             (up if of.low > 0 else down if of.high < 0 else none).append(f"{arm} ({of})")
         name, count = HEADLINES.get(score, score), min(len(rows) for rows in self.rows.values())
         parts = [f"Over {count} seeds, {name} in points, 95 % intervals:"]
-        parts.append(f"it rises with {'; '.join(up)}." if up else "nothing raises it beyond the interval.")
+        parts.append(f"it rises with {'; '.join(up)}." if up else "no arm raises it beyond the interval.")
         if down:
             parts.append(f"It falls with {'; '.join(down)}.")
         if none:
-            parts.append(f"Not told from no change: {'; '.join(none)}.")
+            parts.append(f"Not distinguishable from no change: {'; '.join(none)}.")
         lost = [arm for arm in self.arms if self.of(arm, "zero_shot").high < -0.5]
         if lost:
             parts.append(f"More than half a point of zero-shot is lost with {', '.join(lost)}.")

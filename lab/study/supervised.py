@@ -1,4 +1,4 @@
-"""The ceiling: the vision tower fine-tuned on captions that name every detail."""
+"""The upper bound: the vision tower fine-tuned on captions of the details."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def fine_tune(
 ) -> list[float]:
     """Train the vision tower of ``clip`` contrastively on short captions that name half of the details.
 
-    The text tower is locked. Half of the details, in another choice each time, so that pairs that differ in
-    one word are asked for. Returns the losses.
+    The text tower is locked. The named half of the details changes at every use, so that captions differ in
+    single words. Returns the losses.
     """
     batch = min(batch, len(images.pixels))
     parameters = list(clip.visual.parameters())

@@ -9,12 +9,13 @@ import torch
 
 from diva_rs import Teacher
 from diva_rs.microworld import new_clip, zero_shot_objects
-from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_scheduler, new_text_encoder, new_unet, new_vae
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
 from lab.study import Arm, TrainingImages, run_arm
 from lab.study.probes import Kept, Probes
+from lab.world import new_dit
 
 WORDS = {
     word: 1 + number for number, word in enumerate(["the", "square", "is", "left", "right", "dark", "light"])

@@ -51,16 +51,6 @@ class DrawPlan:
 @final
 class Schedule:
     @staticmethod
-    def ddpm(
-        beta_schedule: str = "linear",
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        trained_betas: Any = None,
-        rescale_betas_zero_snr: bool = False,
-        prediction_type: str = "epsilon",
-    ) -> Schedule: ...
-    @staticmethod
     def from_alphas_cumprod(alphas_cumprod: Tensor, prediction_type: str = "epsilon") -> Schedule: ...
     @staticmethod
     def flow(sigmas: Tensor, num_train_timesteps: float = 1000.0) -> Schedule: ...

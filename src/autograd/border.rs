@@ -34,8 +34,9 @@ pub fn attach(mut output: Tensor, inputs: &[&Tensor], backward: State) -> Result
     let raw: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
     // A thin pointer to the wide one.
     let state = Box::into_raw(Box::new(backward)).cast::<c_void>();
-    // SAFETY: all tensors are alive during the call, `raw` has `raw.len()` of them, and the node owns `state` from here
-    // on: it gives it to `run` any number of times and to `release` once, after the last.
+    // SAFETY: all tensors are alive during the call, `raw` has `raw.len()` of them, and the node
+    // owns `state` from here on: it gives it to `run` any number of times and to `release` once,
+    // after the last.
     let message = unsafe {
         diva_attach(output.as_mut_ptr(), raw.as_ptr(), raw.len(), state, run, release, free_message)
     };
@@ -60,8 +61,9 @@ extern "C" fn run(
     gradients: *mut *mut C_tensor,
     count: usize,
 ) -> *mut c_char {
-    // SAFETY: `state` is what `attach` made and not yet released, and no two threads run one node at a time; `gradient`
-    // is a tensor that was made for this call; both arrays have `count` elements.
+    // SAFETY: `state` is what `attach` made and not yet released, and no two threads run one node
+    // at a time; `gradient` is a tensor that was made for this call; both arrays have `count`
+    // elements.
     let (state, gradient, needed, gradients) = unsafe {
         (
             &*state.cast::<State>(),

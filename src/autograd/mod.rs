@@ -1,5 +1,6 @@
-//! Functions with a backward pass of their own in libtorch's graph: what a kernel of this crate computes is
-//! differentiable like any operation of libtorch, and keeps for its backward pass what it chooses to keep.
+//! Functions with a backward pass of their own in libtorch's graph: what a kernel of this crate
+//! computes is differentiable like any operation of libtorch, and keeps for its backward pass what
+//! it chooses to keep.
 //!
 //! The node is C++ (`node.cpp`), as autograd's interface is.
 
@@ -8,17 +9,19 @@ use tch::{no_grad_guard, Tensor};
 use crate::error::Result;
 
 mod border;
+pub mod pull;
 
-/// The backward pass of a function with one output. It holds what the forward pass kept, as tensors without a graph: the
-/// output with its graph would hold itself.
+/// The backward pass of a function with one output. It holds what the forward pass kept, as tensors
+/// without a graph: the output with its graph would hold itself.
 pub trait Backward: Send {
-    /// The gradients at the inputs, in their order and of their shapes and dtypes, given the one at the output.
-    /// `needed`: which inputs ask for one; those of the others may be left out. Runs outside any graph.
+    /// The gradients at the inputs, in their order and of their shapes and dtypes, given the one at
+    /// the output. `needed`: which inputs ask for one; those of the others may be left out. Runs
+    /// outside any graph.
     fn backward(&self, gradient: &Tensor, needed: &[bool]) -> Result<Vec<Option<Tensor>>>;
 }
 
-/// What `forward` computes of `inputs`, outside any graph, joined to the graph of the inputs through the backward pass
-/// that it gives besides.
+/// What `forward` computes of `inputs`, outside any graph, joined to the graph of the inputs
+/// through the backward pass that it gives besides.
 pub fn apply<B: Backward + 'static>(
     inputs: &[&Tensor],
     forward: impl FnOnce() -> Result<(Tensor, B)>,

@@ -6,7 +6,8 @@ use super::plan::Plan;
 use super::OP;
 use crate::error::{DivaError, Result};
 
-/// How the text joins the visual tokens (the official code adds; for MetaCLIP, DFN and SigLIP it adds the mean).
+/// How the text joins the visual tokens (the official code adds; for MetaCLIP, DFN and SigLIP it
+/// adds the mean).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextJoin {
     /// Text token i is added to visual token i.
@@ -59,15 +60,6 @@ pub(super) fn forward(plan: &Plan, rows: &Tensor, text: &Tensor, choice: Option<
             Tensor::f_cat(&[visual, text], 2)?
         }
     })
-}
-
-/// The gradient of the projected rows (B*M, C). The class token's row is the sum over the draws that share it.
-pub(super) fn backward(plan: &Plan, grad: &Tensor, choice: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, draws, channels) = (plan.batch, plan.draws, plan.channels);
-    let class = grad.f_select(2, 0)?.f_sum_dim_intlist([1i64].as_slice(), true, grad.f_kind()?)?;
-    let picked = grad.f_narrow(2, 1, plan.picked)?.f_reshape([batch, draws * plan.picked, channels])?;
-    let picked = without_empty(plan, picked, choice)?;
-    Ok(Tensor::f_cat(&[class, picked], 1)?.f_reshape([batch * plan.stored(), channels])?)
 }
 
 /// `picked` (B, N'*picked, C) with zeros in the empty slots.

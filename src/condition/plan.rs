@@ -2,13 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::check::{self, Sizes};
+use super::sizes::{floating, rank, same_device, Sizes};
 use super::{Bridge, Recap, TextJoin, OP};
 use crate::error::{DivaError, Result};
 use crate::slices;
 
-/// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which all draws
-/// share, then `picked` rows for each draw.
+/// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which
+/// all draws share, then `picked` rows for each draw.
 pub(super) struct Plan {
     pub recap: Recap,
     pub join: TextJoin,
@@ -36,7 +36,7 @@ impl Plan {
         text: &Tensor,
         choice: Option<&Tensor>,
     ) -> Result<Self> {
-        check::rank(tokens, "tokens", 3, "(B, 1+P, W)")?;
+        rank(tokens, "tokens", 3, "(B, 1+P, W)")?;
         let (batch, count, width) = tokens.size3()?;
         if batch < 1 || count < 1 {
             return Err(DivaError::shape(OP, "tokens", tokens, "at least one image and one token"));
@@ -45,8 +45,8 @@ impl Plan {
             let expected = format!("(B, 1+P, {}), the width of CLIP's head", sizes.width);
             return Err(DivaError::shape(OP, "tokens", tokens, expected));
         }
-        check::floating(tokens, "tokens")?;
-        check::same_device(tokens, "tokens", sizes.device)?;
+        floating(tokens, "tokens")?;
+        same_device(tokens, "tokens", sizes.device)?;
         let patches = count - 1;
         let (draws, picked) = match (bridge.recap, choice) {
             (Recap::Random, Some(choice)) => drawn(choice, batch, patches, sizes.device)?,
@@ -116,7 +116,7 @@ impl Plan {
 
     /// L, of a text (1 or B, L, C) that fits.
     fn read_text(&self, text: &Tensor, sizes: &Sizes) -> Result<i64> {
-        check::rank(text, "text", 3, "(1 or B, L, C)")?;
+        rank(text, "text", 3, "(1 or B, L, C)")?;
         let (batch, length, channels) = text.size3()?;
         if batch != 1 && batch != self.batch {
             let expected = format!("a batch of 1 or {}, as the tokens have", self.batch);
@@ -129,8 +129,8 @@ impl Plan {
         if length < 1 {
             return Err(DivaError::shape(OP, "text", text, "at least one text token"));
         }
-        check::floating(text, "text")?;
-        check::same_device(text, "text", sizes.device)?;
+        floating(text, "text")?;
+        same_device(text, "text", sizes.device)?;
         let rows = self.rows();
         if self.recap != Recap::Text && self.join == TextJoin::Add && rows > length {
             let expected = format!(
@@ -146,7 +146,7 @@ impl Plan {
 
 /// N and k of a choice (B, N, k) that fits.
 fn drawn(choice: &Tensor, batch: i64, patches: i64, device: Device) -> Result<(i64, i64)> {
-    check::rank(choice, "choice", 3, "(B, N, k)")?;
+    rank(choice, "choice", 3, "(B, N, k)")?;
     let got = choice.f_kind()?;
     if got != Kind::Int64 {
         let expected = "Int64".to_string();
@@ -157,7 +157,7 @@ fn drawn(choice: &Tensor, batch: i64, patches: i64, device: Device) -> Result<(i
         let expected = format!("({batch}, N, k) with at least one draw: one choice per image");
         return Err(DivaError::shape(OP, "choice", choice, expected));
     }
-    check::same_device(choice, "choice", device)?;
+    same_device(choice, "choice", device)?;
     if choice.device() == Device::Cpu {
         in_range(choice, draws, picked, patches)?;
     }

@@ -1,10 +1,9 @@
-//! The trained projector from CLIP's joint space (D) to the width of the condition (C): DIVA's single linear
-//! layer, or GenHancer's LayerNorm - Linear - GELU - Linear.
+//! The trained projector from CLIP's joint space (D) to the width of the condition (C): DIVA's
+//! single linear layer, or GenHancer's LayerNorm - Linear - GELU - Linear.
 
 use tch::Tensor;
 
-use super::norm;
-use super::OP;
+use super::{layer_norm, OP};
 use crate::error::{DivaError, Result};
 
 /// torch's default of `nn.LayerNorm`.
@@ -24,35 +23,33 @@ pub enum Projector {
     },
 }
 
-/// What [`Projector::backward`] needs of the forward pass.
-pub(super) enum Saved {
-    Linear { input: Tensor },
-    Mlp { input: Tensor, stats: norm::Stats, normed: Tensor, before: Tensor, active: Tensor },
-}
-
 impl Projector {
-    /// The same parameters, shared.
-    pub fn shallow_clone(&self) -> Self {
-        match self {
-            Projector::Linear { weight, bias } => Projector::Linear {
-                weight: weight.shallow_clone(),
-                bias: bias.as_ref().map(Tensor::shallow_clone),
-            },
+    /// The same projector over what `make` makes of each parameter, in the order of
+    /// [`Projector::params`].
+    pub(super) fn map<E>(
+        &self,
+        make: &mut dyn FnMut(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Self, E> {
+        Ok(match self {
+            Projector::Linear { weight, bias } => {
+                Projector::Linear { weight: make(weight)?, bias: bias.as_ref().map(make).transpose()? }
+            }
             Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
                 Projector::Mlp {
-                    norm_weight: norm_weight.shallow_clone(),
-                    norm_bias: norm_bias.shallow_clone(),
-                    fc1_weight: fc1_weight.shallow_clone(),
-                    fc1_bias: fc1_bias.shallow_clone(),
-                    fc2_weight: fc2_weight.shallow_clone(),
-                    fc2_bias: fc2_bias.shallow_clone(),
+                    norm_weight: make(norm_weight)?,
+                    norm_bias: make(norm_bias)?,
+                    fc1_weight: make(fc1_weight)?,
+                    fc1_bias: make(fc1_bias)?,
+                    fc2_weight: make(fc2_weight)?,
+                    fc2_bias: make(fc2_bias)?,
                 }
             }
-        }
+        })
     }
 
-    /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm, Linear, GELU,
-    /// Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`).
+    /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm,
+    /// Linear, GELU, Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`,
+    /// `3.bias`).
     ///
     /// Errors: `Weights` for a missing or an unexpected key.
     pub fn from_named(named: Vec<(String, Tensor)>) -> Result<Self> {
@@ -102,57 +99,17 @@ impl Projector {
         }
     }
 
-    /// (rows, D) -> (rows, C)
-    pub(super) fn forward(&self, input: Tensor) -> Result<(Tensor, Saved)> {
+    /// (rows, D) -> (rows, C), recorded by autograd.
+    pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match self {
-            Projector::Linear { weight, bias } => {
-                let output = input.f_linear(weight, bias.as_ref())?;
-                Ok((output, Saved::Linear { input }))
-            }
+            Projector::Linear { weight, bias } => Ok(input.f_linear(weight, bias.as_ref())?),
             Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
-                let (normed, stats) = norm::forward(&input, Some(norm_weight), Some(norm_bias), EPS)?;
-                let before = normed.f_linear(fc1_weight, Some(fc1_bias))?;
-                let active = before.f_gelu("none")?;
-                let output = active.f_linear(fc2_weight, Some(fc2_bias))?;
-                Ok((output, Saved::Mlp { input, stats, normed, before, active }))
+                let normed = layer_norm(input, Some(norm_weight), Some(norm_bias), EPS)?;
+                let hidden = normed.f_linear(fc1_weight, Some(fc1_bias))?.f_gelu("none")?;
+                Ok(hidden.f_linear(fc2_weight, Some(fc2_bias))?)
             }
         }
     }
-
-    /// The gradient of the input, and of each parameter in the order of [`Projector::params`].
-    pub(super) fn backward(&self, saved: &Saved, grad: &Tensor) -> Result<(Tensor, Vec<Tensor>)> {
-        match (self, saved) {
-            (Projector::Linear { weight, bias }, Saved::Linear { input }) => {
-                let mut params = vec![weight_grad(grad, input)?];
-                if bias.is_some() {
-                    params.push(norm::over_rows(grad)?);
-                }
-                Ok((grad.f_matmul(weight)?, params))
-            }
-            (
-                Projector::Mlp { norm_weight, fc1_weight, fc2_weight, .. },
-                Saved::Mlp { input, stats, normed, before, active },
-            ) => {
-                let d_before = before.f_gelu_backward(&grad.f_matmul(fc2_weight)?, "none")?;
-                let back = norm::backward(input, stats, Some(norm_weight), &d_before.f_matmul(fc1_weight)?)?;
-                let params = vec![
-                    back.weight,
-                    back.bias,
-                    weight_grad(&d_before, normed)?,
-                    norm::over_rows(&d_before)?,
-                    weight_grad(grad, active)?,
-                    norm::over_rows(grad)?,
-                ];
-                Ok((back.input, params))
-            }
-            _ => Err(DivaError::config(OP, "the tape was recorded with another kind of projector")),
-        }
-    }
-}
-
-/// Gradient of an `nn.Linear` weight (out, in).
-fn weight_grad(grad: &Tensor, input: &Tensor) -> Result<Tensor> {
-    Ok(grad.f_transpose(0, 1)?.f_matmul(input)?)
 }
 
 /// Tensors by name, each taken at most once.

@@ -15,7 +15,7 @@ pub mod dit;
 pub mod embeddings;
 pub mod frozen;
 pub mod layers;
-pub mod pull;
+pub use crate::autograd::pull;
 pub mod unet_2d_condition;
 pub mod vae;
 

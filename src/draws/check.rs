@@ -1,5 +1,4 @@
-//! What a plan may ask for. The limits lie far beyond any use; they keep sizes that can only be mistakes from being
-//! allocated.
+//! Limits of a plan. They lie far beyond any use: sizes above them are mistakes, and must not be allocated.
 
 use super::{DrawPlan, Timesteps, TokenRule};
 use crate::error::{DivaError, Result};

@@ -1,4 +1,4 @@
-//! Where randomness comes from: ChaCha8, keyed by what a number is for and never by when it is asked for.
+//! Random generators: ChaCha8, keyed by seed, sample, epoch, draw and purpose, never by the order of calls.
 //!
 //! The 256-bit key *is* the five fields, side by side and unhashed: two different keys cannot become one, so no two
 //! seeds, samples, epochs, draws or purposes share a stream. Within a key, ChaCha's 64-bit stream number gives random
@@ -81,9 +81,9 @@ pub fn augment_seed(seed: u64, id: u64, epoch: u64) -> u64 {
     Key { seed, id, epoch, draw: 0, purpose: Purpose::Augment }.rng(0).next_u64() >> 1
 }
 
-/// A whole number in `0..bound`, unbiased: Lemire's multiply-shift with rejection (arXiv 1805.10941, algorithm 5).
+/// An integer in `0..bound`, unbiased: Lemire's multiply-shift with rejection (arXiv 1805.10941, algorithm 5).
 ///
-/// Written out here, like `unit`, because `rand` may change its own mappings between releases; replays must not.
+/// Written here, like `unit`, because `rand` may change its mappings between releases, which would change replays.
 pub(super) fn below(rng: &mut ChaCha8Rng, bound: u64) -> u64 {
     let bound = bound.max(1);
     let rejected = bound.wrapping_neg() % bound;

@@ -1,6 +1,6 @@
 //! Draws: the timesteps, noise and token choices of a batch, each a function of (seed, sample id, epoch, draw, purpose).
 //!
-//! Nothing depends on the order of calls, so a run can be replayed to the bit: on any device, for any batch order,
+//! No draw depends on the order of calls, so a run can be replayed to the bit: on any device, for any batch order,
 //! micro-batch size, number of threads, workers or ranks, and after a resume. (Stratified timesteps are spread over the
 //! batch they are drawn for: draw for the whole batch, then slice.) All of it is arithmetic that is the same to the
 //! bit on every processor, except the `exp` and `ln` behind logit-normal timesteps.
@@ -88,7 +88,7 @@ pub struct Draws {
 }
 
 impl DrawPlan {
-    /// The plan, or the first thing that is wrong with it.
+    /// The plan, or an error for its first wrong field.
     pub fn validated(self) -> Result<Self> {
         self.check().map(|()| self)
     }
@@ -103,7 +103,7 @@ impl DrawPlan {
     }
 
     /// The draws of the samples `ids` in epoch `epoch`. A sample that occurs twice draws the same twice (except for
-    /// stratified timesteps, where each occurrence has strata of its own).
+    /// stratified timesteps, where each occurrence has its own strata).
     pub fn draw(&self, ids: &[u64], epoch: u64) -> Result<Draws> {
         let sizes = self.sizes(ids.len())?;
         let mut timesteps = filled("timesteps", sizes.rows, 0)?;
@@ -138,7 +138,7 @@ pub fn posterior_noise(seed: u64, ids: &[u64], epoch: u64, latent: &[usize]) -> 
     Ok(noise)
 }
 
-/// `count` copies of `value`, or an error where the memory is not there: a plain `vec!` would abort the process.
+/// `count` copies of `value`, or an error if the memory cannot be allocated: `vec!` would abort the process.
 fn filled<T: Clone>(what: &str, count: usize, value: T) -> Result<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(count).map_err(|_| DivaError::Device {

@@ -1,6 +1,6 @@
 //! Gaussian noise: Box-Muller (Ann. Math. Statist. 29, 1958) over the words of a ChaCha8 stream.
 //!
-//! Each block of 64 words gives the 64 values at the same place, so any part of the noise can be made on its own. The
+//! Each block of 64 words gives the 64 values at the same place, so any part of the noise can be computed alone. The
 //! logarithm, sine and cosine are series of float32 additions, products and quotients, which IEEE 754 fixes to the bit
 //! on every processor (a C library's are not), and which the compiler turns into SIMD. A ziggurat (`rand_distr`) takes
 //! more than twice the time: it reads twice the random words and branches on each.
@@ -38,7 +38,7 @@ pub(super) fn fill(
     });
 }
 
-/// The values from `start`, a multiple of `BLOCK`, on.
+/// Fills the values from `start`, a multiple of `BLOCK`.
 fn fill_from(key: &Key, start: usize, values: &mut [f32]) {
     let mut rng = key.rng(0);
     rng.set_word_pos(start as u128);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn any_part_can_be_made_on_its_own() {
+    fn any_part_can_be_computed_alone() {
         let mut whole = [0.0; 5 * BLOCK + 7];
         fill_from(&KEY, 0, &mut whole);
         for block in 0..=5 {

@@ -1,4 +1,4 @@
-//! Timesteps: whole numbers in `lo..hi`, one per sample and draw.
+//! Timesteps: integers in `lo..hi`, one per sample and draw.
 
 use rand::Rng;
 use rand_distr::StandardNormal;
@@ -37,7 +37,7 @@ pub(super) fn fill(plan: &DrawPlan, ids: &[u64], epoch: u64, out: &mut [i64]) ->
 ///
 /// Block n of N holds the strata `n*B..(n+1)*B`, one for each sample, dealt by a permutation of the samples. Samples
 /// are ranked by id, so that the order within the batch does not matter. A sample's draws walk through the blocks
-/// from a first block of its own: otherwise draw 0 would always be the least noisy one.
+/// from its own first block: otherwise draw 0 would always be the least noisy one.
 fn deal(plan: &DrawPlan, ids: &[u64], epoch: u64, out: &mut [i64]) -> Result<()> {
     let (batch, draws) = (ids.len(), plan.draws);
     let mut ranked = filled("ranks of the samples", batch, (0u64, 0usize, 0usize))?;
@@ -66,7 +66,7 @@ fn deal(plan: &DrawPlan, ids: &[u64], epoch: u64, out: &mut [i64]) -> Result<()>
 }
 
 /// Stratum `stratum` of `strata` and 53 bits for the place within it: floor((stratum + jitter) / strata * span), in
-/// whole numbers, because `stratum + jitter` rounds up into the next stratum in floating point.
+/// integers, because `stratum + jitter` rounds up into the next stratum in floating point.
 fn within(stratum: u64, jitter: u64, span: u64, strata: u64) -> i64 {
     let place = (u128::from(stratum) << 53) + u128::from(jitter);
     (place * u128::from(span) / (u128::from(strata.max(1)) << 53)) as i64

@@ -8,8 +8,9 @@ use crate::error::Result;
 /// Elements of a block on a CPU: what a pass leaves is still in the caches for the next one.
 const BLOCK: i64 = 1 << 18;
 
-/// value * gelu(gate) of (..., 2 W), value before gate (arXiv 2002.05202), with the exact GELU: (..., W). The graph keeps the
-/// input alone; autograd's own way, over views of it, writes their gradients into zeros, twice, and adds these up.
+/// value * gelu(gate) of (..., 2 W), value before gate (arXiv 2002.05202), with the exact GELU:
+/// (..., W). The graph keeps the input alone; autograd's own way, over views of it, writes their
+/// gradients into zeros, twice, and adds these up.
 pub fn geglu(both: &Tensor) -> Result<Tensor> {
     apply(&[both], || {
         let (value, gate) = halves(both)?;

@@ -1,4 +1,4 @@
-//! Linear, convolution, norms, embedding.
+//! Linear, convolution, norms.
 
 use tch::{Device, Kind, Tensor};
 
@@ -22,12 +22,6 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// With a bias where the checkpoint has one.
-    pub fn load(path: &Path, inputs: i64, outputs: i64) -> Result<Self> {
-        let weight = path.get("weight", &[outputs, inputs])?;
-        Ok(Linear { weight, bias: path.maybe("bias", &[outputs])? })
-    }
-
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
             return mixed_linear(x, &self.weight, self.bias.as_ref());
@@ -45,11 +39,6 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
-    pub fn load(path: &Path, channels: (i64, i64), kernel: i64, stride: i64, padding: i64) -> Result<Self> {
-        let weight = path.get("weight", &[channels.1, channels.0, kernel, kernel])?;
-        Ok(Conv2d { weight, bias: path.maybe("bias", &[channels.1])?, stride, padding })
-    }
-
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if let (Some(size), Some(bias)) = (self.few_pixels(x)?, &self.bias) {
             return self.as_product(x, size, &like(bias, x)?);
@@ -58,8 +47,9 @@ impl Conv2d {
         Ok(x.f_conv2d(&like(&self.weight, x)?, maybe_like(&self.bias, x)?, stride, padding, [1, 1], 1)?)
     }
 
-    /// The size of the output where a matrix product is the faster way: on a CPU, one image of few pixels and a weight of
-    /// tens of megabytes, which oneDNN's convolution would rearrange in every call (benches/results/profile-cpu.md).
+    /// The size of the output where a matrix product is the faster way: on a CPU, one image of few
+    /// pixels and a weight of tens of megabytes, which oneDNN's convolution would rearrange in
+    /// every call (benches/results/profile-cpu.md).
     fn few_pixels(&self, x: &Tensor) -> Result<Option<(i64, i64)>> {
         let ((batch, _, height, width), (_, _, kernel, _)) = (x.size4()?, self.weight.size4()?);
         let side = |length: i64| (length + 2 * self.padding - kernel) / self.stride + 1;
@@ -79,7 +69,8 @@ impl Conv2d {
     }
 }
 
-/// torch.nn.LayerNorm over the last dimension. Half precisions are normalised in float32, as autocast does.
+/// torch.nn.LayerNorm over the last dimension. Half precisions are normalised in float32, as
+/// autocast does.
 pub struct LayerNorm {
     pub weight: Option<Tensor>,
     pub bias: Option<Tensor>,
@@ -88,15 +79,6 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub fn load(path: &Path, width: i64, eps: f64) -> Result<Self> {
-        Ok(LayerNorm {
-            weight: Some(path.get("weight", &[width])?),
-            bias: path.maybe("bias", &[width])?,
-            width,
-            eps,
-        })
-    }
-
     /// Without weights (`elementwise_affine=False`).
     pub fn plain(width: i64, eps: f64) -> Self {
         LayerNorm { weight: None, bias: None, width, eps }
@@ -127,21 +109,6 @@ impl GroupNorm {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
         Ok(x.f_group_norm(self.groups, Some(weight), Some(bias), self.eps, true)?)
-    }
-}
-
-/// torch.nn.Embedding: weight (count, width).
-pub struct Embedding {
-    pub weight: Tensor,
-}
-
-impl Embedding {
-    pub fn load(path: &Path, count: i64, width: i64) -> Result<Self> {
-        Ok(Embedding { weight: path.get("weight", &[count, width])? })
-    }
-
-    pub fn forward(&self, indices: &Tensor) -> Result<Tensor> {
-        Ok(Tensor::f_embedding(&self.weight, indices, -1, false, false)?)
     }
 }
 

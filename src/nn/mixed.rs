@@ -1,15 +1,17 @@
-//! A linear layer whose weights stay in a wider dtype than its products: the float32 weights that are trained in bf16.
+//! A linear layer whose weights stay in a wider dtype than its products: the float32 weights that
+//! are trained in bf16.
 //!
-//! A cast within the graph would keep the narrow weight from the forward pass to the backward pass, which for a whole
-//! tower is half of the weights' memory again. Here the weight is cast twice and kept by nobody.
+//! A cast within the graph would keep the narrow weight from the forward pass to the backward pass,
+//! which for a whole tower is half of the weights' memory again. Here the weight is cast twice and
+//! kept by nobody.
 
 use tch::Tensor;
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
-/// x (..., in) of a narrow dtype, weight (out, in) and bias (out,) of a wider one -> (..., out) in the dtype of `x`. The
-/// gradients of weight and bias arrive in their own dtype.
+/// x (..., in) of a narrow dtype, weight (out, in) and bias (out,) of a wider one -> (..., out) in
+/// the dtype of `x`. The gradients of weight and bias arrive in their own dtype.
 pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     let mut inputs = vec![x, weight];
     inputs.extend(bias);

@@ -1,8 +1,9 @@
-//! The blocks that every network here is made of. Each struct holds its weights under the checkpoint's own keys: the
-//! tree of structs is the tree of keys.
+//! The blocks that every network here is made of. Each struct holds its weights under the
+//! checkpoint's own keys: the tree of structs is the tree of keys.
 //!
-//! Weights may be kept in another dtype than the activations (float32 master weights under bf16 compute): a block casts
-//! them to its input's dtype, inside the graph, so that gradients arrive in the weights' own dtype.
+//! Weights may be kept in another dtype than the activations (float32 master weights under bf16
+//! compute): a block casts them to its input's dtype, inside the graph, so that gradients arrive in
+//! the weights' own dtype.
 
 mod activation;
 mod attention;
@@ -14,5 +15,5 @@ mod weights;
 pub use activation::Activation;
 pub use attention::{attention, merge_heads, quick_attention, split_heads};
 pub use geglu::geglu;
-pub use layers::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear};
+pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 pub use weights::{Path, Store};

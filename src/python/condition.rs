@@ -10,7 +10,7 @@ use super::number::number;
 use super::tensor::{optional, tensors, Given, PyTensor};
 use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
 
-/// From the tokens of a vision tower to the condition of a denoiser, with a hand-written backward pass.
+/// From the tokens of a vision tower to the condition of a denoiser, forward and backward.
 #[pyclass(frozen, name = "Bridge", module = "diva_rs._native")]
 pub struct PyBridge {
     core: Mutex<Bridge>,

@@ -5,19 +5,19 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
-use super::enter::{enter, raise};
+use super::enter::enter;
 use super::number::number;
 use super::tensor::{Given, PyTensor};
-use crate::error::DivaError;
-use crate::schedule::{Betas, Prediction, Schedule};
+use crate::schedule::{Prediction, Schedule};
 
 /// How much noise a sample gets at a timestep, and what the denoiser is asked to predict there.
 ///
-/// Made by ``ddpm``, ``from_alphas_cumprod`` or ``flow``; immutable. ``len(schedule)`` is the number T of timesteps,
+/// Made by ``from_alphas_cumprod`` or ``flow``; immutable. ``len(schedule)`` is the number T of timesteps,
 /// valid ones are the integers 0 to T - 1, and the noise rises with them.
 ///
 /// >>> import torch
-/// >>> schedule = Schedule.ddpm("scaled_linear", 1000, 0.00085, 0.012)
+/// >>> betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+/// >>> schedule = Schedule.from_alphas_cumprod(torch.cumprod(1 - betas, 0))
 /// >>> schedule
 /// Schedule(prediction_type='epsilon', len=1000)
 /// >>> latents, noise = torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8)
@@ -29,49 +29,9 @@ pub struct PySchedule(pub Arc<Schedule>);
 
 #[pymethods]
 impl PySchedule {
-    /// The training schedule of diffusers' ``DDPMScheduler``, with its names and defaults.
-    ///
-    /// ``beta_schedule``: ``"linear"``, ``"scaled_linear"``, ``"squaredcos_cap_v2"``, ``"sigmoid"``, ``"laplace"`` or ``"exp"``, between
-    /// ``beta_start`` and ``beta_end`` in (0, 1) where it has these; ``trained_betas``: the betas themselves, T numbers in
-    /// [0, 1], instead. ``rescale_betas_zero_snr``: the last timestep is pure noise (arXiv 2305.08891, algorithm 1).
-    /// ``prediction_type``: ``"epsilon"``, ``"v_prediction"`` or ``"sample"``. ``alphas_cumprod`` is float32 and equal to diffusers' bit for
-    /// bit.
-    ///
-    /// Raises ConfigError for an unknown name, a beta out of range, or ``num_train_timesteps`` out of 1 to 1,000,000.
-    ///
-    /// >>> Schedule.ddpm("linear", 1000, 0.0001, 0.02, rescale_betas_zero_snr=True).alphas_cumprod[-1]
-    /// tensor(0.)
-    #[staticmethod]
-    #[pyo3(signature = (beta_schedule="linear", num_train_timesteps=1000, beta_start=0.0001, beta_end=0.02,
-                        trained_betas=None, rescale_betas_zero_snr=false, prediction_type="epsilon"))]
-    #[allow(clippy::too_many_arguments)] // seven, and the interpreter
-    fn ddpm(
-        py: Python<'_>,
-        beta_schedule: &str,
-        #[pyo3(from_py_with = number)] num_train_timesteps: i64,
-        #[pyo3(from_py_with = number)] beta_start: f64,
-        #[pyo3(from_py_with = number)] beta_end: f64,
-        trained_betas: Option<&Bound<'_, PyAny>>,
-        rescale_betas_zero_snr: bool,
-        prediction_type: &str,
-    ) -> PyResult<Self> {
-        let trained = trained_betas.map(numbers).transpose()?;
-        enter(py, move || {
-            let betas = match trained {
-                Some(values) => Betas::Trained(values),
-                None => Betas::parse(beta_schedule, beta_start, beta_end)?,
-            };
-            let prediction = Prediction::parse(prediction_type)?;
-            let steps = usize::try_from(num_train_timesteps).map_err(|_| {
-                let what = format!("num_train_timesteps is {num_train_timesteps}, expected 1 or more");
-                DivaError::config("Schedule.ddpm", what)
-            })?;
-            Ok(Self(Arc::new(Schedule::ddpm(&betas, steps, rescale_betas_zero_snr, prediction)?)))
-        })
-    }
-
     /// A schedule from the ``alphas_cumprod`` of any variance-preserving scheduler: a float32 or float64 tensor (T,) in [0, 1]
-    /// that never increases. It is copied. ``prediction_type`` as in ``ddpm``.
+    /// that never increases. It is copied. ``prediction_type``: ``"epsilon"``, ``"v_prediction"`` or
+    /// ``"sample"``.
     ///
     /// Raises ShapeError for another rank or dtype, ConfigError for values that no schedule has.
     ///
@@ -122,7 +82,7 @@ impl PySchedule {
     /// out of range (seen on the host only when they are there).
     ///
     /// >>> import torch
-    /// >>> schedule = Schedule.ddpm(prediction_type="v_prediction")
+    /// >>> schedule = Schedule.from_alphas_cumprod(torch.linspace(1, 0, 1000), "v_prediction")
     /// >>> x = torch.ones(1, 4, 8, 8)
     /// >>> noisy, target, model_timesteps = schedule.add_noise(x, 0 * x, torch.tensor([500]))
     /// >>> bool(torch.allclose(noisy ** 2 + target ** 2, x)), model_timesteps
@@ -148,8 +108,9 @@ impl PySchedule {
     /// Raises ConfigError unless ``min_snr`` is above 0 and finite, and what ``add_noise`` raises for timesteps.
     ///
     /// >>> import torch
-    /// >>> Schedule.ddpm().weights(torch.tensor([0, 999]), 5.0, like=torch.zeros(1))
-    /// tensor([5.0013e-04, 1.0000e+00])
+    /// >>> schedule = Schedule.from_alphas_cumprod(torch.tensor([0.99, 0.5, 0.1]))
+    /// >>> schedule.weights(torch.tensor([0, 2]), 5.0, like=torch.zeros(1))
+    /// tensor([0.0505, 1.0000])
     fn weights(
         &self,
         py: Python<'_>,
@@ -198,14 +159,6 @@ impl PySchedule {
             }
         }
     }
-}
-
-/// Floats from a list, a tuple, a NumPy array or a 1-D tensor.
-fn numbers(values: &Bound<'_, PyAny>) -> PyResult<Vec<f64>> {
-    let read = || values.try_iter()?.map(|item| item?.extract::<f64>()).collect::<PyResult<Vec<f64>>>();
-    read().map_err(|err| {
-        raise(DivaError::config("Schedule.ddpm", format!("trained_betas must be numbers: {err}")))
-    })
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,5 +1,5 @@
-//! `x_t` and the prediction target of a CPU batch in one rayon pass: latents and noise are read once, and no
-//! intermediate product is written to memory.
+//! `x_t` and the prediction target of a CPU batch in one rayon pass: latents and noise are read
+//! once, and no intermediate product is written to memory.
 
 use std::ops::{Add, Mul, Sub};
 
@@ -12,14 +12,16 @@ use crate::error::Result;
 use crate::slices::{self, Output};
 use crate::threads;
 
-/// Elements per task: large enough to hide the cost of a task, small enough to stay in the L2 cache.
+/// Elements per task: large enough to hide the cost of a task, small enough to stay in the L2
+/// cache.
 const BLOCK: usize = 1 << 14;
 
 trait Real: Element + Copy + Send + Sync + Mul<Output = Self> + Add<Output = Self> + Sub<Output = Self> {}
 impl Real for f32 {}
 impl Real for f64 {}
 
-/// At most `BLOCK` elements of one sample. `target` is empty where the target is the noise or the latents.
+/// At most `BLOCK` elements of one sample. `target` is empty where the target is the noise or the
+/// latents.
 struct Task<'a, T> {
     signal: T,
     noise: T,
@@ -29,12 +31,14 @@ struct Task<'a, T> {
     target: &'a mut [T],
 }
 
-/// True for a CPU tensor whose samples are contiguous each: also one draw of several, `noise[:, n]`.
+/// True for a CPU tensor whose samples are contiguous each: also one draw of several, `noise[:,
+/// n]`.
 pub fn takes(tensor: &Tensor) -> bool {
     slices::is_viewable(tensor) || tensor.f_select(0, 0).is_ok_and(|sample| slices::is_viewable(&sample))
 }
 
-/// `(noisy, target)` for float32 or float64 tensors `(B, ..)` that `takes` accepts and checked timesteps `(B,)`.
+/// `(noisy, target)` for float32 or float64 tensors `(B, ..)` that `takes` accepts and checked
+/// timesteps `(B,)`.
 pub fn add_noise(
     prediction: Prediction,
     levels: &Levels,
@@ -115,7 +119,8 @@ impl<'a> Samples<'a> {
 }
 
 impl<T: Real> Task<'_, T> {
-    /// Every product and sum is rounded on its own (Rust never contracts them), so the result is libtorch's.
+    /// Every product and sum is rounded on its own (Rust never contracts them), so the result is
+    /// libtorch's.
     fn run(self, prediction: Prediction) {
         let (a, s) = (self.signal, self.noise);
         let pairs = self.x0.iter().zip(self.e);

@@ -1,4 +1,5 @@
-//! The table of noise levels and its copies: signal and noise amplitude per timestep, once per device and dtype.
+//! The table of noise levels and its copies: signal and noise amplitude per timestep, once per
+//! device and dtype.
 
 use std::sync::Mutex;
 
@@ -7,7 +8,8 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{DivaError, Result};
 use crate::slices;
 
-/// Amplitudes by timestep, `(T,)` each, on one device and in one dtype: `x_t = signal[t] x_0 + noise[t] e`.
+/// Amplitudes by timestep, `(T,)` each, on one device and in one dtype: `x_t = signal[t] x_0 +
+/// noise[t] e`.
 #[derive(Debug)]
 pub struct Levels {
     pub signal: Tensor,
@@ -59,7 +61,8 @@ impl Tables {
         Ok(levels)
     }
 
-    /// First the cast, then the root, as diffusers' `add_noise` (scheduling_ddpm.py) and `scale_noise` do.
+    /// First the cast, then the root, as diffusers' `add_noise` (scheduling_ddpm.py) and
+    /// `scale_noise` do.
     fn make(&self, like: &Tensor) -> Result<Levels> {
         let table = self.table.f_to_other(like, true, false)?;
         let rest = table.f_rsub_scalar(1.0)?; // 1 - table
@@ -72,7 +75,8 @@ impl Tables {
     }
 }
 
-/// A private CPU copy of a table of levels and its values: `(T,)`, float32 or float64, each in [0, 1].
+/// A private CPU copy of a table of levels and its values: `(T,)`, float32 or float64, each in [0,
+/// 1].
 pub fn host_table(op: &'static str, name: &str, table: &Tensor) -> Result<(Tensor, Vec<f64>)> {
     let kind = floating(op, name, table)?;
     if !matches!(kind, Kind::Float | Kind::Double) {
@@ -94,8 +98,8 @@ pub fn host_table(op: &'static str, name: &str, table: &Tensor) -> Result<(Tenso
     Ok((table, values))
 }
 
-/// A tensor without elements that carries a device and a dtype: how tensors are made on the device of another,
-/// which tch cannot name where it does not know it.
+/// A tensor without elements that carries a device and a dtype: how tensors are made on the device
+/// of another, which tch cannot name where it does not know it.
 pub fn probe(like: &Tensor, kind: Kind) -> Result<Tensor> {
     Ok(like.f_as_strided([0], [1], None)?.f_to_kind(kind)?)
 }
@@ -120,7 +124,8 @@ pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
     }
 }
 
-/// Refuses sparse and nested layouts before a question about strides makes libtorch throw where tch would panic.
+/// Refuses sparse and nested layouts before a question about strides makes libtorch throw where tch
+/// would panic.
 fn strided(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
     let dense = tensor.defined() && (tensor.device() != Device::Cpu || tensor.f_is_set_to(tensor).is_ok());
     match dense {

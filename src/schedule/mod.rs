@@ -1,10 +1,11 @@
-//! How much noise a sample gets at a timestep, what the denoiser is asked to predict there, and how much its error
-//! counts. One table of noise levels, indexed by integer timesteps, for both families of diffusion models:
+//! How much noise a sample gets at a timestep, what the denoiser is asked to predict there, and how
+//! much its error counts. One table of noise levels, indexed by integer timesteps, for both
+//! families of diffusion models:
 //!
-//! * variance preserving (DDPM, arXiv 2006.11239 eq. 4): `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e`,
+//! * variance preserving (DDPM, arXiv 2006.11239 eq. 4): `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t)
+//!   e`,
 //! * flow matching (rectified flow, arXiv 2209.03003): `x_t = (1 - s) x_0 + s e`.
 
-mod betas;
 mod fused;
 mod levels;
 mod prediction;
@@ -17,7 +18,6 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{DivaError, Result};
 use crate::slices;
 
-pub use betas::Betas;
 pub use prediction::Prediction;
 
 use levels::{Levels, Tables};
@@ -27,10 +27,11 @@ use levels::{Levels, Tables};
 pub struct Noised {
     /// `x_t`, shape, dtype and device of the latents.
     pub noisy: Tensor,
-    /// What the denoiser should answer. For `Epsilon` and `Sample` it shares the memory of the noise or the latents.
+    /// What the denoiser should answer. For `Epsilon` and `Sample` it shares the memory of the
+    /// noise or the latents.
     pub target: Tensor,
-    /// `(B,)`: what the denoiser is told about the noise level. The timesteps themselves, or for flow matching
-    /// `sigma * num_train_timesteps` as float32.
+    /// `(B,)`: what the denoiser is told about the noise level. The timesteps themselves, or for
+    /// flow matching `sigma * num_train_timesteps` as float32.
     pub model_timesteps: Tensor,
 }
 
@@ -45,15 +46,8 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The training schedule of diffusers' `DDPMScheduler`: float32, by the same libtorch operations in the same
-    /// order, so that `alphas_cumprod` is equal bit for bit.
-    pub fn ddpm(betas: &Betas, steps: usize, rescale_zero_snr: bool, prediction: Prediction) -> Result<Self> {
-        let table = betas.alphas_cumprod(steps, rescale_zero_snr)?;
-        Self::from_alphas_cumprod(&table, prediction)
-    }
-
-    /// A schedule from the `alphas_cumprod` of any variance-preserving scheduler: float32 or float64, `(T,)`, in
-    /// [0, 1], not increasing. The table is copied.
+    /// A schedule from the `alphas_cumprod` of any variance-preserving scheduler: float32 or
+    /// float64, `(T,)`, in [0, 1], not increasing. The table is copied.
     pub fn from_alphas_cumprod(table: &Tensor, prediction: Prediction) -> Result<Self> {
         const OP: &str = "Schedule.from_alphas_cumprod";
         if prediction == Prediction::Flow {
@@ -63,8 +57,8 @@ impl Schedule {
             ));
         }
         let (table, values) = levels::host_table(OP, "alphas_cumprod", table)?;
-        // Not strictly: with zero terminal SNR diffusers' sampling schedulers lift the last entry from 0 to 2^-24,
-        // which can be above the one before it.
+        // Not strictly: with zero terminal SNR diffusers' sampling schedulers lift the last entry
+        // from 0 to 2^-24, which can be above the one before it.
         if let Some(t) = values.windows(2).position(|pair| pair[1] > pair[0] + 1e-6) {
             let what = format!("alphas_cumprod increases at timestep {}: it must fall with the noise", t + 1);
             return Err(DivaError::config(OP, what));
@@ -73,9 +67,9 @@ impl Schedule {
         Ok(Self { prediction, len: values.len(), train_timesteps: None, tables })
     }
 
-    /// Flow matching with noise levels `sigmas` `(T,)` in [0, 1], all different and in order; a falling table (as
-    /// diffusers keeps it) is turned round, so that the index rises with the noise. The model is told
-    /// `sigma * train_timesteps`, 1000 in every published model.
+    /// Flow matching with noise levels `sigmas` `(T,)` in [0, 1], all different and in order; a
+    /// falling table (as diffusers keeps it) is turned round, so that the index rises with the
+    /// noise. The model is told `sigma * train_timesteps`, 1000 in every published model.
     pub fn flow(sigmas: &Tensor, train_timesteps: f64) -> Result<Self> {
         const OP: &str = "Schedule.flow";
         if !(train_timesteps.is_finite() && train_timesteps > 0.0) {
@@ -94,7 +88,8 @@ impl Schedule {
         if !rising {
             table = table.f_flip([0])?;
         }
-        // diffusers, scheduling_flow_match_euler_discrete.py: `self.timesteps = sigmas * num_train_timesteps`
+        // diffusers, scheduling_flow_match_euler_discrete.py: `self.timesteps = sigmas *
+        // num_train_timesteps`
         let steps = table.f_to_kind(Kind::Float)?.f_mul_scalar(train_timesteps)?;
         let (prediction, train_timesteps) = (Prediction::Flow, Some(train_timesteps));
         Ok(Self { prediction, len: values.len(), train_timesteps, tables: Tables::new(table, Some(steps)) })
@@ -113,7 +108,8 @@ impl Schedule {
         self.prediction
     }
 
-    /// What the noise level is multiplied with for a flow-matching model; the other models are told the timestep.
+    /// What the noise level is multiplied with for a flow-matching model; the other models are told
+    /// the timestep.
     pub fn train_timesteps(&self) -> Option<f64> {
         self.train_timesteps
     }
@@ -139,11 +135,12 @@ impl Schedule {
         }
     }
 
-    /// `x_t`, the prediction target and the model's timestep for latents `(B, ..)`, noise of the same shape, dtype
-    /// and device, and timesteps `(B,)` int64 on that device or on the CPU.
+    /// `x_t`, the prediction target and the model's timestep for latents `(B, ..)`, noise of the
+    /// same shape, dtype and device, and timesteps `(B,)` int64 on that device or on the CPU.
     ///
-    /// Timesteps on the CPU are checked against `0..len`; elsewhere that would be a host read, and libtorch's own
-    /// device-side check stands. Rounds exactly as diffusers' `add_noise`, `get_velocity` and `scale_noise`.
+    /// Timesteps on the CPU are checked against `0..len`; elsewhere that would be a host read, and
+    /// libtorch's own device-side check stands. Rounds exactly as diffusers' `add_noise`,
+    /// `get_velocity` and `scale_noise`.
     pub fn add_noise(&self, latents: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Result<Noised> {
         const OP: &str = "Schedule.add_noise";
         let _guard = tch::no_grad_guard();
@@ -203,7 +200,8 @@ impl Schedule {
         Ok((noisy, target))
     }
 
-    /// Min-SNR loss weights `(B,)` for timesteps `(B,)`, in the dtype and on the device of `like`. See `weights.rs`.
+    /// Min-SNR loss weights `(B,)` for timesteps `(B,)`, in the dtype and on the device of `like`.
+    /// See `weights.rs`.
     pub fn weights(&self, timesteps: &Tensor, min_snr: f64, like: &Tensor) -> Result<Tensor> {
         const OP: &str = "Schedule.weights";
         let _guard = tch::no_grad_guard();
@@ -221,7 +219,8 @@ impl Schedule {
         Ok(weights::min_snr(self.prediction, &signal, &noise, min_snr)?.f_to_kind(kind)?)
     }
 
-    /// The timesteps, checked, on the device of `probe`, which stands for the tensor called `anchor`.
+    /// The timesteps, checked, on the device of `probe`, which stands for the tensor called
+    /// `anchor`.
     fn index(
         &self,
         op: &'static str,

@@ -3,7 +3,6 @@ use tch::IndexOp;
 use super::*;
 
 const PREDICTIONS: [Prediction; 4] = Prediction::ALL;
-const LINEAR: Betas = Betas::Linear { start: 0.0001, end: 0.02 };
 
 fn schedule(prediction: Prediction, steps: usize) -> Result<Schedule> {
     match prediction {
@@ -11,7 +10,14 @@ fn schedule(prediction: Prediction, steps: usize) -> Result<Schedule> {
             let sigmas = Tensor::f_linspace(1.0, 0.01, steps as i64, (Kind::Float, Device::Cpu))?;
             Schedule::flow(&sigmas, 1000.0)
         }
-        _ => Schedule::ddpm(&LINEAR, steps, true, prediction),
+        _ => {
+            // Linear betas with zero terminal SNR.
+            let betas = Tensor::f_linspace(0.0001, 0.02, steps as i64, (Kind::Float, Device::Cpu))?;
+            let table = betas.f_rsub_scalar(1.0)?.f_cumprod(0, Kind::Float)?.f_sqrt()?;
+            let (first, last) = (table.f_get(0)?, table.f_get(-1)?);
+            let rescaled = table.f_sub(&last)?.f_mul(&first)?.f_div(&first.f_sub(&last)?)?;
+            Schedule::from_alphas_cumprod(&rescaled.f_square()?, prediction)
+        }
     }
 }
 
@@ -31,7 +37,8 @@ fn a_schedule_can_be_shared_between_threads() {
 
 #[test]
 fn the_fused_pass_equals_libtorch_bit_for_bit() -> Result<()> {
-    // Below and above one block of the pass, ranks 1 to 5, a batch of one, an empty batch and empty samples.
+    // Below and above one block of the pass, ranks 1 to 5, a batch of one, an empty batch and empty
+    // samples.
     let shapes: [&[i64]; 8] = [
         &[5],
         &[3, 7],
@@ -67,7 +74,8 @@ fn strided_inputs_give_the_same_as_contiguous_ones() -> Result<()> {
         let schedule = schedule(prediction, 100)?;
         let draws = randn(&[3, 2, 4, 6, 5], Kind::Double)?;
         let x0 = randn(&[3, 4, 6, 5], Kind::Double)?;
-        // One draw of several, one sample for the whole batch: contiguous samples, so the fused pass takes them.
+        // One draw of several, one sample for the whole batch: contiguous samples, so the fused
+        // pass takes them.
         for e in [draws.i((.., 1)), draws.i((0, 0)).f_unsqueeze(0)?.f_expand([3, 4, 6, 5], false)?] {
             assert!(!e.is_contiguous() && fused::takes(&e));
             let (a, b) = (schedule.add_noise(&x0, &e, &t)?, schedule.add_noise(&x0, &e.f_contiguous()?, &t)?);
@@ -183,19 +191,8 @@ fn message<T>(result: Result<T>) -> String {
 #[test]
 fn bad_schedules_are_refused() {
     use Prediction::{Epsilon, Flow};
-    let betas = |betas: Betas, steps| message(Schedule::ddpm(&betas, steps, false, Epsilon));
-    assert!(betas(LINEAR, 0).contains("num_train_timesteps is 0, expected 1 to"));
-    assert!(betas(LINEAR, usize::MAX).contains("expected 1 to 1000000"));
-    assert!(betas(Betas::Linear { start: 0.0, end: 0.1 }, 9).contains("beta_start is 0, expected"));
-    assert!(betas(Betas::ScaledLinear { start: 0.1, end: 1.0 }, 9).contains("beta_end is 1, expected"));
-    assert!(betas(Betas::Sigmoid { start: 0.1, end: f64::NAN }, 9).contains("beta_end is NaN"));
-    assert!(betas(Betas::Linear { start: 0.2, end: 0.1 }, 9).contains("above beta_end"));
-    assert!(betas(Betas::Trained(vec![0.1; 4]), 5).contains("trained_betas has 4 values"));
-    assert!(betas(Betas::Trained(vec![0.1, f64::INFINITY]), 2).contains("trained_betas[1] is inf"));
-    assert!(message(Schedule::ddpm(&LINEAR, 1, true, Epsilon)).contains("at least 2 timesteps"));
-    assert!(message(Schedule::ddpm(&LINEAR, 9, true, Flow)).contains("use Schedule.flow"));
-    let unknown = message(Betas::parse("cosine", 0.1, 0.2));
-    assert!(unknown.contains("\"cosine\" is not one of \"linear\", \"scaled_linear\""), "{unknown}");
+    let flow_table = Schedule::from_alphas_cumprod(&Tensor::from_slice(&[0.9f32, 0.1]), Flow);
+    assert!(message(flow_table).contains("use Schedule.flow"));
     let unknown = message(Prediction::parse("velocity"));
     assert!(
         unknown.contains("is not one of \"epsilon\", \"v_prediction\", \"sample\", \"flow\""),

@@ -1,8 +1,8 @@
-//! Min-SNR-gamma loss weights (arXiv 2303.09556, section 3.4): noise levels at which the task is easy must not
-//! outweigh the others.
+//! Min-SNR-gamma loss weights (arXiv 2303.09556, section 3.4): noise levels at which the task is
+//! easy must not outweigh the others.
 //!
-//! With `snr = (signal / noise)^2` the clean latents' error is weighted `min(snr, gamma)`; for the other targets
-//! that is multiplied by what turns their error into the clean latents' error:
+//! With `snr = (signal / noise)^2` the clean latents' error is weighted `min(snr, gamma)`; for the
+//! other targets that is multiplied by what turns their error into the clean latents' error:
 //!
 //! | target | weight |
 //! |---|---|
@@ -11,8 +11,8 @@
 //! | v | `min(snr, gamma) / (snr + 1)` |
 //! | flow | `min(snr, gamma) * noise^2`, as `x_0 = x_t - noise * velocity` |
 //!
-//! Each is written so that neither `snr = 0` (a schedule with zero terminal SNR) nor `snr = inf` (no noise at all)
-//! gives a NaN: the limits are 1 and 0 for epsilon.
+//! Each is written so that neither `snr = 0` (a schedule with zero terminal SNR) nor `snr = inf`
+//! (no noise at all) gives a NaN: the limits are 1 and 0 for epsilon.
 
 use tch::Tensor;
 

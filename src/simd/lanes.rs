@@ -1,5 +1,5 @@
-//! Vectors of 16 float32 numbers, and of 16 pairs of bf16 numbers: the instructions that a kernel needs, on slices whose
-//! length the compiler checks.
+//! Vectors of 16 float32 numbers, and of 16 pairs of bf16 numbers: the instructions that a kernel
+//! needs, on slices whose length the compiler checks.
 //!
 //! A pair is a u32 that holds the earlier number in its lower half.
 
@@ -85,7 +85,8 @@ pub fn interleave(first: __m512, second: __m512) -> __m512i {
 pub fn exp2(x: __m512) -> __m512 {
     let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
     let rest = _mm512_sub_ps(x, whole); // at most 1/2
-                                        // The polynomial of degree 4 with the least relative error on [-1/2, 1/2].
+                                        // The polynomial of degree 4 with the least relative error
+                                        // on [-1/2, 1/2].
     let mut power = _mm512_set1_ps(0.009_570_1);
     for coefficient in [0.055_917_863, 0.240_247_44, 0.693_121_8, 0.999_999_3] {
         power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(coefficient));

@@ -1,4 +1,5 @@
-//! Matrices of bf16 numbers in the order in which a product reads them: in pairs along the dimension that is summed over.
+//! Matrices of bf16 numbers in the order in which a product reads them: in pairs along the
+//! dimension that is summed over.
 
 use super::lanes::LANES;
 use super::product::{ROWS, STRIP};
@@ -32,7 +33,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Room for a kernel's numbers. A plain `vec!` would abort the process where the memory is not there.
+/// Room for a kernel's numbers. A plain `vec!` would abort the process where the memory is not
+/// there.
 pub fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut numbers = Vec::new();
     numbers.try_reserve_exact(len).map_err(|_| DivaError::Device {
@@ -88,8 +90,8 @@ impl Pairs {
     }
 }
 
-/// The second factor of a product, in strips of [`STRIP`] columns (the last may be narrower), pair by pair within a strip;
-/// zeros up to a whole vector of columns.
+/// The second factor of a product, in strips of [`STRIP`] columns (the last may be narrower), pair
+/// by pair within a strip; zeros up to a whole vector of columns.
 pub struct Columns {
     data: Vec<u32>,
     pub pairs: usize,

@@ -39,7 +39,7 @@ fn products_of_every_form_are_exact() -> Result<()> {
             for second in [Columns::of(rows(&b, k))?, Columns::transposed(rows(&b_across, n))?] {
                 let width = second.width;
                 let mut to = vec![0.0; m.next_multiple_of(ROWS) * width];
-                for (into, times) in [(Into::New, 1.0), (Into::Sum, 2.0)] {
+                for (into, times) in [(Write::New, 1.0), (Write::Sum, 2.0)] {
                     for row in (0..m).step_by(ROWS) {
                         for s in 0..second.strips() {
                             let to = &mut to[row * width + s * STRIP..];

@@ -1,5 +1,6 @@
-//! Threads for what this crate computes itself: libtorch's own team (`team.rs`), and one rayon pool that is as wide. Both
-//! share the cores, so neither may outgrow `torch.set_num_threads`, and a rayon region never calls into a libtorch kernel that would open OpenMP threads of its own.
+//! Threads for what this crate computes itself: libtorch's own team (`team.rs`), and one rayon pool
+//! that is as wide. Both share the cores, so neither may outgrow `torch.set_num_threads`, and a
+//! rayon region never calls into a libtorch kernel that would open OpenMP threads of its own.
 
 mod team; // libtorch's own threads
 

@@ -1,5 +1,6 @@
-//! Work on libtorch's own threads, for kernels that stand between its operations: their threads are awake, and wait for
-//! the next operation at work, so that a second pool would have to share the cores with them for a while.
+//! Work on libtorch's own threads, for kernels that stand between its operations: their threads are
+//! awake, and wait for the next operation at work, so that a second pool would have to share the
+//! cores with them for a while.
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -13,13 +14,15 @@ extern "C" {
     fn diva_team(state: *const c_void, work: extern "C" fn(*const c_void));
 }
 
-/// `work` for every index below `count`, each on the next thread that is free. No libtorch operation within it.
+/// `work` for every index below `count`, each on the next thread that is free. No libtorch
+/// operation within it.
 ///
 /// Errors: `Panic` where `work` panicked.
 #[allow(unsafe_code)]
 pub fn each(count: usize, work: impl Fn(usize) + Sync) -> Result<()> {
     let team = Team { next: AtomicUsize::new(0), count, failed: AtomicBool::new(false), work: &work };
-    // SAFETY: the call ends after the last use of `team` on any thread; `Team` is shared by reference alone.
+    // SAFETY: the call ends after the last use of `team` on any thread; `Team` is shared by
+    // reference alone.
     unsafe { diva_team((&raw const team).cast(), run) };
     match team.failed.into_inner() {
         true => Err(DivaError::Panic("a kernel panicked".to_string())),
@@ -62,7 +65,8 @@ pub fn try_consume<T: Send>(items: Vec<T>, work: impl Fn(T) -> Result<()> + Sync
     }
 }
 
-/// `work` for each row of `numbers`, which are `width` each, with its index: `some` rows at a time on a thread.
+/// `work` for each row of `numbers`, which are `width` each, with its index: `some` rows at a time
+/// on a thread.
 pub fn rows<T: Send>(
     numbers: &mut [T],
     width: usize,

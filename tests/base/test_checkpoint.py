@@ -241,7 +241,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     assert read == {"loss": [1.0, None, [None, 2]], "flag": True, "path": str(tmp_path)}
 
 
-def test_ctrl_c_in_the_middle_of_an_update_waits_for_it():
+def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
     """Otherwise a checkpoint would hold the weights of one step more than it counts."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
     expected = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
@@ -251,7 +251,7 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_it():
     class Pressed:
         def update(self, *args):
             norm = inner.update(*args)
-            os.kill(os.getpid(), signal.SIGINT)
+            ctrl_c()
             return norm
 
     trainer.accumulate(images(2))

@@ -4,15 +4,17 @@
 """
 
 import contextlib
+import io
 import os
 import random
 import shutil
 
 import pytest
+import torch
 
 from diva_rs.errors import DivaError
 from fuzz.engine import run
-from fuzz.payloads import payloads, unpickled_by_all
+from fuzz.payloads import payloads
 from fuzz.places import PLACES
 from fuzz.readers import READERS
 
@@ -28,24 +30,10 @@ def test_damaged_files(tmp_path):
     report = run("files", CASES, keep=tmp_path)
     assert not report.failures, f"{report}\nsaved in {tmp_path}"
     assert report.cases == CASES
-    for (
-        reader
-    ) in READERS:  # the damage reaches the readers' own checks, and is not only of the kind that all see
+    for reader in READERS:  # the damage reaches the readers' own checks too
         assert any(outcome.startswith(f"{reader}: ") for outcome in report.outcomes), f"{reader}\n{report}"
     refused = sum(count for outcome, count in report.outcomes.items() if outcome.endswith("Error"))
     assert CASES // 10 < report.cases - refused < CASES // 2, report
-
-
-def test_the_engine_sees_death_hang_and_failure(tmp_path):
-    report = run("selftest", 6, keep=tmp_path, limit=2.0)
-    assert (report.cases, len(report.failures)) == (6, 4), report
-    abort, failure, hang, leave = report.failures
-    assert "case 1 of seed 0 ended the process (signal SIGABRT)" in abort
-    assert failure == "selftest case 2 of seed 0: a wrong outcome"
-    assert "case 3 of seed 0 ended the process (exit code 1)" in hang and "Timeout" in hang
-    assert "case 4 of seed 0 ended the process (exit code 7)" in leave
-    assert report.outcomes == {"result": 2, "failure": 1, "death": 3}
-    assert [path.name for path in tmp_path.iterdir()] == ["selftest-0-2"]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +48,11 @@ def good(tmp_path_factory):
 
 
 def test_the_payloads_are_live(tmp_path):
-    """Read without care, they run code: otherwise the next test would show nothing."""
-    assert len(unpickled_by_all(tmp_path)) == 9
+    """A reader that is not careful runs their code."""
+    files = payloads(tmp_path / "marker")
+    with contextlib.suppress(Exception):
+        torch.load(io.BytesIO(files["torch, among weights"]), weights_only=False)
+    assert (tmp_path / "marker").is_dir()
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,7 +3,7 @@
 import argparse
 
 from diva_rs.cli import main, train
-from diva_rs.cli.options import settings
+from diva_rs.cli.options import TrainOptions, settings
 
 MODEL = "diva-cli-tiny"
 CONFIG = {
@@ -19,7 +19,11 @@ def message(capsys, argv, main=main, code=2):
     return next(line for line in output.splitlines() if ": error: " in line)
 
 
+NEEDED = ["--clip", MODEL, "--teacher", "t", "--data", "d", "--output-dir", "o"]
+
+
 def parsed(argv):
+    """The options and the recipe of ``diva-rs train``."""
     parser = argparse.ArgumentParser()
     train.add_arguments(parser)
-    return settings(parser.parse_args(argv), train._OPTIONS)
+    return settings(parser.parse_args(argv), TrainOptions)

@@ -32,7 +32,6 @@ def post_trained(recipe: Recipe | None = None, logs: int = 40, **report: Any) ->
             "step": 10.0 * (n + 1),
             "loss": 0.5 - 0.001 * n,
             "denoising": 0.5 - 0.001 * n,
-            "anchor": 0.0,
             "grad_norm": 0.25,
             "lr": 1e-4,
             "epoch": float(n // 10),

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluate
 from builders.small import images, small_clip, small_teacher
-from diva_rs.data import decode, folder, folder_loader, shard_loader
+from diva_rs.data import dataset, decode, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
@@ -48,9 +48,12 @@ RUN = {
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
-def loader(dtype: torch.dtype = torch.float64) -> DataLoader[Any]:
-    """60 images in shuffled batches of 2: a DataLoader as a script would make it."""
-    return DataLoader(TensorDataset(images(60, dtype=dtype)), batch_size=2, shuffle=True)
+def loader(dtype: torch.dtype = torch.float64, data: TensorDataset | None = None) -> DataLoader[Any]:
+    """60 images in shuffled batches of 2, divided among the ranks as a script would do it."""
+    data = TensorDataset(images(60, dtype=dtype)) if data is None else data
+    world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=world, rank=rank, seed=5)
+    return DataLoader(data, batch_size=2, sampler=sampler)
 
 
 def train(batches: Any = None, seed: int = 0, **fields: Any) -> dict[str, Any]:
@@ -101,40 +104,43 @@ def photos(root: Path, count: int) -> Path:
     return root
 
 
-def seen_by(module: Any) -> list[str]:
-    """The names of the images that ``module`` decodes from now on."""
+def decoded_names() -> list[str]:
+    """The names of the images that the readers decode from now on."""
     names: list[str] = []
 
     def noted(source: Any, name: str, *rest: Any) -> Any:
         names.append(Path(name).name)
         return decode.decode(source, name, *rest)
 
-    module.decode = noted
+    dataset.decode = noted
     return names
 
 
 def from_folder(place: Path, world: int) -> dict[str, Any]:
     """One pass over eleven images: one rank has six of them."""
-    names = seen_by(folder)
+    names = decoded_names()
     batches = folder_loader(place / "photos", batch=4, size=32, workers=0, scale=None)
     return {**train(batches, batch=8, steps=None), "decoded": names}
 
 
 def from_shards(place: Path, world: int) -> dict[str, Any]:
     """One pass over shards of five, three and one images."""
-    from diva_rs.data import shards
-
-    names = seen_by(shards)
+    names = decoded_names()
     batches = shard_loader(str(place / "{0..2}.tar"), batch=2, size=32, workers=0, scale=None)
     return {**train(batches, batch=None, steps=None), "decoded": names}
 
 
 def unequal(place: Path, world: int) -> dict[str, Any]:
-    """Batches of unequal sizes from a list that every rank has; one more for rank 0 than for rank 1."""
+    """Batches of unequal sizes; one more for rank 0 than for rank 1."""
     sizes = (3, 1, 2, 5, 4, 1, 2)
     batches = [images(size, seed=size + i, dtype=torch.float64) for i, size in enumerate(sizes)]
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    named = [
+        {"images": batch, "ids": list(range(start, start + len(batch)))}
+        for batch, start in zip(batches, starts, strict=True)
+    ]
     if world > 1:
-        return train(batches, batch=None, steps=None)
+        return train(named[int(os.environ["RANK"]) :: world], batch=None, steps=None)
     pairs = [torch.cat(batches[i : i + 2]) for i in range(0, len(batches), 2)]  # what two ranks take together
     return train(pairs, batch=None, steps=None)
 
@@ -212,14 +218,13 @@ def _refuse() -> None:
 
 def raising(place: Path, world: int) -> None:
     """Rank 1's dataset raises in step 7; a checkpoint is written every 4."""
-    batches = DataLoader(Counted(40, _refuse), batch_size=2, shuffle=True)
-    train(batches, output_dir=place / "raising", checkpoint_every=4)
+    train(loader(data=Counted(40, _refuse)), output_dir=place / "raising", checkpoint_every=4)
 
 
 def killed(place: Path, world: int) -> None:
     """Rank 1 is killed in the middle of step 6; a checkpoint is written every 4."""
     data = Counted(33, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    train(DataLoader(data, batch_size=2, shuffle=True), output_dir=place / "killed", checkpoint_every=4)
+    train(loader(data=data), output_dir=place / "killed", checkpoint_every=4)
 
 
 def resumed(place: Path, world: int) -> dict[str, Any]:
@@ -310,26 +315,28 @@ def single(place: Path, world: int) -> dict[str, Any]:
 
 
 def counted(place: Path, world: int) -> dict[str, Any]:
-    """How much was sent, and what of it before the end of the backward pass; a gradient that changes late."""
-    from diva_rs.distributed import reduce
-
-    reduce.BUCKET = 1 << 14
-    before: list[tuple[int, int]] = []
+    """The sizes of all tensors that are added up over the ranks, in order."""
     sent: list[int] = []
-    whole = reduce.Reducer.reduce
+    add_up = diva_rs.distributed.Ranks.add_up
 
-    def noted(self: reduce.Reducer, *args: Any) -> Any:
-        before.append((self._next, len(self._buckets)))
-        if len(before) == 3 and os.environ.get("RANK") == "1":
-            self._parameters[0].grad.add_(0.0)  # the same gradient, but it might be another
-        means = whole(self, *args)
-        sent.append(self.sent)
-        return means
+    def noted(self: Any, tensor: torch.Tensor) -> None:
+        sent.append(tensor.numel())
+        add_up(self, tensor)
 
-    reduce.Reducer.reduce = noted  # type: ignore[method-assign]
+    diva_rs.distributed.Ranks.add_up = noted  # type: ignore[method-assign]
     found = train(steps=5)
-    reduce.Reducer.reduce = whole  # type: ignore[method-assign]
-    return {**found, "before": before, "sent": sent}
+    diva_rs.distributed.Ranks.add_up = add_up  # type: ignore[method-assign]
+    return {**found, "sent": sent}
+
+
+def undivided(place: Path, world: int) -> None:
+    """A DataLoader that gives every rank all images."""
+    train(DataLoader(TensorDataset(images(60, dtype=torch.float64)), batch_size=2, shuffle=True))
+
+
+def same_batches(place: Path, world: int) -> None:
+    """A list that every rank has."""
+    train([images(2, seed=i, dtype=torch.float64) for i in range(4)])
 
 
 RUNS: dict[str, Callable[[Path, int], Any]] = {
@@ -337,7 +344,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     for run in (
         straight, fifty, single, counted, from_folder, from_shards, unequal, own_batches, with_files,
         guarded, interrupted, begun, continued, killed, resumed, raising, other_weights, other_recipe,
-        other_teacher, spoilt, spoilt_on,
+        other_teacher, spoilt, spoilt_on, undivided, same_batches,
     )
 }  # fmt: skip
 
@@ -352,6 +359,7 @@ def rank(name: str, number: int, world: int, port: int, place: Path) -> None:
         known = {"RANK": number, "WORLD_SIZE": world, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in known.items()})
     code = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell's children ignore it
     try:
         torch.save(RUNS[name](place, world), place / f"{name}-{world}.{number}.pt")
     except BaseException:

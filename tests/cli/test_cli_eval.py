@@ -16,7 +16,7 @@ from builders.clips import IMAGE, clip_variants
 from builders.mmvp import mmvp_folder
 from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import main
-from diva_rs.cli.scored import load_other, load_scored
+from diva_rs.cli.models import load_other, load_scored
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.evaluation import mmvp_vlm
 
@@ -125,8 +125,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, clip):
         capsys, "mmvp", "--clip", MODEL, "--data", "no/such"
     )
     assert "did you mean 'official-openai'" in message(capsys, *mmvp, "--embedding", "official-openia")
-    assert "argument --seed: invalid int value: 'x'" in message(capsys, *mmvp, "--seed", "x")
-    assert "--recall a: whole numbers" in message(
+    assert "--seed='x': an integer of at least 0 is needed" in message(capsys, *mmvp, "--seed", "x")
+    assert "--recall='a': one or more integers of at least 1 are needed" in message(
         capsys, "retrieval", "--clip", MODEL, "--data", tmp_path, "--datasets", "x", "--recall", "a"
     )
     assert "holds no file Questions.csv" in message(capsys, *mmvp)

@@ -52,7 +52,7 @@ def test_an_output_folder_that_holds_something_is_not_overwritten(trained, comma
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("old\n")
     (folder / "note").write_text("mine")
-    assert "is not empty and holds no run to go on with: choose another" in message(capsys, command)
+    assert "is not empty and holds no run to resume: choose another" in message(capsys, command)
     assert (folder / "metrics.jsonl").read_text() == "old\n" and not trained
     assert main([*command, "--overwrite"]) == 0
     assert trained[-1].resume is False
@@ -72,7 +72,7 @@ def test_an_output_folder_that_cannot_be(trained, command, capsys, tmp_path):
     argv = [*command, "--output-dir", str(tmp_path / "file")]
     assert "is a file" in message(capsys, argv)
     argv[-1] = str(tmp_path / "file" / "run")
-    assert "cannot be made: Not a directory" in message(capsys, argv)
+    assert "cannot be created: Not a directory" in message(capsys, argv)
     assert not trained
 
 
@@ -90,20 +90,8 @@ def test_ctrl_c_outside_the_training_is_exit_code_130(monkeypatch, command, caps
 
 
 def test_train_end_to_end(command, capsys, tmp_path):
-    flags = [
-        "--steps",
-        "2",
-        "--batch",
-        "3",
-        "--log-every",
-        "1",
-        "--density",
-        "0.5",
-        "--lr",
-        "1e-2",
-        "--no-progress",
-    ]
-    assert main([*command, *flags]) == 0
+    flags = ["--steps", "2", "--batch", "3", "--log-every", "1", "--density", "0.5", "--lr", "1e-2"]
+    assert main([*command, *flags, "--no-progress"]) == 0
     assert "done: 2 steps" in capsys.readouterr().out
     run = tmp_path / "run"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

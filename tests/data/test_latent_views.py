@@ -3,11 +3,10 @@
 import json
 import tarfile
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
+from builders.pictures import picture
 from diva_rs._base.checkpoint import write_manifest
 from diva_rs.data import LatentCache, Views, folder_loader, shard_loader
 from diva_rs.errors import ConfigError, DataError
@@ -30,8 +29,7 @@ def photos(tmp_path):
     root = tmp_path / "images"
     root.mkdir()
     for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{i}.png")
+        picture(i).save(root / f"{i}.png")
     return root
 
 
@@ -99,7 +97,7 @@ def test_shards_have_the_views_of_a_folder(photos, tmp_path):
 
 def test_other_views_than_the_cached_ones_are_refused(photos, tmp_path):
     cache = LatentCache.build(folder_loader(photos, 2, SIZE, 0, views=Views(2)), Plain(), tmp_path / "cache")
-    with pytest.raises(DataError, match=r"holds fixed views of each image: load with views=cache\.views"):
+    with pytest.raises(DataError, match=r"fixed views of each image: load with views=cache\.views"):
         list(cache.wrap(folder_loader(photos, 2, SIZE, 0, scale=None)))
     fixed = LatentCache.build(folder_loader(photos, 2, SIZE, 0, scale=None), Plain(), tmp_path / "one")
     assert fixed.views is None and len(fixed) == 3

@@ -1,19 +1,17 @@
 """Loaders in trouble: workers that die, shards that end too early, and storage that is slow."""
 
-import io
 import os
 import signal
 import tarfile
 import time
 import warnings
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 import diva_rs
+from builders.pictures import encoded, write_tar
 from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs import DataError
 from diva_rs.data import folder_loader, shard_loader
@@ -76,22 +74,11 @@ def test_a_worker_that_fails_ends_the_run_and_no_step_is_lost(teacher, tmp_path,
     assert same(result, straight) and result.report["steps"] == 4
 
 
-def jpeg(seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (24, 40, 3), dtype=np.uint8)
-    blob = io.BytesIO()
-    Image.fromarray(pixels).save(blob, "jpeg")
-    return blob.getvalue()
-
-
 @pytest.fixture
 def shards(tmp_path):
     for shard in range(3):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
-            for number in range(4):
-                data = jpeg(10 * shard + number)
-                info = tarfile.TarInfo(f"{shard}{number}.jpg")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+        members = [(f"{shard}{n}.jpg", encoded(10 * shard + n)) for n in range(4)]
+        write_tar(tmp_path / f"{shard}.tar", members)
     return tmp_path
 
 
@@ -158,7 +145,7 @@ def test_a_run_says_which_share_of_the_time_it_waits_for_data(teacher):
 def test_prefetch_is_the_loaders(shards):
     image = shards / "images" / "a.jpg"
     image.parent.mkdir()
-    image.write_bytes(jpeg())
+    image.write_bytes(encoded())
     for make, data in ((folder_loader, image.parent), (shard_loader, str(shards / "0.tar"))):
         assert make(data, workers=1, prefetch=5)._loader.prefetch_factor == 5
         assert make(data, workers=1)._loader.prefetch_factor == 2

@@ -1,9 +1,7 @@
 """Image folders and shards: what is read, in which order, and that pixels are keyed by (seed, id, epoch)."""
 
-import io
 import os
 import pickle
-import tarfile
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import center_crop, resize, to_tensor
 
+from builders.pictures import encoded, picture, write_tar
 from diva_rs.data import (
     ImageFolder,
     ImageShards,
@@ -21,7 +20,6 @@ from diva_rs.data import (
     collate,
     folder_loader,
     keyed,
-    read_batch,
     shard_loader,
     train_transform,
     unit_tensor,
@@ -31,16 +29,8 @@ from diva_rs.data.keys import crop_seed, name_key, scramble
 from diva_rs.data.loader import KeyedSampler
 
 
-def picture(seed, size=(40, 32)):
-    return Image.fromarray(
-        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    )
-
-
-def png(seed, size=(40, 32)):
-    blob = io.BytesIO()
-    picture(seed, size).save(blob, "png")
-    return blob.getvalue()
+def png(seed):
+    return encoded(seed, kind="png")
 
 
 @pytest.fixture
@@ -176,13 +166,6 @@ def test_scale_none_is_one_fixed_view(folder):
     assert same(by_id(first), by_id(second))
 
 
-def test_batches_are_what_read_batch_takes(folder, shards):
-    for loader in (folder_loader(folder, 4, 16, 0), shard_loader(shards, 4, 16, 0)):
-        batch = read_batch(next(iter(loader)))
-        assert batch.images.shape == (4, 3, 16, 16) and batch.ids.dtype == torch.int64
-        assert float(batch.images.min()) >= 0 and float(batch.images.max()) <= 1
-
-
 def test_datasets_work_in_a_plain_dataloader(folder, shards):
     for dataset, count in ((ImageFolder(folder, size=16), 10), (ImageShards(shards, size=16), 12)):
         assert len(by_id(DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=2))) == count
@@ -301,20 +284,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 def test_shards_as_other_tools_write_them(tmp_path, mode):
     path = tmp_path / "0.tar"
     members = {
+        "x": None,
         "./x/a.JPG": png(0),
         "x/._a.jpg": b"junk",
         "x/b.v2.png": png(1),
         "x/b.txt": b"words",
         "__meta__": b"m",
     }
-    with tarfile.open(path, mode) as tar:
-        folder = tarfile.TarInfo("x")
-        folder.type = tarfile.DIRTYPE
-        tar.addfile(folder)
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+    write_tar(path, members.items(), mode)
     loader = shard_loader(str(path), 2, 16, 0, shuffle=False, on_bad_image="skip")
     assert len(by_id(loader)) == 2 and not loader.bad
 

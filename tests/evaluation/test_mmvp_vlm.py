@@ -347,7 +347,7 @@ def test_images_are_read_as_they_are_stored(own):
     "change,words",
     [
         ({"clip": None}, "clip is a NoneType"),
-        ({"clip": (PlantedCLIP(()), None, None)}, "clip is a tuple, .* return the model first"),
+        ({"clip": (PlantedCLIP(()), None, None)}, "clip is a tuple, .* return it first"),
         ({"clip": torch.nn.Linear(2, 2)}, "Linear has no text tower"),
         ({"embedding": "official-openia"}, "embedding='official-openia' is not known"),
         ({"embedding": "official-openai"}, "PlantedCLIP is not a CLIP model of a known library"),

@@ -41,11 +41,11 @@ class Files:
     def run(self, rng: random.Random) -> str:
         name = rng.choices(list(READERS), [reader.weight for reader in READERS.values()])[0]
         reader = READERS[name]
-        self._clear()
+        shutil.rmtree(self.bad, ignore_errors=True)
         shutil.copytree(self.good / name, self.bad)
         self.story = f"{name}: {self._damage(rng)}"
         if reader.seal is not None and rng.random() < 0.6:
-            with contextlib.suppress(Exception):  # what cannot be read cannot be sealed
+            with contextlib.suppress(Exception):  # a file that cannot be read cannot be sealed
                 if all(file.stat().st_size < 1 << 20 and file.is_file() for file in self.bad.rglob("*")):
                     reader.seal(self.bad)
         try:
@@ -53,7 +53,7 @@ class Files:
                 reader.read(self.bad)
             outcome = "result"
         except DivaError as err:
-            assert type(err) is not DivaError, f"{self.story}: {err!r}: the root is for what nobody expected"
+            assert type(err) is not DivaError, f"{self.story}: {err!r}: an exception of a subclass is needed"
             assert 20 < len(str(err)) < 3000, f"{self.story}: a message of {len(str(err))} characters"
             outcome = type(err).__name__
         except AssertionError:
@@ -70,7 +70,7 @@ class Files:
 
     def _damage(self, rng: random.Random) -> str:
         files = sorted(file for file in self.bad.rglob("*") if file.is_file())
-        told = []
+        steps = []
         for _ in range(rng.choice([1, 1, 1, 2])):
             file = rng.choice(files)
             if not file.is_file() or file.is_symlink():
@@ -79,20 +79,16 @@ class Files:
             if kind < OUTSIDE:
                 place = rng.choice(PLACES)
                 place(file, rng)
-                told.append(f"{file.name}, {place.__name__}")
+                steps.append(f"{file.name}, {place.__name__}")
             elif kind < OUTSIDE + PICKLED:
                 file.write_bytes(rng.choice(self.pickles))
-                told.append(f"{file.name}, a pickle")
+                steps.append(f"{file.name}, a pickle")
             elif 0 < file.stat().st_size < 1 << 24:
                 change = rng.choice(damages(file))
                 with contextlib.suppress(Exception):  # no longer of its format
                     file.write_bytes(change(file.read_bytes(), rng))
-                told.append(f"{file.name}, {change.__name__}")
-        return " and ".join(told)
-
-    def _clear(self) -> None:
-        if self.bad.exists():
-            shutil.rmtree(self.bad)
+                steps.append(f"{file.name}, {change.__name__}")
+        return " and ".join(steps)
 
 
 def target(scratch: Path) -> Files:
@@ -101,6 +97,6 @@ def target(scratch: Path) -> Files:
 
 @contextlib.contextmanager
 def _silence():
-    """Libraries print to both streams what they think of damaged files."""
+    """Libraries print complaints about damaged files to both streams."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

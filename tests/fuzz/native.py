@@ -63,17 +63,18 @@ def calls() -> dict[str, Call]:
     state = _construct(made, "Optimizer").state()
     network = {"noisy": latents, "timesteps": timesteps[:, 0], "condition": condition}
     gradient = torch.randn(bridge.forward(tokens, text, choice)[0].shape)
-    flow = _construct(made, "Schedule.flow")
+    flow, levels = _construct(made, "Schedule.flow"), "Schedule.from_alphas_cumprod"
     return {
         **made,
         "augment_seed": Call(_native.augment_seed, {"seed": 1, "id": 2, "epoch": 3}),
         "lr_factor": Call(_native.lr_factor, {"schedule": "cosine", "step": 3, "warmup": 2, "steps": 10}),
         "DrawPlan.draw": Call(of("DrawPlan", "draw"), {"ids": ids, "epoch": 0}),
-        "Schedule.add_noise": Call(of("Schedule.ddpm", "add_noise"), one),
+        "Schedule.add_noise": Call(of(levels, "add_noise"), one),
         "Schedule.weights": Call(
-            of("Schedule.ddpm", "weights"), {"timesteps": timesteps[:, 0], "min_snr": 5.0, "like": latents}
+            of(levels, "weights"),
+            {"timesteps": timesteps[:, 0], "min_snr": 5.0, "like": latents},
         ),
-        "Schedule.alphas_cumprod": Call(lambda: _construct(made, "Schedule.ddpm").alphas_cumprod, {}),
+        "Schedule.alphas_cumprod": Call(lambda: _construct(made, levels).alphas_cumprod, {}),
         "Schedule.sigmas": Call(lambda: flow.sigmas, {}),
         "Schedule.prediction_type": Call(lambda: flow.prediction_type, {}),
         "Bridge.forward": Call(bridge.forward, {"tokens": tokens, "text": text, "choice": choice}),
@@ -116,10 +117,6 @@ def calls() -> dict[str, Call]:
         "Network.encode, a sample": Call(
             of("Network, autoencoder_kl_encoder", "encode"),
             {"images": images, "noise": torch.randn(2, 4, 16, 16), "micro_batch": 2},
-        ),
-        "Schedule.ddpm, of betas": Call(
-            _native.Schedule.ddpm,
-            made["Schedule.ddpm"].arguments | {"trained_betas": [0.1, 0.2], "num_train_timesteps": 2},
         ),
         "Schedule len": Call(lambda: len(schedule), {}),
     }
@@ -186,14 +183,11 @@ def _constructors() -> dict[str, Call]:
         "replacement": False,
     }
     plan |= {"density": None, "timesteps": "uniform", "timestep_range": (0, 1000), "logit": (0.0, 1.0)}
-    ddpm = {"beta_schedule": "linear", "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
-    ddpm |= {"trained_betas": None, "rescale_betas_zero_snr": False, "prediction_type": "epsilon"}
     levels = {"alphas_cumprod": torch.linspace(0.9, 0.1, 1000), "prediction_type": "epsilon"}
     sigmas = {"sigmas": torch.linspace(1.0, 0.001, 1000), "num_train_timesteps": 1000.0}
     return {
         **made,
         "DrawPlan": Call(_native.DrawPlan, plan),
-        "Schedule.ddpm": Call(schedule.ddpm, ddpm),
         "Schedule.from_alphas_cumprod": Call(schedule.from_alphas_cumprod, levels),
         "Schedule.flow": Call(schedule.flow, sigmas),
     }

@@ -1,4 +1,4 @@
-"""Every reader of files: how good ones are made, and what reads them."""
+"""Every reader of files: a function that writes good files, and one that reads them."""
 
 import argparse
 import io
@@ -22,7 +22,7 @@ from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
 from diva_rs._base.files import write_json
 from diva_rs.cli.models import load_clip
-from diva_rs.cli.options import OPTIONS, settings
+from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.diffusion.loading import load_part
@@ -40,24 +40,17 @@ _CONFIG = {
 _CPU = torch.device("cpu")
 
 
-class Reader(NamedTuple):
-    """One way into the package for files.
+class FileReader(NamedTuple):
+    """One way into the package for files."""
 
-    Attributes:
-        make: writes good files into an empty folder.
-        read: reads all of what is in the folder, as far as a user's call would.
-        weight: its share of the cases.
-        seal: makes checksums right again after damage, as an attacker would.
-    """
-
-    make: Callable[[Path], None]
-    read: Callable[[Path], Any]
-    weight: int
-    seal: Callable[[Path], None] | None = None
+    make: Callable[[Path], None]  # writes good files into an empty folder
+    read: Callable[[Path], Any]  # reads everything in the folder that a user's call would
+    weight: int  # its share of the cases
+    seal: Callable[[Path], None] | None = None  # corrects the checksums after damage, as an attacker would
 
 
 class _Checkpoint:
-    """One trainer for all cases; a refused state must leave it as it was."""
+    """One trainer for all cases; a state that raises must leave it unchanged."""
 
     def __init__(self) -> None:
         self.trainer: Trainer | None = None
@@ -77,14 +70,25 @@ class _Checkpoint:
             self.trainer.load_state_dict(state)
             done = True
         finally:
-            assert done or all(map(torch.equal, before, self._bits())), (
-                "a refused checkpoint changed the weights"
-            )
+            same = all(map(torch.equal, before, self._bits()))
+            assert done or same, "a checkpoint that raised has changed the weights"
 
     def _bits(self) -> list[torch.Tensor]:
         """The weights as whole numbers: NaN is not equal to itself."""
         assert self.trainer is not None
         return [weight.detach().clone().view(torch.int32) for weight in self.trainer.parameters().values()]
+
+
+def _weights(folder: Path) -> None:
+    save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)})
+
+
+def _saved(folder: Path) -> None:
+    torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt")
+
+
+def _evaluations(folder: Path) -> None:
+    write_json(folder / "e.json", [{"step": 0, "drift": 1.0}, {"step": 10, "drift": 0.9}])
 
 
 def _config(folder: Path) -> None:
@@ -94,8 +98,11 @@ def _config(folder: Path) -> None:
     (folder / "run.toml").write_text("\n".join(lines) + "\n")
 
 
+_NEEDED = {"clip": MODEL, "teacher": "t", "data": "d", "output_dir": "o"}
+
+
 def _read_config(folder: Path) -> None:
-    settings(argparse.Namespace(config=str(folder / "run.toml")), OPTIONS)
+    settings(argparse.Namespace(config=str(folder / "run.toml"), **_NEEDED), TrainOptions)
 
 
 def _picture(seed: int, kind: str) -> bytes:
@@ -175,6 +182,14 @@ def _seal_checkpoint(folder: Path) -> None:
     write_manifest(folder / "checkpoint", names)
 
 
+def _teacher(folder: Path) -> None:
+    tiny_pipeline().save_pretrained(folder)
+
+
+def _tokenizer(folder: Path) -> None:
+    tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer")
+
+
 def _read_teacher(folder: Path) -> None:
     teacher = Teacher.of(folder)
     repr((teacher.latent_shape, teacher.image_size, teacher.describe(), len(teacher.schedule)))
@@ -188,14 +203,8 @@ def _read_tokenizer(folder: Path) -> None:
 
 
 def _transformers(folder: Path) -> None:
-    config = transformers.CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
+    config = transformers.CLIPVisionConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)
     transformers.CLIPVisionModel(config).save_pretrained(folder)
 
 
@@ -211,6 +220,10 @@ def _pytorch(folder: Path) -> None:
         open_clip.add_model_config(own)
     own.unlink()
     torch.save(small_clip().state_dict(), folder / "clip.pt")
+
+
+def _read_pytorch(folder: Path) -> None:
+    load_clip(f"{MODEL}:{folder / 'clip.pt'}", _CPU, "fp32")
 
 
 def _folder_of_clip(folder: Path) -> None:
@@ -238,37 +251,21 @@ def _read_run(folder: Path) -> None:
 
 _checkpoint = _Checkpoint()
 
-READERS: dict[str, Reader] = {
-    "checkpoint": Reader(_checkpoint.make, _checkpoint.read, 12, _seal_checkpoint),
-    "weights": Reader(
-        lambda folder: save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)}),
-        lambda folder: load_weights(folder / "w.safetensors"),
-        12,
-    ),
-    "config": Reader(_config, _read_config, 12),
-    "images": Reader(_images, _read_images, 15),
-    "shard": Reader(_shard, _read_shard, 15),
-    "latents": Reader(_latents, _read_latents, 12, _seal_latents),
-    "teacher": Reader(lambda folder: tiny_pipeline().save_pretrained(folder), _read_teacher, 4),
-    "tokenizer": Reader(
-        lambda folder: tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer"), _read_tokenizer, 4
-    ),
-    "MMVP": Reader(_mmvp, _read_mmvp, 3),
-    "report": Reader(_run, _read_run, 6),
-    "run folder": Reader(_run_folder, _read_run_folder, 8),
-    "evaluations": Reader(
-        lambda folder: write_json(folder / "e.json", [{"step": 0, "drift": 1.0}, {"step": 10, "drift": 0.9}]),
-        lambda folder: _read_rows(folder / "e.json"),
-        4,
-    ),
-    "torch.save": Reader(
-        lambda folder: torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt"),
-        lambda folder: weights_of(folder / "w.pt", "before"),
-        6,
-    ),
-    "transformers CLIP": Reader(_transformers, _folder_of_clip, 4),
-    "open_clip folder": Reader(_open_clip, _folder_of_clip, 4),
-    "PyTorch weights": Reader(
-        _pytorch, lambda folder: load_clip(f"{MODEL}:{folder / 'clip.pt'}", _CPU, "fp32"), 4
-    ),
+READERS: dict[str, FileReader] = {
+    "checkpoint": FileReader(_checkpoint.make, _checkpoint.read, 12, _seal_checkpoint),
+    "weights": FileReader(_weights, lambda folder: load_weights(folder / "w.safetensors"), 12),
+    "config": FileReader(_config, _read_config, 12),
+    "images": FileReader(_images, _read_images, 15),
+    "shard": FileReader(_shard, _read_shard, 15),
+    "latents": FileReader(_latents, _read_latents, 12, _seal_latents),
+    "teacher": FileReader(_teacher, _read_teacher, 4),
+    "tokenizer": FileReader(_tokenizer, _read_tokenizer, 4),
+    "MMVP": FileReader(_mmvp, _read_mmvp, 3),
+    "report": FileReader(_run, _read_run, 6),
+    "run folder": FileReader(_run_folder, _read_run_folder, 8),
+    "evaluations": FileReader(_evaluations, lambda folder: _read_rows(folder / "e.json"), 4),
+    "torch.save": FileReader(_saved, lambda folder: weights_of(folder / "w.pt", "before"), 6),
+    "transformers CLIP": FileReader(_transformers, _folder_of_clip, 4),
+    "open_clip folder": FileReader(_open_clip, _folder_of_clip, 4),
+    "PyTorch weights": FileReader(_pytorch, _read_pytorch, 4),
 }

@@ -1,4 +1,4 @@
-"""Damage that keeps a file's format: hostile values where the reader has come to trust the syntax."""
+"""Damage that keeps a file's format: hostile values behind a valid syntax."""
 
 import gzip
 import io
@@ -7,13 +7,12 @@ import random
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fuzz.damage import DAMAGE
+from fuzz.damage import DAMAGE, Damage
 
 _VALUES: list[Any] = [
     None, True, False, 0, -1, 1, 0.5, -0.0, 3, 1000, 65536, 2**31, 2**40, 2**63, 2**64, -(2**63), 10**4000,
@@ -22,6 +21,13 @@ _VALUES: list[Any] = [
     [], {}, [[]], [None], [0], [-1, 2**62], [2**40] * 3, ["a"], {"a": 1}, {"": None},
     "DiffusionPipeline", "AutoModel", "__class__", "os.system", "float8_e4m3fn", "object",
 ]  # fmt: skip
+
+
+_ENTRY: dict[str, list[Any]] = {  # of a tensor in the header of a safetensors file
+    "shape": [[2**60], [2**32, 2**32], [0, 2**62], [-1, -1], [], [1] * 1000, "x", [0.5]],
+    "data_offsets": [[0, 0], [0, 2**63], [-8, 0], [0], None],
+    "dtype": ["F64", "F4", "F8_E4M3", "F8_E8M0", "U64", "C64", "BOOL", "object", 7, ""],
+}
 
 
 def json_value(data: bytes, rng: random.Random) -> bytes:
@@ -66,29 +72,21 @@ def safetensors_header(data: bytes, rng: random.Random) -> bytes:
     names = [name for name in header if name != "__metadata__"]
     entry = header[rng.choice(names)]
     total = len(body)
-    kind = rng.randrange(8)
-    if kind == 0:
-        entry["shape"] = rng.choice(
-            [[2**60], [2**32, 2**32], [0, 2**62], [-1, -1], [], [1] * 1000, "x", [0.5]]
-        )
-    elif kind == 1:
-        entry["data_offsets"] = rng.choice([[0, 0], [0, 2**63], [total, 0], [-8, 0], [0, total], [0], None])
-    elif kind == 2:
-        entry["dtype"] = rng.choice(
-            ["F64", "F4", "F8_E4M3", "F8_E8M0", "U64", "C64", "BOOL", "object", 7, ""]
-        )
-    elif kind == 3:  # two tensors in one place
+    kind = rng.choice([*_ENTRY, "same place", "other name", "no entry", "metadata", "values"])
+    if kind in _ENTRY:
+        entry[kind] = rng.choice([*_ENTRY[kind], [total, 0], [0, total]])
+    elif kind == "same place":
         entry.update(header[rng.choice(names)])
-    elif kind == 4:
+    elif kind == "other name":
         header[rng.choice(["", "\0", "x" * 10_000, "a/../b", "__metadata__"])] = entry
-    elif kind == 5:
+    elif kind == "no entry":
         header.pop(rng.choice(names))
-    elif kind == 6:
+    elif kind == "metadata":
         header["__metadata__"] = rng.choice([{"a": 1}, [], "x", {"a": "b" * 100_000}, {"format": "pickle"}])
-    else:  # values that are no numbers, in place
-        body = np.frombuffer(body[: len(body) // 4 * 4], "<f4").copy()
-        body[rng.randrange(len(body))] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
-        return data[: 8 + length] + body.tobytes()
+    else:  # numbers that are not finite, in place
+        values = np.frombuffer(body[: len(body) // 4 * 4], "<f4").copy()
+        values[rng.randrange(len(values))] = rng.choice([np.nan, np.inf, -np.inf, 3e38])
+        return data[: 8 + length] + values.tobytes()
     text = json.dumps(header).encode()
     if rng.random() < 0.2:  # one name twice
         text = b'{"' + names[0].encode() + b'":' + json.dumps(entry).encode() + b"," + text[1:]
@@ -96,62 +94,16 @@ def safetensors_header(data: bytes, rng: random.Random) -> bytes:
     return declared.to_bytes(8, "little") + text + body
 
 
-def npy_header(data: bytes, rng: random.Random) -> bytes:
-    """A header that is well formed and lies about type, order or shape."""
-    blob = io.BytesIO(data)
-    version = np.lib.format.read_magic(blob)
-    shape, order, dtype = np.lib.format.read_array_header_1_0(blob)
-    body = data[blob.tell() :]
-    header: dict[str, Any] = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": order,
-        "shape": shape,
-    }
-    kind = rng.randrange(4)
-    if kind == 0:
-        header["shape"] = rng.choice([(2**40,), (2**62, 4), (-1,), (), (0, 2**60), shape[::-1], "x", (1.5,)])
-    elif kind == 1:
-        header["descr"] = rng.choice(
-            ["|O", "<f8", "<U1000000", "|V1", "x", [("a", "|O")], [], 5, ">f4", "<M8[D]"]
-        )
-    elif kind == 2:
-        header["fortran_order"] = rng.choice([True, None, 2, "no"])
-    else:
-        header[rng.choice(["extra", "__class__"])] = "x" * rng.choice([1, 60_000])
-    text = (
-        repr(header) if rng.random() < 0.9 else rng.choice(["[" * 9000, "()" * 20, "{" + "-" * 9000])
-    ).encode()
-    text += b" " * (63 - (len(text) + 10) % 64) + b"\n"
-    return b"\x93NUMPY" + bytes(version) + struct.pack("<H", len(text) % 65536) + text + body
-
-
-def npy_values(data: bytes, rng: random.Random) -> bytes:
-    """Whole rows of hostile numbers behind a true header."""
-    start = 10 + int.from_bytes(data[8:10], "little")
-    body = bytearray(data[start:])
-    for _ in range(rng.choice([1, 5, 20])):
-        if len(body) < 8:
-            break
-        at = rng.randrange(len(body) // 8) * 8
-        body[at : at + 8] = rng.choice([2**63, 2**63 - 1, 2**64 - 1, 2**40, 0, 5]).to_bytes(8, "little")
-    return data[:start] + bytes(body)
-
-
 def png_size(data: bytes, rng: random.Random) -> bytes:
     """Another size, depth or kind in the first chunk, with a true checksum."""
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
     sides = [0, 1, 13_000, 30_000, 2**16, 2**31 - 1, 2**32 - 1]
-    header = b"IHDR" + struct.pack(
-        ">IIBBBBB",
-        rng.choice(sides),
-        rng.choice(sides),
-        rng.choice([1, 8, 16, 3]),
-        rng.choice([0, 2, 3, 6, 5]),
-        0,
-        0,
-        1,
+    size, kind = (
+        [rng.choice(sides), rng.choice(sides)],
+        [rng.choice([1, 8, 16, 3]), rng.choice([0, 2, 3, 6, 5])],
     )
+    header = b"IHDR" + struct.pack(">IIBBBBB", *size, *kind, 0, 0, 1)
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
 
 
@@ -160,14 +112,8 @@ def png_chunk(data: bytes, rng: random.Random) -> bytes:
     if data[:8] != b"\x89PNG\r\n\x1a\n":
         return data
     zeros = zlib.compress(bytes(30_000_000))
-    kind, body = rng.choice(
-        [
-            (b"zTXt", b"a\0\0" + zeros),
-            (b"iCCP", b"a\0\0" + zeros),
-            (b"IDAT", zeros),
-            (b"eXIf", b"MM\0*" + b"\xff" * 100),
-        ]
-    )
+    texts = [(b"zTXt", b"a\0\0" + zeros), (b"iCCP", b"a\0\0" + zeros)]
+    kind, body = rng.choice([*texts, (b"IDAT", zeros), (b"eXIf", b"MM\0*" + b"\xff" * 100)])
     chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return data[:33] + chunk + data[33:]
 
@@ -175,29 +121,20 @@ def png_chunk(data: bytes, rng: random.Random) -> bytes:
 def tar_member(data: bytes, rng: random.Random) -> bytes:
     """A member that leads elsewhere, or declares what it is not, before the good ones."""
     blob = io.BytesIO()
-    info = tarfile.TarInfo(
-        rng.choice(["../../x.jpg", "/etc/x.jpg", "a.jpg", "x" * 300 + ".jpg", "\udcff.jpg", ".", ""])
-    )
-    info.type = rng.choice(
-        [tarfile.REGTYPE] * 3
-        + [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
-    )
+    names = ["../../x.jpg", "/etc/x.jpg", "a.jpg", "x" * 300 + ".jpg", "\udcff.jpg", ".", ""]
+    links = [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+    info = tarfile.TarInfo(rng.choice(names))
+    info.type = rng.choice([*[tarfile.REGTYPE] * 3, *links])
     info.linkname = rng.choice(["/etc/passwd", "../../x", info.name, ""])
     body = rng.choice([b"", rng.randbytes(700)])
     info.size = len(body)
     kind = rng.choice(["plain", "pax", "sparse", "long name", "size", "negative", "sparse 1.0"])
     if kind == "pax":
-        info.pax_headers = {
-            rng.choice(["size", "path", "mtime", "GNU.sparse.size", "hdrcharset"]): rng.choice(
-                ["-512", "9" * 30, "0" * 40_000, "x", ""]
-            )
-        }
+        name = rng.choice(["size", "path", "mtime", "GNU.sparse.size", "hdrcharset"])
+        info.pax_headers = {name: rng.choice(["-512", "9" * 30, "0" * 40_000, "x", ""])}
     if kind == "sparse 1.0":
-        info.pax_headers = {
-            "GNU.sparse.major": "1",
-            "GNU.sparse.minor": "0",
-            "GNU.sparse.realsize": str(2**50),
-        }
+        sparse = {"major": "1", "minor": "0", "realsize": str(2**50)}
+        info.pax_headers = {f"GNU.sparse.{name}": value for name, value in sparse.items()}
         body = rng.choice([b"1\n0\n1125899906842624\n", b"999999999\n", b"x", b""])
         info.size = len(body)
     header = bytearray(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
@@ -233,18 +170,17 @@ def tar_bomb(data: bytes, rng: random.Random) -> bytes:
 
 
 _JSON = [json_value] * 6 + [nested]
-_STRUCTURED: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
+_STRUCTURED: dict[str, list[Damage]] = {
     ".json": _JSON,
     ".jsonl": _JSON,
     ".toml": [nested],
     ".safetensors": [safetensors_header],
-    ".npy": [npy_header, npy_values],
     ".png": [png_size, png_size, png_chunk],
     ".tar": [tar_member] * 20 + [tar_bomb],
 }
 
 
-def damages(path: Path) -> list[Callable[[bytes, random.Random], bytes]]:
+def damages(path: Path) -> list[Damage]:
     """What may be done to a file of this name, about as much that keeps its format as that does not."""
     own = _STRUCTURED.get(path.suffix, [])
     return DAMAGE + own * (len(DAMAGE) // len(own)) if own else DAMAGE

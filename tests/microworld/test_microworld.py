@@ -72,7 +72,7 @@ def test_splits_share_no_scene_number():
 
 
 def test_a_split_has_an_end():
-    with pytest.raises(ConfigError, match="one of 'train', 'validation', 'test' is needed"):
+    with pytest.raises(ConfigError, match="one of train, validation, test is needed"):
         World("dev", 1)
     with pytest.raises(ConfigError, match="has 1 to"):
         World("test", SPLITS["test"][1] + 1)

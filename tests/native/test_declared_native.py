@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import timm.layers
 import torch
-from diffusion import test_schedule
 from native import test_native_towers, test_native_vae
 from timm.layers import activations
 from torch import nn
@@ -110,34 +109,11 @@ def test_every_declared_class_is_in_a_parity_test(network: str) -> None:
     assert missing == ABSENT & DECLARED[network]
 
 
-@pytest.mark.parametrize(
-    ("part", "make"),
-    [
-        ("betas", lambda name: Schedule.ddpm(name)),
-        ("predictions", lambda name: Schedule.ddpm(prediction_type=name)),
-        ("predictions", lambda name: Schedule.from_alphas_cumprod(torch.tensor([0.9, 0.1]), name)),
-    ],
-)
-def test_every_schedule_that_the_core_takes_is_declared(part: str, make: Callable[[str], Schedule]) -> None:
+def test_every_prediction_that_the_core_takes_is_declared() -> None:
     with pytest.raises(ConfigError) as refused:
-        make("another")
+        Schedule.from_alphas_cumprod(torch.tensor([0.9, 0.1]), "another")
     named = set(re.findall(r'"(\w+)"', str(refused.value).partition(" is not one of ")[2]))
-    assert named and named == SCHEDULES[part] - {"trained_betas"}  # these are given by value
-
-
-def test_every_declared_schedule_is_in_a_parity_test() -> None:
-    """A schedule that is declared and has no test of its own name would be missing in one of these."""
-    of = {"betas": set(), "predictions": {"flow"}, "schedulers": {test_schedule.FLOW_MATCHING}}
-    for mark in test_schedule.test_noise_and_targets_are_equal_bit_for_bit.pytestmark:
-        name = {"beta_schedule": "betas", "prediction": "predictions"}.get(mark.args[0])
-        if name is not None:
-            of[name] |= set(mark.args[1])
-    for mark in test_schedule.test_every_known_scheduler.pytestmark:
-        if mark.args[0] == "scheduler":
-            of["schedulers"] |= {scheduler.__name__ for scheduler in mark.args[1]}
-    assert of == SCHEDULES
-    # What the design asks for at the least.
-    assert {"linear", "scaled_linear", "squaredcos_cap_v2", "trained_betas"} <= SCHEDULES["betas"]
+    assert named and named == SCHEDULES["predictions"]
 
 
 @pytest.mark.parametrize("name", sorted(ABSENT))

@@ -59,7 +59,6 @@ def test_a_tensor_that_the_core_could_not_even_describe_is_refused_by_name(refus
     "call",
     [
         lambda value: _native.Schedule.flow(torch.linspace(1.0, 0.001, 10), value),
-        lambda value: _native.Schedule.ddpm(num_train_timesteps=value),
         lambda value: _native.lr_factor("cosine", value, 2, 10),
         lambda value: _native.Optimizer("sgd", [("clip", value, {})]),
         lambda value: _native.Optimizer("adamw", [], betas=(0.9, value)),

@@ -1,4 +1,4 @@
-"""Bad batches and loaders: each a clear diva_rs exception that leaves weights and gradients as they were."""
+"""Bad batches, loaders, draws and states: an exception that leaves weights and gradients as they were."""
 
 import io
 import tarfile
@@ -11,7 +11,17 @@ from PIL import Image
 import diva_rs
 from builders.refused import refused
 from builders.small import images, small_clip, small_teacher
-from diva_rs import ConfigError, DataError, DeviceError, Draws, Recipe, ShapeError, Trainer
+from diva_rs import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    Draws,
+    Recipe,
+    ShapeError,
+    Trainer,
+    WeightsError,
+    checkpoint,
+)
 from diva_rs.data import shard_loader
 
 pytestmark = pytest.mark.hostile
@@ -32,15 +42,10 @@ def with_value(value, dtype=torch.float32):
 
 BATCHES = {
     "rank 3": (GOOD[0], ShapeError, r"images of batch 1 has shape \(3, 32, 32\), rank 4 .*images\[None\]"),
-    "rank 5": (GOOD[None], ShapeError, r"images of batch 1 has shape \(1, 3, 3, 32, 32\), rank 4"),
-    "rank 0": (torch.tensor(0.5), ShapeError, r"images of batch 1 has shape \(\), rank 4"),
     "grey": (GOOD[:, :1], ShapeError, r"1 channels where 3 \(RGB\) are needed: convert the files to RGB"),
     "channels last": (GOOD.permute(0, 2, 3, 1), ShapeError, r"images.permute\(0, 3, 1, 2\)"),
     "uint8": ((GOOD * 255).byte(), ShapeError, r"dtype torch.uint8.*images.float\(\) / 255"),
-    "int": (GOOD.long(), ShapeError, "dtype torch.int64, a floating dtype is needed"),
-    "complex": (GOOD.cfloat(), ShapeError, "dtype torch.complex64"),
     "empty": (GOOD[:0], ShapeError, "images of batch 1 has shape .*a batch of size 0"),
-    "no pixels": (GOOD[:, :, :0], ShapeError, "height and width must be at least 1"),
     "0 to 255": (GOOD * 255, DataError, "images of batch 1, sample 0, .*divide the images by 255"),
     "symmetric": (GOOD * 2 - 1, DataError, "images of batch 1, sample 0, .*declare pixels='symmetric'"),
     "NaN": (
@@ -53,16 +58,10 @@ BATCHES = {
         DataError,
         "images of batch 1, sample 1, channel 2: value inf is not fin",
     ),
-    "half NaN": (with_value(float("nan"), torch.half), DataError, "batch 1, sample 1, channel 2: value nan"),
     "named": (
         {"images": with_value(9.0), "ids": ["a.png", "b.png", "c.png"]},
         DataError,
         r"batch 1, sample 1 \(id b.png\), channel 2: value 9 is outside \[0, 1\]",
-    ),
-    "bad pixel_values": (
-        {"images": GOOD, "pixel_values": with_value(float("nan"))},
-        DataError,
-        "pixel_values of batch 1, sample 1, channel 2: value nan is not finite",
     ),
     "small pixel_values": (
         {"pixel_values": GOOD[:, :, :16, :16]},
@@ -74,18 +73,8 @@ BATCHES = {
         ShapeError,
         r"latents is \(3, 16, 8, 8\), the teacher denoises \(B, 4, h, w\)",
     ),
-    "latent count": (
-        {"images": GOOD, "latents": torch.zeros(2, 4, 8, 8)},
-        ShapeError,
-        "batch 1: latents holds 2 samples, the pixels 3",
-    ),
     "latent NaN": (
         {"images": GOOD, "latents": torch.full((3, 4, 8, 8), float("nan"))},
-        DataError,
-        "latents of batch 1, sample 0: not finite",
-    ),
-    "latents beyond float32": (
-        {"images": GOOD, "latents": torch.full((3, 4, 8, 8), 1e300, dtype=torch.float64)},
         DataError,
         "latents of batch 1, sample 0: not finite",
     ),
@@ -97,15 +86,7 @@ BATCHES = {
     "too few ids": ({"images": GOOD, "ids": [1, 2]}, ShapeError, "batch 1: 2 ids for 3 samples"),
     "negative id": ({"images": GOOD, "ids": [1, -2, 3]}, DataError, r"ids\[1\] is -2"),
     "float ids": ({"images": GOOD, "ids": [1.5, 2.0, 3.0]}, DataError, r"ids\[0\] is 1.5 \(float\)"),
-    "2d ids": (
-        {"images": GOOD, "ids": torch.ones(3, 1)},
-        ShapeError,
-        "ids must be a sequence of one integer",
-    ),
-    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of 2 single images: torch.stack"),
-    "pictures": ([Image.new("RGB", (4, 4))], DataError, "convert PIL images"),
-    "paths": (["a.jpg", "b.jpg"], DataError, "files are read by diva_rs.data.folder_loader"),
-    "nothing": (None, DataError, "batch 1 is a NoneType: a loader yields a tensor"),
+    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of Tensor: torch.stack"),
     "other keys": ({"image": GOOD}, DataError, "rename 'image' in the collate function"),
     "meta": (GOOD.to("meta"), DeviceError, "images of batch 1 is on the meta device, which holds no values"),
 }
@@ -133,13 +114,11 @@ def test_bad_batches(teacher, name):
     ("ids", "kind", "match"),
     [
         ([1, 2], ShapeError, "batch 0: 2 ids for 3 samples"),
-        (range(4), ShapeError, "batch 0: 4 ids for 3 samples"),
         ("abc", ShapeError, "ids must be a sequence of one integer or string per sample"),
-        (7, ShapeError, "ids must be a sequence"),
         (torch.zeros(3), DataError, r"ids\[0\] is 0.0 \(float\)"),
         ([2**64, 1, 2], DataError, r"ids\[0\] is 18446744073709551616, expected 0 to 2\*\*64 - 1"),
     ],
-    ids=["few", "many", "text", "one", "floats", "large"],
+    ids=["few", "text", "floats", "large"],
 )
 def test_ids_that_do_not_fit(teacher, ids, kind, match):
     clip = small_clip()
@@ -164,11 +143,8 @@ def test_a_refused_batch_leaves_what_was_accumulated_before(teacher):
 
 LOADERS = {
     "tensor": (GOOD, DataError, r"loader is one array <torch.float32 \(3, 3, 32, 32\)>: .*\[images\]"),
-    "array": (GOOD.numpy(), DataError, r"loader is one array <float32 \(3, 3, 32, 32\)>"),
     "dict": ({"images": GOOD}, ConfigError, "loader is a dict: give an iterable of image batches"),
     "path": ("photos", ConfigError, r"loader is a path: give diva_rs.data.folder_loader\('photos'\)"),
-    "none": (None, ConfigError, "loader is a NoneType: give an iterable"),
-    "number": (3, ConfigError, "loader is an int: give an iterable"),
     "dataset": (
         torch.utils.data.Dataset(),
         ConfigError,
@@ -176,11 +152,6 @@ LOADERS = {
     ),
     "empty list": ([], DataError, "the loader is empty: it has length 0"),
     "empty iterator": (iter([]), DataError, "the loader gave no batch at all"),
-    "empty data loader": (
-        torch.utils.data.DataLoader([GOOD[0]], batch_size=2, drop_last=True),
-        DataError,
-        "the loader is empty: it has length 0",
-    ),
     "exhausted": (iter([GOOD]), DataError, "no batch in pass 2, after 1 of 2 steps: .*only once"),
 }
 
@@ -260,3 +231,28 @@ def test_a_truncated_image_in_a_shard(teacher, tmp_path):
     loader = shard_loader(str(tmp_path / "0.tar"), on_bad_image="skip", **given)
     result = diva_rs.post_train(clip, teacher, loader, progress=False)
     assert result.report["samples"] == 3 and len(loader.bad) == 1
+
+
+NESTED = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
+
+
+@pytest.mark.parametrize("odd", [NESTED, torch.eye(3).to_sparse(), torch.zeros(2, 3, device="meta")])
+def test_a_state_of_odd_tensors_changes_nothing(teacher, odd):
+    clip = small_clip()
+    trainer = Trainer(clip, teacher)
+    state = trainer.state_dict()
+    state["parameters"]["visual.proj"] = odd
+    with refused(WeightsError, "entry 'visual.proj' is <.* on .*it holds no plain values", clip):
+        trainer.load_state_dict(state)
+
+
+def test_a_state_is_not_written_over_the_working_folder(teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="cannot be replaced: give the name of a file or folder in it"):
+        checkpoint.save_state(".", Trainer(small_clip(), teacher).state_dict())
+
+
+def test_a_dtype_that_safetensors_does_not_have_leaves_no_file(tmp_path):
+    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors"):
+        checkpoint.save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2, dtype=torch.complex128)})
+    assert not list(tmp_path.iterdir())

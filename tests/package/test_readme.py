@@ -153,8 +153,8 @@ def test_the_command_lines_parse(monkeypatch):
         assert cli.main(shlex.split(line)[1:]) == 0, line
         if line.split()[1] != "train":
             continue
-        values, recipe = options.settings(seen[0], command._OPTIONS)
-        assert (values["clip"], values["data"], recipe.lr, recipe.steps) == (
+        values, recipe = options.settings(seen[0], options.TrainOptions)
+        assert (values.clip, values.data, recipe.lr, recipe.steps) == (
             "ViT-B-32:openai",
             "photos",
             1e-5,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.recipe_fields import RecipeFields
@@ -46,142 +46,48 @@ def patches(model: str) -> int:
     return PATCHES[model.rsplit("-", 1)[1]]
 
 
-def test_defaults_are_those_of_the_documentation():
-    recipe = Recipe()
-    assert recipe.to_dict() == {
-        "name": "custom",
-        "condition": "random",
-        "choose": None,
-        "density": None,
-        "replacement": False,
-        "bernoulli": False,
-        "window": None,
-        "text": "mean",
-        "prompt": "",
-        "projector": "linear",
-        "projector_warmup": 0,
-        "draws": 2,
-        "draw_weights": None,
-        "timesteps": "uniform",
-        "timestep_range": None,
-        "logit_mean": 0.0,
-        "logit_std": 1.0,
-        "loss": "mse",
-        "min_snr": None,
-        "anchor": 0.0,
-        "optimizer": "sgd",
-        "lr": 1e-4,
-        "projector_lr": None,
-        "momentum": 0.9,
-        "betas": [0.9, 0.999],
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "grad_clip": 1.0,
-        "schedule": "cosine",
-        "warmup": 0,
-        "steps": None,
-        "stages": [],
-        "batch": None,
-        "micro_batch": None,
-        "gradient_checkpointing": False,
-        "denoiser_checkpointing": False,
-        "denoiser_batch": None,
-        "precision": "fp32",
-        "backend": "auto",
-        "pixels": "unit",
-        "vae_pixels": "symmetric",
-        "clip_mean": None,
-        "clip_std": None,
-        "resize": "bicubic",
-        "antialias": True,
-        "image_size": None,
-        "latent": "mean",
-        "seed": 0,
-        "log_every": 10,
-        "max_skipped": 10,
-        "checkpoint_every": 500,
-        "keep": 2,
-    }
-
-
 BAD = [
-    ("name", "", "a string that is not empty"),
+    ("name", "", "a string that is not empty is needed"),
     ("condition", "windows", "did you mean 'window'"),
     ("condition", 3, "one of 'class', 'random', 'window', 'all', 'text'"),
     ("choose", -1, "an integer of at least 0 is needed, or None"),
-    ("choose", 7.0, "an integer of at least 0"),
-    ("density", 1.01, "a number of at least 0 and at most 1"),
-    ("density", -0.01, "a number of at least 0"),
-    ("density", float("nan"), "a number"),
-    ("replacement", 1, "True or False"),
-    ("bernoulli", "yes", "True or False"),
-    ("window", 0, "an integer of at least 1"),
-    ("text", "sum", "one of 'add', 'mean', 'concat', 'none'"),
-    ("prompt", None, "a string"),
-    ("projector", "Linear", "did you mean 'linear'"),
-    ("projector_warmup", -1, "an integer of at least 0"),
-    ("draws", 0, "an integer of at least 1"),
-    ("draws", True, "an integer of at least 1"),
-    ("draws", "2", "an integer of at least 1"),
-    ("draw_weights", (), "one or more numbers of at least 0"),
+    ("choose", 7.0, "an integer of at least 0 is needed, or None"),
+    ("density", 1.01, "a number of at least 0 and at most 1 is needed, or None"),
+    ("density", float("nan"), "a number of at least 0 and at most 1"),
+    ("replacement", 1, "True or False is needed"),
+    ("prompt", None, "a string is needed"),
+    ("draws", 0, "an integer of at least 1 is needed"),
+    ("draws", True, "an integer of at least 1 is needed"),
+    ("draws", "2", "an integer of at least 1 is needed"),
+    ("draws", 2**63, "an integer of at least 1 and below 2**63 is needed"),
+    ("draw_weights", (), "one or more numbers of at least 0 are needed, or None"),
     ("draw_weights", (1.0, -1.0), "one or more numbers of at least 0"),
     ("draw_weights", 0.5, "one or more numbers of at least 0"),
-    ("timesteps", "normal", "one of 'uniform', 'stratified', 'logit-normal'"),
-    ("timestep_range", (0.0, 10.0), "2 integers of at least 0"),
+    ("timestep_range", (0.0, 10.0), "2 integers of at least 0 are needed, or None"),
     ("timestep_range", (0, 10, 20), "2 integers of at least 0"),
-    ("logit_mean", float("inf"), "a number"),
-    ("logit_std", 0.0, "a number above 0"),
-    ("loss", "l2", "one of 'mse', 'l1'"),
-    ("min_snr", 0, "a number above 0"),
-    ("anchor", -1, "a number of at least 0"),
-    ("optimizer", "adam", "did you mean 'adamw'"),
-    ("lr", -1e-4, "a number of at least 0"),
-    ("lr", True, "a number of at least 0"),
-    ("lr", "1e-4", "a number of at least 0"),
-    ("projector_lr", -1, "a number of at least 0"),
-    ("momentum", 1.0, "a number of at least 0 and below 1"),
-    ("betas", (0.9, 1.0), "2 numbers of at least 0 and below 1"),
-    ("betas", (0.9,), "2 numbers"),
-    ("eps", -1e-8, "a number of at least 0"),
-    ("weight_decay", -0.1, "a number of at least 0"),
-    ("grad_clip", 0.0, "a number above 0"),
-    ("schedule", "linear", "one of 'cosine', 'constant'"),
-    ("warmup", -1, "an integer of at least 0"),
-    ("steps", 0, "an integer of at least 1"),
-    ("stages", 3, "one or more mappings of fields"),
-    ("batch", 0, "an integer of at least 1"),
-    ("micro_batch", 0, "an integer of at least 1"),
-    ("gradient_checkpointing", 1, "True or False"),
-    ("denoiser_checkpointing", 0, "True or False"),
-    ("denoiser_batch", 0, "an integer of at least 1"),
-    ("precision", "fp16", "one of 'fp32', 'bf16', 'fp64'"),
-    ("backend", "rust", "one of 'auto', 'torch', 'native'"),
-    ("pixels", "[0, 1]", "one of 'unit', 'clip', 'symmetric'"),
-    ("vae_pixels", "unit", "one of 'symmetric', 'official'"),
-    ("clip_mean", (0.5, 0.5), "3 numbers"),
-    ("clip_std", (0.5, 0.5, 0.0), "3 numbers above 0"),
-    ("resize", "nearest", "one of 'bicubic', 'bilinear'"),
-    ("antialias", None, "True or False"),
-    ("image_size", 0, "an integer of at least 1"),
-    ("latent", "mode", "one of 'mean', 'sample'"),
-    ("seed", -1, "an integer of at least 0 and at most 18446744073709551615"),
-    ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615"),
-    ("log_every", 0, "an integer of at least 1"),
-    ("max_skipped", -1, "an integer of at least 0"),
-    ("checkpoint_every", 0, "an integer of at least 1 is needed, or None"),
-    ("keep", 0, "an integer of at least 1"),
+    ("logit_mean", float("inf"), "a number is needed"),
+    ("logit_std", 0.0, "a number above 0 is needed"),
+    ("lr", True, "a number of at least 0 is needed"),
+    ("lr", "1e-4", "a number of at least 0 is needed"),
+    ("lr", 10**400, "a number of at least 0 is needed"),
+    ("betas", (0.9, 1.0), "2 numbers of at least 0 and below 1 are needed"),
+    ("betas", (0.9,), "2 numbers of at least 0 and below 1 are needed"),
+    ("stages", 3, "several mappings of fields are needed"),
+    ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615 is needed"),
 ]
 
 
 @pytest.mark.parametrize(("field", "value", "words"), BAD)
 def test_a_bad_value_names_the_field_the_value_and_what_is_valid(field, value, words):
-    with pytest.raises(ConfigError, match=words.replace("(", r"\(")) as error:
+    with pytest.raises(ConfigError) as error:
         Recipe(**{field: value})
-    assert str(error.value).startswith(f"{field}={value!r}: ")
+    assert str(error.value).startswith(f"{field}={shown(value)}: ") and words in str(error.value)
 
 
-def test_every_field_has_a_bad_value_that_is_refused():
-    assert {field for field, _, _ in BAD} == Recipe.model_fields.keys()
+def test_no_field_takes_an_object():
+    for field in Recipe.model_fields:
+        with pytest.raises(ConfigError, match=f"{field}=<object object at .* needed"):
+            Recipe(**{field: object()})
 
 
 CONTRADICTIONS = [
@@ -299,13 +205,8 @@ def test_a_json_schema_describes_the_fields():
 
 
 def test_chosen():
-    assert [Recipe(density=density).chosen(256) for density in (0, 0.001, 0.15, 0.3, 1)] == [
-        0,
-        1,
-        38,
-        77,
-        256,
-    ]
+    chosen = [Recipe(density=density).chosen(256) for density in (0, 0.001, 0.15, 0.3, 1)]
+    assert chosen == [0, 1, 38, 77, 256]
     assert Recipe().chosen(100) == 30
     assert Recipe(choose=0).chosen(4) == 0
     assert Recipe(choose=4).chosen(4) == 4
@@ -358,48 +259,31 @@ def test_an_unknown_name_suggests_near_ones():
         Recipe.named(None)
 
 
+# What every preset of an account shares.
+COMMON = {"optimizer": "sgd", "lr": 1e-4, "momentum": 0.9, "schedule": "cosine", "steps": 4600, "batch": 640}
+COMMON |= {"draws": 2, "grad_clip": 1.0, "projector": "linear", "timesteps": "uniform", "loss": "mse"}
+PAPER = {"prompt": "", "draw_weights": None, "clip_mean": None, "clip_std": None, "precision": "fp32"}
+PAPER |= {"vae_pixels": "symmetric", "resize": "bicubic", "antialias": True, "replacement": False}
+OFFICIAL = {"prompt": "a photo of a .", "draw_weights": (5.0, 1.0), "vae_pixels": "official", "seed": 42}
+OFFICIAL |= {"clip_mean": OPENAI_DATASET_MEAN, "clip_std": OPENAI_DATASET_STD, "precision": "bf16"}
+OFFICIAL |= {"resize": "bilinear", "antialias": False, "image_size": 512, "latent": "mean", "warmup": 23}
+PAPER_ROWS = dict(zip(MODELS, (39, 174, 257, 257, 257, 365, 43, 73), strict=True))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_official_presets_hold_what_the_official_code_computes(model):
     recipe = Recipe.named(f"diva-official-{model}")
-    assert 1 + recipe.chosen(patches(model)) == OFFICIAL_ROWS[model]
-    assert recipe.text == ("add" if "openai" in model else "mean")
+    expected = {**COMMON, **OFFICIAL, "text": "add" if "openai" in model else "mean"}
+    assert {name: getattr(recipe, name) for name in expected} == expected
     assert recipe.replacement == (recipe.condition == "random")
-    assert (recipe.prompt, recipe.draws, recipe.weights()) == ("a photo of a .", 2, (5.0, 1.0))
-    assert (recipe.clip_mean, recipe.clip_std, recipe.vae_pixels) == (
-        OPENAI_DATASET_MEAN,
-        OPENAI_DATASET_STD,
-        "official",
-    )
-    assert (recipe.resize, recipe.antialias, recipe.image_size, recipe.latent) == (
-        "bilinear",
-        False,
-        512,
-        "mean",
-    )
-    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 1e-4, 0.9, 0.0)
-    assert (recipe.schedule, recipe.warmup, recipe.steps, recipe.batch) == ("cosine", 23, 4600, 8 * 16 * 5)
-    assert (recipe.grad_clip, recipe.precision, recipe.seed, recipe.projector) == (1.0, "bf16", 42, "linear")
-    assert (recipe.timesteps, recipe.timestep_range, recipe.loss, recipe.min_snr) == (
-        "uniform",
-        None,
-        "mse",
-        None,
-    )
-
-
-PAPER_ROWS = dict(zip(MODELS, (39, 174, 257, 257, 257, 365, 43, 73), strict=True))
+    assert 1 + recipe.chosen(patches(model)) == OFFICIAL_ROWS[model]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
     recipe = Recipe.named(f"diva-{model}")
+    assert {name: getattr(recipe, name) for name in {**COMMON, **PAPER}} == {**COMMON, **PAPER}
     assert 1 + recipe.chosen(patches(model)) == PAPER_ROWS[model]
-    assert not recipe.replacement
-    assert (recipe.prompt, recipe.draws, recipe.weights()) == ("", 2, (0.5, 0.5))
-    assert (recipe.clip_mean, recipe.clip_std, recipe.vae_pixels) == (None, None, "symmetric")
-    assert (recipe.resize, recipe.antialias) == ("bicubic", True)
-    assert (recipe.optimizer, recipe.lr, recipe.momentum) == ("sgd", 1e-4, 0.9)
-    assert (recipe.schedule, recipe.steps, recipe.batch, recipe.grad_clip) == ("cosine", 4600, 640, 1.0)
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -431,4 +315,5 @@ def test_fields_help_covers_every_field():
     texts = Recipe.fields_help()
     assert list(texts) == list(Recipe.model_fields)
     assert texts["lr"] == "learning rate [a number of at least 0; default 0.0001]"
+    assert "with window means, with all patches" in texts["condition"] and "None [" not in str(texts)
     assert texts["steps"].endswith("[an integer of at least 1, or None; default None]")

@@ -91,7 +91,7 @@ def test_the_steps_of_the_stages_are_those_of_the_run():
 
 
 BAD = [
-    ({"train": ()}, "one or more"),
+    ({"train": ()}, "one or more strings are needed"),
     ({"train": ("Tower",)}, "train='Tower': a group's name is needed, such as"),
     ({"train": ("tower:",)}, "a group's name is needed"),
     ({"train": ("tower", "tower")}, "names the group 'tower' twice"),

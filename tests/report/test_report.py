@@ -1,13 +1,11 @@
-"""The report of a run: its parts, its figures, and that HTML and Markdown tell the same."""
+"""The report of a run: its sections, its figures and its charts."""
 
 import base64
 import dataclasses
-import html
 import json
 import math
 import re
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +17,10 @@ from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, pro
 from builders.pages import parsed
 from builders.small import images, small_clip, small_teacher
 from diva_rs import Recipe
+from diva_rs.errors import DependencyError
 from diva_rs.evaluation import PATTERNS, report
+from diva_rs.report import charts
+from diva_rs.report.charts import COLOURS
 
 ANCHORS = [
     *("trained", "recipe", "training", "mmvp", "flips", "retention", "probes", "drift"),
@@ -30,22 +31,20 @@ BEFORE, AFTER = range(27), [*range(25), *range(60, 70)]  # ten gained, two lost
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """(page, Markdown) of a run with every evaluation."""
+    """The page of a run with every evaluation."""
     root = tmp_path_factory.mktemp("mmvp")
     before = [mmvp(BEFORE, root), zero_shot(150), retrieval(80.0), folder(30), probes(20)]
 
     after = [mmvp(AFTER, root), zero_shot(120), retrieval(79.5), folder(30), probes(36), drift()]
-    file = report.write(
-        post_trained(), root / "report", before=before, after=after, note="What *this* run was for."
-    )
-    return parsed(file.read_text()), file.with_suffix(".md").read_text()
+    note = "What *this* run was for."
+    file = report.write(post_trained(), root / "report", before=before, after=after, note=note)
+    return parsed(file.read_text())
 
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """(page, Markdown) of a run without any evaluation."""
-    file = report.write(post_trained(), tmp_path_factory.mktemp("report"))
-    return parsed(file.read_text()), file.with_suffix(".md").read_text()
+    """The page of a run without any evaluation."""
+    return parsed(report.write(post_trained(), tmp_path_factory.mktemp("report")).read_text())
 
 
 def cells(page, caption):
@@ -61,22 +60,11 @@ def wilson(right, total=135):
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
-def markdown_tables(text):
-    """Every table of a Markdown text, as rows of plain cells."""
-    blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
-    return [[_cells(line) for n, line in enumerate(block.splitlines()) if n != 1] for block in blocks]
-
-
-def _cells(line):
-    parts = re.split(r"(?<!\\)\|", line)[1:-1]
-    return [html.unescape(re.sub(r"\\(.)", r"\1", part.strip().strip("`").strip())) for part in parts]
-
-
 # The page
 
 
 def test_the_sections_and_the_links_to_them(full, bare):
-    for page, _ in (full, bare):
+    for page in (full, bare):
         anchors = [section.attributes["id"] for section in page.all("section")]
         assert anchors == [*ANCHORS, "defaults"]
         assert [link.attributes["href"] for link in page.one("nav").all("a")] == [f"#{a}" for a in anchors]
@@ -85,22 +73,22 @@ def test_the_sections_and_the_links_to_them(full, bare):
         assert all(section.attributes["aria-labelledby"] in named for section in page.all("section"))
 
 
-def test_it_needs_nothing_else_and_runs_nothing(full):
-    page, _ = full
-    assert not page.all("script", "link", "iframe", "object", "base", "form")
-    for element in page.all():
+def test_it_loads_nothing_and_runs_nothing(full):
+    assert not full.all("script", "link", "iframe", "object", "base", "form")
+    for element in full.all():
         assert not [name for name in element.attributes if name.startswith("on")], element.name
-        for name in ("src", "href", "xlink:href", "srcset", "data", "action", "style"):
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
             value = element.attributes.get(name, "")
             assert value == "" or value.startswith(("#", "data:image/")), (element.name, name, value)
-    style = page.one("style").text
+        assert re.findall(r"url\((?!#)", " ".join(element.attributes.values())) == []
+    style = full.one("style").text
     assert "url(" not in style and "@import" not in style
-    policy = next(m.attributes["content"] for m in page.all("meta") if "http-equiv" in m.attributes)
+    policy = next(m.attributes["content"] for m in full.all("meta") if "http-equiv" in m.attributes)
     assert "default-src 'none'" in policy and "script" not in policy
 
 
 def test_it_can_be_read_without_seeing_it(full):
-    page, _ = full
+    page = full
     assert page.one("html").attributes["lang"] == "en" and len(page.all("h1")) == 1
     for table in page.all("table"):
         assert table.one("caption").text
@@ -108,9 +96,9 @@ def test_it_can_be_read_without_seeing_it(full):
         assert all(head.attributes["scope"] == "col" for head in heads.all("th"))
         assert rows and all(row.all("th")[0].attributes["scope"] == "row" for row in rows)
         assert {len(row.all("th", "td")) for row in table.all("tr")} == {len(heads.all("th"))}
-    charts = [svg for svg in page.all("svg") if svg.attributes.get("aria-hidden") != "true"]
-    assert len(charts) >= 8
-    assert all(svg.attributes["role"] == "img" and len(svg.one("title").text) > 20 for svg in charts)
+    charts = [div for div in page.all("div") if div.all("svg") and div.attributes.get("role") == "img"]
+    assert len(charts) == len(page.all("svg")) >= 8
+    assert all(len(chart.attributes["aria-label"]) > 20 for chart in charts)
     assert page.all("img") and all(len(image.attributes["alt"]) > 5 for image in page.all("img"))
     levels = [int(head.name[1]) for head in page.all("h1", "h2", "h3", "h4")]
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -118,12 +106,15 @@ def test_it_can_be_read_without_seeing_it(full):
 
 def test_contrast_of_text_in_both_schemes(full):
     # WCAG 2.1, 1.4.3: at least 4.5 between text and what is behind it.
-    style = full[0].one("style").text
+    style = full.one("style").text
     schemes = [
         dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
         for block in re.findall(r":root \{(.*?)\}", style, re.S)
     ]
     assert len(schemes) == 3  # light, dark, print
+    assert COLOURS.items() <= schemes[0].items()
+    drawn = " ".join(value for svg in full.all("svg") for e in svg.all() for value in e.attributes.values())
+    assert not re.findall(r"#[0-9a-f]{6}\b", drawn)  # every colour of a chart follows the scheme
 
     def luminance(colour):
         parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
@@ -140,30 +131,8 @@ def test_contrast_of_text_in_both_schemes(full):
 # Figures
 
 
-def test_html_and_markdown_hold_the_same_tables(full, bare):
-    for page, text in (full, bare):
-        ours = [
-            [[cell.text for cell in row.all("th", "td")] for row in table.all("tr")]
-            for table in page.all("table")
-        ]
-        theirs = [table for table in markdown_tables(text) if table[0][0] not in ("At a glance", "Pair")]
-        assert ours == theirs
-
-
-def test_html_and_markdown_hold_the_same_texts_and_key_figures(full):
-    page, text = full
-    plain = html.unescape(re.sub(r"\\(.)", r"\1", text))
-    assert "What *this* run was for." in page.one("header").text
-    for block in page.all("p"):
-        assert block.text in plain, block.text
-    keys = [[part.text for part in key.all("dt", "dd")] for key in page.one("dl").all("div")]
-    assert markdown_tables(text)[0][1:] == keys
-    flipped = [row for table in markdown_tables(text) if table[0][0] == "Pair" for row in table[1:]]
-    assert [row[0] for row in flipped] == [head.text for head in page.all("h4")]
-
-
 def test_the_planted_flips_are_found(full):
-    page, _ = full
+    page = full
     table = {row[0]: row[1:] for row in cells(page, "MMVP-VLM")}
     assert list(table) == ["Pattern", *PATTERNS, "Average"]
     # 27 and 35 of 135; the exact test of ten against two flips is 79 / 2048.
@@ -180,7 +149,7 @@ def test_the_planted_flips_are_found(full):
 
 
 def test_a_flipped_pair_shows_its_images_and_decisions(full):
-    card = full[0].one("section", id="flips").all("li")[0]
+    card = full.one("section", id="flips").all("li")[0]
     colours = [jpeg_of(image.attributes["src"]).getpixel((10, 10)) for image in card.all("img")]
     for number, (red, green, _) in zip((121, 122), colours, strict=True):
         assert abs(red - number) < 6 and abs(green - (255 - number)) < 6
@@ -192,7 +161,7 @@ def test_a_flipped_pair_shows_its_images_and_decisions(full):
 
 
 def test_retention(full):
-    page, text = full
+    page = full
     assert cells(page, "Zero-shot scores")[1:] == [
         [
             "cifar10 (acc1)",
@@ -213,7 +182,7 @@ def test_retention(full):
         "flickr30k (image_retrieval_recall@5)",
         *("80.0", "79.5", "\N{MINUS SIGN}0.5", "not tested"),
     ]
-    assert "birdsnap could not be had: clip-benchmark has no such set" in text
+    assert "birdsnap could not be scored: clip-benchmark has no such set" in page.text
     accuracy = cells(page, "Accuracy on the test images")[1]
     assert accuracy[:1] + accuracy[-1:] == ["patches", "higher after"] and accuracy[3].startswith("+40.0 (")
     assert cells(page, "Images of each probe")[2] == ["patches", "after", "80", "20", "40", "0.1"]
@@ -243,27 +212,23 @@ def test_a_difference_is_called_shown_only_where_interval_and_exact_test_agree(t
 
 def test_scores_of_different_embeddings_carry_a_warning(tmp_path):
     after = dataclasses.replace(mmvp(AFTER), embedding="official-openai")
-    file = report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=after)
-    assert "Caution: before was scored with the image embedding 'pooled'" in file.read_text().replace(
-        "&#x27;", "'"
-    )
+    page = parsed(report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=after).read_text())
+    warning = "Caution: before was scored with the image embedding pooled, after with official-openai."
+    assert warning in page.one("section", id="mmvp").text
 
 
 def test_what_was_not_measured_is_said_with_the_code_that_measures_it(bare):
-    page, text = bare
-    missing = [div for div in page.all("div") if div.attributes.get("class") == "missing"]
+    missing = [div for div in bare.all("div") if div.attributes.get("class") == "missing"]
     assert len(missing) == 5  # the patterns, zero-shot, retrieval, probes, drift
     for block in missing:
-        code = block.one("pre").text
-        compile(code, "report", "exec")
+        compile(block.one("pre").text, "report", "exec")
         assert "not measured" in block.text or "was measured neither" in block.text
-        assert code in text
     lists = re.findall(r"from diva_rs.evaluation import (.*)", "".join(block.text for block in missing))
     names = {name for names in lists for name in names.split(", ")}
     assert names == {"mmvp_vlm", "zero_shot", "retrieval", "linear_probe", "drift", "report"}
     assert all(hasattr(diva_rs.evaluation, name) for name in names)
-    assert "is known once MMVP-VLM is measured" in text
-    assert "no difference shown" not in text and "higher" not in text
+    assert "is known once MMVP-VLM is measured" in bare.text
+    assert "no difference shown" not in bare.text and "higher" not in bare.text
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -295,29 +260,39 @@ def test_a_preset_is_shown_with_the_source_of_each_value(tmp_path):
     assert recipe.digest() in page.text
 
 
-def test_the_loss_curve_holds_every_log(bare):
-    training = bare[0].one("section", id="training")
-    chart = training.all("svg")
-    paths = [path for svg in chart for path in svg.all("path") if path.attributes["class"] == "line raw"]
-    points = re.findall(r"[ML]([\d.]+) ([\d.]+)", paths[0].attributes["d"])
+def curve(page, colour):
+    """The points of the line of that colour in the chart of the losses; a list for each stretch."""
+    paths = page.one("section", id="training").all("svg")[0].all("path")
+    lines = [path.attributes["d"] for path in paths if f"stroke: var(--{colour})" in path.attributes["style"]]
+    stretches = [re.findall(r"[ML] ([\d.]+) ([\d.]+)", stretch) for stretch in re.split(r"(?=M)", lines[0])]
+    return [[(float(x), float(y)) for x, y in points] for points in stretches if points]
+
+
+def test_the_loss_curve_holds_every_log(tmp_path):
+    result = post_trained()
+    for n, row in enumerate(result.history):
+        row["loss"] = row["denoising"] = 0.5 - 0.001 * n - 0.01 * (n % 2)
+    page = parsed(report.write(result, tmp_path).read_text())
+    points = curve(page, "before")[0]
     assert len(points) == 40
-    xs, ys = zip(*((float(x), float(y)) for x, y in points), strict=True)
+    xs, ys = zip(*points, strict=True)
     steps = [b - a for a, b in pairwise(xs)]
     assert max(steps) - min(steps) < 0.2  # evenly spaced logs
-    assert list(ys) == sorted(ys)  # a falling loss: down the page
-    assert "Average of the first 8 of 40 losses logged: 0.4965; of the last 8: 0.4645." in training.text
-    assert cells(bare[0], "The numbers of 40 logs")[1] == ["loss", "0.5000", "0.4610", "0.4610", "0.5000"]
+    assert list(ys[::2]) == sorted(ys[::2])  # a falling loss: down the page
+    assert all(b - a > 5 for a, b in zip(ys[::2], ys[1::2], strict=True))
+    text = page.one("section", id="training").text
+    assert "Average of the first 8 of 40 losses logged: 0.4915; of the last 8: 0.4595." in text
+    assert cells(page, "The numbers of 40 logs")[1] == ["loss", "0.5000", "0.4510", "0.4510", "0.5000"]
 
 
 def test_losses_that_are_not_finite_are_gaps_and_are_counted(tmp_path):
     result = post_trained()
-    for n in (3, 20):
-        result.history[n]["loss"] = math.nan
+    for n, row in enumerate(result.history):
+        row["loss"] = math.nan if n in (3, 20) else 0.5 + 0.01 * (n % 2)
     page = parsed(report.write(result, tmp_path).read_text())
     training = page.one("section", id="training")
     assert "2 of 40 logs are not finite." in training.text and "nan" not in training.text.lower()
-    raw = [p for p in training.all("path") if p.attributes["class"] == "line raw"]
-    assert [len(re.findall("[ML]", path.attributes["d"])) for path in raw] == [3, 16, 19]
+    assert [len(stretch) for stretch in curve(page, "before")] == [3, 16, 19]
     for row in result.history:
         row["loss"] = math.inf
     assert "no finite loss" in report.write(result, tmp_path).read_text()
@@ -325,13 +300,41 @@ def test_losses_that_are_not_finite_are_gaps_and_are_counted(tmp_path):
     assert "no finite loss" in report.write(result, tmp_path).read_text()
 
 
+def test_losses_come_by_name_and_stages_are_marked(tmp_path):
+    result = post_trained(Recipe(steps=400, projector_warmup=100))
+    for n, row in enumerate(result.history):
+        row.update(anchor=0.001 * n, mine=1.0 + n, never=0.0)
+    training = parsed(report.write(result, tmp_path).read_text()).one("section", id="training")
+    logged = [row[0] for row in cells(training, "The numbers of 40 logs")]
+    assert logged == ["Logged", "loss", "denoising", "anchor", "mine", "lr", "grad_norm"]
+    drawn = [svg.text for svg in training.all("svg")]
+    assert "Loss (denoising + anchor + mine)" in drawn[0] and "stage 2: projector, tower" in drawn[0]
+    for name, text in zip(
+        ("Denoising loss", "Anchor penalty", "mine", "Learning rate"), drawn[1:], strict=False
+    ):
+        assert name in text
+
+
+def test_without_matplotlib_the_page_has_the_charts_in_words(tmp_path, monkeypatch):
+    def missing(module, extra):
+        raise DependencyError(f"{module} is needed here and not installed: pip install 'diva-rs[{extra}]'")
+
+    monkeypatch.setattr(charts, "require", missing)
+    page = parsed(report.write(post_trained(), tmp_path, after=drift()).read_text())
+    assert not page.all("svg")
+    assert "Install matplotlib for a chart: pip install 'diva-rs[plot]'" in page.text
+    assert "Learning rate over the steps: 0.0001000 at the first log" in page.text
+
+
 def test_a_long_run_stays_small(tmp_path):
-    file = report.write(post_trained(logs=20_000), tmp_path)
-    assert file.stat().st_size < 150_000
+    result = post_trained(logs=20_000)
+    for n, row in enumerate(result.history):
+        row["loss"] = row["denoising"] = 0.5 + 0.1 * math.sin(n * n)  # as good as noise
+    assert report.write(result, tmp_path).stat().st_size < 250_000
 
 
 def test_throughput_and_environment(bare):
-    page, _ = bare
+    page = bare
     speed = dict(cells(page, "Speed"))
     assert speed["Duration"] == "13 min 20 s" and speed["Images per second"] == "8.000"
     assert speed["Peak memory, of the whole process"] == "not recorded"
@@ -357,7 +360,7 @@ def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
     of_folder = report.write(tmp_path / "run")
     of_result = report.write(result, tmp_path / "other")
     assert of_folder == tmp_path / "run" / "report.html"
-    assert {file.name for file in (tmp_path / "other").iterdir()} == {"report.html", "report.md"}
+    assert {file.name for file in (tmp_path / "other").iterdir()} == {"report.html"}
     ours, theirs = parsed(of_folder.read_text()), parsed(of_result.read_text())
     for anchor in ANCHORS[1:]:
         assert ours.one("section", id=anchor).text == theirs.one("section", id=anchor).text
@@ -372,57 +375,42 @@ def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
     assert trained["Trained parameters, clip"] == f"{visual:,}"
 
 
-def test_a_run_that_was_gone_on_with_tells_where(tmp_path):
+def test_a_resumed_run_says_where_it_was_interrupted(tmp_path):
     post_trained().save(tmp_path)
     starts = [{"step": 0}, {"step": 40}, {"step": 1200}]
     (tmp_path / "run.json").write_text(
         json.dumps({"starts": starts, "clip_start": "abc", "teacher_weights": None})
     )
     trained = dict(cells(parsed(report.write(tmp_path).read_text()), "Models, images"))
-    assert trained["Interrupted and gone on with at step"] == "40, 1,200"
+    assert trained["Interrupted, and resumed at step"] == "40, 1,200"
     assert trained["Fingerprint of CLIP before"] == "abc" and "Fingerprint of the teacher" not in trained
     (tmp_path / "run.json").write_text(json.dumps({"starts": [3, [], {"stop": 1}, None]}))
     trained = dict(cells(parsed(report.write(tmp_path).read_text()), "Models, images"))
-    assert "Interrupted and gone on with at step" not in trained
+    assert "Interrupted, and resumed at step" not in trained
 
 
-def test_pictures_of_the_callers_own(tmp_path):
+def test_pictures_are_shown_as_they_are(tmp_path):
     file = tmp_path / "grid.png"
     Image.new("RGB", (6, 4), "red").save(file)
     page = report.write(post_trained(), tmp_path / "report", pictures={"A <red> grid": file})
     shown = parsed(page.read_text()).one("section", id="pictures")
-    assert shown.one("h2").text == "Pictures" and shown.one("figcaption").text == "A <red> grid"
+    assert shown.one("h2").text == "Pictures" and shown.one("figcaption").text.strip() == "A <red> grid"
     image = shown.one("img").attributes
     assert image["alt"] == "A <red> grid"
     assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == file.read_bytes()
-    assert "A &lt;red&gt; grid" in page.with_suffix(".md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("pictures", "error", "message"),
-    [
-        ({"a": "nowhere.png"}, diva_rs.DataError, "nowhere.png cannot be read: No such file"),
-        ({"a": __file__}, diva_rs.DataError, "test_report.py is no PNG image"),
-        ({"a": "/dev/zero"}, diva_rs.DataError, "/dev/zero cannot be read: it is a device"),
-        ({"a": 3}, diva_rs.DivaError, "3"),
-        (["grid.png"], diva_rs.ConfigError, "pictures is"),
-        ({1: "grid.png"}, diva_rs.ConfigError, "pictures is"),
-    ],
-)
-def test_pictures_that_are_none(tmp_path, pictures, error, message):
-    with pytest.raises(error, match=message):
-        report.write(post_trained(), tmp_path / "report", pictures=pictures)
+def test_pictures_that_cannot_be_shown(tmp_path):
+    Image.new("RGB", (90, 90), "red").save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:100])
+    Image.new("RGB", (6, 4), "red").save(tmp_path / "a.bmp")
+    for path, words in {
+        "nowhere.png": "nowhere.png cannot be read: No such file",
+        __file__: "test_report.py: not an image that Pillow can read",
+        "/dev/zero": "/dev/zero cannot be read: it is a device",
+        tmp_path / "cut.png": "cut.png: ",
+        tmp_path / "a.bmp": "a.bmp is a BMP image: give a PNG",
+    }.items():
+        with pytest.raises(diva_rs.DataError, match=words):
+            report.write(post_trained(), tmp_path / "report", pictures={"a": path})
     assert not (tmp_path / "report").exists()
-
-
-def test_the_example_in_the_docs_is_a_report_of_the_demo():
-    file = Path(__file__).parents[2] / "docs" / "example-report.html"
-    page = parsed(file.read_text())
-    assert file.stat().st_size < 1_000_000
-    assert page.one("h1").text == "Post-training report: demo"
-    sections = [section.attributes["id"] for section in page.all("section")]
-    assert sections == [*ANCHORS[:5], "pictures", *ANCHORS[5:], "defaults"]
-    assert dict(cells(page, "Models, images"))["Optimizer steps"] == "450 of 450"
-    assert "microworld" in page.one("header").text and page.one("section", id="probes").all("table")
-    assert len(page.one("section", id="pictures").all("img")) == 1
-    assert page.one("section", id="flips").all("img")

@@ -14,12 +14,13 @@ from diva_rs._base.checkpoint import load_state, load_weights
 from diva_rs.data.loader import KeyedSampler
 from diva_rs.distributed import launched
 from diva_rs.errors import DeviceError
-from diva_rs.run.ranks.split import _divided
+from diva_rs.run.ranks.loaders import is_divided
 from diva_rs.run.ranks.start import gpu_of
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine is no failure
 NAMES = ("from_shards-2", "with_files-2", "with_files-1", "counted-2", "counted-1", "interrupted-2")
 REFUSED = ("other_weights-2", "other_recipe-2", "other_teacher-2", "raising-2", "killed-2")
+REFUSED += ("undivided-2", "same_batches-2")
 RESUMED = ("resumed-1", "resumed-2", "begun-1", "continued-2")
 WATCHED = ("guarded-1", "guarded-2")
 SPOILT = ("spoilt-2", "spoilt_on-2")
@@ -68,25 +69,25 @@ def test_only_rank_0_writes(runs):
     assert together == alone
 
 
-def test_buckets_leave_before_the_backward_pass_ends(runs):
-    for rank in runs.of("counted-2"):
-        assert len(rank["before"]) == 5
-        assert all(sent == buckets > 3 for sent, buckets in rank["before"])
-
-
-def test_what_is_sent_is_one_gradient_and_three_losses(runs):
+def test_what_is_sent_is_one_gradient_and_three_losses_at_once(runs):
     [alone] = runs.of("counted-1")
     values = sum(value.numel() for value in alone["weights"].values())
     for rank in runs.of("counted-2"):
-        once = 8 * (values + 3)
-        # In the third step one gradient of rank 1 changed after it was sent: all of it was sent again.
-        assert rank["sent"] == [once, once, 2 * once - 8 * 3, once, once]
-
-
-def test_a_gradient_that_changes_late_is_sent_again(runs):
-    [alone] = runs.of("counted-1")
-    for rank in runs.of("counted-2"):
+        assert rank["sent"] == [values + 3] * 5
         assert worst(rank["weights"], alone["weights"]) <= 1e-10
+
+
+@pytest.mark.parametrize(
+    "run, message",
+    [
+        ("undivided-2", "on 2 ranks each one would read all images of the loader: give a DataLoader a torch"),
+        ("same_batches-2", "all 2 ranks read the same first batch: give a DataLoader a torch"),
+    ],
+)
+def test_a_loader_that_is_not_divided_is_refused(runs, run, message):
+    assert runs.ends[run]["codes"] == [1, 1]
+    for rank in range(2):
+        assert f"diva_rs.errors.DataError: {message}" in runs.log(run, rank)
 
 
 def test_ctrl_c_on_one_rank_stops_all_after_the_same_step(runs):
@@ -119,19 +120,12 @@ def test_too_many_skipped_updates_end_all_ranks_together(runs):
         assert "DivaError: 2 updates in a row were skipped" in log and "the last at step 4" in log
 
 
-def test_a_rank_that_raises_ends_the_others_with_its_traceback(runs):
-    assert runs.ends["raising-2"]["codes"] == [1, 1]
-    assert runs.ends["raising-2"]["seconds"] < LIMIT
-    own, other = runs.log("raising-2", 1), runs.log("raising-2", 0)
-    assert own.rstrip().endswith("ValueError: no image behind this door")
-    assert "RankError: rank 1 failed, which ends this rank too:" in other
-    assert 'raise ValueError("no image behind this door")' in other
-
-
-def test_a_rank_that_is_killed_ends_the_others_by_name(runs):
-    assert runs.ends["killed-2"]["codes"] == [1, -9]
-    assert runs.ends["killed-2"]["seconds"] < LIMIT
-    assert "RankError: rank 1 of 2 is lost" in runs.log("killed-2", 0)
+@pytest.mark.parametrize("run, codes", [("raising-2", [1, 1]), ("killed-2", [1, -9])])
+def test_a_rank_that_raises_or_is_killed_ends_the_others(runs, run, codes):
+    assert runs.ends[run]["codes"] == codes
+    assert runs.ends[run]["seconds"] < LIMIT
+    assert "RankError: the connection to another rank broke" in runs.log(run, 0)
+    assert ("ValueError: no image behind this door" in runs.log(run, 1)) == (run == "raising-2")
 
 
 @pytest.mark.parametrize("run", ["raising", "killed", "resumed-2"])
@@ -198,11 +192,11 @@ def test_a_launcher_is_recognised_by_its_variables(monkeypatch):
 
 
 def test_ranks_that_share_a_gpu_get_their_own():
-    one_gpu = [["a", "gpu0"]] * 4
+    one_gpu = [("a", "gpu0")] * 4
     assert [gpu_of(one_gpu, rank, rank, 0, 8) for rank in range(4)] == [0, 1, 2, 3]
-    apart = [["a", "gpu1"], ["a", "gpu3"]]
+    apart = [("a", "gpu1"), ("a", "gpu3")]
     assert [gpu_of(apart, rank, rank, 2 * rank + 1, 4) for rank in range(2)] == [1, 3]
-    two_machines = [["a", "gpu0"], ["b", "gpu0"]]
+    two_machines = [("a", "gpu0"), ("b", "gpu0")]
     assert gpu_of(two_machines, 1, 0, 0, 1) == 0
     with pytest.raises(DeviceError, match="4 ranks on a for 2 GPUs: start at most 2"):
         gpu_of(one_gpu, 3, 3, 0, 2)
@@ -211,6 +205,6 @@ def test_ranks_that_share_a_gpu_get_their_own():
 def test_a_loader_that_is_divided_already_is_taken_as_it_is():
     data = TensorDataset(torch.zeros(8, 1))
     sampler = DistributedSampler(data, num_replicas=2, rank=0)
-    assert not _divided(DataLoader(data, batch_size=2, shuffle=True))
-    assert _divided(DataLoader(data, batch_size=2, sampler=sampler))
-    assert _divided(DataLoader(data, batch_size=2, sampler=KeyedSampler(torch.arange(8).numpy(), seed=0)))
+    assert not is_divided(DataLoader(data, batch_size=2, shuffle=True))
+    assert is_divided(DataLoader(data, batch_size=2, sampler=sampler))
+    assert is_divided(DataLoader(data, batch_size=2, sampler=KeyedSampler(torch.arange(8).numpy(), seed=0)))

@@ -93,7 +93,7 @@ def ticked_in_every_quarter(trainer: Trainer, batch: torch.Tensor, window: list,
 
 
 @pytest.mark.timeout(60)
-def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient():
+def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient(ctrl_c):
     teacher = small_teacher()
     trainer = Trainer(small_clip(), teacher, Recipe(backend="torch", micro_batch=1, draws=1))
     before = {name: parameter.detach().clone() for name, parameter in trainer.parameters().items()}
@@ -102,7 +102,7 @@ def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient():
     def press(*_):
         seen.append(1)
         if len(seen) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            ctrl_c()
 
     hook = trainer.teacher.unet.register_forward_pre_hook(press)
     with pytest.raises(KeyboardInterrupt):
@@ -117,7 +117,7 @@ def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient():
 
 
 @pytest.mark.timeout(60)
-def test_ctrl_c_is_noticed_between_native_micro_batches():
+def test_ctrl_c_is_noticed_between_native_micro_batches(ctrl_c):
     """Nothing of the step is Python: the signal waits in the interpreter until the step looks for it."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native", micro_batch=1))
     raw = trainer.step_modules.raw(images(64), None, 0, None, 0)
@@ -129,7 +129,7 @@ def test_ctrl_c_is_noticed_between_native_micro_batches():
     timer.join()
 
 
-def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
+def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree(ctrl_c):
     trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native"))
     native = trainer.step_modules.step
 
@@ -139,7 +139,7 @@ def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
 
             def press():
                 hold()
-                os.kill(os.getpid(), signal.SIGINT)  # all gradients are there, no weight has moved
+                ctrl_c()  # all gradients are there, no weight has moved
 
             return native.train(*rest, press)
 
@@ -154,12 +154,12 @@ def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree():
 
 
 @pytest.mark.timeout(60)
-def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog):
+def test_ctrl_c_ends_a_run_cleanly_with_a_checkpoint(tmp_path, caplog, ctrl_c):
     clip = small_clip()
 
     def press(step, metrics):
         if step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            ctrl_c()
 
     loader = [images(4, seed=n) for n in range(4)]
     result = diva_rs.post_train(

@@ -8,7 +8,7 @@ import torch.nn.functional as nn_f
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 
-from diva_rs.data.checks import PATIENCE, PixelGuard, _Place, _Range, check_images
+from diva_rs.data.checks import PATIENCE, PixelGuard, Place, _Range, check_images
 from diva_rs.data.pixels import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -167,7 +167,7 @@ def test_the_ends_of_each_range_and_a_small_overshoot_pass(convention):
 
 
 def watched(guard, images, number, ids=None):
-    guard._keep(images, _Range.of("unit", OPENAI_MEAN, OPENAI_STD), _Place("images", number, ids))
+    guard._keep(images, _Range.of("unit", OPENAI_MEAN, OPENAI_STD), Place("images", number, ids))
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,7 @@ _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` gives
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading bytes; links are followed.
-
-    Raises OSError if it is missing, may not be read, or is not a regular file.
-
-    >>> open_regular("/dev/zero")
-    Traceback (most recent call last):
-    OSError: [Errno 22] it is a device, a file is needed: '/dev/zero'
-    """
+    """Open a regular file for reading bytes; links are followed. Raises OSError."""
     try:
         # Without O_NONBLOCK, opening a pipe without a writer would wait for one.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,14 +58,7 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
 
 
 def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) -> Iterator[bytes]:
-    """The lines of a regular file of at most ``most`` bytes; lines above ``longest`` bytes are left out.
-
-    >>> import tempfile
-    >>> place = Path(tempfile.mkdtemp()) / "lines"
-    >>> _ = place.write_bytes(b"one\\ntoo long\\ntwo")
-    >>> list(read_lines(place, most=100, longest=4))
-    [b'one', b'two']
-    """
+    """The lines of a regular file of at most ``most`` bytes; lines above ``longest`` bytes are left out."""
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(path, most)
@@ -85,10 +71,7 @@ def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) 
 
 
 def check_files(path: str | os.PathLike[str]) -> None:
-    """Check a file, or everything in a folder, before a library opens it.
-
-    Raises OSError naming what is neither a regular file nor a folder, or cannot be opened.
-    """
+    """Raise OSError unless a path, and everything in it, is a folder or a regular file that can be opened."""
     if not os.path.isdir(path):
         open_regular(path).close()
         return
@@ -98,10 +81,9 @@ def check_files(path: str | os.PathLike[str]) -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Check a model's folder before a library opens it.
+    """As `check_files` for a model's folder; raises ValueError for a bad config.json.
 
-    Raises OSError as `check_files`, and ValueError for a config.json that cannot be read or describes a model
-    larger than any published one: a library would build it for hours, or allocate all memory.
+    A library would build a model larger than any published one for hours, or allocate all memory.
     """
     check_files(folder)
     config = folder / "config.json"
@@ -110,12 +92,7 @@ def check_model(folder: Path) -> None:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Create a folder and its parents if they are missing; ``~`` is the home folder. Raises DataError.
-
-    >>> import tempfile
-    >>> make_folder(tempfile.mkdtemp() + "/runs/a").is_dir()
-    True
-    """
+    """Create a folder and its parents if they are missing; ``~`` is the home folder. Raises DataError."""
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,37 +102,20 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; raises DataError, and then the old file is unchanged.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "note.txt"
-    >>> write_text(path, "whole or not there")
-    >>> path.read_text()
-    'whole or not there'
-    """
+    """Write a text file atomically; raises DataError, and then the old file is unchanged."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
         sync(beside)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically. A number that is not finite becomes null, which every reader of JSON accepts.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "history.json"
-    >>> write_json(path, [{"loss": float("nan")}])
-    >>> json.loads(path.read_text())
-    [{'loss': None}]
-    """
+    """Write JSON atomically. A number that is not finite becomes null, which every reader of JSON accepts."""
     write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; at the end it replaces ``path``.
-
-    After an error ``path`` is unchanged. Raises DataError where the disk fails.
-    """
+    """A path beside ``path`` to write to; at the end it replaces ``path``. Raises DataError."""
     try:
         with beside(path) as place:
             yield place
@@ -167,7 +127,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """As `replacing`, with the OSError where the disk fails."""
+    """As `replacing`; raises OSError if the disk fails."""
     if not path.name:
         raise DataError(
             f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
@@ -191,15 +151,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed writers have left in ``folder``.
-
-    >>> import tempfile
-    >>> folder = Path(tempfile.mkdtemp())
-    >>> (folder / ".note.txt.123.tmp").touch()
-    >>> sweep(folder)
-    >>> list(folder.iterdir())
-    []
-    """
+    """Remove the temporary files that killed writers have left in ``folder``."""
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name):
             _remove(path)

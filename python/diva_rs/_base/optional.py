@@ -9,11 +9,7 @@ from diva_rs.errors import DataError, DependencyError, DivaError
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, or raise DependencyError naming the extra of diva-rs that installs it.
-
-    >>> require("json", extra="all").__name__
-    'json'
-    """
+    """Import ``module``, or raise DependencyError naming the extra of diva-rs that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as err:
@@ -26,24 +22,14 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def one_line(err: Exception) -> str:
-    """One line of an error that may list every weight of a model.
-
-    >>> one_line(ValueError("two\\n  lines"))
-    'ValueError: two lines'
-    """
+    """One line of an error that may list every weight of a model."""
     text = " ".join(f"{type(err).__name__}: {err}".split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
 @contextmanager
 def library_errors(library: str, what: str) -> Iterator[None]:
-    """Turn an error that a library raises on an input into a DataError that names the input.
-
-    >>> with library_errors("the layer", "pixels"):
-    ...     torch.nn.Linear(2, 2)(torch.zeros(1, 3))
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: the layer does not take pixels: mat1 and mat2 shapes cannot be multiplied ...
-    """
+    """Turn an error that a library raises on an input into a DataError that names the input."""
     try:
         yield
     except (DivaError, MemoryError):

@@ -12,11 +12,7 @@ _MOST = 1 << 36  # elements: no machine holds a tensor of more
 
 
 def is_dense(value: Any) -> TypeGuard[Tensor]:
-    """Whether a value is an ordinary tensor: strided, not lazy, nested, sparse or quantized.
-
-    >>> is_dense(torch.eye(2)), is_dense(torch.eye(2).to_sparse())
-    (True, False)
-    """
+    """Whether a value is an ordinary tensor: strided, not lazy, nested, sparse or quantized."""
     return (
         isinstance(value, Tensor)
         and not torch.nn.parameter.is_lazy(value)
@@ -30,14 +26,7 @@ def is_dense(value: Any) -> TypeGuard[Tensor]:
 def ordinary(name: str, value: Any, values: bool = False) -> Tensor:
     """A dense tensor that autograd can use; an inference tensor is copied.
 
-    With ``values`` its numbers must be readable, so a tensor on the meta device raises too.
-
-    Raises:
-        ShapeError: names the argument.
-
-    >>> ordinary("images", [[1.0]])
-    Traceback (most recent call last):
-    diva_rs.errors.ShapeError: images=[[1.0]]: a dense tensor is needed
+    With ``values`` a tensor on the meta device raises too. Raises ShapeError naming the argument.
     """
     if not is_dense(value):
         raise ShapeError(f"{name}={described(value)}: a dense tensor is needed")
@@ -47,11 +36,7 @@ def ordinary(name: str, value: Any, values: bool = False) -> Tensor:
 
 
 def described(value: Any) -> str:
-    """A value for an error message: dtype and shape of a tensor or array, otherwise its start.
-
-    >>> described(torch.zeros(2, 3)), described("a")
-    ('<torch.float32 (2, 3)>', "'a'")
-    """
+    """A value for an error message: dtype and shape of a tensor or array, otherwise its start."""
     if not isinstance(value, (Tensor, np.ndarray)):
         return shown(value)
     try:
@@ -63,14 +48,7 @@ def described(value: Any) -> str:
 
 
 def available_device(device: str | int | torch.device) -> torch.device:
-    """The device as tensors on it report it: "cuda" becomes "cuda:0".
-
-    Raises:
-        DeviceError: this machine, or this build of PyTorch, does not have it.
-
-    >>> available_device("cpu")
-    device(type='cpu')
-    """
+    """The device as tensors on it report it: "cuda" becomes "cuda:0". Raises DeviceError if there is none."""
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, NotImplementedError, OverflowError, TypeError) as err:

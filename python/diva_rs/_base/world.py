@@ -1,4 +1,4 @@
-"""Who this process is among the ranks, before and after they have joined."""
+"""Which rank this process is, before and after the ranks have joined."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ _alone = 0  # how many `alone` blocks are open
 
 
 class Launched(NamedTuple):
-    """What a launcher told this process: its rank, the number of ranks, and its number on this machine."""
+    """The rank, the number of ranks, and the rank's number on this machine, as the launcher set them."""
 
     rank: int
     world: int
@@ -35,7 +35,7 @@ def rank_and_world() -> tuple[int, int]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within this block the process counts as the only rank: readers give it all images.
+    """Within this block the process counts as the only rank, so that readers give it all images.
 
     For work that one rank does while the others wait, such as an evaluation.
 
@@ -52,13 +52,10 @@ def alone() -> Iterator[None]:
 
 
 def launched() -> Launched | None:
-    """What torchrun, accelerate launch, or a cluster's script told this process; None: it runs by itself.
+    """What torchrun, accelerate launch or a script set in the environment; None for a single process.
 
-    Read from ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` and ``LOCAL_RANK`` (by default the
-    rank), as torch.distributed does. A world of one is no world.
-
-    Raises:
-        ConfigError: a variable is no whole number, or the rank is not below the number of ranks.
+    Reads ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` and ``LOCAL_RANK`` (default:
+    the rank), as torch.distributed does.
 
     >>> launched()
     """
@@ -67,17 +64,11 @@ def launched() -> Launched | None:
     rank, world = _number("RANK"), _number("WORLD_SIZE")
     if rank >= world:
         raise ConfigError(f"RANK={rank} is not below WORLD_SIZE={world}: ranks count from 0")
-    if world == 1:
-        return None
-    return Launched(rank, world, _number("LOCAL_RANK") if os.environ.get("LOCAL_RANK") else rank)
+    return Launched(rank, world, local_rank(rank)) if world > 1 else None
 
 
 def local_rank(rank: int) -> int:
-    """The number of rank ``rank``, this process, on its own machine.
-
-    >>> local_rank(3)
-    3
-    """
+    """The number of this process, rank ``rank``, on its machine: ``LOCAL_RANK``, or the rank itself."""
     return _number("LOCAL_RANK") if os.environ.get("LOCAL_RANK") else rank
 
 

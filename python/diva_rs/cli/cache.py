@@ -3,55 +3,38 @@
 import argparse
 
 from diva_rs.cli.models import check_data, load_images, load_teacher, pick_device
-from diva_rs.cli.options import add_options, needed, settings
+from diva_rs.cli.options import CacheOptions, add_options, settings
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 
 HELP = "encode images into latents once, for diva-rs train --latents"
 USAGE = "diva-rs cache --data FOLDER|SHARDS --teacher FOLDER --out FOLDER [options]"
 
-_OPTIONS = (
-    "recipe",
-    "data",
-    "teacher",
-    "out",
-    "device",
-    "loader_batch",
-    "workers",
-    "prefetch",
-    "on_bad_image",
-    "overwrite",
-    "crops",
-    "flip",
-    "dtype",
-)
 _FIELDS = ("vae_pixels", "clip_mean", "clip_std", "resize", "antialias", "image_size")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags: this command's options, and the recipe fields that decide the VAE's input."""
-    add_options(parser, _OPTIONS, _FIELDS)
+    add_options(parser, CacheOptions, _FIELDS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Encode; returns the exit code."""
-    values, recipe = settings(args, _OPTIONS)
-    needed(values, "cache", "data", "teacher", "out")
-    check_data(values["data"])
+    options, recipe = settings(args, CacheOptions)
+    check_data(options.data)
     normalisation = _normalisation(recipe)
-    teacher = load_teacher(values["teacher"], pick_device(values["device"]))
+    teacher = load_teacher(options.teacher, pick_device(options.device))
     from diva_rs.data import LatentCache, Views
 
-    views = Views(values["crops"], values["flip"])
-    loader = load_images(values, recipe, teacher, views=views, shuffle=False)
-
+    views = Views(options.crops, options.flip)
+    loader = load_images(options, recipe, teacher, views=views, shuffle=False)
     cache = LatentCache.build(
         loader,
         teacher,
-        values["out"],
+        options.out,
         recipe,
-        dtype=values["dtype"],
-        overwrite=values["overwrite"],
+        dtype=options.dtype,
+        overwrite=options.overwrite,
         **normalisation,
     )
     print(cache.describe())

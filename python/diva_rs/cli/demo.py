@@ -1,39 +1,41 @@
 """``diva-rs demo``: the main job, with figures, in two to four minutes on two cores."""
 
 import argparse
-from typing import Any
+from typing import ClassVar
 
-from diva_rs.errors import ConfigError
+from pydantic import Field
+
+from diva_rs.cli.flags import Options, add_flags, given
+from diva_rs.recipes.settings import Count
 
 HELP = "post-train a tiny CLIP and see what it gains and loses; nothing is downloaded"
 USAGE = "diva-rs demo [--output-dir FOLDER] [--steps N] [--world FOLDER] [--no-progress]"
 
 
+class DemoOptions(Options):
+    """The flags."""
+
+    noun: ClassVar[str] = "demo"
+
+    output_dir: str | None = Field(default=None, description="run folder; none: a temporary one")
+    steps: Count = Field(default=450, description="optimizer steps")
+    world: str | None = Field(
+        default=None, description="checkpoints of `python -m lab pretrain`; none: the package's"
+    )
+    progress: bool = Field(default=True, description="whether to show a progress bar")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument("--output-dir", metavar="FOLDER", help="run folder [default: a temporary one]")
-    parser.add_argument("--steps", metavar="N", help="optimizer steps [default 450]")
-    parser.add_argument(
-        "--world",
-        metavar="FOLDER",
-        help="checkpoints of `python -m lab pretrain` [default: the package's]",
-    )
-    parser.add_argument(
-        "--progress",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether to show a progress bar",
-    )
+    add_flags(parser, DemoOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    if args.steps is not None and (not args.steps.isdecimal() or int(args.steps) < 1):
-        raise ConfigError(f"--steps {args.steps}: an integer of at least 1 is needed")
+    options = DemoOptions(**given(args, DemoOptions))
     from diva_rs.microworld import demo
+    from diva_rs.microworld.pretrained import SHIPPED
 
-    chosen: dict[str, Any] = {} if args.steps is None else {"steps": int(args.steps)}
-    if args.world is not None:
-        chosen["world"] = args.world
-    result = demo.run(args.output_dir, progress=args.progress, **chosen).result
+    world = options.world or SHIPPED
+    result = demo.run(options.output_dir, options.steps, options.progress, world).result
     return 130 if result.interrupted else 0

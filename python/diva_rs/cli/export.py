@@ -1,74 +1,70 @@
 """``diva-rs export``: a CLIP as other code loads it."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ClassVar, Literal
 
+from pydantic import Field
+
+from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.cli.models import load_clip, pick_device
+from diva_rs.cli.options import CLIP
 from diva_rs.errors import ConfigError
 
 HELP = "write a CLIP for open_clip, for transformers (LLaVA) or for OpenAI's clip"
 USAGE = "diva-rs export --clip MODEL[:WEIGHTS] --to open_clip|transformers|openai --out PATH [options]"
 
-_LAYOUTS = ("open_clip", "transformers", "openai")
+
+class ExportOptions(Options):
+    """The flags."""
+
+    noun: ClassVar[str] = "export"
+
+    clip: str = Field(description=CLIP)
+    to: Literal["open_clip", "transformers", "openai"] = Field(description="layout")
+    out: str = Field(
+        description="open_clip: a .safetensors or .pt file; transformers: a folder; openai: a .pt file"
+    )
+    vision_only: bool = Field(
+        default=False, description="transformers: whether to leave the text tower out, as LLaVA does"
+    )
+    half: bool = Field(default=False, description="openai: whether matrices are in float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
-    parser.add_argument(
-        "--clip",
-        metavar="MODEL",
-        help="open_clip MODEL:WEIGHTS (a pretrained tag or a file such as runs/a/clip.safetensors), "
-        "hf-hub:..., or a transformers or open_clip folder",
-    )
-    parser.add_argument("--to", metavar="LAYOUT", help=f"one of {', '.join(_LAYOUTS)}")
-    parser.add_argument(
-        "--out",
-        metavar="PATH",
-        help="open_clip: a .safetensors or .pt file; transformers: a folder; openai: a .pt file",
-    )
-    parser.add_argument(
-        "--vision-only", action="store_true", help="transformers: leave the text tower out, as LLaVA does"
-    )
-    parser.add_argument("--half", action="store_true", help="openai: matrices in float16")
+    add_flags(parser, ExportOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Export; returns the exit code."""
-    for name in ("clip", "to", "out"):
-        if getattr(args, name) is None:
-            raise ConfigError(f"export needs --{name}: {USAGE}")
-    if args.to not in _LAYOUTS:
-        raise ConfigError(f"--to {args.to}: one of {', '.join(_LAYOUTS)} is needed")
-    if args.vision_only and args.to != "transformers":
+    options = ExportOptions(**given(args, ExportOptions))
+    if options.vision_only and options.to != "transformers":
         raise ConfigError(
             "--vision-only goes with --to transformers: the other layouts always hold both towers"
         )
-    if args.half and args.to != "openai":
+    if options.half and options.to != "openai":
         raise ConfigError("--half goes with --to openai")
     from diva_rs.clip import export
 
-    clip = load_clip(args.clip, pick_device("cpu"), "fp32")
-    write: dict[str, Callable[[], Path]] = {
-        "open_clip": lambda: export.to_open_clip(clip, args.out),
-        "transformers": lambda: export.to_transformers(clip, args.out, vision_only=args.vision_only),
-        "openai": lambda: export.to_openai(clip, args.out, half=args.half),
+    clip = load_clip(options.clip, pick_device("cpu"), "fp32")
+    write = {
+        "open_clip": lambda: export.to_open_clip(clip, options.out),
+        "transformers": lambda: export.to_transformers(clip, options.out, vision_only=options.vision_only),
+        "openai": lambda: export.to_openai(clip, options.out, half=options.half),
     }
-    path = write[args.to]()
-    print(f"{path} is written; it loads with\n  {_how(args.to, path, args.clip, clip)}")
+    path = write[options.to]()
+    print(f"{path} is written; it loads with\n  {_how(options.to, path, options.clip)}")
     return 0
 
 
-def _how(layout: str, path: Path, spec: str, clip: Any) -> str:
+def _how(layout: str, path: Path, spec: str) -> str:
+    """The line of Python that loads the file."""
     if layout == "openai":
         return f'clip.load("{path}")'
     if layout == "open_clip":
-        name = (
-            "NAME"
-            if Path(spec).exists() or spec.startswith(("hf-hub:", "local-dir:"))
-            else spec.split(":")[0]
-        )
+        folder = Path(spec).exists() or spec.startswith(("hf-hub:", "local-dir:"))
+        name = "NAME" if folder else spec.split(":")[0]
         return f'open_clip.create_model_and_transforms("{name}", pretrained="{path}")'
     siglip = "siglip" in (path / "config.json").read_text(encoding="utf-8")
     return f'transformers.{"Siglip" if siglip else "CLIP"}VisionModel.from_pretrained("{path}")'

@@ -1,10 +1,11 @@
-"""From what the command line names to a CLIP, a teacher and a loader."""
+"""From what a command line names to a CLIP (with its transform and tokenizer), a teacher and a loader."""
 
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import check_files, check_model
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
@@ -14,20 +15,19 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from diva_rs.cli.options import ImageOptions
     from diva_rs.data import ImageLoader, Views
     from diva_rs.diffusion import Teacher
     from diva_rs.recipes.recipe import Recipe
 
-_TRANSFORMERS = (
-    "CLIPModel",
-    "CLIPVisionModel",
-    "CLIPVisionModelWithProjection",
-    "MetaClip2Model",
-    "MetaClip2VisionModel",
-    "MetaClip2VisionModelWithProjection",
-    "SiglipModel",
-    "SiglipVisionModel",
-)
+_SCHEMES = ("hf-hub:", "local-dir:")  # of open_clip's model names
+_PROCESSORS = {
+    "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
+    "AutoTokenizer": ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"),
+}
+
+Scored = tuple[Any, Any, Any]
+"""(clip, preprocess, tokenizer)."""
 
 
 def pick_device(name: str | None) -> "torch.device":
@@ -50,7 +50,7 @@ def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":
     """A CLIP with float32 weights (float64 for ``precision="fp64"``) on ``device``.
 
     ``spec`` is a folder of transformers or open_clip, ``hf-hub:...``, or an open_clip model with a pretrained
-    tag or weights file behind a colon; without one its weights are random, which is said on standard error.
+    tag or weights file behind a colon; without one its weights are random, which standard error says.
 
     Raises:
         ConfigError: no such model or tag, with near ones.
@@ -59,18 +59,67 @@ def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":
     import torch
 
     folder = Path(spec)
-    if folder.is_dir() and (folder / "config.json").is_file():
+    if (folder / "config.json").is_file():
         model = _from_transformers(folder)
-    elif folder.is_dir() and (folder / "open_clip_config.json").is_file():
-        model = _from_open_clip(f"local-dir:{folder}", None)
+    elif (folder / "open_clip_config.json").is_file():
+        model = _from_open_clip(f"local-dir:{folder}", folder)
     elif folder.is_dir():
         raise ConfigError(f"{spec} holds neither a config.json (transformers) nor an open_clip_config.json")
-    elif spec.startswith(("hf-hub:", "local-dir:")):
-        model = _from_open_clip(spec, None)
+    elif spec.startswith(_SCHEMES):
+        model = _from_open_clip(spec, spec.removeprefix("local-dir:"))
     else:
         name, _, pretrained = spec.partition(":")
-        model = _from_open_clip(name, pretrained or None)
+        quick_gelu = _check_open_clip(name, pretrained)
+        model = _from_open_clip(name, pretrained, pretrained=pretrained or None, force_quick_gelu=quick_gelu)
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
+
+
+def load_scored(spec: str, device: "torch.device") -> Scored:
+    """The model of ``spec`` in float32, with its own transform and tokenizer."""
+    clip = load_clip(spec, device, "fp32").eval()
+    return clip, *belongings(clip, spec)
+
+
+def load_other(spec: str, first: Scored, device: "torch.device", of: str) -> Scored:
+    """The model to compare with: another one, or the weights that a run of ``first``'s model has left.
+
+    ``spec`` is as for `load_clip`, or a .safetensors file or a run folder with clip.safetensors, whose
+    weights are put into a fresh model of ``of``.
+
+    Raises:
+        WeightsError: the weights are not those of the first model's class.
+    """
+    path = Path(spec)
+    file = path / "clip.safetensors" if (path / "clip.safetensors").is_file() else path
+    if not (file.is_file() and file.suffix == ".safetensors"):
+        return load_scored(spec, device)
+    clip = load_clip(of, device, "fp32").eval()
+    try:
+        clip.load_state_dict(load_weights(file))
+    except RuntimeError as err:
+        raise WeightsError(f"{file} does not hold the weights of {of}: {one_line(err)}") from err
+    return clip, *first[1:]
+
+
+def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
+    """The transform and the tokenizer of the model that was loaded by ``spec``.
+
+    Raises:
+        ConfigError: a transformers folder without image processor or tokenizer.
+    """
+    folder = Path(spec)
+    if (folder / "config.json").is_file():
+        image, text = (_processor(folder, auto, files) for auto, files in _PROCESSORS.items())
+        return image, text
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from diva_rs.clip import adapt
+
+    adapt(clip, training=False)  # warns of pixels that do not belong to the weights
+    name = spec if spec.startswith(_SCHEMES) else spec.partition(":")[0]
+    name = f"local-dir:{folder}" if folder.is_dir() else name
+    transform = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
+    return transform, require("open_clip", extra="open-clip").get_tokenizer(name)
 
 
 def load_teacher(spec: str, device: "torch.device") -> "Teacher":
@@ -88,35 +137,29 @@ def check_data(data: str) -> None:
 
 
 def load_images(
-    values: dict[str, Any], recipe: "Recipe", teacher: "Teacher", views: "Views | None", shuffle: bool
+    options: "ImageOptions", recipe: "Recipe", teacher: "Teacher", views: "Views | None", shuffle: bool
 ) -> "ImageLoader":
-    """Batches of the images that ``values["data"]`` names, at the size that the VAE takes.
+    """Batches of the images that ``options.data`` names, at the size that the VAE takes.
 
     ``views`` asks for fixed views of each, in place of the paper's augmentation.
     """
     from diva_rs.data import folder_loader, shard_loader
 
-    make = folder_loader if os.path.isdir(values["data"]) else shard_loader
+    height, width = teacher.image_size
+    if recipe.image_size is None and height != width:
+        raise ConfigError(f"the teacher takes {height} x {width} pixels, crops are square: give --image-size")
+    make = folder_loader if os.path.isdir(options.data) else shard_loader
     return make(
-        values["data"],
-        batch=values["loader_batch"] or _loader_batch(recipe.batch),
-        size=_side(recipe, teacher),
-        workers=values["workers"],
+        options.data,
+        batch=options.loader_batch or _loader_batch(recipe.batch),
+        size=recipe.image_size or height,
+        workers=options.workers,
         seed=recipe.seed,
-        on_bad_image=values["on_bad_image"],
+        on_bad_image=options.on_bad_image,
         shuffle=shuffle,
-        prefetch=values["prefetch"],
+        prefetch=options.prefetch,
         views=views,
     )
-
-
-def _side(recipe: "Recipe", teacher: "Teacher") -> int:
-    if recipe.image_size is not None:
-        return recipe.image_size
-    height, width = teacher.image_size
-    if height != width:
-        raise ConfigError(f"the teacher takes {height} x {width} pixels, crops are square: give --image-size")
-    return height
 
 
 def _loader_batch(batch: int | None) -> int:
@@ -128,53 +171,46 @@ def _loader_batch(batch: int | None) -> int:
     return 16 if batch is None else max(size for size in range(1, 17) if batch % size == 0)
 
 
-def _from_open_clip(name: str, pretrained: str | None) -> "nn.Module":
+def _from_open_clip(name: str, files: str | Path, **settings: Any) -> "nn.Module":
     open_clip = require("open_clip", extra="open-clip")
-    quick_gelu = False
-    if ":" not in name:
-        _check_model(open_clip, name, pretrained)
-        quick_gelu = _wants_quick_gelu(open_clip, name, pretrained)
-    if pretrained is None and ":" not in name:
-        print(f"diva-rs: note: {name} without :PRETRAINED starts from random weights", file=sys.stderr)
-    local = name.removeprefix("local-dir:") if ":" in name else pretrained
     try:
-        if local is not None and Path(local).exists():
-            check_files(local)
+        if files and Path(files).exists():
+            check_files(files)
         model: nn.Module = open_clip.create_model(
-            name, pretrained=pretrained, force_quick_gelu=quick_gelu, require_pretrained=":" in name
+            name, require_pretrained=name.startswith(_SCHEMES), **settings
         )
     except Exception as err:  # json, safetensors, pickle, OS and network errors, and mismatched shapes
-        where = name if pretrained is None else f"{name}:{pretrained}"
+        where = name if name.startswith(_SCHEMES) or not files else f"{name}:{files}"
         raise WeightsError(f"{where} could not be loaded: {one_line(err)}") from err
     return model
 
 
-def _check_model(open_clip: Any, name: str, pretrained: str | None) -> None:
-    models = open_clip.list_models()
+def _check_open_clip(name: str, pretrained: str) -> bool:
+    """Check a model's name and tag; whether the weights were trained with QuickGELU.
+
+    open_clip only warns when weights and configuration disagree on the activation: the features are useless.
+    """
+    open_clip = require("open_clip", extra="open-clip")
+    models, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
     if name not in models:
         near = hint(name, models) or ": open_clip does not list it, and it is no folder"
         raise ConfigError(f"there is no CLIP model {name!r}{near}")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if pretrained is not None and pretrained not in tags and not Path(pretrained).is_file():
+    if not pretrained:
+        print(f"diva-rs: note: {name} without :PRETRAINED starts from random weights", file=sys.stderr)
+    elif pretrained not in tags and not Path(pretrained).is_file():
         near = hint(pretrained, tags) or f": its tags are {', '.join(tags) or 'none'}"
         raise ConfigError(f"{name}:{pretrained} is neither a pretrained tag nor a file{near}")
-
-
-def _wants_quick_gelu(open_clip: Any, name: str, pretrained: str | None) -> bool:
-    """open_clip only warns when weights and configuration disagree on the activation: useless features."""
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained is not None else None
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     if not tag:
         return False
-    trained, configured = (
-        bool(tag.get("quick_gelu")),
-        bool(open_clip.get_model_config(name).get("quick_gelu")),
-    )
+    trained = bool(tag.get("quick_gelu"))
+    configured = bool(open_clip.get_model_config(name).get("quick_gelu"))
     if configured and not trained:
         plain = name.removesuffix("-quickgelu")
         raise ConfigError(f"{name}:{pretrained} was trained without QuickGELU: use {plain}:{pretrained}")
     if trained and not configured:
         twin = f"{name}-quickgelu"
-        load = twin if twin in open_clip.list_models() else f"{name} with force_quick_gelu=True"
+        load = twin if twin in models else f"{name} with force_quick_gelu=True"
         print(
             f"diva-rs: note: {name}:{pretrained} was trained with QuickGELU: it is built so, and the result "
             f"loads as {load}",
@@ -185,20 +221,20 @@ def _wants_quick_gelu(open_clip: Any, name: str, pretrained: str | None) -> bool
 
 def _from_transformers(folder: Path) -> "nn.Module":
     transformers = require("transformers", extra="transformers")
+    local = {"local_files_only": True, "trust_remote_code": False}  # a file must not ask on the terminal
     try:
         check_model(folder)
-        # Without the last argument a file could have a question asked on the terminal.
-        config = transformers.AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        names = [str(name) for name in config.architectures or ["unknown"]]
+        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        architecture = str((config.architectures or ["unknown"])[0])
     except Exception as err:  # json and OS errors, unknown model types
         raise ConfigError(f"{folder / 'config.json'} cannot be used: {one_line(err)}") from err
-    if names[0] not in _TRANSFORMERS:
-        raise ConfigError(f"{folder} holds a {names[0]}: one of {', '.join(_TRANSFORMERS)} is needed")
+    if not hasattr(config, "vision_config") and not hasattr(config, "patch_size"):
+        raise ConfigError(
+            f"{folder} holds a {architecture}, which has no vision tower: give a CLIP or SigLIP"
+        )
     try:
         model: nn.Module
-        model, report = getattr(transformers, names[0]).from_pretrained(
+        model, report = getattr(transformers, architecture).from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
     except Exception as err:  # json, safetensors, pickle and OS errors, and mismatched shapes
@@ -207,6 +243,23 @@ def _from_transformers(folder: Path) -> "nn.Module":
     missing = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if missing:
         raise WeightsError(
-            f"{folder} lacks {len(missing)} weights of its {names[0]}, the first is {missing[0]}"
+            f"{folder} lacks {len(missing)} weights of its {architecture}, the first is {missing[0]}"
         )
     return model
+
+
+def _processor(folder: Path, auto: str, files: tuple[str, ...]) -> Any:
+    transformers = require("transformers", extra="transformers")
+    try:
+        # Without its files AutoTokenizer may return a tokenizer that has no words, and says nothing.
+        if not any((folder / file).is_file() for file in files):
+            raise FileNotFoundError
+        check_files(folder)
+        return getattr(transformers, auto).from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as err:  # OS, value and json errors of many kinds
+        raise ConfigError(
+            f"{folder} holds no {' or '.join(files)} that transformers can load: save the model's processor "
+            "beside it"
+        ) from err

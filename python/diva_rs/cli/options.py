@@ -1,4 +1,4 @@
-"""Settings of a command: from its flags, a TOML file, a preset and the defaults, in this order of precedence.
+"""Settings of ``train`` and ``cache``: from flags, a TOML file, a preset and the defaults, in this order.
 
 The file's ``[recipe]`` table holds recipe fields (and ``preset``, the name of the recipe to start from);
 everything else stands at its top level under the flag's name::
@@ -12,17 +12,18 @@ everything else stands at its top level under the flag's name::
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from diva_rs._base.files import read_text
+from diva_rs._base.settings import hint
+from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.recipes.settings import Count, Settings, Whole, fields_help, kind, schemas
+from diva_rs.recipes.settings import Count, Settings, Whole, kind, schemas
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,39 +34,19 @@ else:
 _MOST_BYTES, _MOST_DOTS = 1 << 16, 1000
 
 Text = Annotated[str, Field(min_length=1)]
+CLIP = "open_clip MODEL[:PRETRAINED tag or file], hf-hub:..., or a transformers or open_clip folder"
+DEVICE = "cpu, cuda, cuda:1, ...; none: CUDA where there is one"
 
 
-class Options(Settings):
-    """The settings of all commands that are no recipe fields."""
-
-    noun: ClassVar[str] = "the top level"
+class ImageOptions(Options):
+    """What both commands take: a teacher, and images in batches."""
 
     recipe: Text | None = Field(
         default=None, description="preset to start from (diva-rs info --recipes lists them)"
     )
-    clip: Text | None = Field(
-        default=None,
-        description="open_clip MODEL[:PRETRAINED tag or file], hf-hub:..., or a transformers or open_clip "
-        "folder",
-    )
-    teacher: Text | None = Field(
-        default=None, description="diffusers folder (or repository) of the frozen diffusion model"
-    )
-    data: Text | None = Field(
-        default=None, description="image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'"
-    )
-    output_dir: Text | None = Field(
-        default=None,
-        description="folder of the run: log, recipe, checkpoints and weights; a run in it is resumed",
-    )
-    out: Text | None = Field(default=None, description="folder for the latents")
-    latents: Text | None = Field(
-        default=None,
-        description="latent cache made by diva-rs cache; the images' views are then those that it holds",
-    )
-    device: Text | None = Field(
-        default=None, description="cpu, cuda, cuda:1, ...; none: CUDA where there is one"
-    )
+    teacher: Text = Field(description="diffusers folder (or repository) of the frozen diffusion model")
+    data: Text = Field(description="image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'")
+    device: Text | None = Field(default=None, description=DEVICE)
     loader_batch: Count | None = Field(
         default=None, description="images per batch of the loader; none: up to 16"
     )
@@ -76,18 +57,26 @@ class Options(Settings):
     on_bad_image: Literal["raise", "skip"] = Field(
         default="raise", description="what to do about an image that cannot be read"
     )
-    overwrite: bool = Field(default=False, description="whether to replace what the folder holds already")
+    overwrite: bool = Field(default=False, description="whether to replace what the folder holds")
+
+
+class TrainOptions(ImageOptions):
+    """The flags of ``diva-rs train`` that are no recipe fields."""
+
+    noun: ClassVar[str] = "train"
+
+    clip: Text = Field(description=CLIP)
+    output_dir: Text = Field(
+        description="folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"
+    )
+    latents: Text | None = Field(
+        default=None, description="latent cache made by diva-rs cache, whose views of the images are used"
+    )
     resume: Literal["auto", "force"] = Field(
         default="auto", description="whether a run resumes only under its own settings, or under others too"
     )
-    crops: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=0,
-        description="random crops of each image, drawn once, that are cached; 0: the centre crop alone",
-    )
-    flip: bool = Field(default=False, description="whether to cache the mirror image of each crop too")
-    dtype: Literal["float32", "float16"] = Field(default="float32", description="how latents are stored")
     eval_every: Count | None = Field(
-        default=None, description="steps between two evaluations; none: before and after"
+        default=None, description="steps between two evaluations; none: before and after training"
     )
     mmvp: Text | None = Field(default=None, description="measure MMVP-VLM: the folder with Questions.csv")
     zero_shot: Text | None = Field(
@@ -109,32 +98,50 @@ class Options(Settings):
     progress: bool = Field(default=True, description="whether to show a progress bar")
 
 
-def add_options(parser: argparse.ArgumentParser, names: Iterable[str], fields: Iterable[str]) -> None:
+class CacheOptions(ImageOptions):
+    """The flags of ``diva-rs cache`` that are no recipe fields."""
+
+    noun: ClassVar[str] = "cache"
+
+    out: Text = Field(description="folder for the latents")
+    crops: Annotated[int, Field(ge=0, le=1000)] = Field(
+        default=0, description="random crops of each image, drawn once, that are cached; 0: the centre crop"
+    )
+    flip: bool = Field(default=False, description="whether to cache the mirror image of each crop too")
+    dtype: Literal["float32", "float16"] = Field(default="float32", description="how latents are stored")
+
+
+_KEYS = {**TrainOptions.model_fields, **CacheOptions.model_fields}  # of a file, which both commands may share
+_T = TypeVar("_T", bound=ImageOptions)
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type[ImageOptions], fields: Iterable[str]) -> None:
     """Give a parser the flags of these options and recipe fields, and ``--config``."""
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file with the same settings; a flag goes before it"
     )
-    _add_flags(parser, Options, names)
-    _add_flags(parser.add_argument_group("recipe fields"), Recipe, fields)
+    add_flags(parser, cls)
+    add_flags(parser.add_argument_group("recipe fields"), Recipe, fields)
 
 
-def settings(args: argparse.Namespace, names: Iterable[str]) -> tuple[dict[str, Any], Recipe]:
-    """The options ``names`` and the recipe.
+def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
+    """The options and the recipe.
 
     Raises:
-        ConfigError: a value that is not valid, or an unknown key of the file, with near ones.
+        ConfigError: a value that is not valid, a missing option, or an unknown key of the file.
     """
     top, table = read_config(args.config) if args.config else ({}, {})
-    preset = top.get("recipe") or table.pop("preset", None)
-    preset = vars(args).get("recipe", preset)
+    flags = given(args, cls)
+    named = table.pop("preset", None)
+    preset = flags.get("recipe") or top.get("recipe") or named
     recipe = Recipe() if preset is None else Recipe.named(preset)
     try:
-        values = Options(**top)
         recipe = recipe.replace(**table)
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
-    options = Options(**{**dict(values), **_given(args, Options)})
-    return {name: getattr(options, name) for name in names}, recipe.replace(**_given(args, Recipe))
+    recipe = recipe.replace(**given(args, Recipe))
+    own = {name: value for name, value in top.items() if name in cls.model_fields}
+    return cls(**{**own, **flags}), recipe
 
 
 def read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -168,79 +175,21 @@ def read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ConfigError(
             f"config {path}: recipe={shown(table)}: a preset's name or a table of fields is needed"
         )
-    for name in content:
+    top = _values(content, (TrainOptions, CacheOptions))
+    for name in top:
         if name in Recipe.model_fields:
             raise ConfigError(f"config {path}: {name} is a recipe field: move it into the table [recipe]")
-    return _from_file(content, Options), _from_file(table, Recipe)
+        if name not in _KEYS:
+            near = hint(name, _KEYS) or f": known are {', '.join(_KEYS)}"
+            raise ConfigError(f"config {path}: unknown key {shown(name)}{near}")
+    return top, _values(table, (Recipe,))
 
 
-def needed(values: Mapping[str, Any], command: str, *names: str) -> None:
-    """Raise ConfigError for an option that the command cannot do without."""
-    for name in names:
-        if values[name] is None:
-            raise ConfigError(f"{command} needs {_flag(name)}: {Options.model_fields[name].description}")
-
-
-def _add_flags(parser: Any, cls: type[Settings], names: Iterable[str]) -> None:
-    texts = fields_help(cls)
-    for name in names:
-        schema, _ = kind(schemas(cls)[name])
-        form: dict[str, Any] = {"metavar": _metavar(schema)}
-        if schema.get("type") == "boolean":
-            form = {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(
-            _flag(name), default=argparse.SUPPRESS, help=texts[name].replace("%", "%%"), **form
-        )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _metavar(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return "{" + ",".join(schema["enum"]) + "}"
-    if "prefixItems" in schema:
-        return ",".join(map(_metavar, schema["prefixItems"]))
-    if schema.get("type") == "array":
-        return "JSON" if "$ref" in schema["items"] else f"{_metavar(schema['items'])},..."
-    return {"integer": "N", "number": "X"}.get(schema.get("type", ""), "TEXT")
-
-
-def _given(args: argparse.Namespace, cls: type[Settings]) -> dict[str, Any]:
-    """The fields that have a flag on this command line. Flags are text, except those of booleans."""
-    given = {name: value for name, value in vars(args).items() if name in cls.model_fields}
-    return {
-        name: _parsed(value, schemas(cls)[name]) if isinstance(value, str) else value
-        for name, value in given.items()
-    }
-
-
-def _parsed(text: str, schema: Mapping[str, Any]) -> Any:
-    """The value that a flag's text means, or the text itself: the field refuses it then.
-
-    >>> _parsed("5,1", {"type": "array", "items": {"type": "number"}}), _parsed("x", {"type": "number"})
-    ((5.0, 1.0), 'x')
-    """
-    one, optional = kind(schema)
-    if optional and text.lower() == "none":
-        return None
-    try:
-        if one.get("type") == "array":
-            item = one["items"] if "items" in one else one["prefixItems"][0]
-            if "$ref" in item:
-                return json.loads(text)
-            parts = [_parsed(part, item) for part in text.split(",")]
-            return text if any(isinstance(part, str) for part in parts) else tuple(parts)
-        return {"integer": int, "number": float}.get(one.get("type", ""), str)(text)
-    except ValueError:
-        return text
-
-
-def _from_file(content: Mapping[str, Any], cls: type[Settings]) -> dict[str, Any]:
+def _values(content: Mapping[str, Any], models: Iterable[type[Settings]]) -> dict[str, Any]:
     """TOML has no None: "none" stands for it, as on the command line."""
+    known = {name: schema for model in models for name, schema in schemas(model).items()}
     values = {name.replace("-", "_"): value for name, value in content.items()}
     for name, value in values.items():
-        if isinstance(value, str) and value.lower() == "none" and kind(schemas(cls).get(name, {}))[1]:
+        if isinstance(value, str) and value.lower() == "none" and kind(known.get(name, {}))[1]:
             values[name] = None
     return values

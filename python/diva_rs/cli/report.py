@@ -1,8 +1,8 @@
-"""``diva-rs report``: one page about a run, as HTML and as Markdown."""
+"""``diva-rs report``: one page about a run, as HTML."""
 
 import argparse
 
-HELP = "write report.html and report.md of a run"
+HELP = "write report.html of a run"
 USAGE = "diva-rs report RUN [--before FILE...] [--after FILE...] [--note TEXT] [--output-dir FOLDER]"
 
 
@@ -25,6 +25,5 @@ def run(args: argparse.Namespace) -> int:
     """Write it; returns the exit code."""
     import diva_rs.report as report
 
-    page = report.write(args.run, args.output_dir, before=args.before, after=args.after, note=args.note)
-    print(f"{page}\n{page.with_suffix('.md')}")
+    print(report.write(args.run, args.output_dir, before=args.before, after=args.after, note=args.note))
     return 0

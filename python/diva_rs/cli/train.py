@@ -7,67 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from diva_rs.cli.models import check_data, load_clip, load_images, load_teacher, pick_device
-from diva_rs.cli.options import add_options, needed, settings
-from diva_rs.cli.watching import scores_table, watching
+from diva_rs.cli.options import TrainOptions, add_options, settings
+from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 
 HELP = "post-train a CLIP with the feedback of a diffusion model"
 USAGE = "diva-rs train --clip MODEL --teacher FOLDER --data FOLDER|SHARDS --output-dir FOLDER [options]"
 
-_OPTIONS = (
-    "recipe",
-    "clip",
-    "teacher",
-    "data",
-    "output_dir",
-    "latents",
-    "device",
-    "loader_batch",
-    "workers",
-    "prefetch",
-    "on_bad_image",
-    "overwrite",
-    "resume",
-    "eval_every",
-    "mmvp",
-    "zero_shot",
-    "drift",
-    "best",
-    "guard",
-    "tensorboard",
-    "wandb",
-    "progress",
-)
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags: this command's options, and every recipe field."""
-    add_options(parser, _OPTIONS, Recipe.model_fields)
+    add_options(parser, TrainOptions, Recipe.model_fields)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns the exit code: 0, or 130 after Ctrl-C. Under a launcher rank 0 alone prints."""
-    values, recipe = settings(args, _OPTIONS)
-    needed(values, "train", "clip", "teacher", "data", "output_dir")
+    options, recipe = settings(args, TrainOptions)
     if recipe.pixels != "unit":
         raise ConfigError(f"pixels={recipe.pixels!r}: image files give 'unit' pixels, the only ones here")
     # What fails fast comes first: a mistyped path must not cost the loading of two large models.
-    check_data(values["data"])
-    callbacks = _callbacks(values)
-    folder = _prepare_folder(Path(values["output_dir"]), values["overwrite"])
-    device = pick_device(values["device"])
-    teacher = load_teacher(values["teacher"], device)
+    check_data(options.data)
+    callbacks = _callbacks(options)
+    folder = _prepare_folder(Path(options.output_dir), options.overwrite)
+    device = pick_device(options.device)
+    teacher = load_teacher(options.teacher, device)
     from diva_rs.data import LatentCache, Views
 
-    cached = values["latents"] is not None
-    views = LatentCache.open(values["latents"]).views or Views() if cached else None
-    loader: Any = load_images(values, recipe, teacher, views=views, shuffle=True)
-    clip = load_clip(values["clip"], device, recipe.precision)
-    images = partial(load_images, values, recipe, teacher, views=Views(), shuffle=False)
-    watched = watching(values, clip, images, recipe)
-    if cached:
-        loader = _with_latents(values["latents"], loader, clip, teacher, recipe)
+    cache = options.latents
+    views = None if cache is None else LatentCache.open(cache).views or Views()
+    loader: Any = load_images(options, recipe, teacher, views=views, shuffle=True)
+    clip = load_clip(options.clip, device, recipe.precision)
+    images = partial(load_images, options, recipe, teacher, views=Views(), shuffle=False)
+    scores = scoring(options, clip, images, recipe)
+    if cache is not None:
+        loader = _with_latents(cache, loader, clip, teacher, recipe)
     first = _first()
     if first:
         print(_headline(recipe))
@@ -77,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
         loader,
         recipe,
         output_dir=folder,
-        resume=False if values["overwrite"] else {"auto": True, "force": "force"}[values["resume"]],
+        resume=False if options.overwrite else {"auto": True, "force": "force"}[options.resume],
         callbacks=callbacks,
-        progress=values["progress"],
-        **watched,
+        progress=options.progress,
+        **scores,
     )
     if first:
         _report(result, folder)
@@ -94,22 +68,18 @@ def _post_train(*args: Any, **kwargs: Any) -> Any:
 
 
 def _first() -> bool:
-    """Whether this process speaks for the run: the only one, or rank 0 of those that a launcher started."""
+    """Whether this process prints: the only one, or rank 0 of those that a launcher started."""
     from diva_rs.distributed import launched
 
-    told = launched()
-    return told is None or told.rank == 0
+    place = launched()
+    return place is None or place.rank == 0
 
 
-def _callbacks(values: dict[str, Any]) -> list[Any]:
+def _callbacks(options: TrainOptions) -> list[Any]:
     from diva_rs.run.callbacks import TensorBoard, WandB
 
-    callbacks: list[Any] = []
-    if values["tensorboard"] is not None:
-        callbacks.append(TensorBoard(values["tensorboard"]))
-    if values["wandb"] is not None:
-        callbacks.append(WandB(values["wandb"]))
-    return callbacks
+    makers = ((TensorBoard, options.tensorboard), (WandB, options.wandb))
+    return [make(place) for make, place in makers if place is not None]
 
 
 def _prepare_folder(folder: Path, overwrite: bool) -> Path:
@@ -117,13 +87,13 @@ def _prepare_folder(folder: Path, overwrite: bool) -> Path:
         raise ConfigError(f"--output-dir {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "run.json").exists() and not overwrite:
         raise ConfigError(
-            f"--output-dir {folder} is not empty and holds no run to go on with: choose another, or give "
+            f"--output-dir {folder} is not empty and holds no run to resume: choose another folder, or give "
             "--overwrite"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise ConfigError(f"--output-dir {folder} cannot be made: {err.strerror or err}") from err
+        raise ConfigError(f"--output-dir {folder} cannot be created: {err.strerror or err}") from err
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"--output-dir {folder} is not writable")
     return folder
@@ -144,12 +114,11 @@ def _headline(recipe: Recipe) -> str:
 
 
 def _report(result: Any, folder: Path) -> None:
-    steps = result.report["steps"]
     losses = [row["loss"] for row in result.history]
     loss = f", loss {losses[0]:.4f} at the first log, {losses[-1]:.4f} at the last" if losses else ""
     stopped = result.report.get("stopped")
     state = "interrupted after" if result.interrupted else "stopped after" if stopped else "done:"
-    print(f"{state} {steps} steps{loss}; weights and log in {folder}")
+    print(f"{state} {result.report['steps']} steps{loss}; weights and log in {folder}")
     found = result.report.get("evaluation")
     if found:
         print(scores_table(found))

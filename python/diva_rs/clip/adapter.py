@@ -8,7 +8,7 @@ from torch import nn
 from diva_rs.clip.libraries import libraries, supported
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
-from diva_rs.errors import ConfigError, a_type
+from diva_rs.errors import ConfigError
 
 
 def adapt(clip: Any, training: bool = True) -> Tower:
@@ -23,8 +23,7 @@ def adapt(clip: Any, training: bool = True) -> Tower:
         training: False if the tower is only read: then its parameters may all be frozen.
 
     Raises:
-        ConfigError: the model has no patch tokens (ResNet), no vision part or an unknown class; with
-            ``training``, only frozen vision parameters, or parameters that cannot hold a gradient.
+        ConfigError: an unknown class, or, with ``training``, no parameter that can train.
 
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size
@@ -32,11 +31,6 @@ def adapt(clip: Any, training: bool = True) -> Tower:
     """
     if isinstance(clip, Tower):
         return clip
-    if not isinstance(clip, nn.Module):
-        raise ConfigError(
-            f"clip is {a_type(clip)}, expected a loaded model (open_clip.create_model_and_transforms and "
-            f"clip.load return it first). Supported are {supported()}"
-        )
     tower = _tower(unwrap(clip))
     if training:
         _check_trainable(tower)

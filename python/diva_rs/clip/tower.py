@@ -90,10 +90,6 @@ class Tower:
         Returns:
             (B, 1 + P, W): token 0 is the one that the library's image embedding is made of (the class token,
             or the average or attention-pooled one), tokens 1 to P are the patches in row order.
-
-        Raises:
-            ShapeError: wrong rank, channel count, size or dtype of `pixels`, or no image in the batch.
-            ConfigError: patch dropout is active (train mode), so that token i would not be patch i.
         """
         height, width = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width) or pixels.shape[0] == 0:

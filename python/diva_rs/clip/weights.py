@@ -21,11 +21,7 @@ _IN_FOLDERS = ("clip.safetensors", "model.safetensors", "open_clip_model.safeten
 
 def weights_of(source: Any, name: str) -> dict[str, Tensor]:
     """Name -> tensor of a model, a state dict, or a file: ``.safetensors``, one that ``torch.save`` wrote, or
-    a folder that holds one. A model's tensors share its storage.
-
-    Raises:
-        ConfigError: ``source`` is none of these; the message calls it ``name``.
-        WeightsError: a file cannot be read, or holds no weights; names it.
+    a folder that holds one. A model's tensors share its storage. Errors call the source ``name``.
 
     >>> weights_of({"w": torch.ones(2)}, "before")
     {'w': tensor([1., 1.])}
@@ -76,10 +72,7 @@ def check_alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor], names: t
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], name: str = "the weights") -> None:
-    """Copy weights into a model, in place and in its own dtypes.
-
-    Raises:
-        WeightsError: a missing, unexpected or misshapen entry; names it, and nothing is changed.
+    """Copy weights into a model, in place and in its own dtypes; all of them fit, or none is copied.
 
     >>> layer = nn.Linear(1, 1, bias=False)
     >>> fill(layer, {"weight": torch.full((1, 1), 3.0)})

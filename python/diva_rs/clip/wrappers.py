@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from diva_rs.errors import ConfigError, a_type
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, DataParallel and torch.compile, in any order.
@@ -12,6 +14,11 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(inner)) is inner
     True
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"clip is {a_type(model)}, expected a loaded model: open_clip.create_model_and_transforms and "
+            "clip.load return it first"
+        )
     while True:
         inner: Any = None
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):

@@ -20,8 +20,7 @@ def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) ->
     """DIVA's training view: a RandomResizedCrop to (size, size), bicubic, in unit pixels.
 
     The result maps a PIL image to a float32 tensor (3, size, size) in [0, 1]. It draws from torch's
-    generator; `keyed` makes its crops independent of the order of calls. Raises ConfigError for a bad scale,
-    DependencyError without torchvision.
+    generator; `keyed` makes its crops independent of the order of calls.
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
@@ -83,13 +82,11 @@ class Views:
     """The fixed views of every image: ``crops`` random crops (0: the centre crop), and mirrored if ``flip``.
 
     A latent cache holds all of them. A crop is a function of the image's id and the crop's number, so one
-    cache serves runs of any seed. Which view an epoch shows is a function of (seed, id, epoch); as many
+    cache serves runs of any seed. The view that an epoch shows is a function of (seed, id, epoch); as many
     epochs as there are views show each view once.
 
-    K views cost K times the disk and the encoding (64 KiB each at 4x64x64 in float32), and a run sees only
-    these K views, where training with the VAE sees a new crop in every epoch. With about as many views as
-    epochs nothing repeats. Mirror images are cheap variety, but make left and right alike: leave them out
-    where orientation or text in the image matters.
+    K views cost K times the disk and the encoding (64 KiB each at 4x64x64 in float32). Nothing repeats with
+    as many views as epochs. Leave ``flip`` out where orientation or text in the image matters.
 
     >>> len(Views()), len(Views(flip=True)), len(Views(crops=4, flip=True))
     (1, 2, 8)

@@ -14,21 +14,16 @@ from diva_rs._base.tensors import described, is_dense
 from diva_rs.data.checks import Ids, check_shape
 from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
 
-_FORMS = (
-    "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or 'pixel_values' "
-    "and optionally 'latents' and 'ids'"
-)
-
 
 @dataclass(frozen=True)
 class Batch:
     """One batch of B images, as tensors with the batch first.
 
-    images        (B, 3, H, W) in the convention that the recipe's ``pixels`` declares. CLIP's and the VAE's
-                  inputs are made from them.
-    pixel_values  (B, 3, h, w) ready for CLIP, used as they are. Without ``images`` and ``latents`` the VAE's
-                  input is made by un-normalising them, at CLIP's resolution.
-    latents       (B, C, h, w) already scaled, used as they are: the VAE does not run.
+    images        (B, 3, H, W) in the convention that the recipe's ``pixels`` declares: the source of CLIP's
+                  and the VAE's inputs.
+    pixel_values  (B, 3, h, w) ready for CLIP. Without ``images`` and ``latents`` they are un-normalised for
+                  the VAE, at CLIP's resolution.
+    latents       (B, C, h, w) already scaled: the VAE does not run.
     ids           B sample ids (integers or strings) that key the draws. None: the position in the run does.
 
     >>> batch = Batch(images=torch.zeros(4, 3, 8, 8), ids=[3, 1, 4, 1])
@@ -51,13 +46,7 @@ class Batch:
         return Batch(**{key: None if value is None else value[part] for key, value in vars(self).items()})
 
     def source(self, pixels: str) -> tuple[Tensor, str]:
-        """The pixels for the VAE's input, and their convention.
-
-        These are ``images``, declared by ``pixels``, or else ``pixel_values``, which are always ``"clip"``.
-
-        >>> Batch(pixel_values=torch.zeros(1, 3, 8, 8)).source("unit")[1]
-        'clip'
-        """
+        """The source of the VAE's input, and its convention: ``pixel_values`` are always ``"clip"``."""
         if self.images is not None:
             return self.images, pixels
         if self.pixel_values is not None:
@@ -65,11 +54,7 @@ class Batch:
         raise DataError("the batch holds neither images nor pixel_values")
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
-        """The batch on another device. A copy to CUDA goes through pinned memory and does not block.
-
-        >>> Batch(images=torch.zeros(1, 3, 8, 8)).to("meta").images.device
-        device(type='meta')
-        """
+        """The batch on another device. A copy to CUDA goes through pinned memory and does not block."""
         there = torch.device(device)
 
         def moved(tensor: Tensor) -> Tensor:
@@ -112,14 +97,11 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     where = "the batch" if number is None else f"batch {number}"
     if isinstance(item, Batch):
         batch = item
-    elif isinstance(item, (Tensor, np.ndarray)):
-        batch = Batch(images=_tensor(item, where, "images"))
     elif isinstance(item, Mapping):
         batch = _from_mapping(item, where)
-    elif isinstance(item, (tuple, list)) and item:
-        batch = Batch(images=_from_sequence(item, where))
     else:
-        raise DataError(f"{where} is {_named(item)}: {_FORMS}")
+        labelled = isinstance(item, (tuple, list)) and item and getattr(item[0], "ndim", 0) == 4
+        batch = Batch(images=_tensor(item[0] if labelled else item, where))
     _check(batch, where, number)
     return batch
 
@@ -139,24 +121,21 @@ def check_loader(loader: Any) -> None:
         path = shown(str(loader))
         raise ConfigError(f"loader is a path: give diva_rs.data.folder_loader({path}), or another loader")
     if isinstance(loader, (Mapping, Batch)) or not isinstance(loader, Iterable):
-        raise ConfigError(
-            f"loader is {a_type(loader)}: give an iterable of image batches, e.g. a DataLoader or a list of "
-            "batches"
-        )
+        kind = a_type(loader)
+        raise ConfigError(f"loader is {kind}: give an iterable of image batches, e.g. a DataLoader or a list")
 
 
 def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
     found = {key: item[key] for key in _KEYS if key in item and item[key] is not None}
     if "images" in found or "pixel_values" in found:
         ids = found.pop("ids", None)
-        return Batch(ids=ids, **{key: _tensor(value, where, key) for key, value in found.items()})
+        return Batch(ids=ids, **{key: _tensor(value, f"{where}: {key!r}") for key, value in found.items()})
     if isinstance(item.get("bad"), (list, tuple)) and not found:
         names = ", ".join(str(bad) for bad in item["bad"])
         raise DataError(f"{where} is empty: every image of it is bad: {names}")
     if "latents" in found:
         raise DataError(
-            f"{where} holds latents alone, which cannot feed CLIP: "
-            "add 'images' or 'pixel_values' of the same samples"
+            f"{where} holds latents alone, which cannot feed CLIP: add 'images' or 'pixel_values'"
         )
     keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
     near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
@@ -166,18 +145,7 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
     )
 
 
-def _from_sequence(item: tuple[Any, ...] | list[Any], where: str) -> Tensor:
-    first = item[0]
-    if not isinstance(first, (Tensor, np.ndarray)):
-        raise DataError(f"{where} is {a_type(item)} whose first entry is {_named(first)}: {_hint(first)}")
-    if first.ndim == 3 and all(isinstance(x, (Tensor, np.ndarray)) and x.ndim == 3 for x in item):
-        raise DataError(
-            f"{where} is {a_type(item)} of {len(item)} single images: torch.stack them into (B, 3, H, W)"
-        )
-    return _tensor(first, where, "images")
-
-
-def _tensor(value: Any, where: str, key: str) -> Tensor:
+def _tensor(value: Any, what: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray):
@@ -187,23 +155,16 @@ def _tensor(value: Any, where: str, key: str) -> Tensor:
             plain = value.flags.writeable and min(value.strides, default=0) >= 0
             return torch.from_numpy(value if plain else value.copy())
         except (TypeError, ValueError) as err:
-            raise ShapeError(
-                f"{where}: {key!r} is an array of dtype {value.dtype}, floating numbers are needed"
-            ) from err
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
-    raise DataError(f"{where}: {key!r} is {_named(value)}, a tensor is needed: {_hint(first)}")
+            raise ShapeError(f"{what} is an array of {value.dtype}, floating numbers are needed") from err
+    name, first = a_type(value), value
+    if isinstance(value, (list, tuple)):
+        first = value[0] if value else None
+        name = f"{name} of {type(first).__name__}" if value else f"an empty {type(value).__name__}"
+    raise DataError(f"{what} is {name}: {_advice(first)}")
 
 
-def _named(value: Any) -> str:
-    if not isinstance(value, (list, tuple)):
-        return a_type(value)
-    if not value:
-        return f"an empty {type(value).__name__}"
-    kind = type(value[0])
-    return f"{a_type(value)} of {kind.__module__.split('.')[0]}.{kind.__name__}"
-
-
-def _hint(value: Any) -> str:
+def _advice(value: Any) -> str:
+    """How to turn a value, or a list of such values, into a batch."""
     if type(value).__module__.split(".")[0] == "PIL":
         return (
             "convert PIL images in the dataset or collate function: all of one size, "
@@ -214,8 +175,11 @@ def _hint(value: Any) -> str:
     if isinstance(value, Mapping):
         return "collate the samples first: torch.utils.data.default_collate"
     if isinstance(value, (Tensor, np.ndarray)):
-        return "torch.stack them into one tensor with the batch first"
-    return _FORMS
+        return "torch.stack them into one tensor (B, 3, H, W)"
+    return (
+        "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or "
+        "'pixel_values' and optionally 'latents' and 'ids'"
+    )
 
 
 def _check(batch: Batch, where: str, number: int | None) -> None:
@@ -225,27 +189,24 @@ def _check(batch: Batch, where: str, number: int | None) -> None:
         if pixels is not None:
             check_shape(pixels, key, number)
     latents, size = batch.latents, len(batch)
-    if latents is not None:
-        if latents.ndim != 4 or 0 in latents.shape:
-            raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
-        if not latents.is_floating_point():
-            raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
+    if latents is not None and (latents.ndim != 4 or 0 in latents.shape):
+        raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
+    if latents is not None and not latents.is_floating_point():
+        raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
     for key in ("pixel_values", "latents"):
         tensor = getattr(batch, key)
         if tensor is not None and len(tensor) != size:
+            count = len(tensor)
             raise ShapeError(
-                f"{where}: {key} holds {len(tensor)} samples, the pixels {size}: "
-                "they must be the same samples"
+                f"{where}: {key} holds {count} samples, the pixels {size}: give the same samples"
             )
-    if batch.ids is None:
+    ids: Any = batch.ids
+    if ids is None:
         return
-    if isinstance(batch.ids, (str, bytes)) or not _one_axis(batch.ids):
+    odd = isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__")
+    if isinstance(ids, (Tensor, np.ndarray)):
+        odd = (isinstance(ids, Tensor) and not is_dense(ids)) or ids.ndim != 1
+    if odd:
         raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
-    if len(batch.ids) != size:
-        raise ShapeError(f"{where}: {len(batch.ids)} ids for {size} samples: one id per sample is needed")
-
-
-def _one_axis(ids: Any) -> bool:
-    if isinstance(ids, Tensor):
-        return is_dense(ids) and ids.ndim == 1
-    return ids.ndim == 1 if isinstance(ids, np.ndarray) else hasattr(ids, "__len__")
+    if len(ids) != size:
+        raise ShapeError(f"{where}: {len(ids)} ids for {size} samples: one id per sample is needed")

@@ -23,7 +23,7 @@ PATIENCE = 256  # batches after which a guard reports even if its caller never d
 Ids = Sequence[int | str] | Tensor | np.ndarray[Any, Any]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a value was found, for messages."""
 
     what: str
@@ -70,7 +70,7 @@ class _Range(NamedTuple):
         above = ~(high <= ceiling)  # written so that NaN is above
         return above | ~(low >= floor), torch.where(above, high, low)
 
-    def error(self, place: _Place, first: int, value: float) -> DataError:
+    def error(self, place: Place, first: int, value: float) -> DataError:
         """The error for ``value``, found at position ``first`` of the (B, 3) planes."""
         sample, channel = divmod(first, 3)
         where = f"{place.sample(sample)}, channel {channel}: value {value:.6g}"
@@ -93,16 +93,14 @@ class _Range(NamedTuple):
 
 
 def check_shape(images: Any, what: str = "images", batch: int | None = None) -> None:
-    """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W) with B, H and W at least 1.
-
-    It reads no value and costs nothing on any device.
+    """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W), not empty. Reads no value.
 
     >>> check_shape(torch.zeros(2, 3, 8, 8))
     >>> check_shape(torch.zeros(3, 8, 8))
     Traceback (most recent call last):
     diva_rs.errors.ShapeError: images has shape (3, 8, 8), rank 4 (B, 3, H, W) needed: images[None] adds it
     """
-    where = _Place(what, batch, None)
+    where = Place(what, batch, None)
     if not isinstance(images, Tensor):
         raise ShapeError(f"{where} is {a_type(images)}, a tensor (B, 3, H, W) is needed")
     if not is_dense(images):
@@ -134,11 +132,10 @@ def check_images(
     batch: int | None = None,
     ids: Ids | None = None,
 ) -> None:
-    """Raise unless ``images`` is (B, 3, H, W), floating, finite and in the range of the declared convention.
+    """Raise ShapeError as `check_shape`, and DataError for a value outside the range of the convention.
 
-    ShapeError for rank, channels, dtype or an empty batch. DataError for a NaN, an infinity, or a value
-    outside the range by more than 5 % of it; the message names batch, sample, id and value. Values are read
-    on the CPU only; `PixelGuard` checks them on other devices.
+    A value may lie outside by 5 % of the range; NaN and infinities are outside. The message names batch,
+    sample, id and value. Values are read on the CPU only; `PixelGuard` checks them on other devices.
 
     >>> check_images(torch.full((1, 3, 4, 4), 255.0), "unit", batch=7)
     Traceback (most recent call last):
@@ -152,7 +149,7 @@ the range of 'unit' pixels: divide the images by 255
     bad, value = limits.offenders(images)
     if bool(bad.any()):
         first = int(bad.flatten().to(torch.uint8).argmax())
-        raise limits.error(_Place(what, batch, ids), first, float(value.flatten()[first]))
+        raise limits.error(Place(what, batch, ids), first, float(value.flatten()[first]))
 
 
 def check_finite(
@@ -169,14 +166,14 @@ def check_finite(
     finite = torch.isfinite(latents.detach().flatten(1)).all(1)
     if not bool(finite.all()):
         sample = int(finite.to(torch.uint8).argmin())
-        raise DataError(f"{_Place(what, batch, ids).sample(sample)}: not finite")
+        raise DataError(f"{Place(what, batch, ids).sample(sample)}: not finite")
 
 
 class PixelGuard:
-    """Checks batches on any device without a host read; ``report`` raises what was found.
+    """Checks batches on any device without a synchronisation.
 
-    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value in a
-    tensor on the device, and ``report`` copies it to the host. Every 256th check reports too.
+    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value there, and
+    ``report`` copies it to the host and raises. Every 256th check reports too.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])
@@ -187,7 +184,7 @@ class PixelGuard:
         self.batches = 0  # checked so far: the number of the next batch where the caller gives none
         # (3,): entry of _seen (-1: nothing found), position in (B, 3), value
         self._found: Tensor | None = None
-        self._seen: list[tuple[_Range, _Place]] = []
+        self._seen: list[tuple[_Range, Place]] = []
 
     def check(
         self,
@@ -199,19 +196,16 @@ class PixelGuard:
         ids: Ids | None = None,
         batch: int | None = None,
     ) -> None:
-        """Check one batch as `check_images` does; ``batch`` is its number, by default counted from 0.
-
-        Raises ShapeError at once on every device, DataError at once on the CPU.
-        """
+        """Check one batch as `check_images` does; ``batch`` is its number, by default counted from 0."""
         number = self.batches if batch is None else batch
         self.batches = number + 1
         if not isinstance(images, Tensor) or images.device.type == "cpu":
             check_images(images, convention, mean, std, what, number, ids)
             return
         check_shape(images, what, number)
-        self._keep(images, _Range.of(convention, mean, std), _Place(what, number, ids))
+        self._keep(images, _Range.of(convention, mean, std), Place(what, number, ids))
 
-    def _keep(self, images: Tensor, limits: _Range, place: _Place) -> None:
+    def _keep(self, images: Tensor, limits: _Range, place: Place) -> None:
         """Keep the first bad value on the device of ``images``."""
         bad, value = limits.offenders(images)
         first = bad.flatten().to(torch.uint8).argmax().reshape(1)  # the first of equals
@@ -226,7 +220,7 @@ class PixelGuard:
             self.report()
 
     def report(self) -> None:
-        """Raise DataError for the first bad value since the last report: the one host read of the guard."""
+        """Raise DataError for the first bad value since the last report: the guard's one host read."""
         found, seen = self._found, self._seen
         self._found, self._seen = None, []
         if found is None or found.is_meta:

@@ -41,9 +41,8 @@ class BadImage:
 def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
     """An RGB ``PIL.Image`` from a file or from its bytes, turned upright by its EXIF orientation.
 
-    ``name`` stands for it in errors. Raises DataError for a missing, empty, truncated, corrupt or unknown
-    file, and, before anything is decompressed, for one of more than ``max_pixels`` pixels. Raises
-    DependencyError without Pillow.
+    ``name`` stands for it in errors. Raises DataError for a missing, truncated, corrupt or unknown file, and,
+    before anything is decompressed, for one of more than ``max_pixels`` pixels.
 
     >>> decode(b"not an image", "x.jpg")
     Traceback (most recent call last):
@@ -57,13 +56,7 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
 
 @contextmanager
 def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Any]:
-    """The picture as Pillow opens it, not yet decoded; an error in the block becomes a DataError.
-
-    >>> with opened("nowhere.jpg", "nowhere.jpg") as image:
-    ...     image.load()
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: nowhere.jpg: No such file or directory
-    """
+    """The picture as Pillow opens it, not yet decoded; an error in the block becomes a DataError."""
     pil = require("PIL.Image", extra="data")
     files: Any = require("PIL.ImageFile", extra="data")
     lenient = files.LOAD_TRUNCATED_IMAGES

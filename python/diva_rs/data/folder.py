@@ -19,13 +19,12 @@ from diva_rs.errors import DataError
 class ImageFolder(Images, Dataset[Any]):
     """Every image file under ``root`` (links followed, hidden files left out), sorted by relative path.
 
-    Item i is ``dict(images=(3, H, W) float, ids=int)``. The id is a hash of the relative path: it is the same
-    on every machine, and does not change when other files come or go. ``transform`` maps an RGB PIL image to
-    a unit tensor, by default ``train_transform(size)``; it runs under torch's generator keyed by (seed, id,
-    epoch).
+    Item i is ``dict(images=(3, H, W) float, ids=int)``. The id is a hash of the relative path: the same on
+    every machine, and when other files come or go. ``transform`` maps an RGB PIL image to a unit tensor, by
+    default ``train_transform(size)``; it runs under torch's generator keyed by (seed, id, epoch).
 
-    A file that cannot be read raises DataError naming it, or with ``on_bad_image="skip"`` gives a
-    `BadImage`, which `collate` removes. Raises DataError for a missing or empty folder.
+    Raises DataError for a missing or empty folder and for a file that cannot be read; with
+    ``on_bad_image="skip"`` the latter is a `BadImage` item, which `collate` removes.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
@@ -81,18 +80,15 @@ def folder_loader(
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
 
-    The paper's augmentation with ``scale``, or one fixed centre crop with ``scale=None`` (for a latent
-    cache). Order and crops are functions of (seed, epoch, relative path): the same for any number of workers.
+    Images get the paper's augmentation with ``scale``, or a fixed centre crop with ``scale=None``. Order and
+    crops are functions of (seed, epoch, relative path), the same for any number of workers.
 
-    ``on_bad_image``: "raise", or "skip", which logs each bad file and lists it in ``loader.bad``.
-    ``views``: a few fixed views of each image in place of a new crop in each epoch, for a latent cache with
-    augmentation (see `Views`).
-    ``loading``: ``prefetch``, the batches that each worker reads ahead (None: two), more of which even out
-    slow storage (``waiting`` in a run's log is the share of the time spent waiting for data); and
-    ``pin_memory`` (by default where there is CUDA).
+    on_bad_image  "raise" (DataError), or "skip", which logs each bad file and lists it in ``loader.bad``
+    views         a few fixed `Views` of each image in place of new crops, for a latent cache
+    loading       ``prefetch``, the batches that each worker reads ahead (None: two; more even out slow
+                  storage), and ``pin_memory`` (None: where there is CUDA)
 
-    Raises DataError for a missing or empty folder and, while iterating, for a bad image; DependencyError
-    without Pillow or torchvision.
+    Raises DataError for a missing or empty folder, DependencyError without Pillow or torchvision.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:

@@ -54,11 +54,7 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
 
 
 def name_key(name: str) -> int:
-    """The sample id of a file name: 63 bits of its BLAKE2b hash, the same on every machine.
-
-    >>> name_key("cats/1.jpg") == name_key("cats/1.jpg") != name_key("cats/2.jpg")
-    True
-    """
+    """The sample id of a file name: 63 bits of its BLAKE2b hash, the same on every machine."""
     return _hash(name.encode("utf-8", "surrogateescape")) >> 1
 
 
@@ -68,13 +64,7 @@ def crop_seed(seed: int, sample: int, epoch: int) -> int:
 
 
 def scramble(ids: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    """A uint64 hash of (seed, epoch, id) for each id.
-
-    It is the finaliser of SplitMix64 (Steele et al., 2014) over a keyed id.
-
-    >>> bool((scramble(np.arange(3), 0, 0) != scramble(np.arange(3), 0, 1)).all())
-    True
-    """
+    """A uint64 hash of (seed, epoch, id) for each id: SplitMix64's finaliser (Steele et al., 2014)."""
     packed = struct.pack("<QQ8s", seed % 2**64, epoch % 2**64, b"shuffle\0")
     key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8")
     z = (ids.astype(np.uint64) ^ key[0]) * np.uint64(0x9E3779B97F4A7C15) + key[1]
@@ -93,10 +83,8 @@ def _key(index: int, value: Any) -> int:
         if 0 <= value < 2**64:
             return int(value)
         raise DataError(f"ids[{index}] is {shown(value)}, expected 0 to 2**64 - 1")
-    kind = type(value).__name__
-    raise DataError(
-        f"ids[{index}] is {shown(value)} ({kind}), expected an integer or a string for each sample"
-    )
+    what = f"{shown(value)} ({type(value).__name__})"
+    raise DataError(f"ids[{index}] is {what}, expected an integer or a string for each sample")
 
 
 def _hash(data: bytes) -> int:

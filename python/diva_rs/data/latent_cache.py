@@ -1,31 +1,20 @@
 """Latents of a fixed set of images: encoded once, then read from disk."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diva_rs._base.files import beside, make_folder
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
-from diva_rs.data.checks import check_finite, check_images
-from diva_rs.data.keys import sample_keys
-from diva_rs.data.latent_store import (
-    Store,
-    StoreWriter,
-    TeacherFacts,
-    ViewFacts,
-    content_hash,
-    holds_store,
-)
+from diva_rs.data.checks import Place, check_finite, check_images
+from diva_rs.data.latent_facts import Facts, ViewFacts, compare, identity, view_of
+from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
 from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, Three, vae_input
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
@@ -35,11 +24,10 @@ from diva_rs.recipes.recipe import Recipe
 class LatentCache:
     """Latents on disk, found by the content of the image that they were made from.
 
-    A cache is valid for fixed views of each image only: the centre crop (``folder_loader(..., scale=None)``),
-    or the crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``, all of them
-    cached. It never holds a new crop for every epoch. An image that was not cached with exactly these pixels
-    raises an error. The cache also records the VAE (its configuration and a fingerprint of its encoder's
-    weights) and how pixels were prepared for it.
+    A cache holds fixed views of each image: the centre crop (``folder_loader(..., scale=None)``), or the
+    crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``. An image with other
+    pixels raises DataError. The cache records the VAE (its configuration and a fingerprint of its encoder's
+    weights) and how pixels were prepared for it; another VAE or other settings raise DataError.
 
     >>> import tempfile
     >>> class Halves:  # any object with `encode`, `describe`, and `image_size` or images of the right size
@@ -75,9 +63,8 @@ class LatentCache:
         ``recipe`` (None: the defaults); ``mean`` and ``std`` are CLIP's own. ``dtype`` is the one on disk.
         The folder appears only when it is complete; an existing cache is replaced only with ``overwrite``.
 
-        Raises DataError for bad pixels, an empty loader, latents that are not finite or an existing folder;
-        ShapeError where ``encode`` gives another shape; ConfigError for a bad ``dtype`` or a recipe that
-        samples latents.
+        Raises DataError for bad pixels, an empty loader, latents that are not finite or an existing folder,
+        ConfigError for a recipe that samples latents.
         """
         recipe = _recipe(recipe)
         if dtype not in ("float32", "float16"):
@@ -89,14 +76,13 @@ class LatentCache:
         views = loader.views if isinstance(loader, ImageLoader) else None
         with beside(path) as place:
             place.mkdir()
-            writer = StoreWriter(place, dtype)
-            work = _Encoder(teacher, recipe, mean, std, writer)
+            work = _Encoder(teacher, recipe, (mean, std), StoreWriter(place), getattr(torch, dtype))
             batches = loader.every_view() if isinstance(loader, ImageLoader) else loader
             for number, item in enumerate(tqdm(batches, desc="encode latents", unit="batch", disable=None)):
                 work.add(read_batch(item, number), number)
-            if writer.shape is None:
+            if work.writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
-            writer.finish(identity(teacher), work.view(), views)
+            work.writer.finish(Facts(teacher=identity(teacher), view=work.view(), views=views))
         return cls.open(path)
 
     @classmethod
@@ -108,28 +94,26 @@ class LatentCache:
         mean: Three = OPENAI_MEAN,
         std: Three = OPENAI_STD,
     ) -> "LatentCache":
-        """Open a cache; check that it was made by ``teacher`` and ``recipe`` where they are given.
+        """Open a cache, and check that ``teacher`` and ``recipe``, where given, made it.
 
-        Raises DataError for a folder that is missing, incomplete or damaged, and for another VAE or other
-        pixels, saying what differs.
+        Raises DataError for a folder that is missing, incomplete or damaged, and for other makers.
         """
         store = Store(Path(folder).absolute())
         saved = store.facts
         if teacher is not None:
             now = identity(teacher).model_copy(update={"describe": saved.teacher.describe})
-            _compare(store, "another VAE", saved.teacher, now)
+            compare(store.folder, "another VAE", saved.teacher, now)
         if recipe is not None:
             recipe = _recipe(recipe)
             size = _input_size(recipe, teacher) or saved.view.image_size
-            view = _view(recipe, mean, std, size, saved.view.source, saved.view.resampled)
-            _compare(store, "pixels prepared in another way", saved.view, view)
+            view = view_of(recipe, mean, std, size, saved.view.source, saved.view.resampled)
+            compare(store.folder, "pixels prepared in another way", saved.view, view)
         return cls(store)
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
         """The loader with cached ``latents`` (B, C, h, w) in every batch: training never runs the VAE.
 
-        Yields ``dict(images and/or pixel_values, latents, ids)``. Raises DataError, naming batch, sample and
-        id, for an image that is not in the cache or has other pixels.
+        While iterating, an image that is not in the cache raises DataError naming batch, sample and id.
         """
         check_loader(loader)
         return CachedLoader(self, loader)
@@ -138,7 +122,12 @@ class LatentCache:
         """The latents (B, C, h, w) of a batch's images, float32 on the CPU."""
         rows = self._store.rows(_contents(batch.source("unit")[0]))
         if (rows < 0).any():
-            raise self._unknown(batch, int((rows < 0).argmax()), number)
+            where = Place("images", number, batch.ids).sample(int((rows < 0).argmax()))
+            raise DataError(
+                f"{where}: this image is not in the latent cache, or its pixels are not those that were "
+                "cached. A cache holds fixed views of each image: load with views=cache.views, or the centre "
+                f"crop (scale=None) if it has none; or build {self._store.folder} again with overwrite=True"
+            )
         return self._store.read(rows)
 
     def __len__(self) -> int:
@@ -147,14 +136,11 @@ class LatentCache:
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape (C, h, w) of each latent."""
-        return self._store.facts.shape
+        return self._store.shape
 
     @property
     def views(self) -> Views | None:
-        """The fixed views of each image that were cached; None: one view, or the views of a custom loader.
-
-        Give them to the loader to wrap: ``folder_loader(..., views=cache.views)``.
-        """
+        """The cached views, for ``folder_loader(..., views=cache.views)``; None: one view of each image."""
         return self._store.facts.views
 
     def describe(self) -> str:
@@ -164,22 +150,6 @@ class LatentCache:
 
     def __reduce__(self) -> Any:  # another process opens the files, it gets no copy
         return LatentCache.open, (self._store.folder,)
-
-    def _unknown(self, batch: Batch, sample: int, number: int | None) -> DataError:
-        where = f"sample {sample}" if number is None else f"batch {number}, sample {sample}"
-        advice = f"add it by building {self._store.folder} again with overwrite=True"
-        if batch.ids is None:
-            return DataError(
-                f"{where}: this image is not in the latent cache, or it had other pixels; {advice}"
-            )
-        key = sample_keys(batch.ids)[sample]
-        if key not in self._store.ids:
-            return DataError(f"{where} (id {key}): this image is not in the latent cache; {advice}")
-        return DataError(
-            f"{where} (id {key}): its pixels are not those that were cached. A latent cache holds fixed "
-            "views of each image: load with views=cache.views, or the centre crop (scale=None) of a cache "
-            "without views; or build the cache again"
-        )
 
 
 class CachedLoader:
@@ -191,8 +161,7 @@ class CachedLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for number, item in enumerate(self.loader):
             batch = read_batch(item, number)
-            parts = {"images": batch.images, "pixel_values": batch.pixel_values, "ids": batch.ids}
-            parts["latents"] = self.cache.latents(batch, number)
+            parts = vars(batch) | {"latents": self.cache.latents(batch, number)}
             yield {key: value for key, value in parts.items() if value is not None}
 
     def __len__(self) -> int:
@@ -204,33 +173,19 @@ class CachedLoader:
         return getattr(self.loader, name)  # set_epoch, batch_size, dataset, ...
 
 
-def identity(teacher: Any) -> TeacherFacts:
-    """What makes latents of an image: the VAE's configuration and a fingerprint of its encoder's weights.
-
-    Weights are rounded to bf16 first, so that a cache made in float32 serves a run in bf16. A teacher that
-    works on pixels has no VAE; an object without ``vae`` is identified by ``describe()``.
-    """
-    text = str(teacher.describe())
-    if not hasattr(teacher, "vae"):
-        return TeacherFacts(describe=text, config={}, weights=_hash(text.encode()))
-    if teacher.vae is None:
-        return TeacherFacts(describe=text, config={}, weights="none: works on pixels")
-    parts = []
-    for name, weight in sorted(teacher.vae.state_dict().items()):
-        if not name.startswith(("decoder.", "post_quant_conv.")):
-            rounded = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
-            parts.append(f"{name} {tuple(weight.shape)} {_hash(rounded.numpy().tobytes())}".encode())
-    config = {key: value for key, value in dict(teacher.vae.config).items() if not key.startswith("_")}
-    config = json.loads(json.dumps(config, default=str))
-    return TeacherFacts(describe=text, config=config, weights=_hash(b"\n".join(parts)))
-
-
 class _Encoder:
     """Encodes the images of batches that are new, and records how."""
 
-    def __init__(self, teacher: Any, recipe: Any, mean: Three, std: Three, writer: StoreWriter) -> None:
-        self.teacher, self.recipe, self.writer = teacher, recipe, writer
-        self.mean, self.std = recipe.clip_mean or mean, recipe.clip_std or std
+    def __init__(
+        self,
+        teacher: Any,
+        recipe: Recipe,
+        scale: tuple[Three, Three],
+        writer: StoreWriter,
+        dtype: torch.dtype,
+    ) -> None:
+        self.teacher, self.recipe, self.writer, self.dtype = teacher, recipe, writer, dtype
+        self.mean, self.std = recipe.clip_mean or scale[0], recipe.clip_std or scale[1]
         self.size = _input_size(recipe, teacher)
         self.source = ""
         self.resampled = False
@@ -244,31 +199,25 @@ class _Encoder:
                 f"batch {number} holds {what}, those before held {self.source}: a cache is made from one kind"
             )
         self.source = what
-        contents = _contents(pixels)
-        ids = [int.from_bytes(content[:8], "little") for content in contents]
-        if batch.ids is not None:
-            ids = sample_keys(batch.ids).tolist()
-        new = {content: i for i, content in enumerate(contents) if content not in self.writer}
+        new = {content: i for i, content in enumerate(_contents(pixels)) if content not in self.writer}
         if not new:
             return
         latents = self._encode(pixels[list(new.values())], convention, number)
-        for (content, i), latent in zip(new.items(), latents, strict=True):
-            if self.writer.shape not in (None, latent.shape):
-                raise ShapeError(
-                    f"batch {number}: latents are {latent.shape}, those before {self.writer.shape}"
+        if self.writer.shape not in (None, latents.shape[1:]):
+            shapes = f"{tuple(latents.shape[1:])}, those before {tuple(self.writer.shape or ())}"
+            raise ShapeError(f"batch {number}: latents are {shapes}")
+        for (content, i), latent in zip(new.items(), latents.to(self.dtype), strict=True):
+            if not latent.isfinite().all():
+                raise DataError(
+                    f"batch {number}, sample {i}: a latent exceeds {self.dtype}: use dtype='float32'"
                 )
-            with np.errstate(over="ignore"):
-                stored = latent.astype(self.writer.dtype)
-            if not np.isfinite(stored).all():
-                dtype = self.writer.dtype
-                raise DataError(f"batch {number}, sample {i}: a latent exceeds {dtype}: use dtype='float32'")
-            self.writer.add(content, ids[i], stored)
+            self.writer.add(content, latent)
 
     def view(self) -> ViewFacts:
-        assert self.size is not None  # known since the first batch
-        return _view(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
+        assert self.size is not None  # known since the first image
+        return view_of(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
 
-    def _encode(self, pixels: Tensor, convention: str, number: int) -> np.ndarray[Any, Any]:
+    def _encode(self, pixels: Tensor, convention: str, number: int) -> Tensor:
         if self.size is None:
             self.size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         self.resampled |= tuple(pixels.shape[-2:]) != self.size
@@ -276,14 +225,14 @@ class _Encoder:
         with torch.no_grad():
             ready = pixels.to(device=device, dtype=torch.promote_types(pixels.dtype, torch.float32))
             ready = vae_input(ready, self.recipe, self.size, self.mean, self.std, convention)
-            latents = self.teacher.encode(ready).detach().to("cpu", torch.float32)
+            latents: Tensor = self.teacher.encode(ready).detach().to("cpu", torch.float32)
         if latents.ndim != 4 or len(latents) != len(pixels):
             raise ShapeError(
                 f"batch {number}: encode gave {tuple(latents.shape)} for {len(pixels)} images, "
                 "(B, C, h, w) is needed"
             )
         check_finite(latents, batch=number)
-        return latents.numpy()  # type: ignore[no-any-return]
+        return latents
 
 
 def _recipe(recipe: Recipe | None) -> Recipe:
@@ -303,42 +252,11 @@ def _input_size(recipe: Recipe, teacher: Any) -> tuple[int, int] | None:
     return None if size is None else (int(size[0]), int(size[1]))
 
 
-def _view(
-    recipe: Recipe, mean: Three, std: Three, size: tuple[int, int], source: str, resampled: bool
-) -> ViewFacts:
-    """The settings that decide the VAE's input for given images."""
-    convention = "clip" if source == "pixel_values" else recipe.pixels
-    normalised = convention == "clip" or recipe.vae_pixels == "official"
-    return ViewFacts(
-        source=source,
-        pixels=convention,
-        vae_pixels=recipe.vae_pixels,
-        image_size=size,
-        resampled=resampled,
-        resize=recipe.resize if resampled else None,
-        antialias=recipe.antialias if resampled else None,
-        mean=recipe.clip_mean or mean if normalised else None,
-        std=recipe.clip_std or std if normalised else None,
-    )
-
-
-def _compare(store: Store, source: str, saved: BaseModel, now: BaseModel) -> None:
-    """Raise DataError, saying what differs, unless the facts are the same."""
-    was, is_ = saved.model_dump(), now.model_dump()
-    pairs = "; ".join(f"{key} was {was[key]!r}, is {is_[key]!r}" for key in was if was[key] != is_[key])
-    if pairs:
-        raise DataError(
-            f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
-            "build it again with overwrite=True"
-        )
-
-
 def _check_place(path: Path, overwrite: bool) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not path.is_dir() or not holds_store(path):
+    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    if not empty and not (path.is_dir() and holds_store(path)):
         raise DataError(f"{path} exists and is not a latent cache: choose another folder")
-    if not overwrite:
+    if not empty and not overwrite:
         raise DataError(
             f"{path} holds a latent cache already: LatentCache.open uses it, overwrite=True replaces it"
         )
@@ -346,7 +264,3 @@ def _check_place(path: Path, overwrite: bool) -> None:
 
 def _contents(pixels: Tensor) -> list[bytes]:
     return [content_hash(image) for image in pixels.detach().to("cpu", torch.float32).numpy()]
-
-
-def _hash(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

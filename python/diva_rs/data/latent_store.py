@@ -1,74 +1,35 @@
-"""The files of a latent cache, checked when opened and when read.
+"""The files of a latent cache, checked when they are opened and when they are read.
 
 ``latents-00000.safetensors``, ...  ``latents`` (n, C, h, w): the rows, in the order they were added
-``index.safetensors``               for each row: ``content`` (N, 16), the hash of its image; ``id`` and
-                                    ``check`` (N,), the image's id and the checksum of the row
-``facts.json``                      shape, dtype, and what made the latents
+``index.safetensors``               ``content`` (N, 16), the hash of each row's image, and ``check`` (N,)
+``facts.json``                      what made the latents
 ``manifest.json``                   size and SHA-256 of index and facts
 """
 
 import hashlib
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from diva_rs._base.checkpoint import load_weights, save_weights, verify, write_manifest
+from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
 from diva_rs._base.files import write_json
 from diva_rs._base.optional import one_line
-from diva_rs.data.augment import Views
+from diva_rs.data.latent_facts import Facts
 from diva_rs.errors import DataError, WeightsError
 
 Array = np.ndarray[Any, Any]
 
-_INDEX, _FACTS = "index.safetensors", "facts.json"
-_SHARD = 1 << 27  # bytes of latents in a file
-
-
-class TeacherFacts(BaseModel, extra="forbid"):
-    """The VAE that made the latents; see `latent_cache.identity`."""
-
-    describe: str
-    config: dict[str, Any]
-    weights: str
-
-
-class ViewFacts(BaseModel, extra="forbid"):
-    """How images became the VAE's input. A field that had no influence is None."""
-
-    source: str
-    pixels: str
-    vae_pixels: str
-    image_size: tuple[int, int]
-    resampled: bool
-    resize: str | None = None
-    antialias: bool | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-
-class Facts(BaseModel, extra="forbid", strict=True):
-    """The content of ``facts.json``."""
-
-    format: Literal["diva-rs latents 2"] = "diva-rs latents 2"
-    count: int = Field(gt=0)
-    shape: tuple[int, int, int]
-    dtype: Literal["float32", "float16"]
-    per_shard: int = Field(gt=0)
-    teacher: TeacherFacts
-    view: ViewFacts
-    views: Views | None = None
+_INDEX, _FACTS, _LATENTS = "index.safetensors", "facts.json", "latents-{:05}.safetensors"
+_FILE_BYTES = 1 << 27  # of latents in a file
 
 
 def content_hash(pixels: Array) -> bytes:
-    """128 bits of BLAKE2b of an image's values and shape.
-
-    >>> content_hash(np.zeros((3, 2, 2), np.float32)) == content_hash(np.zeros((3, 2, 2), np.float32))
-    True
-    """
+    """128 bits of BLAKE2b of an image's values and shape."""
     state = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(pixels, "<f4").data)
     return state.digest()
@@ -77,52 +38,36 @@ def content_hash(pixels: Array) -> bytes:
 class StoreWriter:
     """Writes the files of a store into an empty folder."""
 
-    def __init__(self, folder: Path, dtype: Literal["float32", "float16"]) -> None:
-        self.folder, self.dtype = folder, dtype
-        self.shape: tuple[int, int, int] | None = None
-        self._index: dict[bytes, tuple[int, int]] = {}  # content -> id and checksum, in the order of the rows
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shape: torch.Size | None = None
+        self._checks: dict[bytes, int] = {}  # content -> checksum, in the order of the rows
         self._rows: list[Tensor] = []  # of the file that is not yet written
         self._files = 0
-        self._per_shard = 0
 
     def __contains__(self, content: bytes) -> bool:
-        return content in self._index
+        return content in self._checks
 
-    def add(self, content: bytes, sample: int, latent: Array) -> None:
-        """Append one latent (C, h, w); ``sample`` is the id of its image."""
-        row = torch.from_numpy(np.ascontiguousarray(latent, self.dtype))
-        if self.shape is None:
-            channels, height, width = latent.shape
-            self.shape = (channels, height, width)
-            self._per_shard = max(1, _SHARD // (row.numel() * row.element_size()))
-        self._index[content] = (sample, _check(row))
-        self._rows.append(row)
-        if len(self._rows) == self._per_shard:
+    def add(self, content: bytes, latent: Tensor) -> None:
+        """Append one latent (C, h, w) of the image with this content hash."""
+        self.shape = latent.shape
+        self._checks[content] = _checksum(latent)
+        self._rows.append(latent)
+        if len(self._rows) * latent.nbytes >= _FILE_BYTES:
             self._flush()
 
-    def finish(self, teacher: TeacherFacts, view: ViewFacts, views: Views | None) -> None:
-        """Write the last latents, the index and the manifest."""
+    def finish(self, facts: Facts) -> None:
+        """Write the last latents, the index, the facts and the manifest."""
         if self._rows:
             self._flush()
-        numbers = np.array(list(self._index.values()), np.uint64).view(np.int64)
-        contents = np.frombuffer(b"".join(self._index), np.uint8).reshape(-1, 16)
-        index = {"content": contents.copy(), "id": numbers[:, 0], "check": numbers[:, 1]}
-        save_weights(self.folder / _INDEX, {name: torch.from_numpy(part) for name, part in index.items()})
-        assert self.shape is not None  # known since the first latent
-        facts = Facts(
-            count=len(self._index),
-            shape=self.shape,
-            dtype=self.dtype,
-            per_shard=self._per_shard,
-            teacher=teacher,
-            view=view,
-            views=views,
-        )
+        content = torch.frombuffer(bytearray(b"".join(self._checks)), dtype=torch.uint8).reshape(-1, 16)
+        check = torch.tensor(list(self._checks.values()), dtype=torch.int64)
+        save_weights(self.folder / _INDEX, {"content": content, "check": check})
         write_json(self.folder / _FACTS, facts.model_dump(mode="json"))
         write_manifest(self.folder, (_INDEX, _FACTS))
 
     def _flush(self) -> None:
-        save_weights(self.folder / _shard_name(self._files), {"latents": torch.stack(self._rows)})
+        save_weights(self.folder / _LATENTS.format(self._files), {"latents": torch.stack(self._rows)})
         self._files, self._rows = self._files + 1, []
 
 
@@ -138,17 +83,18 @@ class Store:
         try:
             verify(folder, (_INDEX, _FACTS))
             self.facts = Facts.model_validate_json((folder / _FACTS).read_bytes())
-            self._read_index()
-            # Memory-mapped: opening the files reads no latent.
-            shards = range(0, self.facts.count, self.facts.per_shard)
-            self._shards = [self._shard(number, start) for number, start in enumerate(shards)]
+            self._open()
         except ValidationError as err:
             raise self._damaged(f"{_FACTS}: {one_line(err)}") from err
         except (WeightsError, OSError) as err:
             raise self._damaged(str(err)) from err
 
     def __len__(self) -> int:
-        return self.facts.count
+        return len(self._order)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._files[0].shape[1:])
 
     def rows(self, contents: list[bytes]) -> Array:
         """The row of each content hash, -1 where there is none: (n,) int64."""
@@ -160,32 +106,36 @@ class Store:
         """The latents of rows, (n, C, h, w) float32, each compared with its checksum."""
         found = []
         for row in rows.tolist():
-            shard, place = divmod(row, self.facts.per_shard)
-            latent = self._shards[shard][place]
-            if _check(latent) != int(self._checks[row]):
-                raise self._damaged(f"{_shard_name(shard)}, row {place}, does not match its checksum")
+            file = int(np.searchsorted(self._starts, row, side="right")) - 1
+            latent = self._files[file][row - self._starts[file]]
+            if _checksum(latent) != self._checks[row]:
+                raise self._damaged(f"row {row}, in {_LATENTS.format(file)}, does not match its checksum")
             found.append(latent)
         return torch.stack(found).float()
 
-    def _read_index(self) -> None:
-        index, count = load_weights(self.folder / _INDEX), self.facts.count
+    def _open(self) -> None:
+        """Read the index, and map the latents into memory without reading them."""
+        index = load_weights(self.folder / _INDEX)
+        count = len(index.get("check", ()))
         shapes = {name: (tuple(part.shape), part.dtype) for name, part in index.items()}
-        wide, numbers = ((count, 16), torch.uint8), ((count,), torch.int64)
-        if shapes != {"content": wide, "id": numbers, "check": numbers}:
-            raise WeightsError(f"{_INDEX} does not hold {count} rows")
+        if not count or shapes != {"content": ((count, 16), torch.uint8), "check": ((count,), torch.int64)}:
+            raise WeightsError(f"{_INDEX} holds {shapes}")
         contents = index["content"].numpy().view("S16").ravel()
         self._order = np.argsort(contents)
-        self._sorted = contents[self._order]
-        self._checks = index["check"].numpy().view(np.uint64)
-        self.ids = index["id"].numpy().view(np.uint64)
-
-    def _shard(self, number: int, start: int) -> Tensor:
-        facts, name = self.facts, _shard_name(number)
-        latents = load_weights(self.folder / name).get("latents")
-        shape = (min(facts.per_shard, facts.count - start), *facts.shape)
-        if latents is None or latents.shape != shape or latents.dtype != getattr(torch, facts.dtype):
-            raise WeightsError(f"{name} does not hold {shape[0]} latents {facts.shape} of {facts.dtype}")
-        return latents
+        self._sorted, self._checks = contents[self._order], index["check"].tolist()
+        self._files: list[Tensor] = []
+        self._starts = [0]  # the first row of each file, and the number of rows
+        while self._starts[-1] < count:
+            name = _LATENTS.format(len(self._files))
+            latents = load_weights(self.folder / name).get("latents", torch.empty(0))
+            like = self._files[0] if self._files else latents
+            fits = latents.ndim == 4 and latents.shape[1:] == like.shape[1:] and latents.dtype == like.dtype
+            if not fits or not latents.numel() or not latents.is_floating_point():
+                raise WeightsError(f"{name} holds {latents.dtype} {tuple(latents.shape)}")
+            self._files.append(latents)
+            self._starts.append(self._starts[-1] + len(latents))
+        if self._starts[-1] != count:
+            raise WeightsError(f"{name} holds more rows than {_INDEX}")
 
     def _damaged(self, what: str) -> DataError:
         return DataError(
@@ -194,20 +144,12 @@ class Store:
 
 
 def holds_store(folder: Path) -> bool:
-    """Whether a folder holds parts of a store and nothing else, so that it may be replaced."""
+    """Whether a folder holds nothing but files of a store, so that it may be replaced."""
     names = [path.name for path in folder.iterdir()]
-    known = (_INDEX, _FACTS, "manifest.json")
-    return bool(names) and all(name in known or _is_shard(name) for name in names)
+    known = (_INDEX, _FACTS, MANIFEST)
+    return all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names)
 
 
-def _shard_name(number: int) -> str:
-    return f"latents-{number:05}.safetensors"
-
-
-def _is_shard(name: str) -> bool:
-    number = name.removeprefix("latents-").removesuffix(".safetensors")
-    return number.isdecimal() and name == _shard_name(int(number))
-
-
-def _check(row: Tensor) -> int:
-    return int.from_bytes(hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest(), "little")
+def _checksum(row: Tensor) -> int:
+    digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,11 +49,11 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
 
 
 class KeyedSampler(Sampler[int]):
-    """The order of one epoch: samples sorted by a hash of (seed, epoch, id), a function of these alone.
+    """The order of one epoch: samples sorted by a hash of (seed, epoch, id).
 
-    With ``torch.distributed`` running, each rank gets every world-th sample, and all ranks get equally many
-    (the remainder of an epoch is left out; it is another one each epoch). `post_train`, which weights the
-    ranks, sets ``even`` to False: then nothing is left out.
+    Under ``torch.distributed`` each rank gets every world-th sample, and all ranks get equally many: a
+    remainder is left out, another one in each epoch. With ``even`` set to False nothing is left out;
+    `post_train`, which weights the ranks, does so.
 
     >>> sampler = KeyedSampler(np.arange(6), seed=0)
     >>> sorted(sampler) == list(range(6)) and list(sampler) == list(sampler)
@@ -86,10 +87,9 @@ class KeyedSampler(Sampler[int]):
 class ImageLoader:
     """Batches ``dict(images (B, 3, H, W) in [0, 1], ids (B,) int64)`` of one epoch per iteration.
 
-    ``set_epoch(e)`` chooses the order and the crops; two iterations of one epoch give the same batches, for
-    any number of workers. ``bad`` maps the name of each skipped image to the reason. ``position`` counts the
-    batches read in this epoch; ``start_at(position)`` starts the next iteration after that many, without
-    decoding them. ``prefetch`` and ``pin_memory`` are explained at `folder_loader`.
+    Two iterations of one epoch give the same batches, for any number of workers. ``bad`` maps the name of
+    each skipped image to the reason; ``position`` counts the batches read in this epoch. For ``prefetch`` and
+    ``pin_memory`` see `folder_loader`.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class ImageLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration: its order and its crops."""
-        dataset: Any = self.dataset
-        for part in (dataset, self.sampler):
-            if part is not None and hasattr(part, "set_epoch"):
+        parts: list[Any] = [self.dataset, self.sampler]
+        for part in parts:
+            if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 
     @property
@@ -132,16 +132,15 @@ class ImageLoader:
     def every_view(self) -> Iterator[dict[str, Any]]:
         """The batches of one epoch for each view of the images: what a latent cache is built from."""
         dataset: Any = self.dataset
-        views = self.views
         try:
-            for number in [None] if views is None else range(len(views)):
+            for number in [None] if self.views is None else range(len(self.views)):
                 dataset.only_view = number
                 yield from self
         finally:
             dataset.only_view = None
 
     def start_at(self, position: int) -> None:
-        """Start the next iteration after ``position`` batches of the epoch."""
+        """Start the next iteration after ``position`` batches of the epoch, without decoding these."""
         self._start = position
 
     def __len__(self) -> int:
@@ -153,11 +152,9 @@ class ImageLoader:
         if hasattr(self.dataset, "share"):
             self.dataset.share = rank_and_world()  # worker processes have not joined the ranks
         start, self._start = self._start, 0
-        good, self.position = start, 0
+        good = self.position = start
         for batch in self._batches(start):
             self.position += 1
-            if self.position <= start:
-                continue
             for bad in batch.pop("bad", ()):
                 self._note(bad)
             if batch:  # a batch of bad images alone is skipped
@@ -169,14 +166,11 @@ class ImageLoader:
             raise DataError(f"{self.dataset} gave no image{reason}")
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
-        """The epoch's batches; the first ``start`` are empty, or hold no decoded image."""
+        """The epoch's batches after the first ``start``, which are not decoded."""
         if self.sampler is not None:
             self.sampler.start = start * self.batch_size
             try:
-                batches = iter(self._loader)
-                for _ in range(start):
-                    yield {}
-                yield from batches
+                yield from self._loader
             finally:
                 self.sampler.start = 0
             return
@@ -186,7 +180,7 @@ class ImageLoader:
             workers = max(1, self._loader.num_workers)
             turns = [len(range(worker, start, workers)) for worker in range(workers)]
             self.dataset.start = [self.batch_size * count for count in turns]
-        yield from self._loader
+        yield from islice(self._loader, start, None)
 
     def _note(self, bad: BadImage) -> None:
         if self.on_bad_image == "raise":

@@ -6,12 +6,11 @@ without a synchronisation and on the meta device. The arithmetic is in ``src/pix
 step calls directly.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 import diva_rs._native as _native
+from diva_rs.recipes.recipe import Recipe
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/CLIP, clip.py `_transform`
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -23,23 +22,8 @@ CONVENTIONS = ("unit", "clip", "symmetric")
 Three = tuple[float, ...]  # one number per channel
 
 
-class PixelFields(Protocol):
-    """The pixel fields of a `Recipe`: all that these functions read of it."""
-
-    @property
-    def pixels(self) -> str: ...
-    @property
-    def vae_pixels(self) -> str: ...
-    @property
-    def resize(self) -> str: ...
-    @property
-    def antialias(self) -> bool: ...
-
-
 def to_unit(images: Tensor, convention: str, mean: Three = OPENAI_MEAN, std: Three = OPENAI_STD) -> Tensor:
     """Convert images (B, 3, H, W) from the declared convention to [0, 1].
-
-    ``mean`` and ``std`` are used by ``"clip"`` only. Raises ConfigError for an unknown convention.
 
     >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]), "symmetric").tolist()
     [0.0, 0.5, 1.0]
@@ -49,7 +33,7 @@ def to_unit(images: Tensor, convention: str, mean: Three = OPENAI_MEAN, std: Thr
 
 def clip_input(
     images: Tensor,
-    recipe: PixelFields,
+    recipe: Recipe,
     size: tuple[int, int],
     mean: Three = OPENAI_MEAN,
     std: Three = OPENAI_STD,
@@ -57,8 +41,8 @@ def clip_input(
     """CLIP's input (B, 3, *size), normalised by ``mean`` and ``std``; device and dtype stay.
 
     ``images`` is (B, 3, H, W) in the convention ``recipe.pixels``. ``recipe.resize`` and ``recipe.antialias``
-    choose the resampling (``torch.nn.functional.interpolate``); images of the right size are not resampled.
-    Bicubic resampling may overshoot [0, 1] slightly at hard edges; nothing is clamped.
+    choose the resampling; images of the right size are not resampled. Nothing is clamped, so bicubic
+    resampling may overshoot slightly at hard edges.
 
     >>> recipe = Recipe(pixels="unit", resize="bicubic", antialias=True)
     >>> half = (0.5, 0.5, 0.5)
@@ -70,7 +54,7 @@ def clip_input(
 
 def vae_input(
     images: Tensor,
-    recipe: PixelFields,
+    recipe: Recipe,
     size: tuple[int, int],
     mean: Three = OPENAI_MEAN,
     std: Three = OPENAI_STD,
@@ -83,8 +67,7 @@ def vae_input(
     x was normalised by ``mean`` and ``std``: the input of the official DIVA code. With OpenAI's mean and std
     it keeps 0.82 to 0.86 of the contrast.
 
-    ``convention`` replaces ``recipe.pixels``: use ``"clip"`` for ``pixel_values``. Raises ConfigError for an
-    unknown convention.
+    ``convention`` replaces ``recipe.pixels``: use ``"clip"`` for ``pixel_values``.
 
     >>> recipe = Recipe(pixels="unit", vae_pixels="symmetric")
     >>> vae_input(torch.ones(1, 3, 8, 8), recipe, (8, 8)).unique()
@@ -94,26 +77,17 @@ def vae_input(
 
 
 def native_pixels(
-    recipe: PixelFields,
+    recipe: Recipe,
     mean: Three,
     std: Three,
     convention: str | None = None,
     vae_pixels: str | None = None,
 ) -> _native.Pixels:
     """The recipe's pixel fields for the native core; ``convention`` and ``vae_pixels`` replace its own."""
-    return _native.Pixels(
-        convention or recipe.pixels,
-        vae_pixels or recipe.vae_pixels,
-        recipe.resize,
-        recipe.antialias,
-        mean,
-        std,
-    )
+    conventions = convention or recipe.pixels, vae_pixels or recipe.vae_pixels
+    return _native.Pixels(*conventions, recipe.resize, recipe.antialias, mean, std)
 
 
 def per_channel(values: Three, like: Tensor) -> Tensor:
-    """Constants (3, 1, 1) on the device and in the dtype of ``like``.
-
-    They are filled on the device: ``torch.tensor(values, device="cuda")`` would copy and wait.
-    """
+    """Constants (3, 1, 1) like ``like``, filled on its device: ``torch.tensor`` would copy and wait."""
     return torch.cat([like.new_full((1, 1, 1), value) for value in values])

@@ -32,15 +32,13 @@ class ImageShards(Images, IterableDataset[Any]):
     """The images of tar shards, read with the ``webdataset`` library.
 
     ``pattern`` is a path with braces or wildcards (``"cc3m/{00000..00331}.tar"``) or a list of them, local
-    files only. Items are those of `ImageFolder`. The id is a hash of the sample's ``__key__``, whichever
-    shard holds it, so keys must be unique across shards (img2dataset's are). Shards are divided among ranks
-    and workers. With ``shuffle`` their order and a buffer of samples are shuffled by (seed, epoch). Crops
-    depend on (seed, id, epoch) alone.
+    files only. Items are those of `ImageFolder`. The id is a hash of the sample's ``__key__``; keys must be
+    unique across shards, as img2dataset's are. Shards are divided among ranks and workers; with ``shuffle``
+    their order and a buffer of samples are shuffled by (seed, epoch).
 
-    A bad image, a sample without an image and a truncated or damaged shard raise DataError naming shard and
-    key; with ``on_bad_image="skip"`` they come as `BadImage` items (of a damaged shard, the samples before
-    the damage are used). Raises DataError for a shard that does not exist, DependencyError without
-    webdataset.
+    Raises DataError for a shard that does not exist, a bad image, a sample without an image, and a truncated
+    or damaged shard. With ``on_bad_image="skip"`` the last three are `BadImage` items, and the samples before
+    the damage are used.
     """
 
     def __init__(
@@ -56,9 +54,8 @@ class ImageShards(Images, IterableDataset[Any]):
         self.shards = _expand(pattern)
         super().__init__(transform, size, seed, on_bad_image, max_pixels)
         self.shuffle = shuffle
-        self.share: tuple[int, int] | None = (
-            None  # rank and number of ranks; `ImageLoader` sets it for workers
-        )
+        # Rank and number of ranks; `ImageLoader` sets it, since workers have not joined the ranks.
+        self.share: tuple[int, int] | None = None
         self.start: list[int] = []  # for each worker, the samples that the next iteration does not decode
 
     def __repr__(self) -> str:
@@ -96,9 +93,8 @@ class ImageShards(Images, IterableDataset[Any]):
         key = sample["__key__"]
         name = f"{sample['__url__']}, sample {key!r}"
         members = [member for member in sample if not member.startswith("__")]
-        exact = [member for member in members if member in EXTENSIONS]
-        dotted = [member for member in members if member.rpartition(".")[2] in EXTENSIONS]  # "photo.v2.jpg"
-        images = exact + dotted
+        images = [member for member in members if member.rpartition(".")[2] in EXTENSIONS]  # "v2.jpg" too
+        images.sort(key=lambda member: member not in EXTENSIONS)
         if not images:
             found = ", ".join(members) or "nothing"
             return self.bad(name, f"no image among its members (found {found})")
@@ -119,9 +115,8 @@ def shard_loader(
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
 
-    As `folder_loader`, with shards divided among workers: which samples share a batch depends on the number
-    of workers, an image's pixels and id do not. The length of an epoch is not known in advance (``len``
-    raises TypeError).
+    As `folder_loader`. Which samples share a batch depends on the number of workers; an image's pixels and id
+    do not. The length of an epoch is not known in advance (``len`` raises TypeError).
 
     >>> import tarfile, tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:

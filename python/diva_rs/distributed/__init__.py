@@ -1,12 +1,11 @@
 """Several ranks: one process per device, started by torchrun, accelerate launch or by hand.
 
-`session` joins them and `Ranks` is how they talk; ``watch`` notices one that fails, ``start`` makes them
-begin equal, ``split`` gives each its own images, ``reduce`` adds up the gradients, and ``together`` takes the
-steps.
+`session` joins the ranks, `Ranks` exchanges facts and tensors, `weighted_sums` adds up gradients.
 """
 
 from diva_rs._base.world import alone, launched, rank_and_world
 from diva_rs.distributed.ranks import Ranks
+from diva_rs.distributed.reduce import weighted_sums
 from diva_rs.distributed.session import session
 
-__all__ = ["Ranks", "alone", "launched", "rank_and_world", "session"]
+__all__ = ["Ranks", "alone", "launched", "rank_and_world", "session", "weighted_sums"]

@@ -1,63 +1,105 @@
-"""The time in which the ranks work together: joined at its begin, watched, and left at its end."""
+"""The time in which the ranks work together: joined at its begin, left at its end."""
 
-import traceback
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 
+import torch
 import torch.distributed as dist
 
-from diva_rs._base.world import Launched, launched
+from diva_rs._base.world import launched
 from diva_rs.distributed.ranks import Ranks
 from diva_rs.errors import DeviceError
 
-_START = timedelta(minutes=10)  # until the last rank has started, models loaded
-
 
 @contextmanager
-def session() -> Iterator[Ranks]:
+def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
     """Join the ranks that a launcher started, if any; at the end leave them as they were found.
 
-    torch.distributed is initialised where nobody has done it, and only then shut down again. An exception in
-    the block is told to the other ranks, which end with a `RankError` that holds its traceback. Ctrl-C is
-    noted (`Stop.wanted`) so that all ranks can stop at the same step; a second one raises.
+    torch.distributed is initialized where the caller has not done it, and only then shut down
+    again. An exception in the block is recorded for torchrun, which shows it and ends or restarts
+    the other ranks. On several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the
+    same step; a second one raises.
+
+    Args:
+        timeout: see `Ranks`. Sums of gradients have torch's own timeout.
 
     Raises:
-        DeviceError: the ranks could not be joined within ten minutes.
-        RankError: another rank failed or is lost.
+        DeviceError: the ranks could not be joined.
+        RankError: another rank failed or was lost.
 
     >>> with session() as ranks:
     ...     ranks.world
     1
     """
-    made = _join(launched())
+    joined = _join()
     try:
-        ranks = Ranks()
+        ranks = Ranks(timeout)
         try:
-            with ranks.stop.listening(ranks.watch):
-                try:
-                    yield ranks
-                    ranks.wait()
-                except BaseException:
-                    if ranks.watch is not None:
-                        ranks.watch.tell(traceback.format_exc())
-                    raise
+            with _noted_interrupts(ranks):
+                yield ranks
+                ranks.wait()
+        except Exception as err:
+            _record(err)
+            raise
         finally:
             ranks.close()
     finally:
-        if made:
+        if joined:
             dist.destroy_process_group()
 
 
-def _join(told: Launched | None) -> bool:
-    if told is None or not dist.is_available() or dist.is_initialized():
+def _join() -> bool:
+    """Initialize torch.distributed where a launcher started several ranks; returns whether it did."""
+    place = launched()
+    if place is None or not dist.is_available() or dist.is_initialized():
         return False
-    # The default group only introduces the ranks to each other; `Ranks` makes those that tensors go through.
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     try:
-        dist.init_process_group("gloo", timeout=_START)
+        store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
+        if os.environ.get("LOCAL_WORLD_SIZE") == str(world):
+            # torchrun keeps its store when it restarts the ranks, and with it the addresses of
+            # those that died (pytorch issue 135712). On one machine the number of restarts tells
+            # the starts apart.
+            start = f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+            store = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     except (RuntimeError, ValueError) as err:
         raise DeviceError(
-            f"rank {told.rank} could not join the {told.world} ranks that RANK, WORLD_SIZE, MASTER_ADDR and "
-            f"MASTER_PORT announce: {err}. Outside a launcher, unset these variables"
+            f"rank {place.rank} could not join the {place.world} ranks that RANK, WORLD_SIZE, "
+            f"MASTER_ADDR and MASTER_PORT announce: {err}. Without a launcher, unset these variables"
         ) from err
     return True
+
+
+def _record(err: Exception) -> None:
+    """Write the exception where torchrun looks for it; nothing happens under another launcher."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(err)
+
+
+@contextmanager
+def _noted_interrupts(ranks: Ranks) -> Iterator[None]:
+    """On several ranks, note the first Ctrl-C instead of raising it. An ignored signal stays ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    main_thread = threading.current_thread() is threading.main_thread()
+    if ranks.world == 1 or not callable(before) or not main_thread:
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if ranks.stopping:
+            raise KeyboardInterrupt
+        ranks.stopping = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

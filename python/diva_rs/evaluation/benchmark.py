@@ -49,27 +49,16 @@ _TASKS = {"zero-shot": "zeroshot_classification", "retrieval": "zeroshot_retriev
 
 @dataclass(frozen=True)
 class Settings:
-    """How data sets are read.
-
-    Attributes:
-        split: of the data set, usually "test".
-        batch: images at a time.
-        workers: processes that read images.
-        download: whether clip-benchmark may download missing data sets (it runs wget, gdown or kaggle).
-        webdataset: whether the names of a suite mean webdataset folders, as "wds/<name>" does.
-        recall: the k of recall@k, for retrieval; the first one is the score.
-        confidence: of the intervals.
-        progress: whether clip-benchmark's progress bars are shown.
-    """
+    """How data sets are read."""
 
     split: str = "test"
-    batch: int = 64
-    workers: int = 2
-    download: bool = False
-    webdataset: bool = False
-    recall: Sequence[int] = (1, 5, 10)
-    confidence: float = 0.95
-    progress: bool = True
+    batch: int = 64  # images at a time
+    workers: int = 2  # processes that read images
+    download: bool = False  # whether clip-benchmark may run wget, gdown or kaggle for missing data sets
+    webdataset: bool = False  # whether the names of a suite mean webdataset folders, as "wds/<name>" does
+    recall: Sequence[int] = (1, 5, 10)  # the k of recall@k, for retrieval; the first one is the score
+    confidence: float = 0.95  # of the intervals
+    progress: bool = True  # whether clip-benchmark's progress bars are shown
 
     def __post_init__(self) -> None:
         check_confidence(self.confidence)
@@ -96,13 +85,7 @@ def run_suite(
     suite: str | None,
     given: dict[str, Any],
 ) -> SuiteResult:
-    """Score (clip, preprocess, tokenizer) on every data set that is found.
-
-    Raises:
-        ConfigError: no data set is named, or the suite is unknown.
-        DataError: none of them was found, with every reason.
-        DependencyError: clip-benchmark is not installed.
-    """
+    """Score (clip, preprocess, tokenizer) on every data set that is found."""
     settings = Settings(**given)
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     if suite is not None:
@@ -135,11 +118,7 @@ def run_suite(
 def open_dataset(
     name: str, embedder: Embedder, root: str | os.PathLike[str], settings: Settings, task: str
 ) -> Opened:
-    """The data set of that name in clip-benchmark.
-
-    Raises:
-        DataError: it is missing and may not be downloaded. clip-benchmark's own errors pass through.
-    """
+    """The data set of that name in clip-benchmark; DataError if it is missing and may not be downloaded."""
     builder = require("clip_benchmark.datasets.builder", extra="eval")
     if name in _ABSENT:
         raise DataError(_ABSENT[name])
@@ -176,9 +155,6 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
 
     A ``root`` with ``{dataset}`` or ``{dataset_cleaned}`` (a slash becomes a dash) is filled in, as
     clip-benchmark does. Never in a folder of another name: an image folder of other data would be scored.
-
-    Raises:
-        ConfigError: another name in braces.
 
     >>> place_of("data/{dataset_cleaned}/v2", "wds/vtab/resisc45"), place_of("data", "vtab/resisc45")
     ('data/vtab-resisc45/v2', 'data/vtab-resisc45')

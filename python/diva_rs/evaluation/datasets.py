@@ -37,11 +37,6 @@ def zero_shot(
         settings: fields of `Settings`: split, batch, workers, download (default False), webdataset,
             confidence, progress.
 
-    Raises:
-        DataError: none of the data sets was found.
-        ConfigError: no data set named, or an unknown suite.
-        DependencyError: clip-benchmark is not installed.
-
     >>> result = zero_shot(clip, preprocess, tokenizer, shapes_folder, "wds/shapes", progress=False)
     >>> result["wds/shapes"].metric, result["wds/shapes"].items
     ('acc1', 8)
@@ -60,16 +55,8 @@ def retrieval(
 ) -> SuiteResult:
     """Recall@k of images by text and of texts by image, on data sets of clip-benchmark, in float32.
 
-    The score of a data set is the mean of both recalls at the first k of ``recall``; its ``metrics`` hold
-    both for every k.
-
-    Args:
-        clip, preprocess, tokenizer, root: as for `zero_shot`.
-        datasets: names of clip-benchmark: "flickr30k", "mscoco_captions", "wds/<name>", ...
-        suite: "diva": the 2 sets of the paper, after those of ``datasets``.
-        settings: as for `zero_shot`, and recall (default 1, 5, 10).
-
-    Raises as :func:`zero_shot`.
+    The arguments are those of `zero_shot`, and ``recall`` (default 1, 5, 10). The score of a data set is the
+    mean of both recalls at the first k of ``recall``; its ``metrics`` hold both for every k.
 
     >>> result = retrieval(
     ...     clip, preprocess, tokenizer, captions_folder, "wds/captions", recall=(1, 2), progress=False

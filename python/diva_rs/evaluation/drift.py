@@ -23,10 +23,6 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
         images: as for `image_features`; an iterable is read once for each model.
         features: as for `image_features`.
 
-    Raises:
-        ShapeError: the embeddings are not two (N, D) of the same N and D.
-        ConfigError: a model without ``images``.
-
     >>> from diva_rs.evaluation import image_features
     >>> images = torch.randn(4, 3, 32, 32)
     >>> print(drift(image_features(clip, images), clip, images))
@@ -34,16 +30,11 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     """
     old, new = (_embeddings(given, images, features) for given in (before, after))
     if old.ndim != 2 or old.shape != new.shape or len(old) == 0:
-        raise ShapeError(
-            f"embeddings before are {tuple(old.shape)}, after {tuple(new.shape)}: two (N, D) expected"
-        )
+        shapes = f"before are {tuple(old.shape)}, after {tuple(new.shape)}"
+        raise ShapeError(f"embeddings {shapes}: two (N, D) expected")
     cosines = nn.functional.cosine_similarity(old, new, dim=1)
-    return DriftResult(
-        cosine=float(cosines.mean()),
-        lowest=float(cosines.min()),
-        cka=linear_cka(old, new),
-        cosines=tuple(cosines.tolist()),
-    )
+    mean, lowest = float(cosines.mean()), float(cosines.min())
+    return DriftResult(mean, lowest, linear_cka(old, new), tuple(cosines.tolist()))
 
 
 def _embeddings(given: Any, images: Any, features: str) -> Tensor:
@@ -65,9 +56,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     1.0
     """
     if first.ndim != 2 or second.ndim != 2 or len(first) != len(second) or len(first) == 0:
-        raise ShapeError(
-            f"features are {tuple(first.shape)} and {tuple(second.shape)}: two matrices of N rows are needed"
-        )
+        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        raise ShapeError(f"features are {shapes}: two matrices of N rows are needed")
     x, y = (values.double() - values.double().mean(dim=0) for values in (first, second))
     spread = float((x.T @ x).norm() * (y.T @ y).norm())
     if spread == 0:

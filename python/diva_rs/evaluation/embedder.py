@@ -27,9 +27,6 @@ class Embedder:
         embedding: a name of `EMBEDDINGS`, or a function of the projected first token and patches.
         seed: of the drawn patches, if the embedding draws any.
 
-    Raises:
-        ConfigError: no text tower, an unknown embedding, or a transform that draws random numbers.
-
     >>> embedder = Embedder(clip, preprocess, tokenizer)
     >>> embedder.encode_text(embedder.tokenize(["a photo of a cat"])).shape
     torch.Size([1, 32])
@@ -67,7 +64,9 @@ class Embedder:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
             return library_embedding(self.model, None, pixels.to(own.dtype))
         tokens = self._tower.tokens(pixels)
-        return self.embedding.of_tokens(self._tower, tokens, ids or range(len(pixels)), self.seed)
+        return self.embedding.of_tokens(
+            self._tower, tokens, ids if len(ids) else range(len(pixels)), self.seed
+        )
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
@@ -84,9 +83,7 @@ class Embedder:
 def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     """PIL image -> (3, H, W), from a torchvision-style transform or a transformers processor.
 
-    Raises:
-        ConfigError: it draws random numbers, so that no two runs would agree.
-        DataError: when called: the result is not a floating-point tensor (3, H, W).
+    One that draws random numbers is a ConfigError: no two runs would agree.
     """
     if _of_transformers(preprocess):
         processor = getattr(preprocess, "image_processor", preprocess)

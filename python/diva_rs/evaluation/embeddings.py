@@ -24,28 +24,16 @@ Combine = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """How an image's tokens become the vector that is scored.
+    """How an image's tokens become the vector that is scored."""
 
-    Attributes:
-        name: its name in arguments and reports.
-        about: in words.
-        combine: from the projected tokens; None for the library's own embedding.
-        choose: how many of P patches are drawn, with replacement; None for all.
-        normalized: whether the vector is L2-normalised before the dot product with the text.
-    """
-
-    name: str
-    about: str
-    combine: Combine | None = None
-    choose: Callable[[int], int] | None = None
-    normalized: bool = True
+    name: str  # in arguments and reports
+    about: str  # in words
+    combine: Combine | None = None  # from the projected tokens; None for the library's own embedding
+    choose: Callable[[int], int] | None = None  # how many of P patches are drawn, with replacement; None: all
+    normalized: bool = True  # whether the vector is L2-normalised before the dot product with the text
 
     def of_tokens(self, tower: Tower, tokens: Tensor, ids: Sequence[int], seed: int = 0) -> Tensor:
-        """(B, 1 + P, W) tokens of images with these ids -> (B, D).
-
-        Raises:
-            ShapeError: `combine` did not give (B, D).
-        """
+        """(B, 1 + P, W) tokens of images with these ids -> (B, D)."""
         if self.combine is None:
             return tower.embed(tokens)
         projected = tower.project(tokens)
@@ -54,9 +42,8 @@ class ImageEmbedding:
             patches = _chosen(patches, self.choose(patches.shape[1]), ids, seed)
         combined = self.combine(first, patches)
         if combined.ndim != 2 or combined.shape[0] != len(tokens):
-            raise ShapeError(
-                f"embedding {self.name} gave {tuple(combined.shape)}, expected ({len(tokens)}, width)"
-            )
+            shape = tuple(combined.shape)
+            raise ShapeError(f"embedding {self.name} gave {shape}, expected ({len(tokens)}, width)")
         return combined
 
 

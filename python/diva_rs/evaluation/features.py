@@ -26,10 +26,6 @@ def image_features(clip: Any, images: Any, features: str = "pooled") -> Tensor:
         features: "pooled": the library's image embedding (D); "class": the first token after the last norm,
             before the projection (W); "patches": the mean of the patch tokens, likewise (W).
 
-    Raises:
-        ConfigError: unknown features, or a model without a vision tower.
-        DataError: a batch without pixels, or no image at all.
-
     >>> image_features(clip, torch.randn(3, 3, 32, 32), "patches").shape
     torch.Size([3, 32])
     """
@@ -40,10 +36,7 @@ def image_features(clip: Any, images: Any, features: str = "pooled") -> Tensor:
 def collect(
     clip: Any, batches: Iterable[tuple[Tensor, Any]], features: Iterable[str]
 ) -> tuple[dict[str, Tensor], list[Any]]:
-    """Several kinds of features in one pass, and what came with each batch.
-
-    Raises as :func:`image_features`.
-    """
+    """Several kinds of features in one pass, and the second part of each batch."""
     names = list(features)
     unknown = [name for name in names if name not in FEATURES]
     if unknown or not names:
@@ -78,8 +71,7 @@ def _features(
 def pixels_of(batch: Any) -> Tensor:
     """The pixels of a batch: itself, its first part, or its ``pixel_values``.
 
-    Raises:
-        DataError: it has no floating-point pixels. Bytes would be scored silently, as if normalised.
+    Other than floating point is a DataError: bytes would be scored as if they were normalised.
 
     >>> pixels_of((torch.zeros(2, 3, 4, 4), [0, 1])).shape
     torch.Size([2, 3, 4, 4])

@@ -44,14 +44,10 @@ def interpolate(
         in float32. Counters and masks must be equal in both.
 
     Raises:
-        ConfigError: ``alpha`` is not in [0, 1], or a source has no weights.
-        WeightsError: keys or shapes differ, a counter differs, a file cannot be read; names it. ``into`` is
-            unchanged then.
+        WeightsError: keys, shapes or counters differ, or a file cannot be read; ``into`` is unchanged.
 
     >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
-    >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
-    >>> weights = interpolate(original, clip, 0.5, into=clip)
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha={shown(alpha)}: a number from 0 (before) to 1 (after) is needed")
@@ -92,9 +88,6 @@ class InterpolationSweep(Result):
     def best(self, metric: str, **at_least: float) -> dict[str, float]:
         """The row with the highest ``metric`` among those that keep every bound of ``at_least``.
 
-        Raises:
-            ConfigError: an unknown score, or no row that keeps the bounds.
-
         >>> rows = ({"alpha": 0.0, "mmvp": 20.0, "top1": 75.0}, {"alpha": 1.0, "mmvp": 26.0, "top1": 70.0})
         >>> InterpolationSweep(rows).best("mmvp", top1=74.0)["alpha"]
         0.0
@@ -112,10 +105,6 @@ class InterpolationSweep(Result):
 
         Over "alpha" (the default) every score, or ``y`` alone; over another score the trade-off: ``y``
         against ``x``, each point with its alpha.
-
-        Raises:
-            ConfigError: an unknown score, or a trade-off without ``y``.
-            DependencyError: matplotlib is not installed.
 
         >>> rows = ({"alpha": 0.0, "mmvp": 20.0, "top1": 75.0}, {"alpha": 1.0, "mmvp": 26.0, "top1": 70.0})
         >>> InterpolationSweep(rows).plot("top1", "mmvp").get_xlabel()
@@ -148,12 +137,9 @@ class InterpolationSweep(Result):
 
     def __str__(self) -> str:
         names = ["alpha", *self.metrics]
-        widths = [max(len(name), 8) for name in names]
-        lines = ["  ".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))]
-        for row in self.rows:
-            cells = (f"{row[name]:>{width}.4g}" for name, width in zip(names, widths, strict=True))
-            lines.append("  ".join(cells))
-        return "\n".join(lines)
+        head = "  ".join(f"{name:>8}" for name in names)
+        rows = ("  ".join(f"{row[name]:>{max(len(name), 8)}.4g}" for name in names) for row in self.rows)
+        return "\n".join([head, *rows])
 
     def _check(self, *names: str) -> None:
         for name in names:
@@ -179,18 +165,13 @@ def interpolation_sweep(
             weights are changed for each alpha and restored to the bit, also after an error.
         alphas: from 0 to 1.
 
-    Raises:
-        ConfigError: no model to score, no alpha, one out of range, or a metric that gives no number.
-        WeightsError: as for `interpolate`.
+    Raises as :func:`interpolate`.
 
     >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
     >>> sweep = interpolation_sweep(original, clip, {"scale": lambda clip: clip.logit_scale}, alphas=(0, 1))
     >>> [row["alpha"] for row in sweep.rows]
     [0.0, 1.0]
     """
-    chosen = [float(alpha) for alpha in alphas]
-    if not chosen:
-        raise ConfigError("alphas is empty: give numbers from 0 (before) to 1 (after)")
     models = [model for model in (clip, after, before) if isinstance(model, nn.Module)]
     if not models:
         raise ConfigError("before and after are weights alone: give clip=, the model that is to be scored")
@@ -203,9 +184,9 @@ def interpolation_sweep(
     )
     rows = []
     try:
-        for alpha in chosen:
+        for alpha in alphas:
             interpolate(old, new, alpha, into=model)
-            rows.append({"alpha": alpha, **measure(named, model)})
+            rows.append({"alpha": float(alpha), **measure(named, model)})
     finally:
         fill(model, kept)
     return InterpolationSweep(tuple(rows))

@@ -20,9 +20,6 @@ _SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluat
 def as_metrics(metrics: Any) -> dict[str, Metric]:
     """Name -> function of a model; a single function goes by its own name.
 
-    Raises:
-        ConfigError: it is neither a function nor a mapping of names to functions.
-
     >>> def zero_shot(clip):
     ...     return 63.5
     >>> list(as_metrics(zero_shot))
@@ -30,14 +27,9 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
     """
     if callable(metrics):
         metrics = {getattr(metrics, "__name__", type(metrics).__name__).lower(): metrics}
-    if not isinstance(metrics, Mapping) or not metrics:
-        raise ConfigError(
-            f"metrics is {shown(metrics)}: give a function of the model, or a mapping of names to such "
-            "functions"
-        )
-    for name, metric in metrics.items():
-        if not isinstance(name, str) or not callable(metric):
-            raise ConfigError(f"metric {shown(name)} is {shown(metric)}: a function of the model is needed")
+    if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
+        functions = "a function of the model, or a mapping of names to such functions"
+        raise ConfigError(f"metrics is {shown(metrics)}: give {functions}")
     return dict(metrics)
 
 
@@ -45,12 +37,9 @@ def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     """Every metric of the model as it is now: name -> score.
 
     The model is in eval mode and no gradient is recorded. Afterwards its modes, its gradients and the global
-    random generators (torch's on every device, NumPy's, random's) are as before. A metric gives a number, a
+    random generators (torch's on every device, NumPy's, random's) are as before. A metric returns a number, a
     result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a mapping of numbers, which
-    are called "name/key".
-
-    Raises:
-        ConfigError: a metric gave something else; names it.
+    are called "name/key"; anything else is a ConfigError.
 
     >>> measure({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
     {'bias/mean': 0.5, 'bias/max': 2.0}
@@ -103,9 +92,6 @@ def evaluating(clip: Any) -> Iterator[Any]:
     Afterwards the mode of every module and torch's settings are restored. Weights in half precision are
     scored as a float32 copy; the caller's do not change. An object that is not a module is used as it is.
 
-    Raises:
-        ConfigError: ``clip`` is not a model.
-
     >>> _ = clip.train()
     >>> with evaluating(clip) as model:
     ...     model.training, torch.is_grad_enabled()
@@ -113,40 +99,28 @@ def evaluating(clip: Any) -> Iterator[Any]:
     >>> clip.training
     True
     """
-    if not isinstance(clip, nn.Module) and not hasattr(clip, "encode_image"):
-        raise ConfigError(
-            f"clip is {a_type(clip)}, expected a loaded CLIP model: open_clip.create_model_and_transforms "
-            "and clip.load return the model first"
-        )
-    model = unwrap(clip) if isinstance(clip, nn.Module) else clip
+    model = clip if hasattr(clip, "encode_image") and not isinstance(clip, nn.Module) else unwrap(clip)
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
         with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False), _exact_arithmetic():
-            yield _ready(model) if isinstance(model, nn.Module) else model
+            if isinstance(model, nn.Module):
+                half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
+                model = copy.deepcopy(model).float().eval() if half else model.eval()
+            yield model
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _ready(model: nn.Module) -> nn.Module:
-    half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
-    return copy.deepcopy(model).float().eval() if half else model.eval()
 
 
 @contextmanager
 def _exact_arithmetic() -> Iterator[None]:
     """float32 products in float32, and the same cuDNN algorithms in every run."""
     backends: Any = torch.backends
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     # These names are readable whichever of torch's two interfaces the caller has used.
-    precisions = [
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-    ]
+    precisions = [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
     wanted: list[tuple[Any, str, Any]] = [(place, "fp32_precision", "ieee") for place in precisions]
-    wanted += [(backends.cudnn, "benchmark", False), (backends.cudnn, "deterministic", True)]
+    wanted += [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
     before = [(place, name, getattr(place, name)) for place, name, _ in wanted]
     try:
         for place, name, value in wanted:
@@ -158,10 +132,6 @@ def _exact_arithmetic() -> Iterator[None]:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the model's parameters are; the CPU for one without any.
-
-    >>> device_of(clip)
-    device(type='cpu')
-    """
+    """Where the model's parameters are; the CPU for one without any."""
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     return torch.device("cpu") if first is None else first.device

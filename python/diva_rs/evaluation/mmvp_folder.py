@@ -57,23 +57,15 @@ class QuestionPair:
 
 
 def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
-    """Every pair of the benchmark in ``root``, whose images exist.
-
-    Raises:
-        DataError: a missing folder, file or image, a malformed row, an odd number of rows, a pair of ids that
-            are not partners, an unknown type, a number of pairs that nine patterns cannot share; names the
-            file and the row.
-    """
+    """Every pair of the benchmark in ``root``; errors name the file and the row that are not as published."""
     root = Path(root).expanduser()
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds Questions.csv")
     file = _find(root, ("Questions.csv",), "file")
     questions = _read(file)
     if len(questions) % 2:
-        raise DataError(
-            f"{file}: {len(questions)} questions, an odd number: row {questions[-1].row} has no partner "
-            "(two consecutive rows are a pair)"
-        )
+        odd = f"{len(questions)} questions, an odd number"
+        raise DataError(f"{file}: {odd}: row {questions[-1].row} has no partner")
     couples = list(zip(questions[::2], questions[1::2], strict=True))
     share, rest = divmod(len(couples), len(PATTERNS))
     if rest or not share:
@@ -202,9 +194,8 @@ def _image(images: Path, file: Path, question: Question, type_name: str) -> Path
         folder for folder in folders if pattern_of(folder.name) == pattern_of(type_name)
     ]
     if not found:
-        raise DataError(
-            f"{where}: {images} has no folder for the type {type_name!r}; it holds {_listed(folders)}"
-        )
+        there = _listed(folders)
+        raise DataError(f"{where}: {images} has no folder for the type {type_name!r}; it holds {there}")
     for ending in ("jpg", *sorted(EXTENSIONS)):
         for spelled in (ending, ending.upper()):
             path = found[0] / f"{question.id}.{spelled}"

@@ -28,50 +28,29 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class MmvpPair(Result):
-    """One pair of images and the two decisions on it.
+    """One pair of images and the two decisions on it."""
 
-    Attributes:
-        pattern: one of `PATTERNS`, by the pair's place in the file.
-        type: as the file spells it.
-        ids: question ids of the two rows.
-        statements: without "a photo of ".
-        images: the two files, first row's first.
-        scores: for each statement, the softmax share of the first image, in [0, 1].
-        picked: for each statement, the image it picks: 1 or 2.
-        expected: for each statement, the image it should pick: 1 for an odd id, 2 for an even one.
-        correct: both picked as expected.
-    """
-
-    pattern: str
-    type: str
-    ids: tuple[int, int]
-    statements: tuple[str, str]
-    images: tuple[str, str]
-    scores: tuple[float, float]
-    picked: tuple[int, int]
-    expected: tuple[int, int]
-    correct: bool
+    pattern: str  # one of `PATTERNS`, by the pair's place in the file
+    type: str  # as the file spells it
+    ids: tuple[int, int]  # question ids of the two rows
+    statements: tuple[str, str]  # without "a photo of "
+    images: tuple[str, str]  # the two files, first row's first
+    scores: tuple[float, float]  # for each statement, the softmax share of the first image, in [0, 1]
+    picked: tuple[int, int]  # for each statement, the image it picks: 1 or 2
+    expected: tuple[int, int]  # the image it should pick: 1 for an odd id, 2 for an even one
+    correct: bool  # both picked as expected
 
 
 @dataclass(frozen=True)
 class MmvpVlmResult(Result):
-    """The score of one model on MMVP-VLM.
+    """The score of one model on MMVP-VLM."""
 
-    Attributes:
-        pairs: every pair in file order.
-        embedding: which image embedding was scored.
-        model: the class of the model, for tables.
-        root: the benchmark's folder.
-        seed: of the drawn tokens, if the embedding draws any.
-        confidence: of the intervals.
-    """
-
-    pairs: tuple[MmvpPair, ...]
-    embedding: str = "pooled"
-    model: str = ""
-    root: str = ""
-    seed: int = 0
-    confidence: float = 0.95
+    pairs: tuple[MmvpPair, ...]  # in file order
+    embedding: str = "pooled"  # which image embedding was scored
+    model: str = ""  # its class
+    root: str = ""  # the benchmark's folder
+    seed: int = 0  # of the drawn tokens, if the embedding draws any
+    confidence: float = 0.95  # of the intervals
 
     @property
     def right(self) -> int:
@@ -111,11 +90,7 @@ class MmvpVlmResult(Result):
         }
 
     def compare(self, other: "MmvpVlmResult", resamples: int = 10_000, seed: int = 0) -> Comparison:
-        """This model (before) against ``other`` (after) on the same pairs.
-
-        Raises:
-            DataError: the two were not scored on the same statements in the same order.
-        """
+        """This model (before) against ``other`` (after), scored on the same statements in the same order."""
         mine, theirs = [pair.statements for pair in self.pairs], [pair.statements for pair in other.pairs]
         if mine != theirs:
             raise DataError(

@@ -66,9 +66,7 @@ def mmvp_vlm(
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: the folder is not as published (names file and row), an image cannot be read, or an
-            embedding is not finite.
-        ConfigError: no text tower, a transform that draws random numbers, an unknown embedding.
+        DataError: the folder is not as published (names file and row), or an embedding is not finite.
 
     >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
@@ -91,8 +89,9 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
     ids = (first.id, second.id)
     pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
     images = embedder.encode_image(torch.stack(pixels).to(embedder.device), ids).float()
-    statements = [PROMPT + first.statement, PROMPT + second.statement]
-    texts = embedder.encode_text(embedder.tokenize(statements).to(embedder.device)).float()
+    statements = (first.statement, second.statement)
+    tokens = embedder.tokenize([PROMPT + statement for statement in statements])
+    texts = embedder.encode_text(tokens.to(embedder.device)).float()
     if embedder.embedding.normalized:
         images = normalize(images, dim=-1)
     scores = first_image_shares(normalize(texts, dim=-1), images)
@@ -100,17 +99,9 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
         raise DataError(f"the embeddings of {pair.images[0]} and {pair.images[1]} are not finite")
     picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
     expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
-    return MmvpPair(
-        pattern=pair.pattern,
-        type=first.type,
-        ids=ids,
-        statements=(first.statement, second.statement),
-        images=(str(pair.images[0]), str(pair.images[1])),
-        scores=scores,
-        picked=picked,
-        expected=expected,
-        correct=picked == expected,
-    )
+    files = (str(pair.images[0]), str(pair.images[1]))
+    correct = picked == expected
+    return MmvpPair(pair.pattern, first.type, ids, statements, files, scores, picked, expected, correct)
 
 
 def first_image_shares(texts: Tensor, images: Tensor) -> tuple[float, float]:

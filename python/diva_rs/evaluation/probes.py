@@ -44,11 +44,6 @@ def linear_probe(
         seed: of the split.
         confidence: of the Wilson interval.
 
-    Raises:
-        DataError: batches without labels, fewer than two classes or than two images of a class in ``train``,
-            a class in ``test`` that ``train`` does not have.
-        DependencyError: scikit-learn is not installed.
-
     >>> labels = torch.tensor([0, 1] * 6)
     >>> images = torch.randn(12, 3, 32, 32) + labels.view(-1, 1, 1, 1)
     >>> scores = linear_probe(clip, [(images, labels)], [(images, labels)], ["pooled", "patches"])
@@ -103,10 +98,8 @@ def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, Array
         pixels, labels = pixels_of(batch), batch[1]
         labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if labels.shape != (len(pixels),):
-            raise DataError(
-                f"{where}: {len(pixels)} images with labels of shape {labels.shape}, expected one label per "
-                "image"
-            )
+            got = f"{len(pixels)} images with labels of shape {labels.shape}"
+            raise DataError(f"{where}: {got}, expected one label per image")
         yield pixels, labels
 
 

@@ -13,8 +13,11 @@ class Result:
     """The base of the results, which are frozen dataclasses."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON."""
-        return dict(vars(self))
+        """The fields, for JSON; the outcomes of items as one string of 0 and 1."""
+        content = dict(vars(self))
+        if "outcomes" in content:
+            content["outcomes"] = "".join("01"[right] for right in content["outcomes"])
+        return content
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of the CSV file, each as column -> value."""
@@ -34,15 +37,6 @@ class Result:
         table.writerows(records)
         write_text(Path(path), text.getvalue())
         return Path(path)
-
-
-def bits(outcomes: tuple[bool, ...]) -> str:
-    """One outcome per item as a string of 0 and 1.
-
-    >>> bits((True, False))
-    '10'
-    """
-    return "".join("01"[right] for right in outcomes)
 
 
 def per_cent(interval: tuple[float, float]) -> tuple[float, float]:

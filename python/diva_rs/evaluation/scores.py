@@ -4,55 +4,33 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diva_rs.errors import DataError, shown
-from diva_rs.evaluation.result import Result, bits
+from diva_rs.evaluation.result import Result
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 
 @dataclass(frozen=True)
 class DatasetScore(Result):
-    """One model on one data set.
+    """One model on one data set, in per cent."""
 
-    Attributes:
-        dataset: its name in clip-benchmark, or the folder.
-        metric: which of `metrics` is `value`.
-        value: the score in per cent.
-        interval: Wilson interval of `value` in per cent; None if the metric is not a share of the items.
-        items: how many images were scored.
-        metrics: everything that was measured, in per cent.
-        outcomes: for each image whether it was classified rightly, in the data set's order; empty if the
-            metric has no outcome per image.
-    """
-
-    dataset: str
-    metric: str
+    dataset: str  # its name in clip-benchmark
+    metric: str  # which of `metrics` is `value`
     value: float
-    interval: tuple[float, float] | None
-    items: int
-    metrics: dict[str, float]
+    interval: tuple[float, float] | None  # of Wilson; None if the metric is not a share of the items
+    items: int  # how many images were scored
+    metrics: dict[str, float]  # everything that was measured
+    # For each image, in the data set's order, whether it was classified rightly; empty for other metrics.
     outcomes: tuple[bool, ...] = field(default=(), repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON; the outcomes as one string of 0 and 1."""
-        return {**vars(self), "outcomes": bits(self.outcomes)}
 
 
 @dataclass(frozen=True)
 class SuiteResult(Result):
-    """One model on several data sets.
+    """One model on several data sets."""
 
-    Attributes:
-        task: "zero-shot" or "retrieval".
-        scores: one per data set that was scored, in the order given.
-        missing: data sets that could not be scored -> the reason.
-        model: the class of the model, for tables.
-        confidence: of the intervals.
-    """
-
-    task: str
-    scores: tuple[DatasetScore, ...]
-    missing: dict[str, str] = field(default_factory=dict)
-    model: str = ""
-    confidence: float = 0.95
+    task: str  # "zero-shot" or "retrieval"
+    scores: tuple[DatasetScore, ...]  # in the order given
+    missing: dict[str, str] = field(default_factory=dict)  # data sets that could not be scored -> why
+    model: str = ""  # its class
+    confidence: float = 0.95  # of the intervals
 
     @property
     def average(self) -> float:
@@ -71,8 +49,9 @@ class SuiteResult(Result):
     def compare(
         self, other: "SuiteResult", resamples: int = 10_000, seed: int = 0
     ) -> dict[str, Comparison | float]:
-        """This model (before) against ``other`` (after): data set -> a paired comparison, or the difference
-        in points if the metric has no outcome per image. Only data sets that both have are compared.
+        """This model (before) against ``other`` (after), on each data set that both have.
+
+        A paired comparison, or the difference in points if the metric has no outcome per image.
         """
         theirs = {score.dataset: score for score in other.scores}
         changes: dict[str, Comparison | float] = {}
@@ -93,11 +72,9 @@ class SuiteResult(Result):
         width = max(map(len, names))
         lines = [f"{self.task:<{width}}   images      %   {self.confidence:.0%} interval   metric"]
         for score in self.scores:
-            low_high = "" if score.interval is None else "{:5.1f} to {:5.1f}".format(*score.interval)
-            lines.append(
-                f"{score.dataset:<{width}}  {score.items:>7}  {score.value:5.1f}   {low_high:<14}"
-                f"   {score.metric}"
-            )
+            interval = "" if score.interval is None else "{:5.1f} to {:5.1f}".format(*score.interval)
+            start = f"{score.dataset:<{width}}  {score.items:>7}  {score.value:5.1f}"
+            lines.append(f"{start}   {interval:<14}   {score.metric}")
         if len(self.scores) > 1:
             lines.append(f"{'average':<{width}}  {'':>7}  {self.average:5.1f}   of {len(self.scores)}")
         lines += [f"{name:<{width}}  missing: {reason}" for name, reason in self.missing.items()]
@@ -105,14 +82,8 @@ class SuiteResult(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        return {
-            "task": self.task,
-            "model": self.model,
-            "confidence": self.confidence,
-            "average": self.average,
-            "scores": [score.to_dict() for score in self.scores],
-            "missing": self.missing,
-        }
+        scores = [score.to_dict() for score in self.scores]
+        return {**vars(self), "average": self.average, "scores": scores}
 
     def records(self) -> list[dict[str, Any]]:
         """One row per data set; missing ones hold their reason."""
@@ -127,32 +98,21 @@ class SuiteResult(Result):
 
 @dataclass(frozen=True)
 class FolderResult(Result):
-    """One model on an image folder with one sub-folder per class.
-
-    Attributes:
-        accuracy: share of images whose class was picked, in per cent.
-        interval: its Wilson interval in per cent.
-        per_class: class name -> accuracy in per cent.
-        counts: class name -> (right, images).
-        predictions: (file relative to the root, class, picked class), in the order of the files.
-        model, root, confidence: what was scored, and the intervals' confidence.
-    """
+    """One model on an image folder with one sub-folder per class, in per cent."""
 
     accuracy: float
-    interval: tuple[float, float]
-    per_class: dict[str, float]
-    counts: dict[str, tuple[int, int]]
-    predictions: tuple[tuple[str, str, str], ...] = field(repr=False)
-    model: str = ""
+    interval: tuple[float, float]  # of Wilson
+    per_class: dict[str, float]  # class name -> accuracy
+    counts: dict[str, tuple[int, int]]  # class name -> (right, images)
+    predictions: tuple[tuple[str, str, str], ...] = field(
+        repr=False
+    )  # (file below root, class, picked class)
+    model: str = ""  # its class
     root: str = ""
     confidence: float = 0.95
 
     def compare(self, other: "FolderResult", resamples: int = 10_000, seed: int = 0) -> Comparison:
-        """This model (before) against ``other`` (after) on the same images.
-
-        Raises:
-            DataError: the two were not scored on the same files and classes.
-        """
+        """This model (before) against ``other`` (after), scored on the same files and classes."""
         mine, theirs = [row[:2] for row in self.predictions], [row[:2] for row in other.predictions]
         if mine != theirs:
             raise DataError(f"the results are of different images, from {self.root} and {other.root}")
@@ -181,47 +141,27 @@ class FolderResult(Result):
 
 @dataclass(frozen=True)
 class ProbeScore(Result):
-    """A linear probe on one kind of features.
+    """A linear probe on one kind of features, in per cent."""
 
-    Attributes:
-        features: "pooled", "class" or "patches".
-        accuracy: on the test images, in per cent.
-        interval: its Wilson interval in per cent.
-        c: inverse strength of the L2 penalty, chosen on the validation split.
-        validation: accuracy there with this `c`, in per cent.
-        images: how many images each split has: train, validation, test.
-        outcomes: for each test image whether it was classified rightly.
-    """
-
-    features: str
-    accuracy: float
-    interval: tuple[float, float]
-    c: float
-    validation: float
-    images: dict[str, int]
-    outcomes: tuple[bool, ...] = field(default=(), repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON; the outcomes as one string of 0 and 1."""
-        return {**vars(self), "outcomes": bits(self.outcomes)}
+    features: str  # "pooled", "class" or "patches"
+    accuracy: float  # on the test images
+    interval: tuple[float, float]  # of Wilson
+    c: float  # inverse strength of the L2 penalty, chosen on the validation split
+    validation: float  # accuracy there with this `c`
+    images: dict[str, int]  # how many each split has: train, validation, test
+    outcomes: tuple[bool, ...] = field(default=(), repr=False)  # for each test image: classified rightly?
 
 
 @dataclass(frozen=True)
 class DriftResult(Result):
-    """How far a model's embeddings have moved from the original's, on the same images.
+    """How far a model's embeddings have moved from the original's, on the same images."""
 
-    Attributes:
-        cosine: mean over images of the cosine between the two embeddings, in [-1, 1]; 1 is no drift.
-        lowest: the smallest of them.
-        cka: linear centred kernel alignment of the two sets, in [0, 1]: whether the images lie to each other
-            as before, up to a rotation and a scale of the space.
-        cosines: one per image.
-    """
-
-    cosine: float
-    lowest: float
+    cosine: float  # mean over images of the cosine between the two embeddings, in [-1, 1]; 1 is no drift
+    lowest: float  # the smallest of them
+    # Linear centred kernel alignment of the two sets, in [0, 1]: whether the images lie to each other as
+    # before, up to a rotation and a scale of the space.
     cka: float
-    cosines: tuple[float, ...] = field(repr=False)
+    cosines: tuple[float, ...] = field(repr=False)  # one per image
 
     def __str__(self) -> str:
         return (

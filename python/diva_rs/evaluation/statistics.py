@@ -60,9 +60,6 @@ def paired_bootstrap(
     Items are drawn with replacement, each with both of its outcomes. An item adds -1, 0 or 1 to the sum, so
     the sum of a resample follows from how many of each kind were drawn, which is multinomial.
 
-    Raises:
-        ShapeError: ``before`` and ``after`` differ in length, or are empty.
-
     >>> paired_bootstrap([False] * 10, [True] * 10)
     (1.0, 1.0)
     """
@@ -78,30 +75,18 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Two models on the same items, in per cent and percentage points.
+    """Two models on the same items, in per cent and percentage points."""
 
-    Attributes:
-        name: what was scored.
-        before, after: the two scores, in per cent.
-        difference: after minus before, in points.
-        interval: of the difference, by the paired bootstrap, in points.
-        p_value: of the exact McNemar test.
-        gained: positions of the items that were wrong before and are right after.
-        lost: positions of the items that were right before and are wrong after.
-        items: how many were scored.
-        confidence, resamples, seed: of the interval.
-    """
-
-    name: str
+    name: str  # what was scored
     before: float
     after: float
-    difference: float
-    interval: tuple[float, float]
-    p_value: float
-    gained: tuple[int, ...]
-    lost: tuple[int, ...]
-    items: int
-    confidence: float = 0.95
+    difference: float  # after minus before, in points
+    interval: tuple[float, float]  # of the difference, by the paired bootstrap, in points
+    p_value: float  # of the exact McNemar test
+    gained: tuple[int, ...]  # positions of the items that were wrong before and are right after
+    lost: tuple[int, ...]  # positions of the items that were right before and are wrong after
+    items: int  # how many were scored
+    confidence: float = 0.95  # of the interval, as the next two
     resamples: int = 10_000
     seed: int = 0
 
@@ -123,8 +108,6 @@ def compare_outcomes(
     seed: int = 0,
 ) -> Comparison:
     """Compare two models by which items each has right.
-
-    Raises as :func:`paired_bootstrap`.
 
     >>> print(compare_outcomes([True] * 30 + [False] * 70, [True] * 40 + [False] * 60, "MMVP-VLM"))
     MMVP-VLM: 30.0 -> 40.0 (+10.0 points, 95% interval +5.0 to +16.0); 10 gained, 0 lost of 100, exact McNemar
@@ -159,28 +142,21 @@ def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ..
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise ConfigError unless the confidence lies inside (0, 1): checked before a model is scored."""
+    """Raise ConfigError unless the confidence lies inside (0, 1), before a model is scored."""
     if not 0 < confidence < 1:
         raise ConfigError(f"confidence={confidence} must lie inside (0, 1), for example 0.95")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A score's change over seeds, in points: each seed's after minus its before.
+    """A score's change over seeds, in points: each seed's after minus its before."""
 
-    Attributes:
-        before, after: means over the seeds.
-        difference: mean of the differences.
-        low, high: 95 % interval of that mean, by Student's t; infinite with a single seed.
-        seeds: how many.
-    """
-
-    before: float
+    before: float  # mean over the seeds, as after
     after: float
-    difference: float
-    low: float
+    difference: float  # mean of the differences
+    low: float  # 95 % interval of that mean, by Student's t; infinite with a single seed
     high: float
-    seeds: int
+    seeds: int  # how many
 
     def __str__(self) -> str:
         if self.seeds == 1:
@@ -189,10 +165,7 @@ class Change:
 
 
 def change(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Change:
-    """The change of one score over seeds.
-
-    Raises:
-        DataError: no seed, or not as many scores before as after.
+    """The change of one score over seeds, from one pair of scores per seed.
 
     >>> print(change([30.0, 32.0, 31.0], [33.0, 36.0, 34.0]))
     +3.3 [+1.9, +4.8]

@@ -45,11 +45,6 @@ def zero_shot_folder(
         batch: images at a time.
         confidence: of the Wilson interval.
 
-    Raises:
-        DataError: no image, an image outside a class folder or that cannot be read, a folder that ``classes``
-            does not name.
-        ConfigError: a template without ``{}``.
-
     >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos_folder)
     >>> list(result.counts), 0 <= result.accuracy <= 100
     (['cat', 'wild dog'], True)

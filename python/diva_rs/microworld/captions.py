@@ -1,7 +1,7 @@
 """Captions of scenes, and the tokenizer that reads them.
 
-A short caption names the object and now and then an attribute, as captions of the web do: this is what makes
-the tiny CLIP blind. A detailed caption names everything: this is what the tiny diffusion model knows.
+A short caption names the object and sometimes an attribute, as captions of the web do: this makes the tiny
+CLIP blind. A detailed caption names everything: the tiny diffusion model is trained on these.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import each
-from diva_rs._base.settings import integer, number, several
 from diva_rs.errors import DataError, shown
-from diva_rs.microworld.scenes import ATTRIBUTE, SCENE, VALUES, Scene
+from diva_rs.microworld.scenes import VALUES, Scene, checked_attribute
 
 # Two words per attribute: which attribute, and which value.
 _PHRASES = {
@@ -31,26 +28,20 @@ _PHRASES = {
 DETAILS = tuple(_PHRASES)  # the attributes that a caption may leave out
 
 _START, _END, _PAD = "<start>", "<end>", "<pad>"
-_KEY = several(integer(0, (1 << 64) - 1), 2)
 
 
-@takes(scene=SCENE, details=each(ATTRIBUTE, "attributes"))
 def caption(scene: Scene, details: Iterable[str] = ()) -> str:
     """``a photo of a <object>``, and a phrase for each attribute in ``details``, in their order.
-
-    Raises:
-        ConfigError: there is no such attribute.
 
     >>> caption(Scene(object=3, colour=2, count=1), ["count", "colour"])
     'a photo of a fish numbering two coloured blue'
     """
-    phrases = [_PHRASES[name].format(scene.value(name)) for name in details]
+    phrases = [_PHRASES[name].format(scene.value(name)) for name in map(checked_attribute, details)]
     name = scene.value("object")
     article = "an" if name[0] in "aeiou" else "a"
     return " ".join([f"a photo of {article} {name}", *phrases])
 
 
-@takes(scene=SCENE, share=number(0, 1), key=_KEY)
 def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
     """The object, and each attribute with probability ``share``; ``key`` decides which.
 
@@ -61,7 +52,6 @@ def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
     return caption(scene, [name for name, chance in zip(DETAILS, chances, strict=True) if chance < share])
 
 
-@takes(scene=SCENE, key=_KEY)
 def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
     """The object and all nine attributes, in an order that ``key`` decides.
 
@@ -74,18 +64,14 @@ def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
 class Tokenizer:
     """Words of the world to token ids (N, L) int64: start, words, end, padding.
 
-    Called as open_clip's tokenizers are. The end token has the highest id, which is where open_clip's text
-    tower reads a caption's embedding. Padding is 0.
-
-    Raises:
-        DataError: a word that the world does not know, or more words than ``context_length`` - 2.
+    Called as open_clip's tokenizers are. The end token has the highest id: open_clip's text tower reads a
+    caption's embedding there. Padding is 0. An unknown word and too many words raise DataError.
 
     >>> tokenizer = Tokenizer()
     >>> tokenizer(["a photo of a fish", ""]).shape, tokenizer.vocab_size
     (torch.Size([2, 26]), 57)
     """
 
-    @takes(context_length=integer(2, 1 << 16))
     def __init__(self, context_length: int = 26) -> None:
         words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
         words += [word for values in VALUES.values() for word in values]
@@ -101,7 +87,7 @@ class Tokenizer:
             words = [_START, *str(text).rstrip(" .").split(), _END]
             unknown = [word for word in words if word not in self._ids]
             if unknown:
-                raise DataError(f"{shown(unknown[0])} in {shown(text)} is no word of the microworld")
+                raise DataError(f"{shown(unknown[0])} in {shown(text)} is not a word of the microworld")
             if len(words) > length:
                 raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")
             row[: len(words)] = torch.tensor([self._ids[word] for word in words])

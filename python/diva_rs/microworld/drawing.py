@@ -43,13 +43,8 @@ _QUARTERS = {"up": 0, "left": 1, "down": 2, "right": 3}  # turns against the clo
 
 @lru_cache(maxsize=256)
 def object_mask(name: str, direction: str, hollow: bool, side: int) -> Mask:
-    """Fine-grid coverage (side x FINE, side x FINE) of an object that fills ``side`` pixels.
-
-    A hollow one is its outline, a stroke of a tenth of its side.
-
-    >>> object_mask("fish", "left", False, 10).shape
-    (30, 30)
-    """
+    """Fine-grid coverage (side x FINE, side x FINE) of an object that fills ``side`` pixels; a
+    hollow one is a stroke of a tenth of its side along the outline."""
     outline = np.array(_OUTLINES[name])
     grid = (np.arange(side * FINE) + 0.5) / (side * FINE) * 2 - 1
     x, y = np.meshgrid(grid, -grid)
@@ -62,22 +57,14 @@ def object_mask(name: str, direction: str, hollow: bool, side: int) -> Mask:
 
 @lru_cache(maxsize=64)
 def glyph_mask(letter: str) -> Mask:
-    """Fine-grid coverage of a letter, 7 x 9.8 pixels.
-
-    >>> glyph_mask("A").shape
-    (28, 20)
-    """
+    """Fine-grid coverage of a letter, 7 x 9.8 pixels."""
     rows = np.array([[cell == "#" for cell in row] for row in _GLYPHS[letter]])
     return np.kron(rows, np.ones((4, 4), dtype=bool)).astype(bool)
 
 
 @lru_cache(maxsize=8)
 def dots_mask(count: int, diameter: int, pitch: int) -> Mask:
-    """Fine-grid coverage of ``count`` discs in a row, sizes in pixels.
-
-    >>> dots_mask(2, 4, 6).shape
-    (12, 30)
-    """
+    """Fine-grid coverage of ``count`` discs in a row, sizes in pixels."""
     centres = (np.arange(count) * pitch + diameter / 2) * FINE
     y, x = np.ogrid[: diameter * FINE, : ((count - 1) * pitch + diameter) * FINE]
     middle, radius = diameter * FINE / 2, diameter * FINE / 2

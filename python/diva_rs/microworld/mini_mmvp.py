@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import function, instance, model
-from diva_rs._base.settings import integer, optional
-from diva_rs.errors import ConfigError, shown
+from diva_rs.errors import ConfigError
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.microworld.captions import Tokenizer, caption
 from diva_rs.microworld.dataset import World, pictures
@@ -32,27 +29,18 @@ class Pair:
     statements: tuple[str, str]
 
 
-_WORLD = instance(World, "a World")
-
-
-@takes(world=_WORLD, per_pattern=integer(1))
 def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     """``per_pattern`` pairs for each of the nine patterns, in MMVP's order.
 
     The first scenes are the world's first ``9 * per_pattern`` ones, so the pairs of two splits share none.
-
-    Raises:
-        ConfigError: the world has too few scenes.
 
     >>> made = pairs(World("test", 18), 2)
     >>> len(made), made[0].scenes[0].differing(made[0].scenes[1])
     (18, ['direction'])
     """
     if len(world) < len(PATTERNS) * per_pattern:
-        raise ConfigError(
-            f"per_pattern={shown(per_pattern)}: nine patterns need {shown(9 * per_pattern)} scenes, the "
-            f"world has {len(world)}"
-        )
+        needed = f"nine patterns need {9 * per_pattern} scenes, the world has {len(world)}"
+        raise ConfigError(f"per_pattern={per_pattern}: {needed}")
     made = []
     for block, (pattern, attribute) in enumerate(PATTERNS.items()):
         steps = len(VALUES[attribute]) - 1
@@ -64,12 +52,6 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     return made
 
 
-@takes(
-    clip=model("encode_image", "encode_text"),
-    world=_WORLD,
-    per_pattern=integer(1),
-    tokenizer=optional(function("a tokenizer")),
-)
 @torch.no_grad()
 def mini_mmvp(
     clip: nn.Module,
@@ -81,14 +63,8 @@ def mini_mmvp(
     """Score a CLIP on the pairs of ``world`` as MMVP-VLM does.
 
     For each statement a softmax over the pair's two images; a pair counts if both statements pick their
-    image. A tie picks the second image, so it cannot be right for both. Guessing gets 25 %.
-
-    Args:
-        clip: an open_clip CLIP that reads 48 x 48 pixels and the world's words.
-        world: from whose scenes the pairs are made.
-        per_pattern: pairs for each of the nine patterns.
-        tokenizer: the world's, unless another is given.
-        images: scenes to pictures (B, 3, 48, 48); one that remembers them saves time over several models.
+    image. A tie picks the second image, so it cannot be right for both. Guessing gets 25 %. ``images`` turns
+    scenes into pictures (B, 3, 48, 48).
 
     >>> clip = diva_rs.microworld.new_clip(seed=0)
     >>> 0 <= mini_mmvp(clip, World("validation", 18), 2).average <= 100

@@ -10,20 +10,15 @@ from torch import nn
 from diva_rs._base.optional import require
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.rendering import SIDE
-from diva_rs.microworld.scenes import VALUES
 
 LATENT_CHANNELS, FACTOR = 16, 8  # of the VAE: 48 x 48 x 3 pixels become 6 x 6 x 16
 CONDITION_WIDTH = 64
 
 
 def new_vae(seed: int) -> nn.Module:
-    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels.
-
-    >>> new_vae(0).config.latent_channels
-    16
-    """
+    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels."""
     diffusers = require("diffusers", extra="diffusers")
-    with _seeded(seed):
+    with seeded(seed):
         vae: nn.Module = diffusers.AutoencoderKL(
             block_out_channels=(8, 16, 32, 64),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -37,14 +32,10 @@ def new_vae(seed: int) -> nn.Module:
 
 
 def new_text_encoder(seed: int) -> nn.Module:
-    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser.
-
-    >>> new_text_encoder(0).config.hidden_size
-    64
-    """
+    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser."""
     transformers = require("transformers", extra="diffusers")
     tokenizer = Tokenizer()
-    with _seeded(seed):
+    with seeded(seed):
         encoder: nn.Module = transformers.CLIPTextModel(
             transformers.CLIPTextConfig(
                 vocab_size=tokenizer.vocab_size,
@@ -62,13 +53,9 @@ def new_text_encoder(seed: int) -> nn.Module:
 
 
 def new_unet(seed: int) -> nn.Module:
-    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents.
-
-    >>> new_unet(0).config.cross_attention_dim
-    64
-    """
+    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents."""
     diffusers = require("diffusers", extra="diffusers")
-    with _seeded(seed):
+    with seeded(seed):
         unet: nn.Module = diffusers.UNet2DConditionModel(
             sample_size=SIDE // FACTOR,
             in_channels=LATENT_CHANNELS,
@@ -84,34 +71,10 @@ def new_unet(seed: int) -> nn.Module:
     return unet.eval()
 
 
-def new_dit(seed: int) -> nn.Module:
-    """A diffusers ``DiTTransformer2DModel`` that knows the object alone, as DiT-XL/2 knows a class.
-
-    >>> new_dit(0).config.num_embeds_ada_norm
-    8
-    """
-    diffusers = require("diffusers", extra="diffusers")
-    with _seeded(seed):
-        dit: nn.Module = diffusers.DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=32,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_layers=3,
-            sample_size=SIDE // FACTOR,
-            patch_size=1,
-            num_embeds_ada_norm=len(VALUES["object"]),
-        )
-    return dit.eval()
-
-
 def new_scheduler() -> Any:
     """The training noise schedule of the tiny diffusion models: Stable Diffusion's, predicting the velocity.
 
-    The velocity weighs high noise more than the noise does, and there the condition tells most.
-
-    >>> new_scheduler().config.prediction_type
-    'v_prediction'
+    The velocity gives high noise more weight than the noise does; there the condition matters most.
     """
     diffusers = require("diffusers", extra="diffusers")
     return diffusers.DDPMScheduler(
@@ -120,7 +83,7 @@ def new_scheduler() -> Any:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Fresh weights from ``seed``; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The microworld's checkpoints as models: those that ship with the package, or a folder of one's own."""
+"""The microworld's checkpoints as models: those in the package, or those of a folder."""
 
 import json
 from functools import cached_property
@@ -6,39 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from diva_rs._base.arguments import as_path
 from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import read_text
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.errors import ConfigError, DataError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_dit, new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_scheduler, new_text_encoder, new_unet, new_vae
 
 SHIPPED = Path(__file__).parent / "checkpoints"
-TEACHERS = ("unet", "dit", "untrained")
-
-
-def clip_name(number: int) -> str:
-    """The file of a CLIP, without its ending.
-
-    >>> clip_name(0), clip_name(3)
-    ('clip', 'clip-3')
-    """
-    return f"clip-{number}" if number else "clip"
 
 
 class Microworld:
-    """A tiny CLIP with CLIP's blind spot, and tiny diffusion models that know the details.
+    """A tiny CLIP with CLIP's blind spot, and a tiny diffusion model that was trained on the details.
 
-    Args:
-        folder: what ``python -m lab pretrain`` wrote; by default the checkpoints in the package.
-
-    Raises:
-        DataError: there are no checkpoints in that folder, or its manifest is damaged when it is read.
+    ``folder`` holds what ``python -m lab pretrain`` wrote; by default it is the package's own.
 
     >>> world = Microworld()
     >>> world.teacher().latent_shape
@@ -46,12 +31,10 @@ class Microworld:
     """
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
-        self.folder = as_path(folder)
+        self.folder = Path(folder)
         if not (self.folder / "manifest.json").is_file():
-            raise DataError(
-                f"{self.folder} holds no manifest.json: `python -m lab pretrain --output-dir FOLDER` "
-                "makes one"
-            )
+            how = "`python -m lab pretrain --output-dir FOLDER` makes one"
+            raise DataError(f"{self.folder} holds no manifest.json: {how}")
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -68,85 +51,48 @@ class Microworld:
 
     @property
     def clips(self) -> int:
-        """How many CLIPs there are, each pretrained from another seed; one ships with the package."""
+        """How many CLIPs there are, each pretrained from another seed; the package has one."""
         return len(self.manifest["clips"])
 
     def clip(self, number: int = 0) -> nn.Module:
-        """A tiny CLIP, an ``open_clip.CLIP``: a new copy at every call.
-
-        Raises:
-            ConfigError: there are not so many.
-
-        >>> type(Microworld().clip()).__name__
-        'CLIP'
-        """
+        """A tiny CLIP, an ``open_clip.CLIP``: a new copy at every call."""
         if not 0 <= number < self.clips:
-            raise ConfigError(f"clip {number} of {self.clips} in {self.folder}")
-        return self._filled(new_clip(0), clip_name(number))
+            raise ConfigError(f"there is no clip {number} in {self.folder}: it has {self.clips}, from 0")
+        return self.filled(new_clip(0), clip_name(number))
 
     @cached_property
     def vae(self) -> Any:
         """The tiny ``AutoencoderKL``."""
-        vae: Any = self._filled(new_vae(0), "vae")
+        vae: Any = self.filled(new_vae(0), "vae")
         vae.register_to_config(scaling_factor=self.manifest["scaling_factor"])
         return vae
 
     @cached_property
     def unet(self) -> Any:
         """The tiny ``UNet2DConditionModel`` that was trained on detailed captions."""
-        return self._filled(new_unet(0), "unet")
+        return self.filled(new_unet(0), "unet")
 
     @cached_property
     def text_encoder(self) -> Any:
         """The ``CLIPTextModel`` that reads the UNet's captions."""
-        return self._filled(new_text_encoder(0), "text_encoder")
+        return self.filled(new_text_encoder(0), "text_encoder")
 
-    @cached_property
-    def dit(self) -> Any:
-        """The weaker ``DiTTransformer2DModel``, which knows the object's class alone."""
-        return self._filled(new_dit(0), "dit")
+    def teacher(self) -> Teacher:
+        """A `Teacher` of the UNet, with the empty text."""
+        return self.teacher_of(self.unet)
 
-    def teacher(self, kind: str = "unet", seed: int = 0) -> Teacher:
-        """A `Teacher` of the tiny diffusion models.
-
-        Args:
-            kind: "unet", "dit", or "untrained": a UNet with fresh weights, for the control.
-            seed: of those fresh weights.
-
-        Raises:
-            ConfigError: there is no such kind.
-        """
-        if not isinstance(kind, str) or kind not in TEACHERS:
-            raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
-        if kind == "dit":
-            return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
-        unet = self.unet if kind == "unet" else new_unet(1000 + seed)
+    def teacher_of(self, unet: nn.Module) -> Teacher:
+        """A `Teacher` of another UNet, with this world's VAE and the empty text."""
         with torch.no_grad():
             text = self.text_encoder(Tokenizer()([""])).last_hidden_state
         return Teacher(unet, vae=self.vae, scheduler=new_scheduler(), text_condition=text)
 
-    @torch.no_grad()
-    def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:
-        """The trained UNet's denoising loss over that of ``teacher``, under the empty text.
-
-        A control with an untrained denoiser has a loss many times larger; by this factor it weighs as much.
-        """
-        generator = torch.Generator().manual_seed(0)
-        scheduler = new_scheduler()
-        noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
-        noisy, target = (
-            scheduler.add_noise(latents, noise, timesteps),
-            scheduler.get_velocity(latents, noise, timesteps),
-        )
-        text = self.teacher().text().expand(len(latents), -1, -1)
-        losses = [
-            float((one.denoise(noisy, timesteps, text) - target).square().mean())
-            for one in (self.teacher(), teacher)
-        ]
-        return losses[0] / losses[1]
-
-    def _filled(self, model: nn.Module, name: str) -> nn.Module:
-        weights = load_weights(self.folder / f"{name}.safetensors")
-        fill(model, weights, f"{name}.safetensors")
+    def filled(self, model: nn.Module, name: str) -> nn.Module:
+        """The model with the weights of ``name``.safetensors."""
+        fill(model, load_weights(self.folder / f"{name}.safetensors"), f"{name}.safetensors")
         return model.eval()
+
+
+def clip_name(number: int) -> str:
+    """The file of a CLIP, without its ending."""
+    return f"clip-{number}" if number else "clip"

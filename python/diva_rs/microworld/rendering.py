@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from diva_rs._base.arguments import takes
 from diva_rs.microworld.drawing import FINE, Mask, dots_mask, glyph_mask, object_mask
-from diva_rs.microworld.scenes import SCENE, Scene
+from diva_rs.microworld.scenes import Scene
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -31,7 +30,6 @@ _GROUND, _LETTER, _FRAME = (104, 107, 114), (14, 14, 16), (176, 128, 78)
 _RAISED = 32  # by which the background's second tone is lighter
 
 
-@takes(scene=SCENE)
 def render(scene: Scene) -> Image:
     """The picture of a scene: (48, 48, 3) uint8, RGB.
 

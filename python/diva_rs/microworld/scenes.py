@@ -4,13 +4,11 @@ Ten attributes, independent and uniform. Nine of them stand for MMVP's nine visu
 tenth, the object, is what short captions name and zero-shot classification asks for.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import instance
-from diva_rs._base.settings import choice, integer
+from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, shown
 
 VALUES: dict[str, tuple[str, ...]] = {
@@ -50,9 +48,6 @@ class Scene:
     ``place``, ``shade`` and ``phase`` are 32-bit words that move the objects, tint the colours and shift the
     background: the same attributes look different in every scene.
 
-    Raises:
-        ConfigError: a field is no whole number, or there is no such value.
-
     >>> Scene(object=3, count=1).value("object"), Scene(object=3, count=1).value("count")
     ('fish', 'two')
     """
@@ -78,11 +73,7 @@ class Scene:
                 raise ConfigError(f"{name}={shown(number)}: a whole number from 0 to {values - 1} is needed")
 
     def value(self, attribute: str) -> str:
-        """The word for an attribute.
-
-        Raises:
-            ConfigError: there is no such attribute.
-        """
+        """The word for an attribute."""
         number: int = getattr(self, checked_attribute(attribute))
         return VALUES[attribute][number]
 
@@ -96,9 +87,7 @@ class Scene:
         >>> Scene().differing(Scene(colour=2))
         ['colour']
         """
-        return [
-            field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)
-        ]
+        return [name for name, value in vars(self).items() if value != getattr(other, name)]
 
 
 def scene(seed: int, index: int) -> Scene:
@@ -107,9 +96,6 @@ def scene(seed: int, index: int) -> Scene:
     Words of the counter-based generator Philox, keyed by (seed, index); NumPy keeps a bit generator's raw
     output stable over its versions, which it does not promise of distributions.
 
-    Raises:
-        DataError: seed or index is no whole number from 0 to 2**63 - 1.
-
     >>> scene(0, 7) == scene(0, 7), scene(0, 7) == scene(0, 8)
     (True, False)
     """
@@ -117,9 +103,8 @@ def scene(seed: int, index: int) -> Scene:
         whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
         if not whole or not 0 <= number < _LIMIT:
             raise DataError(f"{name} is {shown(number)}: a whole number from 0 to 2**63 - 1 is needed")
-    words = np.random.Philox(key=np.array([seed, index], np.uint64)).random_raw(len(VALUES) + 3) >> np.uint64(
-        32
-    )
+    generator = np.random.Philox(key=np.array([seed, index], np.uint64))
+    words = generator.random_raw(len(VALUES) + 3) >> np.uint64(32)
     # Multiply and shift: a 32-bit word to 0 … n-1, with a bias below 1e-8 for such small n.
     labels = {
         name: int(word) * len(values) >> 32
@@ -129,33 +114,21 @@ def scene(seed: int, index: int) -> Scene:
     return Scene(**labels, place=place, shade=shade, phase=phase)
 
 
-SCENE = instance(Scene, "a Scene")
-ATTRIBUTE = choice(*VALUES)
-
-
-@takes(base=SCENE, attribute=ATTRIBUTE, step=integer(-_LIMIT, _LIMIT))
 def changed(base: Scene, attribute: str, step: int) -> Scene:
     """The scene with another value of one attribute, ``step`` values on (cyclically), and all else equal.
-
-    Raises:
-        ConfigError: there is no such attribute, or the step leads back to the same value.
 
     >>> changed(Scene(), "colour", 2).value("colour")
     'blue'
     """
-    values = VALUES[attribute]
+    values = VALUES[checked_attribute(attribute)]
     if step % len(values) == 0:
         raise ConfigError(f"step={step} leaves {attribute} unchanged: it has {len(values)} values")
     return replace(base, **{attribute: (getattr(base, attribute) + step) % len(values)})
 
 
 def checked_attribute(attribute: str) -> str:
-    """The attribute's name, if there is such an attribute.
-
-    >>> checked_attribute("color")
-    Traceback (most recent call last):
-    diva_rs.errors.ConfigError: the world has no attribute 'color': one of object, direction, ...
-    """
-    if not isinstance(attribute, str) or attribute not in VALUES:
-        raise ConfigError(f"the world has no attribute {shown(attribute)}: one of {', '.join(VALUES)}")
+    """The attribute's name; ConfigError if the world has no such attribute."""
+    if attribute not in VALUES:
+        near = hint(attribute, VALUES) or f": one of {', '.join(VALUES)}"
+        raise ConfigError(f"the world has no attribute {shown(attribute)}{near}")
     return attribute

@@ -4,9 +4,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from diva_rs._base.arguments import takes
-from diva_rs._base.kinds import having, model
-from diva_rs._base.settings import optional, string
 from diva_rs.errors import ConfigError, shown
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
 from diva_rs.microworld.dataset import Captioned
@@ -15,7 +12,7 @@ from diva_rs.microworld.embedding import image_embeddings, text_embeddings
 
 @dataclass(frozen=True)
 class ZeroShotScore:
-    """For each image whether it was named rightly."""
+    """Whether each image was named rightly."""
 
     outcomes: tuple[bool, ...]
 
@@ -39,29 +36,12 @@ class ZeroShotScore:
         return compare_outcomes(self.outcomes, after.outcomes, "zero-shot objects")
 
 
-@takes(
-    clip=model("encode_image", "encode_text"),
-    dataset=having(
-        "images with captions and labels (Captioned)",
-        "__len__",
-        "values",
-        "subject",
-        "tokenizer",
-        "images",
-        "labels",
-    ),
-    attribute=optional(string()),
-    template=string(),
-)
 def zero_shot_objects(
     clip: nn.Module, dataset: Captioned, attribute: str | None = None, template: str = "a photo of a {}"
 ) -> ZeroShotScore:
     """Name the ``attribute`` of each image of ``dataset`` by the nearest of the captions ``template``.
 
-    ``attribute``: the dataset's subject (the world's: its object), unless another is given.
-
-    Raises:
-        ConfigError: the dataset has no such attribute, or the template no ``{}``.
+    ``attribute`` is by default the dataset's subject; the world's is the object.
 
     >>> world = diva_rs.microworld.World("validation", 16)
     >>> len(zero_shot_objects(diva_rs.microworld.new_clip(seed=0), world).outcomes)

@@ -16,12 +16,8 @@ DECLARED: Mapping[str, frozenset[str]] = {
     "autoencoder_kl_encoder": frozenset(vae.ALLOWED),
 }
 
-# By diffusers' names: how betas are made, each with and without a zero terminal SNR; what a model predicts;
-# whose schedules are taken over. A flow-matching scheduler has sigmas in the place of betas.
+# By diffusers' names: what a model predicts, and whose schedules are read.
 SCHEDULES: Mapping[str, frozenset[str]] = {
-    "betas": frozenset(
-        {"linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "exp", "trained_betas"}
-    ),
     "predictions": frozenset({"epsilon", "v_prediction", "sample", "flow"}),
     "schedulers": VARIANCE_PRESERVING | {FLOW_MATCHING},
 }

@@ -43,6 +43,16 @@ class Preset:
         """The values alone, as keywords for `Recipe`."""
         return {name: value for name, (value, _) in self.values.items()}
 
+    def describe(self) -> list[str]:
+        """Its account of itself, line by line."""
+        return [
+            f"  {self.summary}",
+            f"  {self.source}",
+            f"  {self.command}",
+            f"  MMVP-VLM average, published: {self.expected} %",
+            f"  MMVP-VLM average, measured here: {self.measured}",
+        ]
+
     def source_of(self, field: str) -> str:
         """Where the value of a field comes from; empty where the source says nothing about it."""
         return self.values[field][1] if field in self.values else ""

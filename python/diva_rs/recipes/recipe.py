@@ -39,9 +39,7 @@ class Recipe(Fields):
 
     @classmethod
     def named(cls, name: str) -> Self:
-        """The preset of that name, of those that `names` lists.
-
-        Raises ConfigError, with near names, for an unknown one.
+        """The preset of that name; ConfigError, with near names, for an unknown one.
 
         >>> Recipe.named("diva-openai-vit-l-14-224").density
         0.15
@@ -62,13 +60,9 @@ class Recipe(Fields):
         return list(presets())
 
     def replace(self, **fields: Unpack[RecipeFields]) -> Self:
-        """A copy with other values.
+        """A copy with other values: ``choose`` replaces ``density`` and the other way round, and a new
+        ``condition`` drops the settings of the old one.
 
-        ``choose`` replaces ``density`` and the other way round, and a new ``condition`` drops the settings of
-        the old one. Raises ConfigError for an unknown field, with near ones, and for a bad value.
-
-        >>> Recipe(choose=76, replacement=True).replace(density=0.5).choose is None
-        True
         >>> Recipe().replace(densty=0.5)
         Traceback (most recent call last):
         diva_rs.errors.ConfigError: a recipe has no field 'densty'; did you mean 'density'?
@@ -99,8 +93,6 @@ class Recipe(Fields):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """The recipe of `to_dict`; a field that is missing has its default.
 
-        Raises ConfigError as the constructor does, and for an unknown field.
-
         >>> Recipe.from_dict({"draws": 3, "betas": [0.9, 0.95]}).draws
         3
         """
@@ -109,9 +101,10 @@ class Recipe(Fields):
         return cls(**values)
 
     def plan(self, steps: int | None = None) -> tuple[PlannedStage, ...]:
-        """The stages of a run of ``steps`` optimizer steps, with every setting filled in.
+        """The stages of a run with every setting filled in.
 
-        Without ``steps`` it is the recipe's own; where that is None too, the last stage has no end.
+        ``steps`` is the run's number of optimizer steps, by default the recipe's; where that is None too, the
+        last stage has no end.
 
         >>> [(stage.first, stage.steps) for stage in Recipe(steps=9, projector_warmup=3).plan()]
         [(0, 3), (3, 6)]
@@ -127,7 +120,7 @@ class Recipe(Fields):
     def chosen(self, patches: int) -> int:
         """How many rows of the condition come from the tower's ``patches``, the class token's not counted.
 
-        With ``bernoulli`` it is all of them, the dropped ones being empty slots. Raises ConfigError when more
+        With ``bernoulli`` it is all of them: the dropped ones are empty slots. Raises ConfigError when more
         are to be chosen than there are.
 
         >>> Recipe(density=0.15).chosen(256), Recipe(condition="window", window=6).chosen(256)
@@ -163,25 +156,24 @@ class Recipe(Fields):
         return (1.0 / self.draws,) * self.draws if self.draw_weights is None else self.draw_weights
 
     def digest(self) -> str:
-        """A fingerprint of the fields that weights depend on, the same on every machine: SHA-256 of their
-        canonical JSON, in hex. ``log_every``, ``max_skipped``, ``checkpoint_every`` and ``keep`` are not
-        among them.
+        """SHA-256, in hex, of the canonical JSON of all fields but the operational ones (``log_every``,
+        ``max_skipped``, ``checkpoint_every``, ``keep``).
 
         >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True
         """
-        values = {name: value for name, value in self.to_dict().items() if name not in _OPERATIONAL}
+        values = self.model_dump(mode="json", exclude=_OPERATIONAL)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> dict[str, tuple[Any, Any]]:
-        """The fields that weights depend on and that differ: name -> (this one's value, the other's).
+        """The fields that differ, but for operational ones: name -> (this one's value, the other's).
 
         >>> Recipe(lr=1e-4).differences(Recipe(lr=1e-5, log_every=1))
         {'lr': (0.0001, 1e-05)}
         """
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _DEFAULTS}
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in _OPERATIONAL}
+        pairs = {name: (value, getattr(other, name)) for name, value in self if name not in _OPERATIONAL}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
@@ -190,27 +182,16 @@ class Recipe(Fields):
         * lr                1e-05
         """
         preset = presets().get(self.name)
-        lines = [f"recipe {self.name}"]
-        if preset is not None:
-            lines += [
-                f"  {preset.summary}",
-                f"  {preset.source}",
-                f"  {preset.command}",
-                f"  MMVP-VLM average, published: {preset.expected} %",
-                f"  MMVP-VLM average, measured here: {preset.measured}",
-            ]
-        lines.append("  (* differs from the default)")
-        published = {} if preset is None else preset.fields()
-        for name, default in _DEFAULTS.items():
-            if name == "name":
-                continue
-            value = getattr(self, name)
-            mark = "*" if value != default else " "
+        about = [] if preset is None else preset.describe()
+        lines = [f"recipe {self.name}", *about, "  (* differs from the default)"]
+        published = _DEFAULTS if preset is None else {**_DEFAULTS, **preset.fields(), "name": self.name}
+        for name, value in self:
+            mark = "*" if value != _DEFAULTS[name] else " "
             note = "" if preset is None else preset.source_of(name)
-            expected = published.get(name, default)
-            if preset is not None and value != expected:
-                note = f"changed: the preset has {expected!r}"
-            lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
+            if preset is not None and value != published[name]:
+                note = f"changed: the preset has {published[name]!r}"
+            if name != "name":
+                lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
         return "\n".join(lines)
 
     @classmethod
@@ -223,14 +204,7 @@ class Recipe(Fields):
         return fields_help(cls)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._check_condition()
-        self._check_draws()
-        if self.stages:
-            self._check_stages(self.stages)
-        return self
-
-    def _check_condition(self) -> None:
+    def _check_condition(self) -> Self:
         for condition, names in _OF_CONDITION.items():
             given = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
             if given and self.condition != condition:
@@ -239,9 +213,7 @@ class Recipe(Fields):
                     f"condition={self.condition!r}: leave it out, or use condition={condition!r}"
                 )
         if self.choose is not None and self.density is not None:
-            raise ConfigError(
-                f"choose={self.choose} and density={self.density} exclude each other: give one of them"
-            )
+            raise ConfigError(f"choose={self.choose} and density={self.density} exclude each other: give one")
         if self.bernoulli and self.density is None:
             raise ConfigError("bernoulli=True needs density: the probability that a patch is kept")
         if self.bernoulli and self.replacement:
@@ -250,8 +222,10 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+        return self
 
-    def _check_draws(self) -> None:
+    @model_validator(mode="after")
+    def _check_draws(self) -> Self:
         weights = self.draw_weights
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(
@@ -260,12 +234,16 @@ class Recipe(Fields):
             )
         if weights is not None and not any(weights):
             raise ConfigError(f"draw_weights={weights} are all zero: nothing would be learnt")
-        if self.timestep_range is not None and self.timestep_range[0] >= self.timestep_range[1]:
-            raise ConfigError(
-                f"timestep_range={self.timestep_range} is empty: the first number must be below the second"
-            )
+        steps = self.timestep_range
+        if steps is not None and steps[0] >= steps[1]:
+            raise ConfigError(f"timestep_range={steps} is empty: the first number must be below the second")
+        return self
 
-    def _check_stages(self, stages: tuple[Stage, ...]) -> None:
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        stages = self.stages
+        if not stages:
+            return self
         if self.projector_warmup:
             raise ConfigError(
                 f"projector_warmup={self.projector_warmup} does not go with stages: give a first stage "
@@ -285,6 +263,7 @@ class Recipe(Fields):
                 f"steps={self.steps}, but the stages have {done} steps: leave steps out, or leave them "
                 "out of the last stage, which then does the rest"
             )
+        return self
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,10 @@ _HIGHEST = 2**63 - 1  # of a signed 64-bit integer
 
 Whole = Annotated[int, Field(ge=0, le=_HIGHEST)]
 Count = Annotated[int, Field(ge=1, le=_HIGHEST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "constant"]
 
 
 class Settings(BaseModel):
@@ -24,7 +28,9 @@ class Settings(BaseModel):
     bool is no integer, an integer is a number, NumPy scalars become Python's, and lists become tuples.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
     noun: ClassVar[str] = "a set of settings"
 
     def __init__(self, **fields: Any) -> None:
@@ -36,6 +42,11 @@ class Settings(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
+
+    @classmethod
+    def label(cls, field: str) -> str:
+        """How a message names a field."""
+        return field
 
     @classmethod
     def check_names(cls, names: Iterable[Any]) -> None:
@@ -56,10 +67,12 @@ def schemas(cls: type[Settings]) -> dict[str, dict[str, Any]]:
 
 def fields_help(cls: type[Settings]) -> dict[str, str]:
     """Each field's meaning, what it takes and its default."""
-    return {
-        name: f"{field.description} [{words(schemas(cls)[name])}; default {field.default!r}]"
-        for name, field in cls.model_fields.items()
-    }
+    texts = {}
+    for name, field in cls.model_fields.items():
+        default = "needed" if field.is_required() else f"default {field.default!r}"
+        meaning = " ".join(str(field.description).split())
+        texts[name] = f"{meaning} [{words(schemas(cls)[name])}; {default}]"
+    return texts
 
 
 def kind(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -82,9 +95,10 @@ def _words(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(map(repr, schema["enum"]))
     if schema.get("type") == "array":
-        item = schema["items"] if "items" in schema else schema["prefixItems"][0]
+        item, _ = kind(schema["items"] if "items" in schema else schema["prefixItems"][0])
         _, noun, *bounds = _words(item).split(" ", 2)
-        count = schema["minItems"] if "prefixItems" in schema else "one or more"
+        many = "one or more" if schema.get("minItems") else "several"
+        count = schema["minItems"] if "prefixItems" in schema else many
         return " ".join([f"{count} {noun}s", *bounds])
     names = {"boolean": "True or False", "integer": "an integer", "number": "a number", "string": "a string"}
     text = names.get(schema.get("type", ""), "a mapping of fields")
@@ -122,16 +136,16 @@ def refusal(schema: Mapping[str, Any], value: Any) -> str:
 
 def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationError) -> str:
     """The first mistake: where it is, the value, and what is valid."""
-    mistakes = err.errors(include_url=False)
-    mistake = next((m for m in mistakes if m["type"] == "value_error"), mistakes[0])
+    rank = {"value_error": 0, "missing": 2}
+    mistake = min(err.errors(include_url=False), key=lambda mistake: rank.get(mistake["type"], 1))
     place = [part for part in mistake["loc"] if part in fields or isinstance(part, int)]
     if mistake["type"] == "value_error":
         where = "".join(f"[{part}]" if isinstance(part, int) else part for part in place)
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     name = str(mistake["loc"][0])
     if name not in fields:
-        return f"{cls.noun} needs {name}: {cls.model_fields[name].description}"
-    return f"{name}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
+        return f"{cls.noun} needs {cls.label(name)}: {cls.model_fields[name].description}"
+    return f"{cls.label(name)}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
 
 
 def _plain(value: Any) -> Any:

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, NonNegativeFloat, model_validator
 from typing_extensions import Self
 
 from diva_rs.errors import ConfigError, shown
-from diva_rs.recipes.settings import Count, Settings, Whole
+from diva_rs.recipes.settings import Count, Decay, Optimizer, Schedule, Settings, Whole
 
 _NAME = re.compile(r"[a-z]\w*(:\S+)?")
 _SHARED = ("optimizer", "schedule", "warmup")  # what a stage that continues another one cannot change
@@ -24,15 +24,12 @@ class Group(Settings):
 
     noun: ClassVar[str] = "a group"
 
-    name: str = Field(
-        min_length=1, description='"projector", "tower", "tower:<glob over keys>" or "denoiser"'
-    )
-    lr: NonNegativeFloat | None = Field(default=None, description="learning rate")
-    weight_decay: NonNegativeFloat | None = Field(default=None, description="as in torch.optim")
-    schedule: Literal["cosine", "constant"] | None = Field(
-        default=None, description="learning rate after its warm-up"
-    )
-    warmup: Whole | None = Field(default=None, description="steps of linear warm-up")
+    name: str
+    """"projector", "tower", "tower:<glob over keys>" or "denoiser\""""
+    lr: NonNegativeFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    schedule: Schedule | None = None
+    warmup: Whole | None = None
 
 
 class Stage(Settings):
@@ -48,31 +45,24 @@ class Stage(Settings):
 
     noun: ClassVar[str] = "a stage"
 
-    train: tuple[str | Group, ...] = Field(min_length=1, description="groups that train")
-    steps: Count | None = Field(default=None, description="optimizer steps; None: the rest of the run")
-    continues: bool = Field(
-        default=False,
-        description="whether optimizer and schedule of the stage before are kept, with their state",
-    )
-    optimizer: Literal["sgd", "adamw"] | None = Field(default=None, description="as in torch.optim")
-    lr: NonNegativeFloat | None = Field(default=None, description="learning rate")
-    projector_lr: NonNegativeFloat | None = Field(
-        default=None, description="the projector's; None: the recipe's, or lr"
-    )
-    denoiser_lr: NonNegativeFloat | None = Field(default=None, description="the denoiser's; None: lr")
-    weight_decay: NonNegativeFloat | None = Field(default=None, description="as in torch.optim")
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(default=None, description="of SGD")
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = Field(
-        default=None, description="of AdamW"
-    )
-    eps: NonNegativeFloat | None = Field(default=None, description="of AdamW")
-    schedule: Literal["cosine", "constant"] | None = Field(
-        default=None, description="learning rate after its warm-up"
-    )
-    warmup: Whole | None = Field(default=None, description="steps of linear warm-up")
-    grad_clip: NonNegativeFloat | None = Field(
-        default=None, description="greatest norm of the gradient; 0: no clipping"
-    )
+    train: Annotated[tuple[str | Group, ...], Field(min_length=1)]
+    """groups that train"""
+    steps: Count | None = None
+    """optimizer steps; None: the rest of the run"""
+    continues: bool = False
+    """whether optimizer and schedule of the stage before are kept, with their state"""
+    optimizer: Optimizer | None = None
+    lr: NonNegativeFloat | None = None
+    projector_lr: NonNegativeFloat | None = None
+    denoiser_lr: NonNegativeFloat | None = None
+    weight_decay: NonNegativeFloat | None = None
+    momentum: Decay | None = None
+    betas: tuple[Decay, Decay] | None = None
+    eps: NonNegativeFloat | None = None
+    schedule: Schedule | None = None
+    warmup: Whole | None = None
+    grad_clip: NonNegativeFloat | None = None
+    """greatest norm of the gradient; 0: no clipping"""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,7 +90,7 @@ class Stage(Settings):
 
 @dataclass(frozen=True)
 class PlannedGroup:
-    """A group of a `PlannedStage`, with every setting filled in."""
+    """A group of a `PlannedStage`."""
 
     name: str
     lr: float

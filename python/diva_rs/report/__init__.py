@@ -1,11 +1,11 @@
-"""One honest report per run, as a self-contained HTML file and as Markdown::
+"""One honest page about a run: `write` makes a self-contained HTML file of it.
 
-    from diva_rs.evaluation import report
+    from diva_rs import report
 
     report.write(result)                      # or report.write("runs/a")
 
-`run` reads what is reported, `of_run` and `of_evaluation` put it into words and tables (`blocks`), `html` and
-`markdown` write those.
+`run` and `evidence` read what is reported, `scores` compares before and after, `charts` draws. The page's
+words are in ``templates/``.
 """
 
 from diva_rs.report.write import write

@@ -1,19 +1,21 @@
-"""The evaluations that a report shows, before and after: given as result objects, or as the files of them."""
+"""The evaluations that a report shows, before and after: result objects, or files of them."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs.errors import ConfigError, DataError
+from pydantic import TypeAdapter, ValidationError
+
+from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
-from diva_rs.report.decode import decode
 from diva_rs.report.run import read_json
 
-# What only one kind of result has in its JSON.
-_MARKS: dict[str, Any] = {
+# A key that only this kind of result has in its JSON.
+_KINDS: dict[str, Any] = {
     "benchmark": MmvpVlmResult,
     "task": SuiteResult,
     "predictions": FolderResult,
@@ -34,24 +36,15 @@ class Side:
 
 
 def gather(given: Any, side: str) -> Side:
-    """The evaluations of one model.
+    """The evaluations of one model: of None, a result of `diva_rs.evaluation`, the dict of them that
+    `linear_probe` returns, a file that ``to_json`` or ``diva-rs eval --out`` wrote, or several of these.
 
-    Args:
-        given: None, a result object of `diva_rs.evaluation` (or the dict of them that `linear_probe` gives),
-            a file that ``to_json`` or ``diva-rs eval --out`` wrote, or several of these.
-        side: "before" or "after", for errors, and for files that hold both.
-
-    Raises:
-        ConfigError: something that is neither, or two results of one kind.
-        DataError: a file is damaged or holds no result; names it.
-
-    >>> gather(None, "before") == Side()
-    True
+    Of a file that holds both sides, those of ``side`` ("before" or "after") are taken. Raises ConfigError if
+    an entry is none of these or two results are of one kind; DataError for a damaged file, with its name.
     """
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
-    entries = given if several else [] if given is None else [given]
     found: dict[str, Any] = {}
-    for result in _results(entries, side):
+    for result in _results(given if several else [] if given is None else [given], side):
         name = _name(result, side)
         if name in found:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
@@ -68,30 +61,23 @@ def gather(given: Any, side: str) -> Side:
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from read_results(entry, side)
+            yield from _read(Path(entry).expanduser(), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:
             yield entry
 
 
-def read_results(path: str | os.PathLike[str], side: str = "after") -> list[Any]:
-    """The result objects that a file holds; of a file with both sides, those of ``side``.
-
-    Raises:
-        DataError: it cannot be read, or holds no result; names it.
-
-    >>> read_results("nowhere.json")
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: nowhere.json cannot be read: No such file or directory
-    """
-    file = Path(path).expanduser()
+def _read(file: Path, side: str) -> Iterator[Any]:
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
         content = content.get(side, content.get("scores"))
     probes = isinstance(content, dict) and content and all(map(_is_probe, content.values()))
-    parts = list(content.values()) if probes else [content]
-    return [_checked(_decoded(part, file), file) for part in parts]
+    for part in content.values() if probes else [content]:
+        result = _decoded(part, file)
+        if fault := _fault(result):
+            raise DataError(f"{file}: {fault}")
+        yield result
 
 
 def _is_probe(content: Any) -> bool:
@@ -99,31 +85,50 @@ def _is_probe(content: Any) -> bool:
 
 
 def _decoded(content: Any, file: Path) -> Any:
-    for mark, kind in _MARKS.items():
-        if isinstance(content, dict) and mark in content:
-            return decode(kind, content, str(file))
-    raise DataError(
-        f"{file} holds no result of diva_rs.evaluation: give what its to_json or diva-rs eval wrote"
-    )
+    """The result object, its fields checked strictly; computed values in the file are left out."""
+    kinds = [kind for key, kind in _KINDS.items() if isinstance(content, dict) and key in content]
+    if not kinds:
+        raise DataError(
+            f"{file} holds no result of diva_rs.evaluation: give what its to_json or diva-rs eval wrote"
+        )
+    try:
+        text = json.dumps(_unpacked(content), allow_nan=False)
+        return TypeAdapter(kinds[0]).validate_json(text, strict=True)
+    except ValidationError as err:
+        first = err.errors()[0]
+        raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from err
+    except ValueError as err:
+        raise DataError(f"{file}: {err}") from err
 
 
-def _checked(result: Any, file: Path) -> Any:
-    """What types alone do not say: whether the parts of a result fit each other."""
+def _unpacked(content: Any) -> Any:
+    """The same with outcomes as lists, which `to_dict` writes as strings of 0 and 1."""
+    if isinstance(content, list):
+        return [_unpacked(part) for part in content]
+    if not isinstance(content, dict):
+        return content
+    unpacked = {name: _unpacked(part) for name, part in content.items()}
+    outcomes = content.get("outcomes")
+    if isinstance(outcomes, str) and set(outcomes) <= {"0", "1"}:
+        unpacked["outcomes"] = [letter == "1" for letter in outcomes]
+    return unpacked
+
+
+def _fault(result: Any) -> str:
+    """Why the parts of the result do not fit each other; empty if they do."""
     if isinstance(result, MmvpVlmResult):
         for pair in result.pairs:
             decided = pair.picked == pair.expected and {*pair.picked, *pair.expected} <= {1, 2}
             if pair.correct != decided:
-                raise DataError(f"{file}: pair {pair.ids} contradicts itself: its picks give another result")
+                return f"pair {pair.ids} contradicts itself: its picks give another result"
         if len({total for _, total in result.counts.values()}) != 1:
-            raise DataError(f"{file}: the patterns differ in their number of pairs, or there is none")
+            return "the patterns differ in their number of pairs, or there is no pair"
     if isinstance(result, FolderResult) and not result.predictions:
-        raise DataError(f"{file} holds no prediction")
+        return "there is no prediction"
     if isinstance(result, DriftResult) and not result.cosines:
-        raise DataError(f"{file} holds no cosine")
+        return "there is no cosine"
     confidence = getattr(result, "confidence", 0.95)
-    if not 0 < confidence < 1:
-        raise DataError(f"{file}: confidence is {confidence}, not inside (0, 1)")
-    return result
+    return "" if 0 < confidence < 1 else f"confidence is {confidence}, not inside (0, 1)"
 
 
 def _name(result: Any, side: str) -> str:
@@ -134,6 +139,4 @@ def _name(result: Any, side: str) -> str:
         return result.task
     if isinstance(result, ProbeScore):
         return f"{result.features} probe"
-    raise ConfigError(
-        f"{side} holds a {type(result).__name__}: give results of diva_rs.evaluation, or files of them"
-    )
+    raise ConfigError(f"{side} holds {a_type(result)}: give results of diva_rs.evaluation, or files of them")

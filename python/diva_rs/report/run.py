@@ -1,19 +1,23 @@
-"""What a report knows of a run: from a `PostTrainResult`, or from the files of a run folder."""
+"""The record of a run, from a `PostTrainResult` or from the files of a run folder."""
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from diva_rs._base.files import read_text
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.result import PostTrainResult
 
-Log = dict[str, float]
+# What a log holds beside losses and scores.
+_OTHERS = frozenset(
+    ("step", "stage", "epoch", "samples", "skipped", "samples_per_second", "waiting", "lr", "grad_norm")
+)
 
 
 @dataclass(frozen=True)
@@ -21,135 +25,173 @@ class Run:
     """A run's record.
 
     Attributes:
-        name: what to call it: the folder's name, or the recipe's.
+        name: the folder's name, or the recipe's.
         recipe: as it was run.
-        history: one dict per log, with "step" in each; NaN where a value was not finite.
-                report: what was trained on what; empty where the run has not come to its end.
-        origin: what a run folder also tells (run.json): the fingerprints of the models, and its starts.
-
+        history: one dict per log, with "step" in each; NaN for a value that is not finite.
+        report: what was trained on what; empty while the run has not ended.
         notes: what could not be read, in words.
+        origin: run.json of the folder: the fingerprints of the models, and the run's starts.
     """
 
     name: str
     recipe: Recipe
-    history: tuple[Log, ...]
+    history: tuple[dict[str, float], ...]
     report: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of a logged number, NaN where a log has none.
+        """(steps, values) of a logged number, NaN if a log has none."""
+        return [log["step"] for log in self.history], [log.get(name, math.nan) for log in self.history]
 
-        >>> read_run(result).column("step")
-        ([1.0, 2.0], [1.0, 2.0])
+    def finite(self, name: str) -> list[float]:
+        """The finite values of a logged number."""
+        return [value for value in self.column(name)[1] if math.isfinite(value)]
+
+    @property
+    def state(self) -> str:
+        """How the run ended, unless it did all its steps."""
+        if self.report.get("interrupted"):
+            return "interrupted by Ctrl-C"
+        if self.report.get("stopped"):
+            return "stopped by the guard"
+        return "" if self.report else "no end recorded"
+
+    @property
+    def teacher(self) -> list[tuple[str, str]]:
+        """(part, what it is) of the lines of `Teacher.describe`."""
+        parts = [line.partition(": ") for line in str(self.report.get("teacher", "")).splitlines()]
+        return [(name, value) if colon else ("", name) for name, colon, value in parts]
+
+    @property
+    def resumed(self) -> list[int]:
+        """The steps at which an interrupted run was resumed."""
+        starts = self.origin.get("starts")
+        later = starts[1:] if isinstance(starts, list) else []
+        return [start["step"] for start in later if isinstance(start, Mapping) and "step" in start]
+
+    @property
+    def evaluation(self) -> dict[str, Mapping[str, Any]]:
+        """Moment ("before", "best", "after") -> step and scores, if the run was given ``evaluate``."""
+        found = self.report.get("evaluation")
+        rows = found if isinstance(found, Mapping) else {}
+        return {
+            name: row for name in ("before", "best", "after") if isinstance(row := rows.get(name), Mapping)
+        }
+
+    @property
+    def scores(self) -> list[str]:
+        """The names of the scores measured while training."""
+        return list(dict.fromkeys(name for row in self.evaluation.values() for name in row if name != "step"))
+
+    @property
+    def losses(self) -> list[str]:
+        """The names of the terms of the loss; without those that are always 0.
+
+        >>> read_run(result).losses
+        ['denoising']
         """
-        steps = [log["step"] for log in self.history]
-        return steps, [log.get(name, math.nan) for log in self.history]
+        others = _OTHERS.union(self.scores, ["loss"])
+        names = dict.fromkeys(name for log in self.history for name in log if name not in others)
+        return [name for name in names if any(self.column(name)[1])]
+
+    @property
+    def stages(self) -> list[tuple[int, str]]:
+        """(first step, its number and what trains) of each stage of training but the first."""
+        plan = enumerate(self.recipe.plan(), 1)
+        names = [(n, stage.first, ", ".join(group.name for group in stage.groups)) for n, stage in plan]
+        return [(first, f"stage {n}: {groups}") for n, first, groups in names[1:]]
 
 
 def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
-    """The record of a result, or of a run folder (recipe.json, history.json or metrics.jsonl, report.json,
-    run.json).
-
-    Raises:
-        DataError: a file is missing, damaged, or not what `post_train` writes; names it.
-        ConfigError: ``run`` is neither a result nor a path.
-
-    >>> read_run(result).recipe.name
-    'custom'
-    """
+    """The record of a result, or of a run folder. Raises DataError for a file that is missing, damaged or not
+    what `post_train` writes, with its name."""
     if isinstance(run, PostTrainResult):
         return Run(run.recipe.name, run.recipe, _logs(run.history, "the result's history"), run.report)
-    if not isinstance(run, (str, os.PathLike)):
-        raise ConfigError(f"run is a {type(run).__name__}: give a PostTrainResult or a run folder")
     folder = Path(run).expanduser()
     if not folder.is_dir():
-        raise DataError(f"{folder} is no run folder: give the output_dir of a training run")
-    recipe = _recipe(folder)
+        raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
+    recipe = _recipe(folder / "recipe.json")
     notes: list[str] = []
     history = _history(folder, notes)
     report: Mapping[str, Any] = {}
     if (folder / "report.json").exists():
-        report = _object(folder / "report.json")
+        report = _content(folder / "report.json", dict)
     else:
-        notes.append("The run has left no report.json: it is still running, or it ended by an error.")
-    origin = _object(folder / "run.json") if (folder / "run.json").exists() else {}
+        notes.append("There is no report.json: the run has not ended, or an error ended it.")
+    origin = _content(folder / "run.json", dict) if (folder / "run.json").exists() else {}
     return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin)
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises DataError, naming the file, where it cannot be read.
-
-    >>> read_json(Path("nowhere.json"))
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: nowhere.json cannot be read: No such file or directory
-    """
+    """The content of a JSON file; DataError with its name if it cannot be read."""
     try:
         return json.loads(read_text(file))
     except OSError as err:
         raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
     except (ValueError, RecursionError) as err:
-        raise DataError(f"{file} holds no valid JSON: {err}") from err
+        raise DataError(f"{file} is not valid JSON: {err}") from err
 
 
-def _recipe(folder: Path) -> Recipe:
-    file = folder / "recipe.json"
-    content = _object(file)
+def number(value: Any) -> float:
+    """A finite number of a JSON file as a float; NaN for any other value.
+
+    >>> number(3), number(True), number("3"), number(10**400)
+    (3.0, nan, nan, nan)
+    """
+    try:
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        plain = False
+    return float(value) if plain else math.nan
+
+
+def positive(value: Any) -> float | None:
+    """A positive number of a JSON file; None for any other value."""
+    found = number(value)
+    return found if found > 0 else None
+
+
+def _recipe(file: Path) -> Recipe:
+    content = _content(file, dict)
     try:
         return Recipe.from_dict(content)
     except ConfigError as err:
-        raise DataError(f"{file} holds no recipe of this version of diva_rs: {err}") from err
+        raise DataError(f"{file} is not a recipe of this version of diva_rs: {err}") from err
 
 
-def _history(folder: Path, notes: list[str]) -> tuple[Log, ...]:
+def _history(folder: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
     file = folder / "history.json"
     if file.exists():
-        return _logs(_expect(file, read_json(file), list, "a list"), str(file))
+        return _logs(_content(file, list), str(file))
     file = folder / "metrics.jsonl"
     try:
         lines = read_text(file).splitlines()
     except (OSError, ValueError) as err:
         raise DataError(f"{file} cannot be read: {err}") from err
-    rows, cut = [], 0
+    rows = []
     for line in lines:
-        try:
+        with suppress(ValueError, RecursionError):  # a crash may cut a line short; the others are whole
             rows.append(json.loads(line))
-        except (ValueError, RecursionError):
-            cut += 1  # a crash may cut a line short; the others are whole
-    if cut:
-        notes.append(f"{cut} of {len(lines)} lines of metrics.jsonl are damaged and left out.")
+    if len(rows) < len(lines):
+        damaged = f"{len(lines) - len(rows)} of {len(lines)} lines"
+        notes.append(f"{damaged} of metrics.jsonl are damaged and left out.")
     return _logs(rows, str(file))
 
 
-def _logs(rows: list[Any], where: str) -> tuple[Log, ...]:
+def _logs(rows: list[Any], where: str) -> tuple[dict[str, float], ...]:
     logs = []
     for n, row in enumerate(rows):
         values = {str(k): number(v) for k, v in row.items()} if isinstance(row, Mapping) else {}
-        if not math.isfinite(values.get("step", math.nan)):
-            raise DataError(f"{where}: entry {n} is no log of post_train: it has no number 'step'")
+        if math.isnan(values.get("step", math.nan)):
+            raise DataError(f"{where}: entry {n} is not a log of post_train: it has no number 'step'")
         logs.append(values)
     return tuple(logs)
 
 
-def number(value: Any) -> float:
-    """A number of a JSON file as a float; NaN for whatever is none.
-
-    >>> number(3), number(True), number("3"), number(10**400)
-    (3.0, nan, nan, nan)
-    """
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    try:
-        return float(value) if plain else math.nan
-    except OverflowError:  # an integer beyond every float
-        return math.nan
-
-
-def _object(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = _expect(file, read_json(file), dict, "an object")
-    return content
-
-
-def _expect(file: Path, content: Any, kind: Callable[..., Any], words: str) -> Any:
-    if not isinstance(content, kind):  # type: ignore[arg-type]
-        raise DataError(f"{file} holds {type(content).__name__}, not {words}")
+def _content(file: Path, kind: type) -> Any:
+    content = read_json(file)
+    if not isinstance(content, kind):
+        wanted = "a list" if kind is list else "an object"
+        raise DataError(f"{file} holds {a_type(content)}: {wanted} is needed")
     return content

@@ -1,20 +1,17 @@
-"""How numbers and differences are put into words: the same everywhere in a report."""
+"""How numbers are written: filters of the page's templates."""
 
 import math
 from typing import Any
 
-NOT_RECORDED = "not recorded"
-MINUS = "\N{MINUS SIGN}"
-
 
 def figure(value: Any, digits: int = 4) -> str:
-    """A number to ``digits`` significant digits; None and NaN in words.
+    """A number to ``digits`` significant digits; None and NaN in words, and every other value as it is.
 
     >>> figure(1.1), figure(12345.6), figure(3), figure(1e-7), figure(0.0), figure(None)
     ('1.100', '12,346', '3', '1.000e-07', '0', 'not recorded')
     """
-    if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
-        return NOT_RECORDED if value is None else str(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "not recorded" if value is None else str(value)
     if isinstance(value, int):
         return minus(f"{value:,}")
     if not math.isfinite(value):
@@ -22,15 +19,6 @@ def figure(value: Any, digits: int = 4) -> str:
     if abs(value) >= 10 ** (digits - 1) or value == 0:
         return minus(f"{value:,.0f}")
     return minus(f"{value:#.{digits}g}")
-
-
-def percent(value: float) -> str:
-    """Per cent with one decimal.
-
-    >>> percent(25.93)
-    '25.9 %'
-    """
-    return f"{value:.1f} %"
 
 
 def points(value: float) -> str:
@@ -43,22 +31,14 @@ def points(value: float) -> str:
     return "0.0" if float(text) == 0 else minus(text)
 
 
-def between(low: float, high: float) -> str:
-    """An interval of per cent.
-
-    >>> between(19.31, 33.9)
-    '19.3 to 33.9'
-    """
-    return f"{low:.1f} to {high:.1f}"
+def between(interval: tuple[float, float]) -> str:
+    """An interval in per cent."""
+    return f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
-def points_between(low: float, high: float) -> str:
-    """An interval of percentage points.
-
-    >>> points_between(1.3, 14.7)
-    '+1.3 to +14.7'
-    """
-    return f"{points(low)} to {points(high)}"
+def level(confidence: float) -> str:
+    """The confidence of an interval, in per cent."""
+    return f"{100 * confidence:.3g} %"
 
 
 def duration(seconds: float) -> str:
@@ -74,19 +54,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s"
 
 
+def count(number: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def minus(text: str) -> str:
-    """A number's leading hyphen as a minus sign.
-
-    >>> minus("-3.1e-05") == MINUS + "3.1e-05"
-    True
-    """
-    return MINUS + text[1:] if text.startswith("-") else text
-
-
-def count(number: int, noun: str, plural: str = "") -> str:
-    """A count with its noun.
-
-    >>> count(1, "pair"), count(1234, "step")
-    ('1 pair', '1,234 steps')
-    """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    """A number's leading hyphen as a minus sign."""
+    return f"\N{MINUS SIGN}{text[1:]}" if text.startswith("-") else text

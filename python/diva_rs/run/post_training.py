@@ -20,7 +20,7 @@ from diva_rs.run.evaluate import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
-from diva_rs.run.ranks.split import length_of, split
+from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
 from diva_rs.run.ranks.together import Together
 from diva_rs.run.result import PostTrainResult
 from diva_rs.run.resume import checked_resume
@@ -108,18 +108,18 @@ def post_train(
     if not isinstance(callbacks, Iterable):
         raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
     hooks = [as_callback(callback) for callback in callbacks]
-    with session() as ranks:
-        start.same_recipe(recipe, ranks)
-        unet = start.settle(clip, unet, ranks)
-        start.same_weights(clip, ranks)
-        loader = split(loader, ranks)
+    with session() as ranks, every_image(loader, ranks):
+        start.check_same_recipe(recipe, ranks)
+        unet = start.place_on_devices(clip, unet, ranks)
+        start.share_weights(clip, ranks)
+        check_divided(loader, ranks)
         one_pass = recipe.steps is None
         if one_pass:
             recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         try:
             trainer = Trainer(clip, unet, recipe)
-            start.same_teacher(trainer.teacher, recipe.prompt, ranks)
+            start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(Together(trainer, ranks), loader, folder, hooks, progress, resume, evaluation)
             return run.go(one_pass)
         finally:

@@ -1,4 +1,5 @@
-//! Visual rows and text into the condition in one pass, and the mirror: the gradient of each stored row.
+//! Visual rows and text into the condition in one pass, and the mirror: the gradient of each stored
+//! row.
 
 use tch::Tensor;
 

@@ -1,6 +1,6 @@
-//! The passes over contiguous CPU memory in float32 and float64: one that gathers and normalises, one that lays out
-//! the condition, and the mirror of each. Every output row is summed in an order that the sizes alone fix, so the
-//! result does not depend on the number of threads.
+//! The passes over contiguous CPU memory in float32 and float64: one that gathers and normalises,
+//! one that lays out the condition, and the mirror of each. Every output row is summed in an order
+//! that the sizes alone fix, so the result does not depend on the number of threads.
 
 mod layout;
 mod real;
@@ -10,11 +10,17 @@ mod scatter;
 use tch::{Kind, Tensor};
 
 use super::plan::Plan;
-use super::recap::Back;
 use super::{Norm, Recap, OP};
 use crate::error::{DivaError, Result};
 use crate::slices;
 use real::Real;
+
+/// Gradients of the tokens (B, 1+P, W) and of the norm's parameters where these exist.
+pub(super) struct Back {
+    pub tokens: Tensor,
+    pub weight: Option<Tensor>,
+    pub bias: Option<Tensor>,
+}
 
 /// Whether tokens of this kind of memory, computed in `kind`, can take these passes.
 pub(super) fn takes(tokens: &Tensor, kind: Kind) -> bool {
@@ -108,7 +114,8 @@ impl<'a> Map<'a> {
         self.choice.is_some() && self.chosen(sample, slot).is_none()
     }
 
-    /// First token and number of tokens behind the stored row `row` of `sample`; no token for an empty slot.
+    /// First token and number of tokens behind the stored row `row` of `sample`; no token for an
+    /// empty slot.
     fn source(&self, sample: usize, row: usize) -> (usize, usize) {
         match (self.recap, row) {
             (_, 0) => (0, 1),
@@ -126,7 +133,8 @@ impl<'a> Map<'a> {
     }
 }
 
-/// Weight and bias of the norm as slices; an absent weight is 1 and an absent bias 0, which change no bit.
+/// Weight and bias of the norm as slices; an absent weight is 1 and an absent bias 0, which change
+/// no bit.
 struct Affine<T> {
     weight: Vec<T>,
     bias: Vec<T>,

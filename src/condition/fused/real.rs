@@ -1,5 +1,6 @@
-//! The two element types, and sums over a row in eight lanes: an order that does not depend on the threads, that the
-//! compiler can keep in vector registers, and that rounds less than one running sum.
+//! The two element types, and sums over a row in eight lanes: an order that does not depend on the
+//! threads, that the compiler can keep in vector registers, and that rounds less than one running
+//! sum.
 
 use std::ops::{Add, AddAssign, Mul, Sub};
 

@@ -1,21 +1,22 @@
-//! Backward of `rows`, written from the tokens' side: each token adds up the gradients of the rows that it is
-//! behind, then passes them through its LayerNorm once. Every token is written by one task, so duplicates and
-//! several draws cannot race, and tokens without a row get their zeros in the same pass.
+//! Backward of `rows`, written from the tokens' side: each token adds up the gradients of the rows
+//! that it is behind, then passes them through its LayerNorm once. Every token is written by one
+//! task, so duplicates and several draws cannot race, and tokens without a row get their zeros in
+//! the same pass.
 
 use std::ops::Range;
 
 use tch::Tensor;
 
 use super::real::{add, rows_of, stats, sum, sum_pairs, Real};
-use super::{Affine, Map};
+use super::{Affine, Back, Map};
 use crate::condition::plan::Plan;
-use crate::condition::recap::Back;
 use crate::condition::{Norm, Recap};
 use crate::error::Result;
 use crate::slices::{self, Output};
 use crate::threads;
 
-/// Tokens of one task, and of one partial sum of the norm's gradients: fixed, so that the order of the sums is.
+/// Tokens of one task, and of one partial sum of the norm's gradients: fixed, so that the order of
+/// the sums is.
 const TASK: usize = 32;
 
 pub(super) fn backward<T: Real>(
@@ -73,7 +74,8 @@ pub(super) fn backward<T: Real>(
     })
 }
 
-/// The sum of the gradients of all rows that token `at` (over the batch) is behind. False when there is none.
+/// The sum of the gradients of all rows that token `at` (over the batch) is behind. False when
+/// there is none.
 fn gather<T: Real>(map: &Map, rows: &Rows, at: usize, grad: &[T], out: &mut [T]) -> bool {
     let (sample, token) = (at / map.tokens, at % map.tokens);
     out.fill(T::default());
@@ -107,8 +109,8 @@ fn rows_behind(map: &Map, token: usize) -> Range<usize> {
     }
 }
 
-/// LayerNorm's backward in place: `row` holds the gradient of the output, then that of the input `x`. Adds the
-/// token's part to the gradients of weight and bias.
+/// LayerNorm's backward in place: `row` holds the gradient of the output, then that of the input
+/// `x`. Adds the token's part to the gradients of weight and bias.
 fn through_norm<T: Real>(row: &mut [T], x: &[T], affine: &Affine<T>, d_weight: &mut [T], d_bias: &mut [T]) {
     let (mean, rstd) = stats(x, affine.eps);
     let norm_grads = d_weight.iter_mut().zip(d_bias.iter_mut());

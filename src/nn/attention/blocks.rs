@@ -1,14 +1,16 @@
-//! Attention by libtorch's matrix products, some scores at a time. In bf16 its fused CPU kernel takes 1.4 to 1.9 times as
-//! long for 256 to 4,096 tokens, and four times as long for 64.
+//! Attention by libtorch's matrix products, some scores at a time. In bf16 its fused CPU kernel
+//! takes 1.4 to 1.9 times as long for 256 to 4,096 tokens, and four times as long for 64.
 
 use tch::{no_grad_guard, Tensor};
 
 use super::{merge_heads, split_heads};
 use crate::error::Result;
 
-/// Scores that are computed at a time: 4 MiB of bf16, which the caches hold from one pass to the next.
+/// Scores that are computed at a time: 4 MiB of bf16, which the caches hold from one pass to the
+/// next.
 const BLOCK: i64 = 1 << 21;
-/// The largest score of a query is estimated from this many keys, or an eighth of all where that is more.
+/// The largest score of a query is estimated from this many keys, or an eighth of all where that is
+/// more.
 const SAMPLE: i64 = 64;
 
 /// softmax(q k^T / sqrt(d)) v over (B, L, heads * d) inputs.
@@ -19,8 +21,9 @@ pub fn in_blocks(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Re
     merge_heads(&mixed.f_unflatten(0, [batch, heads])?)
 }
 
-/// softmax(q k^T / sqrt(d)) v over (N, L, d) inputs, about `block` scores at a time: several heads together, or some
-/// rows of one. A graph keeps the probabilities, so that the backward pass computes no score again.
+/// softmax(q k^T / sqrt(d)) v over (N, L, d) inputs, about `block` scores at a time: several heads
+/// together, or some rows of one. A graph keeps the probabilities, so that the backward pass
+/// computes no score again.
 pub(super) fn blocks_of(query: &Tensor, key: &Tensor, value: &Tensor, block: i64) -> Result<Tensor> {
     let ((_, length, width), keys) = (query.size3()?, key.size3()?.1);
     let heads = (block / (length * keys).max(1)).max(1);
@@ -40,9 +43,10 @@ pub(super) fn blocks_of(query: &Tensor, key: &Tensor, value: &Tensor, block: i64
     joined(mixed, 0)
 }
 
-/// About the largest product of each query (n, L, d) with the keys (n, d, keys): (n, L, 1). Softmax does not see what is
-/// subtracted from all scores of a query. But a matrix product rounds its results to bf16, by a share of their size:
-/// the scores near the largest one, which make the result, are to be small.
+/// About the largest product of each query (n, L, d) with the keys (n, d, keys): (n, L, 1). Softmax
+/// does not see what is subtracted from all scores of a query. But a matrix product rounds its
+/// results to bf16, by a share of their size: the scores near the largest one, which make the
+/// result, are to be small.
 fn estimate(query: &Tensor, key: &Tensor) -> Result<Tensor> {
     let _constant = no_grad_guard();
     let stride = (key.size3()?.2 / SAMPLE).clamp(1, 8);

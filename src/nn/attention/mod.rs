@@ -8,8 +8,8 @@ mod blocks; // by libtorch's products, in bf16
 #[cfg(target_arch = "x86_64")]
 mod flash; // by products of our own, in bf16
 
-/// Scores of one head that a graph may keep for its backward pass. Beyond the 4,096 tokens of a 64 x 64 latent their
-/// memory is dearer than the time that they save.
+/// Scores of one head that a graph may keep for its backward pass. Beyond the 4,096 tokens of a 64
+/// x 64 latent their memory is dearer than the time that they save.
 const KEPT: i64 = 1 << 24;
 
 /// (B, L, heads * d) -> (B, heads, L, d).
@@ -24,7 +24,8 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_transpose(1, 2)?.f_reshape([batch, length, heads * width])?)
 }
 
-/// softmax(q k^T / sqrt(d)) v over (B, L, width) inputs, `heads` at a time, through libtorch's fused kernels.
+/// softmax(q k^T / sqrt(d)) v over (B, L, width) inputs, `heads` at a time, through libtorch's
+/// fused kernels.
 pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
     let (query, key, value) =
         (split_heads(query, heads)?, split_heads(key, heads)?, split_heads(value, heads)?);
@@ -41,9 +42,9 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Re
     merge_heads(&mixed)
 }
 
-/// [`attention`] in the way that is the fastest for bf16 on a CPU (benches/results/profile-cpu.md): without scores in memory
-/// where the processor multiplies bf16 vectors, by libtorch's matrix products where it has other means. In float32
-/// libtorch's fused kernel is the faster one.
+/// [`attention`] in the way that is the fastest for bf16 on a CPU (benches/results/profile-cpu.md):
+/// without scores in memory where the processor multiplies bf16 vectors, by libtorch's matrix
+/// products where it has other means. In float32 libtorch's fused kernel is the faster one.
 pub fn quick_attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
     let inputs = [query, key, value];
     let here = inputs.iter().all(|x| x.device() == Device::Cpu && x.f_kind().ok() == Some(Kind::BFloat16));

@@ -6,90 +6,89 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import as_path, takes
 from diva_rs._base.checkpoint import save_torch, save_weights
 from diva_rs._base.files import make_folder
-from diva_rs._base.settings import flag
+from diva_rs.clip.export import from_modules, from_transformers
 from diva_rs.clip.export.layouts import clip_rules
-from diva_rs.clip.export.model import is_open_clip, plain, read
 from diva_rs.clip.export.rules import convert
 from diva_rs.clip.export.source import ARGMAX, Blocks, Source
+from diva_rs.clip.libraries.transformers import family_of
+from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError
 
 # clip/model.py, `convert_weights`: what a loaded model keeps in half precision.
 _HALF = (
-    "conv1.weight",
-    "in_proj_weight",
-    "in_proj_bias",
-    "out_proj.weight",
-    "out_proj.bias",
-    "text_projection",
+    *("conv1.weight", "in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"),
+    *("text_projection", "c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias", "visual.proj"),
 )
-_HALF_ENDINGS = (*_HALF, "c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias", "visual.proj")
 
 
 def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write the weights for ``open_clip.create_model_and_transforms(name, pretrained=path)``.
 
-    Segmentation with SAN and whatever else takes a model name and a file reads them so. The name is that of
-    the model's own architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights.
+    SAN and other code that takes a model name and a file reads them. The name is that of the model's own
+    architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights.
 
     Args:
         clip: an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a ViT
-            of OpenAI's `clip`; wrappers are looked through.
-        path: a file that ends in ``.safetensors`` or ``.pt``; replaced where it exists.
+            of OpenAI's `clip`, wrapped or not.
+        path: a file that ends in ``.safetensors`` or ``.pt``; an existing one is replaced.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: another ending, or a model that is none of these.
         WeightsError: a weight that open_clip's layout has no place for; names it.
-        DataError: the file cannot be written; what was there is unchanged.
+        DataError: the file cannot be written; an existing one is unchanged.
 
     >>> import tempfile
     >>> path = to_open_clip(clip, tempfile.mkdtemp() + "/clip.safetensors")
     >>> torch.equal(diva_rs._base.checkpoint.load_weights(path)["visual.proj"], clip.visual.proj)
     True
     """
-    model, state = plain(clip)
-    if not is_open_clip(model):
-        state = read(model, state).state
-    return _write(path, state, (".safetensors", ".pt"))
+    model = unwrap(clip)
+    if any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__):
+        return _write(path, own_weights(model), (".safetensors", ".pt"))
+    return _write(path, _read(model).state, (".safetensors", ".pt"))
 
 
-@takes(half=flag())
 def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Write the weights in the layout of OpenAI's `clip`, for ``clip.load(path)``.
 
     ``clip.load`` infers the sizes from the shapes and builds a model whose matrices are in half precision,
-    whatever the file holds; on the CPU it turns them to float32 afterwards. Code that wants the full
+    also from a float32 file; on the CPU it casts them to float32 afterwards. Code that wants the full
     precision of the file builds the model and calls ``load_state_dict`` itself.
 
     Args:
         clip: an open_clip ViT, a transformers `CLIPModel` or a ViT of OpenAI's `clip`.
-        path: a file that ends in ``.pt``; replaced where it exists.
+        path: a file that ends in ``.pt``; an existing one is replaced.
         half: store in float16 what ``clip.load`` keeps in float16: half the size, the same loaded model.
 
     Returns:
         The path.
 
     Raises:
-        ConfigError: another ending, or what this layout has no word for: GELU without "quick", heads that are
+        ConfigError: another ending, or what this layout cannot express: GELU without "quick", heads that are
             not 64 wide, SigLIP.
         WeightsError: a weight that this layout has no place for, such as a layer scale; names it.
-        DataError: the file cannot be written; what was there is unchanged.
+        DataError: the file cannot be written; an existing one is unchanged.
 
     >>> to_openai(clip, "clip.pt")
     Traceback (most recent call last):
-    diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu: ...
+    diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu, ...
     """
-    source = read(*plain(clip))
+    source = _read(unwrap(clip))
     _check_openai(source)
     state = source.state
     if half:
-        state = {key: value.half() if key.endswith(_HALF_ENDINGS) else value for key, value in state.items()}
+        state = {key: value.half() if key.endswith(_HALF) else value for key, value in state.items()}
     return _write(path, state, (".pt",))
+
+
+def _read(model: nn.Module) -> Source:
+    if family_of(model) is not None:
+        return from_transformers.read(model, own_weights(model))
+    return from_modules.read(model, own_weights(model), vision_only=False)
 
 
 def _check_openai(source: Source) -> None:
@@ -103,26 +102,26 @@ def _check_openai(source: Source) -> None:
         raise ConfigError(
             f"the text is read at token {source.text.pool}, in OpenAI's clip at the highest token number"
         )
-    # The keys: the same rules that transformers is written by, one to one.
-    convert(source.state, clip_rules(source.vision.layers, source.text.blocks.layers), "OpenAI clip")
+    # Its keys are those on the left of the rules for transformers, one to one.
+    layers = (source.vision.num_hidden_layers, source.text.blocks.num_hidden_layers)
+    convert(source.state, clip_rules(*layers), "OpenAI clip")
 
 
 def _check_blocks(where: str, blocks: Blocks) -> None:
     expected = {
-        "activation": (blocks.activation, "quick_gelu"),
-        "head width": (blocks.width / blocks.heads, 64),
-        "MLP's width": (blocks.mlp, 4 * blocks.width),
-        "LayerNorm eps": (blocks.eps, 1e-5),
+        "activation": (blocks.hidden_act, "quick_gelu"),
+        "head width": (blocks.hidden_size / blocks.num_attention_heads, 64),
+        "MLP's width": (blocks.intermediate_size, 4 * blocks.hidden_size),
+        "LayerNorm eps": (blocks.layer_norm_eps, 1e-5),
     }
     for what, (found, needed) in expected.items():
         if found != needed:
-            raise ConfigError(
-                f"{where}: the {what} is {found}, OpenAI's clip computes {needed}: the layout cannot say so"
-            )
+            only = f"OpenAI's clip computes {needed}, and its layout cannot express another"
+            raise ConfigError(f"{where}: the {what} is {found}, {only}")
 
 
 def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: tuple[str, ...]) -> Path:
-    file = as_path(path).expanduser()
+    file = Path(path).expanduser()
     if file.suffix not in endings:
         raise ConfigError(
             f"{file} ends in {file.suffix!r}: a file that ends in {' or '.join(endings)} is needed"

@@ -1,42 +1,35 @@
 """A folder of transformers: the configuration, the weights and the image processor's configuration."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import as_path, takes
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, replacing, write_json
-from diva_rs._base.kinds import having
-from diva_rs._base.settings import flag, optional
-from diva_rs.clip.export import from_transformers
+from diva_rs.clip.export import from_modules
+from diva_rs.clip.export.from_transformers import STANDARD, own_state
 from diva_rs.clip.export.layouts import clip_rules, siglip_rules
-from diva_rs.clip.export.model import plain, read
 from diva_rs.clip.export.rules import convert
-from diva_rs.clip.export.source import ARGMAX, Blocks, Pixels, Source, Text
+from diva_rs.clip.export.source import ARGMAX, Pixels, Source, TextTower
 from diva_rs.clip.libraries.transformers import family_of
+from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError, DataError
 
 _FILES = {
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
+    *("config.json", "model.safetensors", "preprocessor_config.json"),
     # of a processor that the caller gives
-    "added_tokens.json",
-    "merges.txt",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
+    *("added_tokens.json", "merges.txt", "processor_config.json", "special_tokens_map.json"),
+    *("spiece.model", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
 }
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL.Image.Resampling
 
+Parts = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
+"""The configuration, the weights, the image processor's configuration."""
 
-@takes(vision_only=flag(), processor=optional(having("a processor of transformers", "save_pretrained")))
+
 def to_transformers(
     clip: nn.Module, path: str | os.PathLike[str], *, vision_only: bool = False, processor: Any = None
 ) -> Path:
@@ -45,13 +38,13 @@ def to_transformers(
     From a full model, ``CLIPModel`` or ``SiglipModel``, the vision classes load as well, which is how LLaVA
     takes its vision tower: ``CLIPVisionModel.from_pretrained(path)`` and
     ``CLIPImageProcessor.from_pretrained(path)``. The keys are those that releases from 4.28 to 5.x load
-    (seen with 4.28.1, 4.37.2, which LLaVA 1.5 asks for, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and
-    where its towers differ in width from 4.50.3 on).
+    (tried with 4.28.1, 4.37.2, which LLaVA 1.5 needs, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and
+    from 4.50.3 on if its towers differ in width).
 
     Args:
         clip: an open_clip model over a ViT or a timm SigLIP, a ViT of OpenAI's `clip`, or a transformers CLIP
             or SigLIP, full or vision only.
-        path: the folder; one that holds an earlier export is replaced whole.
+        path: the folder; an earlier export is replaced as a whole.
         vision_only: leave the text tower out: ``CLIPVisionModelWithProjection`` or ``SiglipVisionModel``.
             From open_clip this also exports models whose text tower transformers cannot hold.
         processor: a processor, image processor or tokenizer of transformers to save with the model. None
@@ -62,22 +55,21 @@ def to_transformers(
         The folder.
 
     Raises:
-        ConfigError: something that transformers' CLIP or SigLIP does not compute; says what.
+        ConfigError: something that transformers' CLIP or SigLIP does not compute; names it.
         WeightsError: a weight that it has no place for, such as a layer scale; names it.
-        DataError: the folder holds something else or cannot be written; what is there is unchanged.
+        DataError: the folder holds other files or cannot be written; it is unchanged.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
     >>> sorted(file.name for file in folder.iterdir())
     ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
-    model, state = plain(clip)
+    model, state = unwrap(clip), own_weights(clip)
     if family_of(model) is not None:
         config, weights, pixels = _of_transformers(model, state, vision_only)
     else:
-        source = read(model, state, vision_only)
-        config, weights, pixels = _of_source(source)
-    folder = as_path(path).expanduser()
+        config, weights, pixels = _of_source(from_modules.read(model, state, vision_only))
+    folder = Path(path).expanduser()
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
     others = {file.name for file in folder.iterdir()} - _FILES if folder.is_dir() else set()
@@ -95,103 +87,79 @@ def to_transformers(
     return folder
 
 
-def _of_transformers(
-    model: Any, state: dict[str, Tensor], vision_only: bool
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """As it is: its own configuration and weights, by the keys that every release loads."""
+def _of_transformers(model: Any, state: dict[str, Tensor], vision_only: bool) -> Parts:
+    """With the model's own configuration, and its weights by the keys that every release loads."""
     config, name = model.config, type(model).__name__
-    weights = from_transformers.own_state(model, state)
+    weights = own_state(state)
     if vision_only and hasattr(model, "text_model"):
-        weights = {
-            key: value for key, value in weights.items() if key.startswith(("vision_model.", "visual_pro"))
-        }
-        projection = (
-            {"projection_dim": config.projection_dim} if "visual_projection.weight" in weights else {}
-        )
-        name = name.replace("Model", "VisionModel") + ("WithProjection" if projection else "")
+        kept = ("vision_model.", "visual_projection.")
+        weights = {key: value for key, value in weights.items() if key.startswith(kept)}
+        projected = "visual_projection.weight" in weights
+        projection = {"projection_dim": config.projection_dim} if projected else {}
+        name = name.replace("Model", "VisionModel") + ("WithProjection" if projected else "")
         config = type(config.vision_config)(**{**config.vision_config.to_dict(), **projection})
     vision = getattr(config, "vision_config", config)
-    family = "siglip" if family_of(model) == "siglip" else "clip"
-    content = {key: value for key, value in config.to_dict().items() if key not in ("dtype", "torch_dtype")}
+    family = family_of(model) or "clip"
+    left_out = ("dtype", "torch_dtype", "transformers_version")
+    content = {key: value for key, value in config.to_dict().items() if key not in left_out}
     content.update(architectures=[name], torch_dtype=_dtype(weights))
-    content.pop("transformers_version", None)
     if "vision_config" in content and "projection_dim" in content:
         # CLIPModel reads its own projection_dim; the classes that load one tower of it read the tower's.
         for tower in ("vision_config", "text_config"):
             content[tower]["projection_dim"] = content["projection_dim"]
-    standard = from_transformers.STANDARD[family]
-    return content, weights, _preprocessor(family, int(vision.image_size), standard)
+    return content, weights, _preprocessor(family, int(vision.image_size), STANDARD[family])
 
 
-def _of_source(source: Source) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def _of_source(source: Source) -> Parts:
     clip = source.family == "clip"
-    rules = (clip_rules if clip else siglip_rules)(
-        source.vision.layers, None if source.text is None else source.text.blocks.layers
-    )
-    state = dict(source.state)
-    if not clip and source.text is not None and "logit_bias" not in state:
+    layers = None if source.text is None else source.text.blocks.num_hidden_layers
+    if not clip and source.text is not None and "logit_bias" not in source.state:
         raise ConfigError("this model has no logit_bias, so its text tower was not trained as a SigLIP's")
-    weights = convert(state, rules, "transformers")
+    rules = (clip_rules if clip else siglip_rules)(source.vision.num_hidden_layers, layers)
+    weights = convert(source.state, rules, "transformers")
+    projection = {"projection_dim": source.embed_dim} if clip else {}
     vision: dict[str, Any] = {
-        **_blocks(source.vision),
+        **asdict(source.vision),
         "image_size": source.image,
         "patch_size": source.patch,
         "num_channels": 3,
         "model_type": f"{source.family}_vision_model",
+        **projection,
     }
-    if clip:
-        vision["projection_dim"] = source.embed_dim
-    facts: dict[str, Any] = {"torch_dtype": _dtype(weights)}
+    config: dict[str, Any] = {"torch_dtype": _dtype(weights)}
     if source.text is None:
         name = "CLIPVisionModelWithProjection" if clip else "SiglipVisionModel"
-        config = {"architectures": [name], **vision, **facts}
+        config.update(architectures=[name], **vision)
     else:
-        config = {
-            "architectures": ["CLIPModel" if clip else "SiglipModel"],
-            "model_type": source.family,
-            "text_config": _text(source.text, source.embed_dim, clip),
-            "vision_config": vision,
-            **facts,
-        }
-        if clip:
-            config["projection_dim"] = source.embed_dim
+        config.update(
+            architectures=["CLIPModel" if clip else "SiglipModel"],
+            model_type=source.family,
+            text_config=_text(source.text, source.embed_dim, clip),
+            vision_config=vision,
+            **projection,
+        )
     return config, weights, _preprocessor(source.family, source.image, source.pixels)
 
 
-def _blocks(blocks: Blocks) -> dict[str, Any]:
-    return {
-        "hidden_size": blocks.width,
-        "intermediate_size": blocks.mlp,
-        "num_hidden_layers": blocks.layers,
-        "num_attention_heads": blocks.heads,
-        "hidden_act": blocks.activation,
-        "layer_norm_eps": blocks.eps,
-    }
-
-
-def _text(text: Text, embed_dim: int, clip: bool) -> dict[str, Any]:
+def _text(text: TextTower, embed_dim: int, clip: bool) -> dict[str, Any]:
     config: dict[str, Any] = {
-        **_blocks(text.blocks),
+        **asdict(text.blocks),
         "vocab_size": text.vocab,
         "max_position_embeddings": text.context,
     }
     if not clip:
-        config.update(model_type="siglip_text_model", projection_size=embed_dim)
-        # Not read by the model; numbers of the vocabulary, in place of defaults that are none of it.
-        return {**config, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+        # The token numbers are not read by the model; the defaults are not in every vocabulary.
+        config.update(bos_token_id=None, eos_token_id=1, pad_token_id=1)
+        return {**config, "model_type": "siglip_text_model", "projection_size": embed_dim}
     if text.pool == 2:
         raise ConfigError(
             "the text is read at token 2, which transformers takes for the highest token number"
         )
     # 2 stands for "at the highest token number", as open_clip and OpenAI read it; these are also the numbers
     # in OpenAI's own folders on the Hub.
-    config.update(model_type="clip_text_model", projection_dim=embed_dim)
-    return {
-        **config,
-        "bos_token_id": 0,
-        "eos_token_id": 2 if text.pool == ARGMAX else text.pool,
-        "pad_token_id": 1,
-    }
+    eos = 2 if text.pool == ARGMAX else text.pool
+    config.update(bos_token_id=0, eos_token_id=eos, pad_token_id=1)
+    return {**config, "model_type": "clip_text_model", "projection_dim": embed_dim}
 
 
 def _preprocessor(family: str, side: int, pixels: Pixels) -> dict[str, Any]:

@@ -4,7 +4,7 @@ OpenAI's `clip` has open_clip's keys for CLIP. Sources: open_clip/transformer.py
 timm/models/vision_transformer.py, transformers/models/clip/modeling_clip.py and siglip/modeling_siglip.py.
 """
 
-from diva_rs.clip.export.rules import Rule, affine, joined, reshaped, same, split, transposed
+from diva_rs.clip.export.rules import Rule, affine, chunked, joined, reshaped, same, transposed
 
 _PARTS = ("weight", "bias")
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -56,12 +56,14 @@ def siglip_rules(vision_layers: int, text_layers: int | None) -> list[Rule]:
     ]
     for i in range(vision_layers):
         left, right = f"{trunk}.blocks.{i}", f"{vision}.encoder.layers.{i}"
-        rules += [split(f"{left}.attn.qkv.{p}", [f"{right}.self_attn.{x}.{p}" for x in _QKV]) for p in _PARTS]
-        rules += affine(f"{left}.attn.proj", f"{right}.self_attn.out_proj")
-        rules += affine(f"{left}.norm1", f"{right}.layer_norm1") + affine(
-            f"{left}.norm2", f"{right}.layer_norm2"
-        )
-        rules += affine(f"{left}.mlp.fc1", f"{right}.mlp.fc1") + affine(f"{left}.mlp.fc2", f"{right}.mlp.fc2")
+        rules += [
+            *(chunked(f"{left}.attn.qkv.{p}", [f"{right}.self_attn.{x}.{p}" for x in _QKV]) for p in _PARTS),
+            *affine(f"{left}.attn.proj", f"{right}.self_attn.out_proj"),
+            *affine(f"{left}.norm1", f"{right}.layer_norm1"),
+            *affine(f"{left}.norm2", f"{right}.layer_norm2"),
+            *affine(f"{left}.mlp.fc1", f"{right}.mlp.fc1"),
+            *affine(f"{left}.mlp.fc2", f"{right}.mlp.fc2"),
+        ]
     if text_layers is not None:
         rules += _text("text.", text_layers)
         rules += affine("text.text_projection", "text_model.head")
@@ -83,16 +85,15 @@ def _resblocks(ours: str, theirs: str, layers: int) -> list[Rule]:
     rules = []
     for i in range(layers):
         left, right = f"{ours}.resblocks.{i}", f"{theirs}.encoder.layers.{i}"
+        qkv = [[f"{right}.self_attn.{x}.{p}" for x in _QKV] for p in _PARTS]
         rules += [
-            split(f"{left}.attn.in_proj_{p}", [f"{right}.self_attn.{x}.{p}" for x in _QKV]) for p in _PARTS
+            *(chunked(f"{left}.attn.in_proj_{p}", keys) for p, keys in zip(_PARTS, qkv, strict=True)),
+            *affine(f"{left}.attn.out_proj", f"{right}.self_attn.out_proj"),
+            *affine(f"{left}.ln_1", f"{right}.layer_norm1"),
+            *affine(f"{left}.ln_2", f"{right}.layer_norm2"),
+            *affine(f"{left}.mlp.c_fc", f"{right}.mlp.fc1"),
+            *affine(f"{left}.mlp.c_proj", f"{right}.mlp.fc2"),
         ]
-        rules += affine(f"{left}.attn.out_proj", f"{right}.self_attn.out_proj")
-        rules += affine(f"{left}.ln_1", f"{right}.layer_norm1") + affine(
-            f"{left}.ln_2", f"{right}.layer_norm2"
-        )
-        rules += affine(f"{left}.mlp.c_fc", f"{right}.mlp.fc1") + affine(
-            f"{left}.mlp.c_proj", f"{right}.mlp.fc2"
-        )
     return rules
 
 

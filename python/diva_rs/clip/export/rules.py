@@ -51,7 +51,7 @@ def reshaped(
     return Rule((left,), (right,), lambda t: [to_right(t[0])], lambda t: [to_left(t[0])])
 
 
-def split(left: str, right: Sequence[str]) -> Rule:
+def chunked(left: str, right: Sequence[str]) -> Rule:
     """Query, key and value: stacked along axis 0 on the left, tensors of one size on the right."""
     parts = len(right)
     return Rule((left,), tuple(right), lambda t: list(t[0].chunk(parts)), lambda t: [torch.cat(t)])
@@ -68,19 +68,13 @@ def joined(left: Sequence[str], right: str) -> Rule:
 
 
 def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> dict[str, Tensor]:
-    """``state`` under the names of another layout; strict in both directions.
+    """``state``, by the left names of the rules, under the names of another layout; strict both ways.
 
-    Args:
-        state: name -> tensor, by the left names of the rules.
-        rules: what belongs together.
-        target: the other layout, for messages.
-
-    Raises:
-        WeightsError: a key that no rule knows, or one that a rule needs and ``state`` lacks; names it.
-        ShapeError: tensors that do not fit together.
+    A key without a rule, or one that a rule needs and ``state`` lacks, is an error that names it and
+    ``target``, the other layout.
 
     >>> weights = {"attn.in_proj_bias": torch.arange(6.0)}
-    >>> rules = [split("attn.in_proj_bias", ("q.bias", "k.bias", "v.bias"))]
+    >>> rules = [chunked("attn.in_proj_bias", ("q.bias", "k.bias", "v.bias"))]
     >>> there = convert(weights, rules, "transformers")
     >>> there["k.bias"]
     tensor([2., 3.])
@@ -92,10 +86,7 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> 
     for rule in rules:
         missing = [key for key in rule.left if key not in rest]
         if missing:
-            raise WeightsError(
-                f"this model has no {missing[0]}, which every model of the {target} layout has: it cannot be "
-                f"written as one"
-            )
+            raise WeightsError(f"this model has no {missing[0]}, which the {target} layout needs")
         try:
             tensors = rule.forward([rest.pop(key) for key in rule.left])
         except (RuntimeError, IndexError) as err:
@@ -104,7 +95,5 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> 
     if rest:
         key = sorted(rest)[0]
         more = f" (and {len(rest) - 1} more keys)" if len(rest) > 1 else ""
-        raise WeightsError(
-            f"{key}{more} has no place in the {target} layout: a model with it computes what {target} cannot"
-        )
+        raise WeightsError(f"{key}{more} has no place in the {target} layout, which cannot compute it")
     return found

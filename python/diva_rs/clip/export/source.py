@@ -13,18 +13,18 @@ LAST, ARGMAX = "last", "argmax"  # where the text is read: at its last token, or
 
 @dataclass(frozen=True)
 class Blocks:
-    """A stack of pre-norm transformer blocks."""
+    """A stack of pre-norm transformer blocks, by the names of transformers' configurations."""
 
-    width: int
-    layers: int
-    heads: int
-    mlp: int  # width of the hidden layer
-    activation: str  # by transformers' names: "quick_gelu", "gelu", "gelu_pytorch_tanh"
-    eps: float  # of every LayerNorm
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int  # width of the MLPs' hidden layer
+    hidden_act: str  # "quick_gelu", "gelu" or "gelu_pytorch_tanh"
+    layer_norm_eps: float
 
 
 @dataclass(frozen=True)
-class Text:
+class TextTower:
     """A text tower."""
 
     blocks: Blocks
@@ -53,15 +53,12 @@ class Source:
     image: int  # side, in pixels
     patch: int
     vision: Blocks
-    text: Text | None
+    text: TextTower | None
     pixels: Pixels
 
 
 def alike(values: Iterable[Any], what: str) -> Any:
-    """The one value that all have.
-
-    Raises:
-        ConfigError: they differ.
+    """The one value that all have, or ConfigError.
 
     >>> alike([1e-5, 1e-5], "LayerNorm eps")
     1e-05
@@ -69,15 +66,12 @@ def alike(values: Iterable[Any], what: str) -> Any:
     found = set(values)
     if len(found) != 1:
         shown = ", ".join(sorted(map(str, found))) or "none"
-        raise ConfigError(f"{what} differs within the tower ({shown}): no other layout can say so")
+        raise ConfigError(f"{what} differs within the tower ({shown}): no other layout can express that")
     return found.pop()
 
 
 def activation_of(layer: nn.Module, where: str) -> str:
-    """The activation by transformers' name.
-
-    Raises:
-        ConfigError: one that the layouts have no word for.
+    """The activation by transformers' name, or ConfigError.
 
     >>> activation_of(nn.GELU(approximate="tanh"), "mlp.gelu")
     'gelu_pytorch_tanh'
@@ -88,19 +82,16 @@ def activation_of(layer: nn.Module, where: str) -> str:
         return "gelu_pytorch_tanh" if layer.approximate == "tanh" else "gelu"
     if type(layer).__name__ == "GELUTanh":  # timm
         return "gelu_pytorch_tanh"
-    raise ConfigError(f"{where} is a {type(layer).__name__}: exported are QuickGELU and GELU")
+    raise ConfigError(f"{where} is a {type(layer).__name__}: only QuickGELU and GELU can be exported")
 
 
 def square(size: Any, what: str) -> int:
-    """The side of a square.
-
-    Raises:
-        ConfigError: it is oblong.
+    """The side of a square, or ConfigError.
 
     >>> square((224, 224), "image_size")
     224
     """
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if sides[0] != sides[1]:
-        raise ConfigError(f"{what} is {sides[0]} x {sides[1]}: the other layouts know squares only")
+        raise ConfigError(f"{what} is {sides[0]} x {sides[1]}: the other layouts have squares only")
     return int(sides[0])

@@ -29,11 +29,7 @@ def matches(model: nn.Module) -> bool:
 
 
 def build(model: nn.Module, where: str = "") -> Tower:
-    """The tower over an open_clip VisionTransformer.
-
-    Raises:
-        ConfigError: attentional pooling into another width than the patches have.
-    """
+    """The tower over an open_clip VisionTransformer."""
     v: Any = model
     head = split_head([v.ln_post])
     unused: frozenset[str] = frozenset()
@@ -128,8 +124,8 @@ def _check_pooler(v: Any) -> None:
     if width != pooled:
         raise ConfigError(
             f"this {type(v).__name__} pools by attention from patches of width {width} to queries of width "
-            f"{pooled}: one projector cannot take both class token and patch tokens. Supported are models "
-            "whose embed_dim equals the vision width, and all models without attentional_pool"
+            f"{pooled}, and one projector cannot take both. Supported are models whose embed_dim equals the "
+            "vision width, and all models without attentional_pool"
         )
 
 

@@ -27,11 +27,7 @@ def matches(model: nn.Module) -> bool:
 
 
 def build(model: nn.Module, where: str = "") -> Tower:
-    """The tower over an OpenAI VisionTransformer.
-
-    Raises:
-        ConfigError: an open_clip before 2.30, whose parts have the same names.
-    """
+    """The tower over an OpenAI VisionTransformer."""
     v: Any = model
     foreign = [part for part in _FOREIGN if hasattr(v, part)]
     if foreign:

@@ -28,13 +28,7 @@ def matches(model: nn.Module) -> bool:
 
 
 def build(model: nn.Module, where: str = "") -> Tower:
-    """The tower over a TimmModel.
-
-    Warns if open_clip set OpenAI's mean and std on a SigLIP model, as it does without a pretrained tag.
-
-    Raises:
-        ConfigError: a trunk without patch tokens (ConvNeXt, ResNet, FastViT, ...), or without pooling.
-    """
+    """The tower over a TimmModel; warns about pixel statistics that are not SigLIP's."""
     tower = _over(model, where)
     trunk: Any = tower.module.trunk
     if _is_siglip(trunk) and _of_timm(trunk)[0] == HALF and tower.mean == OPENAI_MEAN:

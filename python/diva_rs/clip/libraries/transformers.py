@@ -49,11 +49,7 @@ def matches(model: nn.Module) -> bool:
 
 
 def build(model: nn.Module, where: str = "") -> Tower:
-    """The tower over a transformers CLIP or SigLIP model.
-
-    Raises:
-        ConfigError: a SigLIP vision model without its pooling head.
-    """
+    """The tower over a transformers CLIP or SigLIP model."""
     m: Any = model
     siglip = family_of(model) == "siglip"
     if hasattr(m, "text_model"):

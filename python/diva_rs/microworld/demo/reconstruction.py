@@ -37,11 +37,8 @@ def views(
 ) -> list[View]:
     """The images, what the denoiser gets, and what it makes of that in one step under several conditions.
 
-    Args:
-        teacher, vae: the frozen denoiser, and the decoder of its latents.
-        recipe: how CLIP's tokens become the condition.
-        images: (N, 3, H, W) in [0, 1]; every condition gets the same noise and the same token choice.
-        clips: title -> (CLIP, the projector that was trained for it).
+    ``images`` are (N, 3, H, W) in [0, 1]; ``clips`` maps a title to a CLIP and the projector trained for it.
+    Every condition gets the same noise and the same choice of tokens.
     """
     one = recipe.replace(draws=1, draw_weights=None, denoiser_batch=None, anchor=0.0, pixels="unit")
     shown = [View("image", images)]

@@ -56,14 +56,8 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo leaves.
-
-    Attributes:
-        result: of `diva_rs.post_train`.
-        before, after: CLIP's scores; None where Ctrl-C ended the run before they were measured.
-        table: the two side by side.
-        folder: the run folder, with report.html and reconstructions.png.
-    """
+    """What the demo leaves: the result of `post_train`, CLIP's scores before and after (None if Ctrl-C ended
+    the run), their table, and the run folder, with report.html and reconstructions.png."""
 
     result: PostTrainResult
     before: Scores
@@ -83,16 +77,12 @@ def run(
     """Score the tiny CLIP, post-train it, score it again, and write the report.
 
     Args:
-        output_dir: the run folder; by default a fresh folder in the system's temporary directory.
+        output_dir: the run folder; by default a new folder in the system's temporary directory.
         steps: optimizer steps.
         progress: whether to show progress bars.
-        world: a folder of ``diva-rs microworld pretrain``; by default the checkpoints in the package.
+        world: a folder of ``python -m lab pretrain``; by default the checkpoints in the package.
         per_pattern: pairs of each pattern of mini-MMVP.
         images: scenes for zero-shot and the probes.
-
-    Raises:
-        DependencyError: a library of the extra ``demo`` is missing.
-        DataError: there are no checkpoints in ``world``.
 
     >>> demo = run(steps=2, progress=False, per_pattern=2, images=64)  # doctest: +ELLIPSIS
     [...
@@ -101,28 +91,31 @@ def run(
     """
     models = Microworld(world)
     folder = make_folder(output_dir or tempfile.mkdtemp(prefix="diva-rs-demo-"))
-    clip, teacher, clock = models.clip(), models.teacher(), _Clock()
+    clip, teacher, started = models.clip(), models.teacher(), time.perf_counter()
     original = copy.deepcopy(clip)
     # The study's settings, for images in [0, 1], which the inputs of CLIP and of the VAE are made from.
     recipe = Recipe(name="demo", log_every=5, **{**RECIPE, "pixels": "unit", "steps": steps})
     recipe = recipe.replace(projector_warmup=min(recipe.projector_warmup, steps // 5))
 
-    clock.say("a tiny CLIP, a tiny diffusion model and their world")
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - started:3.0f} s] {text}", flush=True)
+
+    say("a tiny CLIP, a tiny diffusion model and their world")
     print(teacher.describe())
     scoring = Scoring(per_pattern, images)
-    clock.say(f"CLIP before: {len(scoring.pairs):,} pairs, {images:,} images, nine probes")
+    say(f"CLIP before: {len(scoring.pairs):,} pairs, {images:,} images, nine probes")
     before = scoring(clip, progress)
     print(before.mmvp)
     print(f"zero-shot objects: {before.zero_shot.accuracy:.1f} %")
 
-    clock.say(f"post-training: {recipe.steps} steps of {recipe.batch} images")
+    say(f"post-training: {recipe.steps} steps of {recipe.batch} images")
     result = post_train(clip, teacher, _loader(recipe), recipe, output_dir=folder, progress=progress)
     if result.interrupted:
         return Demo(result, before, None, "", folder)
-    clock.say("CLIP after: the same pairs and images")
+    say("CLIP after: the same pairs and images")
     after = scoring(clip, progress)
 
-    clock.say("the same projector for CLIP before, to see what the denoiser makes of each")
+    say("a projector for CLIP before, trained as long, to see what the denoiser makes of each")
     frozen = recipe.replace(projector_warmup=steps, anchor=0.0)
     projector = post_train(original, teacher, _loader(frozen), frozen, progress=progress).projector
     held = scoring.asked.images(range(min(images, 256)))
@@ -130,14 +123,14 @@ def run(
     picture = folder / "reconstructions.png"
     write_picture(picture, views(teacher, models.vae, recipe, held, clips))
 
-    clock.say("the report")
+    say("the report")
     page = _report(result, before, after, scoring, folder, picture)
     _check_reload(folder / "clip.safetensors", scoring.asked, after.embeddings)
-    told = table(before, after)
-    clock.say(f"done\n\n{told}\n")
+    scores = table(before, after)
+    say(f"done\n\n{scores}\n")
     print(f"report: {page}")
     print(f"reloaded in plain open_clip, with the same embeddings: {folder / 'clip.safetensors'}")
-    return Demo(result, before, after, told, folder)
+    return Demo(result, before, after, scores, folder)
 
 
 class Scenes(Dataset[dict[str, Any]]):
@@ -209,14 +202,3 @@ def _check_reload(file: Path, asked: World, embeddings: Tensor) -> None:
     require("open_clip", extra="open-clip").load_checkpoint(model, str(file), strict=True)
     if not torch.equal(image_embeddings(model, asked.images, range(len(asked))), embeddings):
         raise SystemExit(f"{file}: DIFFERENT EMBEDDINGS after loading in plain open_clip")
-
-
-class _Clock:
-    """Says what is being done, and how long the demo has run."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-
-    def say(self, text: str) -> None:
-        """A line that begins with the seconds so far."""
-        print(f"[{time.perf_counter() - self.started:3.0f} s] {text}", flush=True)

@@ -24,31 +24,24 @@ _START = 1 << 19
 
 @dataclass(frozen=True)
 class Scores:
-    """A CLIP's scores on the same scenes, with what the report needs of them.
+    """A CLIP's scores on the same scenes, and the embeddings of the images of zero-shot."""
 
-    Attributes:
-        mmvp: on pairs that differ in one attribute.
-        zero_shot: which object is in the picture.
-        probes: attribute -> a linear probe on the class token.
-        embeddings: (N, D) of the images of zero-shot.
-    """
-
-    mmvp: MmvpVlmResult
+    mmvp: MmvpVlmResult  # on pairs that differ in one attribute
     zero_shot: ZeroShotScore
-    probes: dict[str, ProbeScore]
-    embeddings: Tensor
+    probes: dict[str, ProbeScore]  # attribute -> a linear probe on the class token
+    embeddings: Tensor  # (N, D)
 
     def results(self) -> list[Any]:
         """As `diva_rs.report.write` takes them."""
-        accuracy, count = self.zero_shot.accuracy, len(self.zero_shot.outcomes)
+        score = self.zero_shot
         objects = DatasetScore(
-            dataset="microworld objects",
-            metric="acc1",
-            value=accuracy,
-            interval=self.zero_shot.interval,
-            items=count,
-            metrics={"acc1": accuracy},
-            outcomes=self.zero_shot.outcomes,
+            "microworld objects",
+            "acc1",
+            score.accuracy,
+            score.interval,
+            len(score.outcomes),
+            {"acc1": score.accuracy},
+            score.outcomes,
         )
         named = {
             name: dataclasses.replace(score, features=f"class token: {name}")
@@ -58,11 +51,8 @@ class Scores:
 
 
 class Scoring:
-    """Scores any CLIP on the same scenes of the world.
-
-    Args:
-        per_pattern: pairs of each of the nine patterns.
-        images: scenes for zero-shot and for asking the probes, and as many for fitting these.
+    """Scores any CLIP on the same scenes: ``per_pattern`` pairs of each of the nine patterns, and ``images``
+    scenes for zero-shot and the probes, which are fitted on as many others.
 
     >>> scores = Scoring(per_pattern=2, images=64)(diva_rs.microworld.new_clip(0))
     >>> len(scores.mmvp.pairs), len(scores.probes)
@@ -76,7 +66,7 @@ class Scoring:
         self._asked, self._fitted = _rows(self.asked), _rows(World("train", images, start=(1 << 24) - images))
 
     def __call__(self, clip: nn.Module, progress: bool = False) -> Scores:
-        """The scores of ``clip``; with ``progress``, a bar over the probes, which take longest."""
+        """The scores of ``clip``; ``progress`` shows a bar over the probes, which take longest."""
         probes = {}
         for column, name in enumerate(tqdm(VALUES, "probes", disable=not progress)):
             if name in PATTERNS.values():
@@ -121,7 +111,7 @@ def rows(before: Scores, after: Scores) -> Iterator[Row]:
         places = [place for place, pattern in enumerate(patterns) if pattern == name]
         yield _row(f"  {name}", [old[place] for place in places], [new[place] for place in places])
     yield _row("zero-shot objects", before.zero_shot.outcomes, after.zero_shot.outcomes)
-    # An image's nine answers hang together: the interval of the mean is over images.
+    # The nine answers about an image are not independent: the interval of the mean is over images.
     means = [
         100 * np.mean([probe.outcomes for probe in scores.probes.values()], axis=0)
         for scores in (before, after)
@@ -133,7 +123,7 @@ def rows(before: Scores, after: Scores) -> Iterator[Row]:
 
 
 def table(before: Scores, after: Scores) -> str:
-    """The whole table, with a line that says how it is to be read."""
+    """The whole table, with a line on how to read it."""
     lines = [str(row) for row in rows(before, after)]
     head = f"{'per cent right':<38}{'before':>7}{'after':>8}{'change':>9}   95 % interval"
     note = (

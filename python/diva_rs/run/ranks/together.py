@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from diva_rs.data.batches import read_batch
-from diva_rs.distributed.ranks import Ranks
-from diva_rs.distributed.reduce import Reducer
+from diva_rs.distributed import Ranks, weighted_sums
+from diva_rs.run.ranks.loaders import check_first_batches
 from diva_rs.step.trainer import Trainer
 
 _LOSSES = ("loss", "denoising", "anchor")
@@ -33,7 +33,7 @@ class Together:
         self.trainer, self.ranks = trainer, ranks
         self.samples = 0
         self._pending, self._seen = 0, 0
-        self.reducer = Reducer(ranks, trainer.parameters())
+        self._checked = False  # whether the first batches were compared
 
     @property
     def pending(self) -> int:
@@ -48,8 +48,9 @@ class Together:
     def rounds(self, feed: Any, epoch: int) -> Iterator[tuple[int, Any, int]]:
         """A batch of every rank at a time, until none has any left in this pass.
 
-        ``feed`` is this rank's `Feed`. Yields the batches that all ranks have read of this pass, this rank's
-        batch (None: others have one left), and the samples of all of them (0 where one rank is alone).
+        ``feed`` is this rank's `Feed`. Yields the batches that all ranks have read of this pass,
+        this rank's batch (None: others have one left), and the samples of all of them (0 where one
+        rank is alone).
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed on some rank; on all of them in the same round.
@@ -61,15 +62,19 @@ class Together:
             return
         while True:
             batch = next(batches, _END)
-            own = 0 if batch is _END else len(read_batch(batch, feed.batches))
-            stop = self.ranks.stop.wanted
+            read = None if batch is _END else read_batch(batch, feed.batches)
+            own = 0 if read is None else len(read)
+            if not self._checked:
+                check_first_batches(read, self.ranks)
+                self._checked = True
+            stop = self.ranks.stopping
             rows = self.ranks.numbers(own, feed.batches, self.trainer.samples_seen + own, int(stop))
-            samples, read, self._seen, stop = (sum(column) for column in zip(*rows, strict=True))
+            samples, done, self._seen, stop = (sum(column) for column in zip(*rows, strict=True))
             if stop:
                 raise KeyboardInterrupt
             if samples == 0:
                 return
-            yield read, None if batch is _END else batch, samples
+            yield done, None if batch is _END else batch, samples
 
     def train(self, batch: Any, samples: int, enough: int) -> Tensor | None:
         """Run this rank's part of a round of ``samples``; with ``enough`` of them together, update.
@@ -87,10 +92,6 @@ class Together:
         self.samples += samples
         loss = None
         if batch is not None:
-            own = len(read_batch(batch))
-            if self._pending >= enough:
-                passes = -(-own // (trainer.recipe.micro_batch or own))
-                self.reducer.expect(passes, trainer.pending + own, self._pending)
             loss = trainer.accumulate(batch)
         if self._pending >= enough:
             self.update()
@@ -102,17 +103,22 @@ class Together:
         if self.ranks.world == 1:
             trainer.apply()
             return
+        parameters = trainer.parameters().values()
+        rows = self.ranks.numbers(*(int(parameter.grad is not None) for parameter in parameters))
+        needed = [p for p, column in zip(parameters, zip(*rows, strict=True), strict=True) if any(column)]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in needed]
         device = trainer.step_modules.device
-        own = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
-        means = self.reducer.reduce(trainer.pending, self._pending, own)
-        trainer.metrics.update(zip(_LOSSES, means, strict=True))
+        losses = [torch.as_tensor(trainer.metrics.get(name, 0.0), device=device) for name in _LOSSES]
+        sums = weighted_sums(self.ranks, [*gradients, *losses], trainer.pending / self._pending)
+        for parameter, gradient in zip(needed, sums[: len(needed)], strict=True):
+            parameter.grad = gradient
+        trainer.metrics.update(zip(_LOSSES, sums[len(needed) :], strict=True))
         trainer.pending = self._pending
         trainer.apply()
         self._pending = 0
 
     def discard(self) -> None:
-        """Forget the gradient since the last `apply`, on this rank; take the hooks off its parameters."""
-        self.reducer.close()
+        """Discard the gradient since the last `apply`, on this rank."""
         self.trainer.discard()
         self._pending = 0
 

@@ -1,12 +1,13 @@
-//! The backward pass over some keys of one head. The probabilities of a block are computed again, keys as rows and queries
-//! as columns: so they are factors of every product that follows in the order in which they come.
+//! The backward pass over some keys of one head. The probabilities of a block are computed again,
+//! keys as rows and queries as columns: so they are factors of every product that follows in the
+//! order in which they come.
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
 use crate::error::Result;
 use crate::simd::{
-    exp2, interleave, load, narrow, product, store_pairs, zeros, Columns, Into, Pairs, Rows, LANES, ROWS,
+    exp2, interleave, load, narrow, product, store_pairs, zeros, Columns, Pairs, Rows, Write, LANES, ROWS,
     STRIP,
 };
 
@@ -46,13 +47,14 @@ impl Gradients {
     }
 }
 
-/// A block of queries as second factors: transposed for the products with keys and values, as it is for the gradients at
-/// these.
+/// A block of queries as second factors: transposed for the products with keys and values, as it is
+/// for the gradients at these.
 struct Block {
     query: (Columns, Columns),
     gradient: (Columns, Columns),
     log_sums: Vec<f32>,
-    /// For each query the sum over all keys of probability times its gradient, which is output times gradient.
+    /// For each query the sum over all keys of probability times its gradient, which is output
+    /// times gradient.
     deltas: Vec<f32>,
 }
 
@@ -123,14 +125,14 @@ pub fn backward(seen: &Seen, key: Rows, value: Rows) -> Result<Gradients> {
                 for s in 0..width.div_ceil(STRIP) {
                     let to = at * width + s * STRIP;
                     let (gradient, query) = (block.gradient.1.strip(s), block.query.1.strip(s));
-                    product(&strip.probabilities, gradient, &mut at_value[to..], width, Into::Sum);
-                    product(&strip.at_scores, query, &mut at_key[to..], width, Into::Sum);
+                    product(&strip.probabilities, gradient, &mut at_value[to..], width, Write::Sum);
+                    product(&strip.at_scores, query, &mut at_key[to..], width, Write::Sum);
                 }
             }
             for row in (0..key.width).step_by(ROWS) {
                 for s in 0..at_scores.strips() {
                     let to = &mut across_query[row * columns + s * STRIP..];
-                    product(across.rows(row), at_scores.strip(s), to, columns, Into::Sum);
+                    product(across.rows(row), at_scores.strip(s), to, columns, Write::Sum);
                 }
             }
         }
@@ -155,8 +157,8 @@ fn cut(mut wide: Vec<f32>, width: usize, like: Rows) -> Vec<f32> {
 }
 
 impl Strip {
-    /// Of [`ROWS`] keys and values. The gradients at the scores go besides to `across`, from the row `pair` on: there they
-    /// stand in pairs of keys.
+    /// Of [`ROWS`] keys and values. The gradients at the scores go besides to `across`, from the
+    /// row `pair` on: there they stand in pairs of keys.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
     fn fill(
@@ -170,8 +172,8 @@ impl Strip {
         let (power, scale) = (_mm512_set1_ps(scale * LOG2_E), _mm512_set1_ps(scale));
         let (log_sums, deltas) = (block.log_sums.as_chunks().0, block.deltas.as_chunks().0);
         for s in 0..across.strips() {
-            product(keys, block.query.0.strip(s), &mut self.scores, STRIP, Into::New);
-            product(values, block.gradient.0.strip(s), &mut self.at_probabilities, STRIP, Into::New);
+            product(keys, block.query.0.strip(s), &mut self.scores, STRIP, Write::New);
+            product(values, block.gradient.0.strip(s), &mut self.at_probabilities, STRIP, Write::New);
             let scores = self.scores.as_chunks().0;
             let at_probabilities = self.at_probabilities.as_chunks().0;
             let (across, width) = across.strip_mut(s);

@@ -1,16 +1,17 @@
-//! The forward pass over some queries of one head: scores by blocks of keys, and a softmax that is corrected where larger
-//! scores come (arXiv 2205.14135, algorithm 1).
+//! The forward pass over some queries of one head: scores by blocks of keys, and a softmax that is
+//! corrected where larger scores come (arXiv 2205.14135, algorithm 1).
 
 use std::arch::x86_64::*;
 use std::f32::consts::LOG2_E;
 
 use crate::error::Result;
 use crate::simd::{
-    exp2, load, maximum, narrow, product, round, store_pairs, total, zeros, Columns, Into, Pairs, Rows,
+    exp2, load, maximum, narrow, product, round, store_pairs, total, zeros, Columns, Pairs, Rows, Write,
     LANES, ROWS, STRIP,
 };
 
-/// Keys of a block. Its scores for [`ROWS`] queries lie in the first cache, its keys and values in the second.
+/// Keys of a block. Its scores for [`ROWS`] queries lie in the first cache, its keys and values in
+/// the second.
 const KEYS: usize = 512;
 
 /// Keys and values of a head, packed by blocks for products with queries and with probabilities.
@@ -34,8 +35,8 @@ pub struct Place<'a> {
     pub mixed: &'a mut [u16],
     pub stride: usize,
     pub column: usize,
-    /// The same of this head alone, not rounded: rounding's part in the sum of output times gradient would be an error
-    /// that the gradients at all scores of a query share.
+    /// The same of this head alone, not rounded: rounding's part in the sum of output times
+    /// gradient would be an error that the gradients at all scores of a query share.
     pub exact: &'a mut [f32],
     /// Per query the logarithm to base 2 of the sum over the keys of e^score.
     pub log_sums: &'a mut [f32],
@@ -67,7 +68,7 @@ pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) -> Result<()>
         let count = (head.keys - block * KEYS).min(KEYS);
         for first in (0..len).step_by(ROWS) {
             for s in 0..keys.strips() {
-                product(rows.rows(first), keys.strip(s), &mut scores[s * STRIP..], KEYS, Into::New);
+                product(rows.rows(first), keys.strip(s), &mut scores[s * STRIP..], KEYS, Write::New);
             }
             for (i, row) in scores.chunks_exact_mut(KEYS).enumerate() {
                 let row = &mut row[..keys.width];
@@ -77,7 +78,7 @@ pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) -> Result<()>
             }
             for s in 0..values.strips() {
                 let to = &mut state.mixed[first * width + s * STRIP..];
-                product(&shares, values.strip(s), to, width, Into::Sum);
+                product(&shares, values.strip(s), to, width, Write::Sum);
             }
         }
     }

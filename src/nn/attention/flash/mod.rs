@@ -1,6 +1,7 @@
-//! Attention in bf16 on processors with AVX-512's bf16 instructions, without a score in memory: forward, and backward by
-//! computing the probabilities again (arXiv 2205.14135, 2307.08691). Scores, sums and gradients are float32; factors of
-//! products are rounded to bf16, as they are in libtorch's fused kernels.
+//! Attention in bf16 on processors with AVX-512's bf16 instructions, without a score in memory:
+//! forward, and backward by computing the probabilities again (arXiv 2205.14135, 2307.08691).
+//! Scores, sums and gradients are float32; factors of products are rounded to bf16, as they are in
+//! libtorch's fused kernels.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -20,7 +21,8 @@ use forward::{Head, Place};
 
 /// Queries that a thread takes at a time.
 const QUERIES: usize = 192;
-/// Keys whose gradients a thread finds at a time: more of them, and the heads of a large image are too few to share out.
+/// Keys whose gradients a thread finds at a time: more of them, and the heads of a large image are
+/// too few to share out.
 const KEYS: usize = 2048;
 
 /// Whether [`flash`] takes these (B, L, heads * d) inputs.
@@ -197,8 +199,8 @@ fn whole(
     Ok(Some(whole.into_tensor().f_view_dtype(Kind::BFloat16)?))
 }
 
-/// The numbers of a bf16 tensor as bits, row by row and outside any graph: under the name of the other half precision, as
-/// tch can view no bf16.
+/// The numbers of a bf16 tensor as bits, row by row and outside any graph: under the name of the
+/// other half precision, as tch can view no bf16.
 fn bits(x: &Tensor) -> Result<Tensor> {
     Ok(x.f_detach()?.f_contiguous()?.f_view_dtype(Kind::Half)?)
 }

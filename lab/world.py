@@ -1,0 +1,78 @@
+"""The microworld for studies: beside the UNet a DiT, and a denoiser that was never trained."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diva_rs._base.checkpoint import load_weights
+from diva_rs._base.optional import require
+from diva_rs.clip.weights import fill
+from diva_rs.diffusion import Teacher
+from diva_rs.errors import ConfigError, shown
+from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_scheduler, new_unet, seeded
+from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.rendering import SIDE
+from diva_rs.microworld.scenes import VALUES
+
+TEACHERS = ("unet", "dit", "untrained")
+
+
+class StudyWorld(Microworld):
+    """`Microworld` with more teachers; the DiT of the package's world is in ``lab/checkpoints``."""
+
+    @cached_property
+    def dit(self) -> Any:
+        """The weaker ``DiTTransformer2DModel``, whose condition is the object's class alone."""
+        folder = Path(__file__).parent / "checkpoints" if self.folder == SHIPPED else self.folder
+        dit = new_dit(0)
+        fill(dit, load_weights(folder / "dit.safetensors"), "dit.safetensors")
+        return dit
+
+    def teacher(self, kind: str = "unet", seed: int = 0) -> Teacher:
+        """The teacher "unet", "dit", or the control "untrained": a UNet with fresh weights of ``seed``."""
+        if kind not in TEACHERS:
+            raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
+        if kind == "dit":
+            return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
+        return self.teacher_of(self.unet) if kind == "unet" else self.teacher_of(new_unet(1000 + seed))
+
+    @torch.no_grad()
+    def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:
+        """The trained UNet's denoising loss over that of ``teacher``, under the empty text.
+
+        A control with an untrained denoiser has a loss many times larger; by this factor it weighs as much.
+        """
+        generator = torch.Generator().manual_seed(0)
+        scheduler = new_scheduler()
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(latents),), generator=generator)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        target = scheduler.get_velocity(latents, noise, timesteps)
+        trained = self.teacher()
+        text = trained.text().expand(len(latents), -1, -1)
+        errors = [one.denoise(noisy, timesteps, text) - target for one in (trained, teacher)]
+        return float(errors[0].square().mean()) / float(errors[1].square().mean())
+
+
+def new_dit(seed: int) -> nn.Module:
+    """A diffusers ``DiTTransformer2DModel`` with fresh weights; its classes are the world's objects.
+
+    >>> new_dit(0).config.num_embeds_ada_norm
+    8
+    """
+    diffusers = require("diffusers", extra="diffusers")
+    with seeded(seed):
+        dit: nn.Module = diffusers.DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=32,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_layers=3,
+            sample_size=SIDE // FACTOR,
+            patch_size=1,
+            num_embeds_ada_norm=len(VALUES["object"]),
+        )
+    return dit.eval()

@@ -1,0 +1,75 @@
+"""Flags from the fields of a command's settings: names, types, ranges, defaults; and from text to values."""
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diva_rs.recipes.settings import Settings, fields_help, kind, schemas
+
+
+class Options(Settings):
+    """The settings of a command; each field is a flag."""
+
+    @classmethod
+    def label(cls, field: str) -> str:
+        """The field's flag."""
+        return "--" + field.replace("_", "-")
+
+
+def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = None) -> None:
+    """Give a parser a flag for each field, or for those that are named."""
+    texts = fields_help(cls)
+    for name in cls.model_fields if names is None else names:
+        schema, _ = kind(schemas(cls)[name])
+        form: dict[str, Any] = {"metavar": _metavar(schema)}
+        if schema.get("type") == "boolean":
+            form = {"action": argparse.BooleanOptionalAction}
+        elif _is_text(schema.get("items", {})):
+            form = {"metavar": "TEXT", "action": "append"}
+        text = texts[name].replace("%", "%%")
+        parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
+
+
+def given(args: argparse.Namespace, cls: type[Settings]) -> dict[str, Any]:
+    """The fields that this command line gives, as values."""
+    found = {name: value for name, value in vars(args).items() if name in cls.model_fields}
+    return {
+        name: parsed(value, schemas(cls)[name]) if isinstance(value, str) else value
+        for name, value in found.items()
+    }
+
+
+def parsed(text: str, schema: Mapping[str, Any]) -> Any:
+    """The value that a flag's text means, or the text itself, which the field then refuses.
+
+    >>> parsed("5,1", {"type": "array", "items": {"type": "number"}}), parsed("x", {"type": "number"})
+    ((5.0, 1.0), 'x')
+    """
+    one, optional = kind(schema)
+    if optional and text.lower() == "none":
+        return None
+    try:
+        if one.get("type") == "array":
+            item = one["items"] if "items" in one else one["prefixItems"][0]
+            if "$ref" in item:
+                return json.loads(text)
+            parts = tuple(parsed(part, item) for part in text.split(","))
+            return text if any(isinstance(part, str) for part in parts) else parts
+        return {"integer": int, "number": float}.get(one.get("type", ""), str)(text)
+    except ValueError:
+        return text
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    return schema.get("type") == "string"
+
+
+def _metavar(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return "{" + ",".join(schema["enum"]) + "}"
+    if "prefixItems" in schema:
+        return ",".join(map(_metavar, schema["prefixItems"]))
+    if schema.get("type") == "array":
+        return "JSON" if "$ref" in schema["items"] else f"{_metavar(schema['items'])},..."
+    return {"integer": "N", "number": "X"}.get(schema.get("type", ""), "TEXT")

@@ -1,0 +1,109 @@
+"""Loaders over several ranks: each rank must read its own images."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from diva_rs.data.batches import Batch
+from diva_rs.data.latent_cache import CachedLoader
+from diva_rs.data.loader import ImageLoader, KeyedSampler
+from diva_rs.distributed import Ranks
+from diva_rs.errors import DataError
+
+_WAYS = (
+    "give a DataLoader a torch.utils.data.DistributedSampler, prepare it with accelerate, use "
+    "diva_rs.data.folder_loader or shard_loader, or give each rank an iterable of its own images"
+)
+
+
+def check_divided(loader: Any, ranks: Ranks) -> None:
+    """Raise DataError where every rank would read all images, or has no shard.
+
+    Of an iterable that is no DataLoader nothing is known before it is read: see
+    `check_first_batches`.
+
+    >>> check_divided([torch.zeros(1, 3, 8, 8)], Ranks())
+    """
+    loader = _without_cache(loader)
+    if ranks.world == 1:
+        return
+    if isinstance(loader, ImageLoader):
+        shards = getattr(loader.dataset, "shards", None)
+        if shards is not None and len(shards) < ranks.world:
+            raise DataError(
+                f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
+                f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
+            )
+        return
+    whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+    if whole and not is_divided(loader):
+        raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
+
+
+def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
+    """Raise DataError where all ranks read the same first batch. To be called by all ranks."""
+    prints = ranks.facts(None if batch is None else _fingerprint(batch))
+    if ranks.world > 1 and prints[0] is not None and prints.count(prints[0]) == ranks.world:
+        raise DataError(f"all {ranks.world} ranks read the same first batch: {_WAYS}")
+
+
+def is_divided(loader: DataLoader[Any]) -> bool:
+    """Whether a DataLoader reads this rank's part of its dataset."""
+    batches = loader.batch_sampler
+    parts = (loader.sampler, batches, getattr(batches, "sampler", None))
+    known = any(isinstance(part, (DistributedSampler, KeyedSampler)) for part in parts)
+    # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a
+    # prepared loader.
+    sharded = any(hasattr(part, "process_index") or hasattr(part, "num_replicas") for part in parts)
+    return known or sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
+
+
+def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
+    """Batches of a pass: the most of one rank, and of all ranks; None where a rank cannot tell.
+
+    To be called by all ranks.
+
+    >>> length_of([1, 2, 3], Ranks())
+    (3, 3)
+    """
+    try:
+        own = len(loader)
+    except (TypeError, NotImplementedError):
+        own = -1
+    lengths = [row[0] for row in ranks.numbers(own)]
+    return None if min(lengths) < 0 else (max(lengths), sum(lengths))
+
+
+@contextmanager
+def every_image(loader: Any, ranks: Ranks) -> Iterator[None]:
+    """Within this block our own sampler leaves out no image, though some ranks then read one more.
+
+    A run weighs the ranks by their samples, so they need not be even.
+    """
+    sampler = getattr(_without_cache(loader), "sampler", None)
+    if ranks.world == 1 or not isinstance(sampler, KeyedSampler):
+        yield
+        return
+    sampler.even = False
+    try:
+        yield
+    finally:
+        sampler.even = True
+
+
+def _without_cache(loader: Any) -> Any:
+    return loader.loader if isinstance(loader, CachedLoader) else loader
+
+
+def _fingerprint(batch: Batch) -> list[str]:
+    """The ids of a batch, or a hash of its pixels."""
+    if batch.ids is not None:
+        return [str(key) for key in (batch.ids.tolist() if hasattr(batch.ids, "tolist") else batch.ids)]
+    pixels = batch.images if batch.images is not None else batch.pixel_values
+    assert pixels is not None  # read_batch gives one of the two
+    host = pixels.detach().cpu().contiguous()
+    return [hashlib.sha256(host.view(torch.uint8).numpy().tobytes()).hexdigest()]
