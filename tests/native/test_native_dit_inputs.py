@@ -47,13 +47,13 @@ def test_keys_are_strict_both_ways() -> None:
         ({"grid": 2**40}, "grid is"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"out_channels": 9}, "4 channels in and 9 out"),
-        ({"label": "add"}, 'unknown label "add": use replace or join'),
+        ({"label": "add"}, "config.label: unknown variant `add`, expected `replace` or `join`"),
         ({"label": "join", "num_classes": 11}, "has none after 11 classes"),
-        ({"activation": "relu"}, "unknown activation"),
+        ({"activation": "relu"}, "config.activation: unknown variant"),
         ({"norm_eps": (1e-6, float("nan"), 1e-6)}, "norm_eps NaN"),
         ({"time_channels": 1}, "at least 2"),
-        ({"depth": 1}, 'unknown field "depth"'),
-        ({"width": "wide"}, r"config\[\"width\"\] is wide"),
+        ({"depth": 1}, "unknown field `depth`"),
+        ({"width": "wide"}, "config.width: .*cannot be interpreted as an integer"),
     ],
 )
 def test_impossible_configurations(fields: dict, message: str) -> None:

@@ -181,7 +181,7 @@ def _bare(part: Any) -> Any:
 
 def _checked(model: Any) -> nn.Module:
     if family_of(model) is None:
-        raise ConfigError(f"{a_type(model)} cannot be a teacher; expected {_expected()}")
+        raise ConfigError(f"{type(model).__name__} cannot be a teacher; expected {_expected()}")
     checked: nn.Module = model
     return checked
 

@@ -70,6 +70,7 @@ class Teacher:
     family: Family
     device: torch.device
     dtype: torch.dtype
+    _vae: nn.Module | None
 
     def __init__(
         self,
@@ -352,7 +353,7 @@ class Teacher:
         self.denoiser = freeze(fitted(self.given, self._wanted_device, self._precision))
         self.denoiser.requires_grad_(self._trainable)
         self.device, self.dtype = home(self.denoiser, name)
-        self._vae: nn.Module | None = None
+        self._vae = None
         context = Context(self._empty_text, self._pixels_per_latent)
         self.family = make(self.denoiser, context, self._options)
 

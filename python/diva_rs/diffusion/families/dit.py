@@ -15,7 +15,7 @@ LABELS = ("replace", "join")
 class DiT(Family):
     """The condition replaces the label embedding of each block, or joins that of "no class"."""
 
-    supported = "a DiTTransformer2DModel"
+    supported = "a diffusers DiTTransformer2DModel"
     options = frozenset({"label"})
 
     def __init__(self, model: nn.Module, context: Context, label: str = "replace") -> None:
@@ -29,7 +29,8 @@ class DiT(Family):
         # The view shares every weight of the given model, which keeps its embedders and gets no hooks. A
         # hook would be gone when gradient checkpointing runs a block once more during the backward pass.
         self.view: Any = rebuilt(model, lambda tensor: tensor)
-        for block in self.view.transformer_blocks:
+        blocks: Any = self.view.transformer_blocks
+        for block in blocks:
             embed = block.norm1.emb
             embed.class_embedder = _Replaced() if label == "replace" else _Joined(embed.class_embedder)
 
