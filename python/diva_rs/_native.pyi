@@ -9,6 +9,7 @@ from torch import Tensor
 
 __version__: str
 __all__ = [
+    "Batch",
     "Bridge",
     "DrawPlan",
     "Network",
@@ -19,6 +20,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Tape",
+    "View",
     "__version__",
     "augment_seed",
     "lr_factor",
@@ -122,9 +124,43 @@ class Pixels:
     def vae_input(self, images: Tensor, size: tuple[int, int]) -> Tensor: ...
 
 @final
+class Batch:
+    def __new__(
+        cls,
+        *,
+        keys: npt.NDArray[np.uint64],
+        text: Tensor,
+        drawn: DrawPlan | tuple[Tensor, Tensor, Tensor | None],
+        epoch: int = 0,
+        seed: int = 0,
+        images: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        latents: Tensor | None = None,
+        size: tuple[int, int] = ...,
+        encoder: Any = None,
+        sampled: Sequence[int] | None = None,
+    ) -> Batch: ...
+    def __len__(self) -> int: ...
+
+@final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: Any) -> tuple[Tensor, _Targets]: ...
+    def read(self, batch: Batch) -> tuple[Tensor, _Targets]: ...
+
+@final
+class View:
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def pooled(self) -> Tensor: ...
+    @property
+    def original(self) -> Tensor: ...
+    @property
+    def predictions(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def timesteps(self) -> Tensor: ...
 
 @final
 class Step:
@@ -139,6 +175,7 @@ class Step:
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
         anchor: float = 0.0,
+        terms: Sequence[tuple[str, float, Callable[[View], Tensor]]] = ...,
         original: tuple[Callable[[Tensor], Tensor] | Network, Bridge] | None = None,
         micro_batch: int | None = None,
         denoiser_batch: int | None = None,
@@ -146,18 +183,19 @@ class Step:
     def train(
         self,
         reader: Reader,
-        batch: Any,
+        batch: Batch,
         optimizer: Optimizer,
         share: float = 1.0,
         train_tower: bool = True,
         update: tuple[float | None, float, Tensor | None] | None = None,
         hold: Callable[[], None] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    ) -> tuple[dict[str, Tensor], Tensor | None]: ...
     @property
     def denoiser_limit(self) -> int | None: ...
+    def changed_limit(self) -> int | None: ...
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets
-    ) -> tuple[Tensor, Tensor, list[Tensor]]: ...
+    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
 
 @final
 class Recording: ...

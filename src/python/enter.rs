@@ -9,17 +9,6 @@ use pyo3::prelude::*;
 
 use crate::error::{DivaError, Result};
 
-mod exceptions {
-    use pyo3::import_exception;
-
-    import_exception!(diva_rs.errors, ConfigError);
-    import_exception!(diva_rs.errors, DataError);
-    import_exception!(diva_rs.errors, DeviceError);
-    import_exception!(diva_rs.errors, DivaError);
-    import_exception!(diva_rs.errors, ShapeError);
-    import_exception!(diva_rs.errors, WeightsError);
-}
-
 /// Runs `work` without the GIL and hands its result, its error or its panic back to Python.
 pub fn enter<T, F>(py: Python<'_>, work: F) -> PyResult<T>
 where
@@ -77,16 +66,23 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 /// One exception per variant. A callback's own exception goes back unchanged, traceback included.
 pub fn raise(err: DivaError) -> PyErr {
     let text = err.to_string();
-    match err {
-        DivaError::Shape { .. } | DivaError::Kind { .. } => exceptions::ShapeError::new_err(text),
-        DivaError::Config { .. } => exceptions::ConfigError::new_err(text),
-        DivaError::Weights { .. } => exceptions::WeightsError::new_err(text),
-        DivaError::Data { .. } => exceptions::DataError::new_err(text),
-        DivaError::Device { .. } => exceptions::DeviceError::new_err(text),
-        DivaError::Torch(_) | DivaError::Panic(_) => exceptions::DivaError::new_err(text),
+    let name = match err {
+        DivaError::Shape { .. } | DivaError::Kind { .. } => "ShapeError",
+        DivaError::Config { .. } => "ConfigError",
+        DivaError::Weights { .. } => "WeightsError",
+        DivaError::Data { .. } => "DataError",
+        DivaError::Device { .. } => "DeviceError",
+        DivaError::Torch(_) | DivaError::Panic(_) => "DivaError",
         DivaError::Callback(inner) => match inner.downcast::<PyErr>() {
-            Ok(err) => *err,
-            Err(other) => exceptions::DivaError::new_err(other.to_string()),
+            Ok(err) => return *err,
+            Err(_) => "DivaError",
         },
-    }
+    };
+    Python::with_gil(|py| exception(py, name, text).unwrap_or_else(|err| err))
+}
+
+/// An exception of `diva_rs.errors`.
+fn exception(py: Python<'_>, name: &str, text: String) -> PyResult<PyErr> {
+    let class = py.import("diva_rs.errors")?.getattr(name)?;
+    Ok(PyErr::from_value(class.call1((text,))?))
 }

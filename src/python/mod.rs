@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+mod callback;
 mod condition;
 mod draws;
 mod enter;
@@ -12,7 +13,9 @@ mod number;
 mod optim;
 mod schedule;
 mod step;
+mod targets;
 mod tensor;
+mod term;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
@@ -24,5 +27,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    term::register(module)?;
     network::register(module)
 }

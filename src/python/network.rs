@@ -39,8 +39,8 @@ impl PyNetwork {
         Ok(Box::new(self.vit("tokens")?.clone()))
     }
 
-    pub(super) fn denoiser(&self) -> PyResult<Box<dyn Denoiser>> {
-        Ok(Box::new(self.denoises("predict")?.clone()))
+    pub(super) fn denoiser(&self) -> PyResult<Arc<Mutex<dyn Denoiser>>> {
+        Ok(self.denoises("predict")?.clone())
     }
 
     pub(super) fn encoder(&self) -> PyResult<Box<dyn Encoder>> {
@@ -143,7 +143,7 @@ impl PyNetwork {
         text: Option<Given>,
     ) -> PyResult<PyTensor> {
         let (network, asked) = (self.denoiser()?, Asked::new(noisy, timesteps, condition, text)?);
-        enter(py, move || asked.predict(network.as_ref())).map(PyTensor)
+        enter(py, move || asked.predict(&network)).map(PyTensor)
     }
 
     /// (prediction, the gradient at the condition), given the gradient at the prediction. Where the configuration says
@@ -160,7 +160,7 @@ impl PyNetwork {
     ) -> PyResult<(PyTensor, PyTensor)> {
         let (network, at_prediction) = (self.denoiser()?, at_prediction.named("at_prediction")?);
         let asked = Asked::new(noisy, timesteps, condition, text)?;
-        enter(py, move || asked.gradient(network.as_ref(), &at_prediction))
+        enter(py, move || asked.gradient(&network, &at_prediction))
             .map(|(prediction, gradient)| (PyTensor(prediction), PyTensor(gradient)))
     }
 

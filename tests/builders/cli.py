@@ -6,6 +6,7 @@ from diva_rs.cli import main, train
 from diva_rs.cli.options import TrainOptions, settings
 
 MODEL = "diva-cli-tiny"
+SCORED = "diva-scored-tiny"  # takes the texts of the benchmarks
 CONFIG = {
     "embed_dim": 20,
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
@@ -19,6 +20,11 @@ def message(capsys, argv, main=main, code=2):
     return next(line for line in output.splitlines() if ": error: " in line)
 
 
+SCORED_CONFIG = {
+    **CONFIG,
+    "vision_cfg": {**CONFIG["vision_cfg"], "layers": 1},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+}
 NEEDED = ["--clip", MODEL, "--teacher", "t", "--data", "d", "--output-dir", "o"]
 
 

@@ -5,22 +5,36 @@ from types import SimpleNamespace
 
 import open_clip
 import pytest
+import torch
 import transformers
 from PIL import Image
 
-from builders.cli import CONFIG, MODEL
+from builders.cli import CONFIG, MODEL, SCORED, SCORED_CONFIG
 from builders.small import WIDTH, scheduler, small_unet, small_vae
+from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import train
 
 
 @pytest.fixture(scope="module", autouse=True)
-def registered(tmp_path_factory):
-    """open_clip knows the tiny model by its name, as it knows its own."""
-    file = tmp_path_factory.mktemp("configs") / f"{MODEL}.json"
-    file.write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(file)
-    yield
-    open_clip.factory._MODEL_CONFIGS.pop(MODEL)
+def weights(tmp_path_factory):
+    """open_clip knows the tiny models by name; a folder with the weights of two runs of the second one."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name, config in ((MODEL, CONFIG), (SCORED, SCORED_CONFIG)):
+        (folder / f"{name}.json").write_text(json.dumps(config))
+        open_clip.add_model_config(folder / f"{name}.json")
+    for seed, place in enumerate(["before", "after"]):
+        torch.manual_seed(seed)
+        (folder / place).mkdir()
+        save_weights(folder / place / "clip.safetensors", open_clip.create_model(SCORED).state_dict())
+    yield folder
+    for name in (MODEL, SCORED):
+        open_clip.factory._MODEL_CONFIGS.pop(name)
+
+
+@pytest.fixture
+def clip(weights):
+    """The second model as the command line names it."""
+    return f"{SCORED}:{weights / 'before' / 'clip.safetensors'}"
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from builders.benchmarks import captions_folder, photos_folder, shapes_folder
+from builders.cli import SCORED, SCORED_CONFIG
 from builders.clips import IMAGE, clip_variants
 from builders.mmvp import mmvp_folder
 from diva_rs._base.checkpoint import save_weights
@@ -20,32 +21,7 @@ from diva_rs.cli.models import load_other, load_scored
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.evaluation import mmvp_vlm
 
-MODEL = "diva-eval-tiny"
-CONFIG = {
-    "embed_dim": 20,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def weights(tmp_path_factory):
-    """A model that open_clip knows by name, and the weights of two runs."""
-    folder = tmp_path_factory.mktemp("weights")
-    (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder / f"{MODEL}.json")
-    for seed, place in enumerate(["before", "after"]):
-        torch.manual_seed(seed)
-        (folder / place).mkdir()
-        save_weights(folder / place / "clip.safetensors", open_clip.create_model(MODEL).state_dict())
-    yield folder
-    open_clip.factory._MODEL_CONFIGS.pop(MODEL)
-
-
-@pytest.fixture
-def clip(weights):
-    return f"{MODEL}:{weights / 'before' / 'clip.safetensors'}"
 
 
 def run(capsys, *argv):
@@ -58,10 +34,10 @@ def run(capsys, *argv):
 @pytest.mark.parametrize("spelled", ["after", "after/clip.safetensors", "model"])
 def test_mmvp_of_two_models(capsys, tmp_path, weights, clip, spelled):
     root = mmvp_folder(tmp_path, pairs=1)
-    other = f"{MODEL}:{weights}/after/clip.safetensors" if spelled == "model" else weights / spelled
+    other = f"{SCORED}:{weights}/after/clip.safetensors" if spelled == "model" else weights / spelled
     told = run(capsys, "mmvp", "--clip", clip, "--data", root, "--compare", other, "--out", tmp_path / "out")
     before, after = (
-        mmvp_vlm(*load_scored(f"{MODEL}:{weights}/{place}/clip.safetensors", CPU), root)
+        mmvp_vlm(*load_scored(f"{SCORED}:{weights}/{place}/clip.safetensors", CPU), root)
         for place in ("before", "after")
     )
     assert str(before) in told and str(after) in told and str(before.compare(after)) in told
@@ -117,20 +93,20 @@ def message(capsys, *argv):
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, tmp_path, clip):
-    mmvp = ["mmvp", "--clip", MODEL, "--data", tmp_path]
+    mmvp = ["mmvp", "--clip", SCORED, "--data", tmp_path]
     assert "did you mean 'mmvp'" in message(capsys, "mmpv")
     assert "eval needs --clip" in message(capsys, "mmvp")
-    assert "eval needs --data" in message(capsys, "mmvp", "--clip", MODEL)
+    assert "eval needs --data" in message(capsys, "mmvp", "--clip", SCORED)
     assert "--data no/such: there is no such folder" in message(
-        capsys, "mmvp", "--clip", MODEL, "--data", "no/such"
+        capsys, "mmvp", "--clip", SCORED, "--data", "no/such"
     )
     assert "did you mean 'official-openai'" in message(capsys, *mmvp, "--embedding", "official-openia")
     assert "--seed='x': an integer of at least 0 is needed" in message(capsys, *mmvp, "--seed", "x")
     assert "--recall='a': one or more integers of at least 1 are needed" in message(
-        capsys, "retrieval", "--clip", MODEL, "--data", tmp_path, "--datasets", "x", "--recall", "a"
+        capsys, "retrieval", "--clip", SCORED, "--data", tmp_path, "--datasets", "x", "--recall", "a"
     )
     assert "holds no file Questions.csv" in message(capsys, *mmvp)
-    assert "no data set is named" in message(capsys, "retrieval", "--clip", MODEL, "--data", tmp_path)
+    assert "no data set is named" in message(capsys, "retrieval", "--clip", SCORED, "--data", tmp_path)
     assert "unknown argument '--embeding'; did you mean '--embedding'" in message(capsys, *mmvp, "--embeding")
 
 
@@ -143,9 +119,9 @@ def test_the_module_runs_as_a_program(tmp_path):
 
 
 def test_an_open_clip_folder_brings_its_own_pixels(tmp_path, weights, clip):
-    config = {"model_cfg": CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
+    config = {"model_cfg": SCORED_CONFIG, "preprocess_cfg": {"mean": [0.1] * 3, "std": [0.2] * 3}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    save_weights(tmp_path / "open_clip_model.safetensors", open_clip.create_model(MODEL).state_dict())
+    save_weights(tmp_path / "open_clip_model.safetensors", open_clip.create_model(SCORED).state_dict())
     own, transform, tokenizer = load_scored(str(tmp_path), CPU)
     assert own.visual.image_mean == (0.1,) * 3 or list(own.visual.image_mean) == [0.1] * 3
     assert list(transform.transforms[-1].mean) == [0.1] * 3 and not own.training
@@ -154,7 +130,9 @@ def test_an_open_clip_folder_brings_its_own_pixels(tmp_path, weights, clip):
 
 def test_weights_of_another_model_are_refused(tmp_path, weights, clip):
     save_weights(tmp_path / "clip.safetensors", {"visual.proj": torch.zeros(3, 3)})
-    with pytest.raises(WeightsError, match=r"clip\.safetensors does not hold the weights of diva-eval-tiny"):
+    with pytest.raises(
+        WeightsError, match=r"clip\.safetensors does not hold the weights of diva-scored-tiny"
+    ):
         load_other(str(tmp_path), load_scored(clip, CPU), CPU, clip)
 
 

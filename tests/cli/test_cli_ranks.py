@@ -10,30 +10,21 @@ import pytest
 import torch
 
 from builders.benchmarks import photos_folder
+from builders.cli import SCORED, SCORED_CONFIG
 from builders.diffusion import tiny_pipeline
 from builders.run_ranks import environment
 from builders.small import worst
 from diva_rs._base.checkpoint import load_weights
 
-CONFIG = {
-    "embed_dim": 20,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
 ALONE = [sys.executable, "-m"]
 TORCHRUN = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2", "-m"]
 
 
 def clip_folder(folder):
     """A folder of open_clip with random weights."""
-    name = "diva-cli-ranks"
     folder.mkdir()
-    (folder / f"{name}.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder / f"{name}.json")
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model(name).state_dict(), folder / "open_clip_pytorch_model.bin")
-    open_clip.factory._MODEL_CONFIGS.pop(name)
-    config = {"model_cfg": CONFIG, "preprocess_cfg": {}}
+    torch.save(open_clip.create_model(SCORED).state_dict(), folder / "open_clip_pytorch_model.bin")
+    config = {"model_cfg": SCORED_CONFIG, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder
 

@@ -2,7 +2,6 @@
 
 import json
 
-import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,61 +13,38 @@ from diva_rs.cli import main
 from diva_rs.cli.scores import bounds
 from diva_rs.errors import ConfigError
 
-MODEL = "diva-watch-tiny"
-CONFIG = {
-    "embed_dim": 20,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
-}
-
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A model that open_clip knows, a teacher's folder, photographs in class folders, MMVP-VLM."""
+    """A teacher's folder, photographs in class folders, MMVP-VLM."""
     folder = tmp_path_factory.mktemp("scene")
-    (folder / f"{MODEL}.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(folder / f"{MODEL}.json")
-    torch.manual_seed(0)
-    torch.save(open_clip.create_model(MODEL).state_dict(), folder / "clip.pt")
     tiny_pipeline().save_pretrained(folder / "teacher")
     photos_folder(folder)
     (folder / "mmvp").mkdir()
     mmvp_folder(folder / "mmvp", pairs=1)
-    yield folder
-    open_clip.factory._MODEL_CONFIGS.pop(MODEL)
+    return folder
 
 
-def train(scene, tmp_path, *more):
-    photos = photos_of(scene)
-    fixed = ("--clip", f"{MODEL}:{scene / 'clip.pt'}", "--teacher", scene / "teacher", "--data", photos)
-    rest = (
-        "--output-dir",
-        tmp_path / "run",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--no-progress",
-        "--steps",
-        "4",
-    )
-    return main(["train", *map(str, (*fixed, *rest, "--loader-batch", "2", *more))])
+@pytest.fixture
+def train(scene, clip, tmp_path):
+    """Runs ``diva-rs train`` for four steps with these flags; returns the exit code."""
+
+    def run(*flags):
+        models = ("--clip", clip, "--teacher", scene / "teacher", "--data", photos_of(scene))
+        rest = ("--output-dir", tmp_path / "run", "--workers", "0", "--device", "cpu", "--no-progress")
+        return main(["train", *map(str, (*models, *rest, "--steps", "4", "--loader-batch", "2", *flags))])
+
+    return run
 
 
 def photos_of(scene):
     return next(path for path in scene.iterdir() if path.is_dir() and path.name not in ("teacher", "mmvp"))
 
 
-def test_scores_while_training(scene, tmp_path, capsys):
-    assert (
-        train(
-            scene,
-            tmp_path,
-            *("--eval-every", "2", "--mmvp", scene / "mmvp", "--zero-shot", photos_of(scene), "--drift", "3"),
-            *("--best", "drift", "--guard", "drift=0.5,zero_shot=drop:100", "--lr", "1e-4"),
-        )
-        == 0
-    )
+def test_scores_while_training(scene, train, weights, tmp_path, capsys):
+    scores = ("--mmvp", scene / "mmvp", "--zero-shot", photos_of(scene), "--drift", "3")
+    bound = ("--best", "drift", "--guard", "drift=0.5,zero_shot=drop:100")
+    assert train("--eval-every", "2", *scores, *bound, "--lr", "1e-4") == 0
     output = capsys.readouterr().out
     rows = json.loads((tmp_path / "run" / "evaluations.json").read_text())
     assert [row["step"] for row in rows] == [0, 2, 4]
@@ -77,23 +53,20 @@ def test_scores_while_training(scene, tmp_path, capsys):
     table = [line.split() for line in output.splitlines()[-4:]]
     assert table[0][:4] == ["score", "before", "best,", "0"] and table[3][0] == "drift"
     kept = load_file(tmp_path / "run" / "best" / "clip.safetensors")
-    original = torch.load(scene / "clip.pt", weights_only=True)
+    original = load_file(weights / "before" / "clip.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in original.items())
 
 
-def test_the_guard_from_the_command_line(scene, tmp_path, capsys):
-    assert (
-        train(scene, tmp_path, "--eval-every", "1", "--drift", "4", "--guard", "drift=0.9999", "--lr", "3")
-        == 0
-    )
+def test_the_guard_from_the_command_line(train, tmp_path, capsys):
+    assert train("--eval-every", "1", "--drift", "4", "--guard", "drift=0.9999", "--lr", "3") == 0
     output = capsys.readouterr().out
     assert "stopped after 1 steps" in output
     assert output.splitlines()[-1].startswith("the guard ended the run: drift is 0.")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["stopped"].endswith("those of step 0")
 
 
-def test_slips(scene, tmp_path, capsys):
-    assert train(scene, tmp_path, "--guard", "drift=0.9") == 2
+def test_slips(train, capsys):
+    assert train("--guard", "drift=0.9") == 2
     assert "--guard needs a score: give --mmvp, --zero-shot or --drift as well" in capsys.readouterr().err
     for text in ("drift", "drift=much", "drift=drop:much", "a=1,b"):
         with pytest.raises(ConfigError, match="cannot be read: SCORE=LOWEST"):

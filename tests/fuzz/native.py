@@ -204,9 +204,8 @@ class _Recorder:
         self.made["Step.train"] = Call(self.step.train, arguments, len(args))
         return self.step.train(*args, **kwargs)
 
-    @property
-    def denoiser_limit(self) -> int | None:
-        return self.step.denoiser_limit
+    def changed_limit(self) -> int | None:
+        return self.step.changed_limit()
 
 
 @contextmanager

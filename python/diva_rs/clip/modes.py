@@ -15,11 +15,7 @@ def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def stochastic_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Layers whose train-mode output depends on random numbers or on the rest of the batch, by name.
-
-    >>> [name for name, _ in stochastic_layers(nn.Sequential(nn.Tanh(), nn.Dropout(0.1), nn.Dropout(0.0)))]
-    ['1']
-    """
+    """Layers whose train-mode output depends on random numbers or on the rest of the batch, by name."""
     return [(name, layer) for name, layer in module.named_modules() if _is_stochastic(layer)]
 
 

@@ -13,8 +13,7 @@ from diva_rs._base.files import beside, make_folder
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import Place, check_finite, check_images
-from diva_rs.data.latent_facts import Facts, ViewFacts, compare, identity, view_of
-from diva_rs.data.latent_store import Store, StoreWriter, content_hash, holds_store
+from diva_rs.data.latent_store import Facts, Store, StoreWriter, content_hash, holds_store, identity
 from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, Three, vae_input
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
@@ -82,7 +81,8 @@ class LatentCache:
                 work.add(read_batch(item, number), number)
             if work.writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
-            work.writer.finish(Facts(teacher=identity(teacher), view=work.view(), views=views))
+            made_by, described = identity(teacher), str(teacher.describe())
+            work.writer.finish(Facts(describe=described, teacher=made_by, view=work.view(), views=views))
         return cls.open(path)
 
     @classmethod
@@ -99,15 +99,13 @@ class LatentCache:
         Raises DataError for a folder that is missing, incomplete or damaged, and for other makers.
         """
         store = Store(Path(folder).absolute())
-        saved = store.facts
         if teacher is not None:
-            now = identity(teacher).model_copy(update={"describe": saved.teacher.describe})
-            compare(store.folder, "another VAE", saved.teacher, now)
+            _compare(store, "teacher", "another VAE", identity(teacher))
         if recipe is not None:
-            recipe = _recipe(recipe)
-            size = _input_size(recipe, teacher) or saved.view.image_size
-            view = view_of(recipe, mean, std, size, saved.view.source, saved.view.resampled)
-            compare(store.folder, "pixels prepared in another way", saved.view, view)
+            recipe, saved = _recipe(recipe), store.facts.view
+            size = _input_size(recipe, teacher) or saved.get("image_size")
+            view = _view_of(recipe, mean, std, size, saved.get("source"), saved.get("resampled"))
+            _compare(store, "view", "pixels prepared in another way", view)
         return cls(store)
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
@@ -145,7 +143,7 @@ class LatentCache:
 
     def describe(self) -> str:
         """One line: how many latents of which shape, made by what."""
-        made_by = "; ".join(self._store.facts.teacher.describe.splitlines())
+        made_by = "; ".join(self._store.facts.describe.splitlines())
         return f"{len(self)} latents {self.shape} in {self._store.folder}, made by {made_by}"
 
     def __reduce__(self) -> Any:  # another process opens the files, it gets no copy
@@ -187,14 +185,14 @@ class _Encoder:
         self.teacher, self.recipe, self.writer, self.dtype = teacher, recipe, writer, dtype
         self.mean, self.std = recipe.clip_mean or scale[0], recipe.clip_std or scale[1]
         self.size = _input_size(recipe, teacher)
-        self.source = ""
+        self.source: str | None = None
         self.resampled = False
 
     def add(self, batch: Batch, number: int) -> None:
         pixels, convention = batch.source(self.recipe.pixels)
         what = "images" if batch.images is not None else "pixel_values"
         check_images(pixels.detach().cpu(), convention, self.mean, self.std, what, number, batch.ids)
-        if self.source not in ("", what):
+        if self.source not in (None, what):
             raise DataError(
                 f"batch {number} holds {what}, those before held {self.source}: a cache is made from one kind"
             )
@@ -213,9 +211,8 @@ class _Encoder:
                 )
             self.writer.add(content, latent)
 
-    def view(self) -> ViewFacts:
-        assert self.size is not None  # known since the first image
-        return view_of(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
+    def view(self) -> dict[str, Any]:
+        return _view_of(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
 
     def _encode(self, pixels: Tensor, convention: str, number: int) -> Tensor:
         if self.size is None:
@@ -233,6 +230,32 @@ class _Encoder:
             )
         check_finite(latents, batch=number)
         return latents
+
+
+def _view_of(
+    recipe: Recipe, mean: Three, std: Three, size: Any, source: str | None, resampled: bool | None
+) -> dict[str, Any]:
+    """The settings that decide the VAE's input for given images."""
+    convention = "clip" if source == "pixel_values" else recipe.pixels
+    view: dict[str, Any] = {"source": source, "pixels": convention, "vae_pixels": recipe.vae_pixels}
+    view |= {"image_size": list(size or ()), "resampled": resampled}
+    if resampled:
+        view |= {"resize": recipe.resize, "antialias": recipe.antialias}
+    if convention == "clip" or recipe.vae_pixels == "official":
+        view |= {"mean": list(recipe.clip_mean or mean), "std": list(recipe.clip_std or std)}
+    return view
+
+
+def _compare(store: Store, part: str, source: str, now: dict[str, Any]) -> None:
+    """Raise DataError, saying what differs, unless a part of the facts is the same."""
+    saved = getattr(store.facts, part)
+    differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+    if differing:
+        pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+        raise DataError(
+            f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
+            "build it again with overwrite=True"
+        )
 
 
 def _recipe(recipe: Recipe | None) -> Recipe:

@@ -7,19 +7,20 @@
 """
 
 import hashlib
+import json
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
 from diva_rs._base.files import write_json
 from diva_rs._base.optional import one_line
-from diva_rs.data.latent_facts import Facts
+from diva_rs.data.augment import Views
 from diva_rs.errors import DataError, WeightsError
 
 Array = np.ndarray[Any, Any]
@@ -28,11 +29,40 @@ _INDEX, _FACTS, _LATENTS = "index.safetensors", "facts.json", "latents-{:05}.saf
 _FILE_BYTES = 1 << 27  # of latents in a file
 
 
+class Facts(BaseModel, extra="forbid"):
+    """The content of ``facts.json``."""
+
+    format: Literal["diva-rs latents 2"] = "diva-rs latents 2"
+    describe: str  # the teacher's own words
+    teacher: dict[str, Any]  # the VAE: configuration, and a fingerprint of its encoder's weights
+    view: dict[str, Any]  # how images became the VAE's input
+    views: Views | None
+
+
 def content_hash(pixels: Array) -> bytes:
     """128 bits of BLAKE2b of an image's values and shape."""
     state = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
     state.update(np.ascontiguousarray(pixels, "<f4").data)
     return state.digest()
+
+
+def identity(teacher: Any) -> dict[str, Any]:
+    """The VAE's configuration and a fingerprint of its encoder's weights.
+
+    Weights are rounded to bf16 first, so that a cache made in float32 serves a run in bf16. An object without
+    ``vae`` is identified by ``describe()``.
+    """
+    if not hasattr(teacher, "vae"):
+        return {"config": {}, "weights": _hash(str(teacher.describe()).encode())}
+    if teacher.vae is None:
+        return {"config": {}, "weights": "none: works on pixels"}
+    parts = []
+    for name, weight in sorted(teacher.vae.state_dict().items()):
+        if not name.startswith(("decoder.", "post_quant_conv.")):
+            rounded = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+            parts.append(f"{name} {tuple(weight.shape)} {_hash(rounded.numpy().tobytes())}".encode())
+    config = {key: value for key, value in dict(teacher.vae.config).items() if not key.startswith("_")}
+    return {"config": json.loads(json.dumps(config, default=str)), "weights": _hash(b"\n".join(parts))}
 
 
 class StoreWriter:
@@ -153,3 +183,7 @@ def holds_store(folder: Path) -> bool:
 def _checksum(row: Tensor) -> int:
     digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
