@@ -138,7 +138,7 @@ def test_an_attention_that_upcasts_is_a_reason() -> None:
 def test_missing_text_and_missing_added_condition_are_reasons_too() -> None:
     with pytest.raises(NotNative, match="needs encoder_hidden_states"):
         native_unet(tiny_unet("unclip").eval())
-    with pytest.raises(NotNative, match="add_embedding.* is unexpected"):
+    with pytest.raises(NotNative, match=r"add_embedding.* is unexpected"):
         native_unet(tiny_unet("sdxl").eval())
 
 

@@ -41,6 +41,14 @@ class TorchDenoiser:
     def __init__(self, teacher: Teacher) -> None:
         self.teacher, self.slots = teacher, teacher.slots.names
 
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The denoiser's parameters that train, by name."""
+        if not self.teacher.trainable:
+            return {}
+        named = self.teacher.denoiser.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
     def __call__(self, noisy: Tensor, timesteps: Tensor, *slots: Tensor) -> Tensor:
         condition = Condition(**dict(zip(self.slots, slots, strict=True)))
         return self.teacher.denoise(noisy, timesteps, condition)
