@@ -63,7 +63,7 @@ class DeviceError(DivaError, RuntimeError):
 
 
 class RankError(DivaError, RuntimeError):
-    """Another rank of the run failed or is lost; the message holds its number, and its traceback if any."""
+    """Another rank of the run failed or was lost."""
 
 
 class DependencyError(DivaError, ImportError):
