@@ -16,8 +16,8 @@ _LIBRARIES = ("open_clip_torch", "timm", "transformers", "diffusers", "torchvisi
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine, and the most memory that was in use so far.
 
-    ``peak_memory_bytes`` is what PyTorch allocated on a CUDA device, elsewhere the whole process's resident
-    memory.
+    ``peak_memory_bytes`` is what PyTorch allocated on a CUDA device, elsewhere the whole process's
+    resident memory.
 
     >>> sorted(environment(torch.device("cpu")))[:4]
     ['cpus', 'device', 'diva_rs', 'libraries']
