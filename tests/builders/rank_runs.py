@@ -28,7 +28,7 @@ import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
 from builders.small import images, small_clip, small_teacher
-from diva_rs.data import dataset, decode, folder_loader, shard_loader
+from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
@@ -112,7 +112,7 @@ def decoded_names() -> list[str]:
         names.append(Path(name).name)
         return decode.decode(source, name, *rest)
 
-    dataset.decode = noted
+    folder.decode = noted
     return names
 
 

@@ -299,7 +299,7 @@ def test_a_folder_is_not_read_again_up_to_the_place(teacher, photos, tmp_path, m
     straight = run(tmp_path / "straight")
     with pytest.raises(Stop):
         run(tmp_path / "run", callbacks=[stop_at(7)])
-    import diva_rs.data.dataset as room
+    import diva_rs.data.folder as room
 
     read = []
     decode = room.decode
