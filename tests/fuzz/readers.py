@@ -28,7 +28,7 @@ from diva_rs.diffusion.loading import load_part
 from diva_rs.errors import DivaError
 from diva_rs.evaluation import mmvp_vlm, report
 from diva_rs.run.callbacks import JsonLines
-from diva_rs.run.evaluate import _read_rows
+from diva_rs.run.evaluator import _read_rows
 from diva_rs.run.folder import RunFolder
 
 MODEL = "diva-fuzz-tiny"

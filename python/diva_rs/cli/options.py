@@ -132,8 +132,13 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
     recipe = recipe.replace(**given(args, Recipe))
-    own = {name: value for name, value in top.items() if name in cls.model_fields}
-    return cls(**{**own, **flags}), recipe
+    own = {name: value for name, value in top.items() if name in cls.model_fields.keys() - flags.keys()}
+    try:
+        return cls(**own, **flags), recipe
+    except ConfigError as err:
+        if any(str(err).startswith(f"{cls.label(name)}=") for name in own):
+            raise ConfigError(f"config {args.config}: {err}") from None
+        raise
 
 
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What recipes and stages share: frozen values, strict types, and errors in one plain sentence."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -42,6 +42,13 @@ class Settings(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self:
+            if value != type(self).model_fields[name].default:
+                yield name, value
+
+    __str__ = BaseModel.__repr__
 
     @classmethod
     def label(cls, field: str) -> str:
@@ -154,4 +161,6 @@ def _meaning(cls: type[Settings], field: str) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+    return value

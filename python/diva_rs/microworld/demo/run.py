@@ -165,8 +165,8 @@ def _report(
     place = make_folder(folder / "pairs")
     listed = pairs(scoring.pairs, scoring.per_pattern)
     for number in (*flipped.gained, *flipped.lost):
-        shown = zip(pictures(listed[number].scenes), after.mmvp.pairs[number].images, strict=True)
-        for pixels, name in shown:
+        names = after.mmvp.pairs[number].images
+        for pixels, name in zip(pictures(listed[number].scenes), names, strict=True):
             _save(place / name, pixels)
     sides = [
         dataclasses.replace(scores, mmvp=dataclasses.replace(scores.mmvp, root=str(place)))

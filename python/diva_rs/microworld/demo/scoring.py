@@ -14,8 +14,8 @@ from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.scores import DatasetScore, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import change, compare_outcomes
 from diva_rs.microworld import PATTERNS, VALUES, World, image_embeddings, mini_mmvp, zero_shot_objects
-from diva_rs.microworld.embedding import MEAN, STD
-from diva_rs.microworld.zero_shot import ZeroShotScore
+from diva_rs.microworld.models import MEAN, STD
+from diva_rs.microworld.scores import ZeroShotScore
 
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 # Scenes that neither the study's settings were chosen on nor its results are measured on.
