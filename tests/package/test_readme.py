@@ -89,6 +89,13 @@ def test_the_loop_example_runs_as_it_is_pasted():
     assert names["trainer"].steps_done == 1
 
 
+def test_the_example_of_a_term_runs_as_it_is_pasted(capsys):
+    names = {"torch": torch, "diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
+    names["loader"] = [images(4, seed=n) for n in range(2)]
+    exec(PYTHON["Add your own loss term"], names)
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) <= 0.1
+
+
 def test_the_example_that_watches_runs_as_it_is_pasted(tmp_path, monkeypatch):
     import matplotlib
 
@@ -149,6 +156,7 @@ def test_every_python_block_runs_in_a_test():
     assert PYTHON.keys() == {
         "In a notebook",
         "In your own training loop",
+        "Add your own loss term",
         "Keep what CLIP could before",
         "Does it see better?",
         "Put it into LLaVA, SAN or your own code",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.modes import dropped_patches, stochastic_layers
+from diva_rs.clip.tower import dropped_patches, stochastic_layers
 
 HOOKS = {
     "_forward_hooks": "a forward hook",
