@@ -121,6 +121,7 @@ def test_labels_may_be_names():
         ({"train": [(torch.zeros(3, 3, 32, 32), [1, 1, 1])]}, DataError, "train has the one class 1"),
         ({"train": [(torch.zeros(3, 3, 32, 32), [1, 1, 2])]}, DataError, "train has one image of class 2"),
         ({"test": [(torch.zeros(1, 3, 32, 32), [9])]}, DataError, "test has the class 9"),
+        ({"validation": 20}, ConfigError, "validation=20"),
         ({"features": ["tokens"]}, ConfigError, r"features=\['tokens'\]: known are pooled"),
     ],
 )

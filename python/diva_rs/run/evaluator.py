@@ -20,6 +20,7 @@ from diva_rs._base.settings import hint
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, DataError, WeightsError, shown
 from diva_rs.evaluation.measures import Metric, as_metrics, measure
+from diva_rs.run.provenance import trained_denoiser
 from diva_rs.step.trainer import Trainer
 
 ARGUMENTS = ("evaluate", "eval_every", "best", "guard")
@@ -215,6 +216,9 @@ class Evaluator:
             beside.mkdir()
             save_weights(beside / "clip.safetensors", own_weights(self.trainer.clip))
             save_weights(beside / "projector.safetensors", self.trainer.projector.state_dict())
+            denoiser = trained_denoiser(self.trainer)
+            if denoiser is not None:
+                save_weights(beside / "denoiser.safetensors", denoiser.state_dict())
             write_json(beside / "scores.json", self._kept_row)
 
     def _read_back(self, folder: Path) -> None:
@@ -225,8 +229,9 @@ class Evaluator:
         if not kept or kept[0]["step"] not in [row["step"] for row in self.rows]:
             return  # of a step that comes again
         weights = load_weights(folder / "best" / "clip.safetensors")
-        projector = load_weights(folder / "best" / "projector.safetensors")
-        weights.update({f"projector.{name}": value for name, value in projector.items()})
+        for part in ("projector", *(["denoiser"] if trained_denoiser(self.trainer) else [])):
+            found = load_weights(folder / "best" / f"{part}.safetensors")
+            weights.update({f"{part}.{name}": value for name, value in found.items()})
         try:
             self._kept = {name: weights[name] for name in self.trainer.parameters()}
         except KeyError as err:

@@ -40,7 +40,8 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_RESULTS = ("clip.safetensors", "projector.safetensors", "recipe.json", "history.json", "report.json")
+_RESULTS = ("clip", "projector", "denoiser")  # .safetensors
+_RECORDS = ("run", "best", "evaluations", "recipe", "history", "report")  # .json
 
 
 class RunFolder:
@@ -164,9 +165,9 @@ class RunFolder:
             remove_folder(self.checkpoint(step))
         if (self.path / "best" / "scores.json").exists():
             remove_folder(self.path / "best")
-        for name in ("run.json", "best.json", "metrics.jsonl", "evaluations.json", *_RESULTS):
-            with suppress(FileNotFoundError):
-                (self.path / name).unlink()
+        names = [*(f"{name}.safetensors" for name in _RESULTS), *(f"{name}.json" for name in _RECORDS)]
+        for name in (*names, "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The log up to ``step``. Later rows and cut-off lines are removed from the file: those steps

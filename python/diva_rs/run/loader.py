@@ -4,7 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +83,17 @@ class ResumableLoader:
             generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch))
         with streams.used():
             batches = iter(self.loader)
-        for number, batch in enumerate(self._timed(streams.through(batches))):
+        for number, batch in enumerate(self._timed(batches, streams)):
             if number >= passed:
                 self.batches = number + 1
                 yield batch
 
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _timed(self, batches: Iterator[Any], streams: "_RandomStreams | None" = None) -> Iterator[Any]:
         while True:
             before = time.perf_counter()
             try:
-                batch = next(batches)
+                with nullcontext() if streams is None else streams.used():
+                    batch = next(batches)
             except StopIteration:
                 return
             finally:
@@ -146,15 +147,6 @@ class _RandomStreams:
         finally:
             self.inner = self._get()
             self._set(outer)
-
-    def through(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self.used():
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -16,7 +16,7 @@ from diva_rs.run.evaluator import Evaluation, Evaluator
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loader import Progress, ResumableLoader, death_of_worker
 from diva_rs.run.non_finite import READ_EVERY, NonFiniteMonitor
-from diva_rs.run.provenance import describe_data, environment
+from diva_rs.run.provenance import describe_data, describe_models, environment, trained_denoiser
 from diva_rs.run.ranks.trainer import RankedTrainer, Round
 from diva_rs.run.result import PostTrainResult
 from diva_rs.run.resume import open_run, progress_of
@@ -275,25 +275,19 @@ class Run:
         found = {} if self.evaluator is None else self.evaluator.report()
         self.history, found = self.ranks.facts((self.history, found))[0]
         report = {
-            "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
-            "teacher": trainer.teacher.describe(),
+            **describe_models(trainer),
             "steps": steps,
             "samples": self.progress.samples,
             "seconds": round(self._seconds(), 3),
-            "losses": list(trainer.loss_names),
             "skipped": self.monitor.skipped,
             "interrupted": interrupted,
             "data": describe_data(self.loader.loader),
-            "trained_parameters": {
-                "clip": sum(value.numel() for value in trainer.step_modules.parameters.values()),
-                "projector": sum(value.numel() for value in trainer.projector.parameters()),
-            },
-            "backend": trainer.backend,
             "ranks": self.ranks.world,
             **environment(trainer.step_modules.device),
             **found,
         }
-        result = PostTrainResult(self.history, report, trainer.projector, self.recipe, trainer.clip)
+        models = (trainer.projector, self.recipe, trainer.clip, trained_denoiser(trainer))
+        result = PostTrainResult(self.history, report, *models)
         if self.ranks.first and result.stopped is not None:
             _log.warning("the guard ended the run after %d steps: %s", steps, result.stopped)
         if self.folder is not None:
