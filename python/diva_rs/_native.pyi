@@ -6,16 +6,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from typing_extensions import disjoint_base
 
 __version__: str
 __all__ = [
-    "AutoencoderEncoder",
     "Batch",
     "Bridge",
-    "Denoiser",
-    "DiTTransformer2D",
     "DrawPlan",
+    "Network",
     "Optimizer",
     "Pixels",
     "Reader",
@@ -23,9 +20,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Tape",
-    "UNet2DCondition",
     "View",
-    "VisionTransformer",
     "__version__",
     "augment_seed",
     "lr_factor",
@@ -171,8 +166,8 @@ class View:
 class Step:
     def __new__(
         cls,
-        tower: Callable[[Tensor], Tensor] | VisionTransformer,
-        denoiser: Callable[..., Tensor] | Denoiser,
+        tower: Callable[[Tensor], Tensor] | Network,
+        denoiser: Callable[..., Tensor] | Network,
         bridge: Bridge,
         schedule: Schedule,
         *,
@@ -181,7 +176,7 @@ class Step:
         min_snr: float | None = None,
         anchor: float = 0.0,
         terms: Sequence[tuple[str, float, Callable[[View], Tensor]]] = ...,
-        original: tuple[Callable[[Tensor], Tensor] | VisionTransformer, Bridge] | None = None,
+        original: tuple[Callable[[Tensor], Tensor] | Network, Bridge] | None = None,
         micro_batch: int | None = None,
         denoiser_batch: int | None = None,
     ) -> Step: ...
@@ -206,16 +201,23 @@ class Step:
 class Recording: ...
 
 @final
-class VisionTransformer:
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> VisionTransformer: ...
+class Network:
+    def __new__(
+        cls,
+        kind: str,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> Network: ...
+    @property
+    def kind(self) -> str: ...
     def tokens(self, images: Tensor) -> Tensor: ...
     def record(self, images: Tensor) -> tuple[Tensor, Recording]: ...
     def backward(self, recording: Recording, gradient: Tensor) -> None: ...
     @property
-    def checkpoint(self) -> bool: ...
-
-@disjoint_base
-class Denoiser:
+    def slots(self) -> list[str]: ...
+    @property
+    def condition_width(self) -> int: ...
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Tensor, text: Tensor | None = None
     ) -> Tensor: ...
@@ -227,24 +229,4 @@ class Denoiser:
         at_prediction: Tensor,
         text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
-    @property
-    def condition_width(self) -> int: ...
-
-@final
-class UNet2DCondition(Denoiser):
-    def __new__(
-        cls,
-        config: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-        fixed: Mapping[str, Tensor] | None = None,
-    ) -> UNet2DCondition: ...
-
-@final
-class DiTTransformer2D(Denoiser):
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DiTTransformer2D: ...
-
-@final
-class AutoencoderEncoder:
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AutoencoderEncoder: ...
-    def encode(self, images: Tensor, micro_batch: int = 8) -> Tensor: ...
-    def encode_sample(self, images: Tensor, noise: Tensor, micro_batch: int = 8) -> Tensor: ...
+    def encode(self, images: Tensor, noise: Tensor | None = None, micro_batch: int = 8) -> Tensor: ...

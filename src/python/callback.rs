@@ -5,9 +5,8 @@ use pyo3::types::{PyDict, PyTuple};
 use tch::Tensor;
 
 use super::enter::raise;
-use super::fields::tensors;
 use super::list::List;
-use super::tensor::{Given, PyTensor};
+use super::tensor::{tensors, Given, PyTensor};
 use crate::denoiser::{Denoiser, Query, Slots};
 use crate::error::{DivaError, Result};
 use crate::inputs::Encoder;

@@ -9,10 +9,10 @@ use super::callback::Callback;
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
 use super::targets::{untargets, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
-use super::vae::PyAutoencoderEncoder;
 use crate::error::Result;
 use crate::inputs::{Batch, Drawn, Encoder, Reader};
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
@@ -149,7 +149,7 @@ impl PyBatch {
             latents: optional(latents, "latents")?,
             text: text.named("text")?,
             size,
-            encoder: encoder.map(|object| self::encoder(py, object)),
+            encoder: encoder.map(|object| self::encoder(py, object)).transpose()?,
             sampled: sampled.map(|List(items)| items),
             drawn,
             keys: keys.as_array().to_vec(),
@@ -164,10 +164,10 @@ impl PyBatch {
 }
 
 /// A native VAE where the object is one, otherwise a callable `images[, noise] -> latents`.
-fn encoder(py: Python<'_>, object: PyObject) -> Box<dyn Encoder> {
-    match object.bind(py).downcast::<PyAutoencoderEncoder>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn encoder(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Encoder>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().encoder(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 

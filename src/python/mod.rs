@@ -4,13 +4,11 @@ use pyo3::prelude::*;
 
 mod callback;
 mod condition;
-mod denoiser;
-mod dit;
 mod draws;
 mod enter;
-mod fields;
 mod inputs;
 mod list;
+mod network;
 mod number;
 mod optim;
 mod schedule;
@@ -18,9 +16,6 @@ mod step;
 mod targets;
 mod tensor;
 mod term;
-mod unet;
-mod vae;
-mod vision;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
@@ -33,9 +28,5 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     optim::register(module)?;
     step::register(module)?;
     term::register(module)?;
-    denoiser::register(module)?;
-    dit::register(module)?;
-    unet::register(module)?;
-    vae::register(module)?;
-    vision::register(module)
+    network::register(module)
 }

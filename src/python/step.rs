@@ -7,17 +7,16 @@ use pyo3::types::PyDict;
 
 use super::callback::{python, Callback, CallbackDenoiser};
 use super::condition::PyBridge;
-use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
 use super::inputs::{PyBatch, PyReader};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
 use super::targets::{targets, GivenTargets};
 use super::tensor::{optional, Given, PyTensor};
 use super::term::CallbackTerm;
-use super::vision::PyVisionTransformer;
 use crate::denoiser::Denoiser;
 use crate::error::{DivaError, Result};
 use crate::feedback::{Anchor, Denoise, Distance, Feedback, Losses, MemoryLimit, Teacher, Term};
@@ -29,19 +28,19 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 }
 
 /// A native tower where the object is one, otherwise a callable `images -> tokens`.
-fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
-    match object.bind(py).downcast::<PyVisionTransformer>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn tower(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn VisionTower>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().tower(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 
 /// A native denoiser where the object is one, otherwise a callable (see [`CallbackDenoiser`]).
 fn denoiser(object: &Bound<'_, PyAny>) -> PyResult<Arc<Mutex<dyn Denoiser>>> {
-    Ok(match object.downcast::<PyDenoiser>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Arc::new(Mutex::new(CallbackDenoiser::new(object)?)),
-    })
+    match object.downcast::<PyNetwork>() {
+        Ok(native) => native.get().denoiser(),
+        Err(_) => Ok(Arc::new(Mutex::new(CallbackDenoiser::new(object)?))),
+    }
 }
 
 fn named<'py>(py: Python<'py>, losses: &Losses) -> PyResult<Bound<'py, PyDict>> {
@@ -103,9 +102,11 @@ impl Step {
         for (name, weight, function) in terms.0 {
             objective.push(Box::new(CallbackTerm::new(name, weight, function)?));
         }
-        let original = original.map(|(tower, bridge)| {
-            Arc::new(Mutex::new(Original { tower: self::tower(py, tower), head: bridge.core().head }))
+        let original = original.map(|(tower, bridge)| -> PyResult<_> {
+            let tower = self::tower(py, tower)?;
+            Ok(Arc::new(Mutex::new(Original { tower, head: bridge.core().head })))
         });
+        let original = original.transpose()?;
         let teacher = Teacher {
             denoiser: self::denoiser(&denoiser)?,
             schedule,
@@ -113,7 +114,8 @@ impl Step {
             limit: MemoryLimit::default(),
         };
         let feedback = Feedback { bridge: bridge.core(), teacher, terms: objective, draws };
-        Ok(Step(Mutex::new(Core { tower: self::tower(py, tower), feedback, original, micro_batch })))
+        let tower = self::tower(py, tower)?;
+        Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch })))
     }
 
     /// From a `Batch` to gradients, and with `update` on to updated weights: the losses by name (0-dim, on the device),

@@ -6,8 +6,7 @@ use tch::Tensor;
 use super::callback::python;
 use super::enter::{enter_step, raise};
 use super::tensor::{Given, PyTensor};
-use crate::denoiser::frozen::is_floating;
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 use crate::feedback::{Scope, Term, View};
 
 /// What a term of the loss sees: the whole batch of a step. Each tensor is computed when it is first read.
@@ -91,11 +90,7 @@ impl Term for CallbackTerm {
             let loss = self.function.call1(py, (PyView(view.clone()),))?;
             loss.extract::<Given>(py)?.named(&format!("the loss of term {:?}", self.name))
         })?;
-        if !is_floating(&loss)? {
-            let (name, got) = (self.name.clone(), loss.f_kind()?);
-            let expected = "a floating-point loss".to_string();
-            return Err(DivaError::Kind { op: "terms", name, got, expected });
-        }
+        floating("terms", &self.name, &loss)?;
         Ok(loss)
     }
 }

@@ -38,9 +38,9 @@ def pick_device(name: str | None) -> "torch.device":
     """
     import torch
 
-    from diva_rs.diffusion.frozen import checked_device
+    from diva_rs._base.tensors import available_device
 
-    return checked_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return available_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import diva_rs._native as _native
 from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
-from diva_rs.diffusion.frozen import plain
+from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
@@ -108,9 +108,9 @@ class StepModules:
             return self.reader.batch(item, ids, epoch, draws, seen)
 
     def _check(self, part: str) -> None:
-        watch = self._parts[part].watch
-        if watch is not None:
-            watch.check()
+        snapshot = self._parts[part].snapshot
+        if snapshot is not None:
+            snapshot.check()
 
     def report_limit(self) -> None:
         """Warn, once, when the denoiser ran out of memory and sees fewer images at a time from then on."""
@@ -141,7 +141,7 @@ class StepModules:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The modes of the native step, whatever the caller's: gradients on, autocast off."""
-        with torch.inference_mode(False), torch.enable_grad(), plain(self.device):
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device):
             yield
 
     def check_home(self) -> None:
