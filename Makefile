@@ -31,7 +31,7 @@ test-rust: $(TORCH)
 	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --quiet
 
 test-python: $(NATIVE)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m mypy.stubtest diva_rs._native
 
 test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into an empty environment

@@ -12,7 +12,7 @@ from diva_rs._base.optional import require
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, shown
-from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_scheduler, new_unet, seeded
+from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_clip, new_scheduler, new_unet, seeded
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
@@ -21,7 +21,18 @@ TEACHERS = ("unet", "dit", "untrained")
 
 
 class StudyWorld(Microworld):
-    """`Microworld` with more teachers; the DiT of the package's world is in ``lab/checkpoints``."""
+    """`Microworld` with more CLIPs and teachers; the DiT of the package's world is in ``lab/checkpoints``."""
+
+    @property
+    def clips(self) -> int:
+        """How many CLIPs there are, each pretrained from another seed; the package's world has one."""
+        return len(self.manifest["clips"])
+
+    def clip(self, number: int = 0) -> nn.Module:
+        """CLIP ``number``, an ``open_clip.CLIP``: a new copy at every call."""
+        if not 0 <= number < self.clips:
+            raise ConfigError(f"there is no clip {number} in {self.folder}: it has {self.clips}, from 0")
+        return self.filled(new_clip(0), clip_name(number))
 
     @cached_property
     def dit(self) -> Any:
@@ -55,6 +66,11 @@ class StudyWorld(Microworld):
         text = trained.text().expand(len(latents), -1, -1)
         errors = [one.denoise(noisy, timesteps, text) - target for one in (trained, teacher)]
         return float(errors[0].square().mean()) / float(errors[1].square().mean())
+
+
+def clip_name(number: int) -> str:
+    """The file of a CLIP, without its ending."""
+    return f"clip-{number}" if number else "clip"
 
 
 def new_dit(seed: int) -> nn.Module:

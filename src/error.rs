@@ -84,3 +84,14 @@ impl DivaError {
         DivaError::Config { op, what: what.into() }
     }
 }
+
+/// The dtype of `tensor`, which must hold floating-point numbers.
+pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
+    match tensor.f_kind()? {
+        kind @ (Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double) => Ok(kind),
+        got => {
+            let expected = "floating point".to_string();
+            Err(DivaError::Kind { op, name: name.to_string(), got, expected })
+        }
+    }
+}

@@ -12,6 +12,7 @@
 //! * [`schedule`]: noise levels, targets and loss weights
 //! * [`feedback`]: the teacher's side: N denoising losses and their gradient at the condition (cut 2)
 //! * [`denoiser`]: the teacher's networks
+//! * [`networks`]: the native networks by kind
 //! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
 //!
 //! Below them: [`nn`] (blocks of the native networks, strict loading), [`autograd`] (backward passes
@@ -29,6 +30,7 @@ pub mod draws;
 pub mod error;
 pub mod feedback;
 pub mod inputs;
+pub mod networks;
 pub mod nn;
 pub mod optim;
 pub mod pixels;

@@ -1,17 +1,18 @@
 //! The student's side of a training step: tokens from the vision tower, feedback at cut 1, gradients into `.grad`.
 //!
-//! The tower runs forward and backward once per sample and step, whatever the number of draws.
+//! The tower runs forward and backward once per sample and step, whatever the number of draws. A term that sees the whole
+//! batch costs a second forward pass where the batch goes through in several micro-batches: the first pass, without a
+//! graph, gives the term its tokens, embeddings and predictions, and the second one takes the term's gradients at them
+//! (gradient caching: Gao et al., arXiv 2101.06983).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tch::{no_grad_guard, Tensor};
 
-use crate::condition::{embed, Bridge, Head};
-use crate::denoiser::Denoiser;
+use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
-use crate::feedback::{Feedback, Objective, Targets, Teaching};
+use crate::feedback::{with_total, Feedback, LossAndGrad, Losses, Make, Samples, Targets, TermGrads};
 use crate::inputs::Poll;
-use crate::schedule::Schedule;
 
 /// The student: the vision tower of a CLIP.
 pub trait VisionTower: Send {
@@ -28,7 +29,7 @@ pub trait VisionTower: Send {
 /// Adds to every `.grad` of a tower, given the gradient of its tokens.
 pub type Carry = Box<dyn FnOnce(&Tensor) -> Result<()>>;
 
-/// The untouched model that the anchor penalty holds the student to.
+/// The untouched model that terms hold the student to.
 pub struct Original {
     pub tower: Box<dyn VisionTower>,
     pub head: Head,
@@ -36,26 +37,16 @@ pub struct Original {
 
 pub struct Step {
     pub tower: Box<dyn VisionTower>,
-    pub denoiser: Box<dyn Denoiser>,
-    pub bridge: Bridge,
-    pub schedule: Arc<Schedule>,
-    pub objective: Objective,
-    pub original: Option<Original>,
+    pub feedback: Feedback,
+    pub original: Option<Arc<Mutex<Original>>>,
     /// Samples that go through the step at a time; `None`: all.
     pub micro_batch: Option<usize>,
 }
 
-/// The losses of a step, 0-dim, on the device: reading them is the caller's decision.
-pub struct Losses {
-    pub loss: Tensor,
-    pub denoising: Tensor,
-    pub anchor: Tensor,
-}
-
 impl Step {
-    /// Adds `share` times the gradient of the mean loss over `images` (B, 3, H, W) to the `.grad` of every trained
-    /// parameter. With `train_tower` false only the projector gets a gradient (its warm-up). `poll` is called after each
-    /// micro-batch.
+    /// Adds `share` times the gradient of the mean loss over `images` (B, 3, H, W) to the `.grad` of every parameter
+    /// that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
+    /// `poll` is called after each micro-batch.
     pub fn accumulate(
         &self,
         images: &Tensor,
@@ -65,19 +56,74 @@ impl Step {
         poll: Poll,
     ) -> Result<Losses> {
         let samples = batch_of(images)?;
-        let mut losses: Option<Losses> = None;
+        let cached = self.cached(images, targets, samples, |start, length| {
+            poll()?;
+            self.tower.tokens(&images.f_narrow(0, start, length)?)
+        })?;
+        let mut losses = Losses::default();
         for (start, length) in self.micro_batches(samples) {
             let images = images.f_narrow(0, start, length)?;
             let (tokens, carry) = self.tokens(&images, train_tower)?;
-            let heard = self.feedback(&tokens, &images, &targets.narrow(start, length)?, samples)?;
+            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let targets = targets.narrow(start, length)?;
+            let part =
+                Samples { tokens: &tokens, targets: &targets, original: self.original(&images), of: samples };
+            let found = self.feedback.loss_and_grad(part, share_of)?;
             if let Some(carry) = carry {
-                carry(&scaled(&heard.tokens, share)?)?;
+                carry(&scaled(&found.tokens, share)?)?;
             }
-            self.backward(&tokens, &heard, share, train_tower)?;
-            losses = Some(sum(losses, heard)?);
+            self.backward(&tokens, &found, share)?;
+            losses.add_all(&found.losses)?;
             poll()?;
         }
-        losses.ok_or_else(|| DivaError::Data { op: "accumulate", what: "the batch is empty".to_string() })
+        with_total(&losses)
+    }
+
+    /// Losses and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
+    pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, targets: &Targets) -> Result<LossAndGrad> {
+        let samples = batch_of(tokens)?;
+        let cached =
+            self.cached(images, targets, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;
+        let mut whole: Option<LossAndGrad> = None;
+        let mut at_tokens = Vec::new();
+        for (start, length) in self.micro_batches(samples) {
+            let (part, images) = (tokens.f_narrow(0, start, length)?, images.f_narrow(0, start, length)?);
+            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let targets = targets.narrow(start, length)?;
+            let part =
+                Samples { tokens: &part, targets: &targets, original: self.original(&images), of: samples };
+            let found = self.feedback.loss_and_grad(part, share_of)?;
+            at_tokens.push(found.tokens.shallow_clone());
+            match &mut whole {
+                Some(sum) => sum.add(&found)?,
+                None => whole = Some(found),
+            }
+        }
+        let whole = whole.ok_or_else(|| DivaError::config("feedback", "the batch is empty"))?;
+        let tokens = Tensor::f_cat(&at_tokens, 0)?;
+        Ok(LossAndGrad { losses: with_total(&whole.losses)?, tokens, ..whole })
+    }
+
+    /// The first pass of terms that see the whole batch, where it takes several micro-batches.
+    fn cached(
+        &self,
+        images: &Tensor,
+        targets: &Targets,
+        samples: i64,
+        tokens: impl Fn(i64, i64) -> Result<Tensor>,
+    ) -> Result<Option<TermGrads>> {
+        let width = self.width(samples);
+        if width >= samples || !self.feedback.has_batch_terms() {
+            return Ok(None);
+        }
+        let tokens = {
+            let _no_grad = no_grad_guard();
+            let parts: Result<Vec<_>> =
+                self.micro_batches(samples).map(|(start, length)| tokens(start, length)).collect();
+            Tensor::f_cat(&parts?, 0)?
+        };
+        let whole = Samples { tokens: &tokens, targets, original: self.original(images), of: samples };
+        self.feedback.batch_terms(whole, width).map(Some)
     }
 
     /// The tower's tokens: in a graph, recorded with what carries their gradient back, or, untrained, neither.
@@ -92,55 +138,31 @@ impl Step {
         Ok((self.tower.tokens(images)?, None))
     }
 
-    /// Loss and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
-    pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, targets: &Targets) -> Result<Feedback> {
-        let samples = batch_of(tokens)?;
-        let mut parts: Vec<Feedback> = Vec::new();
-        for (start, length) in self.micro_batches(samples) {
-            let part = tokens.f_narrow(0, start, length)?;
-            let images = images.f_narrow(0, start, length)?;
-            parts.push(self.feedback(&part, &images, &targets.narrow(start, length)?, samples)?);
-        }
-        join(parts)
-    }
-
-    fn feedback(
-        &self,
-        tokens: &Tensor,
-        images: &Tensor,
-        targets: &Targets,
-        samples: i64,
-    ) -> Result<Feedback> {
-        let original = match &self.original {
-            Some(original) if self.objective.anchor != 0.0 => {
-                let _frozen = no_grad_guard();
-                Some(embed(&original.head, &original.tower.tokens(images)?)?)
-            }
-            _ => None,
-        };
-        let teaching = Teaching {
-            bridge: &self.bridge,
-            schedule: &self.schedule,
-            denoiser: self.denoiser.as_ref(),
-            objective: &self.objective,
-        };
-        teaching.feedback(tokens, original.as_ref(), targets, samples)
+    /// Computes the untouched model's embeddings (B, D) of `images`, where there is such a model.
+    fn original(&self, images: &Tensor) -> Option<Make> {
+        let (original, images) = (self.original.clone()?, images.shallow_clone());
+        let width = self.width(images.size().first().copied().unwrap_or(0));
+        Some(Box::new(move || {
+            let _frozen = no_grad_guard();
+            let Original { tower, head } = &*original.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let parts: Result<Vec<_>> = parts_of(images.size()[0], width)
+                .map(|(start, length)| embed(head, &tower.tokens(&images.f_narrow(0, start, length)?)?))
+                .collect();
+            Ok(Tensor::f_cat(&parts?, 0)?)
+        }))
     }
 
     /// Cut 1 joined again: the backward pass of the scalar sum(tokens * d_tokens) + sum(param * d_param), whose
     /// gradient is the given one exactly, adds to every `.grad` through autograd's own accumulation.
-    fn backward(&self, tokens: &Tensor, heard: &Feedback, share: f64, train_tower: bool) -> Result<()> {
-        let mut terms = Vec::new();
-        if tokens.requires_grad() {
-            terms.push((tokens, &heard.tokens));
-        }
-        for ((name, param), gradient) in self.bridge.params().into_iter().zip(&heard.params) {
-            if param.requires_grad() && (train_tower || name.starts_with("projector")) {
-                terms.push((param, gradient));
-            }
-        }
+    fn backward(&self, tokens: &Tensor, found: &LossAndGrad, share: f64) -> Result<()> {
+        let denoiser = self.feedback.teacher.params();
+        let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(&found.bridge);
+        let denoiser = denoiser.iter().zip(&found.denoiser).filter_map(|(p, grad)| Some((p, grad.as_ref()?)));
         let mut scalar: Option<Tensor> = None;
-        for (value, gradient) in terms {
+        for (value, gradient) in [(tokens, &found.tokens)].into_iter().chain(bridge).chain(denoiser) {
+            if !value.requires_grad() {
+                continue;
+            }
             let product = value.f_mul(&scaled(gradient, share)?)?;
             let term = product.f_sum(product.kind())?;
             scalar = Some(match scalar {
@@ -154,10 +176,18 @@ impl Step {
         }
     }
 
-    fn micro_batches(&self, samples: i64) -> impl Iterator<Item = (i64, i64)> {
-        let width = self.micro_batch.map_or(samples, |width| width as i64).max(1);
-        (0..samples).step_by(width as usize).map(move |start| (start, width.min(samples - start)))
+    fn width(&self, samples: i64) -> i64 {
+        self.micro_batch.map_or(samples, |width| width as i64).max(1)
     }
+
+    fn micro_batches(&self, samples: i64) -> impl Iterator<Item = (i64, i64)> {
+        parts_of(samples, self.width(samples))
+    }
+}
+
+/// (start, length) of the parts of a batch.
+fn parts_of(samples: i64, width: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..samples).step_by(width as usize).map(move |start| (start, width.min(samples - start)))
 }
 
 fn scaled(gradient: &Tensor, share: f64) -> Result<Tensor> {
@@ -169,34 +199,4 @@ fn batch_of(tensor: &Tensor) -> Result<i64> {
         Some(&samples) if samples > 0 => Ok(samples),
         _ => Err(DivaError::shape("step", "images", tensor, "a batch of at least one sample")),
     }
-}
-
-fn sum(before: Option<Losses>, heard: Feedback) -> Result<Losses> {
-    Ok(match before {
-        None => Losses { loss: heard.loss, denoising: heard.denoising, anchor: heard.anchor },
-        Some(before) => Losses {
-            loss: before.loss.f_add(&heard.loss)?,
-            denoising: before.denoising.f_add(&heard.denoising)?,
-            anchor: before.anchor.f_add(&heard.anchor)?,
-        },
-    })
-}
-
-/// Micro-batches of one batch: losses and parameter gradients add up, token gradients stand side by side.
-fn join(parts: Vec<Feedback>) -> Result<Feedback> {
-    let tokens = Tensor::f_cat(&parts.iter().map(|part| &part.tokens).collect::<Vec<_>>(), 0)?;
-    let mut parts = parts.into_iter();
-    let mut whole = parts
-        .next()
-        .ok_or_else(|| DivaError::Data { op: "feedback", what: "the batch is empty".to_string() })?;
-    for part in parts {
-        whole.loss = whole.loss.f_add(&part.loss)?;
-        whole.denoising = whole.denoising.f_add(&part.denoising)?;
-        whole.anchor = whole.anchor.f_add(&part.anchor)?;
-        for (sum, gradient) in whole.params.iter_mut().zip(&part.params) {
-            *sum = sum.f_add(gradient)?;
-        }
-    }
-    whole.tokens = tokens;
-    Ok(whole)
 }

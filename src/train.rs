@@ -3,9 +3,10 @@
 use tch::Tensor;
 
 use crate::error::{DivaError, Result};
+use crate::feedback::Losses;
 use crate::inputs::{Batch, Poll, Reader};
 use crate::optim::Optimizer;
-use crate::step::{Losses, Step};
+use crate::step::Step;
 
 /// How a batch counts, and whether it completes a step.
 pub struct Part {
@@ -46,7 +47,7 @@ pub fn train(
     let losses = step.accumulate(&images, &targets, part.share, part.train_tower, poll)?;
     hold()?;
     let Some(update) = &part.update else { return Ok((losses, None)) };
-    let norm = update.apply(optimizer, Some(&losses.loss), &[part.train_tower, true])?;
+    let norm = update.apply(optimizer, losses.get("loss"), &[part.train_tower, true])?;
     Ok((losses, Some(norm)))
 }
 

@@ -76,7 +76,11 @@ def all_reduce(ranks: Ranks) -> dict[int, float]:
 def timed(ranks: Ranks, batch: int) -> dict[str, Any]:
     """A step of ``batch`` images per rank: see `lab.benchmarks.ranks.steps`."""
     trainer = Trainer(student(), teacher(), Recipe(draws=1, density=0.3, seed=ranks.rank))
-    given = {"images": torch.rand(batch, 3, 128, 128), "latents": torch.randn(batch, 4, 16, 16)}
+    given = {
+        "images": torch.rand(batch, 3, 128, 128),
+        "latents": torch.randn(batch, 4, 16, 16),
+        "ids": list(range(ranks.rank * batch, (ranks.rank + 1) * batch)),
+    }
     return steps(ranks, trainer, given, STEPS)
 
 

@@ -19,8 +19,8 @@ import torch
 
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import DeviceError
-from diva_rs.run.feed import Feed
-from diva_rs.run.ranks.together import Together
+from diva_rs.run.loader import ResumableLoader
+from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.step.trainer import Trainer
 from lab.benchmarks.contestants import Ours
 from lab.benchmarks.models import Models, quiet
@@ -40,15 +40,15 @@ def ranks(size: str, rounds: int, turns: int = 3) -> dict[str, Any]:
 
 def steps(ranks: Ranks, trainer: Trainer, given: dict[str, Any], number: int) -> dict[str, Any]:
     """Median seconds of a step of a rank's batch ``given``, and the bytes that were sent."""
-    together = Together(trainer, ranks)
+    ranked = RankedTrainer(trainer, ranks)
     times = []
     enough = len(given["images"]) * ranks.world
     start = time.perf_counter()
-    for _, own, samples in together.rounds(Feed([given] * number, seed=0), epoch=0):
-        together.train(own, samples, enough=enough)
+    for each in ranked.rounds(ResumableLoader([given] * number, seed=0), epoch=0):
+        ranked.train(each, until=enough)
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
-    together.discard()
+    ranked.discard()
     gradient = sum(parameter.nbytes for parameter in trainer.parameters().values())
     return {"seconds": statistics.median(times[1:]), "sent": gradient}  # the first step warms up
 

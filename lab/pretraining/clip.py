@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.microworld.dataset import Captioned
-from diva_rs.microworld.embedding import MEAN, STD
-from lab.pretraining.data import Pixels, batch_numbers
+from diva_rs.microworld.models import MEAN, STD
+from lab.pretraining.data import Captioned, Pixels, batch_numbers
 from lab.pretraining.loop import Optimizers, Progress
 
 _TEXT_SCALE = 20.0  # inverse temperature between two captions of a scene

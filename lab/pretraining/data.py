@@ -1,12 +1,42 @@
 """Images of a dataset, rendered once and kept as bytes, and the images of each training step."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diva_rs.microworld.dataset import Captioned
+
+class Captioned(Protocol):
+    """Images with captions and attribute labels. Another source with these members can replace the world.
+
+    Attributes:
+        values: attribute -> the words for its values.
+        subject: the attribute that every caption names; zero-shot classification asks for it.
+        first: number of the first item among all items: item n draws its noise as ``first + n``.
+    """
+
+    values: Mapping[str, Sequence[str]]
+    subject: str
+    first: int
+
+    def __len__(self) -> int: ...
+
+    # (B, 3, H, W) float32 in [0, 1].
+    def images(self, numbers: Sequence[int]) -> Tensor: ...
+
+    # Ids (N, L) int64 of captions, the end token the highest, padding 0.
+    def tokenizer(self, texts: Sequence[str]) -> Tensor: ...
+
+    # (B, attributes) int64: value indices in the order of ``values``.
+    def labels(self, numbers: Sequence[int]) -> Tensor: ...
+
+    # The subject, and each other attribute with probability ``share``.
+    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]: ...
+
+    # Everything.
+    def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]: ...
 
 
 class Pixels:

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.microworld.dataset import Captioned
 from diva_rs.microworld.models import new_scheduler
-from lab.pretraining.data import Pixels, batch_numbers
+from lab.pretraining.data import Captioned, Pixels, batch_numbers
 from lab.pretraining.loop import Progress, cosine
 
 EMPTY = 0.1  # share of empty captions, as in Stable Diffusion's training

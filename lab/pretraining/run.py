@@ -16,15 +16,13 @@ from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.dataset import World
-from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_text_encoder, new_unet, new_vae
-from diva_rs.microworld.pretrained import Microworld, clip_name
+from diva_rs.microworld.models import new_clip, new_text_encoder, new_unet, new_vae
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
 from lab.pretraining.margins import margins
 from lab.pretraining.vae import reconstruction_error, train_vae
-from lab.world import new_dit
+from lab.world import StudyWorld, clip_name, new_dit
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def pretrain(
     notes = _Notes(place, settings)
     world = World("train", lengths.images, seed)
     pixels = _once(lambda: Pixels(world))
-    latents = _once(lambda: encode(Microworld(place).vae, pixels()))
+    latents = _once(lambda: encode(StudyWorld(place).vae, pixels()))
 
     for number in range(clips):
         name = clip_name(number)
@@ -91,12 +89,12 @@ def pretrain(
         dit = new_dit(seed)
         with notes.timed("dit", {"dit": dit}):
             train_dit(dit, world, latents(), lengths.dit, seed=seed)
-    notes.manifest["validation"] = figures(Microworld(place), lengths.asked)
+    notes.manifest["validation"] = figures(StudyWorld(place), lengths.asked)
     notes.write()
     return notes.manifest
 
 
-def figures(world: Microworld, asked: int = 4096) -> dict[str, Any]:
+def figures(world: StudyWorld, asked: int = 4096) -> dict[str, Any]:
     """The scores of the checkpoints on the validation split, for the manifest.
 
     Returns:
@@ -124,7 +122,7 @@ class _Notes:
         file = folder / "manifest.json"
         self.manifest: dict[str, Any] = {"settings": settings, "made": {}, "clips": [], "scaling_factor": 1.0}
         if file.exists():
-            self.manifest = Microworld(folder).manifest
+            self.manifest = StudyWorld(folder).manifest
             was = self.manifest.get("settings", {})
             differing = [name for name in settings if settings[name] != was.get(name)]
             if differing:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs.microworld.dataset import Captioned, World
-from diva_rs.microworld.embedding import MEAN, STD
-from lab.pretraining.data import Pixels
+from diva_rs.microworld.dataset import World
+from diva_rs.microworld.models import MEAN, STD
+from lab.pretraining.data import Captioned, Pixels
 from lab.pretraining.denoiser import encode
 
 

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs.microworld.dataset import World, pictures
-from diva_rs.microworld.mini_mmvp import PAIRS, mini_mmvp
 from diva_rs.microworld.scenes import PATTERNS, Scene
-from diva_rs.microworld.zero_shot import zero_shot_objects
+from diva_rs.microworld.scores import PAIRS, mini_mmvp, zero_shot_objects
 from lab.study.probes import Kept, Probes
 
 

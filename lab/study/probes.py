@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from diva_rs._base.optional import require
 from diva_rs.evaluation.features import FEATURES, collect
-from diva_rs.microworld.dataset import Captioned
-from diva_rs.microworld.embedding import MEAN, STD
-from lab.pretraining.data import Pixels
+from diva_rs.microworld.models import MEAN, STD
+from lab.pretraining.data import Captioned, Pixels
 
 _PENALTIES = tuple(10.0**n for n in range(-1, 5))  # ridge penalties that each probe chooses from
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs.microworld.embedding import MEAN, STD
+from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.clip import contrastive
 from lab.pretraining.data import batch_numbers
 from lab.pretraining.loop import cosine

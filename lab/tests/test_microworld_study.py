@@ -256,7 +256,7 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
 
 def test_the_shipped_checkpoints_are_near_their_manifest():
     """On a few scenes: fresh weights have ten times the error, and margins around zero."""
-    world, scenes = Microworld(), World("validation", 64)
+    world, scenes = StudyWorld(), World("validation", 64)
     pixels = Pixels(scenes)
     told = world.manifest["validation"]
     assert reconstruction_error(world.vae, pixels) == pytest.approx(told["vae"], rel=0.25)
@@ -268,7 +268,7 @@ def test_the_shipped_checkpoints_are_near_their_manifest():
 @pytest.mark.slow  # a minute of processor time
 def test_the_shipped_checkpoints_are_what_their_manifest_says():
     """The figures of VAE and UNet; those of CLIP take longer and are written by the same function."""
-    world = Microworld()
+    world = StudyWorld()
     size = sum(file.stat().st_size for file in SHIPPED.iterdir())
     assert size <= 10_000_000 and world.clips >= 1
     scenes = World("validation", 1024)

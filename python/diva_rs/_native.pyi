@@ -6,15 +6,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from typing_extensions import disjoint_base
 
 __version__: str
 __all__ = [
-    "AutoencoderEncoder",
+    "Batch",
     "Bridge",
-    "Denoiser",
-    "DiTTransformer2D",
     "DrawPlan",
+    "Network",
     "Optimizer",
     "Pixels",
     "Reader",
@@ -22,8 +20,7 @@ __all__ = [
     "Schedule",
     "Step",
     "Tape",
-    "UNet2DCondition",
-    "VisionTransformer",
+    "View",
     "__version__",
     "augment_seed",
     "lr_factor",
@@ -127,16 +124,50 @@ class Pixels:
     def vae_input(self, images: Tensor, size: tuple[int, int]) -> Tensor: ...
 
 @final
+class Batch:
+    def __new__(
+        cls,
+        *,
+        keys: npt.NDArray[np.uint64],
+        text: Tensor,
+        drawn: DrawPlan | tuple[Tensor, Tensor, Tensor | None],
+        epoch: int = 0,
+        seed: int = 0,
+        images: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        latents: Tensor | None = None,
+        size: tuple[int, int] = ...,
+        encoder: Any = None,
+        sampled: Sequence[int] | None = None,
+    ) -> Batch: ...
+    def __len__(self) -> int: ...
+
+@final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: Any) -> tuple[Tensor, _Targets]: ...
+    def read(self, batch: Batch) -> tuple[Tensor, _Targets]: ...
+
+@final
+class View:
+    @property
+    def tokens(self) -> Tensor: ...
+    @property
+    def pooled(self) -> Tensor: ...
+    @property
+    def original(self) -> Tensor: ...
+    @property
+    def predictions(self) -> Tensor: ...
+    @property
+    def targets(self) -> Tensor: ...
+    @property
+    def timesteps(self) -> Tensor: ...
 
 @final
 class Step:
     def __new__(
         cls,
-        tower: Callable[[Tensor], Tensor] | VisionTransformer,
-        denoiser: Callable[[Tensor, Tensor, Tensor], Tensor] | Denoiser,
+        tower: Callable[[Tensor], Tensor] | Network,
+        denoiser: Callable[..., Tensor] | Network,
         bridge: Bridge,
         schedule: Schedule,
         *,
@@ -144,40 +175,49 @@ class Step:
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
         anchor: float = 0.0,
-        original: tuple[Callable[[Tensor], Tensor] | VisionTransformer, Bridge] | None = None,
+        terms: Sequence[tuple[str, float, Callable[[View], Tensor]]] = ...,
+        original: tuple[Callable[[Tensor], Tensor] | Network, Bridge] | None = None,
         micro_batch: int | None = None,
         denoiser_batch: int | None = None,
     ) -> Step: ...
     def train(
         self,
         reader: Reader,
-        batch: Any,
+        batch: Batch,
         optimizer: Optimizer,
         share: float = 1.0,
         train_tower: bool = True,
         update: tuple[float | None, float, Tensor | None] | None = None,
         hold: Callable[[], None] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...
+    ) -> tuple[dict[str, Tensor], Tensor | None]: ...
     @property
     def denoiser_limit(self) -> int | None: ...
+    def changed_limit(self) -> int | None: ...
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets
-    ) -> tuple[Tensor, Tensor, list[Tensor]]: ...
+    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
 
 @final
 class Recording: ...
 
 @final
-class VisionTransformer:
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> VisionTransformer: ...
+class Network:
+    def __new__(
+        cls,
+        kind: str,
+        config: Mapping[str, Any],
+        weights: Mapping[str, Tensor],
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> Network: ...
+    @property
+    def kind(self) -> str: ...
     def tokens(self, images: Tensor) -> Tensor: ...
     def record(self, images: Tensor) -> tuple[Tensor, Recording]: ...
     def backward(self, recording: Recording, gradient: Tensor) -> None: ...
     @property
-    def checkpoint(self) -> bool: ...
-
-@disjoint_base
-class Denoiser:
+    def slots(self) -> list[str]: ...
+    @property
+    def condition_width(self) -> int: ...
     def predict(
         self, noisy: Tensor, timesteps: Tensor, condition: Tensor, text: Tensor | None = None
     ) -> Tensor: ...
@@ -189,24 +229,4 @@ class Denoiser:
         at_prediction: Tensor,
         text: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
-    @property
-    def condition_width(self) -> int: ...
-
-@final
-class UNet2DCondition(Denoiser):
-    def __new__(
-        cls,
-        config: Mapping[str, Any],
-        weights: Mapping[str, Tensor],
-        fixed: Mapping[str, Tensor] | None = None,
-    ) -> UNet2DCondition: ...
-
-@final
-class DiTTransformer2D(Denoiser):
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> DiTTransformer2D: ...
-
-@final
-class AutoencoderEncoder:
-    def __new__(cls, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AutoencoderEncoder: ...
-    def encode(self, images: Tensor, micro_batch: int = 8) -> Tensor: ...
-    def encode_sample(self, images: Tensor, noise: Tensor, micro_batch: int = 8) -> Tensor: ...
+    def encode(self, images: Tensor, noise: Tensor | None = None, micro_batch: int = 8) -> Tensor: ...

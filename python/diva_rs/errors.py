@@ -1,7 +1,6 @@
-"""The exceptions of diva_rs: one root, and beneath it one class per kind of mistake.
+"""The exceptions of diva_rs: a base class, and one class for each kind of error.
 
-Each also derives from the built-in exception that a caller would expect, so that ``except ValueError`` keeps
-working.
+Each also derives from the built-in exception that a caller would expect, such as ValueError.
 """
 
 __all__ = [
@@ -17,14 +16,14 @@ __all__ = [
 
 
 def shown(value: object, most: int = 60) -> str:
-    """What a message shows of a value: its first ``most`` characters; whatever its own ``repr`` does.
+    """The first ``most`` characters of a value's repr, for messages.
 
     >>> shown("a"), shown(10**5000)
     ("'a'", '<int>')
     """
     try:
         text = repr(value)
-    except Exception:  # whole numbers of more than 4300 digits, objects that cannot be shown
+    except Exception:  # an integer of more than 4300 digits, or a repr that raises
         text = f"<{type(value).__name__}>"
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -40,7 +39,7 @@ def a_type(value: object) -> str:
 
 
 class DivaError(Exception):
-    """Root of everything that diva_rs raises on purpose."""
+    """The base class of the exceptions of diva_rs."""
 
 
 class ConfigError(DivaError, ValueError):
@@ -52,7 +51,7 @@ class ShapeError(DivaError, ValueError):
 
 
 class WeightsError(DivaError, RuntimeError):
-    """A weight or an optimizer state is missing, unexpected or misshapen."""
+    """A weight or an optimizer state is missing, unexpected or of a wrong shape."""
 
 
 class DataError(DivaError, ValueError):
@@ -60,11 +59,11 @@ class DataError(DivaError, ValueError):
 
 
 class DeviceError(DivaError, RuntimeError):
-    """A device is missing, out of memory, or not where the inputs are."""
+    """A device is missing or out of memory, or inputs are on different devices."""
 
 
 class RankError(DivaError, RuntimeError):
-    """Another rank of the run failed or is lost; the message holds its number, and its traceback if any."""
+    """Another rank of the run failed or was lost."""
 
 
 class DependencyError(DivaError, ImportError):

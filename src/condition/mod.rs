@@ -276,7 +276,8 @@ impl Bridge {
 }
 
 impl Head {
-    fn params(&self) -> Vec<(&'static str, &Tensor)> {
+    /// The parameters that exist: `norm.weight`, `norm.bias`, `proj`.
+    pub fn params(&self) -> Vec<(&'static str, &Tensor)> {
         let mut params = Vec::with_capacity(3);
         if let Some(norm) = &self.norm {
             params.extend(norm.weight.as_ref().map(|weight| ("norm.weight", weight)));

@@ -2,8 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::frozen::is_floating;
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 
 /// Which slots of a network carry the condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +24,7 @@ impl Slots {
         if !matches!(condition.size()[..], [_, length, _] if length > 0) {
             return Err(DivaError::shape(op, "condition", condition, "(B, S, C) with S > 0"));
         }
-        if !is_floating(condition)? {
-            let (name, got, expected) =
-                ("condition".to_string(), condition.f_kind()?, "floating point".to_string());
-            return Err(DivaError::Kind { op, name, got, expected });
-        }
+        floating(op, "condition", condition)?;
         let mean = || condition.f_mean_dim([1i64].as_slice(), false, None::<Kind>);
         Ok(Condition {
             tokens: self.tokens.then(|| condition.shallow_clone()),

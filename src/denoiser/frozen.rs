@@ -5,19 +5,16 @@ use tch::{Kind, Tensor};
 use crate::error::{DivaError, Result};
 use crate::nn::Store;
 
-/// The weights detached, so that no gradient is ever computed for one whatever the module around it says. They share
-/// their storage with the caller's, and have one dtype: float32, bfloat16 or float64.
-/// `apart`: which of them may have another.
-pub fn frozen(
-    op: &'static str,
-    weights: Vec<(String, Tensor)>,
-    apart: impl Fn(&str, Kind) -> bool,
-) -> Result<Store> {
+/// The weights detached: no gradient is computed for one, even where the module around it trains. They share their
+/// storage with the caller's, and have one dtype: float32, bfloat16 or float64. Beside bfloat16 any may be float32: it was
+/// not rounded. The dtype of those named in `any_dtype` may differ.
+pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&str]) -> Result<Store> {
+    let half = weights.iter().any(|(_, weight)| weight.f_kind().ok() == Some(Kind::BFloat16));
     let mut first: Option<(String, Kind)> = None;
     let mut detached = Vec::with_capacity(weights.len());
     for (key, tensor) in weights {
         let kind = tensor.f_kind()?;
-        if !apart(&key, kind) {
+        if !any_dtype.contains(&key.as_str()) && !(half && kind == Kind::Float) {
             let (other, expected) = first.get_or_insert_with(|| (key.clone(), kind));
             if kind != *expected {
                 let what =
@@ -34,11 +31,6 @@ pub fn frozen(
     Ok(Store::new(detached))
 }
 
-/// Whether a tensor holds floating-point numbers.
-pub fn is_floating(tensor: &Tensor) -> Result<bool> {
-    Ok(matches!(tensor.f_kind()?, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,31 +44,29 @@ mod tests {
     fn weights_are_shared_and_detached() -> Result<()> {
         let (key, weight) = entry("a", Kind::Double);
         let weight = weight.f_set_requires_grad(true)?;
-        let taken =
-            frozen("test", vec![(key, weight.shallow_clone())], |_, _| false)?.root().get("a", &[2])?;
+        let taken = frozen("test", vec![(key, weight.shallow_clone())], &[])?.root().get("a", &[2])?;
         assert!(!taken.requires_grad());
         assert_eq!(taken.data_ptr(), weight.data_ptr());
         Ok(())
     }
 
     #[test]
-    fn some_weights_may_stand_apart() {
-        let weights = || vec![entry("a", Kind::Float), entry("b", Kind::BFloat16)];
-        assert!(frozen("test", weights(), |key, _| key == "a").is_ok());
-        assert!(frozen("test", weights(), |_, kind| kind == Kind::Float).is_ok());
-        assert!(frozen("test", weights(), |_, kind| kind == Kind::Double).is_err());
-        assert!(frozen("test", vec![entry("a", Kind::Int64)], |_, _| true).is_err());
+    fn some_weights_may_have_another_dtype() {
+        let pair = |first, second| vec![entry("a", first), entry("b", second)];
+        assert!(frozen("test", pair(Kind::Double, Kind::Float), &["b"]).is_ok());
+        assert!(frozen("test", pair(Kind::BFloat16, Kind::Float), &[]).is_ok());
+        assert!(frozen("test", pair(Kind::Float, Kind::Double), &[]).is_err());
+        assert!(frozen("test", vec![entry("a", Kind::Int64)], &["a"]).is_err());
     }
 
     #[test]
     fn one_dtype_and_a_computing_one() {
         for (kinds, words) in [
-            ([Kind::Float, Kind::BFloat16], ["`b` is BFloat16", "`a` is Float"]),
+            ([Kind::Float, Kind::Double], ["`b` is Double", "`a` is Float"]),
             ([Kind::Int64, Kind::Int64], ["`a` is Int64", "float32"]),
         ] {
             let weights = vec![entry("a", kinds[0]), entry("b", kinds[1])];
-            let error =
-                frozen("test", weights, |_, _| false).err().map(|err| err.to_string()).unwrap_or_default();
+            let error = frozen("test", weights, &[]).err().map(|err| err.to_string()).unwrap_or_default();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
     }

@@ -26,6 +26,11 @@ pub trait Denoiser: Send {
     /// The slots that a query's condition must fill.
     fn slots(&self) -> Slots;
 
+    /// The width of the condition, where the network knows it.
+    fn condition_width(&self) -> Option<i64> {
+        None
+    }
+
     /// Prediction (B, ...), on the device of `noisy`, differentiable with respect to the condition.
     fn predict(&self, query: &Query) -> Result<Tensor>;
 
@@ -95,6 +100,10 @@ impl KeysValues {
 impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
     fn slots(&self) -> Slots {
         held(self).slots()
+    }
+
+    fn condition_width(&self) -> Option<i64> {
+        held(self).condition_width()
     }
 
     fn predict(&self, query: &Query) -> Result<Tensor> {

@@ -1,68 +1,218 @@
-//! What the teacher says about a batch of tokens: everything between the two cuts.
+//! The loss of a batch of tokens and its gradients: everything between the two cuts.
 //!
 //! tokens (a leaf) -> condition (a leaf) -> N denoising losses -> gradient at the condition -> gradient at the tokens.
 //! The vision tower is on the far side of cut 1, so its cost does not depend on the number of draws N.
 //!
-//! [`targets`]: what a batch is denoised from; [`objective`]: what is minimised; [`denoise`]: the second cut, N draws in
-//! as many passes as memory allows; [`anchor`]: the penalty that keeps the student near the model that it was.
+//! [`term`]: what is minimised, each by its name; [`denoise`], [`anchor`]: the built-in terms; [`view`]: what a term sees;
+//! [`passes`]: the second cut, N draws in as many passes as memory allows ([`limit`]); [`targets`]: what a batch is
+//! denoised from; [`losses`]: losses by name.
 
 use tch::Tensor;
 
 use crate::condition::Bridge;
-use crate::denoiser::Denoiser;
-use crate::error::Result;
-use crate::schedule::Schedule;
+use crate::error::{DivaError, Result};
 
 mod anchor;
 mod denoise;
-mod objective;
+mod limit;
+mod losses;
+mod passes;
 mod targets;
+mod term;
+mod view;
 
-use anchor::anchor;
-pub use objective::{Loss, Objective, Room};
+pub use anchor::Anchor;
+pub use denoise::{Denoise, Distance};
+pub use limit::MemoryLimit;
+pub(crate) use losses::sum;
+pub use losses::Losses;
+pub use passes::Teacher;
 pub use targets::Targets;
+pub use term::{Scope, Term, TermGrads};
+pub use view::{Make, Pass, View};
 
-/// A loss and its gradients, nothing of which is attached to a graph.
-pub struct Feedback {
-    pub loss: Tensor,        // 0-dim: denoising + anchor
-    pub denoising: Tensor,   // 0-dim
-    pub anchor: Tensor,      // 0-dim, already weighted
-    pub tokens: Tensor,      // (B, 1+P, W)
-    pub params: Vec<Tensor>, // in the order of `Bridge::params`
-}
+use passes::PassLoss;
+use term::{evaluate, losses};
+use view::Makers;
 
 /// Everything on the far side of cut 1.
-pub struct Teaching<'a> {
-    pub bridge: &'a Bridge,
-    pub schedule: &'a Schedule,
-    pub denoiser: &'a dyn Denoiser,
-    pub objective: &'a Objective,
+pub struct Feedback {
+    pub bridge: Bridge,
+    pub teacher: Teacher,
+    pub terms: Vec<Box<dyn Term>>,
+    /// Per image.
+    pub draws: i64,
 }
 
-impl Teaching<'_> {
-    /// Loss and gradients at the `tokens` (B, 1+P, W) of a batch. The losses of the samples are summed with weight
-    /// 1/`samples` each, so that micro-batches of one batch of `samples` add up to its mean. `original` (B, D) is the
-    /// untouched model's embedding.
-    pub fn feedback(
-        &self,
-        tokens: &Tensor,
-        original: Option<&Tensor>,
-        targets: &Targets,
-        samples: i64,
-    ) -> Result<Feedback> {
-        targets.check(tokens, self.objective.draw_weights.len())?;
+/// Losses and their gradients, nothing of which is attached to a graph.
+pub struct LossAndGrad {
+    pub losses: Losses,
+    pub tokens: Tensor,                // (B, 1+P, W)
+    pub bridge: Vec<Tensor>,           // in the order of `Bridge::params`
+    pub denoiser: Vec<Option<Tensor>>, // in the order of `Teacher::params`; empty for a frozen denoiser
+}
+
+/// Some samples of a batch, at cut 1.
+pub struct Samples<'a> {
+    pub tokens: &'a Tensor,
+    pub targets: &'a Targets,
+    /// Computes the untouched model's embedding (B, D), where there is one.
+    pub original: Option<Make>,
+    /// How many the whole batch has: the losses of the samples are summed with weight 1 / `of` each, so that
+    /// micro-batches of one batch add up to its mean.
+    pub of: i64,
+}
+
+impl Feedback {
+    /// Whether some term sees the whole batch.
+    pub fn has_batch_terms(&self) -> bool {
+        self.terms.iter().any(|term| term.scope() == Scope::Batch)
+    }
+
+    /// Loss and gradients at the tokens of `samples`. Terms that see the whole batch take part through `cached`, the
+    /// share of these samples in their gradients; without it these samples are the whole batch.
+    pub fn loss_and_grad(&self, samples: Samples, cached: Option<TermGrads>) -> Result<LossAndGrad> {
+        let Samples { tokens, targets, original, of } = samples;
+        targets.check(tokens, self.draws)?;
         let tokens = tokens.f_detach()?;
         let (condition, tape) = self.bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
-        let (denoising, d_condition) = self.denoise(&condition, targets, samples)?;
-        let mut grads = self.bridge.backward(&tape, &d_condition)?;
-        let anchor = match original {
-            Some(original) if self.objective.anchor != 0.0 => {
-                let weight = self.objective.anchor / samples as f64;
-                anchor(self.bridge, &tokens, original, weight, &mut grads)?
-            }
-            _ => denoising.f_zeros_like()?,
-        };
-        let loss = denoising.f_add(&anchor.f_type_as(&denoising)?)?;
-        Ok(Feedback { loss, denoising, anchor, tokens: grads.tokens, params: grads.params })
+        let given = self.teacher.conditioned(&self.bridge, &condition, targets)?;
+        let view = self.view(&tokens, targets, original, of)?;
+        let whole = cached.is_none() && self.has_batch_terms();
+        let mut passes = Passes { feedback: self, view, whole, of, own: None, cached };
+        if !whole {
+            passes.evaluate()?;
+        }
+        let (losses, at_condition, denoiser) = self.teacher.gradients(&given, &mut passes)?;
+        let grads = self.bridge.backward(&tape, &at_condition)?;
+        let mut found = LossAndGrad { losses, tokens: grads.tokens, bridge: grads.params, denoiser };
+        for more in passes.own.into_iter().chain(passes.cached) {
+            found.add_terms(more)?;
+        }
+        Ok(found)
     }
+
+    /// The terms that see the whole batch, and their gradients; the batch runs `width` samples at a time.
+    pub fn batch_terms(&self, samples: Samples, width: i64) -> Result<TermGrads> {
+        let Samples { tokens, targets, original, of } = samples;
+        targets.check(tokens, self.draws)?;
+        let view = self.view(tokens, targets, original, width)?;
+        evaluate(self.of(&[Scope::Batch]), &view, &self.bridge.head, of)
+    }
+
+    fn of<'a>(&'a self, scopes: &'a [Scope]) -> impl Iterator<Item = &'a dyn Term> {
+        self.terms.iter().map(Box::as_ref).filter(|term| scopes.contains(&term.scope()))
+    }
+
+    /// What the terms see of whole samples. A term that reads predictions before a pass gave them has them computed
+    /// outside any graph, `width` samples at a time.
+    fn view(&self, tokens: &Tensor, targets: &Targets, original: Option<Make>, width: i64) -> Result<View> {
+        let (bridge, teacher) = (self.bridge.shallow_clone(), self.teacher.clone());
+        let (source, all) = (tokens.f_detach()?, targets.shallow_clone());
+        let predictions = move || {
+            let mut parts = Vec::new();
+            let samples = source.size()[0];
+            for start in (0..samples).step_by(width.max(1) as usize) {
+                let length = width.min(samples - start);
+                let targets = all.narrow(start, length)?;
+                let tokens = source.f_narrow(0, start, length)?;
+                let (condition, _) = bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
+                parts.push(teacher.predictions(&teacher.conditioned(&bridge, &condition, &targets)?)?);
+            }
+            Ok(Tensor::f_cat(&parts, 0)?.f_set_requires_grad(true)?)
+        };
+        let (teacher, all) = (self.teacher.clone(), targets.shallow_clone());
+        let noised = move || teacher.targets(&all);
+        let make = Makers { original, predictions: Box::new(predictions), targets: Box::new(noised) };
+        View::of_samples(tokens, self.bridge.shallow_clone().head, targets, make)
+    }
+}
+
+impl LossAndGrad {
+    /// Adds the losses, and the gradients of all parameters, of another micro-batch.
+    pub fn add(&mut self, other: &LossAndGrad) -> Result<()> {
+        self.losses.add_all(&other.losses)?;
+        for (sum, gradient) in self.bridge.iter_mut().zip(&other.bridge) {
+            *sum = sum.f_add(gradient)?;
+        }
+        passes::add(&mut self.denoiser, &other.denoiser)
+    }
+
+    /// Adds the losses and gradients of further terms.
+    fn add_terms(&mut self, more: TermGrads) -> Result<()> {
+        self.losses.add_all(&more.losses)?;
+        if let Some(gradient) = more.tokens {
+            self.tokens = self.tokens.f_add(&gradient)?;
+        }
+        // The head's parameters come first in the bridge.
+        for (sum, gradient) in self.bridge.iter_mut().zip(more.head) {
+            if let Some(gradient) = gradient {
+                *sum = sum.f_add(&gradient)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The losses of the passes of some samples through the denoiser.
+struct Passes<'a> {
+    feedback: &'a Feedback,
+    view: View,
+    /// Whether these samples are the whole batch of its terms.
+    whole: bool,
+    of: i64,
+    /// The terms of the samples, and of the batch where the samples are the whole: once evaluated.
+    own: Option<TermGrads>,
+    cached: Option<TermGrads>,
+}
+
+impl Passes<'_> {
+    fn evaluate(&mut self) -> Result<()> {
+        if self.own.is_none() {
+            let scopes = if self.whole { &[Scope::Sample, Scope::Batch][..] } else { &[Scope::Sample] };
+            let feedback = self.feedback;
+            self.own = Some(evaluate(feedback.of(scopes), &self.view, &feedback.bridge.head, self.of)?);
+        }
+        Ok(())
+    }
+}
+
+impl PassLoss for Passes<'_> {
+    /// Terms of the batch wait for the predictions of the only pass; where there are several passes they come first.
+    fn begin(&mut self, whole: bool) -> Result<()> {
+        if whole {
+            return Ok(());
+        }
+        self.evaluate()
+    }
+
+    fn loss(&mut self, pass: Pass) -> Result<(Losses, Option<Tensor>)> {
+        let Pass { start, draws, samples: (first, length), .. } = pass;
+        let prediction = pass.prediction.shallow_clone();
+        if self.own.is_none() {
+            self.view.set_predictions(&view::by_sample(&prediction, draws)?)?;
+            self.evaluate()?;
+        }
+        let (named, total) = losses(self.feedback.of(&[Scope::Draw]), &View::of_draws(pass)?, self.of)?;
+        let mut parts: Vec<Tensor> = total.into_iter().collect();
+        for terms in self.own.iter().chain(&self.cached) {
+            if let Some(gradient) = &terms.predictions {
+                // The gradient of sum(prediction * gradient) is the given one, exactly.
+                let gradient = gradient.f_narrow(0, first, length)?.f_narrow(1, start, draws)?;
+                let product = prediction.f_mul(&view::by_draw(&gradient)?)?;
+                parts.push(product.f_sum(product.kind())?);
+            }
+        }
+        Ok((named, sum(&parts)?))
+    }
+}
+
+/// The loss of all terms by name, and their sum as "loss".
+pub fn with_total(losses: &Losses) -> Result<Losses> {
+    let total = losses.total()?;
+    let total = total.ok_or_else(|| DivaError::config("feedback", "the objective has no terms"))?;
+    let mut all = Losses::default();
+    all.add("loss", &total)?;
+    all.add_all(losses)?;
+    Ok(all)
 }

@@ -14,17 +14,18 @@ pub struct Targets {
 }
 
 impl Targets {
-    pub(super) fn check(&self, tokens: &Tensor, draws: usize) -> Result<()> {
+    /// (B, N)
+    pub(super) fn sizes(&self) -> Result<(i64, i64)> {
+        Ok(self.timesteps.size2()?)
+    }
+
+    /// An error where the tensors do not fit each other, the `tokens` or the number of `draws`.
+    pub(super) fn check(&self, tokens: &Tensor, draws: i64) -> Result<()> {
         let op = "feedback";
         let batch = tokens.size().first().copied().unwrap_or(0);
-        let draws = draws as i64;
         if self.latents.dim() < 2 || self.latents.size()[0] != batch {
-            return Err(DivaError::shape(
-                op,
-                "latents",
-                &self.latents,
-                format!("({batch}, ...) like the tokens"),
-            ));
+            let expected = format!("({batch}, ...) like the tokens");
+            return Err(DivaError::shape(op, "latents", &self.latents, expected));
         }
         if self.timesteps.size() != [batch, draws] {
             return Err(DivaError::shape(op, "timesteps", &self.timesteps, format!("[{batch}, {draws}]")));
@@ -32,14 +33,21 @@ impl Targets {
         let mut noise = vec![batch, draws];
         noise.extend(&self.latents.size()[1..]);
         if self.noise.size() != noise {
-            return Err(DivaError::shape(
-                op,
-                "noise",
-                &self.noise,
-                format!("{noise:?}, (B, N, ...) for these latents"),
-            ));
+            let expected = format!("{noise:?}, (B, N, ...) for these latents");
+            return Err(DivaError::shape(op, "noise", &self.noise, expected));
         }
         Ok(())
+    }
+
+    /// The same tensors.
+    pub fn shallow_clone(&self) -> Targets {
+        Targets {
+            latents: self.latents.shallow_clone(),
+            noise: self.noise.shallow_clone(),
+            timesteps: self.timesteps.shallow_clone(),
+            choice: self.choice.as_ref().map(Tensor::shallow_clone),
+            text: self.text.shallow_clone(),
+        }
     }
 
     /// The samples `start..start + length`, as views.

@@ -6,9 +6,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::enter::{enter, lock};
-use super::fields::tensors;
 use super::number::number;
-use super::tensor::{optional, Given, PyTensor};
+use super::tensor::{optional, tensors, Given, PyTensor};
 use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
 
 /// From the tokens of a vision tower to the condition of a denoiser, forward and backward.

@@ -4,16 +4,16 @@ use std::sync::Mutex;
 
 use numpy::PyReadonlyArray1;
 use pyo3::prelude::*;
-use tch::Tensor;
 
+use super::callback::Callback;
 use super::draws::DrawPlan;
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
-use super::step::{untargets, Callback, PyTargets};
+use super::targets::{untargets, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
-use super::vae::PyAutoencoderEncoder;
-use crate::error::{DivaError, Result};
+use crate::error::Result;
 use crate::inputs::{Batch, Drawn, Encoder, Reader};
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
 
@@ -97,49 +97,45 @@ impl PyReader {
         Ok(PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.named("home")? })))
     }
 
-    /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a `diva_rs.inputs.RawBatch`.
-    fn read(&self, py: Python<'_>, batch: RawBatch<'_>) -> PyResult<(PyTensor, PyTargets)> {
-        let batch = batch.core(py)?;
-        let (images, targets) = enter_step(py, move || lock(&self.0).read(&batch, &|| Ok(())))?;
+    /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a batch.
+    fn read(&self, py: Python<'_>, batch: &PyBatch) -> PyResult<(PyTensor, PyTargets)> {
+        let (images, targets) = enter_step(py, || lock(&self.0).read(&lock(&batch.0), &|| Ok(())))?;
         Ok((PyTensor(images), untargets(targets)))
     }
 }
 
-impl Encoder for Callback {
-    fn encode(&self, images: &Tensor, noise: Option<&Tensor>) -> Result<Tensor> {
-        match noise {
-            Some(noise) => self.call(&[images, noise]),
-            None => self.call(&[images]),
-        }
-    }
-}
+/// A loader's batch of B samples, checked and not yet computed on.
+///
+/// ``images`` (B, 3, H, W) are in the declared convention, ``pixel_values`` (B, 3, h, w) ready for CLIP, ``latents``
+/// (B, C, h, w) scaled; ``text`` (1 | B, L, C) is on the student's device. ``size`` is that of the images that latents are
+/// made from, by ``encoder``, where none are given; ``sampled`` is the shape of a latent where it is drawn from the
+/// posterior. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices.
+#[pyclass(frozen, name = "Batch", module = "diva_rs._native")]
+pub struct PyBatch(pub Mutex<Batch>);
 
-/// The attributes of a `diva_rs.inputs.RawBatch`.
-#[derive(FromPyObject)]
-pub struct RawBatch<'py> {
-    images: Option<Given>,
-    pixel_values: Option<Given>,
-    latents: Option<Given>,
-    text: Given,
-    #[pyo3(from_py_with = number)]
-    size: (i64, i64),
-    encoder: Option<PyObject>,
-    #[pyo3(from_py_with = number)]
-    sampled: Option<List<usize>>,
-    drawn: Bound<'py, PyAny>,
-    keys: PyReadonlyArray1<'py, u64>,
-    #[pyo3(from_py_with = number)]
-    epoch: u64,
-    #[pyo3(from_py_with = number)]
-    seed: u64,
-}
-
-impl RawBatch<'_> {
-    pub fn core(self, py: Python<'_>) -> PyResult<Batch> {
-        let drawn = match self.drawn.downcast::<DrawPlan>() {
+#[pymethods]
+impl PyBatch {
+    #[new]
+    #[pyo3(signature = (*, keys, text, drawn, epoch=0, seed=0, images=None, pixel_values=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
+    #[allow(clippy::too_many_arguments)]
+    fn new(
+        py: Python<'_>,
+        keys: PyReadonlyArray1<'_, u64>,
+        text: Given,
+        drawn: Bound<'_, PyAny>,
+        #[pyo3(from_py_with = number)] epoch: u64,
+        #[pyo3(from_py_with = number)] seed: u64,
+        images: Option<Given>,
+        pixel_values: Option<Given>,
+        latents: Option<Given>,
+        #[pyo3(from_py_with = number)] size: (i64, i64),
+        encoder: Option<PyObject>,
+        #[pyo3(from_py_with = number)] sampled: Option<List<usize>>,
+    ) -> PyResult<Self> {
+        let drawn = match drawn.downcast::<DrawPlan>() {
             Ok(plan) => Drawn::Keyed(plan.get().core.clone()),
             Err(_) => {
-                let (timesteps, noise, choice): (Given, Given, Option<Given>) = self.drawn.extract()?;
+                let (timesteps, noise, choice): (Given, Given, Option<Given>) = drawn.extract()?;
                 Drawn::Given {
                     timesteps: timesteps.named("timesteps")?,
                     noise: noise.named("noise")?,
@@ -147,42 +143,36 @@ impl RawBatch<'_> {
                 }
             }
         };
-        Ok(Batch {
-            images: optional(self.images, "images")?,
-            pixel_values: optional(self.pixel_values, "pixel_values")?,
-            latents: optional(self.latents, "latents")?,
-            text: self.text.named("text")?,
-            size: self.size,
-            encoder: self.encoder.map(|object| encoder(py, object)),
-            sampled: self.sampled.map(|List(items)| items),
+        Ok(PyBatch(Mutex::new(Batch {
+            images: optional(images, "images")?,
+            pixel_values: optional(pixel_values, "pixel_values")?,
+            latents: optional(latents, "latents")?,
+            text: text.named("text")?,
+            size,
+            encoder: encoder.map(|object| self::encoder(py, object)).transpose()?,
+            sampled: sampled.map(|List(items)| items),
             drawn,
-            keys: self.keys.as_array().to_vec(),
-            epoch: self.epoch,
-            seed: self.seed,
-        })
+            keys: keys.as_array().to_vec(),
+            epoch,
+            seed,
+        })))
+    }
+
+    fn __len__(&self) -> usize {
+        lock(&self.0).keys.len()
     }
 }
 
 /// A native VAE where the object is one, otherwise a callable `images[, noise] -> latents`.
-fn encoder(py: Python<'_>, object: PyObject) -> Box<dyn Encoder> {
-    match object.bind(py).downcast::<PyAutoencoderEncoder>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn encoder(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Encoder>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().encoder(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 
-/// Runs the handlers of signals that arrived.
-pub fn signals() -> Result<()> {
-    Python::with_gil(|py| py.check_signals()).map_err(|err| DivaError::Callback(Box::new(err)))
-}
-
-/// Tells the caller that from now on the step is not to be interrupted.
-pub fn held(hold: &Option<PyObject>) -> Result<()> {
-    let Some(hold) = hold else { return Ok(()) };
-    Python::with_gil(|py| hold.call0(py).map(|_| ())).map_err(|err| DivaError::Callback(Box::new(err)))
-}
-
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyBatch>()?;
     module.add_class::<PyPixels>()?;
     module.add_class::<PyReader>()
 }

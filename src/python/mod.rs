@@ -2,22 +2,20 @@
 
 use pyo3::prelude::*;
 
+mod callback;
 mod condition;
-mod denoiser;
-mod dit;
 mod draws;
 mod enter;
-mod fields;
 mod inputs;
 mod list;
+mod network;
 mod number;
 mod optim;
 mod schedule;
 mod step;
+mod targets;
 mod tensor;
-mod unet;
-mod vae;
-mod vision;
+mod term;
 
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
@@ -29,9 +27,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
-    denoiser::register(module)?;
-    dit::register(module)?;
-    unet::register(module)?;
-    vae::register(module)?;
-    vision::register(module)
+    term::register(module)?;
+    network::register(module)
 }

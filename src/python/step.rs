@@ -1,23 +1,25 @@
 //! `_native.Step`: a training step. Tower, denoiser and VAE are native networks, or Python callables in their place.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
-use tch::Tensor;
+use pyo3::types::PyDict;
 
+use super::callback::{python, Callback, CallbackDenoiser};
 use super::condition::PyBridge;
-use super::denoiser::PyDenoiser;
 use super::enter::{enter_step, lock, raise};
-use super::inputs::{held, signals, PyReader, RawBatch};
+use super::inputs::{PyBatch, PyReader};
 use super::list::List;
+use super::network::PyNetwork;
 use super::number::number;
 use super::optim::Optimizer;
 use super::schedule::PySchedule;
+use super::targets::{targets, GivenTargets};
 use super::tensor::{optional, Given, PyTensor};
-use super::vision::PyVisionTransformer;
-use crate::denoiser::{Denoiser, Query, Slots};
+use super::term::CallbackTerm;
+use crate::denoiser::Denoiser;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Loss, Objective, Room, Targets};
+use crate::feedback::{Anchor, Denoise, Distance, Feedback, Losses, MemoryLimit, Teacher, Term};
 use crate::step::{Original, Step as Core, VisionTower};
 use crate::train::{train, Part, Update};
 
@@ -25,161 +27,99 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Step>()
 }
 
-/// A Python callable in the place of a native network. It takes the GIL for its own length only.
-pub(super) struct Callback(pub PyObject);
-
-impl Callback {
-    pub(super) fn call(&self, inputs: &[&Tensor]) -> Result<Tensor> {
-        Python::with_gil(|py| {
-            let inputs = inputs.iter().map(|tensor| PyTensor(tensor.shallow_clone()).into_pyobject(py));
-            let inputs = inputs.collect::<PyResult<Vec<_>>>()?;
-            let output = self.0.bind(py).call1(pyo3::types::PyTuple::new(py, inputs)?)?;
-            output.extract::<Given>()?.named("what the module returned")
-        })
-        .map_err(|err: PyErr| DivaError::Callback(Box::new(err)))
-    }
-}
-
-impl VisionTower for Callback {
-    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
-        self.call(&[images])
-    }
-}
-
-/// A Python callable in the place of a native denoiser.
-struct CallbackDenoiser {
-    callback: Callback,
-    slots: Slots,
-}
-
-impl Denoiser for CallbackDenoiser {
-    fn slots(&self) -> Slots {
-        self.slots
-    }
-
-    fn predict(&self, query: &Query) -> Result<Tensor> {
-        query.without_text("Denoiser")?;
-        let mut inputs = vec![query.noisy, query.timesteps];
-        inputs.extend(query.condition.tensors());
-        self.callback.call(&inputs)
-    }
-}
-
 /// A native tower where the object is one, otherwise a callable `images -> tokens`.
-fn tower(py: Python<'_>, object: PyObject) -> Box<dyn VisionTower> {
-    match object.bind(py).downcast::<PyVisionTransformer>() {
-        Ok(native) => native.get().core(),
-        Err(_) => Box::new(Callback(object)),
+fn tower(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn VisionTower>> {
+    match object.bind(py).downcast::<PyNetwork>() {
+        Ok(native) => native.get().tower(),
+        Err(_) => Ok(Box::new(Callback(object))),
     }
 }
 
-/// A native denoiser where the object is one, otherwise a callable. It is called with `noisy`, `timesteps` and one tensor
-/// for each of the slots that its attribute `slots` names ("tokens", "pooled"); without that attribute, the tokens.
-fn denoiser(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Denoiser>> {
-    let bound = object.bind(py);
-    if let Ok(native) = bound.downcast::<PyDenoiser>() {
-        return Ok(native.get().core());
+/// A native denoiser where the object is one, otherwise a callable (see [`CallbackDenoiser`]).
+fn denoiser(object: &Bound<'_, PyAny>) -> PyResult<Arc<Mutex<dyn Denoiser>>> {
+    match object.downcast::<PyNetwork>() {
+        Ok(native) => native.get().denoiser(),
+        Err(_) => Ok(Arc::new(Mutex::new(CallbackDenoiser::new(object)?))),
     }
-    let slots = match bound.getattr_opt("slots")? {
-        None => Slots::TOKENS,
-        Some(names) => {
-            let List::<String>(names) = names.extract()?;
-            Slots::named(names.iter().map(String::as_str)).map_err(raise)?
-        }
-    };
-    Ok(Box::new(CallbackDenoiser { callback: Callback(object), slots }))
+}
+
+fn named<'py>(py: Python<'py>, losses: &Losses) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, loss) in losses.iter() {
+        dict.set_item(name, PyTensor(loss.shallow_clone()))?;
+    }
+    Ok(dict)
+}
+
+/// Runs the handlers of signals that arrived.
+fn signals() -> Result<()> {
+    python(|py| py.check_signals())
 }
 
 /// The step of `diva_rs.Trainer` and `diva_rs.FeedbackLoss`. See `src/step.rs`.
 #[pyclass(frozen, module = "diva_rs._native")]
 struct Step(Mutex<Core>);
 
-/// latents (B, ...), noise (B, N, ...), timesteps (B, N), choice (B, N, k) or None, text (1 | B, L, C).
-pub(super) type PyTargets = (PyTensor, PyTensor, PyTensor, Option<PyTensor>, PyTensor);
-
-type GivenTargets = (Given, Given, Given, Option<Given>, Given);
-
-fn targets(parts: GivenTargets) -> PyResult<Targets> {
-    let (latents, noise, timesteps, choice, text) = parts;
-    Ok(Targets {
-        latents: latents.named("latents")?,
-        noise: noise.named("noise")?,
-        timesteps: timesteps.named("timesteps")?,
-        choice: optional(choice, "choice")?,
-        text: text.named("text")?,
-    })
-}
-
-pub(super) fn untargets(targets: Targets) -> PyTargets {
-    let Targets { latents, noise, timesteps, choice, text } = targets;
-    (PyTensor(latents), PyTensor(noise), PyTensor(timesteps), choice.map(PyTensor), PyTensor(text))
-}
-
-fn objective(
-    loss: &str,
-    draw_weights: Vec<f64>,
-    min_snr: Option<f64>,
-    anchor: f64,
-    denoiser_batch: Option<usize>,
-) -> Result<Objective> {
-    let loss = match loss {
-        "mse" => Loss::Mse,
-        "l1" => Loss::L1,
-        other => {
-            return Err(DivaError::config("Step", format!("unknown loss {other:?}: use \"mse\" or \"l1\"")))
-        }
-    };
-    if draw_weights.is_empty() || draw_weights.iter().any(|weight| !weight.is_finite()) {
-        return Err(DivaError::config(
-            "Step",
-            format!("draw_weights {draw_weights:?}: need at least one, all finite"),
-        ));
-    }
-    if !anchor.is_finite() || anchor < 0.0 {
-        return Err(DivaError::config("Step", format!("anchor {anchor}: must be finite and not negative")));
-    }
-    Ok(Objective { loss, draw_weights, min_snr, anchor, denoiser_batch, room: Room::default() })
-}
-
 #[pymethods]
 impl Step {
-    /// `original`: (tower, bridge) of the untouched model, needed by the anchor penalty.
+    /// `original`: (tower, bridge) of the untouched model, which the anchor and other terms read. `terms`: (name, weight,
+    /// function of a `View` -> 0-dim loss).
     #[new]
-    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, original=None, micro_batch=None, denoiser_batch=None))]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, terms=List(vec![]), original=None, micro_batch=None, denoiser_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         tower: PyObject,
-        denoiser: PyObject,
+        denoiser: Bound<'_, PyAny>,
         bridge: PyRef<'_, PyBridge>,
         schedule: PyRef<'_, PySchedule>,
         loss: &str,
         #[pyo3(from_py_with = number)] draw_weights: List<f64>,
         #[pyo3(from_py_with = number)] min_snr: Option<f64>,
         #[pyo3(from_py_with = number)] anchor: f64,
+        #[pyo3(from_py_with = number)] terms: List<(String, f64, PyObject)>,
         original: Option<(PyObject, PyRef<'_, PyBridge>)>,
         #[pyo3(from_py_with = number)] micro_batch: Option<usize>,
         #[pyo3(from_py_with = number)] denoiser_batch: Option<usize>,
     ) -> PyResult<Self> {
-        let objective = objective(loss, draw_weights.0, min_snr, anchor, denoiser_batch).map_err(raise)?;
-        if micro_batch == Some(0) {
-            return Err(raise(DivaError::config("Step", "micro_batch 0: must be at least 1")));
+        let (schedule, draw_weights) = (schedule.0.clone(), draw_weights.0);
+        if draw_weights.is_empty() || draw_weights.iter().any(|weight| !weight.is_finite()) {
+            return refused(format!("draw_weights {draw_weights:?}: need at least one, all finite"));
         }
-        let original = original
-            .map(|(tower, bridge)| Original { tower: self::tower(py, tower), head: bridge.core().head });
-        Ok(Step(Mutex::new(Core {
-            tower: self::tower(py, tower),
-            denoiser: self::denoiser(py, denoiser)?,
-            bridge: bridge.core(),
-            schedule: schedule.0.clone(),
-            objective,
-            original,
-            micro_batch,
-        })))
+        if !anchor.is_finite() || anchor < 0.0 {
+            return refused(format!("anchor {anchor}: must be finite and not negative"));
+        }
+        if micro_batch == Some(0) {
+            return refused("micro_batch 0: must be at least 1".to_string());
+        }
+        let draws = draw_weights.len() as i64;
+        let min_snr = min_snr.map(|gamma| (gamma, schedule.clone()));
+        let distance = Distance::parse(loss).map_err(raise)?;
+        let mut objective: Vec<Box<dyn Term>> = vec![Box::new(Denoise { distance, draw_weights, min_snr })];
+        if anchor != 0.0 {
+            objective.push(Box::new(Anchor { weight: anchor }));
+        }
+        for (name, weight, function) in terms.0 {
+            objective.push(Box::new(CallbackTerm::new(name, weight, function)?));
+        }
+        let original = original.map(|(tower, bridge)| -> PyResult<_> {
+            let tower = self::tower(py, tower)?;
+            Ok(Arc::new(Mutex::new(Original { tower, head: bridge.core().head })))
+        });
+        let original = original.transpose()?;
+        let teacher = Teacher {
+            denoiser: self::denoiser(&denoiser)?,
+            schedule,
+            batch: denoiser_batch,
+            limit: MemoryLimit::default(),
+        };
+        let feedback = Feedback { bridge: bridge.core(), teacher, terms: objective, draws };
+        let tower = self::tower(py, tower)?;
+        Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch })))
     }
 
-    /// From a `diva_rs.inputs.RawBatch` to gradients, and with `update` on to updated weights: (loss, denoising, anchor,
-    /// norm of the gradient or None), 0-dim, on the device.
+    /// From a `Batch` to gradients, and with `update` on to updated weights: the losses by name (0-dim, on the device),
+    /// and the norm of the gradient or None.
     ///
     /// The gradients that are there count for 1 - `share`, this batch's for `share`. `update` is (largest norm of the
     /// gradient or None, factor on the learning rate, mean loss of the batches before or None): nothing moves where loss
@@ -187,47 +127,59 @@ impl Step {
     /// their handler raises; `hold` is called before the weights move, so that a handler can wait from then on.
     #[pyo3(signature = (reader, batch, optimizer, share=1.0, train_tower=true, update=None, hold=None))]
     #[allow(clippy::too_many_arguments)] // seven, and the interpreter
-    fn train(
+    fn train<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
         reader: &PyReader,
-        batch: RawBatch<'_>,
+        batch: &PyBatch,
         optimizer: &Optimizer,
         #[pyo3(from_py_with = number)] share: f64,
         train_tower: bool,
         #[pyo3(from_py_with = number)] update: Option<(Option<f64>, f64, Option<Given>)>,
         hold: Option<PyObject>,
-    ) -> PyResult<(PyTensor, PyTensor, PyTensor, Option<PyTensor>)> {
-        let batch = batch.core(py)?;
+    ) -> PyResult<(Bound<'py, PyDict>, Option<PyTensor>)> {
         let update = update.map(|(max_norm, factor, loss)| -> PyResult<Update> {
             Ok(Update { max_norm, factor, loss: optional(loss, "loss")? })
         });
-        let update = update.transpose()?;
-        let part = Part { share, train_tower, update };
+        let part = Part { share, train_tower, update: update.transpose()? };
+        let hold = || hold.as_ref().map_or(Ok(()), |hold| python(|py| hold.call0(py).map(|_| ())));
         let (losses, norm) = enter_step(py, move || {
             let (reader, step, mut optimizer) = (lock(&reader.0), lock(&self.0), lock(&optimizer.core));
-            train(&reader, &step, &mut optimizer, &batch, &part, &signals, &|| held(&hold))
+            train(&reader, &step, &mut optimizer, &lock(&batch.0), &part, &signals, &hold)
         })?;
-        Ok((PyTensor(losses.loss), PyTensor(losses.denoising), PyTensor(losses.anchor), norm.map(PyTensor)))
+        Ok((named(py, &losses)?, norm.map(PyTensor)))
     }
 
-    /// The most images that the denoiser's memory has room for at a time; None while it has sufficed.
+    /// The most images that fit into the denoiser's memory at a time; None while all have fitted.
     #[getter]
     fn denoiser_limit(&self) -> Option<usize> {
-        lock(&self.0).objective.room.limit()
+        lock(&self.0).feedback.teacher.limit.limit()
     }
 
-    /// (loss, gradient at the tokens, gradients of the bridge's parameters in the order of `Bridge.param_names`).
-    fn at_tokens(
+    /// `denoiser_limit`, once after each change of it; otherwise None.
+    fn changed_limit(&self) -> Option<usize> {
+        lock(&self.0).feedback.teacher.limit.change()
+    }
+
+    /// (losses by name, gradient at the tokens, gradients of the bridge's parameters in the order of
+    /// `Bridge.param_names`, gradients of the denoiser's trained parameters or None).
+    #[allow(clippy::type_complexity)]
+    fn at_tokens<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
         tokens: Given,
         images: Given,
         targets: GivenTargets,
-    ) -> PyResult<(PyTensor, PyTensor, Vec<PyTensor>)> {
+    ) -> PyResult<(Bound<'py, PyDict>, PyTensor, Vec<PyTensor>, Vec<Option<PyTensor>>)> {
         let (tokens, images, targets) =
             (tokens.named("tokens")?, images.named("images")?, self::targets(targets)?);
-        let heard = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
-        Ok((PyTensor(heard.loss), PyTensor(heard.tokens), heard.params.into_iter().map(PyTensor).collect()))
+        let found = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
+        let bridge = found.bridge.into_iter().map(PyTensor).collect();
+        let denoiser = found.denoiser.into_iter().map(|gradient| gradient.map(PyTensor)).collect();
+        Ok((named(py, &found.losses)?, PyTensor(found.tokens), bridge, denoiser))
     }
+}
+
+fn refused<T>(what: String) -> PyResult<T> {
+    Err(raise(DivaError::config("Step", what)))
 }

@@ -2,6 +2,7 @@
 //! of their argument: the core could not even ask for their size or kind without a panic.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use pyo3_tch::PyTensor as Plain;
 use tch::Tensor;
 
@@ -27,6 +28,17 @@ impl Given {
 /// The tensor of an argument that may be left out.
 pub fn optional(given: Option<Given>, name: &str) -> PyResult<Option<Tensor>> {
     given.map(|given| given.named(name)).transpose()
+}
+
+/// The entries of a dict of tensors.
+pub fn tensors(dict: &Bound<'_, PyDict>) -> PyResult<Vec<(String, Tensor)>> {
+    dict.iter()
+        .map(|(key, tensor)| {
+            let key: String = key.extract()?;
+            let tensor = tensor.extract::<Given>()?.named(&key)?;
+            Ok((key, tensor))
+        })
+        .collect()
 }
 
 impl<'py> FromPyObject<'py> for Given {

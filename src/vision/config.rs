@@ -1,5 +1,6 @@
 //! What a tower's weights do not say.
 
+use serde::Deserialize;
 use tch::Kind;
 
 use super::layouts::Layout;
@@ -9,18 +10,20 @@ use crate::nn::Activation;
 const OP: &str = "VisionTransformer";
 
 /// What token 0 of the output is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Pool {
     /// The class token.
     Class,
     /// The mean of the patches.
-    Average,
+    Avg,
     /// Multi-head attention pooling with a learned query (SigLIP).
     Map,
 }
 
 /// Which tokens the position embedding has rows for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Positions {
     All,
     Patches,
@@ -28,7 +31,8 @@ pub enum Positions {
 }
 
 /// How the position embedding follows images of another size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Resize {
     /// Not at all: another size is an error.
     None,
@@ -39,78 +43,28 @@ pub enum Resize {
 }
 
 /// A layer that a library applies after pooling, which cannot wait until tokens are chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum HeadLayer {
     Norm,
-    Linear { bias: bool },
-    Mlp { bias: (bool, bool) },
+    Linear,
+    LinearBias,
+    /// Without a bias in its second layer.
+    Mlp,
+    MlpBias,
 }
 
 /// The precision of matrix products. The residual stream, the norms and the weights keep the weights' own precision
 /// where that is the wider one, so gradients add up in the weights' own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Compute {
     Fp32,
     Bf16,
     Fp64,
 }
 
-impl Pool {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "class" => Ok(Pool::Class),
-            "avg" => Ok(Pool::Average),
-            "map" => Ok(Pool::Map),
-            other => Err(unknown("pool", other, "class, avg or map")),
-        }
-    }
-}
-
-impl Positions {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "all" => Ok(Positions::All),
-            "patches" => Ok(Positions::Patches),
-            "none" => Ok(Positions::None),
-            other => Err(unknown("positions", other, "all, patches or none")),
-        }
-    }
-}
-
-impl Resize {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "none" => Ok(Resize::None),
-            "bicubic" => Ok(Resize::Bicubic),
-            "bicubic-antialias" => Ok(Resize::BicubicAntialias),
-            other => Err(unknown("resize", other, "none, bicubic or bicubic-antialias")),
-        }
-    }
-}
-
-impl HeadLayer {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "norm" => Ok(HeadLayer::Norm),
-            "linear" => Ok(HeadLayer::Linear { bias: false }),
-            "linear-bias" => Ok(HeadLayer::Linear { bias: true }),
-            "mlp" => Ok(HeadLayer::Mlp { bias: (true, false) }),
-            "mlp-bias" => Ok(HeadLayer::Mlp { bias: (true, true) }),
-            other => Err(unknown("head layer", other, "norm, linear, linear-bias, mlp or mlp-bias")),
-        }
-    }
-}
-
 impl Compute {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "fp32" => Ok(Compute::Fp32),
-            "bf16" => Ok(Compute::Bf16),
-            "fp64" => Ok(Compute::Fp64),
-            other => Err(unknown("compute", other, "fp32, bf16 or fp64")),
-        }
-    }
-
     pub fn kind(self) -> Kind {
         match self {
             Compute::Fp32 => Kind::Float,
@@ -120,11 +74,8 @@ impl Compute {
     }
 }
 
-fn unknown(what: &str, got: &str, valid: &str) -> DivaError {
-    DivaError::config(OP, format!("unknown {what} {got:?}: use {valid}"))
-}
-
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     pub layout: Layout,
     /// Where the tower sits in the tree of keys, such as `visual.trunk`; empty: at its top.
@@ -157,6 +108,8 @@ pub struct Config {
     pub head: Vec<(HeadLayer, String)>,
     /// `None`: as the weights.
     pub compute: Option<Compute>,
+    /// Whether a step computes each block again in the backward pass instead of keeping its activations.
+    pub checkpoint: bool,
 }
 
 impl Config {
@@ -198,7 +151,25 @@ impl Config {
         if self.pool == Pool::Class && !self.class_token {
             return fail("pool \"class\" needs class_token".to_string());
         }
-        self.layout.check(self)
+        self.check_layout()
+    }
+
+    /// Whether the library has a place for every part that is configured.
+    fn check_layout(&self) -> Result<()> {
+        let names = self.layout.names();
+        let parts = [
+            ("class_token", self.class_token, names.class.is_some()),
+            ("registers", self.registers > 0, names.registers.is_some()),
+            ("norm_pre", self.norm_pre, names.norm_pre.is_some()),
+            ("layer_scale", self.layer_scale, names.block.scales.is_some()),
+            ("pool \"map\"", self.pool == Pool::Map, names.pool.is_some()),
+        ];
+        match parts.iter().find(|(_, wanted, known)| *wanted && !*known) {
+            None => Ok(()),
+            Some((part, ..)) => {
+                Err(DivaError::config(OP, format!("the layout {:?} has no {part}", self.layout)))
+            }
+        }
     }
 }
 
@@ -231,6 +202,7 @@ mod tests {
             pool: Pool::Class,
             head: Vec::new(),
             compute: None,
+            checkpoint: false,
         }
     }
 
@@ -250,12 +222,5 @@ mod tests {
         assert!(refused(siglip.check(), "no class_token"));
         let pooled = Config { pool: Pool::Map, ..config() };
         assert!(refused(pooled.check(), "no pool"));
-    }
-
-    #[test]
-    fn names_are_parsed_or_listed() {
-        assert!(Compute::parse("bf16").is_ok_and(|compute| compute.kind() == Kind::BFloat16));
-        assert!(HeadLayer::parse("mlp").is_ok_and(|layer| layer == HeadLayer::Mlp { bias: (true, false) }));
-        assert!(refused(Pool::parse("max"), "class, avg or map"));
     }
 }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 use super::config::{Config, Positions, Resize};
 use super::layouts::Names;
 use super::load::rows;
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 use crate::nn::{Linear, Path};
 
 const OP: &str = "VisionTransformer.tokens";
@@ -140,10 +140,7 @@ impl Embed {
         if batch == 0 || !fits {
             return refused();
         }
-        if !images.is_floating_point() {
-            let (name, got) = ("images".to_string(), images.kind());
-            return Err(DivaError::Kind { op: OP, name, got, expected: "floating point".to_string() });
-        }
+        floating(OP, "images", images)?;
         if images.device() != self.stem.weight.device() {
             let what = format!(
                 "images are on {:?}, the weights on {:?}: move one to the other",

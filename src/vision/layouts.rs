@@ -1,11 +1,12 @@
 //! How each library names the same weights. The tree of names is the tree of the checkpoint's keys.
 
-use super::config::{Config, Pool};
-use crate::error::{DivaError, Result};
+use serde::Deserialize;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// OpenAI's clip/model.py and open_clip/transformer.py.
+    #[serde(rename = "open_clip")]
     OpenClip,
     /// timm/models/vision_transformer.py.
     Timm,
@@ -61,45 +62,12 @@ pub struct PoolNames {
 }
 
 impl Layout {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "open_clip" => Ok(Layout::OpenClip),
-            "timm" => Ok(Layout::Timm),
-            "transformers-clip" => Ok(Layout::TransformersClip),
-            "transformers-siglip" => Ok(Layout::TransformersSiglip),
-            other => Err(DivaError::config(
-                "VisionTransformer",
-                format!(
-                    "unknown layout {other:?}: use open_clip, timm, transformers-clip or transformers-siglip"
-                ),
-            )),
-        }
-    }
-
     pub fn names(self) -> Names {
         match self {
             Layout::OpenClip => OPEN_CLIP,
             Layout::Timm => TIMM,
             Layout::TransformersClip => TRANSFORMERS_CLIP,
             Layout::TransformersSiglip => TRANSFORMERS_SIGLIP,
-        }
-    }
-
-    /// Whether the library has a place for every part that `config` asks for.
-    pub fn check(self, config: &Config) -> Result<()> {
-        let names = self.names();
-        let parts = [
-            ("class_token", config.class_token, names.class.is_some()),
-            ("registers", config.registers > 0, names.registers.is_some()),
-            ("norm_pre", config.norm_pre, names.norm_pre.is_some()),
-            ("layer_scale", config.layer_scale, names.block.scales.is_some()),
-            ("pool \"map\"", config.pool == Pool::Map, names.pool.is_some()),
-        ];
-        match parts.iter().find(|(_, wanted, known)| *wanted && !*known) {
-            None => Ok(()),
-            Some((part, ..)) => {
-                Err(DivaError::config("VisionTransformer", format!("the layout {self:?} has no {part}")))
-            }
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Gradient checkpointing per block: the forward pass keeps each block's input alone, and the backward pass runs one
 //! block at a time again, this time with its graph.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use tch::{no_grad_guard, with_grad, Tensor};
 
 use super::vit::Vit;
 use crate::error::Result;
-use crate::step::VisionTower;
+use crate::step::{Carry, VisionTower};
 
 /// What `Vit::backward` needs of one forward pass: the pixels and the input of every block and of the tail.
 pub struct Recording {
@@ -44,6 +46,26 @@ impl Vit {
             }
             push(&self.stem(&images)?, &gradient)
         })
+    }
+}
+
+/// One tower for several owners: the object that Python holds and the step that runs it.
+impl VisionTower for Arc<Mutex<Vit>> {
+    fn tokens(&self, images: &Tensor) -> Result<Tensor> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).tokens(images)
+    }
+
+    fn record(&self, images: &Tensor) -> Result<Option<(Tensor, Carry)>> {
+        let vit = self.lock().unwrap_or_else(PoisonError::into_inner);
+        if !vit.checkpoint {
+            return Ok(None);
+        }
+        let (tokens, recording) = vit.record(images)?;
+        let tower = self.clone();
+        let carry = move |gradient: &Tensor| {
+            tower.lock().unwrap_or_else(PoisonError::into_inner).backward(recording, gradient)
+        };
+        Ok(Some((tokens, Box::new(carry))))
     }
 }
 

@@ -33,6 +33,7 @@ pub struct Vit {
     prefix: i64,
     weights: Kind,
     pub(super) compute: Kind,
+    pub(super) checkpoint: bool,
     residual: Kind,
 }
 
@@ -72,6 +73,7 @@ impl Vit {
             prefix: config.prefix(),
             weights,
             compute,
+            checkpoint: config.checkpoint,
             residual: wider(weights, compute),
         };
         store.finish()?;
@@ -99,7 +101,7 @@ impl Vit {
         let mut tokens = match self.pool {
             Pool::Class if self.prefix == 1 => normed(x.shallow_clone())?,
             Pool::Class => normed(Tensor::f_cat(&[x.f_narrow(1, 0, 1)?, patches()?], 1)?)?,
-            Pool::Average => {
+            Pool::Avg => {
                 let patches = normed(patches()?)?;
                 Tensor::f_cat(&[patches.f_mean_dim(1, true, None)?, patches], 1)?
             }
@@ -142,15 +144,16 @@ fn head(root: &Path, config: &Config) -> Result<Vec<Head>> {
     let mut layers = Vec::with_capacity(config.head.len());
     for (layer, key) in &config.head {
         let path = root / key;
-        layers.push(match *layer {
+        layers.push(match layer {
             HeadLayer::Norm => Head::Norm(load::norm(&path, width, config.eps)?),
-            HeadLayer::Linear { bias } => {
+            HeadLayer::Linear | HeadLayer::LinearBias => {
                 let inputs = std::mem::replace(&mut width, outputs(&path)?);
-                Head::Linear(load::linear(&path, inputs, width, bias)?)
+                Head::Linear(load::linear(&path, inputs, width, *layer == HeadLayer::LinearBias)?)
             }
-            HeadLayer::Mlp { bias } => {
+            HeadLayer::Mlp | HeadLayer::MlpBias => {
                 let hidden = outputs(&(&path / "fc1"))?;
                 let inputs = std::mem::replace(&mut width, outputs(&(&path / "fc2"))?);
+                let bias = (true, *layer == HeadLayer::MlpBias);
                 let sizes = MlpSizes { inputs, hidden, outputs: width, bias };
                 // open_clip/timm_model.py: timm's Mlp with its default activation
                 Head::Mlp(Mlp::load(&path, ("fc1", "fc2"), &sizes, Activation::Gelu)?)

@@ -6,7 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from builders.diffusion import tiny_dit
-from diva_rs.diffusion.conditioning import conditioning_of
+from diva_rs._native import Network
+from diva_rs.diffusion import NativePlan
+from diva_rs.diffusion.families.dit import DiT
+from diva_rs.diffusion.families.family import Context
+from diva_rs.native import dit as native
 
 LABELS = ("replace", "join")
 VARIANTS = {
@@ -61,8 +65,18 @@ def inputs(dit: nn.Module, side: int | None = None, length: int = 5) -> tuple[Te
 
 
 def theirs(dit: nn.Module, label: str = "replace"):
-    way = conditioning_of(dit, None, label, lambda width: torch.zeros(1, 1, width), lambda: 8)
-    return lambda *args: way.predict(*args)[:, : dit.config.in_channels]
+    family = DiT(dit, Context(lambda width: torch.zeros(1, 1, width), lambda: 8), label)
+
+    def predict(noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        return family.predict(noisy, timesteps, family.slots.fill(condition))[:, : dit.config.in_channels]
+
+    return predict
+
+
+def native_dit(
+    dit: nn.Module, label: str = "replace", checkpoint: bool = False, exact: nn.Module | None = None
+) -> Network:
+    return native.native_dit(dit, NativePlan("dit", {"label": label}), checkpoint, exact)
 
 
 def through(predict, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:

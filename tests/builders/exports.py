@@ -84,7 +84,12 @@ def model(name: str) -> nn.Module:
 
 
 def embeddings(model: nn.Module, side: int = 32, vocab: int = 64, context: int = 8) -> dict[str, Tensor]:
-    """Image and text embeddings of fixed inputs; the end token is the highest number."""
+    """Image and text embeddings of fixed inputs; the end token is the highest number.
+
+    On one thread, so that two processes agree to the bit on any machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(7)
     images = torch.randn(2, 3, side, side, generator=generator)
     text = torch.randint(3, vocab - 1, (2, context), generator=generator)
@@ -96,6 +101,7 @@ def embeddings(model: nn.Module, side: int = 32, vocab: int = 64, context: int =
         elif hasattr(model, "get_text_features"):
             features = model.get_text_features(text)
             found["text"] = features if isinstance(features, Tensor) else features[1]  # a tensor up to 4.x
+    torch.set_num_threads(threads)
     return {key: value.contiguous() for key, value in found.items()}
 
 

@@ -35,4 +35,4 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 def build(tower: Tower, weights: dict[str, Tensor] | None = None, **fields: Any) -> Any:
     config, own = describe(tower)
     merged = {**config, "compute": None, "checkpoint": False, **fields}
-    return _native.VisionTransformer(merged, own if weights is None else weights)
+    return _native.Network("vision_transformer", merged, own if weights is None else weights)

@@ -20,6 +20,7 @@ import diva_rs
 from builders import small
 from builders.reference import OPENAI, ReferenceStep
 from builders.unets import stirred_slightly
+from diva_rs.native import choose, native_denoiser
 from diva_rs.step.modules import make_projector
 
 UNET: dict[str, Any] = {
@@ -127,13 +128,13 @@ def native(checkpointing: bool, look: bool) -> dict[str, Any]:
     ).to_precision("bf16")
     seen: list[Tensor] = []
     if look:
-        network = teacher.native()
+        network = native_denoiser(teacher)
 
         def watched(noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
             condition.register_hook(lambda gradient: seen.append(gradient.detach().float().clone()))
             return network.predict(noisy, timesteps, condition)
 
-        teacher.native = lambda checkpoint=False: watched  # type: ignore[method-assign]
+        choose.native_denoiser = lambda teacher, checkpoint: watched
     recipe = setup.recipe.replace(
         precision="bf16",
         backend="native",

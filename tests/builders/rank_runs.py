@@ -26,9 +26,9 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
-import diva_rs.run.evaluate
+import diva_rs.run.evaluator
 from builders.small import images, small_clip, small_teacher
-from diva_rs.data import dataset, decode, folder_loader, shard_loader
+from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
 
 LIMIT = 60.0  # seconds within which the loss of a rank must have ended the others
@@ -112,7 +112,7 @@ def decoded_names() -> list[str]:
         names.append(Path(name).name)
         return decode.decode(source, name, *rest)
 
-    dataset.decode = noted
+    folder.decode = noted
     return names
 
 
@@ -165,7 +165,7 @@ def written_from_now() -> list[str]:
         written.append(str(path))
         return replacing(path)
 
-    for module in (diva_rs._base.files, diva_rs._base.checkpoint, diva_rs.run.evaluate):
+    for module in (diva_rs._base.files, diva_rs._base.checkpoint, diva_rs.run.evaluator):
         module.replacing = noted  # type: ignore[attr-defined]
     return written
 
@@ -261,7 +261,7 @@ def _spoil(steps: range, **fields: Any) -> dict[str, Any]:
     """Five steps of two images per rank, in some of which rank 1's denoiser predicts NaN."""
     from builders import small
 
-    rank, make, accumulate = int(os.environ["RANK"]), small.small_unet, diva_rs.Trainer.accumulate
+    rank, make, step = int(os.environ["RANK"]), small.small_unet, diva_rs.Trainer.train
     calls: list[int] = []
 
     def unet(dtype: torch.dtype) -> Any:
@@ -276,9 +276,9 @@ def _spoil(steps: range, **fields: Any) -> dict[str, Any]:
 
     def counted(self: Any, *args: Any) -> Any:
         calls.append(1)
-        return accumulate(self, *args)
+        return step(self, *args)
 
-    small.small_unet, diva_rs.Trainer.accumulate = unet, counted  # type: ignore[method-assign]
+    small.small_unet, diva_rs.Trainer.train = unet, counted  # type: ignore[method-assign]
     batches = [
         {
             "images": images(2, seed=10 * rank + i, dtype=torch.float64),

@@ -7,8 +7,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from builders.diffusion import TEXT_WIDTH, tiny_unet
-from diva_rs.diffusion.sdxl import AddedCondition
-from diva_rs.native.unet import native_unet
+from diva_rs._native import Network
+from diva_rs.diffusion import NativePlan
+from diva_rs.diffusion.families.text_time import TextTime
+from diva_rs.native import unet as native
 
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 _CROSS_UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
@@ -67,6 +69,22 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
 }
 
 
+def native_unet(
+    unet: nn.Module,
+    text: Tensor | None = None,
+    added: TextTime | None = None,
+    checkpoint: bool = False,
+    exact: nn.Module | None = None,
+) -> Network:
+    """The native network with the fixed inputs that its family would give it."""
+    weight = next(unet.parameters())
+    fields, fixed = (None, {}) if added is None else added.native(weight)
+    if text is not None:
+        fixed["encoder_hidden_states"] = text
+    plan = NativePlan("unet_2d_condition", {"text_time": fields}, fixed)
+    return native.native_unet(unet, plan, checkpoint, exact)
+
+
 class Case:
     """A UNet with noise in every weight, the native one beside it, and inputs for both."""
 
@@ -85,7 +103,7 @@ class Case:
             }
         self.added = None
         if self.unet.config.addition_embed_type is not None:
-            self.added = AddedCondition(self.unet.config, self.given, lambda: 8)
+            self.added = TextTime(self.unet.config, self.given, lambda: 8)
         classes = self.unet.config.class_embed_type is not None
         text = self.text if classes else None
         self.native = native_unet(self.unet, text, self.added, checkpoint)

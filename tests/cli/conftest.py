@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import open_clip
 import pytest
 import torch
-import transformers
 from PIL import Image
 
 from builders.cli import CONFIG, MODEL, SCORED, SCORED_CONFIG
-from builders.small import WIDTH, scheduler, small_unet, small_vae
+from builders.diffusion import tiny_pipeline
 from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import train
 
@@ -41,29 +40,7 @@ def clip(weights):
 def teacher(tmp_path_factory):
     """A diffusers folder with everything that a teacher needs."""
     root = tmp_path_factory.mktemp("teacher")
-    small_unet().save_pretrained(root / "unet")
-    small_vae().save_pretrained(root / "vae")
-    scheduler().save_pretrained(root / "scheduler")
-    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (root / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    config = {"_class_name": "CLIPTokenizer", "tokenizer_class": "CLIPTokenizer", "model_max_length": 12}
-    (root / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
-    text = transformers.CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-    )
-    transformers.CLIPTextModel(text).save_pretrained(root / "text_encoder")
-    index = {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
-    (root / "model_index.json").write_text(json.dumps(index))
+    tiny_pipeline().save_pretrained(root)
     return str(root)
 
 

@@ -85,7 +85,7 @@ BAD_FILES = [
     ("[recipe]\npreset = 'diva'", "no recipe 'diva'"),
     ("[recipe]\npreset = 3", "no recipe 3"),
     ("recipe = 3", "recipe=3: a preset's name or a table"),
-    ("workers = -1", r"--workers=-1: an integer of at least 0"),
+    ("workers = -1", r"run\.toml: --workers=-1: an integer of at least 0"),
     ("[recipe\n", "is not valid TOML"),
 ]
 

@@ -21,7 +21,7 @@ def test_train_hands_over_models_images_and_recipe(trained, command, capsys, tmp
     assert call.clip.visual.conv1.weight.dtype == torch.float32
     assert isinstance(call.teacher, Teacher) and call.teacher.latent_shape == (4, 8, 8)
     batches = list(call.loader)
-    assert [tuple(batch["images"].shape) for batch in batches] == [(4, 3, 16, 16), (2, 3, 16, 16)]
+    assert [tuple(batch["images"].shape) for batch in batches] == [(4, 3, 32, 32), (2, 3, 32, 32)]
     assert (call.progress, call.output_dir) == (False, tmp_path / "run")
     assert [type(callback) for callback in call.callbacks] == [TensorBoard]
     output = capsys.readouterr()

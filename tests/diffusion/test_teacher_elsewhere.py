@@ -15,6 +15,7 @@ import diva_rs
 from builders import small
 from builders.diffusion import tiny_dit
 from diva_rs import Recipe, Trainer
+from diva_rs.native import choose, native_denoiser
 
 pytestmark = pytest.mark.parity
 
@@ -88,10 +89,12 @@ def test_a_dit_elsewhere(label: str, elsewhere: torch.device) -> None:
     assert here[0] == pytest.approx(there[0], rel=1e-10) and small.worst(there[1], here[1]) <= 1e-10
 
 
-def test_what_crosses_to_the_teacher_and_back(elsewhere: torch.device) -> None:
+def test_what_crosses_to_the_teacher_and_back(
+    elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A denoiser is asked and answers where CLIP is, and keeps what it computes where it is itself."""
     teacher = small.small_teacher().on(elsewhere).to_precision("bf16")
-    network, crossed, kept = teacher.native(), [], set()
+    network, crossed, kept = native_denoiser(teacher), [], set()
 
     def record(name: str, tensor: Tensor) -> Tensor:
         crossed.append((name, tensor.device.type, tensor.dtype))
@@ -108,7 +111,7 @@ def test_what_crosses_to_the_teacher_and_back(elsewhere: torch.device) -> None:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             return record("prediction", network.predict(noisy, timesteps, condition))
 
-    teacher.native = lambda checkpoint=False: asked  # type: ignore[method-assign]
+    monkeypatch.setattr(choose, "native_denoiser", lambda teacher, checkpoint: asked)
     stepped(teacher, Recipe(backend="native", precision="fp32", draws=1))
     order = ("noisy", "timesteps", "condition", "prediction", "gradient")
     one = [(name, "cpu", torch.int64 if name == "timesteps" else torch.float32) for name in order]

@@ -76,7 +76,9 @@ def test_parts_missing_in_a_pipeline_or_folder(folder):
 
 
 def test_folders_without_a_model(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no diffusers folder: it has no unet/config\.json"):
+    with pytest.raises(
+        ConfigError, match=r"is no diffusers folder: it has no config\.json, and none in .*unet"
+    ):
         Teacher.of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "NoSuchModel"}))
     with pytest.raises(ConfigError, match=r"is a NoSuchModel, which diffusers .* does not know"):
@@ -86,7 +88,7 @@ def test_folders_without_a_model(tmp_path):
         Teacher.of(tmp_path)
     shutil.rmtree(tmp_path)
     tiny_vae().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="a AutoencoderKL cannot be a teacher"):
+    with pytest.raises(ConfigError, match="AutoencoderKL cannot be a teacher"):
         Teacher.of(tmp_path)
 
 

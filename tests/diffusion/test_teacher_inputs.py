@@ -21,9 +21,12 @@ pytestmark = pytest.mark.hostile
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (3, "unet is a int, expected a diffusers UNet2DConditionModel or DiT"),
+        (3, "unet is an int, expected a .*a diffusers UNet2DConditionModel"),
         (None, "unet is a NoneType, expected"),
-        (torch.nn.Linear(2, 2), "a Linear cannot be a teacher; expected a diffusers UNet2DConditionModel"),
+        (
+            torch.nn.Linear(2, 2),
+            "Linear cannot be a teacher; expected a .*a diffusers UNet2DConditionModel",
+        ),
         ("/no/such/folder", "/no/such/folder does not exist; expected"),
         (__file__, "test_teacher_inputs.py is a file; expected"),
     ],
@@ -41,13 +44,13 @@ def test_models_that_take_no_condition_from_a_clip():
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
     )
-    with pytest.raises(ConfigError, match="a UNet2DModel cannot be a teacher"):
+    with pytest.raises(ConfigError, match="UNet2DModel cannot be a teacher"):
         Teacher.of(unconditional)
-    with pytest.raises(ConfigError, match="a UNet2DModel cannot be a teacher"):
+    with pytest.raises(ConfigError, match="UNet2DModel cannot be a teacher"):
         Teacher.of(diffusers.DDPMPipeline(unconditional, tiny_scheduler()))
     pipeline = tiny_pipeline()
     pipeline.unet = None
-    with pytest.raises(ConfigError, match="the StableDiffusionPipeline holds no UNet and no transformer"):
+    with pytest.raises(ConfigError, match="the StableDiffusionPipeline holds no denoiser; expected a "):
         Teacher.of(pipeline)
     with pytest.raises(ConfigError, match="unet is a Teacher already"):
         Teacher(Teacher(tiny_unet()))
@@ -99,9 +102,9 @@ def test_offloaded_models():
         (
             torch.zeros(7, 24),
             ShapeError,
-            r"text_condition is torch.float32 \(7, 24\), expected hidden states",
+            r"text_condition is <torch.float32 \(7, 24\)>, expected hidden states",
         ),
-        (torch.zeros(1, 0, 24), ShapeError, r"\(1, 0, 24\), expected hidden states"),
+        (torch.zeros(1, 0, 24), ShapeError, r"\(1, 0, 24\)>, expected hidden states"),
         (torch.zeros(1, 7, 24, dtype=torch.int64), ShapeError, "torch.int64 .* and no ids"),
         (torch.full((1, 7, 24), float("nan")), DataError, "text_condition has values that are not finite"),
         ("a photo", ConfigError, "text_condition is a str, expected a tensor"),
@@ -123,7 +126,7 @@ def test_text_conditions_of_models_that_read_text_beside_the_condition():
 @pytest.mark.parametrize(
     ("kind", "added", "error", "message"),
     [
-        ("sd1", {}, ConfigError, "not of SDXL's kind"),
+        ("sd1", {}, ConfigError, "no embedding of pooled text and sizes"),
         (
             "sdxl",
             {"text_embed": torch.zeros(1, 24)},
@@ -187,7 +190,7 @@ def test_posterior_samples():
         teacher.encode(images, seeds=[1, 2, 3])
     with pytest.raises(ConfigError, match="both seeds and noise"):
         teacher.encode(images, seeds=[1, 2], noise=noise)
-    with pytest.raises(ConfigError, match="micro_batch=0: an integer of at least 1"):
+    with pytest.raises(ConfigError, match="micro_batch is 0, expected at least 1 image"):
         teacher.encode(images, micro_batch=0)
     with pytest.raises(ConfigError, match="works on pixels, which have no posterior"):
         Teacher(tiny_unet("pixel")).encode(images, seeds=[1, 2])
@@ -234,7 +237,7 @@ def test_calls(bad, message):
 def test_dits():
     with pytest.raises(ConfigError, match='label is \'both\', expected "replace" or "join"'):
         Teacher(tiny_dit(), label="both")
-    with pytest.raises(ConfigError, match="this DiTTransformer2DModel is not of SDXL's kind"):
+    with pytest.raises(ConfigError, match="a DiTTransformer2DModel has no option added_cond_kwargs"):
         Teacher(tiny_dit(), added_cond_kwargs={})
     teacher, condition = Teacher(tiny_dit()), torch.zeros(1, 5, 16)
     for side in ((8, 4), (7, 7)):
@@ -246,5 +249,5 @@ def test_precisions_and_devices():
     with pytest.raises(ConfigError, match="precision is 'fp8', expected one of fp32, bf16, fp64"):
         Teacher(tiny_unet()).to_precision("fp8")
     for device in ("cuda:99", "no-device"):
-        with pytest.raises(DeviceError, match=f"device='{device}': it is not available"):
+        with pytest.raises(DeviceError, match=f"device='{device}' is not available"):
             Teacher(tiny_unet(), device=device)

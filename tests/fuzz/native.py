@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from builders.diffusion import tiny_dit
+from builders.dits import native_dit
 from builders.small import small_clip, small_teacher, small_vae
 from diva_rs import Recipe, Trainer, _native
 from diva_rs.errors import DivaError
-from diva_rs.native.dit import native_dit
 from diva_rs.native.vae import native_vae
 from fuzz.values import OwnError, varied
 
@@ -38,7 +38,8 @@ def calls() -> dict[str, Call]:
     """Name -> a call that succeeds, of every function, constructor, method and property."""
     made = _constructors()
     tower, unet, bridge, schedule = (
-        _construct(made, name) for name in ("VisionTransformer", "UNet2DCondition", "Bridge", "Schedule.flow")
+        _construct(made, name)
+        for name in ("Network, vision_transformer", "Network, unet_2d_condition", "Bridge", "Schedule.flow")
     )
     images, latents = torch.rand(2, 3, 32, 32), torch.randn(2, 4, 8, 8)
     noise, timesteps = torch.randn(2, 2, 4, 8, 8), torch.tensor([[3, 500], [7, 999]])
@@ -95,28 +96,26 @@ def calls() -> dict[str, Call]:
         "Step.at_tokens": Call(
             of("Step", "at_tokens"), {"tokens": tokens, "images": images, "targets": targets}
         ),
-        "VisionTransformer.tokens": Call(tower.tokens, {"images": images}),
-        "VisionTransformer.record": Call(tower.record, {"images": images}),
-        "VisionTransformer.backward": Call(recorded, {"images": None, "gradient": torch.randn(tokens.shape)}),
-        "VisionTransformer.checkpoint": Call(lambda: tower.checkpoint, {}),
-        "UNet2DCondition.predict": Call(unet.predict, network),
-        "UNet2DCondition.gradient": Call(unet.gradient, network | {"at_prediction": noise[:, 0]}),
-        "UNet2DCondition.condition_width": Call(lambda: unet.condition_width, {}),
-        "DiTTransformer2D.predict": Call(
-            of("DiTTransformer2D", "predict"), network | {"condition": torch.randn(2, 5, 16)}
+        "Network.tokens": Call(tower.tokens, {"images": images}),
+        "Network.record": Call(tower.record, {"images": images}),
+        "Network.backward": Call(recorded, {"images": None, "gradient": torch.randn(tokens.shape)}),
+        "Network.kind": Call(lambda: tower.kind, {}),
+        "Network.slots": Call(lambda: unet.slots, {}),
+        "Network.predict": Call(unet.predict, network),
+        "Network.gradient": Call(unet.gradient, network | {"at_prediction": noise[:, 0]}),
+        "Network.condition_width": Call(lambda: unet.condition_width, {}),
+        "Network.predict, of a DiT": Call(
+            of("Network, dit", "predict"), network | {"condition": torch.randn(2, 5, 16)}
         ),
-        "DiTTransformer2D.gradient": Call(
-            of("DiTTransformer2D", "gradient"),
+        "Network.gradient, of a DiT": Call(
+            of("Network, dit", "gradient"),
             network | {"condition": torch.randn(2, 5, 16), "at_prediction": noise[:, 0]},
         ),
-        "DiTTransformer2D.condition_width": Call(
-            lambda: _construct(made, "DiTTransformer2D").condition_width, {}
+        "Network.encode": Call(
+            of("Network, autoencoder_kl_encoder", "encode"), {"images": images, "micro_batch": 1}
         ),
-        "AutoencoderEncoder.encode": Call(
-            of("AutoencoderEncoder", "encode"), {"images": images, "micro_batch": 1}
-        ),
-        "AutoencoderEncoder.encode_sample": Call(
-            of("AutoencoderEncoder", "encode_sample"),
+        "Network.encode, a sample": Call(
+            of("Network, autoencoder_kl_encoder", "encode"),
             {"images": images, "noise": torch.randn(2, 4, 16, 16), "micro_batch": 2},
         ),
         "Schedule len": Call(lambda: len(schedule), {}),
@@ -205,9 +204,8 @@ class _Recorder:
         self.made["Step.train"] = Call(self.step.train, arguments, len(args))
         return self.step.train(*args, **kwargs)
 
-    @property
-    def denoiser_limit(self) -> int | None:
-        return self.step.denoiser_limit
+    def changed_limit(self) -> int | None:
+        return self.step.changed_limit()
 
 
 @contextmanager
@@ -219,17 +217,15 @@ def _spied(made: dict[str, Call]) -> Any:
         "Reader",
         "Optimizer",
         "Step",
-        "VisionTransformer",
-        "UNet2DCondition",
-        "DiTTransformer2D",
-        "AutoencoderEncoder",
+        "Network",
     )
     kinds = {name: getattr(_native, name) for name in names}
 
     def spy(name: str) -> Callable[..., Any]:
         def construct(*args: Any, **kwargs: Any) -> Any:
             arguments = {str(at): value for at, value in enumerate(args)} | kwargs
-            made[name] = Call(kinds[name], arguments, len(args))
+            key = f"Network, {args[0]}" if name == "Network" else name
+            made[key] = Call(kinds[name], arguments, len(args))
             return kinds[name](*args, **kwargs)
 
         return construct

@@ -1,4 +1,4 @@
-"""Something else where a file is expected: nothing, a folder, a pipe, a device, a loop of links."""
+"""Something else in place of a file: nothing, a folder, a pipe, a device, a loop of links."""
 
 import os
 import random
@@ -22,16 +22,15 @@ def folder(path: Path, rng: random.Random) -> None:
 
 
 def named_pipe(path: Path, rng: random.Random) -> None:
-    """Nobody writes to it: who opens it for reading without further thought waits for ever."""
+    """Nobody writes to it: opening it for reading would wait for ever."""
     path.unlink()
     os.mkfifo(path)
 
 
 def listening_socket(path: Path, rng: random.Random) -> None:
     path.unlink()
-    # A socket's path may hold 107 bytes: bound by its name alone.
     before = os.getcwd()
-    os.chdir(path.parent)
+    os.chdir(path.parent)  # a socket's path may hold 107 bytes
     try:
         with socket.socket(socket.AF_UNIX) as bound:
             bound.bind(path.name)
@@ -40,7 +39,6 @@ def listening_socket(path: Path, rng: random.Random) -> None:
 
 
 def endless_device(path: Path, rng: random.Random) -> None:
-    """A link to a device that never ends, or that nobody writes to."""
     path.unlink()
     path.symlink_to(rng.choice(["/dev/zero", "/dev/urandom", "/dev/null", "/dev/full"]))
 
@@ -60,7 +58,7 @@ def unreadable(path: Path, rng: random.Random) -> None:
 
 
 def sparse(path: Path, rng: random.Random) -> None:
-    """The file goes on with a hole: 64 GB that take no room on the disk."""
+    """The file ends in a hole of up to 64 GB, which takes no room on the disk."""
     os.truncate(path, rng.choice([1 << 30, 1 << 36]))
 
 
@@ -72,22 +70,12 @@ def another_file(path: Path, rng: random.Random) -> None:
 
 
 def renamed(path: Path, rng: random.Random) -> None:
-    """A name that is no UTF-8, or has a line break, beside or in place of the right one."""
+    """A name that is not UTF-8, or has a line break, beside or instead of the right one."""
     name = os.fsdecode(rng.choice([b"\xff\xfe", b"a\nb", b"\xed\xa0\x80", b"x" * 200])) + path.suffix
     (path.rename if rng.random() < 0.5 else lambda to: shutil.copyfile(path, to))(path.with_name(name))
 
 
 PLACES: list[Callable[[Path, random.Random], None]] = [
-    missing,
-    empty,
-    folder,
-    named_pipe,
-    listening_socket,
-    endless_device,
-    loop_of_links,
-    dangling_link,
-    unreadable,
-    sparse,
-    another_file,
-    renamed,
-]
+    missing, empty, folder, named_pipe, listening_socket, endless_device, loop_of_links, dangling_link,
+    unreadable, sparse, another_file, renamed,
+]  # fmt: skip

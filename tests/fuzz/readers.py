@@ -1,10 +1,9 @@
 """Every reader of files: a function that writes good files, and one that reads them."""
 
 import argparse
-import io
 import json
-import tarfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +11,11 @@ import numpy as np
 import open_clip
 import torch
 import transformers
-from PIL import Image
 
 from builders.diffusion import tiny_pipeline
 from builders.evaluations import mmvp, post_trained
 from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
+from builders.pictures import encoded, write_tar
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
@@ -26,9 +25,10 @@ from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader
 from diva_rs.diffusion.loading import load_part
+from diva_rs.errors import DivaError
 from diva_rs.evaluation import mmvp_vlm, report
 from diva_rs.run.callbacks import JsonLines
-from diva_rs.run.evaluate import _read_rows
+from diva_rs.run.evaluator import _read_rows
 from diva_rs.run.folder import RunFolder
 
 MODEL = "diva-fuzz-tiny"
@@ -49,34 +49,31 @@ class FileReader(NamedTuple):
     seal: Callable[[Path], None] | None = None  # corrects the checksums after damage, as an attacker would
 
 
-class _Checkpoint:
-    """One trainer for all cases; a state that raises must leave it unchanged."""
+def _checkpoint(folder: Path) -> None:
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(optimizer="adamw"))
+    trainer.step(torch.rand(2, 3, 32, 32))
+    save_state(folder / "checkpoint", trainer.state_dict())
 
-    def __init__(self) -> None:
-        self.trainer: Trainer | None = None
 
-    def make(self, folder: Path) -> None:
-        self.trainer = Trainer(small_clip(), small_teacher(), Recipe(optimizer="adamw"))
-        self.trainer.step(torch.rand(2, 3, 32, 32))
-        save_state(folder / "checkpoint", self.trainer.state_dict())
+@cache
+def _trainer() -> Trainer:
+    """One trainer for all cases."""
+    return Trainer(small_clip(), small_teacher(), Recipe(optimizer="adamw"))
 
-    def read(self, folder: Path) -> None:
-        assert self.trainer is not None
-        before = self._bits()
-        done = False
-        try:
-            state = load_state(folder / "checkpoint")
-            Recipe.from_dict(state["recipe"])
-            self.trainer.load_state_dict(state)
-            done = True
-        finally:
-            same = all(map(torch.equal, before, self._bits()))
-            assert done or same, "a checkpoint that raised has changed the weights"
 
-    def _bits(self) -> list[torch.Tensor]:
-        """The weights as whole numbers: NaN is not equal to itself."""
-        assert self.trainer is not None
-        return [weight.detach().clone().view(torch.int32) for weight in self.trainer.parameters().values()]
+def _read_checkpoint(folder: Path) -> None:
+    weights = _trainer().parameters().values()
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        state = load_state(folder / "checkpoint")
+        Recipe.from_dict(state["recipe"])
+        _trainer().load_state_dict(state)
+    except DivaError:
+        # As integers: NaN is not equal to itself.
+        pairs = zip(before, weights, strict=True)
+        same = all(torch.equal(old.view(torch.int32), new.view(torch.int32)) for old, new in pairs)
+        assert same, "a checkpoint that raised has changed the weights"
+        raise
 
 
 def _weights(folder: Path) -> None:
@@ -105,30 +102,23 @@ def _read_config(folder: Path) -> None:
     settings(argparse.Namespace(config=str(folder / "run.toml"), **_NEEDED), TrainOptions)
 
 
-def _picture(seed: int, kind: str) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-    blob = io.BytesIO()
-    Image.fromarray(pixels).save(blob, kind)
-    return blob.getvalue()
-
-
 _KINDS = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "png", "ppm"]
 
 
 def _images(folder: Path) -> None:
     (folder / "deep").mkdir()
     for number, kind in enumerate(_KINDS):
-        (folder / ("deep" if number % 2 else "") / f"{number}.{kind}").write_bytes(_picture(number, kind))
+        (folder / ("deep" if number % 2 else "") / f"{number}.{kind}").write_bytes(
+            encoded(number, (24, 20), kind)
+        )
 
 
 def _shard(folder: Path) -> None:
-    with tarfile.open(folder / "0.tar", "w") as tar:
-        for number in range(4):
-            for ending, data in (("png" if number % 2 else "jpg", None), ("json", b'{"caption": "x"}')):
-                data = data or _picture(number, "png" if number % 2 else "jpeg")
-                info = tarfile.TarInfo(f"{number:03}.{ending}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    members = []
+    for number in range(4):
+        kind = "png" if number % 2 else "jpeg"
+        members += [(f"{number:03}.{kind}", encoded(number, (24, 20), kind)), (f"{number:03}.json", b"{}")]
+    write_tar(folder / "0.tar", members)
 
 
 def _read_images(folder: Path) -> None:
@@ -249,10 +239,8 @@ def _read_run(folder: Path) -> None:
     report.write(folder / "run", folder / "out", before=evaluations[0], after=evaluations[1])
 
 
-_checkpoint = _Checkpoint()
-
 READERS: dict[str, FileReader] = {
-    "checkpoint": FileReader(_checkpoint.make, _checkpoint.read, 12, _seal_checkpoint),
+    "checkpoint": FileReader(_checkpoint, _read_checkpoint, 12, _seal_checkpoint),
     "weights": FileReader(_weights, lambda folder: load_weights(folder / "w.safetensors"), 12),
     "config": FileReader(_config, _read_config, 12),
     "images": FileReader(_images, _read_images, 15),

@@ -24,7 +24,7 @@ from diva_rs.clip import adapt
 from diva_rs.errors import ConfigError
 from diva_rs.native import native_tower
 from diva_rs.native.declared import DECLARED, SCHEDULES
-from diva_rs.native.inspect import kind
+from diva_rs.native.inspect import class_path
 
 pytestmark = pytest.mark.parity
 
@@ -86,7 +86,7 @@ def _stand_in_as_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kinds(*models: nn.Module) -> set[str]:
-    return {kind(module) for model in models for module in model.modules()}
+    return {class_path(module) for model in models for module in model.modules()}
 
 
 def towers() -> set[str]:
@@ -96,10 +96,10 @@ def towers() -> set[str]:
 
 
 PARITY = {
-    "VisionTransformer": towers,
-    "UNet2DCondition": lambda: kinds(*(unets.Case(name, torch.float32).unet for name in unets.VARIANTS)),
-    "DiTTransformer2D": lambda: kinds(*map(dits.build, dits.VARIANTS)),
-    "AutoencoderEncoder": lambda: kinds(*map(test_native_vae.build, test_native_vae.VARIANTS)),
+    "vision_transformer": towers,
+    "unet_2d_condition": lambda: kinds(*(unets.Case(name, torch.float32).unet for name in unets.VARIANTS)),
+    "dit": lambda: kinds(*map(dits.build, dits.VARIANTS)),
+    "autoencoder_kl_encoder": lambda: kinds(*map(test_native_vae.build, test_native_vae.VARIANTS)),
 }
 
 

@@ -13,11 +13,20 @@ import torch
 
 from builders.clips import clip_variants
 from builders.diffusion import tiny_dit
-from builders.dits import LABELS, VARIANTS, build, inputs, random_weights, theirs, through, widened
+from builders.dits import (
+    LABELS,
+    VARIANTS,
+    build,
+    inputs,
+    native_dit,
+    random_weights,
+    theirs,
+    through,
+    widened,
+)
 from builders.unets import error
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.native import NotNative
-from diva_rs.native.dit import native_dit
 
 pytestmark = pytest.mark.parity
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from builders.dits import build, inputs
+from builders.dits import build, inputs, native_dit
 from diva_rs import _native
 from diva_rs.errors import ConfigError, ShapeError, WeightsError
-from diva_rs.native.dit import dit_config, native_dit
+from diva_rs.native.dit import dit_config
 
 pytestmark = pytest.mark.hostile
 
@@ -22,20 +22,20 @@ def test_keys_are_strict_both_ways() -> None:
     for key, weight in weights.items():
         rest = {other: value for other, value in weights.items() if other != key}
         with pytest.raises(WeightsError, match=f"`{key}` is missing") as missing:
-            _native.DiTTransformer2D(config, rest)
+            _native.Network("dit", config, rest)
         assert str(list(weight.shape)) in str(missing.value)
         wrong = torch.zeros(*weight.shape, 2, dtype=weight.dtype)
         with pytest.raises(WeightsError, match=f"`{key}` has shape") as misshapen:
-            _native.DiTTransformer2D(config, {**rest, key: wrong})
+            _native.Network("dit", config, {**rest, key: wrong})
         message = str(misshapen.value)
         assert str(list(weight.shape)) in message and str(list(wrong.shape)) in message
     with pytest.raises(WeightsError, match=r"`proj_out_3.weight` is unexpected"):
-        _native.DiTTransformer2D(config, {**weights, "proj_out_3.weight": torch.zeros(1).double()})
+        _native.Network("dit", config, {**weights, "proj_out_3.weight": torch.zeros(1).double()})
     key = "proj_out_1.weight"
     with pytest.raises(WeightsError, match=f"`{key}` is Float, but `.*` is Double"):
-        _native.DiTTransformer2D(config, {**weights, key: weights[key].float()})
+        _native.Network("dit", config, {**weights, key: weights[key].float()})
     with pytest.raises(WeightsError, match=r"is Half: cast the module to float32"):
-        _native.DiTTransformer2D(config, {key: weight.half() for key, weight in weights.items()})
+        _native.Network("dit", config, {key: weight.half() for key, weight in weights.items()})
 
 
 @pytest.mark.parametrize(
@@ -47,19 +47,19 @@ def test_keys_are_strict_both_ways() -> None:
         ({"grid": 2**40}, "grid is"),
         ({"num_layers": 0}, "num_layers is 0"),
         ({"out_channels": 9}, "4 channels in and 9 out"),
-        ({"label": "add"}, 'unknown label "add": use replace or join'),
+        ({"label": "add"}, "config.label: unknown variant `add`, expected `replace` or `join`"),
         ({"label": "join", "num_classes": 11}, "has none after 11 classes"),
-        ({"activation": "relu"}, "unknown activation"),
+        ({"activation": "relu"}, "config.activation: unknown variant"),
         ({"norm_eps": (1e-6, float("nan"), 1e-6)}, "norm_eps NaN"),
         ({"time_channels": 1}, "at least 2"),
-        ({"depth": 1}, 'unknown field "depth"'),
-        ({"width": "wide"}, r"config\[\"width\"\] is wide"),
+        ({"depth": 1}, "unknown field `depth`"),
+        ({"width": "wide"}, "config.width: .*cannot be interpreted as an integer"),
     ],
 )
 def test_impossible_configurations(fields: dict, message: str) -> None:
     config, weights = parts(build("learned-variance"), **fields)
     with pytest.raises(ConfigError, match=message):
-        _native.DiTTransformer2D(config, weights)
+        _native.Network("dit", config, weights)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from builders.diffusion import tiny_dit, tiny_unet
-from builders.dits import build
+from builders.dits import build, native_dit
 from diva_rs.native import NotNative
-from diva_rs.native.dit import native_dit
 
 pytestmark = pytest.mark.hostile
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from builders.dits import inputs, theirs, through
+from builders.dits import inputs, native_dit, theirs, through
 from builders.figures import note
 from builders.unets import error
 from diva_rs import Teacher
-from diva_rs.native.dit import native_dit
+from diva_rs.native import native_denoiser
 
 pytestmark = pytest.mark.parity
 
@@ -54,7 +54,7 @@ def test_the_published_size() -> None:
     # As a step makes it: rounded from the given network, under inputs in float32.
     teacher = Teacher(dit).to_precision("bf16")
     library = through(theirs(teacher.unet), noisy.bfloat16(), timesteps, condition.bfloat16())
-    ours = through(teacher.native().predict, noisy, timesteps, condition)
+    ours = through(native_denoiser(teacher).predict, noisy, timesteps, condition)
     for part, found, other, expected in zip(parts, ours, library, exact, strict=True):
         own = error(other, expected)
         note("DiT-XL/2", f"{part}, bf16", error(found, expected), min(2e-2, 1.5 * own), own)

@@ -13,12 +13,12 @@ pytestmark = pytest.mark.hostile
 def trained(mode, **fields) -> tuple:
     """Loss and one weight after a direct call of the step in `mode`."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2, **fields))
-    raw = trainer.step_modules.raw(images(2), None, 0, None, 0)
+    batch = trainer.step_modules.batch(images(2), None, 0, None, 0)
     with mode():
-        loss, *_ = trainer.step_modules.step.train(
-            trainer.step_modules.reader.native, raw, trainer._optimizer, update=(None, 1.0, None)
+        losses, _ = trainer.step_modules.step.train(
+            trainer.step_modules.reader.native, batch, trainer._optimizer, update=(None, 1.0, None)
         )
-    return loss, trainer.clip.visual.conv1.weight.detach()
+    return losses["loss"], trainer.clip.visual.conv1.weight.detach()
 
 
 MODES = {

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from builders.diffusion import TEXT_WIDTH, UNETS, tiny_unet
-from builders.unets import VARIANTS, Case, error, stirred
+from builders.unets import VARIANTS, Case, error, native_unet, stirred
 from diva_rs import Teacher
-from diva_rs.diffusion.sdxl import AddedCondition
+from diva_rs.diffusion.families.text_time import TextTime
 from diva_rs.errors import ConfigError
+from diva_rs.native import native_denoiser
 from diva_rs.native.inspect import NotNative
-from diva_rs.native.unet import native_unet
 
 pytestmark = pytest.mark.parity
 
@@ -59,7 +59,7 @@ def test_losses_in_bf16_are_nearer_to_float32_than_those_of_diffusers(kind: str)
 
     exact = losses(lambda *inputs: unet(*inputs).sample, torch.float32)
     theirs = losses(lambda *inputs: teacher.unet(*inputs).sample, torch.bfloat16)
-    ours = losses(teacher.native().predict, torch.float32)
+    ours = losses(native_denoiser(teacher).predict, torch.float32)
     assert 0 < error(ours, exact) < error(theirs, exact) < 1e-2
 
 
@@ -130,7 +130,7 @@ def test_everything_runs_on_the_meta_device() -> None:
     for name in VARIANTS:
         case = Case(name, torch.float32)
         unet = case.unet.to("meta")
-        added = None if case.added is None else AddedCondition(unet.config, {}, lambda: 8)
+        added = None if case.added is None else TextTime(unet.config, {}, lambda: 8)
         native = native_unet(unet, text=case.text.to("meta"), added=added)
         condition = case.condition.to("meta").requires_grad_()
         prediction = native.predict(case.noisy.to("meta"), case.timesteps.to("meta"), condition)

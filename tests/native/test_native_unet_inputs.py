@@ -10,7 +10,7 @@ from torch import Tensor
 from builders.unets import Case
 from diva_rs import _native
 from diva_rs.errors import ConfigError, ShapeError, WeightsError
-from diva_rs.native.unet_config import unet_config
+from diva_rs.native.unet import unet_config
 
 pytestmark = pytest.mark.hostile
 
@@ -44,14 +44,14 @@ def test_keys_are_strict_in_both_directions() -> None:
         rest = {other: tensor for other, tensor in weights.items() if other != key}
         expected = re.escape(f"`{key}` is missing (expected shape {list(weight.shape)})")
         with pytest.raises(WeightsError, match=expected):
-            _native.UNet2DCondition(config, rest)
+            _native.Network("unet_2d_condition", config, rest)
         longer = weight.new_zeros((weight.shape[0] + 1, *weight.shape[1:]))
         expected = f"`{key}` has shape {list(longer.shape)}, expected {list(weight.shape)}"
         with pytest.raises(WeightsError, match=re.escape(expected)):
-            _native.UNet2DCondition(config, weights | {key: longer})
+            _native.Network("unet_2d_condition", config, weights | {key: longer})
     for key in ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.bias", "down_blocks.2.x", "x"):
         with pytest.raises(WeightsError, match=f"`{key}` is unexpected"):
-            _native.UNet2DCondition(config, weights | {key: torch.zeros(16)})
+            _native.Network("unet_2d_condition", config, weights | {key: torch.zeros(16).double()})
 
 
 def test_configurations_that_make_no_network_are_refused() -> None:
@@ -60,47 +60,55 @@ def test_configurations_that_make_no_network_are_refused() -> None:
     for changes, message in [
         ({"block_out_channels": [16]}, "all need the same number"),
         ({"block_out_channels": []}, "all need the same number"),
-        ({"norm_num_groups": 0}, "not positive"),
+        ({"norm_num_groups": 0}, "each size must be from 1 to 1048576"),
         ({"norm_num_groups": 5}, "16 channels cannot be normalised in 5 groups"),
         ({"out_channels": 9}, "4 channels in and 9 out"),
         ({"downsample_padding": 2}, "must be 0 or 1"),
         ({"mid_block_scale_factor": 0.0}, "must be finite and not 0"),
-        ({"mid_block": ("UNetMidBlock2D", [1], 2)}, "unknown mid block"),
-        ({"down_blocks": [("DownBlock3D", [0], 1), down[1]]}, "unknown block"),
-        ({"down_blocks": [("DownBlock2D", [1], 1), down[1]]}, "do not fit a block"),
-        ({"down_blocks": [("CrossAttnDownBlock2D", [0], 1), down[1]]}, "do not fit a block"),
-        ({"down_blocks": [("CrossAttnDownBlock2D", [1], 0), down[1]]}, "0 attention heads"),
-        ({"up_blocks": [("UpBlock2D", [0], 1), up[1]]}, "needs one more"),
+        ({"down_blocks": [{"depths": [], "heads": 1}, down[1]]}, r"transformer layers \[\]"),
+        ({"down_blocks": [{"depths": [1, 0], "heads": 1}, down[1]]}, "has some, or none has"),
+        ({"down_blocks": [{"depths": [1], "heads": 0}, down[1]]}, "0 attention heads"),
+        ({"down_blocks": [{"depths": [-1], "heads": 1}, down[1]]}, r"config\.down_blocks\[0\]\.depths\[0\]"),
+        ({"down_blocks": [{"depths": [1]}, down[1]]}, r"down_blocks\[0\]: missing field `heads`"),
+        ({"up_blocks": [{"depths": [0], "heads": 1}, up[1]]}, "needs one more"),
         ({"freq_shift": 8}, "not half of width 16"),
-        ({"resnet_time_scale_shift": "spatial"}, "use default or scale_shift"),
-        ({"class_embed_type": "timestep"}, "unknown class_embed_type"),
+        ({"resnet_time_scale_shift": "spatial"}, "expected `default` or `scale_shift`"),
+        ({"class_embed_type": "timestep"}, "config.class_embed_type: unknown variant"),
         ({"class_embed_type": "projection"}, "projection_class_embeddings_input_dim is None"),
-        ({"text_time": (8, 0), "projection_class_embeddings_input_dim": 72}, "pixels_per_latent 0"),
-        ({"in_channels": "four"}, r"config\['in_channels'\]|config\[\"in_channels\"\]"),
-        ({"colour": 1}, 'unknown field "colour"'),
+        (
+            {
+                "text_time": {"addition_time_embed_dim": 8, "pixels_per_latent": 0},
+                "projection_class_embeddings_input_dim": 72,
+            },
+            "pixels_per_latent 0",
+        ),
+        ({"in_channels": "four"}, "config.in_channels: "),
+        ({"colour": 1}, "unknown field `colour`"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            _native.UNet2DCondition(config | changes, weights)
+            _native.Network("unet_2d_condition", config | changes, weights)
     del config["norm_eps"]
-    with pytest.raises(ConfigError, match='config has no "norm_eps"'):
-        _native.UNet2DCondition(config, weights)
+    with pytest.raises(ConfigError, match="missing field `norm_eps`"):
+        _native.Network("unet_2d_condition", config, weights)
 
 
 def test_fixed_tensors_must_be_there_and_fit() -> None:
     config, weights = parts("unclip")
     with pytest.raises(ConfigError, match="needs encoder_hidden_states"):
-        _native.UNet2DCondition(config, weights)
+        _native.Network("unet_2d_condition", config, weights)
     with pytest.raises(ShapeError, match=re.escape("expected (1, L, 24)")):
-        _native.UNet2DCondition(config, weights, {"encoder_hidden_states": torch.zeros(1, 5, 20)})
+        _native.Network(
+            "unet_2d_condition", config, weights, {"encoder_hidden_states": torch.zeros(1, 5, 20)}
+        )
     with pytest.raises(ConfigError, match='unknown tensor "text"'):
-        _native.UNet2DCondition(config, weights, {"text": torch.zeros(1, 5, 24)})
+        _native.Network("unet_2d_condition", config, weights, {"text": torch.zeros(1, 5, 24)})
     config, weights = parts("sdxl")
-    config["text_time"] = (8, 8)
+    config["text_time"] = {"addition_time_embed_dim": 8, "pixels_per_latent": 8}
     with pytest.raises(ConfigError, match="needs text_embeds"):
-        _native.UNet2DCondition(config, weights)
+        _native.Network("unet_2d_condition", config, weights)
     for fixed in (
         {"text_embeds": torch.zeros(2, 24)},
         {"text_embeds": torch.zeros(1, 24), "time_ids": torch.zeros(1, 5)},
     ):
         with pytest.raises(ShapeError, match="`text_embeds` has shape"):
-            _native.UNet2DCondition(config, weights, fixed)
+            _native.Network("unet_2d_condition", config, weights, fixed)

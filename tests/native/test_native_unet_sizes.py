@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from builders.figures import note
-from builders.unets import error, stirred_slightly
+from builders.unets import error, native_unet, stirred_slightly
 from diva_rs import Teacher
-from diva_rs.diffusion.sdxl import AddedCondition
-from diva_rs.native.unet import native_unet
+from diva_rs.diffusion.families.text_time import TextTime
+from diva_rs.native import native_denoiser
 
 pytestmark = pytest.mark.parity
 
@@ -54,7 +54,7 @@ def test_published_sizes_load_and_run_on_the_meta_device(name: str) -> None:
     with torch.device("meta"):
         unet: Any = diffusers.UNet2DConditionModel(**config)
         assert sum(parameter.numel() for parameter in unet.parameters()) == count
-        added = AddedCondition(unet.config, {}, lambda: 8) if "addition_embed_type" in config else None
+        added = TextTime(unet.config, {}, lambda: 8) if "addition_embed_type" in config else None
         native = native_unet(unet, text=torch.empty(1, 77, unet.config.cross_attention_dim), added=added)
         condition = torch.empty(1, 77, native.condition_width, requires_grad=True)
         side = unet.config.sample_size
@@ -95,7 +95,7 @@ def test_published_sizes_equal_diffusers(name: str) -> None:
         assert error(mine, reference) <= 1e-5
     # As a step makes it: rounded from the given network, under inputs in float32.
     teacher = Teacher(unet).to_precision("bf16")
-    ours = list(both(teacher.native().predict, torch.float32))
+    ours = list(both(native_denoiser(teacher).predict, torch.float32))
     unet = teacher.unet
     half = list(both(theirs, torch.bfloat16))
     for part, mine, other, reference in zip(parts, ours, half, exact, strict=True):

@@ -119,7 +119,7 @@ def test_every_option_of_the_constructor_is_in_a_variant() -> None:
 def test_mean_and_sample_of_the_posterior(name: str, dtype: torch.dtype) -> None:
     vae = build(name, dtype)
     native, (images, noise) = native_vae(vae), inputs(vae)
-    mean, sample = native.encode(images), native.encode_sample(images, noise)
+    mean, sample = native.encode(images), native.encode(images, noise)
     assert mean.shape == noise.shape and mean.dtype == sample.dtype == dtype
     assert relative(mean, theirs(vae, images)) <= TOLERANCE[dtype]
     assert relative(sample, theirs(vae, images, noise)) <= TOLERANCE[dtype]
@@ -134,7 +134,7 @@ def test_the_teachers_own_encoding(name: str) -> None:
     channels = vae.config.latent_channels
     for micro_batch in (1, 2, 8):  # in the dtype of the images, whatever the VAE's
         expected = latents_of(vae, images, channels, None, noise, micro_batch)
-        found = native_vae(vae).encode_sample(images, noise, micro_batch)
+        found = native_vae(vae).encode(images, noise, micro_batch)
         assert found.dtype == torch.float64 and relative(found, expected) <= 1e-6
 
 
@@ -146,7 +146,7 @@ def test_the_variance_is_clamped_as_diffusers_does(offset: float) -> None:
     images, noise = inputs(vae)
     log_variance = vae.encode(images).latent_dist.logvar
     assert bool((log_variance == (-30.0 if offset < 0 else 20.0)).all())
-    found = native_vae(vae).encode_sample(images, noise)
+    found = native_vae(vae).encode(images, noise)
     assert relative(found, theirs(vae, images, noise)) <= 1e-10
 
 
@@ -166,7 +166,7 @@ def test_bf16_is_as_exact_as_diffusers_own(name: str) -> None:
     for extra in ([], [noise]):
         expected = theirs(exact, images.float(), *(n.float() for n in extra))
         library = theirs(rounded, images, *extra)
-        found = native.encode_sample(images, *extra) if extra else native.encode(images)
+        found = native.encode(images, *extra) if extra else native.encode(images)
         assert found.dtype == torch.bfloat16
         assert 1e-4 < relative(found, expected) <= min(2e-2, 1.5 * relative(library, expected))
 
@@ -176,7 +176,7 @@ def test_a_pass_on_meta_reads_nothing_on_the_host(name: str) -> None:
     vae = build(name, torch.float32).to("meta")
     images, noise = (tensor.to("meta") for tensor in inputs(vae))
     native = native_vae(vae)
-    for latents in (native.encode(images), native.encode_sample(images, noise, micro_batch=2)):
+    for latents in (native.encode(images), native.encode(images, noise, micro_batch=2)):
         assert latents.device.type == "meta" and latents.shape == noise.shape
 
 
@@ -233,22 +233,22 @@ def parts(vae: nn.Module, **fields) -> tuple[dict, dict[str, Tensor]]:
 def test_keys_are_strict_both_ways() -> None:
     vae = build("other-widths")
     config, weights = parts(vae)
-    _native.AutoencoderEncoder(config, weights)
+    _native.Network("autoencoder_kl_encoder", config, weights)
     for key, weight in weights.items():
         rest = {other: value for other, value in weights.items() if other != key}
         with pytest.raises(WeightsError, match=f"`{key}` is missing") as missing:
-            _native.AutoencoderEncoder(config, rest)
+            _native.Network("autoencoder_kl_encoder", config, rest)
         assert str(list(weight.shape)) in str(missing.value)
         wrong = torch.zeros(*weight.shape, 2, dtype=weight.dtype)
         with pytest.raises(WeightsError, match=f"`{key}` has shape") as misshapen:
-            _native.AutoencoderEncoder(config, {**rest, key: wrong})
+            _native.Network("autoencoder_kl_encoder", config, {**rest, key: wrong})
         message = str(misshapen.value)
         assert str(list(weight.shape)) in message and str(list(wrong.shape)) in message
     everything = dict(vae.named_parameters())
     with pytest.raises(WeightsError, match=r"`decoder.conv_in.bias` is unexpected"):
-        _native.AutoencoderEncoder(config, everything)
+        _native.Network("autoencoder_kl_encoder", config, everything)
     with pytest.raises(WeightsError, match=f"`{key}` is Float, but `.*` is Double"):
-        _native.AutoencoderEncoder(config, {**weights, key: weight.float()})
+        _native.Network("autoencoder_kl_encoder", config, {**weights, key: weight.float()})
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_keys_are_strict_both_ways() -> None:
 def test_impossible_configurations(fields: dict, message: str) -> None:
     config, weights = parts(build("sd"), **fields)
     with pytest.raises(ConfigError, match=message):
-        _native.AutoencoderEncoder(config, weights)
+        _native.Network("autoencoder_kl_encoder", config, weights)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_impossible_configurations(fields: dict, message: str) -> None:
 def test_impossible_inputs(change, message: str) -> None:
     vae = build("sd")
     with pytest.raises(ShapeError, match=message):
-        native_vae(vae).encode_sample(*change(*inputs(vae)))
+        native_vae(vae).encode(*change(*inputs(vae)))
 
 
 @pytest.mark.parametrize("micro_batch", [0, -3])
@@ -415,7 +415,7 @@ def test_the_published_size() -> None:
     images, noise = inputs(vae, 256, 256, batch=1)
     native = native_vae(vae)
     exact = [theirs(vae, images), theirs(vae, images, noise)]
-    found = [native.encode(images), native.encode_sample(images, noise)]
+    found = [native.encode(images), native.encode(images, noise)]
     parts = ("mean", "sample")
     for part, ours, expected in zip(parts, found, exact, strict=True):
         note("Stable Diffusion VAE", f"{part}, float32", relative(ours, expected), 1e-5)
@@ -423,7 +423,7 @@ def test_the_published_size() -> None:
     vae = vae.bfloat16()
     native, rounded = native_vae(vae), [images.bfloat16(), noise.bfloat16()]
     library = [theirs(vae, rounded[0]), theirs(vae, *rounded)]
-    found = [native.encode(rounded[0]), native.encode_sample(*rounded)]
+    found = [native.encode(rounded[0]), native.encode(*rounded)]
     for part, ours, other, expected in zip(parts, found, library, exact, strict=True):
         own = relative(other, expected)
         note("Stable Diffusion VAE", f"{part}, bf16", relative(ours, expected), min(2e-2, 1.5 * own), own)

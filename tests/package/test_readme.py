@@ -1,4 +1,4 @@
-"""The README does what it says: its Python runs as pasted, its commands parse, its make targets exist."""
+"""README and docs: their Python runs as pasted, their commands parse, what they name exists."""
 
 import re
 import shlex
@@ -24,13 +24,14 @@ from diva_rs import cli
 from diva_rs.cli import options
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-# The Python under each heading, by the heading.
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md")}
+PAGES |= {f"docs/{page.name}": page.read_text() for page in (ROOT / "docs").glob("*.md")}
+TEXT = "\n".join(PAGES.values())
+# The Python under each heading, by the heading; what is in blocks without a language are commands.
 PYTHON = dict(
-    re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    re.findall(r"^## ([^\n]*)\n(?:(?!^## ).)*?^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 )
-NOTEBOOK, LOOP = PYTHON["In a notebook"], PYTHON["In your own training loop"]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(code for language, code in BLOCKS if language == "")
 
 
@@ -59,10 +60,11 @@ def test_the_notebook_example_runs_as_it_is_pasted(scene, tmp_path):
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    code = PYTHON["In a notebook"]
     # The one change: two steps in place of two hundred.
-    assert NOTEBOOK.count("steps=200") == 1
+    assert code.count("steps=200") == 1
     names = {}
-    exec(NOTEBOOK.replace("steps=200", "steps=2"), names)
+    exec(code.replace("steps=200", "steps=2"), names)
     assert scene == [(("ViT-L-14-quickgelu",), {"pretrained": "openai"})]
     assert names["result"].report["steps"] == 2 and names["result"].report["samples"] == 128
     assert names["result"].recipe.name == "diva-openai-vit-l-14-224"
@@ -78,13 +80,20 @@ def test_the_loop_example_runs_as_it_is_pasted():
     start = clip.visual.proj.detach().clone()
     names = {"torch": torch, "diva_rs": diva_rs, "clip": clip, "unet": small_teacher()}
     names["loader"] = [images(2, seed=n) for n in range(2)]
-    exec(LOOP, names)
+    exec(PYTHON["In your own training loop"], names)
     assert np.isfinite(float(names["loss"].detach()))
     assert not torch.equal(clip.visual.proj, start)
     for line in ("trainer = diva_rs.Trainer(clip, unet, recipe)", "trainer.step(images)"):
-        assert f"`{line}`" in README
+        assert f"`{line}`" in TEXT
         exec(line, {**names, "recipe": diva_rs.Recipe()} if "recipe" in line else names, names)
     assert names["trainer"].steps_done == 1
+
+
+def test_the_example_of_a_term_runs_as_it_is_pasted(capsys):
+    names = {"torch": torch, "diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
+    names["loader"] = [images(4, seed=n) for n in range(2)]
+    exec(PYTHON["Add your own loss term"], names)
+    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) <= 0.1
 
 
 def test_the_example_that_watches_runs_as_it_is_pasted(tmp_path, monkeypatch):
@@ -143,36 +152,69 @@ def test_the_evaluation_example_runs_as_it_is_pasted(tmp_path, monkeypatch, caps
     assert re.search(r"fer2013 +7 ", told) and told.count("missing: ") == 26
 
 
+def test_every_python_block_runs_in_a_test():
+    assert PYTHON.keys() == {
+        "In a notebook",
+        "In your own training loop",
+        "Add your own loss term",
+        "Keep what CLIP could before",
+        "Does it see better?",
+        "Put it into LLaVA, SAN or your own code",
+    }
+    assert sum(language == "python" for language, _ in BLOCKS) == len(PYTHON)
+
+
 def test_the_command_lines_parse(monkeypatch):
     lines = re.findall(r"^diva-rs .*$", COMMANDS, re.MULTILINE)
-    assert {line.split()[1] for line in lines} >= {"train", "eval", "info", "cache", "export"}
+    assert {line.split()[1] for line in lines} >= {"train", "eval", "info", "cache", "export", "report"}
     for line in lines:
         command = cli._COMMANDS[line.split()[1]]
         seen = []
         monkeypatch.setattr(command, "run", lambda args, seen=seen: seen.append(args) or 0)
         assert cli.main(shlex.split(line)[1:]) == 0, line
-        if line.split()[1] != "train":
-            continue
-        values, recipe = options.settings(seen[0], options.TrainOptions)
-        assert (values.clip, values.data, recipe.lr, recipe.steps) == (
-            "ViT-B-32:openai",
-            "photos",
-            1e-5,
-            500,
-        )
+        if line.split()[1] == "train":
+            values, recipe = options.settings(seen[0], options.TrainOptions)
+            assert (values.clip, values.data) == ("ViT-B-32:openai", "photos")
+            assert (recipe.lr, recipe.steps) == (1e-5, 500)
 
 
 def test_the_make_targets_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"^make ([a-z-]+)", COMMANDS, re.MULTILINE)) | set(
-        re.findall(r"`make ([a-z-]+)`", README)
-    )
+    named = set(re.findall(r"^make ([a-z-]+)", COMMANDS, re.MULTILINE))
+    named |= set(re.findall(r"`make ([a-z-]+)[`\s]", TEXT))
     assert {"demo", "test"} <= named <= targets
 
 
-def test_the_recipes_and_extras_that_it_names_exist():
-    recipes = re.findall(r'recipe="([^"]+)"', README)
+def test_the_recipes_and_extras_that_they_name_exist():
+    recipes = re.findall(r'recipe="([^"]+)"', TEXT)
     assert recipes and set(recipes) <= set(diva_rs.Recipe.names())
-    extras = re.findall(r"\.\[([a-z-]+)\]", README)
+    extras = re.findall(r"\.\[([a-z-]+)\]", TEXT)
     declared = re.findall(r"^([a-z-]+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert extras and set(extras) <= set(declared)
+
+
+def headings(text):
+    """GitHub's anchors of a page's headings."""
+    words = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in words}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target.read_text()), link
+
+
+def test_paths_in_the_pages_exist():
+    """Of files and folders of the repository, as code: `lab/benchmarks/allreduce.py`."""
+    rooms = "benches|docs|lab|notebooks|python|src|tests"
+    paths = set(re.findall(rf"`((?:{rooms})/[\w./-]*)`", TEXT))
+    assert len(paths) > 10
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_readme_is_short():
+    assert PAGES["README.md"].count("\n") <= 110

@@ -139,6 +139,7 @@ def test_frozen_hashable_keyword_only_and_picklable():
         Recipe("custom")
     assert pickle.loads(pickle.dumps(recipe)) == recipe
     assert {recipe: 1}[Recipe.named(recipe.name)] == 1
+    assert repr(Recipe(lr=0.5, betas=[0.5, 0.5])) == "Recipe(lr=0.5, betas=(0.5, 0.5))"
 
 
 def test_replace_checks_and_leaves_the_original_alone():
@@ -186,6 +187,11 @@ def test_dicts_and_json_round_trip():
     assert Recipe.from_dict({"draws": 3}) == Recipe(draws=3)
     with pytest.raises(ConfigError, match="no field 'drawz'; did you mean 'draws'"):
         Recipe.from_dict({"drawz": 3})
+    deep = [0.5]
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ConfigError, match="betas="):
+        Recipe.from_dict({"betas": deep})
     with pytest.raises(ConfigError, match="mapping of fields, not a list"):
         Recipe.from_dict([("draws", 3)])
 

@@ -133,4 +133,5 @@ def test_a_recipe_with_stages_is_a_value():
     assert pickle.loads(pickle.dumps(recipe)) == recipe and hash(recipe) == hash(recipe.replace())
     assert recipe.digest() != recipe.replace(stages=(TWO[1],)).digest()
     assert recipe.differences(Recipe()) == {"stages": (recipe.stages, ())}
+    assert repr(recipe.stages[0]) == "Stage(train=(Group(name='projector', lr=0.5), 'tower'), steps=3)"
     assert diva_rs.Stage is Stage

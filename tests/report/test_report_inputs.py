@@ -163,16 +163,9 @@ def _changed(change):
         ('{"accuracy": 3}', "holds no result of diva_rs.evaluation"),
         ('{"benchmark": "MMVP-VLM"}', "pairs: Field required"),
         ('{"benchmark": "MMVP-VLM", "pairs": []}', "or there is no pair"),
-        ('{"benchmark": "MMVP-VLM", "pairs": 3}', "pairs: Input should be a valid array"),
         (_changed(lambda c: c["pairs"].pop()), "patterns differ in their number of pairs"),
-        (_changed(lambda c: c["pairs"][3].pop("scores")), "pairs.3.scores: Field required"),
         (
             _changed(lambda c: c["pairs"][3].update(scores=["x", 1])),
-            "pairs.3.scores.0: Input should be a valid number",
-        ),
-        (_changed(lambda c: c["pairs"][3].update(scores=[1])), "pairs.3.scores.1: Field required"),
-        (
-            _changed(lambda c: c["pairs"][3].update(scores=[None, 1])),
             "pairs.3.scores.0: Input should be a valid number",
         ),
         (
@@ -186,10 +179,6 @@ def _changed(change):
             "Out of range float values are not JSON compliant",
         ),
         (_changed(lambda c: c.update(confidence=95)), "confidence is 95.0, not inside (0, 1)"),
-        (
-            '{"task": "zero-shot", "scores": [{"dataset": 3}]}',
-            "scores.0.dataset: Input should be a valid string",
-        ),
         ('{"cka": 1.0, "cosine": 1.0, "lowest": 1.0, "cosines": []}', "there is no cosine"),
     ],
 )
@@ -245,10 +234,8 @@ def test_a_place_that_cannot_be_written_to(run, tmp_path):
 
 
 def test_on_the_command_line(run, tmp_path, capsys):
-    before, after = (
-        saved(mmvp(range(27)), tmp_path / "before.json"),
-        saved(mmvp(range(35)), tmp_path / "after.json"),
-    )
+    before = saved(mmvp(range(27)), tmp_path / "before.json")
+    after = saved(mmvp(range(35)), tmp_path / "after.json")
     assert main(["report", str(run), "--before", str(before), "--after", str(after)]) == 0
     assert capsys.readouterr().out.split() == [str(run / "report.html")]
     assert "8 pairs became right" in (run / "report.html").read_text()

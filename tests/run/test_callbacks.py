@@ -148,7 +148,7 @@ def test_objects_with_the_hooks_are_taken_as_they_are():
 def test_what_is_no_callback_is_refused():
     with pytest.raises(ConfigError, match="callback Callback is a class"):
         as_callback(Callback)
-    with pytest.raises(ConfigError, match="callback 'tensorboard' is neither"):
+    with pytest.raises(ConfigError, match="callback 'tensorboard' is a str"):
         as_callback("tensorboard")
 
 

@@ -127,7 +127,8 @@ def test_what_a_checkpoint_holds(teacher, four, straight):
     state = load_state(folder / "checkpoints" / "step-00000006")
     named = {name for name, _ in result.clip.named_parameters() if name.startswith("visual.")}
     assert state["parameters"].keys() == named | {"projector.weight", "projector.bias"}
-    assert state["run"]["place"] == {"epoch": 1, "batches": 2} and state["run"]["samples"] == 12
+    progress = {"epoch": 1, "batches": 2, "seen": 4, "samples": 12, "steps": 6}
+    assert state["run"]["progress"] == progress
     facts = json.loads((folder / "run.json").read_text())
     assert facts["recipe_sha256"] == result.recipe.digest()
     [start] = facts["starts"]
@@ -143,7 +144,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(teacher, four, straight, t
     with caplog.at_level(logging.WARNING, "diva_rs"):
         result = train(teacher, four, tmp_path)
     assert "step-00000004/parameters.safetensors is damaged" in caplog.text
-    assert "going on with the run in" in caplog.text and "at step 2" in caplog.text
+    assert "resuming the run in" in caplog.text and "at step 2" in caplog.text
     assert same(result, straight[0]) and rows(tmp_path) == rows(straight[1])
     assert (tmp_path / "checkpoints" / "damaged-step-00000004").is_dir()
 
@@ -153,7 +154,7 @@ def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(teacher, four, tmp_p
     for path in (tmp_path / "checkpoints").iterdir():
         os.truncate(path / "state.json", 3)
     with pytest.raises(
-        WeightsError, match=r"no whole checkpoint is left .*state\.json is damaged.*resume=False"
+        WeightsError, match=r"no intact checkpoint is left .*state\.json is damaged.*resume=False"
     ):
         train(teacher, four, tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
@@ -239,7 +240,7 @@ def test_an_anchor_needs_the_clip_that_the_run_began_from(teacher, four, tmp_pat
     clip = small_clip()
     with pytest.raises(Stop):
         train(teacher, four, tmp_path, clip, anchor=0.1, callbacks=[stop_at(3)])
-    with pytest.raises(ConfigError, match=r"anchor=0\.1 holds to the CLIP .*load the model anew"):
+    with pytest.raises(ConfigError, match=r"anchor=0\.1 needs the CLIP .*load the model again"):
         train(teacher, four, tmp_path, clip, anchor=0.1)
     result = train(teacher, four, tmp_path, anchor=0.1)
     assert same(result, train(teacher, four, tmp_path / "straight", anchor=0.1))
@@ -265,7 +266,7 @@ def test_two_processes_do_not_share_a_folder(teacher, four, tmp_path):
 
 @pytest.mark.parametrize("resume", [None, 1, "yes", "auto"])
 def test_slips_in_resume_are_named(teacher, four, tmp_path, resume):
-    with pytest.raises(ConfigError, match=r"resume=.*: True .*\"force\""):
+    with pytest.raises(ConfigError, match=r"resume=.*: give True, .*\"force\""):
         train(teacher, four, tmp_path, resume=resume)
 
 
@@ -298,7 +299,7 @@ def test_a_folder_is_not_read_again_up_to_the_place(teacher, photos, tmp_path, m
     straight = run(tmp_path / "straight")
     with pytest.raises(Stop):
         run(tmp_path / "run", callbacks=[stop_at(7)])
-    import diva_rs.data.dataset as room
+    import diva_rs.data.folder as room
 
     read = []
     decode = room.decode
@@ -325,7 +326,7 @@ def test_a_shuffling_dataloader_gives_the_same_order_again(teacher, tmp_path, se
             run(folder, callbacks=[stop_at(at)])
         with caplog.at_level(logging.WARNING, "diva_rs"):
             assert same(run(folder), straight)
-    assert "batches are read again and passed over; that they are the same" in caplog.text
+    assert "batches are read again and skipped; that they are the same" in caplog.text
 
 
 def test_the_callers_random_numbers_are_left_alone(teacher, tmp_path):

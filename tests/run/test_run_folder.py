@@ -166,7 +166,8 @@ def test_plot_draws_the_losses(teacher, three, tmp_path):
 
     result = train(teacher, three, steps=6, projector_warmup=2, anchor=0.1)
     axes = result.plot()
-    losses, smoothed, warmup = axes.get_lines()
+    losses, smoothed, *terms, warmup = axes.get_lines()
+    assert [line.get_label() for line in terms] == ["denoising", "anchor"]
     assert list(losses.get_xdata()) == [1, 2, 3, 4, 5, 6]
     assert list(losses.get_ydata()) == [row["loss"] for row in result.history]
     assert smoothed.get_ydata()[0] == pytest.approx(losses.get_ydata()[0])

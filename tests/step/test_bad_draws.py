@@ -128,7 +128,7 @@ def test_the_door_takes_keys_only():
     plan = _native.DrawPlan(0, 1, (4,), 0)
     for ids in ([1, 2], np.zeros(3), np.zeros((2, 2), np.uint64), None):
         with pytest.raises(
-            DataError, match=r"must be a one-dimensional uint64 array; diva_rs.step.draws.sample_keys makes"
+            DataError, match=r"must be a one-dimensional uint64 array; diva_rs.draws.sample_keys makes"
         ):
             plan.draw(ids, 0)
 

@@ -60,7 +60,8 @@ def test_another_thread_runs_during_the_whole_native_step():
     ticks, stop = [], threading.Event()
 
     class Watched:
-        denoiser_limit = None
+        def changed_limit(self):
+            return None
 
         def train(self, *arguments):
             began = time.perf_counter()
@@ -120,12 +121,12 @@ def test_ctrl_c_between_micro_batches_ends_the_step_and_leaves_no_gradient(ctrl_
 def test_ctrl_c_is_noticed_between_native_micro_batches(ctrl_c):
     """Nothing of the step is Python: the signal waits in the interpreter until the step looks for it."""
     trainer = Trainer(small_clip(), small_teacher(), Recipe(backend="native", micro_batch=1))
-    raw = trainer.step_modules.raw(images(64), None, 0, None, 0)
+    batch = trainer.step_modules.batch(images(64), None, 0, None, 0)
     timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(1000):
-            trainer.step_modules.step.train(trainer.step_modules.reader.native, raw, trainer._optimizer)
+            trainer.step_modules.step.train(trainer.step_modules.reader.native, batch, trainer._optimizer)
     timer.join()
 
 
@@ -134,6 +135,9 @@ def test_ctrl_c_during_the_update_waits_until_weights_and_count_agree(ctrl_c):
     native = trainer.step_modules.step
 
     class Pressed:
+        def changed_limit(self):
+            return None
+
         def train(self, *arguments):
             *rest, hold = arguments
 

@@ -8,7 +8,7 @@ import torch
 from builders.small import images, small_clip, small_teacher, small_unet
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.errors import ConfigError
-from diva_rs.native import NotNative
+from diva_rs.native import NotNative, native_denoiser, native_encoder
 from diva_rs.step import modules
 
 pytestmark = pytest.mark.hostile
@@ -41,7 +41,7 @@ def test_float16_weights_of_clip_are_refused_with_what_to_do():
 def test_a_float16_teacher_is_converted_for_the_run_and_never_runs_natively_in_float16():
     teacher = small_teacher(torch.float16)
     with pytest.raises(NotNative, match="float16"):
-        teacher.native()
+        native_denoiser(teacher)
     trainer = Trainer(small_clip(), teacher, Recipe(backend="native"))
     assert trainer.teacher.dtype == torch.float32 and teacher.dtype == torch.float16
     assert bool(torch.isfinite(trainer.step(images(2))))
@@ -58,10 +58,10 @@ def test_a_teacher_elsewhere_gets_copies_and_answers_to_where_it_was_asked_from(
     assert trainer.step(images(2)).is_meta
     # Seen from the CPU the way there works; meta, which holds no values, cannot go the way back.
     for run in (
-        lambda: teacher.native().predict(
+        lambda: native_denoiser(teacher).predict(
             torch.rand(2, 4, 8, 8), torch.tensor([1, 2]), torch.rand(2, 5, 24, requires_grad=True)
         ),
-        lambda: teacher.native_encoder().encode(torch.rand(2, 3, 16, 16)),
+        lambda: native_encoder(teacher).encode(torch.rand(2, 3, 16, 16)),
     ):
         with pytest.raises(Exception, match="Cannot copy out of meta tensor"):
             run()

@@ -47,13 +47,13 @@ def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
 @pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 def test_one_native_call_from_images_to_updated_weights_reads_nothing(fields):
     trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend="native", **fields))
-    raw = trainer.step_modules.raw(torch.empty(2, 3, SIDE, SIDE, device="meta"), None, 0, None, 0)
+    batch = trainer.step_modules.batch(torch.empty(2, 3, SIDE, SIDE, device="meta"), None, 0, None, 0)
     before = torch.empty((), device="meta")
-    *losses, norm = trainer.step_modules.step.train(
-        trainer.step_modules.reader.native, raw, trainer._optimizer, update=(1.0, 0.5, before)
+    losses, norm = trainer.step_modules.step.train(
+        trainer.step_modules.reader.native, batch, trainer._optimizer, update=(1.0, 0.5, before)
     )
     assert set(trainer.backend.values()) == {"native"}
-    for statistic in (*losses, norm):
+    for statistic in (*losses.values(), norm):
         assert statistic.is_meta and statistic.shape == ()
     for name, parameter in trainer.parameters().items():
         assert parameter.grad.is_meta and parameter.grad.shape == parameter.shape, name

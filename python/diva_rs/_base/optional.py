@@ -8,17 +8,16 @@ from types import ModuleType
 from diva_rs.errors import DataError, DependencyError, DivaError
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, or raise DependencyError naming the extra of diva-rs that installs it."""
+def require(module: str, extra: str | None = None) -> ModuleType:
+    """Import ``module``, or raise DependencyError naming it, or the extra of diva-rs that has it."""
     try:
         return importlib.import_module(module)
     except ImportError as err:
         # A library that is there but broken must not be reported as missing.
         if err.name is not None and err.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise DependencyError(
-            f"{module} is needed here and not installed: pip install 'diva-rs[{extra}]'"
-        ) from err
+        package = module if extra is None else f"'diva-rs[{extra}]'"
+        raise DependencyError(f"{module} is needed here and not installed: pip install {package}") from err
 
 
 def one_line(err: Exception) -> str:

@@ -1,7 +1,6 @@
-"""The command line, ``diva-rs``: train, eval, export, cache, report, info and demo.
+"""The command line, ``diva-rs``: one file per command, which adds its flags and runs.
 
-One file per command; each adds its flags and its ``run``, which imports what is heavy. A mistake of the
-caller is one line on standard error and exit code 2; Ctrl-C is exit code 130.
+A mistake in the arguments is one line on standard error and exit code 2; Ctrl-C is exit code 130.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def run(prog: str, description: str, commands: Mapping[str, Any], argv: Sequence
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `diva-rs info | head`: nobody reads on. Without this the interpreter complains at its last flush.
+        # `diva-rs info | head` closes the pipe; without this the interpreter's last flush fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

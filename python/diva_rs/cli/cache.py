@@ -2,7 +2,7 @@
 
 import argparse
 
-from diva_rs.cli.models import check_data, load_images, load_teacher, pick_device
+from diva_rs.cli.models import check_data, load_images, pick_device
 from diva_rs.cli.options import CacheOptions, add_options, settings
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
@@ -23,9 +23,10 @@ def run(args: argparse.Namespace) -> int:
     options, recipe = settings(args, CacheOptions)
     check_data(options.data)
     normalisation = _normalisation(recipe)
-    teacher = load_teacher(options.teacher, pick_device(options.device))
     from diva_rs.data import LatentCache, Views
+    from diva_rs.diffusion import Teacher
 
+    teacher = Teacher(options.teacher, device=pick_device(options.device))
     views = Views(options.crops, options.flip)
     loader = load_images(options, recipe, teacher, views=views, shuffle=False)
     cache = LatentCache.build(

@@ -3,8 +3,6 @@
 import argparse
 from typing import ClassVar
 
-from pydantic import Field
-
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.recipes.settings import Count
 
@@ -17,12 +15,14 @@ class DemoOptions(Options):
 
     noun: ClassVar[str] = "demo"
 
-    output_dir: str | None = Field(default=None, description="run folder; none: a temporary one")
-    steps: Count = Field(default=450, description="optimizer steps")
-    world: str | None = Field(
-        default=None, description="checkpoints of `python -m lab pretrain`; none: the package's"
-    )
-    progress: bool = Field(default=True, description="whether to show a progress bar")
+    output_dir: str | None = None
+    """run folder; none: a temporary one"""
+    steps: Count = 450
+    """optimizer steps"""
+    world: str | None = None
+    """checkpoints of `python -m lab pretrain`; none: the package's"""
+    progress: bool = True
+    """whether to show a progress bar"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -25,37 +25,41 @@ class EvalOptions(Options):
     noun: ClassVar[str] = "eval"
 
     clip: str = Field(description=CLIP)
-    data: str = Field(
-        description="mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template "
-        "as 'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per class"
-    )
-    compare: str | None = Field(
-        default=None,
-        description="a second model, the one after: a run folder or .safetensors file of the same model, or "
-        "anything that --clip takes",
-    )
-    out: str | None = Field(default=None, description="where the scores are written as JSON and CSV")
+    data: str
+    """mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template as
+    'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per
+    class"""
+    compare: str | None = None
+    """a second model, the one after: a run folder or .safetensors file of the same model, or
+    anything that --clip takes"""
+    out: str | None = None
+    """where the scores are written as JSON and CSV"""
     device: str | None = Field(default=None, description=DEVICE)
-    progress: bool = Field(default=True, description="whether to show progress bars")
-    embedding: str = Field(
-        default="pooled",
-        description="mmvp: pooled, class, or what a published score was computed from: official-openai, "
-        "official-metaclip, official-dfn-224, official-dfn-378, official-siglip",
-    )
-    seed: Whole = Field(default=0, description="mmvp: of drawn tokens")
-    datasets: str | None = Field(default=None, description="clip-benchmark's names: cifar10,wds/dtd,...")
-    suite: str | None = Field(default=None, description="diva: the paper's 27 data sets and 2 for retrieval")
-    split: str = Field(default="test", description="of each data set")
-    batch: Count = Field(default=64, description="images per batch")
-    workers: Whole = Field(default=2, description="processes that read images")
-    recall: tuple[Count, ...] = Field(
-        default=(1, 5, 10), min_length=1, description="retrieval: k of recall@k"
-    )
-    webdataset: bool = Field(default=False, description="whether the suite's sets are webdataset folders")
-    download: bool = Field(default=False, description="whether clip-benchmark downloads what is missing")
-    template: tuple[str, ...] = Field(
-        default=(), description="zero-shot on an image folder: text with {} for the class; repeatable"
-    )
+    progress: bool = True
+    """whether to show progress bars"""
+    embedding: str = "pooled"
+    """mmvp: pooled, class, or what a published score was computed from: official-openai, official-
+    metaclip, official-dfn-224, official-dfn-378, official-siglip"""
+    seed: Whole = 0
+    """mmvp: of drawn tokens"""
+    datasets: str | None = None
+    """clip-benchmark's names: cifar10,wds/dtd,..."""
+    suite: str | None = None
+    """diva: the paper's 27 data sets and 2 for retrieval"""
+    split: str = "test"
+    """of each data set"""
+    batch: Count = 64
+    """images per batch"""
+    workers: Whole = 2
+    """processes that read images"""
+    recall: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 5, 10)
+    """retrieval: k of recall@k"""
+    webdataset: bool = False
+    """whether the suite's sets are webdataset folders"""
+    download: bool = False
+    """whether clip-benchmark downloads what is missing"""
+    template: tuple[str, ...] = ()
+    """zero-shot on an image folder: text with {} for the class; repeatable"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,14 +21,14 @@ class ExportOptions(Options):
     noun: ClassVar[str] = "export"
 
     clip: str = Field(description=CLIP)
-    to: Literal["open_clip", "transformers", "openai"] = Field(description="layout")
-    out: str = Field(
-        description="open_clip: a .safetensors or .pt file; transformers: a folder; openai: a .pt file"
-    )
-    vision_only: bool = Field(
-        default=False, description="transformers: whether to leave the text tower out, as LLaVA does"
-    )
-    half: bool = Field(default=False, description="openai: whether matrices are in float16")
+    to: Literal["open_clip", "transformers", "openai"]
+    """layout"""
+    out: str
+    """open_clip: a .safetensors or .pt file; transformers: a folder; openai: a .pt file"""
+    vision_only: bool = False
+    """transformers: whether to leave the text tower out, as LLaVA does"""
+    half: bool = False
+    """openai: whether matrices are in float16"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = No
         form: dict[str, Any] = {"metavar": _metavar(schema)}
         if schema.get("type") == "boolean":
             form = {"action": argparse.BooleanOptionalAction}
-        elif _is_text(schema.get("items", {})):
+        elif schema.get("items", {}).get("type") == "string":
             form = {"metavar": "TEXT", "action": "append"}
         text = texts[name].replace("%", "%%")
         parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
@@ -59,10 +59,6 @@ def parsed(text: str, schema: Mapping[str, Any]) -> Any:
         return {"integer": int, "number": float}.get(one.get("type", ""), str)(text)
     except ValueError:
         return text
-
-
-def _is_text(schema: Mapping[str, Any]) -> bool:
-    return schema.get("type") == "string"
 
 
 def _metavar(schema: Mapping[str, Any]) -> str:

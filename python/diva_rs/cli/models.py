@@ -33,28 +33,22 @@ Scored = tuple[Any, Any, Any]
 def pick_device(name: str | None) -> "torch.device":
     """The device of that name; None: CUDA where there is one, otherwise the CPU.
 
-    Raises:
-        DeviceError: this machine does not have it.
-
     >>> pick_device("cpu")
     device(type='cpu')
     """
     import torch
 
-    from diva_rs.diffusion.frozen import checked_device
+    from diva_rs._base.tensors import available_device
 
-    return checked_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return available_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":
     """A CLIP with float32 weights (float64 for ``precision="fp64"``) on ``device``.
 
     ``spec`` is a folder of transformers or open_clip, ``hf-hub:...``, or an open_clip model with a pretrained
-    tag or weights file behind a colon; without one its weights are random, which standard error says.
-
-    Raises:
-        ConfigError: no such model or tag, with near ones.
-        WeightsError: the weights cannot be loaded, or do not fit the model.
+    tag or weights file behind a colon; without one its weights are random, and a note says so. Raises
+    ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
     import torch
 
@@ -81,13 +75,10 @@ def load_scored(spec: str, device: "torch.device") -> Scored:
 
 
 def load_other(spec: str, first: Scored, device: "torch.device", of: str) -> Scored:
-    """The model to compare with: another one, or the weights that a run of ``first``'s model has left.
+    """The model to compare with: another one, or weights that a run has written for the first model.
 
     ``spec`` is as for `load_clip`, or a .safetensors file or a run folder with clip.safetensors, whose
-    weights are put into a fresh model of ``of``.
-
-    Raises:
-        WeightsError: the weights are not those of the first model's class.
+    weights are put into a new model of ``of``.
     """
     path = Path(spec)
     file = path / "clip.safetensors" if (path / "clip.safetensors").is_file() else path
@@ -102,11 +93,7 @@ def load_other(spec: str, first: Scored, device: "torch.device", of: str) -> Sco
 
 
 def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
-    """The transform and the tokenizer of the model that was loaded by ``spec``.
-
-    Raises:
-        ConfigError: a transformers folder without image processor or tokenizer.
-    """
+    """The transform and the tokenizer of the model that was loaded by ``spec``."""
     folder = Path(spec)
     if (folder / "config.json").is_file():
         image, text = (_processor(folder, auto, files) for auto, files in _PROCESSORS.items())
@@ -120,13 +107,6 @@ def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
     name = f"local-dir:{folder}" if folder.is_dir() else name
     transform = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
     return transform, require("open_clip", extra="open-clip").get_tokenizer(name)
-
-
-def load_teacher(spec: str, device: "torch.device") -> "Teacher":
-    """The frozen diffusion model of a diffusers folder or repository, on ``device``."""
-    from diva_rs.diffusion import Teacher
-
-    return Teacher(spec, device=device)
 
 
 def check_data(data: str) -> None:
@@ -221,7 +201,10 @@ def _check_open_clip(name: str, pretrained: str) -> bool:
 
 def _from_transformers(folder: Path) -> "nn.Module":
     transformers = require("transformers", extra="transformers")
-    local = {"local_files_only": True, "trust_remote_code": False}  # a file must not ask on the terminal
+    local = {
+        "local_files_only": True,
+        "trust_remote_code": False,
+    }  # a file must not open a question on the terminal
     try:
         check_model(folder)
         config = transformers.AutoConfig.from_pretrained(folder, **local)

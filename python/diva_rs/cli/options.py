@@ -41,23 +41,23 @@ DEVICE = "cpu, cuda, cuda:1, ...; none: CUDA where there is one"
 class ImageOptions(Options):
     """What both commands take: a teacher, and images in batches."""
 
-    recipe: Text | None = Field(
-        default=None, description="preset to start from (diva-rs info --recipes lists them)"
-    )
-    teacher: Text = Field(description="diffusers folder (or repository) of the frozen diffusion model")
-    data: Text = Field(description="image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'")
+    recipe: Text | None = None
+    """preset to start from (diva-rs info --recipes lists them)"""
+    teacher: Text
+    """diffusers folder (or repository) of the frozen diffusion model"""
+    data: Text
+    """image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'"""
     device: Text | None = Field(default=None, description=DEVICE)
-    loader_batch: Count | None = Field(
-        default=None, description="images per batch of the loader; none: up to 16"
-    )
-    workers: Whole = Field(default=2, description="processes that read images")
-    prefetch: Count | None = Field(
-        default=None, description="batches that each of the workers reads ahead; none: two"
-    )
-    on_bad_image: Literal["raise", "skip"] = Field(
-        default="raise", description="what to do about an image that cannot be read"
-    )
-    overwrite: bool = Field(default=False, description="whether to replace what the folder holds")
+    loader_batch: Count | None = None
+    """images per batch of the loader; none: up to 16"""
+    workers: Whole = 2
+    """processes that read images"""
+    prefetch: Count | None = None
+    """batches that each of the workers reads ahead; none: two"""
+    on_bad_image: Literal["raise", "skip"] = "raise"
+    """what to do about an image that cannot be read"""
+    overwrite: bool = False
+    """whether to replace what the folder holds"""
 
 
 class TrainOptions(ImageOptions):
@@ -66,36 +66,30 @@ class TrainOptions(ImageOptions):
     noun: ClassVar[str] = "train"
 
     clip: Text = Field(description=CLIP)
-    output_dir: Text = Field(
-        description="folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"
-    )
-    latents: Text | None = Field(
-        default=None, description="latent cache made by diva-rs cache, whose views of the images are used"
-    )
-    resume: Literal["auto", "force"] = Field(
-        default="auto", description="whether a run resumes only under its own settings, or under others too"
-    )
-    eval_every: Count | None = Field(
-        default=None, description="steps between two evaluations; none: before and after training"
-    )
-    mmvp: Text | None = Field(default=None, description="measure MMVP-VLM: the folder with Questions.csv")
-    zero_shot: Text | None = Field(
-        default=None, description="measure zero-shot accuracy: an image folder with a folder per class"
-    )
-    drift: Count | None = Field(
-        default=None, description="measure drift: mean cosine to the original on so many training images"
-    )
-    best: Text | None = Field(
-        default=None,
-        description="score whose best weights are kept in OUTPUT_DIR/best: mmvp, zero_shot, drift",
-    )
-    guard: Text | None = Field(
-        default=None,
-        description="stop where a score falls below: drift=0.95, or zero_shot=drop:1 (below the start's)",
-    )
-    tensorboard: Text | None = Field(default=None, description="folder for TensorBoard's files")
-    wandb: Text | None = Field(default=None, description="project of Weights & Biases to log to")
-    progress: bool = Field(default=True, description="whether to show a progress bar")
+    output_dir: Text
+    """folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"""
+    latents: Text | None = None
+    """latent cache made by diva-rs cache, whose views of the images are used"""
+    resume: Literal["auto", "force"] = "auto"
+    """whether a run resumes only under its own settings, or under others too"""
+    eval_every: Count | None = None
+    """steps between two evaluations; none: before and after training"""
+    mmvp: Text | None = None
+    """measure MMVP-VLM: the folder with Questions.csv"""
+    zero_shot: Text | None = None
+    """measure zero-shot accuracy: an image folder with a folder per class"""
+    drift: Count | None = None
+    """measure drift: mean cosine to the original on so many training images"""
+    best: Text | None = None
+    """score whose best weights are kept in OUTPUT_DIR/best: mmvp, zero_shot, drift"""
+    guard: Text | None = None
+    """stop where a score falls below: drift=0.95, or zero_shot=drop:1 (below the start's)"""
+    tensorboard: Text | None = None
+    """folder for TensorBoard's files"""
+    wandb: Text | None = None
+    """project of Weights & Biases to log to"""
+    progress: bool = True
+    """whether to show a progress bar"""
 
 
 class CacheOptions(ImageOptions):
@@ -103,12 +97,14 @@ class CacheOptions(ImageOptions):
 
     noun: ClassVar[str] = "cache"
 
-    out: Text = Field(description="folder for the latents")
-    crops: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=0, description="random crops of each image, drawn once, that are cached; 0: the centre crop"
-    )
-    flip: bool = Field(default=False, description="whether to cache the mirror image of each crop too")
-    dtype: Literal["float32", "float16"] = Field(default="float32", description="how latents are stored")
+    out: Text
+    """folder for the latents"""
+    crops: Annotated[int, Field(ge=0, le=1000)] = 0
+    """random crops of each image, drawn once, that are cached; 0: the centre crop"""
+    flip: bool = False
+    """whether to cache the mirror image of each crop too"""
+    dtype: Literal["float32", "float16"] = "float32"
+    """how latents are stored"""
 
 
 _KEYS = {**TrainOptions.model_fields, **CacheOptions.model_fields}  # of a file, which both commands may share
@@ -125,12 +121,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type[ImageOptions], fields
 
 
 def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
-    """The options and the recipe.
-
-    Raises:
-        ConfigError: a value that is not valid, a missing option, or an unknown key of the file.
-    """
-    top, table = read_config(args.config) if args.config else ({}, {})
+    """The options and the recipe; ConfigError for a bad value, a missing option or an unknown key."""
+    top, table = _read_config(args.config) if args.config else ({}, {})
     flags = given(args, cls)
     named = table.pop("preset", None)
     preset = flags.get("recipe") or top.get("recipe") or named
@@ -140,23 +132,17 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
     recipe = recipe.replace(**given(args, Recipe))
-    own = {name: value for name, value in top.items() if name in cls.model_fields}
-    return cls(**{**own, **flags}), recipe
+    own = {name: value for name, value in top.items() if name in cls.model_fields.keys() - flags.keys()}
+    try:
+        return cls(**own, **flags), recipe
+    except ConfigError as err:
+        if any(str(err).startswith(f"{cls.label(name)}=") for name in own):
+            raise ConfigError(f"config {args.config}: {err}") from None
+        raise
 
 
-def read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A TOML file's top level and its ``[recipe]`` table.
-
-    Raises:
-        ConfigError: the file cannot be read, is no TOML, or has an unknown key.
-
-    >>> import tempfile
-    >>> import pathlib
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "run.toml"
-    >>> _ = path.write_text('workers = 4\\n[recipe]\\nlr = 1e-5\\n')
-    >>> read_config(str(path))
-    ({'workers': 4}, {'lr': 1e-05})
-    """
+def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A TOML file's top level and its ``[recipe]`` table."""
     try:
         text = read_text(path, _MOST_BYTES)
         if text.count(".") > _MOST_DOTS:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diva_rs.cli.models import check_data, load_clip, load_images, load_teacher, pick_device
+from diva_rs.cli.models import check_data, load_clip, load_images, pick_device
 from diva_rs.cli.options import TrainOptions, add_options, settings
 from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.errors import ConfigError
@@ -31,9 +31,10 @@ def run(args: argparse.Namespace) -> int:
     callbacks = _callbacks(options)
     folder = _prepare_folder(Path(options.output_dir), options.overwrite)
     device = pick_device(options.device)
-    teacher = load_teacher(options.teacher, device)
     from diva_rs.data import LatentCache, Views
+    from diva_rs.diffusion import Teacher
 
+    teacher = Teacher(options.teacher, device=device)
     cache = options.latents
     views = None if cache is None else LatentCache.open(cache).views or Views()
     loader: Any = load_images(options, recipe, teacher, views=views, shuffle=True)

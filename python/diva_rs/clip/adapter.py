@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs.clip.libraries import libraries, supported
+from diva_rs.clip.libraries import libraries
 from diva_rs.clip.tower import Tower
 from diva_rs.clip.wrappers import unwrap
 from diva_rs.errors import ConfigError
@@ -54,7 +54,8 @@ def _tower(model: nn.Module) -> Tower:
         for library in libraries():
             if library.matches(part):
                 return library.build(part, where)
-    raise ConfigError(f"{_why_not(model, visual)}. Supported are {supported()}")
+    supported = ", ".join(library.SUPPORTED for library in libraries())
+    raise ConfigError(f"{_why_not(model, visual)}. Supported are {supported}")
 
 
 def _why_not(model: nn.Module, visual: nn.Module | None) -> str:

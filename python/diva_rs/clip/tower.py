@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
-from diva_rs.clip.modes import dropped_patches, stochastic_layers
 from diva_rs.errors import ConfigError, ShapeError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip/constants.py: OPENAI_DATASET_MEAN
@@ -160,6 +161,34 @@ class Tower:
                 UserWarning,
                 stacklevel=3,
             )
+
+
+def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers that remove tokens in train mode (open_clip's and timm's PatchDropout), by name."""
+    return [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if type(layer).__name__.startswith("PatchDropout") and _rate(layer, "prob") > 0
+    ]
+
+
+def stochastic_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Layers whose train-mode output depends on random numbers or on the rest of the batch, by name."""
+    return [(name, layer) for name, layer in module.named_modules() if _is_stochastic(layer)]
+
+
+def _is_stochastic(layer: nn.Module) -> bool:
+    if isinstance(layer, _BatchNorm):
+        return True
+    if isinstance(layer, _DropoutNd):
+        return layer.p > 0
+    # `dropout`: nn.MultiheadAttention and transformers' attention; `drop_prob`: timm's DropPath.
+    return _rate(layer, "dropout") > 0 or _rate(layer, "drop_prob") > 0
+
+
+def _rate(layer: nn.Module, attribute: str) -> float:
+    value = getattr(layer, attribute, None)
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def three(values: object, fallback: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -34,13 +34,10 @@ class Place(NamedTuple):
         return self.what if self.batch is None else f"{self.what} of batch {self.batch}"
 
     def sample(self, number: int) -> str:
-        try:
-            name = None if self.ids is None else self.ids[number]
-            name = name.item() if isinstance(name, Tensor) else name
-        except (LookupError, TypeError, ValueError, RuntimeError):  # `read_batch` reports ids that do not fit
-            name = None
-        text = name[:200] if isinstance(name, str) else shown(name)
-        return f"{self}, sample {number}" + ("" if name is None else f" (id {text})")
+        if self.ids is None:
+            return f"{self}, sample {number}"
+        ids = self.ids.tolist() if isinstance(self.ids, Tensor) else self.ids
+        return f"{self}, sample {number} (id {str(ids[number])[:200]})"
 
 
 class _Range(NamedTuple):

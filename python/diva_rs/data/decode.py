@@ -9,7 +9,7 @@ from typing import Any
 
 from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
-from diva_rs.errors import DataError, DivaError
+from diva_rs.errors import ConfigError, DataError, DivaError, shown
 
 EXTENSIONS = frozenset(
     ["jpg", "jpeg", "jfif", "jpe", "png", "webp", "bmp", "gif", "ppm", "pgm", "tif", "tiff", "avif"]
@@ -36,6 +36,12 @@ class BadImage:
 
     def error(self) -> DataError:
         return DataError(f"{self.name}: {self.reason}; repair or remove it, or pass on_bad_image='skip'")
+
+
+def check_policy(on_bad_image: str) -> None:
+    """Raise ConfigError unless ``on_bad_image`` is "raise" or "skip"."""
+    if on_bad_image not in ("raise", "skip"):
+        raise ConfigError(f"on_bad_image={shown(on_bad_image)} is unknown: one of 'raise', 'skip'")
 
 
 def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:

@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from diva_rs._base.tensors import described
 from diva_rs._base.world import rank_and_world
 from diva_rs.data.augment import Views
-from diva_rs.data.dataset import check_policy
-from diva_rs.data.decode import BadImage
+from diva_rs.data.decode import BadImage, check_policy
 from diva_rs.data.keys import scramble
 from diva_rs.errors import ConfigError, DataError
 

@@ -14,8 +14,8 @@ from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
 from diva_rs._base.world import rank_and_world
 from diva_rs.data.augment import Transform, Views, transform_of
-from diva_rs.data.dataset import Images, check_policy
-from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy
+from diva_rs.data.folder import Images
 from diva_rs.data.keys import name_key, scramble
 from diva_rs.data.loader import ImageLoader, SkippedSample
 from diva_rs.errors import ConfigError, DataError

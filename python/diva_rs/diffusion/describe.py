@@ -4,30 +4,27 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs.diffusion.conditioning import Conditioning
 from diva_rs.diffusion.discovery import Parts
+from diva_rs.diffusion.families.family import Family
 
 
 def describe(
-    parts: Parts, unet: nn.Module, vae: nn.Module | None, text: Tensor | None, way: Conditioning
+    parts: Parts, denoiser: nn.Module, vae: nn.Module | None, text: Tensor | None, family: Family
 ) -> str:
     """See `Teacher.describe`: class, parameters, dtype, device and origin of every part; loads nothing."""
-    lines = [f"denoiser: {summary(unet)}, {parts.where('unet')}", f"condition: {way.entry}"]
-    config: Any = unet.config
+    lines = [f"denoiser: {summary(denoiser)}, {parts.where('unet')}", f"condition: {family.entry}"]
     vae = vae if vae is not None else parts.loaded("vae")
-    if vae is None and int(config.in_channels) == 3 and not parts.findable("vae"):
+    if vae is None and family.channels == 3 and not parts.findable("vae"):
         lines.append("vae: none, the denoiser works on pixels")
     else:
         lines.append(f"vae: {_line(vae, parts.where('vae'))}")
     lines.append(f"scheduler: {_line(parts.loaded('scheduler'), parts.where('scheduler'))}")
     if text is not None:
         lines.append(f"text: {tuple(text.shape)} tokens, given")
-    elif way.text_width is None:
+    elif family.text_width is None:
         lines.append("text: none, the denoiser reads no text")
     else:
-        both = config.addition_embed_type == "text_time"
-        for name in ("text_encoder", "text_encoder_2") if both else ("text_encoder",):
-            lines.append(f"{name}: {_line(parts.loaded(name), parts.where(name))}")
+        lines += [f"{name}: {_line(parts.loaded(name), parts.where(name))}" for name in family.text_encoders]
     return "\n".join(lines)
 
 

@@ -7,14 +7,10 @@ from typing import Any
 from torch import nn
 
 from diva_rs.clip import unwrap
+from diva_rs.diffusion.families import family_of, folders, supported
 from diva_rs.diffusion.loading import denoiser_name, load_part
-from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.errors import ConfigError, WeightsError, a_type
 
-DENOISERS = ("UNet2DConditionModel", "DiTTransformer2DModel")
-SUPPORTED = (
-    "a diffusers UNet2DConditionModel or DiTTransformer2DModel, a pipeline that holds one, a diffusers "
-    "folder, a repository on the Hugging Face Hub, or a diva_rs.Teacher"
-)
 # A repository on the Hub is owner/name; anything that looks like a path is none.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _NAMES = {"vae": "VAE", "text_encoder": "text encoder"}
@@ -52,7 +48,7 @@ class Parts:
         elif "DiffusionPipeline" in _bases(type(source)):
             self.denoiser = self._in_pipeline(source)
         else:
-            raise ConfigError(f"unet is a {type(source).__name__}, expected {SUPPORTED}")
+            raise ConfigError(f"unet is {a_type(source)}, expected {_expected()}")
         self._parts["unet"] = self.denoiser
         for name, part in given.items():
             if part is not None:
@@ -72,7 +68,7 @@ class Parts:
             except WeightsError as err:
                 if Path(self._root).is_dir():
                     raise
-                # A repository without this part and a Hub out of reach look alike here: the message tells.
+                # A repository without this part and a Hub out of reach look alike here.
                 self._failed[name] = str(err)
         return self._parts.get(name)
 
@@ -101,7 +97,7 @@ class Parts:
         return _HUB_NAME.fullmatch(self._root) is not None
 
     def owned(self, name: str) -> bool:
-        """Whether the part was loaded here, so that nobody else holds it."""
+        """Whether the part was loaded here, so that no other object holds it."""
         return self._where.get(name, "").startswith("from ")
 
     def where(self, name: str) -> str:
@@ -123,12 +119,11 @@ class Parts:
     def _in_pipeline(self, pipeline: Any) -> nn.Module:
         components: dict[str, Any] = pipeline.components
         place = f"in the {type(pipeline).__name__}"
-        models = [components.get(name) for name in ("unet", "transformer")]
-        held = [model for model in models if isinstance(model, nn.Module)]
+        models = [model for model in components.values() if isinstance(model, nn.Module)]
+        named = [components[name] for name in folders() if isinstance(components.get(name), nn.Module)]
+        held = [model for model in models if family_of(unwrap(model)) is not None] or named
         if not held:
-            raise ConfigError(
-                f"the {type(pipeline).__name__} holds no UNet and no transformer; expected {SUPPORTED}"
-            )
+            raise ConfigError(f"the {type(pipeline).__name__} holds no denoiser; expected {_expected()}")
         for name, part in components.items():
             if part is not None:
                 self._parts[name], self._where[name] = _bare(part), place
@@ -143,26 +138,25 @@ class Parts:
             if root != folder:
                 name = folder.name
             else:
-                held = [
-                    name for name in ("unet", "transformer", "") if (folder / name / "config.json").is_file()
-                ]
+                names = (*folders(), "")
+                held = [name for name in names if (folder / name / "config.json").is_file()]
                 if not held:
                     raise ConfigError(
-                        f"{folder} is no diffusers folder: it has no unet/config.json, no "
-                        "transformer/config.json and no config.json"
+                        f"{folder} is no diffusers folder: it has no config.json, and none in "
+                        + ", ".join(folders())
                     )
                 name = held[0]
         elif not folder.exists() and _HUB_NAME.fullmatch(source):
             self._root = source
             try:
-                name = denoiser_name(source)
+                name = denoiser_name(source, folders())
             except WeightsError as err:
                 raise ConfigError(
                     f"{source} is no folder here, and the Hugging Face Hub did not supply it: {err}"
                 ) from err
         else:
             raise ConfigError(
-                f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected {SUPPORTED}"
+                f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected {_expected()}"
             )
         self._where["unet"] = f"from {self._root}/{name}" if name else f"from {self._root}"
         return _checked(load_part(self._root, name))
@@ -186,12 +180,20 @@ def _bare(part: Any) -> Any:
 
 
 def _checked(model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module) or not _bases(type(model)) & set(DENOISERS):
-        raise ConfigError(f"a {type(model).__name__} cannot be a teacher; expected {SUPPORTED}")
-    return model
+    if family_of(model) is None:
+        raise ConfigError(f"{type(model).__name__} cannot be a teacher; expected {_expected()}")
+    checked: nn.Module = model
+    return checked
+
+
+def _expected() -> str:
+    return (
+        f"{supported()}, a pipeline that holds one, a diffusers folder, a repository on the Hugging Face "
+        "Hub, a diva_rs.Teacher, or Teacher(predict=...) for any other model"
+    )
 
 
 def _root_of(folder: Path) -> str:
     """The pipeline's folder, also when the denoiser's own folder inside it is named."""
-    own = folder.name in ("unet", "transformer") and (folder / "config.json").is_file()
+    own = folder.name in folders() and (folder / "config.json").is_file()
     return str(folder.parent) if own else str(folder)

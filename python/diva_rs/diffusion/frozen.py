@@ -7,33 +7,22 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from diva_rs._base.arguments import checked
-from diva_rs._base.kinds import device as device_kind
 from diva_rs.errors import ConfigError, DeviceError
-
-_DEVICE = device_kind()
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 def freeze(module: nn.Module) -> nn.Module:
-    """Eval mode and no gradients, in place: dropout is off, and no parameter gets a ``.grad``.
-
-    >>> freeze(nn.Linear(2, 2)).weight.requires_grad
-    False
-    """
+    """Eval mode and no gradients, in place: dropout is off, and no parameter gets a ``.grad``."""
     return module.eval().requires_grad_(False)
 
 
 def home(module: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
-    """The one device of a module's tensors, and the dtype of its first floating-point parameter.
+    """The one device of a module's tensors, and the dtype of its first floating-point tensor.
 
     Raises:
-        ConfigError: the module has no floating-point parameter, or is offloaded by accelerate.
+        ConfigError: the module has no floating-point tensor, or is offloaded by accelerate.
         DeviceError: its tensors lie on several devices (diffusers leaves missing weights on ``meta``).
-
-    >>> home(nn.Linear(2, 2).double(), "head")
-    (device(type='cpu'), torch.float64)
     """
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise ConfigError(
@@ -63,14 +52,8 @@ def home(module: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
 def fitted(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
     """The module itself where its tensors are already on ``device`` in ``dtype``, otherwise a converted copy.
 
-    The caller's own module is never converted, so a copy costs its size in the new dtype on top: load the
-    model in the wanted dtype and on the wanted device to save that. None leaves a property as it is.
-
-    >>> linear = nn.Linear(2, 2)
-    >>> fitted(linear, None, torch.float32) is linear
-    True
-    >>> fitted(linear, None, torch.bfloat16).weight.dtype
-    torch.bfloat16
+    The caller's module is never converted, so a copy costs its size in the new dtype on top. None leaves a
+    property as it is.
     """
 
     def fits(tensor: Tensor) -> bool:
@@ -89,11 +72,6 @@ def rebuilt(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
     """A copy of the module's structure over converted tensors; ``lambda tensor: tensor`` shares every weight.
 
     Tensors are converted one by one: there is never a second copy in the old dtype.
-
-    >>> linear = nn.Linear(2, 2)
-    >>> view = rebuilt(linear, lambda tensor: tensor)
-    >>> view is linear, view.weight is linear.weight
-    (False, True)
     """
     memo: dict[int, object] = {}
     with torch.no_grad():
@@ -105,25 +83,8 @@ def rebuilt(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
         return copy.deepcopy(module, memo)
 
 
-def checked_device(device: torch.device | str) -> torch.device:
-    """The device, with its index; DeviceError unless this machine and this build of PyTorch have it.
-
-    >>> checked_device("cpu")
-    device(type='cpu')
-    """
-    found: torch.device = checked("device", device, _DEVICE)
-    return found
-
-
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """The tensor on ``device`` in ``dtype``, differentiable, without waiting wherever that is safe.
-
-    Raises:
-        DeviceError: it is on the meta device and is to leave it.
-
-    >>> moved(torch.ones(2), torch.device("cpu"), torch.float64).dtype
-    torch.float64
-    """
+    """The tensor on ``device`` in ``dtype``, differentiable, without waiting where that is safe."""
     if tensor.is_meta and device.type != "meta":
         raise DeviceError(
             f"a tensor {tuple(tensor.shape)} is on the meta device, which holds no "
@@ -133,13 +94,8 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None
     return tensor.to(device=device, dtype=dtype, non_blocking=device.type != "cpu")
 
 
-def plain(device: torch.device) -> AbstractContextManager[None]:
-    """Switches a caller's autocast off: a frozen model computes in the dtype that it was fitted to.
-
-    >>> with torch.autocast("cpu", dtype=torch.bfloat16), plain(torch.device("cpu")):
-    ...     nn.Linear(2, 2)(torch.ones(1, 2)).dtype
-    torch.float32
-    """
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Switches a caller's autocast off: a frozen model computes in the dtype that it was fitted to."""
     known = torch.amp.is_autocast_available(device.type)  # not on every device, "meta" for one
     return torch.autocast(device.type if known else "cpu", enabled=False)
 

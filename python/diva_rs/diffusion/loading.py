@@ -1,6 +1,7 @@
 """Loading one part of a diffusers folder or Hub repository, strictly: no weight is ever left to chance."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,14 @@ def variant_of(folder: Path) -> str | None:
     return variants.pop() if len(variants) == 1 else None
 
 
-def denoiser_name(root: str) -> str:
-    """The folder of a pipeline's denoiser, "unet" or "transformer", as its model_index.json says."""
+def denoiser_name(root: str, names: Sequence[str]) -> str:
+    """The folder of a pipeline's denoiser: the one of ``names`` that its model_index.json has."""
     diffusers = require("diffusers", extra="diffusers")
     try:
         index = diffusers.DiffusionPipeline.load_config(root)
     except Exception as err:
         raise WeightsError(f"{root}/model_index.json could not be read: {err}") from err
-    return "unet" if "unet" in index else "transformer"
+    return next((name for name in names if name in index), names[0])
 
 
 def _diffusers_part(root: str, name: str, place: str) -> Any:

@@ -7,22 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs.diffusion.discovery import Parts
-from diva_rs.diffusion.frozen import fitted, freeze, home, moved, plain
-from diva_rs.errors import ConfigError, ShapeError
+from diva_rs.diffusion.frozen import fitted, freeze, home, moved, no_autocast
+from diva_rs.errors import ConfigError, ShapeError, a_type
 
 _PIXELS = 3  # channels of a denoiser that needs no VAE
 
 
 def check_vae(vae: Any, channels: int) -> None:
-    """Raise ConfigError unless ``vae`` is an AutoencoderKL whose latents have ``channels`` channels.
-
-    >>> check_vae(nn.Linear(2, 2), 4)
-    Traceback (most recent call last):
-    ...
-    diva_rs.errors.ConfigError: vae is a Linear, expected a diffusers AutoencoderKL
-    """
+    """Raise ConfigError unless ``vae`` is an AutoencoderKL whose latents have ``channels`` channels."""
     if not isinstance(vae, nn.Module) or "AutoencoderKL" not in {base.__name__ for base in type(vae).__mro__}:
-        raise ConfigError(f"vae is a {type(vae).__name__}, expected a diffusers AutoencoderKL")
+        raise ConfigError(f"vae is {a_type(vae)}, expected a diffusers AutoencoderKL")
     config: Any = vae.config
     if config.latent_channels != channels:
         raise ConfigError(
@@ -42,9 +36,6 @@ def vae_of(
 
     A VAE that was given stays where and as it is, unless a device or precision is asked for; one that was
     loaded here goes to the teacher's.
-
-    Raises:
-        ConfigError: there is none, or it does not fit the denoiser.
     """
     if channels == _PIXELS and parts.get("vae") is None:
         return None
@@ -55,11 +46,7 @@ def vae_of(
 
 
 def pixels_per_latent(vae: nn.Module | None, channels: int) -> int:
-    """Along a side; without a VAE what is usual for a denoiser of ``channels`` channels.
-
-    >>> pixels_per_latent(None, 3), pixels_per_latent(None, 4)
-    (1, 8)
-    """
+    """Along a side; without a VAE what is usual for a denoiser of ``channels`` channels."""
     if vae is not None:
         return downscale(vae)
     return 1 if channels == _PIXELS else 8
@@ -89,11 +76,7 @@ def latents_of(
     noise: Tensor | None,
     micro_batch: int,
 ) -> Tensor:
-    """What a denoiser of ``channels`` channels denoises, for images (B, 3, H, W): see `Teacher.encode`.
-
-    >>> latents_of(None, torch.zeros(1, 3, 8, 8), 3, None, None, 8).shape
-    torch.Size([1, 3, 8, 8])
-    """
+    """What a denoiser of ``channels`` channels denoises, for images (B, 3, H, W): see `Teacher.encode`."""
     factor = 1 if vae is None else downscale(vae)
     config: Any = None if vae is None else vae.config
     check_images(images, channels if vae is None else int(config.in_channels), factor)
@@ -118,13 +101,7 @@ def latents_of(
 
 
 def check_images(images: Tensor, channels: int, factor: int) -> None:
-    """Raise ShapeError unless images is floating point (B, channels, H, W), H and W multiples of ``factor``.
-
-    >>> check_images(torch.zeros(1, 3, 30, 32), 3, 8)
-    Traceback (most recent call last):
-    ...
-    diva_rs.errors.ShapeError: images is (1, 3, 30, 32): height and width must be multiples of 8, as ...
-    """
+    """Raise ShapeError unless images is floating point (B, channels, H, W), in multiples of ``factor``."""
     shape = tuple(images.shape)
     if images.ndim != 4 or shape[1] != channels:
         raise ShapeError(f"images is {shape}, expected (B, {channels}, H, W) with pixels in [-1, 1]")
@@ -136,10 +113,7 @@ def check_images(images: Tensor, channels: int, factor: int) -> None:
 
 
 def check_size(shape: tuple[int, ...], factor: int) -> None:
-    """Raise ShapeError unless images of ``shape`` (..., H, W) can be scaled down by ``factor``.
-
-    >>> check_size((1, 3, 32, 32), 8)
-    """
+    """Raise ShapeError unless images of ``shape`` (..., H, W) can be scaled down by ``factor``."""
     if shape[-2] % factor or shape[-1] % factor:
         raise ShapeError(
             f"images is {shape}: height and width must be multiples of {factor}, as the VAE scales them down"
@@ -147,12 +121,7 @@ def check_size(shape: tuple[int, ...], factor: int) -> None:
 
 
 def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Standard normal noise (B, *shape), one seed per sample, drawn on the host: the same on every device.
-
-    >>> a, b = posterior_noise([7, 7], (4, 2, 2), torch.zeros(1))
-    >>> torch.equal(a, b)
-    True
-    """
+    """Standard normal noise (B, *shape), one seed per sample, drawn on the host: the same on every device."""
     rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
     noise = torch.stack(rows)
     return moved(noise.pin_memory() if like.is_cuda else noise, like.device, like.dtype)
@@ -162,7 +131,7 @@ def _encoded(vae: Any, images: Tensor, noise: Tensor | None, micro_batch: int) -
     # diffusers DiagonalGaussianDistribution: its mean, or mean + std * noise.
     device, dtype = home(vae, "the VAE")
     parts = []
-    with torch.no_grad(), plain(device):
+    with torch.no_grad(), no_autocast(device):
         for start in range(0, len(images), micro_batch):
             stop = start + micro_batch
             posterior = vae.encode(moved(images[start:stop], device, dtype)).latent_dist

@@ -64,13 +64,19 @@ class Settings:
         check_confidence(self.confidence)
 
 
-@dataclass(frozen=True)
 class Opened:
-    """A data set that was found: clip-benchmark's own object, and its batches."""
+    """A data set that was found: the loader that clip-benchmark takes, which counts its images."""
 
-    name: str
-    dataset: Any
-    batches: Any
+    def __init__(self, name: str, dataset: Any, loader: Any) -> None:
+        self.name, self.dataset, self.loader, self.images = name, dataset, loader, 0
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.loader:
+            self.images += len(batch[0])
+            yield batch
 
 
 Score = Callable[[Embedder, Opened, Settings], DatasetScore]
@@ -147,7 +153,7 @@ def open_dataset(
     else:
         collate = builder.get_dataset_collate_fn(name)
         loader = DataLoader(dataset, settings.batch, num_workers=settings.workers, collate_fn=collate)
-    return Opened(name, dataset, _Batches(loader, dataset))
+    return Opened(name, dataset, loader)
 
 
 def place_of(root: str | os.PathLike[str], name: str) -> str:
@@ -173,33 +179,18 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
 
 
 @contextlib.contextmanager
-def quiet(settings: Settings) -> Iterator[None]:
-    """Hide clip-benchmark's progress bars unless they are wanted."""
-    with contextlib.nullcontext() if settings.progress else contextlib.redirect_stderr(io.StringIO()):
-        yield
+def running(embedder: Embedder, settings: Settings) -> Iterator[str]:
+    """The device by its type, as clip-benchmark takes it; on CUDA the model's own is the current one.
 
-
-@contextlib.contextmanager
-def device_name(embedder: Embedder) -> Iterator[str]:
-    """The device as clip-benchmark takes it, by type alone; on CUDA the model's own is the current one."""
+    clip-benchmark's progress bars are hidden unless they are wanted.
+    """
     device = embedder.device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if not settings.progress:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield device.type
-
-
-class _Batches:
-    """A loader that counts its images, with the data set where clip-benchmark looks for it."""
-
-    def __init__(self, loader: Any, dataset: Any) -> None:
-        self.loader, self.dataset, self.images = loader, dataset, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            self.images += len(batch[0])
-            yield batch
 
 
 def _check_there(place: Path, needed: Sequence[str]) -> None:

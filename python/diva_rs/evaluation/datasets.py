@@ -6,7 +6,7 @@ from typing import Any
 
 from diva_rs._base.optional import require
 from diva_rs.errors import DataError
-from diva_rs.evaluation.benchmark import Opened, Settings, device_name, quiet, run_suite
+from diva_rs.evaluation.benchmark import Opened, Settings, run_suite, running
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
@@ -72,15 +72,15 @@ def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
     classes, templates = getattr(opened.dataset, "classes", None), getattr(opened.dataset, "templates", None)
     if not classes or not templates:
         raise DataError("it has no class names or no templates")
-    with device_name(embedder) as device, quiet(settings):
+    with running(embedder, settings) as device:
         classifier = measures.zero_shot_classifier(
             embedder, embedder.tokenize, classes, templates, device, amp=False
         )
-        logits, target = measures.run_classification(embedder, classifier, opened.batches, device, amp=False)
+        logits, target = measures.run_classification(embedder, classifier, opened, device, amp=False)
     if target.ndim == 2:
         name = "mean_average_precision"
         precision = 100 * float(measures.average_precision_per_class(logits, target).mean())
-        return DatasetScore(opened.name, name, precision, None, opened.batches.images, {name: precision})
+        return DatasetScore(opened.name, name, precision, None, opened.images, {name: precision})
     picked = logits.argmax(dim=1)
     outcomes = (picked == target).tolist()
     right, items = sum(outcomes), len(outcomes)
@@ -98,18 +98,16 @@ def _retrieve(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
     measures = require("clip_benchmark.metrics.zeroshot_retrieval", extra="eval")
     if getattr(opened.dataset, "classes", None):
         raise DataError("it has class names and no captions: it is a classification set")
-    recall, batches = list(settings.recall), opened.batches
-    with device_name(embedder) as device, quiet(settings):
+    recall = list(settings.recall)
+    with running(embedder, settings) as device:
         try:
             found = measures.evaluate(
-                embedder, batches, embedder.tokenize, device, amp=False, recall_k_list=recall
+                embedder, opened, embedder.tokenize, device, amp=False, recall_k_list=recall
             )
         except RuntimeError as err:
-            if max(recall) <= batches.images:
+            if max(recall) <= opened.images:
                 raise
-            raise DataError(
-                f"recall@{max(recall)} of {batches.images} images: give a smaller recall"
-            ) from err
+            raise DataError(f"recall@{max(recall)} of {opened.images} images: give a smaller recall") from err
     metrics = {name: 100 * value for name, value in found.items()}
     both = [metrics[f"{side}_retrieval_recall@{recall[0]}"] for side in ("image", "text")]
-    return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, batches.images, metrics)
+    return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, opened.images, metrics)

@@ -18,13 +18,7 @@ _SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluat
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:
-    """Name -> function of a model; a single function goes by its own name.
-
-    >>> def zero_shot(clip):
-    ...     return 63.5
-    >>> list(as_metrics(zero_shot))
-    ['zero_shot']
-    """
+    """Name -> function of a model; a single function goes by its own name."""
     if callable(metrics):
         metrics = {getattr(metrics, "__name__", type(metrics).__name__).lower(): metrics}
     if not isinstance(metrics, Mapping) or not all(map(callable, metrics.values())):
@@ -91,13 +85,6 @@ def evaluating(clip: Any) -> Iterator[Any]:
 
     Afterwards the mode of every module and torch's settings are restored. Weights in half precision are
     scored as a float32 copy; the caller's do not change. An object that is not a module is used as it is.
-
-    >>> _ = clip.train()
-    >>> with evaluating(clip) as model:
-    ...     model.training, torch.is_grad_enabled()
-    (False, False)
-    >>> clip.training
-    True
     """
     model = clip if hasattr(clip, "encode_image") and not isinstance(clip, nn.Module) else unwrap(clip)
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []

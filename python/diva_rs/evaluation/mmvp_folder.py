@@ -95,11 +95,7 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
 
 
 def pattern_of(type_name: str) -> str | None:
-    """The pattern of a type or folder name, None for an unknown one.
-
-    >>> pattern_of("camera_perspective"), pattern_of("Colour & Appearance"), pattern_of("Smell")
-    ('Viewpoint and Perspective', 'Color and Appearance', None)
-    """
+    """The pattern of a type or folder name, None for an unknown one."""
     return _PATTERN_OF_KEY.get(_key(type_name))
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from diva_rs._base.optional import require
-from diva_rs.errors import DataError, a_type
+from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
 from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import ProbeScore
@@ -51,6 +51,8 @@ def linear_probe(
     {'train': 10, 'validation': 2, 'test': 12}
     """
     check_confidence(confidence)
+    if not 0 < validation < 1:
+        raise ConfigError(f"validation={validation}: a share inside (0, 1) is needed")
     require("sklearn.linear_model", extra="eval")  # before the work, not after it
     rows, labels = _read(clip, train, features, "train")
     test_rows, test_labels = _read(clip, test, features, "test")

@@ -7,13 +7,12 @@ attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification of obje
 """
 
 from diva_rs.microworld.captions import DETAILS, Tokenizer, caption, detailed_caption, short_caption
-from diva_rs.microworld.dataset import SPLITS, Captioned, World, pictures
-from diva_rs.microworld.embedding import image_embeddings, new_clip, text_embeddings
-from diva_rs.microworld.mini_mmvp import Pair, mini_mmvp, pairs
+from diva_rs.microworld.dataset import SPLITS, World, pictures
+from diva_rs.microworld.models import image_embeddings, new_clip, text_embeddings
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.rendering import SIDE, render
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed, scene
-from diva_rs.microworld.zero_shot import zero_shot_objects
+from diva_rs.microworld.scores import Pair, mini_mmvp, pairs, zero_shot_objects
 
 __all__ = [
     "DETAILS",
@@ -21,7 +20,6 @@ __all__ = [
     "SIDE",
     "SPLITS",
     "VALUES",
-    "Captioned",
     "Microworld",
     "Pair",
     "Scene",

@@ -1,7 +1,7 @@
-"""What pretraining, post-training and evaluation need of a dataset, and the microworld as such a dataset."""
+"""The microworld as a dataset: images, captions and labels of scenes, in splits that share no scene."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,38 +11,6 @@ from diva_rs.errors import ConfigError, shown
 from diva_rs.microworld.captions import Tokenizer, detailed_caption, short_caption
 from diva_rs.microworld.rendering import render
 from diva_rs.microworld.scenes import VALUES, Scene, scene
-
-
-class Captioned(Protocol):
-    """Images with captions and attribute labels. Another source with these members can replace the world.
-
-    Attributes:
-        values: attribute -> the words for its values.
-        subject: the attribute that every caption names; zero-shot classification asks for it.
-        first: number of the first item among all items: item n draws its noise as ``first + n``.
-    """
-
-    values: Mapping[str, Sequence[str]]
-    subject: str
-    first: int
-
-    def __len__(self) -> int: ...
-
-    # (B, 3, H, W) float32 in [0, 1].
-    def images(self, numbers: Sequence[int]) -> Tensor: ...
-
-    # Ids (N, L) int64 of captions, the end token the highest, padding 0.
-    def tokenizer(self, texts: Sequence[str]) -> Tensor: ...
-
-    # (B, attributes) int64: value indices in the order of ``values``.
-    def labels(self, numbers: Sequence[int]) -> Tensor: ...
-
-    # The subject, and each other attribute with probability ``share``.
-    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]: ...
-
-    # Everything.
-    def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]: ...
-
 
 # First index and length of each split. A scene is a function of (seed, index), so disjoint ranges cannot
 # share one, and two indices that happen to draw the same attributes still differ in what no caption names.

@@ -12,10 +12,9 @@ from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import read_text
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import DataError
 from diva_rs.microworld.captions import Tokenizer
-from diva_rs.microworld.embedding import new_clip
-from diva_rs.microworld.models import new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import new_clip, new_scheduler, new_text_encoder, new_unet, new_vae
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -49,16 +48,9 @@ class Microworld:
             raise DataError(f"{place} is damaged: make the checkpoints again in another folder")
         return manifest
 
-    @property
-    def clips(self) -> int:
-        """How many CLIPs there are, each pretrained from another seed; the package has one."""
-        return len(self.manifest["clips"])
-
-    def clip(self, number: int = 0) -> nn.Module:
-        """A tiny CLIP, an ``open_clip.CLIP``: a new copy at every call."""
-        if not 0 <= number < self.clips:
-            raise ConfigError(f"there is no clip {number} in {self.folder}: it has {self.clips}, from 0")
-        return self.filled(new_clip(0), clip_name(number))
+    def clip(self) -> nn.Module:
+        """The tiny CLIP, an ``open_clip.CLIP``: a new copy at every call."""
+        return self.filled(new_clip(0), "clip")
 
     @cached_property
     def vae(self) -> Any:
@@ -91,8 +83,3 @@ class Microworld:
         """The model with the weights of ``name``.safetensors."""
         fill(model, load_weights(self.folder / f"{name}.safetensors"), f"{name}.safetensors")
         return model.eval()
-
-
-def clip_name(number: int) -> str:
-    """The file of a CLIP, without its ending."""
-    return f"clip-{number}" if number else "clip"

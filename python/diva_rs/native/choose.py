@@ -1,21 +1,30 @@
-"""Which parts of a step run natively: all that the native networks compute exactly; why the others do not."""
+"""Which networks of a step run natively: all that the core computes exactly; why the others do not."""
 
 import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+import diva_rs._native as _native
 from diva_rs.clip import Tower
-from diva_rs.diffusion import Teacher
+from diva_rs.diffusion import Condition, Teacher
+from diva_rs.diffusion.frozen import freeze, home
 from diva_rs.errors import ConfigError
+from diva_rs.native.dit import native_dit
 from diva_rs.native.inspect import NotNative
-from diva_rs.native.unchanged import Watch
+from diva_rs.native.unchanged import ModuleSnapshot
+from diva_rs.native.unet import native_unet
+from diva_rs.native.vae import native_vae
 from diva_rs.native.vision import native_tower
 from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
+
+# Builders of native denoisers by kind: (module, plan, checkpoint, module before it was rounded to bf16).
+DENOISERS: dict[str, Callable[..., _native.Network]] = {"unet_2d_condition": native_unet, "dit": native_dit}
 
 
 class Part(NamedTuple):
@@ -23,14 +32,30 @@ class Part(NamedTuple):
 
     network: Any
     backend: str
-    watch: Watch | None = None  # over the module behind it
+    snapshot: ModuleSnapshot | None = None  # of the module behind it
+
+
+class TorchDenoiser:
+    """A teacher's own module as the denoiser of a native step, which calls it with a tensor per slot."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher, self.slots = teacher, teacher.slots.names
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The denoiser's parameters that train, by name."""
+        if not self.teacher.trainable:
+            return {}
+        named = self.teacher.denoiser.named_parameters()
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def __call__(self, noisy: Tensor, timesteps: Tensor, *slots: Tensor) -> Tensor:
+        condition = Condition(**dict(zip(self.slots, slots, strict=True)))
+        return self.teacher.denoise(noisy, timesteps, condition)
 
 
 def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> Part:
-    """The native tower, or ``fallback`` (images -> tokens) where the recipe or the module asks for it.
-
-    Raises:
-        ConfigError: ``backend="native"``, and the module is not one that the native tower computes exactly.
+    """The native tower, or ``fallback`` (images -> tokens) where the recipe or the module needs it.
 
     >>> from diva_rs.clip import adapt
     >>> tower = adapt(clip)
@@ -40,28 +65,55 @@ def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> 
     'native'
     """
     compute = "bf16" if recipe.precision == "bf16" else None
-    recompute = recipe.gradient_checkpointing
-    build = partial(native_tower, tower, compute, recompute)
+    build = partial(native_tower, tower, compute, recipe.gradient_checkpointing)
     return _choose("the vision tower", recipe, tower.module, fallback, build)
 
 
 def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
-    """The teacher's native network, or `Teacher.denoise` where the recipe or the model asks for it.
-
-    Raises:
-        ConfigError: ``backend="native"``, and the model is not one that a native network computes exactly.
+    """The teacher's native network, or its own module where the recipe or the model needs it.
 
     >>> choose_denoiser(teacher, Recipe()).backend
     'native'
     """
-    build = partial(teacher.native, recipe.denoiser_checkpointing)
-    return _choose("the denoiser", recipe, teacher.unet, teacher.denoise, build)
+    build = partial(native_denoiser, teacher, recipe.denoiser_checkpointing)
+    return _choose("the denoiser", recipe, teacher.denoiser, TorchDenoiser(teacher), build)
+
+
+def native_denoiser(teacher: Teacher, checkpoint: bool = False) -> _native.Network:
+    """The native network that predicts what `Teacher.denoise` does, on the same weights.
+
+    With ``checkpoint`` a step computes each of its blocks again in the backward pass instead of keeping its
+    activations.
+
+    Raises:
+        NotNative: the model is not one that a native network computes exactly, or it trains.
+
+    >>> native_denoiser(teacher).kind
+    'unet_2d_condition'
+    """
+    if teacher.trainable:
+        raise NotNative("it trains")
+    plan = teacher.family.native()
+    if isinstance(plan, str):
+        raise NotNative(plan)
+    if plan.kind not in DENOISERS:
+        raise NotNative(f"there is no native network of the kind {plan.kind!r}")
+    freeze(teacher.denoiser)
+    device, dtype = home(teacher.given, "the denoiser")
+    rounded = teacher.dtype == torch.bfloat16 and dtype == torch.float32 and device == teacher.device
+    return DENOISERS[plan.kind](teacher.denoiser, plan, checkpoint, teacher.given if rounded else None)
+
+
+def native_encoder(teacher: Teacher) -> _native.Network:
+    """The native encoder that gives what `Teacher.encode` does, on the VAE's weights; or NotNative."""
+    vae = teacher.vae
+    if vae is None:
+        raise NotNative("it works on pixels and needs no VAE")
+    return native_vae(vae)
 
 
 class Encoder:
-    """What makes latents of pixels in [-1, 1]: the native VAE or `Teacher.encode`, decided when first needed.
-
-    A loader that yields latents never needs a VAE, so none has to be there before.
+    """What makes latents of pixels in [-1, 1]: the native VAE or `Teacher.encode`, chosen when first needed.
 
     >>> encoder = Encoder(teacher, Recipe())
     >>> encoder.network() is None, encoder.backend
@@ -77,19 +129,18 @@ class Encoder:
         """The native VAE, a callable ``images[, noise] -> latents``, or None where pixels are the latents.
 
         Raises:
-            ConfigError: the VAE that the teacher needs was not found; or ``backend="native"``, and it is not
-                one that the native encoder computes exactly; or the VAE was changed since.
+            ConfigError: the VAE was not found, is not native where the recipe says so, or was changed since.
             DeviceError: the VAE was moved or cast since the first call.
         """
         if self._chosen is None:
-            vae, native = self.teacher.vae, self.teacher.native_encoder
+            vae, build = self.teacher.vae, partial(native_encoder, self.teacher)
             if vae is None:
                 self._chosen = Part(None, "none (the teacher works on pixels)")
             else:
-                self._chosen = _choose("the VAE", self.recipe, vae, self._encode, native)
+                self._chosen = _choose("the VAE", self.recipe, vae, self._encode, build)
             self.backend = self._chosen.backend
-        elif self._chosen.watch is not None:
-            self._chosen.watch.check()
+        elif self._chosen.snapshot is not None:
+            self._chosen.snapshot.check()
         return self._chosen.network
 
     def _encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -98,7 +149,7 @@ class Encoder:
 
 def _choose(what: str, recipe: Recipe, module: nn.Module, fallback: Any, build: Callable[[], Any]) -> Part:
     if recipe.backend == "torch":
-        return Part(fallback, "torch (as the recipe says)", Watch(what, module))
+        return Part(fallback, "torch (as the recipe says)", ModuleSnapshot(what, module))
     try:
         network = build()
     except NotNative as reason:
@@ -108,5 +159,5 @@ def _choose(what: str, recipe: Recipe, module: nn.Module, fallback: Any, build: 
                 'backend="auto" runs it through PyTorch'
             ) from reason
         _log.info("%s runs through PyTorch: %s", what, reason)
-        return Part(fallback, f"torch ({reason})", Watch(what, module))
-    return Part(network, "native", Watch(what, module, build))
+        return Part(fallback, f"torch ({reason})", ModuleSnapshot(what, module))
+    return Part(network, "native", ModuleSnapshot(what, module, build))

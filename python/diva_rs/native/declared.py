@@ -1,21 +1,19 @@
-"""What is declared native: the classes of modules that a native network computes in the place of, and the
-noise schedules that the core makes or takes.
+"""What is declared native: the classes of modules that a native network computes, and the noise schedules.
 
-The parity tests run over models in which each of these classes occurs, and over each of these schedules; what
-occurs in none fails them.
+The parity tests fail for a class or a schedule that occurs in none of their models.
 """
 
 from collections.abc import Mapping
 
 from diva_rs.diffusion.schedule import FLOW_MATCHING, VARIANCE_PRESERVING
-from diva_rs.native import dit, families, unet_config, vae
+from diva_rs.native import dit, layouts, unet, vae
 
-# By the native network; full class names as `inspect.kind` gives them.
+# By the kind of `_native.Network`; full class names as `inspect.class_path` gives them.
 DECLARED: Mapping[str, frozenset[str]] = {
-    "VisionTransformer": frozenset().union(*families.ALLOWED.values()),
-    "UNet2DCondition": frozenset(unet_config.ALLOWED),
-    "DiTTransformer2D": frozenset(dit.ALLOWED),
-    "AutoencoderEncoder": frozenset(vae.ALLOWED),
+    "vision_transformer": frozenset().union(*layouts.ALLOWED.values()),
+    "unet_2d_condition": frozenset(unet.ALLOWED),
+    "dit": frozenset(dit.ALLOWED),
+    "autoencoder_kl_encoder": frozenset(vae.ALLOWED),
 }
 
 # By diffusers' names: what a model predicts, and whose schedules are read.

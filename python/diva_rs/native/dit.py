@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 import diva_rs._native as _native
+from diva_rs.diffusion.families.family import NativePlan
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import (
     ATTENTION,
@@ -22,7 +23,7 @@ from diva_rs.native.diffusers_layers import (
     check_silu,
     unrounded,
 )
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind, one
+from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
 
 _DIT = f"{MODELS}transformers.dit_transformer_2d.DiTTransformer2DModel"
 _BLOCK = f"{MODELS}attention.BasicTransformerBlock"
@@ -43,47 +44,32 @@ ALLOWED = {
 
 
 def native_dit(
-    module: nn.Module, label: str = "replace", checkpoint: bool = False, exact: nn.Module | None = None
-) -> "_native.DiTTransformer2D":
+    module: nn.Module, plan: NativePlan, checkpoint: bool = False, exact: nn.Module | None = None
+) -> _native.Network:
     """The native network that computes exactly what `module` does under a condition in its label's place.
 
-    The weights share their storage and are never asked for a gradient, whatever the module's
-    ``requires_grad`` says. The condition (B, S, width) is averaged over its S positions. Predictions have
-    `module`'s dtype, the device of the noisy latents, and no learned variance. With bf16 weights the matrix
-    products of attention and feed-forward run in bf16 and the rest in float32, which is then the predictions'
-    dtype.
+    The weights share their storage and get no gradient. Predictions have `module`'s dtype, the device of the
+    noisy latents, and no learned variance. With bf16 weights the matrix products of attention and
+    feed-forward run in bf16 and the rest in float32, which is then the predictions' dtype.
 
     Args:
         module: a diffusers ``DiTTransformer2DModel`` in eval mode.
-        label: whether the condition is to "replace" each block's label embedding, or to "join" that of "no
-            class".
+        plan: of its family: whether the condition is to "replace" each block's label embedding, or to "join"
+            that of "no class".
         checkpoint: whether a step should run each block twice instead of keeping its activations.
         exact: what `module` was before it was rounded to bf16. What runs in float32 takes its weights
             unrounded: embeddings, modulation, norms, first and last projection.
 
     Raises:
         NotNative: anything about the module that the native network does not compute.
-
-    >>> import diffusers
-    >>> dit = diffusers.DiTTransformer2DModel(
-    ...     num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8, norm_num_groups=4
-    ... ).eval()
-    >>> native = native_dit(dit)
-    >>> native.condition_width
-    16
-    >>> condition = torch.randn(2, 5, 16, requires_grad=True)
-    >>> prediction = native.predict(torch.randn(2, 4, 8, 8), torch.tensor([10, 500]), condition)
-    >>> prediction.square().mean().backward()
-    >>> prediction.shape, condition.grad.shape, dit.proj_out_1.weight.grad
-    (torch.Size([2, 4, 8, 8]), torch.Size([2, 5, 16]), None)
     """
     dit: Any = module
-    expect(kind(dit) == _DIT, f"it is a {kind(dit)}")
+    expect(class_path(dit) == _DIT, f"it is a {class_path(dit)}")
     with warnings.catch_warnings():
         # diffusers warns of every look for an attribute that it finds in the configuration.
         warnings.simplefilter("ignore", FutureWarning)
         check_modules(dit, ALLOWED)
-    config = dit_config(dit) | {"label": label, "checkpoint": checkpoint}
+    config = {**dit_config(dit), **plan.fields, "checkpoint": checkpoint}
     weights = dict(dit.named_parameters(remove_duplicate=False))
     check_weights(weights.items())
     # The positions are a buffer that diffusers leaves in float32 when it loads the weights in another dtype.
@@ -93,22 +79,13 @@ def native_dit(
     expect(same, "its positions are on another device than its weights")
     weights |= buffers | unrounded(exact, _is_small)
     try:
-        return _native.DiTTransformer2D(config, weights)
+        return _native.Network("dit", config, weights)
     except (ConfigError, WeightsError) as err:
         raise NotNative(str(err)) from err
 
 
 def dit_config(dit: Any) -> dict[str, Any]:
-    """The fields of ``_native.DiTTransformer2D``'s config but `label`, read from the modules.
-
-    Raises:
-        NotNative: a value that the native network does not know.
-
-    >>> import diffusers
-    >>> config = dit_config(diffusers.DiTTransformer2DModel(2, 8, num_layers=1, norm_num_groups=4).eval())
-    >>> config["width"], config["grid"], config["activation"]
-    (16, 16, 'gelu_tanh')
-    """
+    """The native network's configuration but `label` and `checkpoint`, read from the modules."""
     blocks = list(dit.transformer_blocks)
     for i, block in enumerate(blocks):
         _check_block(f"transformer_blocks.{i}", block)
@@ -135,7 +112,7 @@ def dit_config(dit: Any) -> dict[str, Any]:
 
 def _patch_fields(dit: Any) -> dict[str, Any]:
     embed, patch = dit.pos_embed, int(dit.patch_size)
-    expect(kind(embed) == _PATCHES, f"pos_embed is a {kind(embed)}")
+    expect(class_path(embed) == _PATCHES, f"pos_embed is a {class_path(embed)}")
     check_conv("pos_embed.proj", embed.proj, patch, patch, 0)
     plain = embed.flatten and not embed.layer_norm and embed.pos_embed_max_size is None
     expect(plain and embed.patch_size == patch, "pos_embed is of an unknown form")
@@ -153,14 +130,16 @@ def _patch_fields(dit: Any) -> dict[str, Any]:
 
 def _embedding_fields(embeddings: list[Any]) -> dict[str, Any]:
     for embedding in embeddings:
-        expect(kind(embedding) == _COMBINED, f"norm1.emb is a {kind(embedding)}")
+        expect(class_path(embedding) == _COMBINED, f"norm1.emb is a {class_path(embedding)}")
         time, labels = embedding.timestep_embedder, embedding.class_embedder
-        expect(kind(time) == _TIME, f"timestep_embedder is a {kind(time)}")
+        expect(class_path(time) == _TIME, f"timestep_embedder is a {class_path(time)}")
         check_silu("timestep_embedder.act", time.act)
         expect(time.cond_proj is None and time.post_act is None, "timestep_embedder is of an unknown form")
-        expect(kind(embedding.time_proj) == _SINUSOIDS, f"time_proj is a {kind(embedding.time_proj)}")
+        expect(
+            class_path(embedding.time_proj) == _SINUSOIDS, f"time_proj is a {class_path(embedding.time_proj)}"
+        )
         expect(embedding.time_proj.scale == 1, "its timesteps are scaled")
-        expect(kind(labels) == _LABELS, f"class_embedder is a {kind(labels)}")
+        expect(class_path(labels) == _LABELS, f"class_embedder is a {class_path(labels)}")
         random = labels.training and labels.dropout_prob > 0
         expect(not random, "class_embedder (LabelEmbedding) is random in train mode")
     sinusoids = [embedding.time_proj for embedding in embeddings]
@@ -177,17 +156,17 @@ def _embedding_fields(embeddings: list[Any]) -> dict[str, Any]:
 
 
 def _check_block(where: str, block: Any) -> None:
-    expect(kind(block) == _BLOCK, f"{where} is a {kind(block)}")
+    expect(class_path(block) == _BLOCK, f"{where} is a {class_path(block)}")
     expect(block.norm_type == "ada_norm_zero", f"{where}.norm_type is {block.norm_type!r}")
-    expect(kind(block.norm1) == _ADA_NORM, f"{where}.norm1 is a {kind(block.norm1)}")
+    expect(class_path(block.norm1) == _ADA_NORM, f"{where}.norm1 is a {class_path(block.norm1)}")
     _check_plain_norm(f"{where}.norm1.norm", block.norm1.norm)
-    expect(kind(block.norm3) == LAYER_NORM, f"{where}.norm3 is a {kind(block.norm3)}")
+    expect(class_path(block.norm3) == LAYER_NORM, f"{where}.norm3 is a {class_path(block.norm3)}")
     check_silu(f"{where}.norm1.silu", block.norm1.silu)
     check_attention(f"{where}.attn1", block.attn1, residual=False)
     expect(block.attn2 is None and block.pos_embed is None, f"{where} is of an unknown form")
     expect(not block.only_cross_attention, f"{where} has only cross-attention")
     expect(block._chunk_size is None, f"{where} computes its feed-forward in chunks")
-    parts = [kind(part) for part in block.ff.net]
+    parts = [class_path(part) for part in block.ff.net]
     expect(parts == [_GELU, DROPOUT, LINEAR], f"{where}.ff is made of {', '.join(parts)}")
 
 
@@ -197,7 +176,7 @@ def _is_small(key: str) -> bool:
 
 
 def _check_plain_norm(where: str, norm: Any) -> None:
-    expect(kind(norm) == LAYER_NORM, f"{where} is a {kind(norm)}")
+    expect(class_path(norm) == LAYER_NORM, f"{where} is a {class_path(norm)}")
     expect(not norm.elementwise_affine, f"{where} has weights")
 
 

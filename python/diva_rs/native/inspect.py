@@ -1,7 +1,7 @@
-"""Whether a module computes what its weights say and nothing else: all that a native network knows of it.
+"""Whether a module computes what its weights say and nothing else.
 
 A native network shares a module's weights and not its code. Whatever changes the result without being a
-weight (a hook, a replaced layer, a subclass, dropout) has to be seen here, or the network would silently
+weight (a hook, a replaced layer, a subclass, dropout) must be found here, or the network would silently
 compute something else.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.modes import dropped_patches, stochastic_layers
+from diva_rs.clip.tower import dropped_patches, stochastic_layers
 
 HOOKS = {
     "_forward_hooks": "a forward hook",
@@ -30,23 +30,15 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 class NotNative(Exception):
-    """A module is not one that the native networks compute exactly; `reason` says why, in half a sentence.
-
-    >>> NotNative("block 3 is a Mamba").reason
-    'block 3 is a Mamba'
-    """
+    """A module is not one that the native networks compute exactly; `reason` says why, in half a sentence."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
 
 
-def kind(module: nn.Module) -> str:
-    """The full name of a module's exact class.
-
-    >>> kind(nn.Linear(1, 1))
-    'torch.nn.modules.linear.Linear'
-    """
+def class_path(module: nn.Module) -> str:
+    """The full name of a module's exact class, as 'torch.nn.modules.linear.Linear'."""
     cls = type(module)
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -56,7 +48,7 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
 
     Args:
         root: the network.
-        allowed: full class names as :func:`kind` gives them, so that no optional library has to be imported.
+        allowed: full class names as `class_path` gives them, so that no optional library has to be imported.
 
     Raises:
         NotNative: another class (a subclass, an adapter, a quantised layer, ...), a hook, a parametrization,
@@ -77,8 +69,8 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
         for attribute, hook in HOOKS.items():
             if any(_matters(found) for found in getattr(module, attribute).values()):
                 raise NotNative(f"{where} has {hook}")
-        if kind(module) not in allowed:
-            raise NotNative(f"{where} is a {kind(module)}")
+        if class_path(module) not in allowed:
+            raise NotNative(f"{where} is a {class_path(module)}")
         _check_methods(where, module)
     for name, module in [*stochastic_layers(root), *dropped_patches(root)]:
         if module.training:
@@ -90,9 +82,6 @@ def check_weights(weights: Iterable[tuple[str, Tensor]]) -> torch.dtype:
 
     Raises:
         NotNative: another kind of tensor (quantised, sharded, ...), several dtypes or devices, or float16.
-
-    >>> check_weights([("a", torch.zeros(2)), ("b", torch.zeros(1))])
-    torch.float32
     """
     first: tuple[str, Tensor] | None = None
     for key, weight in weights:
@@ -114,9 +103,6 @@ def one(what: str, values: Iterable[Any]) -> Any:
 
     Raises:
         NotNative: there are none, or they differ.
-
-    >>> one("eps", [1e-5, 1e-5])
-    1e-05
     """
     found = list(dict.fromkeys(values))
     if len(found) != 1:
@@ -125,10 +111,7 @@ def one(what: str, values: Iterable[Any]) -> Any:
 
 
 def expect(condition: bool, reason: str) -> None:
-    """NotNative with `reason` unless `condition` holds.
-
-    >>> expect(True, "never said")
-    """
+    """NotNative with `reason` unless `condition` holds."""
     if not condition:
         raise NotNative(reason)
 
@@ -140,7 +123,7 @@ def _check_methods(where: str, module: nn.Module) -> None:
     for cls in type(module).__mro__:
         forward: Callable[..., Any] | None = vars(cls).get("forward")
         if forward is not None:
-            # A forward that another module assigned to the class says so, unless it takes pains to hide it.
+            # A forward that another module assigned to the class says so, unless it hides it.
             expect(forward.__module__ == cls.__module__, f"{where}: {cls.__qualname__}.forward was replaced")
             return
 

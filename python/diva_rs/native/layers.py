@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs.native.inspect import NotNative, expect, kind, one
+from diva_rs.native.inspect import NotNative, class_path, expect, one
 
 _TORCH = "torch.nn.modules"
 PLAIN = frozenset(
@@ -50,41 +50,30 @@ _SLOTS = {"gelu", "act", "activation_fn"}  # where the libraries keep the activa
 
 
 def check_weightless(root: nn.Module) -> None:
-    """NotNative when a layer without weights, which no key would miss, computes something out of its place.
-
-    >>> check_weightless(nn.ModuleDict({"act": nn.GELU(), "norm": nn.LayerNorm(2)}))
-    """
+    """NotNative when a layer without weights, which has no key, computes something out of its place."""
     for name, module in root.named_modules():
-        active = isinstance(module, nn.GELU) or kind(module) in ACTIVATIONS
-        expect(not active or name.rpartition(".")[2] in _SLOTS, f"{name} is a {kind(module)}")
+        active = isinstance(module, nn.GELU) or class_path(module) in ACTIVATIONS
+        expect(not active or name.rpartition(".")[2] in _SLOTS, f"{name} is a {class_path(module)}")
         if isinstance(module, nn.LayerNorm):
             expect(module.weight is not None and module.bias is not None, f"{name} has no weight or no bias")
 
 
 def activation(module: nn.Module) -> str:
-    """The native name of an activation layer.
-
-    >>> activation(nn.GELU("tanh"))
-    'gelu_tanh'
-    """
+    """The native name of an activation layer."""
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if kind(module) not in ACTIVATIONS:
-        raise NotNative(f"its activation is a {kind(module)}")
-    return ACTIVATIONS[kind(module)]
+    if class_path(module) not in ACTIVATIONS:
+        raise NotNative(f"its activation is a {class_path(module)}")
+    return ACTIVATIONS[class_path(module)]
 
 
 def eps(norms: Iterable[nn.Module], dtype: torch.dtype) -> float:
-    """The eps that all LayerNorms share.
-
-    >>> eps([nn.LayerNorm(4, eps=1e-6)], torch.float32)
-    1e-06
-    """
+    """The eps that all LayerNorms share."""
     found = []
     for norm in norms:
         expect(
-            kind(norm) in NORMS or (kind(norm) in NORMS_IN_FLOAT32 and dtype != torch.float64),
-            f"a norm is a {kind(norm)} over {dtype}",
+            class_path(norm) in NORMS or (class_path(norm) in NORMS_IN_FLOAT32 and dtype != torch.float64),
+            f"a norm is a {class_path(norm)} over {dtype}",
         )
         n: Any = norm
         expect(len(n.normalized_shape) == 1, f"a LayerNorm is over {n.normalized_shape}")
@@ -94,12 +83,8 @@ def eps(norms: Iterable[nn.Module], dtype: torch.dtype) -> float:
 
 
 def patch(conv: Any) -> tuple[int, int]:
-    """(height, width) of the patches of a patch embedding.
-
-    >>> patch(nn.Conv2d(3, 8, kernel_size=4, stride=4))
-    (4, 4)
-    """
-    expect(kind(conv) == f"{_TORCH}.conv.Conv2d", f"its patch embedding is a {kind(conv)}")
+    """(height, width) of the patches of a patch embedding."""
+    expect(class_path(conv) == f"{_TORCH}.conv.Conv2d", f"its patch embedding is a {class_path(conv)}")
     plain = conv.padding in ((0, 0), "valid") and conv.dilation == (1, 1) and conv.groups == 1
     expect(
         plain and conv.in_channels == 3 and conv.stride == conv.kernel_size,
@@ -109,51 +94,32 @@ def patch(conv: Any) -> tuple[int, int]:
 
 
 def absent(where: str, module: nn.Module | None) -> None:
-    """NotNative unless there is no layer here (None or nn.Identity).
-
-    >>> absent("q_norm", nn.Identity())
-    """
-    expect(not present(module), f"{where} is a {kind(module) if module is not None else None}")
+    """NotNative unless there is no layer here (None or nn.Identity)."""
+    expect(not present(module), f"{where} is a {class_path(module) if module is not None else None}")
 
 
 def present(module: nn.Module | None) -> bool:
-    """Whether there is a layer here.
-
-    >>> present(nn.Identity())
-    False
-    """
-    return module is not None and kind(module) != f"{_TORCH}.linear.Identity"
+    """Whether there is a layer here."""
+    return module is not None and class_path(module) != f"{_TORCH}.linear.Identity"
 
 
 def all_or_none(what: str, modules: Sequence[nn.Module | None]) -> bool:
-    """Whether every block has the layer; NotNative when only some do.
-
-    >>> all_or_none("layer scale", [nn.Identity(), nn.Identity()])
-    False
-    """
+    """Whether every block has the layer; NotNative when only some do."""
     return bool(one(f"whether there is {what}", (present(module) for module in modules)))
 
 
 def linears(modules: Iterable[Any]) -> bool:
-    """Whether these linear layers have a bias, all of them or none.
-
-    >>> linears([nn.Linear(2, 2), nn.Linear(2, 4)])
-    True
-    """
+    """Whether these linear layers have a bias, all of them or none."""
     found = []
     for module in modules:
-        expect(isinstance(module, nn.Linear), f"a {kind(module)} stands in the place of a linear layer")
+        expect(isinstance(module, nn.Linear), f"a {class_path(module)} stands in the place of a linear layer")
         found.append(module.bias is not None)
     return bool(one("bias", found))
 
 
 def attention_heads(attention: Any, *, batch_first: bool) -> int:
-    """Heads of a plain self-attention nn.MultiheadAttention that is fed as `batch_first` says.
-
-    >>> attention_heads(nn.MultiheadAttention(8, 2, batch_first=True), batch_first=True)
-    2
-    """
-    name = kind(attention)
+    """Heads of a plain self-attention nn.MultiheadAttention that is fed as `batch_first` says."""
+    name = class_path(attention)
     expect(name == f"{_TORCH}.activation.MultiheadAttention", f"its attention is a {name}")
     plain = (
         attention.in_proj_weight is not None
@@ -170,35 +136,26 @@ def attention_heads(attention: Any, *, batch_first: bool) -> int:
 
 
 def scaled(attention: Any) -> None:
-    """NotNative unless attention divides by the square root of the head's width.
-
-    >>> attention = nn.Module()
-    >>> attention.scale, attention.head_dim = 0.5, 4
-    >>> scaled(attention)
-    """
+    """NotNative unless attention divides by the square root of the head's width."""
     expect(attention.scale == attention.head_dim**-0.5, f"its attention is scaled by {attention.scale}")
 
 
 def head_layers(inside: Iterable[nn.Module], name_of: Callable[[nn.Module], str]) -> list[tuple[str, str]]:
-    """(layer, key) of the layers that a library applies after pooling and that cannot wait.
-
-    >>> head_layers([nn.Dropout(0.1), nn.Linear(4, 2)], lambda layer: "head.proj")
-    [('linear-bias', 'head.proj')]
-    """
+    """(layer, key) of the layers that a library applies after pooling and that cannot wait."""
     layers = []
     for layer in inside:
         found: Any = layer
-        if kind(layer) in NORMS | NORMS_IN_FLOAT32:
+        if class_path(layer) in NORMS | NORMS_IN_FLOAT32:
             layers.append(("norm", name_of(layer)))
-        elif kind(layer) == f"{_TORCH}.linear.Linear":
+        elif class_path(layer) == f"{_TORCH}.linear.Linear":
             layers.append(("linear" if found.bias is None else "linear-bias", name_of(layer)))
-        elif kind(layer) == "timm.layers.mlp.Mlp":
+        elif class_path(layer) == "timm.layers.mlp.Mlp":
             absent("the norm of the head's Mlp", found.norm)
             expect(
                 linears([found.fc1]) and activation(found.act) == "gelu",
                 "its head's Mlp is not timm's default",
             )
             layers.append(("mlp-bias" if linears([found.fc2]) else "mlp", name_of(layer)))
-        elif kind(layer) != f"{_TORCH}.dropout.Dropout":  # which check_modules found to be at rest
-            raise NotNative(f"its head has a {kind(layer)}")
+        elif class_path(layer) != f"{_TORCH}.dropout.Dropout":  # which check_modules found to be at rest
+            raise NotNative(f"its head has a {class_path(layer)}")
     return layers

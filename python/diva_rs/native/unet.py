@@ -1,58 +1,85 @@
 """diffusers' UNet2DConditionModel as a native network over the same weights."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 import diva_rs._native as _native
+from diva_rs.diffusion.families.family import NativePlan
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.native.diffusers_layers import unrounded
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind
-from diva_rs.native.unet_config import ALLOWED, UNET, unet_config
+from diva_rs.native.diffusers_layers import (
+    ATTENTION,
+    CONV,
+    DOWNSAMPLE,
+    DROPOUT,
+    GROUP_NORM,
+    LAYER_NORM,
+    LINEAR,
+    MODELS,
+    MODULE_LIST,
+    RESNET,
+    SILU,
+    check_attention,
+    check_silu,
+    layers_of,
+    unrounded,
+)
+from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
 
-if TYPE_CHECKING:
-    from diva_rs.diffusion.sdxl import AddedCondition
+_UNET = f"{MODELS}unets.unet_2d_condition.UNet2DConditionModel"
+_BLOCKS = f"{MODELS}unets.unet_2d_blocks."
+_TRANSFORMER = f"{MODELS}transformers.transformer_2d.Transformer2DModel"
+_LAYER = f"{MODELS}attention.BasicTransformerBlock"
+_FEED_FORWARD = f"{MODELS}attention.FeedForward"
+_GEGLU = f"{MODELS}activations.GEGLU"
+_UPSAMPLE = f"{MODELS}upsampling.Upsample2D"
+_SINUSOIDS = f"{MODELS}embeddings.Timesteps"
+_TIME_EMBEDDING = f"{MODELS}embeddings.TimestepEmbedding"
+_DOWN = (f"{_BLOCKS}DownBlock2D", f"{_BLOCKS}CrossAttnDownBlock2D")
+_MID = (f"{_BLOCKS}UNetMidBlock2DCrossAttn",)
+_UP = (f"{_BLOCKS}UpBlock2D", f"{_BLOCKS}CrossAttnUpBlock2D")
+_ATTENDING = {_DOWN[1], _UP[1], *_MID}
+
+# Every class of module that the native network computes.
+ALLOWED = {
+    *(_UNET, *_DOWN, *_MID, *_UP, RESNET, DOWNSAMPLE, _UPSAMPLE, _TRANSFORMER, _LAYER, ATTENTION),
+    *(_FEED_FORWARD, _GEGLU, _SINUSOIDS, _TIME_EMBEDDING, CONV, LINEAR, GROUP_NORM, LAYER_NORM),
+    *(SILU, DROPOUT, MODULE_LIST),
+}
+# What a bf16 network computes in float32: these modules at its top, and every norm and time_emb_proj.
+_ENTRIES = {"conv_in", "conv_out", "time_embedding", "class_embedding", "add_embedding"}
 
 
 def native_unet(
-    module: nn.Module,
-    text: Tensor | None = None,
-    added: "AddedCondition | None" = None,
-    checkpoint: bool = False,
-    exact: nn.Module | None = None,
-) -> "_native.UNet2DCondition":
+    module: nn.Module, plan: NativePlan, checkpoint: bool = False, exact: nn.Module | None = None
+) -> _native.Network:
     """The native network that computes exactly what `module` does, on the module's own weights.
 
-    The weights share their storage and are never asked for a gradient, whatever the module's
-    ``requires_grad`` says. Predictions have `module`'s dtype, the device of the noisy latents, and no learned
-    variance. With bf16 weights the matrix products run in bf16 and the sums between them in float32, which is
-    then the predictions' dtype.
+    The weights share their storage and get no gradient. Predictions have `module`'s dtype, the device of the
+    noisy latents, and no learned variance. With bf16 weights the matrix products run in bf16 and the sums
+    between them in float32, which is then the predictions' dtype.
 
     Args:
         module: a diffusers ``UNet2DConditionModel``.
-        text: what the cross-attention reads (1, L, D), for models whose condition enters as a class embedding
-            (Stable unCLIP).
-        added: SDXL's pooled text and sizes, for models that take them.
+        plan: of its family: what the cross-attention of Stable unCLIP reads, pooled text and sizes of SDXL.
         checkpoint: whether a step should run each unit twice instead of keeping its activations.
         exact: what `module` was before it was rounded to bf16. Its norms, embeddings of the timestep, first
             and last convolution are taken unrounded: they cost next to nothing and a quarter of the error.
 
     Raises:
         NotNative: anything about the module that the native network does not compute.
-        ShapeError: ``text`` or ``added`` does not fit the module.
 
-    >>> native = native_unet(unet)
-    >>> native.condition_width
-    24
+    >>> from diva_rs.diffusion import NativePlan
+    >>> native = native_unet(unet, NativePlan("unet_2d_condition", {"text_time": None}))
     >>> noisy, timesteps = torch.randn(2, 3, 16, 16), torch.tensor([10, 500])
-    >>> condition = torch.randn(2, 5, 24, requires_grad=True)
+    >>> condition = torch.randn(2, 5, native.condition_width, requires_grad=True)
     >>> theirs = unet(noisy, timesteps, condition).sample
     >>> torch.allclose(native.predict(noisy, timesteps, condition), theirs, atol=1e-5)
     True
     """
     unet: Any = module
-    expect(kind(unet) == UNET, f"it is a {kind(unet)}")
+    expect(class_path(unet) == _UNET, f"it is a {class_path(unet)}")
     with warnings.catch_warnings():
         # diffusers warns of every look for an attribute that it finds in the configuration.
         warnings.simplefilter("ignore", FutureWarning)
@@ -60,32 +87,155 @@ def native_unet(
     weights = dict(unet.named_parameters(remove_duplicate=False)) | dict(unet.named_buffers())
     check_weights(weights.items())
     weights |= unrounded(exact, _is_small)
-    config = unet_config(unet) | {"text_time": None, "checkpoint": checkpoint}
-    fixed: dict[str, Tensor] = {}
-    if unet.config.class_embed_type is not None:
-        expect(text is not None, "its cross-attention reads a text that was not given")
-        fixed["encoder_hidden_states"] = text  # type: ignore[assignment]
-    if unet.config.addition_embed_type is not None:
-        if added is None:
-            raise NotNative("it takes an added condition that was not given")
-        fixed["text_embeds"] = _pooled(unet, added)
-        if added.time_ids is not None:
-            fixed["time_ids"] = added.time_ids
-        factor = added.factor() if added.time_ids is None else 1
-        config["text_time"] = (unet.add_time_proj.num_channels, factor)
+    config = {**unet_config(unet), **plan.fields, "checkpoint": checkpoint}
     try:
-        return _native.UNet2DCondition(config, weights, fixed)
+        return _native.Network("unet_2d_condition", config, weights, dict(plan.fixed))
     except (ConfigError, WeightsError) as err:
         raise NotNative(str(err)) from err
 
 
 def _is_small(key: str) -> bool:
-    """Whether a weight belongs to what a bf16 network computes in float32."""
-    entry = key.startswith(("conv_in.", "conv_out.", "time_embedding.", "class_embedding.", "add_embedding."))
-    return entry or any("norm" in part or part == "time_emb_proj" for part in key.split("."))
+    parts = key.split(".")
+    return parts[0] in _ENTRIES or any("norm" in part or part == "time_emb_proj" for part in parts)
 
 
-def _pooled(unet: Any, added: "AddedCondition") -> Tensor:
-    if added.text is not None:
-        return added.text
-    return unet.conv_in.weight.new_zeros(1, added.text_width)  # type: ignore[no-any-return]
+def unet_config(unet: Any) -> dict[str, Any]:
+    """The native network's configuration but `text_time` and `checkpoint`, read from the modules.
+
+    Only what the model's own ``forward`` reads from ``unet.config`` is taken from there.
+
+    >>> unet_config(unet)["down_blocks"]
+    [{'depths': [1], 'heads': 2}, {'depths': [0], 'heads': 1}]
+    """
+    _check_convolutions(unet)
+    for name in ("encoder_hid_proj", "time_embed_act"):
+        expect(getattr(unet, name) is None, f"it has a {name}")
+    expect(class_path(unet.time_proj) == _SINUSOIDS, f"time_proj is a {class_path(unet.time_proj)}")
+    expect(unet.conv_norm_out is not None, "it has no conv_norm_out")
+    check_silu("conv_act", unet.conv_act)
+    expect(unet.num_upsamplers == len(unet.up_blocks) - 1, "an up block but the last does not upsample")
+    resnets = [resnet for _, resnet in layers_of(unet, RESNET)]
+    paddings = [down.padding for _, down in layers_of(unet, DOWNSAMPLE)]
+    mid = [] if unet.mid_block is None else list(unet.mid_block.resnets)
+    return {
+        "in_channels": unet.conv_in.in_channels,
+        "out_channels": unet.conv_out.out_channels,
+        "block_out_channels": [block.resnets[0].out_channels for block in unet.down_blocks],
+        "down_blocks": [_block(f"down_blocks.{i}", block, _DOWN) for i, block in enumerate(unet.down_blocks)],
+        "mid_block": None if unet.mid_block is None else _block("mid_block", unet.mid_block, _MID),
+        "up_blocks": [_block(f"up_blocks.{i}", block, _UP) for i, block in enumerate(unet.up_blocks)],
+        "center_input_sample": unet.config.center_input_sample,
+        "downsample_padding": one("downsample padding", paddings or [1]),
+        "mid_block_scale_factor": one("output_scale_factor", [m.output_scale_factor for m in mid] or [1.0]),
+        **_resnet_fields(unet, resnets, mid),
+        **_time_fields(unet),
+        **_attention_fields(unet),
+    }
+
+
+def _resnet_fields(unet: Any, resnets: list[Any], mid: list[Any]) -> dict[str, Any]:
+    for resnet in resnets:
+        check_silu("a ResNet's nonlinearity", resnet.nonlinearity)
+        expect(resnet.upsample is None and resnet.downsample is None, "a ResNet changes the resolution")
+        expect(resnet.time_emb_proj is not None, "a ResNet has no time_emb_proj")
+        expect(not resnet.skip_time_act, "a ResNet takes the time embedding without activation")
+    others = [resnet for resnet in resnets if not any(resnet is other for other in mid)]
+    expect(all(resnet.output_scale_factor == 1 for resnet in others), "a ResNet scales its output")
+    norms = [unet.conv_norm_out, *(resnet.norm1 for resnet in resnets), *(resnet.norm2 for resnet in resnets)]
+    groups = [norm.num_groups for _, norm in layers_of(unet, GROUP_NORM)]
+    return {
+        "norm_num_groups": one("num_groups of the norms", groups),
+        "norm_eps": one("eps of the ResNets' norms", [norm.eps for norm in norms]),
+        "resnet_time_scale_shift": one("time_embedding_norm", [m.time_embedding_norm for m in resnets]),
+    }
+
+
+def _time_fields(unet: Any) -> dict[str, Any]:
+    config = unet.config
+    embeddings = {None: None, "projection": _TIME_EMBEDDING, "simple_projection": LINEAR}
+    expect(config.class_embed_type in embeddings, f"class_embed_type is {config.class_embed_type!r}")
+    expect(not config.class_embeddings_concat, "its class embedding is concatenated")
+    expected, found = embeddings[config.class_embed_type], unet.class_embedding
+    fits = (None if found is None else class_path(found)) == expected
+    expect(fits, "its class_embedding is not what its configuration says")
+    added = config.addition_embed_type
+    expect(added in (None, "text_time"), f"addition_embed_type is {added!r}")
+    sinusoids = [unet.time_proj] if added is None else [unet.time_proj, unet.add_time_proj]
+    expect(all(time.scale == 1 for time in sinusoids), "its timesteps are scaled")
+    expect(unet.time_proj.num_channels == unet.conv_in.out_channels, "time_proj is not as wide as conv_in")
+    for name, embedding in layers_of(unet, _TIME_EMBEDDING):
+        check_silu(f"{name}.act", embedding.act)
+        plain = embedding.cond_proj is None and embedding.post_act is None
+        expect(plain, f"{name} has a cond_proj or a post_act")
+    width = None
+    if found is not None:
+        width = (found if expected == LINEAR else found.linear_1).in_features
+    elif added is not None:
+        width = unet.add_embedding.linear_1.in_features
+    return {
+        "flip_sin_to_cos": one("flip_sin_to_cos", [time.flip_sin_to_cos for time in sinusoids]),
+        "freq_shift": one("freq_shift", [time.downscale_freq_shift for time in sinusoids]),
+        "time_embedding_dim": unet.time_embedding.linear_1.out_features,
+        "class_embed_type": config.class_embed_type,
+        "projection_class_embeddings_input_dim": width,
+    }
+
+
+def _attention_fields(unet: Any) -> dict[str, Any]:
+    for name, attention in layers_of(unet, ATTENTION):
+        check_attention(name, attention, cross=True)
+    for name, layer in layers_of(unet, _LAYER):
+        expect(layer.norm_type == "layer_norm", f"{name}.norm_type is {layer.norm_type!r}")
+        expect(layer.pos_embed is None and layer.attn2 is not None, f"{name} is of an unknown form")
+        expect(not layer.only_cross_attention, f"{name} has only cross-attention")
+        expect(not layer.attn1.is_cross_attention, f"{name}.attn1 is a cross-attention")
+        parts = [class_path(part) for part in layer.ff.net]
+        expect(parts == [_GEGLU, DROPOUT, LINEAR], f"{name}.ff is not a GEGLU feed-forward")
+    transformers = [transformer for _, transformer in layers_of(unet, _TRANSFORMER)]
+    expect(all(t.is_input_continuous for t in transformers), "a transformer is not over images")
+    layers = [layer for _, layer in layers_of(unet, _LAYER)]
+    widths = [layer.attn2.to_k.in_features for layer in layers]
+    linear = [transformer.use_linear_projection for transformer in transformers]
+    group_eps = [transformer.norm.eps for transformer in transformers]
+    layer_eps = [norm.eps for _, norm in layers_of(unet, LAYER_NORM)]
+    return {
+        "cross_attention_dim": one("cross_attention_dim", widths),
+        "use_linear_projection": one("use_linear_projection", linear),
+        "attention_norm_eps": (
+            one("eps of the transformers' group norms", group_eps),
+            one("eps of the layer norms", layer_eps),
+        ),
+    }
+
+
+def _check_convolutions(unet: Any) -> None:
+    samplers = {f"{name}.conv": down for name, down in layers_of(unet, DOWNSAMPLE)}
+    for name, conv in layers_of(unet, CONV):
+        down = samplers.get(name)
+        size = conv.kernel_size[0]
+        stride, padding = (1, size // 2) if down is None else (2, down.padding)
+        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        expected = ((size, size), (stride, stride), (padding, padding), (1, 1))
+        plain = size in (1, 3) and conv.groups == 1 and conv.padding_mode == "zeros"
+        expect(geometry == expected and plain, f"{name} is {conv}, which is of an unknown form")
+    for name, sampler in [*layers_of(unet, DOWNSAMPLE), *layers_of(unet, _UPSAMPLE)]:
+        expect(sampler.norm is None and sampler.use_conv, f"{name} is of an unknown form")
+    for name, up in layers_of(unet, _UPSAMPLE):
+        plain = up.interpolate and not up.use_conv_transpose and up.name == "conv"
+        expect(plain, f"{name} is of an unknown form")
+
+
+def _block(where: str, block: Any, classes: tuple[str, ...]) -> dict[str, Any]:
+    """The transformer layers beside each ResNet, and the number of heads."""
+    expect(class_path(block) in classes, f"{where} is a {class_path(block)}")
+    # FreeU (arXiv 2309.11497) works through attributes that its absence leaves unset or None.
+    free = any(getattr(block, name, None) is not None for name in ("s1", "s2", "b1", "b2"))
+    expect(not free, f"{where} has FreeU enabled")
+    attends = class_path(block) in _ATTENDING
+    if not attends:
+        return {"depths": [0] * len(block.resnets), "heads": 1}
+    depths = [len(transformer.transformer_blocks) for transformer in block.attentions]
+    fits = len(block.resnets) == len(depths) + (classes == _MID)
+    expect(fits, f"{where} has more or fewer transformers than ResNets")
+    heads = [attention.heads for _, attention in layers_of(block, ATTENTION)]
+    return {"depths": depths, "heads": one(f"number of heads in {where}", heads)}

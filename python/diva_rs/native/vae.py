@@ -22,7 +22,7 @@ from diva_rs.native.diffusers_layers import (
     check_silu,
     layers_of,
 )
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, expect, kind, one
+from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
 
 _VAE = f"{MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
 _ENCODER = f"{MODELS}autoencoders.vae.Encoder"
@@ -36,7 +36,7 @@ ALLOWED = {
 }
 
 
-def native_vae(module: nn.Module) -> "_native.AutoencoderEncoder":
+def native_vae(module: nn.Module) -> _native.Network:
     """The native encoder that gives exactly the latents that `module` does, shifted and scaled.
 
     The weights share their storage. Only the encoder is looked at: the decoder may be anything.
@@ -55,7 +55,7 @@ def native_vae(module: nn.Module) -> "_native.AutoencoderEncoder":
     True
     """
     vae: Any = module
-    expect(kind(vae) == _VAE, f"it is a {kind(vae)}")
+    expect(class_path(vae) == _VAE, f"it is a {class_path(vae)}")
     _check_model(vae)
     parts = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
     weights: dict[str, Tensor] = {}
@@ -66,24 +66,15 @@ def native_vae(module: nn.Module) -> "_native.AutoencoderEncoder":
             weights |= {f"{name}.{key}": b for key, b in part.named_buffers()}
     check_weights(weights.items())
     try:
-        return _native.AutoencoderEncoder(vae_config(vae), weights)
+        return _native.Network("autoencoder_kl_encoder", vae_config(vae), weights)
     except (ConfigError, WeightsError) as err:
         raise NotNative(str(err)) from err
 
 
 def vae_config(vae: Any) -> dict[str, Any]:
-    """The fields of ``_native.AutoencoderEncoder``'s config, read from the modules.
+    """The native encoder's configuration, read from the modules.
 
     Only what turns the posterior into latents is taken from ``vae.config``: no module computes it.
-
-    Raises:
-        NotNative: a value that the native encoder does not know.
-
-    >>> import diffusers
-    >>> vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
-    >>> config = vae_config(vae)
-    >>> config["block_out_channels"], config["mid_heads"], config["scaling_factor"]
-    ([8], 1, 0.18215)
     """
     encoder = vae.encoder
     _check_layers(encoder)
@@ -91,7 +82,7 @@ def vae_config(vae: Any) -> dict[str, Any]:
     if vae.quant_conv is not None:
         check_conv("quant_conv", vae.quant_conv, 1, 1, 0)
     config: Any = vae.config
-    scaling, shift = config.scaling_factor, getattr(config, "shift_factor", None)
+    shift = getattr(config, "shift_factor", None)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     per_channel = None if mean is None or std is None else ([float(m) for m in mean], [float(s) for s in std])
     return {
@@ -104,9 +95,11 @@ def vae_config(vae: Any) -> dict[str, Any]:
         "norm_num_groups": one("num_groups of the norms", [norm.num_groups for norm in norms]),
         "norm_eps": one("eps of the norms", [norm.eps for norm in norms]),
         "quant_conv": vae.quant_conv is not None,
-        "scaling_factor": float(scaling),
-        "shift_factor": None if shift is None else float(shift),
-        "latents_mean_std": per_channel,
+        "scaling": {
+            "factor": float(config.scaling_factor),
+            "shift": None if shift is None else float(shift),
+            "channels": per_channel,
+        },
     }
 
 
@@ -115,8 +108,8 @@ def _check_model(vae: Any) -> None:
         not vae.use_tiling,
         "tiling is enabled, which encodes large images in tiles that do not see each other",
     )
-    expect(kind(vae.encoder) == _ENCODER, f"encoder is a {kind(vae.encoder)}")
-    # `encode` is not a forward: it is looked after by nobody but here.
+    expect(class_path(vae.encoder) == _ENCODER, f"encoder is a {class_path(vae.encoder)}")
+    # `encode` is not a forward, so `check_modules` does not check it.
     for name in ("encode", "_encode"):
         own = getattr(type(vae), name).__module__ == type(vae).__module__
         expect(own and name not in vars(vae), f"its {name} was replaced")
@@ -144,19 +137,19 @@ def _check_layers(encoder: Any) -> None:
     last = len(encoder.down_blocks) - 1
     for i, block in enumerate(encoder.down_blocks):
         where = f"encoder.down_blocks.{i}"
-        expect(kind(block) == _DOWN, f"{where} is a {kind(block)}")
+        expect(class_path(block) == _DOWN, f"{where} is a {class_path(block)}")
         samplers = block.downsamplers
         expect(
             (0 if samplers is None else len(samplers)) == int(i != last), f"{where} has other downsamplers"
         )
         for sampler in samplers or ():
             plain = sampler.norm is None and sampler.use_conv and sampler.padding == 0
-            expect(kind(sampler) == DOWNSAMPLE and plain, f"{where}.downsamplers is of an unknown form")
+            expect(class_path(sampler) == DOWNSAMPLE and plain, f"{where}.downsamplers is of an unknown form")
             check_conv(f"{where}.downsamplers.conv", sampler.conv, 3, 2, 0)
 
 
 def _mid_heads(mid: Any) -> int | None:
-    expect(kind(mid) == _MID, f"encoder.mid_block is a {kind(mid)}")
+    expect(class_path(mid) == _MID, f"encoder.mid_block is a {class_path(mid)}")
     expect(len(mid.attentions) == len(mid.resnets) - 1, "encoder.mid_block is of an unknown form")
     if all(attention is None for attention in mid.attentions):
         return None

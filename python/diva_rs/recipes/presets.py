@@ -44,7 +44,7 @@ class Preset:
         return {name: value for name, (value, _) in self.values.items()}
 
     def describe(self) -> list[str]:
-        """Its account of itself, line by line."""
+        """What it is, line by line."""
         return [
             f"  {self.summary}",
             f"  {self.source}",

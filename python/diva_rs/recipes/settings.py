@@ -1,7 +1,7 @@
 """What recipes and stages share: frozen values, strict types, and errors in one plain sentence."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -43,6 +43,13 @@ class Settings(BaseModel):
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
 
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self:
+            if value != type(self).model_fields[name].default:
+                yield name, value
+
+    __str__ = BaseModel.__repr__
+
     @classmethod
     def label(cls, field: str) -> str:
         """How a message names a field."""
@@ -70,8 +77,7 @@ def fields_help(cls: type[Settings]) -> dict[str, str]:
     texts = {}
     for name, field in cls.model_fields.items():
         default = "needed" if field.is_required() else f"default {field.default!r}"
-        meaning = " ".join(str(field.description).split())
-        texts[name] = f"{meaning} [{words(schemas(cls)[name])}; {default}]"
+        texts[name] = f"{_meaning(cls, name)} [{words(schemas(cls)[name])}; {default}]"
     return texts
 
 
@@ -144,11 +150,17 @@ def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationErr
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     name = str(mistake["loc"][0])
     if name not in fields:
-        return f"{cls.noun} needs {cls.label(name)}: {cls.model_fields[name].description}"
+        return f"{cls.noun} needs {cls.label(name)}: {_meaning(cls, name)}"
     return f"{cls.label(name)}={shown(fields[name])}: {refusal(schemas(cls)[name], fields[name])}"
+
+
+def _meaning(cls: type[Settings], field: str) -> str:
+    return " ".join(str(cls.model_fields[field].description).split())
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return tuple(item.item() if isinstance(item, np.generic) else item for item in value)
+    return value

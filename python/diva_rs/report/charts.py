@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from diva_rs._base.optional import require
@@ -188,11 +189,9 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     >>> running_mean([1.0, 2.0, math.nan, 6.0], 3)
     [1.5, 1.5, 4.0, 6.0]
     """
-    means = []
-    for n in range(len(values)):
-        near = values[max(0, n - width // 2) : n + (width + 1) // 2]
-        finite = [value for value in near if math.isfinite(value)]
-        means.append(sum(finite) / len(finite) if finite else math.nan)
+    padded = np.pad(np.asarray(values, float), (width // 2, (width - 1) // 2), constant_values=math.nan)
+    near = np.lib.stride_tricks.sliding_window_view(padded, width)
+    means: list[float] = np.ma.masked_invalid(near).mean(axis=1).filled(math.nan).tolist()
     return means
 
 

@@ -36,12 +36,7 @@ class Side:
 
 
 def gather(given: Any, side: str) -> Side:
-    """The evaluations of one model: of None, a result of `diva_rs.evaluation`, the dict of them that
-    `linear_probe` returns, a file that ``to_json`` or ``diva-rs eval --out`` wrote, or several of these.
-
-    Of a file that holds both sides, those of ``side`` ("before" or "after") are taken. Raises ConfigError if
-    an entry is none of these or two results are of one kind; DataError for a damaged file, with its name.
-    """
+    """The evaluations of one model, ``side`` "before" or "after", that `write` was given."""
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
     found: dict[str, Any] = {}
     for result in _results(given if several else [] if given is None else [given], side):
@@ -132,11 +127,15 @@ def _fault(result: Any) -> str:
 
 
 def _name(result: Any, side: str) -> str:
-    for kind, name in ((MmvpVlmResult, "mmvp"), (FolderResult, "folder"), (DriftResult, "drift")):
-        if isinstance(result, kind):
-            return name
-    if isinstance(result, SuiteResult):
-        return result.task
-    if isinstance(result, ProbeScore):
-        return f"{result.features} probe"
+    match result:
+        case MmvpVlmResult():
+            return "mmvp"
+        case FolderResult():
+            return "folder"
+        case DriftResult():
+            return "drift"
+        case SuiteResult():
+            return result.task
+        case ProbeScore():
+            return f"{result.features} probe"
     raise ConfigError(f"{side} holds {a_type(result)}: give results of diva_rs.evaluation, or files of them")

@@ -111,7 +111,11 @@ def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
-    recipe = _recipe(folder / "recipe.json")
+    file = folder / "recipe.json"
+    try:
+        recipe = Recipe.from_dict(_content(file, dict))
+    except ConfigError as err:
+        raise DataError(f"{file} is not a recipe of this version of diva_rs: {err}") from err
     notes: list[str] = []
     history = _history(folder, notes)
     report: Mapping[str, Any] = {}
@@ -150,14 +154,6 @@ def positive(value: Any) -> float | None:
     """A positive number of a JSON file; None for any other value."""
     found = number(value)
     return found if found > 0 else None
-
-
-def _recipe(file: Path) -> Recipe:
-    content = _content(file, dict)
-    try:
-        return Recipe.from_dict(content)
-    except ConfigError as err:
-        raise DataError(f"{file} is not a recipe of this version of diva_rs: {err}") from err
 
 
 def _history(folder: Path, notes: list[str]) -> tuple[dict[str, float], ...]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
@@ -10,49 +9,7 @@ from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 from diva_rs.report.change import Change, changed
 from diva_rs.report.charts import Chart, differences, dumbbells, histogram, radar
 from diva_rs.report.evidence import Side
-from diva_rs.report.images import thumbnail
 from diva_rs.report.words import count, points
-
-_MOST = 24  # pairs shown each way, so that the file stays small enough to send
-
-
-@dataclass(frozen=True)
-class Task:
-    """Scores of one task before and after, one change per row.
-
-    ``tested`` are the changes whose difference has an interval, ``missing`` the data sets without scores.
-    """
-
-    name: str
-    changes: list[Change]
-    charts: list[Chart]
-    missing: dict[str, str]
-
-    @property
-    def both(self) -> list[Change]:
-        return [change for change in self.changes if change.difference is not None]
-
-    @property
-    def tested(self) -> list[Change]:
-        return [change for change in self.both if change.interval is not None]
-
-    @property
-    def summary(self) -> str:
-        """Mean difference, and how many data sets have which reading."""
-        mean = sum(change.difference or 0.0 for change in self.both) / len(self.both)
-        readings = Counter(change.reading for change in self.both)
-        listed = ", ".join(f"{number} {reading}" for reading, number in sorted(readings.items()))
-        sets = count(len(self.both), f"{self.name} data set")
-        return f"Over {sets}: {points(mean)} points on average; {listed}."
-
-
-@dataclass(frozen=True)
-class Flip:
-    """A pair of images that flipped: its pictures as (statement, file, data URI), and the decisions."""
-
-    heading: str
-    pictures: list[tuple[str, str, str | None]]
-    lines: list[str]
 
 
 def overall(before: Side, after: Side) -> list[Change]:
@@ -74,29 +31,38 @@ def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list
     return every, [dumbbells(every, what), radar(changes), differences(every, what)]
 
 
-def flips(old: MmvpVlmResult, new: MmvpVlmResult) -> Iterator[tuple[str, int, list[Flip]]]:
-    """(what became of them, how many, the first ones) of the pairs that became right, and wrong."""
-    pairs = list(zip(old.pairs, new.pairs, strict=True))
-    for words, right in (("became right", True), ("became wrong", False)):
-        flipped = [pair for pair in pairs if pair[0].correct != right and pair[1].correct == right]
-        yield words, len(flipped), [_flip(*pair, new.root) for pair in flipped[:_MOST]]
+def flips(old: MmvpVlmResult, new: MmvpVlmResult) -> dict[str, list[tuple[MmvpPair, MmvpPair]]]:
+    """(before, after) of the pairs that became right, and of those that became wrong."""
+    both = [pair for pair in zip(old.pairs, new.pairs, strict=True) if pair[0].correct != pair[1].correct]
+    return {
+        "became right": [pair for pair in both if pair[1].correct],
+        "became wrong": [pair for pair in both if pair[0].correct],
+    }
 
 
-def tasks(before: Side, after: Side) -> Iterator[Task]:
-    """Zero-shot classification, retrieval, and every other task that was measured."""
+def tasks(before: Side, after: Side) -> Iterator[tuple[str, list[Change], dict[str, str]]]:
+    """(task, changes of its data sets, why others are missing): zero-shot, retrieval, and others measured."""
     for name in dict.fromkeys(["zero-shot", "retrieval", *before.suites, *after.suites]):
         old, new = before.suites.get(name), after.suites.get(name)
         changes = _suite(old, new)
         folder = _folder(before.folder, after.folder)
         if name == "zero-shot" and folder is not None:
             changes.append(folder)
-        missing = {**(old.missing if old else {}), **(new.missing if new else {})}
-        task = Task(name, changes, [], missing)
-        if task.both:
-            task.charts.append(dumbbells(task.both, f"{name.capitalize()} scores"))
-        if task.tested:
-            task.charts.append(differences(task.tested, f"{name} scores"))
-        yield task
+        yield name, changes, {**(old.missing if old else {}), **(new.missing if new else {})}
+
+
+def summary(task: str, changes: list[Change]) -> str:
+    """Mean difference, and how many data sets have which reading."""
+    mean = sum(change.difference or 0.0 for change in changes) / len(changes)
+    readings = Counter(change.reading for change in changes)
+    listed = ", ".join(f"{number} {reading}" for reading, number in sorted(readings.items()))
+    return f"Over {count(len(changes), f'{task} data set')}: {points(mean)} points on average; {listed}."
+
+
+def charts(task: str, both: list[Change], tested: list[Change]) -> list[Chart]:
+    """Charts of the scores, and of the differences that have an interval."""
+    found = [dumbbells(both, f"{task.capitalize()} scores")] if both else []
+    return [*found, differences(tested, f"{task} scores")] if tested else found
 
 
 def probes(before: Side, after: Side) -> list[Change]:
@@ -159,17 +125,3 @@ def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
             )
         )
     return changes
-
-
-def _flip(old: MmvpPair, new: MmvpPair, root: str) -> Flip:
-    pictures = []
-    for path, statement in zip(new.images, new.statements, strict=True):
-        name = "/".join(path.replace("\\", "/").split("/")[-2:])  # with its folder, which is the pattern
-        pictures.append((statement, name, thumbnail(path, root)))
-    lines = [f"Statement {n + 1}: {_decision(old, n)} before, {_decision(new, n)} after." for n in (0, 1)]
-    return Flip(f"{new.pattern}, questions {new.ids[0]} and {new.ids[1]}", pictures, lines)
-
-
-def _decision(pair: MmvpPair, n: int) -> str:
-    share = pair.scores[n] if pair.expected[n] == 1 else 1 - pair.scores[n]
-    return f"{'right' if pair.picked[n] == pair.expected[n] else 'wrong'} ({100 * share:.1f} %)"

@@ -12,13 +12,13 @@ from diva_rs.errors import ConfigError
 from diva_rs.recipes.presets import presets
 from diva_rs.report import facts, scores, words
 from diva_rs.report.evidence import Side, gather
-from diva_rs.report.images import Pictures, picture
+from diva_rs.report.images import Pictures, picture, thumbnail
 from diva_rs.report.run import Run, positive, read_run
 
 if TYPE_CHECKING:
     from diva_rs.run.result import PostTrainResult
 
-_FILTERS = (words.figure, words.between, words.level, words.duration, words.count, positive)
+_FILTERS = (words.figure, words.between, words.level, words.duration, words.count, positive, thumbnail)
 
 
 def write(
@@ -33,7 +33,7 @@ def write(
     """Write report.html, one file that loads nothing from anywhere and works without JavaScript.
 
     What was not measured is said, with the code that measures it. Without matplotlib the page has words in
-    place of charts.
+    place of charts. Returns the path. Raises DataError for a damaged file, with its name.
 
     Args:
         run: a `PostTrainResult`, or a run folder, also of a run that has not ended.
@@ -44,14 +44,6 @@ def write(
         after: those of CLIP after it, and the drift.
         note: a sentence or two for the head of the page: what the run was for.
         pictures: caption -> image file; they have a section of their own.
-
-    Returns:
-        The path of report.html.
-
-    Raises:
-        DataError: a file of the run, of an evaluation or of a picture is missing or damaged (named),
-            ``before`` and ``after`` were scored on different items, or the folder cannot be written to.
-        ConfigError: an evaluation is of no known kind, or a result is given without ``folder``.
 
     >>> import tempfile
     >>> write(result, tempfile.mkdtemp()).name

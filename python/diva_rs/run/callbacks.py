@@ -1,20 +1,18 @@
-"""Callbacks of `post_train`: what happens beside the training, at its begin, steps, logs and end.
+"""Callbacks of `post_train`: what happens at the begin, the steps, the logs and the end of a run.
 
-A plain function of (step, metrics) is a callback too: it is called at each log. An exception in a callback
-ends the run; nothing is swallowed.
+A plain function of (step, metrics) is a callback too: it is called at each log. An exception in a
+callback ends the run.
 """
 
-import importlib
 import json
 import math
 from collections.abc import Callable, Mapping
 from os import PathLike
-from types import ModuleType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diva_rs._base.arguments import as_path, described, takes
-from diva_rs._base.settings import integer
-from diva_rs.errors import ConfigError, DataError, DependencyError, shown
+from diva_rs._base.optional import require
+from diva_rs.errors import ConfigError, DataError, a_type, shown
 
 if TYPE_CHECKING:
     from diva_rs.run.result import PostTrainResult
@@ -41,13 +39,14 @@ class Callback:
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """After each optimizer step (numbered from 1).
 
-        ``metrics`` may hold tensors that are still on the device: to read one is to wait for it.
+        ``metrics`` may hold tensors on the device; to read one is to wait for it.
         """
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """Every ``log_every`` steps and after the last.
 
-        ``metrics`` are floats: loss, lr, grad_norm, samples_per_second, waiting, epoch and others.
+        ``metrics`` are floats: the losses by name, lr, grad_norm, samples_per_second, epoch and
+        others.
         """
 
     def on_train_end(self, result: "PostTrainResult") -> None:
@@ -55,13 +54,9 @@ class Callback:
 
 
 class TensorBoard(Callback):
-    """Writes each log to TensorBoard files in ``log_dir``, as ``train/<metric>``, and the recipe as text.
-
-    Raises:
-        DependencyError: tensorboard is not installed.
+    """Writes each log to TensorBoard files, as ``train/<metric>``, and the recipe as text.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> folder = tempfile.mkdtemp()
     >>> board = TensorBoard(folder)
     >>> board.on_log(10, {"loss": 0.3})
@@ -70,16 +65,15 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, log_dir: str | PathLike[str]) -> None:
-        # Asked for by its own name first: torch.utils.tensorboard reports a missing one less plainly.
-        _installed("tensorboard")
-        self._log_dir = str(as_path(log_dir, "log_dir"))
+        # Imported by its own name first: torch.utils.tensorboard names a missing one less plainly.
+        require("tensorboard")
+        self._log_dir = str(log_dir)
         self._open: Any = None
 
     @property
     def _writer(self) -> Any:
         if self._open is None:
-            tensorboard = importlib.import_module("torch.utils.tensorboard")
-            self._open = tensorboard.SummaryWriter(self._log_dir)
+            self._open = require("torch.utils.tensorboard").SummaryWriter(self._log_dir)
         return self._open
 
     def on_train_begin(self, trainer: "Trainer") -> None:
@@ -106,14 +100,11 @@ class WandB(Callback):
 
     Args:
         project: the project's name.
-        init: more arguments of ``wandb.init``, e.g. ``mode="offline"``; ``config`` is added to the recipe.
-
-    Raises:
-        DependencyError: wandb is not installed.
+        init: more arguments of ``wandb.init``; ``config`` is added to the recipe.
     """
 
     def __init__(self, project: str, **init: Any) -> None:
-        self._wandb = _installed("wandb")
+        self._wandb: Any = require("wandb")
         self._project = project
         self._init = init
         self._run: Any = None
@@ -134,16 +125,12 @@ class WandB(Callback):
 
 
 class JsonLines(Callback):
-    """Appends one JSON object per log to a file, flushed line by line, so that a crash loses none of them.
+    """Appends one JSON object per log to a file, line by line, so that a crash loses none of them.
 
-    A value that is not finite becomes null (JSON has no NaN). A last line that an earlier crash cut short is
-    ended first, so that it spoils itself alone.
-
-    Raises:
-        DataError: the file cannot be written; names it.
+    A value that is not finite becomes null. A last line that an earlier crash cut off is ended
+    first.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> path = Path(tempfile.mkdtemp()) / "metrics.jsonl"
     >>> JsonLines(path).on_log(10, {"loss": 0.25})
     >>> path.read_text()
@@ -151,18 +138,15 @@ class JsonLines(Callback):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = as_path(path)
+        self._path = Path(path)
 
     def on_train_begin(self, trainer: "Trainer") -> None:
-        """Fail before the first step, not at the first log, when the file cannot be written."""
+        """Raise DataError before the first step if the file cannot be written."""
         self._append("")
 
-    @takes(step=integer(0, (1 << 63) - 1))
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """Append one line."""
-        if not isinstance(metrics, Mapping):
-            raise ConfigError(f"metrics={described(metrics)}: a mapping of names to numbers is needed")
-        row = {str(name): _number(name, value) for name, value in metrics.items()}
+        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._append(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
 
     def _append(self, line: str) -> None:
@@ -175,14 +159,6 @@ class JsonLines(Callback):
                 file.write(line.encode())
         except OSError as err:
             raise DataError(f"{self._path} cannot be written: {err.strerror or err}") from err
-
-
-def _number(name: Any, value: Any) -> float | None:
-    """A number as JSON has it: None where it is not finite."""
-    try:
-        return value if math.isfinite(value) and json.dumps(value) else None
-    except (TypeError, ValueError, RuntimeError, OverflowError) as err:
-        raise ConfigError(f"metrics[{shown(name)}]={described(value)}: a number is needed") from err
 
 
 class _Function(Callback):
@@ -198,9 +174,6 @@ class _Function(Callback):
 def as_callback(callback: Any) -> Callback:
     """``callback`` itself when it has the hooks, or a function of (step, metrics) as a callback.
 
-    Raises:
-        ConfigError: it is neither, or a class where an object is needed.
-
     >>> as_callback(lambda step, metrics: print(step, metrics["loss"])).on_log(10, {"loss": 0.25})
     10 0.25
     """
@@ -212,16 +185,6 @@ def as_callback(callback: Any) -> Callback:
     if callable(callback):
         return _Function(callback)
     raise ConfigError(
-        f"callback {shown(callback)} is neither a diva_rs.run.callbacks.Callback nor a function of "
-        "(step, metrics)"
+        f"callback {shown(callback)} is {a_type(callback)}: a diva_rs.callbacks.Callback or a function of "
+        "(step, metrics) is needed"
     )
-
-
-def _installed(module: str) -> ModuleType:
-    """Import an optional library whose pip name is its own."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as err:
-        if err.name is not None and err.name.split(".")[0] != module:
-            raise  # it is there but broken: not to be reported as missing
-        raise DependencyError(f"{module} is needed here and not installed: pip install {module}") from err

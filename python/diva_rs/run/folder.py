@@ -1,14 +1,14 @@
-"""The folder of a run: its recipe, its log and its checkpoints, kept so that a run goes on after any crash.
+"""The folder of a run: its recipe, log and checkpoints. A run resumes from it after any crash.
 
 run.json        the recipe and its hash, the models, and the environment of every start
 recipe.txt      the recipe for people
 metrics.jsonl   one line per log
 best.json       step and score of the best checkpoint, where something was scored
 evaluations.json, best/
-                what was measured while training, and the weights that are kept for it (see `watch`)
+                what was measured while training, and the best weights (see `evaluator`)
 checkpoints/step-00000500/
-                parameters.safetensors (what trains, the diffusion model not among it),
-                optimizer.safetensors, state.json (counters, place in the data), manifest.json (checksums)
+                parameters.safetensors (what trains), optimizer.safetensors,
+                state.json (counters, progress), manifest.json (checksums)
 """
 
 import fcntl
@@ -40,7 +40,8 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_RESULTS = ("clip.safetensors", "projector.safetensors", "recipe.json", "history.json", "report.json")
+_RESULTS = ("clip", "projector", "denoiser")  # .safetensors
+_RECORDS = ("run", "best", "evaluations", "recipe", "history", "report")  # .json
 
 
 class RunFolder:
@@ -83,12 +84,8 @@ class RunFolder:
         return sorted(int(name[1]) for name in names if name)
 
     def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
-        """Write a checkpoint, then remove all but the last ``keep`` and the best.
-
-        Raises:
-            DataError: it cannot be written; the checkpoints before it are as they were.
-        """
-        self._sync_metrics()  # a row must not get lost that the checkpoint says was written
+        """Write a checkpoint, then remove all but the last ``keep`` and the best."""
+        self._sync_metrics()  # the rows up to the checkpoint must not get lost
         save_state(self.checkpoint(step), state)
         spared = {*self.steps()[-keep:], step, self.best().get("step")}
         for old in self.steps():
@@ -96,11 +93,8 @@ class RunFolder:
                 remove_folder(self.checkpoint(old))
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint; None where there is none yet. A damaged one is set aside, with a
-        warning.
-
-        Raises:
-            WeightsError: there are checkpoints, and every one of them is damaged.
+        """The newest intact checkpoint; None where there is none. Damaged ones are set aside, with a
+        warning; WeightsError where all are damaged.
         """
         damaged = []
         for step in reversed(self.steps()):
@@ -109,13 +103,14 @@ class RunFolder:
                 return load_state(folder)
             except WeightsError as err:
                 damaged.append(str(err))
-                _log.warning("%s: going back to the checkpoint before it", err)
+                _log.warning("%s: the checkpoint before it is used", err)
                 aside = folder.with_name(f"damaged-{folder.name}")
                 remove_folder(aside)
                 os.replace(folder, aside)
         if damaged:
             raise WeightsError(
-                f"no whole checkpoint is left in {self.checkpoints} ({damaged[0]}): resume=False starts anew"
+                f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]}): "
+                "resume=False starts again"
             )
         return None
 
@@ -128,11 +123,7 @@ class RunFolder:
         write_json(self.path / "best.json", {"step": step, "score": score})
 
     def recipe(self) -> Recipe | None:
-        """The recipe of the run in this folder; None where there is no run yet.
-
-        Raises:
-            WeightsError: run.json is damaged.
-        """
+        """The recipe of the run in this folder; None where there is no run yet."""
         facts = self.facts()
         if facts is None:
             return None
@@ -140,25 +131,31 @@ class RunFolder:
             return Recipe.from_dict(facts["recipe"])
         except (KeyError, TypeError, ConfigError) as err:
             raise WeightsError(
-                f"{self.path / 'run.json'} holds no recipe that can be read ({err}): resume=False starts anew"
+                f"{self.path / 'run.json'} holds no valid recipe ({err}): resume=False starts again"
             ) from err
 
     def facts(self) -> dict[str, Any] | None:
-        """What run.json says; None where there is no run yet."""
+        """The content of run.json; None where there is no run yet."""
         return _read_json(self.path / "run.json")
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], step: int) -> None:
-        """Note a start of the run: at step 0, or again at the step that it goes on from. Of ``facts``,
-        ``environment`` is that of this start."""
+        """Write a start of the run at ``step``. Of ``facts``, ``environment`` is that of this start."""
         facts = dict(facts)
         starts = [] if step == 0 else (self.facts() or {}).get("starts", [])
-        # What the earlier start left beside the log does not hold what comes now.
+        # These files of an earlier start do not hold what comes now.
         for name in ("history.json", "report.json"):
             (self.path / name).unlink(missing_ok=True)
         started = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "step": step}
         started["environment"] = facts.pop("environment")
-        content = {"format": 1, "recipe": recipe.to_dict(), "recipe_sha256": recipe.digest(), **facts}
-        write_json(self.path / "run.json", {**content, "starts": [*starts, started]})
+        content = {
+            "format": 1,
+            "recipe": recipe.to_dict(),
+            "recipe_sha256": recipe.digest(),
+            **facts,
+            "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
+            "starts": [*starts, started],
+        }
+        write_json(self.path / "run.json", content)
         write_json(self.path / "recipe.json", recipe.to_dict())
         write_text(self.path / "recipe.txt", recipe.describe() + "\n")
 
@@ -168,13 +165,14 @@ class RunFolder:
             remove_folder(self.checkpoint(step))
         if (self.path / "best" / "scores.json").exists():
             remove_folder(self.path / "best")
-        for name in ("run.json", "best.json", "metrics.jsonl", "evaluations.json", *_RESULTS):
-            with suppress(FileNotFoundError):
-                (self.path / name).unlink()
+        names = [*(f"{name}.safetensors" for name in _RESULTS), *(f"{name}.json" for name in _RECORDS)]
+        for name in (*names, "metrics.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The log up to ``step``; what was logged after it, or cut short, is removed from the file: those
-        steps come again."""
+        """The log up to ``step``. Later rows and cut-off lines are removed from the file: those steps
+        come again.
+        """
         kept = []
         try:
             for line in read_lines(self.metrics, _LONGEST_LOG):
@@ -199,7 +197,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def _locked(self) -> int | None:
-        """A lock that ends with the process, however it ends. Unlike flock, workers do not inherit it."""
+        """Lock the folder until the process ends. Unlike flock, workers do not inherit the lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as err:
@@ -222,7 +220,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as err:
-        raise WeightsError(f"{path} cannot be read: {err}; resume=False starts anew") from err
+        raise WeightsError(f"{path} cannot be read: {err}; resume=False starts again") from err
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no mapping; resume=False starts anew")
+        raise WeightsError(f"{path} holds no mapping; resume=False starts again")
     return content

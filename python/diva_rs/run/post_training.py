@@ -8,29 +8,29 @@ from typing import Any
 from torch import nn
 from typing_extensions import Unpack
 
-from diva_rs._base.arguments import checked
-from diva_rs._base.settings import flag, hint
+from diva_rs._base.settings import hint
 from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.run.callbacks import Callback, as_callback
-from diva_rs.run.evaluate import ARGUMENTS, Evaluation
+from diva_rs.run.evaluator import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
 from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
-from diva_rs.run.ranks.together import Together
+from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.run.result import PostTrainResult
-from diva_rs.run.resume import checked_resume
 from diva_rs.step.modules import as_recipe
+from diva_rs.step.terms import Term
 from diva_rs.step.trainer import Trainer
 
 
 class PostTrainFields(RecipeFields, total=False):
-    """The recipe's fields, and what is measured while training."""
+    """The recipe's fields, further terms of the loss, and what is measured while training."""
 
+    terms: Mapping[str, tuple[float, Term]] | None
     evaluate: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None
     eval_every: int | None
     best: str | tuple[str, str] | None
@@ -49,49 +49,53 @@ def post_train(
     progress: bool = True,
     **fields: Unpack[PostTrainFields],
 ) -> PostTrainResult:
-    """Post-train the vision tower of ``clip`` with the generative feedback of a frozen diffusion model.
+    """Post-train the vision tower of ``clip`` with the feedback of a frozen diffusion model.
 
-    DIVA (arXiv 2407.20171): the teacher denoises each image under a condition made of CLIP's own visual
-    tokens, and the denoising error trains CLIP. Only images are needed.
+    DIVA (arXiv 2407.20171): the teacher denoises each image under a condition made of CLIP's own
+    visual tokens, and the denoising error trains CLIP. Only images are needed.
 
     Args:
-        clip: an open_clip, transformers or OpenAI CLIP or SigLIP; changed in place, and afterwards still an
-            ordinary model of its library.
-        unet: a diffusers UNet2DConditionModel or DiTTransformer2DModel, a pipeline, a diffusers folder, or a
-            `Teacher`.
-        loader: any iterable of image batches: a tensor (B, 3, H, W), ``(images, ...)``, or a dict with
-            ``images`` or ``pixel_values``, and optionally ``latents`` and ``ids``. ``recipe.pixels`` declares
-            the range of the images.
+        clip: an open_clip, transformers or OpenAI CLIP or SigLIP. It is changed in place, and is an
+            ordinary model of its library afterwards.
+        unet: a diffusers model, a pipeline, a diffusers folder, or a `Teacher`.
+        loader: any iterable of image batches: a tensor (B, 3, H, W), ``(images, ...)``, or a dict
+            with ``images`` or ``pixel_values``, and optionally ``latents`` and ``ids``.
+            ``recipe.pixels`` declares the range of the images. On several ranks each one must read
+            its own images.
         recipe: a `Recipe`, the name of a preset, or None for the defaults.
         output_dir: folder for the log, the recipe, the checkpoints and the trained weights (see
             `diva_rs.run.folder`); None writes nothing. A checkpoint is written every
             ``recipe.checkpoint_every`` steps; the last ``recipe.keep`` are kept.
-        resume: what to do where ``output_dir`` holds a run: True goes on with it from its newest whole
-            checkpoint, to the same weights as if it had never ended, and refuses other settings; "force" goes
-            on under other settings; False starts anew and replaces it. A run that has done all its steps is
-            read back, and nothing is trained.
+        resume: what to do where ``output_dir`` holds a run. True resumes it from its newest intact
+            checkpoint, to the same weights as an uninterrupted run, and raises an error where the
+            settings differ; "force" resumes under other settings; False replaces it. A run that has
+            done all its steps is read back.
         callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
         progress: whether to show a progress bar.
-        fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without ``steps`` the
-            run is one pass over the loader. And four that measure while training:
+        fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without
+            ``steps`` the run is one pass over the loader. Further ones:
 
-            evaluate: name -> function of the model, or one function; it gives a number, a mapping of numbers
-                or a result of `diva_rs.evaluation`. Measured before the first and after the last step; the
-                scores are in the history, and training is the same to the bit.
-            eval_every: measure every so many steps as well.
-            best: the score whose best weights are kept in ``output_dir/best``; ``(name, "min")`` where lower
-                is better.
-            guard: score -> the lowest that is allowed, or ``("max", highest)``, or ``("drop", points)`` below
-                the score before training. Where one is broken the run stops, ``report["stopped"]`` says why,
-                and the model gets back the best weights that kept every bound, the latest without ``best``.
+            terms: more terms of the loss, name -> (weight, function of a `diva_rs.step.terms.View`
+                that gives a 0-dim loss). Logs and results hold them by name.
+            evaluate: name -> function of the model, or one function; it gives a number, a mapping
+                of numbers or a result of `diva_rs.evaluation`. Measured before the first and after
+                the last step; the scores are in the history. Training is the same to the bit.
+            eval_every: measure after every so many steps as well.
+            best: the score whose best weights are kept in ``output_dir/best``; ``(score, "min")``
+                where lower is better.
+            guard: score -> the lowest value allowed, or ``("max", highest)``, or ``("drop",
+                points)`` below the score before training. When a bound is broken the run stops,
+                ``report["stopped"]`` says why, and the model gets the best weights that kept every
+                bound (without ``best`` the latest).
 
     Returns:
-        A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far comes back with ``interrupted``
-        set, and with an ``output_dir`` the checkpoint is written.
+        A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far has ``interrupted`` set,
+        and with an ``output_dir`` the checkpoint is written.
 
     Raises:
-        ConfigError, DataError, ShapeError, DeviceError: the mistake, where it is, and what to do. No gradient
-            is left then, and with an ``output_dir`` the steps that were done are in its last checkpoint.
+        ConfigError, DataError, ShapeError, DeviceError: what is wrong, where, and what to do. No
+            gradient is left then, and with an ``output_dir`` the last checkpoint holds the steps
+            done.
 
     >>> loader = [torch.rand(4, 3, 32, 32) for _ in range(3)]
     >>> result = post_train(clip, teacher, loader, progress=False, log_every=1, lr=1e-3)
@@ -99,14 +103,13 @@ def post_train(
     [1, 2, 3]
     """
     given: dict[str, Any] = {**fields}
+    terms = given.pop("terms", None)
     evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
     _check_fields(given)
-    checked_resume(resume)
-    checked("progress", progress, flag())
+    if not isinstance(resume, bool) and resume != "force":
+        raise ConfigError(f'resume={shown(resume)}: give True, False (start again) or "force"')
     recipe = as_recipe(recipe).replace(**given)
     check_loader(loader)
-    if not isinstance(callbacks, Iterable):
-        raise ConfigError(f"callbacks is {shown(callbacks)}: give a list of them, [{shown(callbacks)}]")
     hooks = [as_callback(callback) for callback in callbacks]
     with session() as ranks, every_image(loader, ranks):
         start.check_same_recipe(recipe, ranks)
@@ -118,25 +121,27 @@ def post_train(
             recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         try:
-            trainer = Trainer(clip, unet, recipe)
+            trainer = Trainer(clip, unet, recipe, terms)
             start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
-            run = Run(Together(trainer, ranks), loader, folder, hooks, progress, resume, evaluation)
-            return run.go(one_pass)
+            run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation)
+            return run.train(one_pass, show_progress=progress)
         finally:
             if folder is not None:
                 folder.close()
 
 
 def _check_fields(fields: dict[str, Any]) -> None:
-    """A slip in one of post_train's own arguments arrives among the recipe's fields."""
+    """Raise ConfigError for a name that is neither an argument nor a field of the recipe."""
     known = Recipe.model_fields
     for name in fields.keys() - known:
-        near = hint(name, [*known, *ARGUMENTS, "recipe", "output_dir", "resume", "callbacks", "progress"])
-        raise ConfigError(f"post_train has no argument {shown(name)}, nor has a recipe such a field{near}")
+        near = hint(
+            name, [*known, *ARGUMENTS, "terms", "recipe", "output_dir", "resume", "callbacks", "progress"]
+        )
+        raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
 
 
 def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
-    """Optimizer steps of one pass where the loader tells its length; None: until it ends."""
+    """Optimizer steps of one pass; None where the loader has no length."""
     length = length_of(loader, ranks)
     if length is None:
         return None

@@ -1,4 +1,4 @@
-"""What a run was made from and where it ran, for its report. No name of a host or a user is in it."""
+"""What a run was made from and where it ran, for its report; no names of hosts or users."""
 
 import os
 import platform
@@ -7,8 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+from torch import nn
 
 import diva_rs._native as _native
+from diva_rs.step.trainer import Trainer
 
 _LIBRARIES = ("open_clip_torch", "timm", "transformers", "diffusers", "torchvision", "numpy")
 
@@ -16,8 +18,8 @@ _LIBRARIES = ("open_clip_torch", "timm", "transformers", "diffusers", "torchvisi
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, machine, and the most memory that was in use so far.
 
-    ``peak_memory_bytes`` is what PyTorch allocated on a CUDA device, elsewhere the whole process's resident
-    memory.
+    ``peak_memory_bytes`` is what PyTorch allocated on a CUDA device, elsewhere the whole process's
+    resident memory.
 
     >>> sorted(environment(torch.device("cpu")))[:4]
     ['cpus', 'device', 'diva_rs', 'libraries']
@@ -42,8 +44,32 @@ def environment(device: torch.device) -> dict[str, Any]:
     return facts
 
 
+def describe_models(trainer: Trainer) -> dict[str, Any]:
+    """The models, what trains of them, the losses, and what runs natively."""
+    trained = {id(parameter) for parameter in trainer.parameters().values()}
+    models = {"clip": trainer.clip, "projector": trainer.projector, "denoiser": trained_denoiser(trainer)}
+    return {
+        "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
+        "teacher": trainer.teacher.describe(),
+        "trained_parameters": {
+            name: sum(p.numel() for p in model.parameters() if id(p) in trained)
+            for name, model in models.items()
+            if model is not None
+        },
+        "losses": list(trainer.loss_names),
+        "backend": trainer.backend,
+    }
+
+
+def trained_denoiser(trainer: Trainer) -> nn.Module | None:
+    """The teacher's denoiser, if any of its parameters train."""
+    trained = {id(parameter) for parameter in trainer.parameters().values()}
+    denoiser: nn.Module = trainer.teacher.unet
+    return denoiser if any(id(parameter) in trained for parameter in denoiser.parameters()) else None
+
+
 def describe_data(loader: Any) -> str:
-    """The images in one line: what their dataset says of itself, or its class and length.
+    """The images in one line: their dataset's ``repr``, or its class and length.
 
     >>> describe_data([torch.zeros(2, 3, 8, 8)])
     'a list of 1 batch'

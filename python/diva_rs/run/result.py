@@ -22,15 +22,15 @@ class PostTrainResult:
     """The trained model's record.
 
     Attributes:
-        history: one dict per logged step: step, loss, denoising, anchor, grad_norm, lr, epoch, samples (of
-            this step), skipped (updates so far whose loss or gradient was not finite), samples_per_second and
-            waiting (since the last log; waiting is the share of the time in which training stood still for
-            the loader, on rank 0: near 1, the storage is too slow).
-        report: what was trained on what: models, device, steps, samples, seconds, versions, whether it was
-            interrupted.
+        history: one dict per logged step: step, the losses by name ("loss" is their sum),
+            grad_norm, lr, epoch, samples (of this step), stage (where there are several), skipped
+            (updates so far whose loss or gradient was not finite), samples_per_second, and waiting
+            (the share of the time since the last log in which rank 0 waited for the loader).
+        report: models, device, steps, samples, seconds, versions, whether it was interrupted.
         projector: the trained projector, an ordinary nn.Module.
         recipe: the recipe as it was run.
         clip: the caller's CLIP, the same object, now trained.
+        denoiser: the caller's denoiser where it was trained, else None.
     """
 
     history: list[dict[str, float]]
@@ -38,6 +38,7 @@ class PostTrainResult:
     projector: nn.Module
     recipe: Recipe
     clip: nn.Module = field(repr=False)
+    denoiser: nn.Module | None = field(default=None, repr=False)
 
     @property
     def interrupted(self) -> bool:
@@ -50,10 +51,7 @@ class PostTrainResult:
         return self.report.get("stopped")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Draw the loss over the steps, as it was logged and smoothed; returns the matplotlib axes.
-
-        Raises:
-            DependencyError: matplotlib is not installed.
+        """Draw the losses and the begins of stages over the steps; returns the matplotlib axes.
 
         >>> result.plot().get_xlabel()
         'step'
@@ -64,31 +62,29 @@ class PostTrainResult:
             ax.locator_params(axis="x", integer=True, min_n_ticks=1)
         steps = [row["step"] for row in self.history]
         losses = [row["loss"] for row in self.history]
-        if len(losses) < 5:  # too few for a curve: a single one would not even show as a line
+        if len(losses) < 5:  # a line of one point would be invisible
             ax.plot(steps, losses, color="tab:blue", linewidth=1, marker="o", label="loss")
         else:
             ax.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss")
             ax.plot(steps, _smooth(losses), color="tab:blue", linewidth=1.8, label="smoothed")
-        if self.recipe.projector_warmup:
-            ax.axvline(self.recipe.projector_warmup, color="0.6", linestyle=":", label="CLIP starts to train")
-        ax.set(
-            xlabel="step",
-            ylabel="denoising loss" if not self.recipe.anchor else "loss",
-            title=self.recipe.name,
-        )
+        terms = [name for name in self.report.get("losses", ()) if name != "loss"]
+        for name in terms if len(terms) > 1 else ():
+            ax.plot(steps, [row[name] for row in self.history], linewidth=0.8, alpha=0.7, label=name)
+        for stage in self.recipe.plan(self.recipe.steps)[1:]:
+            trained = ", ".join(group.name for group in stage.groups)
+            ax.axvline(stage.first, color="0.6", linestyle=":", label=f"then trains: {trained}")
+        ax.set(xlabel="step", ylabel="loss", title=self.recipe.name)
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False)
         return ax
 
     def save(self, path: str | Path) -> Path:
-        """Write clip.safetensors (the whole CLIP, by its own keys), projector.safetensors, and as JSON the
-        recipe, the history and the report.
+        """Write the trained models, and as JSON the recipe, the history and the report.
 
-        Each file is written beside its place and renamed; an open_clip model loads the first one with
-        ``create_model(name, pretrained=".../clip.safetensors")``. Returns the folder.
-
-        Raises:
-            DataError: the folder cannot be made or written to; names it.
+        ``clip.safetensors`` holds the whole CLIP by its own keys; open_clip loads it with
+        ``create_model(name, pretrained=".../clip.safetensors")``. ``projector.safetensors`` holds
+        the projector, and ``denoiser.safetensors`` the denoiser where it was trained. Returns the
+        folder.
 
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
@@ -98,6 +94,8 @@ class PostTrainResult:
         folder = make_folder(path)
         save_weights(folder / "clip.safetensors", own_weights(self.clip))
         save_weights(folder / "projector.safetensors", self.projector.state_dict())
+        if self.denoiser is not None:
+            save_weights(folder / "denoiser.safetensors", self.denoiser.state_dict())
         for name, content in (
             ("recipe", self.recipe.to_dict()),
             ("history", self.history),
@@ -108,7 +106,7 @@ class PostTrainResult:
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential average without the start's bias; a value that is not finite takes no part.
+    """Exponential average without the start's bias; values that are not finite are left out.
 
     >>> _smooth([1.0, float("nan"), 1.0])
     [1.0, 1.0, 1.0]

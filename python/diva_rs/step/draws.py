@@ -22,8 +22,7 @@ import numpy.typing as npt
 import torch
 
 import diva_rs._native as _native
-from diva_rs._base.arguments import checked, takes
-from diva_rs._base.kinds import dense
+from diva_rs._base.tensors import ordinary
 from diva_rs.data.keys import augment_seed, sample_keys
 from diva_rs.errors import DataError, ShapeError, shown
 
@@ -65,7 +64,7 @@ class Draws:
                     f"Draws: `{name}` is a {type(value).__name__}, expected a NumPy array or a tensor"
                 )
             if isinstance(value, torch.Tensor):
-                checked(name, value, dense())
+                ordinary(name, value)
             rank_fits = (
                 value.ndim >= 3 if name == "noise" else value.ndim == (2 if name == "timesteps" else 3)
             )
@@ -96,7 +95,6 @@ class Draws:
         shapes = (f"{f.name} {tuple(getattr(self, f.name).shape)}" for f in fields(self))
         return f"Draws({', '.join(shapes)})"
 
-    @takes(like=dense())
     def tensors(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(timesteps, noise, tokens)`` on the device of ``like``: int64, the dtype of ``like``, int64.
 

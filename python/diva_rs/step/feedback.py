@@ -1,5 +1,6 @@
 """FeedbackLoss: the generative feedback as an ordinary loss module, for a training loop of one's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, checked_epoch
 from diva_rs.step.modules import StepModules, as_recipe
+from diva_rs.step.terms import Term
 
 
 class FeedbackLoss(nn.Module):
@@ -23,6 +25,7 @@ class FeedbackLoss(nn.Module):
         clip: as for `Trainer`; changed in place by the caller's optimizer.
         unet: as for `Trainer`.
         recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields are not used.
+        terms: as for `Trainer`.
 
     >>> feedback = FeedbackLoss(clip, teacher, Recipe(draws=2))
     >>> optimizer = torch.optim.AdamW(feedback.trained_parameters(), lr=1e-5)
@@ -33,16 +36,23 @@ class FeedbackLoss(nn.Module):
 
     step_modules: StepModules
 
-    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        unet: Any,
+        recipe: Recipe | str | None = None,
+        terms: Mapping[str, tuple[float, Term]] | None = None,
+    ) -> None:
         super().__init__()
         self.recipe = as_recipe(recipe)
         self.clip = clip
-        modules = StepModules(clip, unet, self.recipe)
+        modules = StepModules(clip, unet, self.recipe, terms)
         self.projector = modules.projector
         # Past nn.Module's registration: the frozen teacher is neither trained nor saved nor moved.
         object.__setattr__(self, "step_modules", modules)
         self.epoch = 0
         self._calls = 0
+        self.losses: dict[str, Tensor] = {}  # of the last call, by name: 0-dim, detached
         self.samples_seen = 0  # by this rank, within this epoch: the default ids of samples that come without
 
     @property
@@ -68,7 +78,7 @@ class FeedbackLoss(nn.Module):
         inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
         tokens = modules.tokens(inputs.images)
         loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
-            modules, inputs, tokens, *modules.bridge_parameters()
+            self, inputs, tokens, *modules.bridge_parameters()
         )
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
@@ -98,11 +108,13 @@ class _Feedback(torch.autograd.Function):
     """Cut 1 as an autograd function: one native call gives loss and gradients, backward hands them out."""
 
     @staticmethod
-    def forward(ctx: Any, modules: StepModules, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
-        loss, d_tokens, d_bridge = modules.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
-        modules.say_limit()
+    def forward(ctx: Any, module: FeedbackLoss, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
+        modules = module.step_modules
+        found = modules.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        module.losses, d_tokens, d_bridge, _ = found
+        modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
-        return loss
+        return module.losses["loss"].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -27,26 +27,6 @@ _EPOCHS = 1 << 63
 
 
 @dataclass(frozen=True)
-class RawBatch:
-    """A loader's batch, checked and not yet computed on: what the native step starts from, by these names."""
-
-    images: Tensor | None  # (B, 3, H, W) in the recipe's convention
-    pixel_values: Tensor | None  # (B, 3, h, w), ready for CLIP
-    latents: Tensor | None  # (B, C, h, w), already scaled
-    text: Tensor  # (1 | B, L, C), on CLIP's device
-    size: tuple[int, int]  # of the images that latents are made from, where none are given
-    encoder: Any  # see `Encoder.network`
-    sampled: tuple[int, ...] | None  # the shape of a latent, where it is drawn from the VAE's posterior
-    drawn: "_native.DrawPlan | tuple[Tensor, Tensor, Tensor | None]"  # or timesteps, noise, choice
-    keys: Keys
-    epoch: int
-    seed: int
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-@dataclass(frozen=True)
 class Inputs:
     """The tensors of a step: CLIP's pixels and what the teacher denoises."""
 
@@ -81,13 +61,13 @@ class Reader:
         pixels = native_pixels(recipe, *self._normalisation())
         self.native = _native.Reader(pixels, tower.image_size, self._home)
 
-    def raw(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+    def batch(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> _native.Batch:
         """Read and check a loader's item.
 
         Without ids, samples are numbered on from the ``seen`` ones of this rank; with ``draws``, nothing is
         drawn.
         """
-        batch = self._batch(item, ids)
+        batch = self._checked(item, ids)
         keys = _keys(batch, seen)
         self._check_ready(batch)
         size, shape, encoder = self._latents(batch)
@@ -98,27 +78,26 @@ class Reader:
                     "this teacher works on pixels, which have no posterior to draw from: use latent='mean'"
                 )
             sampled = shape
-        drawn = self._plan(shape).native if draws is None else self._given(draws, len(batch), shape)
         pinned = batch.pinned(self.device)
-        return RawBatch(
-            pinned.images,
-            pinned.pixel_values,
-            pinned.latents,
-            self._text(len(batch)),
-            size,
-            encoder,
-            sampled,
-            drawn,
-            keys,
-            epoch,
-            self.recipe.seed,
+        return _native.Batch(
+            keys=keys,
+            text=self._text(len(batch)),
+            drawn=self._plan(shape).native if draws is None else self._given(draws, len(batch), shape),
+            epoch=epoch,
+            seed=self.recipe.seed,
+            images=pinned.images,
+            pixel_values=pinned.pixel_values,
+            latents=pinned.latents,
+            size=size,
+            encoder=encoder,
+            sampled=sampled,
         )
 
     def read(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
-        """The tensors of a step: `raw`, and everything that the native step does before the networks."""
-        return Inputs(*self.native.read(self.raw(item, ids, epoch, draws, seen)))
+        """The tensors of a step: `batch`, and everything that the native step does before the networks."""
+        return Inputs(*self.native.read(self.batch(item, ids, epoch, draws, seen)))
 
-    def _batch(self, item: Any, ids: Any) -> Batch:
+    def _checked(self, item: Any, ids: Any) -> Batch:
         """The item, checked where it comes from: on the host before the copy, on a device without waiting."""
         number = self.guard.batches
         batch = read_batch(item, number)

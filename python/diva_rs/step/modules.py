@@ -6,7 +6,7 @@ between them, the reader that makes tensors of a batch, and the native step that
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 import diva_rs._native as _native
 from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
-from diva_rs.diffusion.frozen import plain
+from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
-from diva_rs.step.inputs import Inputs, RawBatch, Reader
+from diva_rs.step.inputs import Inputs, Reader
+from diva_rs.step.terms import Term, named_terms
 
 _log = logging.getLogger("diva_rs")
 
@@ -31,8 +32,15 @@ _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.fl
 class StepModules:
     """The student, the teacher, the bridge between them, and the native step over all three."""
 
-    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        unet: Any,
+        recipe: Recipe,
+        terms: Mapping[str, tuple[float, Term]] | None = None,
+    ) -> None:
         self.recipe = recipe
+        added = named_terms(terms)
         self.tower = adapt(clip)
         self.parameters = self.tower.named_parameters()
         self._clip = clip
@@ -51,7 +59,8 @@ class StepModules:
         with self.plain():
             self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
-        self._original = self._untouched() if recipe.anchor else None
+        # Terms may read the untouched model's embeddings, and the tower changes with the first step.
+        self._original = self._untouched() if recipe.anchor or added else None
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
         denoiser = choose_denoiser(self.teacher, recipe)
         self._parts = {"tower": tower, "denoiser": denoiser}
@@ -64,11 +73,14 @@ class StepModules:
             draw_weights=list(recipe.weights()),
             min_snr=recipe.min_snr,
             anchor=recipe.anchor,
+            terms=added,
             original=self._original,
             micro_batch=recipe.micro_batch,
             denoiser_batch=recipe.denoiser_batch,
         )
-        self._limit: int | None = None  # of images in the denoiser, as it was said last
+        # The names of the losses, in the order of the logs.
+        anchor = ("anchor",) if recipe.anchor else ()
+        self.loss_names = ("loss", "denoising", *anchor, *(name for name, _, _ in added))
 
     @property
     def backend(self) -> dict[str, str]:
@@ -79,32 +91,31 @@ class StepModules:
         parts = {name: part.backend for name, part in self._parts.items()}
         return {**parts, "vae": self.reader.encoder.backend}
 
-    def raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
-        """A loader's item, checked, for a step that runs all the networks: see `Reader.raw`."""
+    def batch(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> _native.Batch:
+        """A loader's item, checked, for a step that runs all the networks: see `Reader.batch`."""
         self.check_home()
         self._check("tower")
-        return self._raw(batch, ids, epoch, draws, seen)
+        return self._batch(item, ids, epoch, draws, seen)
 
-    def inputs(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
+    def inputs(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
         """The step's tensors of a loader's item, for callers who run the tower: see `Reader.read`."""
         self.check_home()
-        return Inputs(*self.reader.native.read(self._raw(batch, ids, epoch, draws, seen)))
+        return Inputs(*self.reader.native.read(self._batch(item, ids, epoch, draws, seen)))
 
-    def _raw(self, batch: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> RawBatch:
+    def _batch(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> _native.Batch:
         self._check("denoiser")
         with self.plain(), torch.no_grad():
-            return self.reader.raw(batch, ids, epoch, draws, seen)
+            return self.reader.batch(item, ids, epoch, draws, seen)
 
     def _check(self, part: str) -> None:
-        watch = self._parts[part].watch
-        if watch is not None:
-            watch.check()
+        snapshot = self._parts[part].snapshot
+        if snapshot is not None:
+            snapshot.check()
 
-    def say_limit(self) -> None:
+    def report_limit(self) -> None:
         """Warn, once, when the denoiser ran out of memory and sees fewer images at a time from then on."""
-        limit = self.step.denoiser_limit
-        if limit != self._limit:
-            self._limit = limit
+        limit = self.step.changed_limit()
+        if limit is not None:
             _log.warning(
                 "the denoiser ran out of memory: it sees at most %d %s at a time from now on, which changes "
                 "no gradient; denoiser_batch=%d (or micro_batch) asks for no more from the start",
@@ -130,7 +141,7 @@ class StepModules:
     @contextmanager
     def plain(self) -> Iterator[None]:
         """The modes of the native step, whatever the caller's: gradients on, autocast off."""
-        with torch.inference_mode(False), torch.enable_grad(), plain(self.device):
+        with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device):
             yield
 
     def check_home(self) -> None:

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import described
-from diva_rs._base.kinds import is_dense
+from diva_rs._base.tensors import described, is_dense
 from diva_rs.errors import WeightsError, shown
 
 _COUNTERS = ("steps_done", "samples_seen", "epoch")

@@ -1,5 +1,6 @@
 """Trainer: the training step for people with their own loop, and the engine of `post_train`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from diva_rs.step.inputs import checked_epoch
 from diva_rs.step.interrupts import held_interrupts
 from diva_rs.step.modules import StepModules, as_recipe
 from diva_rs.step.state import checked_state
+from diva_rs.step.terms import Term
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Trainer:
         unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`.
         recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
             without it the learning rate stays constant after its warm-up.
+        terms: further terms of the loss, name -> (weight, function of a `View` of the batch -> 0-dim loss).
 
     Raises:
         ConfigError: ``clip`` has no patch tokens or nothing to train, or the recipe does not fit the models.
@@ -47,17 +50,22 @@ class Trainer:
     (torch.Size([]), 1)
     """
 
-    def __init__(self, clip: nn.Module, unet: Any, recipe: Recipe | str | None = None) -> None:
+    def __init__(
+        self,
+        clip: nn.Module,
+        unet: Any,
+        recipe: Recipe | str | None = None,
+        terms: Mapping[str, tuple[float, Term]] | None = None,
+    ) -> None:
         self.recipe = as_recipe(recipe)
         self.clip = clip
-        self.step_modules = StepModules(clip, unet, self.recipe)
+        self.step_modules = StepModules(clip, unet, self.recipe, terms)
         self.steps_done = 0  # optimizer steps
         self.samples_seen = 0  # within this epoch: the default ids of samples that come without
         self.epoch = 0
         self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
         # Of the last step; tensors stay on the device until somebody reads them.
         self.metrics: dict[str, Any] = {}
-        self._losses: tuple[str, ...] = ()  # the names of `metrics` that are losses
         with (
             self.step_modules.plain()
         ):  # buffers made under a caller's inference_mode could not be updated outside it
@@ -80,6 +88,11 @@ class Trainer:
         Whether a VAE is needed, and can run natively, is known after the first batch.
         """
         return self.step_modules.backend
+
+    @property
+    def loss_names(self) -> tuple[str, ...]:
+        """The names of the losses in `metrics`: "loss" is the sum of the others."""
+        return self.step_modules.loss_names
 
     @property
     def warming_up(self) -> bool:
@@ -153,7 +166,8 @@ class Trainer:
             except BaseException:
                 self.discard()
                 raise
-            losses, samples = {name: self.metrics[name] for name in self._losses}, self.pending
+            losses = {name: self.metrics[name] for name in self.loss_names if name in self.metrics}
+            samples = self.pending
             self._updated(norm, factor)
         return StepOutcome(losses, samples, True, norm, self.metrics["lr"])
 
@@ -238,17 +252,17 @@ class Trainer:
         """
         if self.pending == 0:
             self._clear()
-        raw = self.step_modules.raw(batch, ids, self.epoch, draws, self.samples_seen)
-        samples = self.pending + len(raw)
-        share, factor = len(raw) / samples, self._factor()
+        read = self.step_modules.batch(batch, ids, self.epoch, draws, self.samples_seen)
+        samples = self.pending + len(read)
+        share, factor = len(read) / samples, self._factor()
         before = self.metrics.get("loss") if self.pending else None
         complete = until is not None and samples >= until
         update = (self.recipe.grad_clip, factor, before) if complete else None
         with held_interrupts() as hold:
             try:
-                *values, norm = self.step_modules.step.train(
+                losses, norm = self.step_modules.step.train(
                     self.step_modules.reader.native,
-                    raw,
+                    read,
                     self._optimizer,
                     share,
                     not self.warming_up,
@@ -259,14 +273,13 @@ class Trainer:
                 # Part of a batch may be in `.grad` already: no later step may build on it.
                 self.discard()
                 raise
-            losses = dict(zip(("loss", "denoising", "anchor"), values, strict=True))
             self.pending = samples
-            self.samples_seen += len(raw)
+            self.samples_seen += len(read)
             self._note(losses, share)
             if norm is not None:
                 self._updated(norm, factor)
-        self.step_modules.say_limit()
-        return StepOutcome(losses, len(raw), norm is not None, norm, self.recipe.lr * factor)
+        self.step_modules.report_limit()
+        return StepOutcome(losses, len(read), norm is not None, norm, self.recipe.lr * factor)
 
     def _factor(self) -> float:
         """On the learning rate of the coming update."""
@@ -300,7 +313,6 @@ class Trainer:
             parameter.grad = None
 
     def _note(self, losses: dict[str, Tensor], share: float) -> None:
-        self._losses = tuple(losses)
         for name, value in losses.items():
             before = self.metrics.get(name)
             self.metrics[name] = (

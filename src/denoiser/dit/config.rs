@@ -1,12 +1,15 @@
 //! What a DiTTransformer2DModel is built from, and the checks that make building it safe.
 
+use serde::Deserialize;
+
 use crate::error::{DivaError, Result};
 use crate::nn::Activation;
 
 pub const OP: &str = "DiTTransformer2D";
 
 /// How the pooled condition enters where a class label's embedding did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Label {
     /// In place of the label's embedding.
     Replace,
@@ -14,17 +17,8 @@ pub enum Label {
     Join,
 }
 
-impl Label {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "replace" => Ok(Label::Replace),
-            "join" => Ok(Label::Join),
-            other => refuse(format!("unknown label {other:?}: use replace or join")),
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     pub in_channels: i64,
     /// As `in_channels`, or twice that: a learned variance, which is computed and dropped.

@@ -6,11 +6,11 @@ use tch::{no_grad_guard, Kind, Tensor};
 
 use super::condition::{Condition, Slots};
 use super::embeddings::Sinusoids;
-use super::frozen::{frozen, is_floating};
+use super::frozen::frozen;
 use super::layers::{conv, linear, stream_of};
 use super::pull::{leaf, pull};
 use super::{Denoiser, LossGradient, Query};
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 use crate::nn::{Conv2d, LayerNorm, Linear};
 
 pub mod block;
@@ -43,9 +43,7 @@ impl DiTTransformer2D {
     pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let half = weights.iter().any(|(_, weight)| weight.f_kind().ok() == Some(Kind::BFloat16));
-        let apart = |key: &str, kind| key == POSITIONS || half && kind == Kind::Float;
-        let store = frozen(OP, weights, apart)?;
+        let store = frozen(OP, weights, &[POSITIONS])?;
         let root = store.root();
         let (width, patch) = (config.width, config.patch_size);
         let embed = &root / "pos_embed";
@@ -67,11 +65,6 @@ impl DiTTransformer2D {
         };
         store.finish()?;
         Ok(network)
-    }
-
-    /// V of the pooled condition (B, V): the width of the label embedding.
-    pub fn condition_width(&self) -> i64 {
-        self.config.width
     }
 
     /// Patches along a side.
@@ -102,11 +95,7 @@ impl DiTTransformer2D {
             return Err(DivaError::shape(OP, "condition.pooled", condition, expected));
         }
         for (name, tensor) in [("noisy", noisy), ("condition", condition)] {
-            if !is_floating(tensor)? {
-                let (name, got, expected) =
-                    (name.to_string(), tensor.f_kind()?, "floating point".to_string());
-                return Err(DivaError::Kind { op: OP, name, got, expected });
-            }
+            floating(OP, name, tensor)?;
         }
         Ok(side)
     }
@@ -165,6 +154,11 @@ impl DiTTransformer2D {
 impl Denoiser for DiTTransformer2D {
     fn slots(&self) -> Slots {
         Slots::POOLED
+    }
+
+    /// Of the label embedding.
+    fn condition_width(&self) -> Option<i64> {
+        Some(self.config.width)
     }
 
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.

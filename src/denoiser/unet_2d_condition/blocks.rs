@@ -5,24 +5,12 @@
 
 use tch::Tensor;
 
-use super::config::{Block, Config};
+use super::config::{Block, Config, OP};
+use super::given::Given;
 use super::resnet::{Downsample, ResnetBlock, Upsample};
 use super::transformer::{CrossAttention, Transformer2D};
-use crate::denoiser::KeysValues;
 use crate::error::{DivaError, Result};
 use crate::nn::Path;
-
-const OP: &str = "UNet2DCondition";
-
-/// What every unit may read beside its input.
-pub struct Given<'a> {
-    /// (B, T), after the SiLU that every ResNet begins with.
-    pub time: Tensor,
-    /// (B, S, D): what is cross-attended.
-    pub condition: Tensor,
-    /// Positions behind those of the condition, as keys and values.
-    pub text: Option<&'a KeysValues>,
-}
 
 /// What a unit takes from the units before it.
 pub struct Input {
@@ -41,7 +29,7 @@ enum Part {
 
 pub struct Unit {
     part: Part,
-    /// Whether the input is joined with the last residual that nobody took yet.
+    /// Whether the input is joined with the last residual that is left.
     takes: bool,
     /// Whether the output is a residual, too.
     leaves: bool,

@@ -1,58 +1,25 @@
 //! What a UNet2DConditionModel is built from, under the names of diffusers' configuration, and the checks that make
 //! building it safe.
 
+use serde::Deserialize;
+
 use crate::error::{DivaError, Result};
 
-const OP: &str = "UNet2DCondition";
+pub const OP: &str = "UNet2DCondition";
 
-/// The type of a block by diffusers' name; `CrossAttn...` blocks have a transformer beside each ResNet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockType {
-    Plain,
-    CrossAttn,
-}
-
-impl BlockType {
-    pub fn down(name: &str) -> Result<Self> {
-        Self::parse(name, "DownBlock2D", "CrossAttnDownBlock2D")
-    }
-
-    pub fn up(name: &str) -> Result<Self> {
-        Self::parse(name, "UpBlock2D", "CrossAttnUpBlock2D")
-    }
-
-    pub fn mid(name: &str) -> Result<Self> {
-        match name {
-            "UNetMidBlock2DCrossAttn" => Ok(BlockType::CrossAttn),
-            other => {
-                refuse(format!("unknown mid block {other:?}: only UNetMidBlock2DCrossAttn is supported"))
-            }
-        }
-    }
-
-    fn parse(name: &str, plain: &str, cross: &str) -> Result<Self> {
-        if name == plain {
-            Ok(BlockType::Plain)
-        } else if name == cross {
-            Ok(BlockType::CrossAttn)
-        } else {
-            refuse(format!("unknown block {name:?}: supported here are {plain} and {cross}"))
-        }
-    }
-}
-
-/// One block: its type, and the number of transformer layers beside each of its ResNets (0 where there are none).
-/// A mid block has one more ResNet, before the first.
-#[derive(Clone, Debug)]
+/// One block: the number of transformer layers beside each of its ResNets, 0 for all or for none. A mid block has one more
+/// ResNet, before the first.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Block {
-    pub kind: BlockType,
     pub depths: Vec<usize>,
     /// Attention heads; what diffusers' configuration calls `attention_head_dim`.
     pub heads: i64,
 }
 
 /// How the time embedding enters a ResNet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum TimeScaleShift {
     /// Added between the convolutions.
     Default,
@@ -60,18 +27,9 @@ pub enum TimeScaleShift {
     ScaleShift,
 }
 
-impl TimeScaleShift {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "default" => Ok(TimeScaleShift::Default),
-            "scale_shift" => Ok(TimeScaleShift::ScaleShift),
-            other => refuse(format!("unknown resnet_time_scale_shift {other:?}: use default or scale_shift")),
-        }
-    }
-}
-
 /// An image embedding that enters through the time embedding (Stable unCLIP).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ClassEmbed {
     /// Two layers, as for timesteps.
     Projection,
@@ -79,20 +37,9 @@ pub enum ClassEmbed {
     SimpleProjection,
 }
 
-impl ClassEmbed {
-    pub fn parse(name: &str) -> Result<Self> {
-        match name {
-            "projection" => Ok(ClassEmbed::Projection),
-            "simple_projection" => Ok(ClassEmbed::SimpleProjection),
-            other => {
-                refuse(format!("unknown class_embed_type {other:?}: use projection or simple_projection"))
-            }
-        }
-    }
-}
-
 /// SDXL's `addition_embed_type="text_time"` (arXiv 2307.01952): pooled text and sizes through the time embedding.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TextTime {
     /// Width of the sinusoids of each size.
     pub addition_time_embed_dim: i64,
@@ -100,7 +47,8 @@ pub struct TextTime {
     pub pixels_per_latent: i64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     pub in_channels: i64,
     /// As `in_channels`, or twice that: a learned variance, which is computed and dropped.
@@ -146,7 +94,7 @@ impl Config {
         let sizes =
             [self.in_channels, self.time_embedding_dim, self.norm_num_groups, self.cross_attention_dim];
         if sizes.iter().chain(&self.block_out_channels).any(|size| !(1..=1 << 20).contains(size)) {
-            return refuse(format!("a size is not positive, or a giant: {self:?}"));
+            return refuse(format!("each size must be from 1 to {}: {self:?}", 1 << 20));
         }
         if self.out_channels != self.in_channels && self.out_channels != 2 * self.in_channels {
             return refuse(format!(
@@ -210,18 +158,20 @@ impl Config {
 }
 
 impl Block {
+    /// Whether a transformer stands beside each ResNet.
+    fn attends(&self) -> bool {
+        self.depths.iter().any(|&depth| depth > 0)
+    }
+
     fn check(&self, channels: i64) -> Result<()> {
-        let fits = match self.kind {
-            BlockType::Plain => self.depths.iter().all(|&depth| depth == 0),
-            BlockType::CrossAttn => self.depths.iter().all(|&depth| depth > 0),
-        };
-        if self.depths.is_empty() || !fits {
+        let attends = self.attends();
+        if self.depths.is_empty() || self.depths.iter().any(|&depth| (depth > 0) != attends) {
             return refuse(format!(
-                "transformer layers {:?} do not fit a block of type {:?}",
-                self.depths, self.kind
+                "transformer layers {:?}: each ResNet of a block has some, or none has",
+                self.depths
             ));
         }
-        if self.kind == BlockType::CrossAttn && !(1..=channels).contains(&self.heads) {
+        if attends && !(1..=channels).contains(&self.heads) {
             return refuse(format!("{} attention heads for {channels} channels", self.heads));
         }
         Ok(())

@@ -2,13 +2,12 @@
 
 use tch::{Kind, Tensor};
 
-use super::config::{ClassEmbed, Config};
+use super::config::{ClassEmbed, Config, OP};
 use crate::denoiser::embeddings::{Sinusoids, TimestepEmbedding};
 use crate::denoiser::layers::linear;
 use crate::error::{DivaError, Result};
 use crate::nn::{Activation, Linear, Path};
 
-const OP: &str = "UNet2DCondition";
 const SIZES: i64 = 6; // original height and width, crop top and left, target height and width
 
 /// Tensors that are the same for every sample and every step.
@@ -23,6 +22,26 @@ pub struct Fixed {
 }
 
 impl Fixed {
+    pub fn named(tensors: Vec<(String, Tensor)>) -> Result<Self> {
+        let mut fixed = Fixed::default();
+        for (name, tensor) in tensors {
+            let place = match name.as_str() {
+                "encoder_hidden_states" => &mut fixed.encoder_hidden_states,
+                "text_embeds" => &mut fixed.text_embeds,
+                "time_ids" => &mut fixed.time_ids,
+                other => {
+                    let known = "known are encoder_hidden_states, text_embeds and time_ids";
+                    return Err(DivaError::config(
+                        OP,
+                        format!("fixed has an unknown tensor {other:?}; {known}"),
+                    ));
+                }
+            };
+            *place = Some(tensor);
+        }
+        Ok(fixed)
+    }
+
     /// The shape of `tensor` must be (1, .., width); detached, where `like` is and in its dtype.
     fn checked(
         name: &str,

@@ -7,23 +7,24 @@ use tch::{no_grad_guard, Kind, Tensor};
 
 use super::condition::{Condition, Slots};
 use super::embeddings::{Sinusoids, TimestepEmbedding};
+use super::frozen::frozen;
 use super::layers::{conv, stream_of};
 use super::{Denoiser, KeysValues, LossGradient, Query};
-use crate::error::{DivaError, Result};
-use crate::nn::{Activation, Conv2d, GroupNorm, Store};
+use crate::error::{floating, DivaError, Result};
+use crate::nn::{Activation, Conv2d, GroupNorm};
 
 pub mod blocks;
 pub mod config;
 pub mod entry;
+pub mod given;
 mod recompute;
 pub mod resnet;
 pub mod transformer;
 
-use blocks::{Given, Unit, Units};
-use config::Config;
+use blocks::{Unit, Units};
+use config::{Config, OP};
 use entry::{AddedEntry, ClassEntry, Fixed};
-
-const OP: &str = "UNet2DCondition";
+use given::Given;
 
 pub struct UNet2DCondition {
     conv_in: Conv2d,
@@ -42,11 +43,10 @@ pub struct UNet2DCondition {
 impl UNet2DCondition {
     /// Over the weights of a checkpoint, by its keys. They are shared, and detached: the teacher is frozen whatever the
     /// module around it says.
-    pub fn new(config: Config, weights: Vec<(String, Tensor)>, fixed: &Fixed) -> Result<Self> {
+    pub fn new(config: Config, weights: Vec<(String, Tensor)>, fixed: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let detached = weights.into_iter().map(|(key, tensor)| Ok((key, tensor.f_detach()?)));
-        let store = Store::new(detached.collect::<Result<Vec<_>>>()?);
+        let (store, fixed) = (frozen(OP, weights, &[])?, &Fixed::named(fixed)?);
         let root = store.root();
 
         let widths = config.block_out_channels.clone();
@@ -101,8 +101,8 @@ impl UNet2DCondition {
         })
     }
 
-    /// Width of the slot that carries the condition.
-    pub fn condition_width(&self) -> i64 {
+    /// Of the condition.
+    fn width(&self) -> i64 {
         self.class.as_ref().map_or(self.config.cross_attention_dim, |class| class.width)
     }
 
@@ -117,13 +117,9 @@ impl UNet2DCondition {
     fn check(&self, query: &Query) -> Result<()> {
         let Query { noisy, timesteps, .. } = *query;
         let condition = self.slot(query.condition)?;
-        let (channels, width) = (self.config.in_channels, self.condition_width());
+        let (channels, width) = (self.config.in_channels, self.width());
         for (name, tensor) in [("noisy", noisy), ("condition", condition)] {
-            let kind = tensor.f_kind()?;
-            if !matches!(kind, Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double) {
-                let expected = "floating point".to_string();
-                return Err(DivaError::Kind { op: OP, name: name.to_string(), got: kind, expected });
-            }
+            floating(OP, name, tensor)?;
         }
         let batch = match noisy.size()[..] {
             [batch, found, height, side] if found == channels && batch * height * side > 0 => batch,
@@ -199,6 +195,10 @@ impl Denoiser for UNet2DCondition {
             Some(_) => Slots::POOLED,
             None => Slots::TOKENS,
         }
+    }
+
+    fn condition_width(&self) -> Option<i64> {
+        Some(self.width())
     }
 
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`; without a learned variance.

@@ -3,7 +3,8 @@
 
 use tch::{no_grad_guard, Tensor};
 
-use super::blocks::{Given, Input};
+use super::blocks::Input;
+use super::given::Given;
 use super::UNet2DCondition;
 use crate::denoiser::pull::{leaf, pull};
 use crate::denoiser::{Condition, LossGradient, Query};

@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use super::blocks::Given;
 use super::config::Config;
+use super::given::Given;
 use crate::denoiser::attention::Attention;
 use crate::denoiser::layers::{layer_norm, linear, narrowed, pointwise};
 use crate::denoiser::KeysValues;

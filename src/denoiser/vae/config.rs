@@ -1,10 +1,13 @@
 //! What the encoder of an AutoencoderKL is built from, and the checks that make building it safe.
 
+use serde::Deserialize;
+
 use crate::error::{DivaError, Result};
 
 pub const OP: &str = "AutoencoderEncoder";
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     pub in_channels: i64,
     pub latent_channels: i64,
@@ -24,7 +27,8 @@ pub struct Config {
 }
 
 /// From the posterior's latents to those of the denoiser: (z - shift) * scale / std.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Scaling {
     pub factor: f64,
     /// diffusers' `shift_factor`.
@@ -48,7 +52,7 @@ impl Config {
         let sizes = [self.in_channels, self.latent_channels, self.norm_num_groups];
         let mut sizes = sizes.iter().chain(&self.block_out_channels).chain(&self.mid_heads);
         if sizes.any(|size| !(1..=1 << 20).contains(size)) {
-            return refuse(format!("a size is not positive, or a giant: {self:?}"));
+            return refuse(format!("each size must be from 1 to {}: {self:?}", 1 << 20));
         }
         let groups = self.norm_num_groups;
         if let Some(channels) = self.block_out_channels.iter().find(|&channels| channels % groups != 0) {

@@ -4,9 +4,9 @@
 
 use tch::{no_grad_guard, Tensor};
 
-use super::frozen::{frozen, is_floating};
+use super::frozen::frozen;
 use super::layers::conv;
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 use crate::nn::{Conv2d, GroupNorm};
 
 pub mod blocks;
@@ -31,7 +31,7 @@ impl AutoencoderEncoder {
     pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
         let _frozen = no_grad_guard();
-        let store = frozen(OP, weights, |_, _| false)?;
+        let store = frozen(OP, weights, &[])?;
         let root = store.root();
         let encoder = &root / "encoder";
         let widths = &config.block_out_channels;
@@ -135,11 +135,7 @@ impl AutoencoderEncoder {
             }
         };
         for (name, tensor) in [("images", Some(images)), ("noise", noise)] {
-            if let Some(tensor) = tensor.filter(|tensor| !is_floating(tensor).unwrap_or(false)) {
-                let (name, got, expected) =
-                    (name.to_string(), tensor.f_kind()?, "floating point".to_string());
-                return Err(DivaError::Kind { op: OP, name, got, expected });
-            }
+            tensor.map(|tensor| floating(OP, name, tensor)).transpose()?;
         }
         match noise {
             Some(noise) if noise.size() != latents => {

@@ -11,11 +11,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 
 def clip_rules(vision_layers: int, text_layers: int | None) -> list[Rule]:
-    """open_clip's `CLIP` and transformers' `CLIPModel`; without text, `CLIPVisionModelWithProjection`.
-
-    >>> len(clip_rules(vision_layers=12, text_layers=None))
-    152
-    """
+    """open_clip's `CLIP` and transformers' `CLIPModel`; without text, `CLIPVisionModelWithProjection`."""
     rules = [
         same("visual.class_embedding", "vision_model.embeddings.class_embedding"),
         same("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
@@ -32,11 +28,7 @@ def clip_rules(vision_layers: int, text_layers: int | None) -> list[Rule]:
 
 
 def siglip_rules(vision_layers: int, text_layers: int | None) -> list[Rule]:
-    """open_clip's `CustomTextCLIP` over timm's SigLIP and transformers' `SiglipModel` or `SiglipVisionModel`.
-
-    >>> [rule.right for rule in siglip_rules(1, None)][2]
-    ('vision_model.embeddings.position_embedding.weight',)
-    """
+    """open_clip's `CustomTextCLIP` over a timm SigLIP and transformers' `SiglipModel` or its vision part."""
     trunk, vision, pool, head = "visual.trunk", "vision_model", "visual.trunk.attn_pool", "vision_model.head"
     rules = [
         *affine(f"{trunk}.patch_embed.proj", f"{vision}.embeddings.patch_embedding"),

@@ -58,11 +58,7 @@ class Source:
 
 
 def alike(values: Iterable[Any], what: str) -> Any:
-    """The one value that all have, or ConfigError.
-
-    >>> alike([1e-5, 1e-5], "LayerNorm eps")
-    1e-05
-    """
+    """The one value that all have, or ConfigError."""
     found = set(values)
     if len(found) != 1:
         shown = ", ".join(sorted(map(str, found))) or "none"
@@ -71,11 +67,7 @@ def alike(values: Iterable[Any], what: str) -> Any:
 
 
 def activation_of(layer: nn.Module, where: str) -> str:
-    """The activation by transformers' name, or ConfigError.
-
-    >>> activation_of(nn.GELU(approximate="tanh"), "mlp.gelu")
-    'gelu_pytorch_tanh'
-    """
+    """The activation by transformers' name, or ConfigError."""
     if type(layer).__name__ == "QuickGELU":
         return "quick_gelu"
     if isinstance(layer, nn.GELU):
@@ -86,11 +78,7 @@ def activation_of(layer: nn.Module, where: str) -> str:
 
 
 def square(size: Any, what: str) -> int:
-    """The side of a square, or ConfigError.
-
-    >>> square((224, 224), "image_size")
-    224
-    """
+    """The side of a square, or ConfigError."""
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if sides[0] != sides[1]:
         raise ConfigError(f"{what} is {sides[0]} x {sides[1]}: the other layouts have squares only")

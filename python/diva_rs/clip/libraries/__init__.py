@@ -33,8 +33,3 @@ def libraries() -> tuple[Library, ...]:
     others = [entry.load() for entry in entry_points(group="diva_rs.clips")]
     own = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
     return (*others, *own)
-
-
-def supported() -> str:
-    """The models that have an adapter, in words."""
-    return ", ".join(library.SUPPORTED for library in libraries())

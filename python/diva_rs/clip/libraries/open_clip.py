@@ -4,7 +4,7 @@ Source: open_clip/transformer.py, class VisionTransformer (`_embeds`, `_pool`, `
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,9 +19,6 @@ SUPPORTED = "open_clip models with a VisionTransformer (CLIP, CustomTextCLIP, Co
 
 _PARTS = ("conv1", "class_embedding", "positional_embedding", "transformer", "ln_post", "_global_pool")
 
-Tap = Callable[[Tensor], Tensor]
-"""Pixels (B, 3, H, W) -> tokens (B, 1 + P, W)."""
-
 
 def matches(model: nn.Module) -> bool:
     """Whether a module is built like open_clip's VisionTransformer."""
@@ -31,22 +28,18 @@ def matches(model: nn.Module) -> bool:
 def build(model: nn.Module, where: str = "") -> Tower:
     """The tower over an open_clip VisionTransformer."""
     v: Any = model
-    head = split_head([v.ln_post])
     unused: frozenset[str] = frozenset()
+    # "tok", and "none", where the library projects the whole sequence: token 0 is its first row.
+    last, tap = [v.ln_post], _sequence
     if getattr(v, "attn_pool", None) is not None:
         _check_pooler(v)
-        head, tap = split_head([]), _attentional(v)
+        last, tap = [], _attentional
         if v.attn_pool_contrastive is not None and v.attn_pool_type == "parallel":
             # These queries feed the caption decoder only.
             unused = frozenset(f"attn_pool.{key}" for key, _ in v.attn_pool.named_parameters())
-    elif v.pool_type == "avg" and v.final_ln_after_pool:
-        tap = _average(v)
     elif v.pool_type == "avg":
-        # LayerNorm and mean do not commute: the norm comes first, so it cannot be left for later.
-        head, tap = split_head([]), _average(v, v.ln_post)
-    else:
-        # "tok", and "none", where the library projects the whole sequence: token 0 is its first row.
-        tap = _sequence(v)
+        last, tap = last if v.final_ln_after_pool else [], _average
+    head = split_head(last)
     positions, width = (int(size) for size in v.positional_embedding.shape)
     cfg: Mapping[str, Any] = getattr(v, "preprocess_cfg", None) or {}
     return Tower(
@@ -65,58 +58,45 @@ def build(model: nn.Module, where: str = "") -> Tower:
         prefix=f"{where}." if where else "",
         unused=unused,
         stem=v.conv1,
-        tap=lambda pixels: head.apply(tap(pixels)),
+        tap=lambda pixels: head.apply(tap(v, pixels)),
         rebuild=lambda copied: build(copied, where),
     )
 
 
-def _sequence(v: Any) -> Tap:
-    """The tokens after the last block."""
-
-    def tap(pixels: Tensor) -> Tensor:
-        if hasattr(v, "_embeds"):
-            embedded = v._embeds(pixels)
-        else:  # open_clip 2.30 has the same lines inside forward
-            patches = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, P, W)
-            first = v.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-            embedded = torch.cat([first, patches], dim=1) + v.positional_embedding.to(patches.dtype)
-            embedded = v.ln_pre(v.patch_dropout(embedded))
-        tokens: Tensor = v.transformer(embedded)
-        return tokens
-
-    return tap
+def _sequence(v: Any, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) -> (B, 1 + P, W), the tokens after the last block."""
+    if hasattr(v, "_embeds"):
+        embedded = v._embeds(pixels)
+    else:  # open_clip 2.30 has the same lines inside forward
+        patches = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, P, W)
+        first = v.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        embedded = torch.cat([first, patches], dim=1) + v.positional_embedding.to(patches.dtype)
+        embedded = v.ln_pre(v.patch_dropout(embedded))
+    tokens: Tensor = v.transformer(embedded)
+    return tokens
 
 
-def _average(v: Any, norm: nn.Module | None = None) -> Tap:
+def _average(v: Any, pixels: Tensor) -> Tensor:
     """As `_sequence`, with the mean of the patches in place of the class token."""
-    sequence = _sequence(v)
-
-    def tap(pixels: Tensor) -> Tensor:
-        tokens = sequence(pixels)
-        patches = (tokens if norm is None else norm(tokens))[:, 1:]
-        return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
-
-    return tap
+    tokens = _sequence(v, pixels)
+    # LayerNorm and mean do not commute.
+    patches = (tokens if v.final_ln_after_pool else v.ln_post(tokens))[:, 1:]
+    return torch.cat([patches.mean(dim=1, keepdim=True), patches], dim=1)
 
 
-def _attentional(v: Any) -> Tap:
+def _attentional(v: Any, pixels: Tensor) -> Tensor:
     """Token 0 is the pooled query; the patches are what the pooler's attention reads: after its LayerNorm."""
-    sequence = _sequence(v)
-
-    def tap(pixels: Tensor) -> Tensor:
-        tokens = sequence(pixels)
-        if v.attn_pool_contrastive is not None:
-            tokens = v.ln_post(tokens)
-            queries = tokens if v.attn_pool_type == "parallel" else v.attn_pool(tokens)
-            pooled, patches = v.attn_pool_contrastive(queries), tokens
-        else:
-            pooled = v.ln_post(v.attn_pool(tokens))  # (B, Q, W)
-            patches = v.attn_pool.ln_k(tokens)  # (B, 1 + P, W)
-            if v.pool_type == "avg":
-                pooled = pooled[:, 1:].mean(dim=1, keepdim=True)
-        return torch.cat([pooled[:, :1], patches[:, 1:]], dim=1)
-
-    return tap
+    tokens = _sequence(v, pixels)
+    if v.attn_pool_contrastive is not None:
+        tokens = v.ln_post(tokens)
+        queries = tokens if v.attn_pool_type == "parallel" else v.attn_pool(tokens)
+        pooled, patches = v.attn_pool_contrastive(queries), tokens
+    else:
+        pooled = v.ln_post(v.attn_pool(tokens))  # (B, Q, W)
+        patches = v.attn_pool.ln_k(tokens)  # (B, 1 + P, W)
+        if v.pool_type == "avg":
+            pooled = pooled[:, 1:].mean(dim=1, keepdim=True)
+    return torch.cat([pooled[:, :1], patches[:, 1:]], dim=1)
 
 
 def _check_pooler(v: Any) -> None:

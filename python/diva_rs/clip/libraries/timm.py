@@ -65,7 +65,7 @@ def _over(model: nn.Module, where: str) -> Tower:
         pooled = trunk.pool(tokens).unsqueeze(1)
         return head.apply(torch.cat([pooled, tokens[:, skipped:]], dim=1))
 
-    # What open_clip set on the model, else what timm knows, else the family's.
+    # What open_clip set on the model, else timm's, else the family's.
     (mean, std), cfg = _of_timm(trunk), getattr(v, "preprocess_cfg", None) or {}
     return Tower(
         name=type(trunk).__name__,

@@ -30,11 +30,7 @@ def check_same_recipe(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def share_weights(clip: nn.Module, ranks: Ranks) -> None:
-    """Give every rank's ``clip`` the parameters and buffers of rank 0's; warn where they differed.
-
-    Raises:
-        ConfigError: the model of a rank has other parameters than rank 0's; names one.
-    """
+    """Give every rank's ``clip`` the parameters and buffers of rank 0's; warn where they differed."""
     if ranks.world == 1:
         return
     named = dict(_tensors(clip))
@@ -87,9 +83,6 @@ def place_on_devices(clip: nn.Module, unet: Any, ranks: Ranks) -> Any:
     A script that puts its models on "cuda" puts those of all ranks on the first GPU. They move to
     the GPU of the rank's number on this machine (``LOCAL_RANK``), with a warning. Models on the CPU
     or on GPUs that differ stay, and so does a teacher that is not where CLIP is.
-
-    Raises:
-        DeviceError: this machine has more ranks than GPUs.
     """
     if ranks.world == 1:
         return unet

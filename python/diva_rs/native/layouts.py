@@ -13,7 +13,7 @@ from torch import nn
 from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import Tower
 from diva_rs.native import layers
-from diva_rs.native.inspect import NotNative, expect, kind, one
+from diva_rs.native.inspect import NotNative, class_path, expect, one
 
 Config = dict[str, Any]
 
@@ -55,7 +55,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 def _openai(tower: Tower, dtype: torch.dtype) -> Config:
     """OpenAI's VisionTransformer (clip/model.py)."""
     v: Any = tower.module
-    expect(kind(v) == "clip.model.VisionTransformer", f"it is a {kind(v)}")
+    expect(class_path(v) == "clip.model.VisionTransformer", f"it is a {class_path(v)}")
     blocks = list(v.transformer.resblocks)
     expect(all(block.attn_mask is None for block in blocks), "its attention has a mask")
     batch_first = bool(one("batch_first", (block.attn.batch_first for block in blocks)))
@@ -65,7 +65,7 @@ def _openai(tower: Tower, dtype: torch.dtype) -> Config:
 def _open_clip(tower: Tower, dtype: torch.dtype) -> Config:
     """open_clip's own VisionTransformer (open_clip/transformer.py), without attentional pooling."""
     v: Any = tower.module
-    expect(kind(v) == "open_clip.transformer.VisionTransformer", f"it is a {kind(v)}")
+    expect(class_path(v) == "open_clip.transformer.VisionTransformer", f"it is a {class_path(v)}")
     expect(getattr(v, "attn_pool", None) is None, "it pools by attention")
     expect(v.pool_type in ("tok", "avg", "none"), f"its pool_type is {v.pool_type!r}")
     blocks = list(v.transformer.resblocks)
@@ -120,7 +120,9 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
     """open_clip's TimmModel over timm's VisionTransformer (timm/models/vision_transformer.py)."""
     m: Any = tower.module
     t = m.trunk
-    expect(kind(t) == "timm.models.vision_transformer.VisionTransformer", f"its trunk is a {kind(t)}")
+    expect(
+        class_path(t) == "timm.models.vision_transformer.VisionTransformer", f"its trunk is a {class_path(t)}"
+    )
     embed, pool, blocks = t.patch_embed, t.attn_pool, list(t.blocks)
     layers.absent("the norm of the patch embedding", embed.norm)
     expect(not embed.dynamic_img_pad, "its patch embedding pads images")
@@ -179,7 +181,7 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
 
 
 def _check_timm_pool(pool: Any) -> None:
-    name = kind(pool)
+    name = class_path(pool)
     expect(name == "timm.layers.attention_pool.AttentionPoolLatent", f"it pools by {name}")
     plain = pool.latent_len == 1 and pool.pool == "token" and pool.pos_embed is None and pool.mlp is not None
     expect(plain, "its attention pooling has several queries, positions or no MLP")

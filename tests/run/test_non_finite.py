@@ -9,7 +9,7 @@ import torch
 import diva_rs
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DivaError, Recipe, Trainer
-from diva_rs.run.guards import Numbers
+from diva_rs.run.non_finite import NonFiniteMonitor
 
 NAN = float("nan")
 
@@ -74,7 +74,7 @@ def test_a_run_ends_after_too_many_in_a_row(tmp_path):
 
 def test_statistics_wait_for_the_log():
     """Between two logs nothing is read from the device."""
-    numbers = Numbers(most=1)
+    numbers = NonFiniteMonitor(most=1)
     for step in range(1, 4):
         numbers.batch({"ids": [step]}, 0, 1, torch.tensor(NAN))
         numbers.step(step, torch.tensor(NAN), torch.tensor(NAN))
@@ -86,7 +86,7 @@ def test_statistics_wait_for_the_log():
 
 
 def test_a_jump_of_the_loss_is_named(caplog):
-    numbers = Numbers(most=1)
+    numbers = NonFiniteMonitor(most=1)
     generator = torch.Generator().manual_seed(0)
     with caplog.at_level(logging.WARNING, "diva_rs"):
         for step in range(1, 200):
@@ -101,7 +101,7 @@ def test_a_jump_of_the_loss_is_named(caplog):
 
 
 def test_a_loss_that_hardly_varies_does_not_jump(caplog):
-    numbers = Numbers(most=1)
+    numbers = NonFiniteMonitor(most=1)
     with caplog.at_level(logging.WARNING, "diva_rs"):
         for step in range(1, 60):
             value = torch.tensor(1.0 + 0.05 * (step == 50))

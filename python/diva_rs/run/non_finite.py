@@ -1,4 +1,4 @@
-"""What goes wrong in numbers: updates that were skipped, losses that jump, and whose samples they were.
+"""Losses and gradients that are not finite, losses that jump, and the samples they belong to.
 
 Losses and gradient norms stay on the device and are read together, once per log.
 """
@@ -29,7 +29,7 @@ _ELSEWHERE = "on another rank, which names them"
 
 
 class _Part(NamedTuple):
-    """One batch of this rank in a step: whose it was, and its mean loss."""
+    """One batch of this rank in a step: its samples, and its mean loss."""
 
     samples: str
     loss: Tensor
@@ -42,20 +42,20 @@ class _Step(NamedTuple):
     norm: Tensor
 
 
-class Numbers:
-    """Follows the losses and gradients of a run.
+class NonFiniteMonitor:
+    """Counts the updates that were skipped, and warns of losses that jump.
 
-    The optimizer itself skips an update whose loss or gradient is not finite, on the device. This counts
-    them, alike on every rank: both are those of all ranks together.
+    The optimizer itself skips an update whose loss or gradient is not finite, on the device. Loss
+    and gradient are those of all ranks, so every rank counts alike.
 
     Attributes:
         skipped: updates that were skipped, as far as they were read.
 
-    >>> numbers, nan = Numbers(most=3), torch.tensor(float("nan"))
-    >>> numbers.batch({"ids": [4, 5]}, seen=0, samples=2, loss=nan)
-    >>> numbers.step(1, loss=nan, norm=nan)
-    >>> numbers.read()
-    >>> numbers.skipped
+    >>> monitor, nan = NonFiniteMonitor(most=3), torch.tensor(float("nan"))
+    >>> monitor.batch({"ids": [4, 5]}, seen=0, samples=2, loss=nan)
+    >>> monitor.step(1, loss=nan, norm=nan)
+    >>> monitor.read()
+    >>> monitor.skipped
     1
     """
 
@@ -68,12 +68,12 @@ class Numbers:
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
     def batch(self, item: Any, seen: int, samples: int, loss: Tensor) -> None:
-        """Note a batch of ``samples``; where it has no ids, they are those after ``seen`` others of this rank
-        in this pass."""
+        """Note a batch of ``samples``. Without ids they are named by their number in the pass, after
+        ``seen`` others of this rank."""
         self._parts.append(_Part(_named(item, seen, samples), loss))
 
     def step(self, step: int, loss: Tensor, norm: Tensor) -> None:
-        """Note that the batches since the last step were one, with this loss and norm of the gradient."""
+        """Note that the batches since the last step were one, with this loss and gradient norm."""
         self._steps.append(_Step(step, self._parts, loss.detach(), norm))
         self._parts = []
 
@@ -92,11 +92,7 @@ class Numbers:
             self._look(step, loss, norm, [next(numbers) for _ in step.parts])
 
     def check(self) -> None:
-        """End the run where too many updates in a row were skipped.
-
-        Raises:
-            DivaError: more than ``most`` were.
-        """
+        """Raise DivaError where more than ``most`` updates in a row were skipped."""
         if self._streak > self.most:
             raise DivaError(
                 f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, "
@@ -110,9 +106,9 @@ class Numbers:
             what = "gradient" if math.isfinite(loss) else "loss"
             parts = zip(step.parts, losses, strict=True)
             bad = [part.samples for part, value in parts if what == "gradient" or not math.isfinite(value)]
-            whose = "; ".join(bad) or _ELSEWHERE
-            self._last = f"step {step.number} (samples: {whose})"
-            _log.warning("step %d was skipped: its %s is not finite. Samples: %s", step.number, what, whose)
+            named = "; ".join(bad) or _ELSEWHERE
+            self._last = f"step {step.number} (samples: {named})"
+            _log.warning("step %d was skipped: its %s is not finite. Samples: %s", step.number, what, named)
             return
         self._streak = 0
         if len(self._losses) >= _ENOUGH:
@@ -120,11 +116,11 @@ class Numbers:
             spread = statistics.median(abs(value - usual) for value in self._losses)
             bound = usual + max(_JUMP * spread, _LEAST * abs(usual))
             if loss > bound:
-                named = [(value, part.samples) for value, part in zip(losses, step.parts, strict=True)]
-                worst, whose = max(named, default=(bound, ""))
+                pairs = [(value, part.samples) for value, part in zip(losses, step.parts, strict=True)]
+                worst, samples = max(pairs, default=(bound, ""))
                 _log.warning(
                     "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s",
-                    *(loss, step.number, len(self._losses), usual, whose if worst > bound else _ELSEWHERE),
+                    *(loss, step.number, len(self._losses), usual, samples if worst > bound else _ELSEWHERE),
                 )
         self._losses.append(loss)
 
@@ -132,7 +128,7 @@ class Numbers:
 def _named(item: Any, seen: int, samples: int) -> str:
     ids = item.get("ids") if isinstance(item, Mapping) else getattr(item, "ids", None)
     if ids is None:
-        rank, world = rank_and_world()  # the ranks take turns: see `inputs`
+        rank, world = rank_and_world()  # the ranks take turns, as for the draws
         return f"{_few(range(seen * world + rank, (seen + samples) * world, world))} of the pass, without ids"
     return _few(ids)
 

@@ -1,4 +1,4 @@
-"""SDXL's added condition: pooled text and image sizes, beside what the cross-attention reads."""
+"""SDXL's added embedding: pooled text and image sizes, beside what the cross-attention reads."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,31 +6,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._base.arguments import described
-from diva_rs._base.kinds import is_dense
+from diva_rs._base.tensors import described, is_dense
 from diva_rs.diffusion.frozen import moved
 from diva_rs.errors import ConfigError, ShapeError, shown
 
 _SIZES = 6  # original height and width, crop top and left, target height and width
 
 
-class AddedCondition:
-    """added_cond_kwargs of an SDXL UNet (arXiv 2307.01952, section 2.1 and 2.2), the same for every sample.
+class TextTime:
+    """added_cond_kwargs of an SDXL UNet (arXiv 2307.01952, sections 2.1 and 2.2), the same for every sample.
 
-    What is not given: the pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and the
-    sizes are those of the image, not cropped.
+    Without a given value the pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and
+    the sizes are those of the image, not cropped.
 
     Args:
         config: the UNet's configuration.
         given: "text_embeds" (1, D) and "time_ids" (1, n), both, one or none of them.
         factor: gives the pixels per latent along a side.
-
-    Raises:
-        ConfigError: another key is given.
-        ShapeError: a given tensor does not fit the UNet.
     """
 
     def __init__(self, config: Any, given: Mapping[str, Tensor], factor: Callable[[], int]) -> None:
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"added_cond_kwargs={described(given)}: expected names and tensors")
         for name, tensor in given.items():
             if name not in ("text_embeds", "time_ids"):
                 raise ConfigError(f"added_cond_kwargs has {shown(name)}, expected text_embeds and time_ids")
@@ -42,22 +39,31 @@ class AddedCondition:
         self.text, self.time_ids = given.get("text_embeds"), given.get("time_ids")
         self.factor = factor
         # diffusers UNet2DConditionModel.get_aug_embed: the pooled text, then an embedding of each id.
-        total, each = int(config.projection_class_embeddings_input_dim), int(config.addition_time_embed_dim)
+        total, self.each = int(config.projection_class_embeddings_input_dim), config.addition_time_embed_dim
         ids = _SIZES if self.time_ids is None else self.time_ids.shape[1]
-        self.text_width = total - ids * each if self.text is None else self.text.shape[1]
-        if self.text_width <= 0 or self.text_width + ids * each != total:
+        self.text_width = total - ids * self.each if self.text is None else self.text.shape[1]
+        if self.text_width <= 0 or self.text_width + ids * self.each != total:
             raise ShapeError(
                 f"this UNet's added embedding takes {total} values, but text_embeds of {self.text_width} and "
-                f"{ids} time_ids of {each} each make {self.text_width + ids * each}"
+                f"{ids} time_ids of {self.each} each make {self.text_width + ids * self.each}"
             )
-        self.cache: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        self._cache: dict[tuple[Any, ...], dict[str, Tensor]] = {}
 
     def like(self, noisy: Tensor) -> dict[str, Tensor]:
         """The keyword argument for a batch ``noisy`` (B, C, h, w): text_embeds (B, D), time_ids (B, n)."""
         key = (noisy.device, noisy.dtype, *noisy.shape[-2:])
-        if key not in self.cache:
-            self.cache[key] = self._made(noisy)
-        return {name: tensor.expand(len(noisy), -1) for name, tensor in self.cache[key].items()}
+        if key not in self._cache:
+            self._cache[key] = self._made(noisy)
+        return {name: tensor.expand(len(noisy), -1) for name, tensor in self._cache[key].items()}
+
+    def native(self, weight: Tensor) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """The native network's configuration and its fixed inputs, for weights like ``weight``."""
+        text = self.text if self.text is not None else weight.new_zeros(1, self.text_width)
+        fixed = {"text_embeds": text.detach()}
+        if self.time_ids is not None:
+            fixed["time_ids"] = self.time_ids
+        factor = 1 if self.time_ids is not None else self.factor()
+        return {"addition_time_embed_dim": self.each, "pixels_per_latent": factor}, fixed
 
     def _made(self, noisy: Tensor) -> dict[str, Tensor]:
         text, time_ids = self.text, self.time_ids

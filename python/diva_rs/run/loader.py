@@ -1,10 +1,11 @@
-"""The batches of a loader, pass after pass, from the place where an earlier run left off."""
+"""Where a run stands, and its loader's batches from there, pass after pass."""
 
 import logging
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,48 +18,58 @@ from diva_rs.errors import DataError
 _log = logging.getLogger("diva_rs")
 
 
-class Feed:
-    """A loader's batches and the place among them: ``epoch``, and the batches that were read of it.
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, counted over all ranks. Written whole into every checkpoint.
 
-    A loader with ``start_at(batches)`` and ``position``, as diva_rs's own, goes to a place without decoding
-    what lies before it. Any other is read up to there. Such a loader's random numbers (torch's, NumPy's and
-    random's global generators) are a function of the seed and the epoch while it is read, and nobody else's:
-    a ``DataLoader(shuffle=True)`` gives the same order again.
-
-    >>> feed = Feed([1, 2, 3], seed=0)
-    >>> for batch in feed.read(0):
-    ...     if batch == 2:
-    ...         break
-    >>> feed.place()
-    {'epoch': 0, 'batches': 2}
-    >>> list(Feed([1, 2, 3], seed=0, place=feed.place()).read(0))
-    [3]
+    Attributes:
+        epoch: passes over the data before this one.
+        batches, seen: batches and samples that were read in this pass.
+        samples, steps: samples and optimizer steps of the whole run.
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, place: dict[str, Any] | None = None) -> None:
-        self.loader, self.seed = loader, seed
-        self.own = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
-        self.epoch = int((place or {}).get("epoch", 0))
-        self.batches = int((place or {}).get("batches", 0))
-        self.waited = 0.0  # seconds for which training stood still for the loader, of this process
+    epoch: int = 0
+    batches: int = 0
+    seen: int = 0
+    samples: int = 0
+    steps: int = 0
+
+
+class ResumableLoader:
+    """A loader whose passes can begin after any number of batches.
+
+    A loader with ``start_at(batches)`` and ``position``, as diva_rs's own, starts there without
+    decoding what lies before. Any other one is read up to there. While such a loader is read, the
+    global random generators of torch, NumPy and ``random`` are seeded from the seed and the epoch
+    and used by nobody else, so a ``DataLoader(shuffle=True)`` gives the same order again.
+
+    Attributes:
+        epoch, batches: the pass, and the batches of it that were read.
+        waited: seconds in which training waited for the loader, in this process.
+
+    >>> loader = ResumableLoader([1, 2, 3], seed=0, batches=2)
+    >>> list(loader.read(epoch=0)), list(loader.read(epoch=1))
+    ([3], [1, 2, 3])
+    """
+
+    def __init__(self, loader: Iterable[Any], seed: int, epoch: int = 0, batches: int = 0) -> None:
+        self.loader, self.seed, self.epoch, self.batches = loader, seed, epoch, batches
+        self.waited = 0.0
+        self._skips = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
         self._generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        if self.batches and not self.own and not isinstance(loader, (list, tuple)):
+        if batches and not self._skips and not isinstance(loader, (list, tuple)):
             _log.warning(
-                "%d batches are read again and passed over; that they are the same as before is up to %s",
-                self.batches,
+                "%d batches are read again and skipped; that they are the same as before depends on %s",
+                batches,
                 _described(loader),
             )
 
-    def place(self) -> dict[str, Any]:
-        """The place after the batch that was read last, as JSON values."""
-        return {"epoch": self.epoch, "batches": self.batches}
-
     def read(self, epoch: int) -> Iterator[Any]:
-        """The rest of a pass: all of it, but for the batches before the place that this feed was given."""
+        """The batches of a pass, without those that were read before."""
         passed = self.batches if epoch == self.epoch else 0
         self.epoch, self.batches = epoch, passed
         _set_epoch(self.loader, epoch)
-        if self.own:
+        if self._skips:
             loader: Any = self.loader
             if passed:
                 loader.start_at(passed)
@@ -66,22 +77,23 @@ class Feed:
                 self.batches = loader.position
                 yield batch
             return
-        streams = _Streams(_native.augment_seed(self.seed, epoch, epoch))
+        streams = _RandomStreams(_native.augment_seed(self.seed, epoch, epoch))
         for generator, seed in self._generators if epoch else ():
-            # It would go on from pass to pass, and after a resume begin with the first.
+            # Its state depends on all passes before; after a resume there were none.
             generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch))
-        with streams.on():
+        with streams.used():
             batches = iter(self.loader)
-        for number, batch in enumerate(self._timed(streams.through(batches))):
+        for number, batch in enumerate(self._timed(batches, streams)):
             if number >= passed:
                 self.batches = number + 1
                 yield batch
 
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _timed(self, batches: Iterator[Any], streams: "_RandomStreams | None" = None) -> Iterator[Any]:
         while True:
             before = time.perf_counter()
             try:
-                batch = next(batches)
+                with nullcontext() if streams is None else streams.used():
+                    batch = next(batches)
             except StopIteration:
                 return
             finally:
@@ -90,9 +102,9 @@ class Feed:
 
 
 def death_of_worker(err: BaseException) -> DataError | None:
-    """What to say of an error by which torch tells that a ``DataLoader``'s worker died.
+    """A DataError for torch's error about a dead ``DataLoader`` worker; None for any other error.
 
-    It comes as the signal does, at any moment of the main thread, not only while a batch is awaited.
+    Torch raises it when the signal arrives, at any moment of the main thread.
 
     >>> print(death_of_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")))
     a worker of the loader died (DataLoader worker (pid 7) is killed by signal: Killed.): out of memory, ...
@@ -105,7 +117,7 @@ def death_of_worker(err: BaseException) -> DataError | None:
     )
 
 
-class _Streams:
+class _RandomStreams:
     """The global random generators' states while a loader runs, apart from the caller's."""
 
     def __init__(self, seed: int) -> None:
@@ -127,7 +139,7 @@ class _Streams:
         np.random.set_state(states[2])
 
     @contextmanager
-    def on(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         outer = self._get()
         self._set(self.inner)
         try:
@@ -136,25 +148,11 @@ class _Streams:
             self.inner = self._get()
             self._set(outer)
 
-    def through(self, batches: Iterator[Any]) -> Iterator[Any]:
-        while True:
-            with self.on():
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-            yield batch
-
 
 def _generators(loader: Any) -> list[torch.Generator]:
-    """A DataLoader's own random generators, and its samplers'."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = (
-        loader,
-        getattr(loader, "sampler", None),
-        batch_sampler,
-        getattr(batch_sampler, "sampler", None),
-    )
+    """The random generators of a DataLoader and of its samplers."""
+    samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
+    owners = [loader, *samplers, getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
     found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
     return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
 
@@ -166,7 +164,7 @@ def _described(loader: Any) -> str:
 
 
 def _set_epoch(loader: Any, epoch: int) -> None:
-    """Tell whatever shuffles or augments by epoch that a new pass begins."""
+    """Call ``set_epoch`` of every part that shuffles or augments by epoch."""
     for part in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))):
         hook = getattr(part, "set_epoch", None)
         if callable(hook):

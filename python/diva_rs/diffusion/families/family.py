@@ -1,0 +1,97 @@
+"""What a family of denoisers answers about one model: slots, text, prediction, native network."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from diva_rs.diffusion.condition import Condition, Slots
+from diva_rs.diffusion.text import Parts, encode_prompt
+from diva_rs.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a family may need of the teacher around its model; each is computed when it is called."""
+
+    text: Callable[[int], Tensor]  # width -> tokens (1, L, width) of the empty prompt or of text_condition
+    pixels_per_latent: Callable[[], int]  # along a side
+
+
+@dataclass(frozen=True)
+class NativePlan:
+    """How a native network stands in for a denoiser.
+
+    Attributes:
+        kind: the kind of ``_native.Network``.
+        fields: configuration fields that do not follow from the modules.
+        fixed: inputs that are the same in every step.
+    """
+
+    kind: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Family(ABC):
+    """One denoiser and the way into it. A subclass is a family; `matches` says which models belong to it.
+
+    A subclass sets ``slots`` (and ``channels``, ``latent_shape`` where the model has no diffusers
+    configuration) and implements `matches` and `predict`; the other members have defaults.
+    """
+
+    supported: ClassVar[str] = ""  # the models of this family, for error messages
+    folder: ClassVar[str] = "transformer"  # the denoiser's name in diffusers' pipelines
+    options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of Teacher that are for this family
+    text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+
+    slots: Slots
+    text_width: int | None = None  # of the model's text tokens; None for a model that reads no text
+    text_joins: bool = True  # whether text tokens may stand in the condition beside the visual ones
+
+    def __init__(self, model: nn.Module, context: Context) -> None:
+        self.model: Any = model
+        self.context = context
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Whether this family's code fits ``model``."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Raw output (B, C or 2C, ...), differentiable in every slot of ``condition``.
+
+        The inputs are on the model's device and in its dtype.
+        """
+
+    @property
+    def entry(self) -> str:
+        """How the condition enters, for people."""
+        return f"{' and '.join(self.slots.names)}, {self.slots.width} wide"
+
+    @property
+    def channels(self) -> int:
+        """C of what the model denoises."""
+        return int(self.model.config.in_channels)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w) of what the model denoises, at the size it was trained for."""
+        size = self.model.config.sample_size
+        if size is None:
+            raise ConfigError(
+                "the denoiser's configuration has no sample_size: unet.register_to_config(sample_size=64)"
+            )
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return (self.channels, int(height), int(width))
+
+    def encode(self, prompt: str, parts: Parts) -> Tensor:
+        """Text tokens (1, L, `text_width`) of a prompt, as in the model's own pipeline."""
+        return encode_prompt(prompt, parts, self.text_encoders, penultimate=False)
+
+    def native(self) -> NativePlan | str:
+        """The native network for this model, or the reason why there is none."""
+        return f"there is no native network for a {type(self.model).__name__}"

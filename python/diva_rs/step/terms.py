@@ -1,0 +1,41 @@
+"""Terms of the loss that the caller adds, by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from diva_rs._native import View
+from diva_rs.errors import ConfigError, a_type
+
+Term = Callable[[View], Tensor]
+
+# Other values in the logs have these names.
+_TAKEN = {"loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples", "step", "skipped"}
+
+
+def named_terms(terms: Mapping[str, tuple[float, Term]] | None) -> list[tuple[str, float, Term]]:
+    """The caller's terms as (name, weight, function).
+
+    A function maps a `View` of the batch to a loss (0-dim). Of several ranks, each one's function sees that
+    rank's batch; gradients are averaged over the ranks.
+
+    Raises:
+        ConfigError: a name that the logs use already, or an entry that is not a weight and a function.
+
+    >>> named_terms({"spread": (0.5, lambda view: -view.pooled.var())})[0][:2]
+    ('spread', 0.5)
+    """
+    return [_term(name, given) for name, given in (terms or {}).items()]
+
+
+def _term(name: Any, given: Any) -> tuple[str, float, Term]:
+    if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+        raise ConfigError(
+            f"terms has the name {name!r}: use another identifier; {', '.join(sorted(_TAKEN))} are taken"
+        )
+    if not isinstance(given, (tuple, list)) or len(given) != 2 or not callable(given[1]):
+        raise ConfigError(
+            f"terms[{name!r}] is {a_type(given)}: give (weight, function), such as (0.5, lambda view: ...)"
+        )
+    return name, float(given[0]), given[1]

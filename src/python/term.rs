@@ -1,0 +1,100 @@
+//! `_native.View`: what a term of the loss that is a Python callable sees, and that term.
+
+use pyo3::prelude::*;
+use tch::Tensor;
+
+use super::callback::python;
+use super::enter::{enter_step, raise};
+use super::tensor::{Given, PyTensor};
+use crate::error::{floating, DivaError, Result};
+use crate::feedback::{Scope, Term, View};
+
+/// What a term of the loss sees: the whole batch of a step. Each tensor is computed when it is first read.
+///
+/// ``tokens`` (B, 1+P, W); ``pooled`` and ``original`` (B, D), the embeddings of the student and of the untouched model;
+/// ``predictions`` and ``targets`` (B, N, ...); ``timesteps`` (B, N).
+#[pyclass(frozen, name = "View", module = "diva_rs._native")]
+struct PyView(View);
+
+#[pymethods]
+impl PyView {
+    #[getter]
+    fn tokens(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::tokens)
+    }
+
+    #[getter]
+    fn pooled(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::pooled)
+    }
+
+    #[getter]
+    fn original(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::original)
+    }
+
+    #[getter]
+    fn predictions(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::predictions)
+    }
+
+    #[getter]
+    fn targets(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::targets)
+    }
+
+    #[getter]
+    fn timesteps(&self) -> PyTensor {
+        PyTensor(self.0.timesteps())
+    }
+}
+
+impl PyView {
+    fn read(&self, py: Python<'_>, tensor: fn(&View) -> Result<Tensor>) -> PyResult<PyTensor> {
+        enter_step(py, || tensor(&self.0)).map(PyTensor)
+    }
+}
+
+/// A Python callable as a term: it sees the whole batch.
+pub struct CallbackTerm {
+    name: String,
+    weight: f64,
+    function: PyObject,
+}
+
+impl CallbackTerm {
+    pub fn new(name: String, weight: f64, function: PyObject) -> PyResult<Self> {
+        if !weight.is_finite() {
+            let what = format!("term {name:?} has the weight {weight}: it must be finite");
+            return Err(raise(DivaError::config("Step", what)));
+        }
+        Ok(CallbackTerm { name, weight, function })
+    }
+}
+
+impl Term for CallbackTerm {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    fn scope(&self) -> Scope {
+        Scope::Batch
+    }
+
+    fn loss(&self, view: &View) -> Result<Tensor> {
+        let loss = python(|py| {
+            let loss = self.function.call1(py, (PyView(view.clone()),))?;
+            loss.extract::<Given>(py)?.named(&format!("the loss of term {:?}", self.name))
+        })?;
+        floating("terms", &self.name, &loss)?;
+        Ok(loss)
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<PyView>()
+}
