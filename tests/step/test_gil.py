@@ -126,7 +126,9 @@ def test_ctrl_c_is_noticed_between_native_micro_batches(ctrl_c):
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         for _ in range(1000):
-            trainer.step_modules.step.train(trainer.step_modules.reader.native, batch, trainer._optimizer)
+            trainer.step_modules.step.train(
+                trainer.step_modules.reader.native, batch, trainer._stages.optimizer
+            )
     timer.join()
 
 
