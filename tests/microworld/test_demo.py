@@ -62,10 +62,10 @@ def test_a_row_is_marked_where_its_interval_excludes_zero():
 
 def test_training_and_scoring_share_no_scene(monkeypatch):
     monkeypatch.setattr(scoring, "_rows", lambda world: None)  # no picture is needed
-    asked = scoring.Scoring(per_pattern=200, images=2048)
+    measured = scoring.Scoring(per_pattern=200, images=2048)
     spans = [
         range(world.first, world.first + len(world))
-        for world in (asked.pairs, asked.asked, World("train", 4096, start=1 << 20))
+        for world in (measured.pairs, measured.scenes, World("train", 4096, start=1 << 20))
     ]
     fitted = World("train", 2048, start=(1 << 24) - 2048)
     spans.append(range(fitted.first, fitted.first + len(fitted)))

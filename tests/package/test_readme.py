@@ -19,7 +19,7 @@ from builders import exports, texts
 from builders.benchmarks import photos_folder
 from builders.diffusion import tiny_pipeline
 from builders.mmvp import mmvp_folder
-from builders.small import images, small_clip, small_teacher
+from builders.small import WIDTH, images, scheduler, small_clip, small_teacher, small_unet
 from diva_rs import cli
 from diva_rs.cli import options
 
@@ -89,6 +89,16 @@ def test_the_loop_example_runs_as_it_is_pasted():
     assert names["trainer"].steps_done == 1
 
 
+def test_the_example_of_any_model_runs_as_it_is_pasted():
+    unet, clip = small_unet(), small_clip()
+    start = clip.visual.proj.detach().clone()
+    names = {"diva_rs": diva_rs, "clip": clip, "scheduler": scheduler(), "text": torch.zeros(1, 4, WIDTH)}
+    names["model"] = lambda noisy, timesteps, tokens: unet(noisy, timesteps, tokens).sample
+    names["loader"] = [{"images": images(2), "latents": torch.randn(2, 4, 8, 8)}]
+    exec(PYTHON["Use any generative model"], names)
+    assert names["result"].report["steps"] == 1 and not torch.equal(clip.visual.proj, start)
+
+
 def test_the_example_of_a_term_runs_as_it_is_pasted(capsys):
     names = {"torch": torch, "diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
     names["loader"] = [images(4, seed=n) for n in range(2)]
@@ -156,6 +166,7 @@ def test_every_python_block_runs_in_a_test():
     assert PYTHON.keys() == {
         "In a notebook",
         "In your own training loop",
+        "Use any generative model",
         "Add your own loss term",
         "Keep what CLIP could before",
         "Does it see better?",

@@ -165,6 +165,7 @@ def test_plot_draws_the_losses(teacher, three, tmp_path):
     from matplotlib import pyplot
 
     result = train(teacher, three, steps=6, projector_warmup=2, anchor=0.1)
+    assert [row["stage"] for row in result.history] == [1, 1, 2, 2, 2, 2]
     axes = result.plot()
     losses, smoothed, *terms, warmup = axes.get_lines()
     assert [line.get_label() for line in terms] == ["denoising", "anchor"]

@@ -1,1 +1,1 @@
-"""Files, checkpoints, checks and optional imports. Knows no model."""
+"""Files, checkpoints, tensors and optional imports, independent of any model."""

@@ -93,7 +93,7 @@ class RunFolder:
                 remove_folder(self.checkpoint(old))
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint; None where there is none. Damaged ones are set aside, with a
+        """The newest intact checkpoint, or None where there is none. Damaged ones are set aside with a
         warning; WeightsError where all are damaged.
         """
         damaged = []
@@ -139,7 +139,7 @@ class RunFolder:
         return _read_json(self.path / "run.json")
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], step: int) -> None:
-        """Write a start of the run at ``step``. Of ``facts``, ``environment`` is that of this start."""
+        """Write that the run starts at ``step``; ``facts["environment"]`` is this start's."""
         facts = dict(facts)
         starts = [] if step == 0 else (self.facts() or {}).get("starts", [])
         # These files of an earlier start do not hold what comes now.
@@ -170,7 +170,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The log up to ``step``. Later rows and cut-off lines are removed from the file: those steps
+        """The log up to ``step``. Later rows and cut-off lines are removed from the file; those steps
         come again.
         """
         kept = []

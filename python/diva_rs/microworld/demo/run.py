@@ -118,14 +118,14 @@ def run(
     say("a projector for CLIP before, trained as long, to see what the denoiser makes of each")
     frozen = recipe.replace(projector_warmup=steps, anchor=0.0)
     projector = post_train(original, teacher, _loader(frozen), frozen, progress=progress).projector
-    held = scoring.asked.images(range(min(images, 256)))
+    held = scoring.scenes.images(range(min(images, 256)))
     clips = {"CLIP before": (original, projector), "CLIP after": (clip, result.projector)}
     picture = folder / "reconstructions.png"
     write_picture(picture, views(teacher, models.vae, recipe, held, clips))
 
     say("the report")
     page = _report(result, before, after, scoring, folder, picture)
-    _check_reload(folder / "clip.safetensors", scoring.asked, after.embeddings)
+    _check_reload(folder / "clip.safetensors", scoring.scenes, after.embeddings)
     scores = table(before, after)
     say(f"done\n\n{scores}\n")
     print(f"report: {page}")
@@ -177,7 +177,7 @@ def _report(
         f"Images that no model has seen, with the noise of timestep {TIMESTEP}, and what the frozen denoiser "
         "makes of that in one step under the text alone, under CLIP before and under CLIP after, each with a "
         "projector trained for as many steps; under each name its loss, over "
-        f"{min(len(scoring.asked), 256)} images."
+        f"{min(len(scoring.scenes), 256)} images."
     )
     return report.write(
         result,
@@ -196,9 +196,9 @@ def _save(path: Path, pixels: Tensor) -> None:
         image.fromarray((large * 255).round().byte().permute(1, 2, 0).numpy()).save(beside, format="PNG")
 
 
-def _check_reload(file: Path, asked: World, embeddings: Tensor) -> None:
+def _check_reload(file: Path, scenes: World, embeddings: Tensor) -> None:
     """What a user of open_clip does with the result: the weights are the trained ones, to the bit."""
     model: nn.Module = new_clip(1)
     require("open_clip", extra="open-clip").load_checkpoint(model, str(file), strict=True)
-    if not torch.equal(image_embeddings(model, asked.images, range(len(asked))), embeddings):
+    if not torch.equal(image_embeddings(model, scenes.images, range(len(scenes))), embeddings):
         raise SystemExit(f"{file}: DIFFERENT EMBEDDINGS after loading in plain open_clip")

@@ -62,24 +62,25 @@ class Scoring:
     def __init__(self, per_pattern: int, images: int) -> None:
         self.per_pattern = per_pattern
         self.pairs = World("validation", len(PATTERNS) * per_pattern, start=_START)
-        self.asked = World("validation", images, start=_START + len(self.pairs))
-        self._asked, self._fitted = _rows(self.asked), _rows(World("train", images, start=(1 << 24) - images))
+        self.scenes = World("validation", images, start=_START + len(self.pairs))
+        self._scored = _rows(self.scenes)
+        self._fitted = _rows(World("train", images, start=(1 << 24) - images))
 
     def __call__(self, clip: nn.Module, progress: bool = False) -> Scores:
         """The scores of ``clip``; ``progress`` shows a bar over the probes, which take longest."""
         probes = {}
         for column, name in enumerate(tqdm(VALUES, "probes", disable=not progress)):
             if name in PATTERNS.values():
-                fitted, asked = (
-                    [(pixels, labels[:, column])] for pixels, labels in (self._fitted, self._asked)
+                fitted, scored = (
+                    [(pixels, labels[:, column])] for pixels, labels in (self._fitted, self._scored)
                 )
-                found = linear_probe(clip, fitted, asked, ["class"], cs=_PENALTIES)
+                found = linear_probe(clip, fitted, scored, ["class"], cs=_PENALTIES)
                 probes[name] = found["class"]
         return Scores(
             mini_mmvp(clip, self.pairs, self.per_pattern),
-            zero_shot_objects(clip, self.asked),
+            zero_shot_objects(clip, self.scenes),
             probes,
-            image_embeddings(clip, self.asked.images, range(len(self.asked))),
+            image_embeddings(clip, self.scenes.images, range(len(self.scenes))),
         )
 
 

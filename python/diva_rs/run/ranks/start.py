@@ -30,7 +30,7 @@ def check_same_recipe(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def share_weights(clip: nn.Module, ranks: Ranks) -> None:
-    """Give every rank's ``clip`` the parameters and buffers of rank 0's; warn where they differed."""
+    """Give every rank's ``clip`` the weights of rank 0's; warn where they differed."""
     if ranks.world == 1:
         return
     named = dict(_tensors(clip))
@@ -54,7 +54,7 @@ def share_weights(clip: nn.Module, ranks: Ranks) -> None:
 
 
 def check_same_teacher(teacher: Teacher, prompt: str, ranks: Ranks) -> None:
-    """Raise ConfigError where a rank has another diffusion model than rank 0; names what differs."""
+    """Raise ConfigError where a rank has another teacher than rank 0; names what differs."""
     if ranks.world == 1:
         return
     sums = {
