@@ -12,7 +12,7 @@ use crate::step::Step;
 pub struct Part {
     /// The batch's share of the samples since the last update.
     pub share: f64,
-    /// False: CLIP is frozen while the projector warms up.
+    /// Whether the vision tower has parameters that train.
     pub train_tower: bool,
     /// `None`: the gradient waits in `.grad` for more.
     pub update: Option<Update>,
@@ -21,8 +21,8 @@ pub struct Part {
 pub struct Update {
     /// Of the gradient; `None`: not clipped.
     pub max_norm: Option<f64>,
-    /// On the learning rate.
-    pub factor: f64,
+    /// On the learning rate of each group.
+    pub factors: Vec<f64>,
     /// The mean loss of the batches before this one (0-dim): the step is skipped where it is not finite.
     pub loss: Option<Tensor>,
 }
@@ -47,14 +47,14 @@ pub fn train(
     let losses = step.accumulate(&images, &targets, part.share, part.train_tower, poll)?;
     hold()?;
     let Some(update) = &part.update else { return Ok((losses, None)) };
-    let norm = update.apply(optimizer, losses.get("loss"), &[part.train_tower, true])?;
+    let norm = update.apply(optimizer, losses.get("loss"))?;
     Ok((losses, Some(norm)))
 }
 
 impl Update {
-    /// Clips the gradient, moves the weights of the `active` groups, and gives the norm before clipping. Nothing moves
+    /// Clips the gradient, moves the weights, and gives the norm before clipping. Nothing moves
     /// where the norm, `self.loss` or `loss` is not finite.
-    pub fn apply(&self, optimizer: &mut Optimizer, loss: Option<&Tensor>, active: &[bool]) -> Result<Tensor> {
+    pub fn apply(&self, optimizer: &mut Optimizer, loss: Option<&Tensor>) -> Result<Tensor> {
         let losses: Vec<&Tensor> = self.loss.iter().chain(loss).collect();
         if let Some(loss) = losses.iter().find(|loss| loss.dim() != 0) {
             return Err(DivaError::shape("Optimizer.update", "loss", loss, "()"));
@@ -64,7 +64,7 @@ impl Update {
         for loss in losses {
             finite = finite.f_logical_and(&loss.f_isfinite()?.f_to_other(&finite, true, false)?)?;
         }
-        optimizer.step_if(&finite, self.factor, active)?;
+        optimizer.step_if(&finite, &self.factors)?;
         Ok(norm)
     }
 }

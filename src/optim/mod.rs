@@ -22,31 +22,43 @@ use slot::Slot;
 pub use lr::LrSchedule;
 pub use rule::Method;
 
-/// Parameters that share a base learning rate. A name is unique within its group: the key of a state is
-/// `group.parameter.buffer`.
-pub struct Group {
+/// Parameters that share a base learning rate and a weight decay. The key of a state is `parameter.buffer`: a name is
+/// unique among all groups.
+pub struct ParamGroup {
     pub name: String,
     pub lr: f64,
+    pub weight_decay: f64,
     pub params: Vec<(String, Tensor)>,
 }
 
+/// A group whose parameters have become slots.
 struct Lane {
     name: String,
     lr: f64,
+    weight_decay: f64,
     slots: Vec<Slot>,
 }
 
 pub struct Optimizer {
     method: Method,
     lanes: Vec<Lane>,
+    /// Parameters of earlier groups, which do not move; their state waits for a group that holds them again.
+    resting: Vec<Slot>,
 }
 
 impl Optimizer {
     /// Takes shallow handles: the caller's own parameters are the ones that move. The state exists from here on, so
     /// that it has the same keys whichever parameters have seen a gradient.
-    pub fn new(method: Method, groups: Vec<Group>) -> Result<Self> {
-        const OP: &str = "Optimizer";
+    pub fn new(method: Method, groups: Vec<ParamGroup>) -> Result<Self> {
         method.validate()?;
+        let mut optimizer = Optimizer { method, lanes: Vec::new(), resting: Vec::new() };
+        optimizer.regroup(groups)?;
+        Ok(optimizer)
+    }
+
+    /// Trains other groups from here on. A parameter that was in a group before, by its name, keeps its state.
+    pub fn regroup(&mut self, groups: Vec<ParamGroup>) -> Result<()> {
+        const OP: &str = "Optimizer";
         if groups.is_empty() {
             return Err(DivaError::config(OP, "no parameter group was given: pass at least one"));
         }
@@ -55,20 +67,20 @@ impl Optimizer {
         let mut addresses = HashMap::new();
         let mut lanes = Vec::with_capacity(groups.len());
         for group in groups {
-            let Group { name, lr, params } = group;
+            let ParamGroup { name, lr, weight_decay, params } = group;
             in_range(OP, format!("the learning rate of group `{name}`"), lr)?;
+            in_range(OP, format!("the weight decay of group `{name}`"), weight_decay)?;
             if params.is_empty() {
                 let what = format!("group `{name}` has no parameters: leave it out or give it some");
                 return Err(DivaError::config(OP, what));
             }
             let mut slots = Vec::with_capacity(params.len());
-            for (param_name, param) in params {
-                let key = format!("{name}.{param_name}");
+            for (key, param) in params {
                 if !keys.insert(key.clone()) {
                     let what = format!("two parameters have the name `{key}`: give each its own");
                     return Err(DivaError::config(OP, what));
                 }
-                let slot = Slot::new(&method, key.clone(), param)?;
+                let slot = Slot::new(&self.method, key.clone(), param)?;
                 // Null on the meta device and for empty tensors: those have no storage to share.
                 let address = Some(slot.param.data_ptr() as usize).filter(|address| *address != 0);
                 if let Some(other) = address.and_then(|address| addresses.insert(address, key.clone())) {
@@ -76,55 +88,70 @@ impl Optimizer {
                 }
                 slots.push(slot);
             }
-            lanes.push(Lane { name, lr, slots });
+            lanes.push(Lane { name, lr, weight_decay, slots });
         }
-        Ok(Optimizer { method, lanes })
+        // Nothing fails from here on.
+        let before = std::mem::take(&mut self.lanes).into_iter().flat_map(|lane| lane.slots);
+        let mut known: HashMap<String, Slot> =
+            before.chain(std::mem::take(&mut self.resting)).map(|slot| (slot.key.clone(), slot)).collect();
+        for slot in lanes.iter_mut().flat_map(|lane| &mut lane.slots) {
+            if let Some(kept) = known.remove(&slot.key) {
+                slot.rule = kept.rule;
+            }
+        }
+        self.lanes = lanes;
+        self.resting = known.into_values().collect();
+        self.resting.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(())
     }
 
-    /// One update with the learning rate `group.lr * factor`. A group that is not `active` keeps weights and state as
-    /// they are, and so does a parameter without a gradient (as in torch.optim).
-    pub fn step(&mut self, factor: f64, active: &[bool]) -> Result<()> {
-        self.advance(None, factor, active)
+    /// One update with the learning rate `group.lr * factor`, one of `factors` for each group. A parameter without a
+    /// gradient keeps weight and state as they are (as in torch.optim).
+    pub fn step(&mut self, factors: &[f64]) -> Result<()> {
+        self.advance(None, factors)
     }
 
     /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves, and gradients become zero:
     /// decided on the device, without a read. AdamW's count of updates, which lives on the host, goes on in both cases,
     /// as the count that a learning-rate schedule looks at does.
-    pub fn step_if(&mut self, finite: &Tensor, factor: f64, active: &[bool]) -> Result<()> {
-        self.advance(Some(finite), factor, active)
+    pub fn step_if(&mut self, finite: &Tensor, factors: &[f64]) -> Result<()> {
+        self.advance(Some(finite), factors)
     }
 
-    fn advance(&mut self, finite: Option<&Tensor>, factor: f64, active: &[bool]) -> Result<()> {
+    fn advance(&mut self, finite: Option<&Tensor>, factors: &[f64]) -> Result<()> {
         const OP: &str = "Optimizer.step";
-        if active.len() != self.lanes.len() {
+        if factors.len() != self.lanes.len() {
             let names: Vec<_> = self.lanes.iter().map(|lane| lane.name.as_str()).collect();
             let what = format!(
-                "`active` has {} entries for {} groups ({}): pass one bool per group",
-                active.len(),
+                "`factors` has {} entries for {} groups ({}): pass one number per group",
+                factors.len(),
                 names.len(),
                 names.join(", ")
             );
             return Err(DivaError::config(OP, what));
         }
-        in_range(OP, "the learning-rate factor", factor)?;
+        for &factor in factors {
+            in_range(OP, "the learning-rate factor", factor)?;
+        }
         let _guard = tch::no_grad_guard();
         // Every gradient is looked at before the first weight moves: a refused step changes nothing.
         let mut moves = Vec::new();
-        for lane in self.lanes.iter_mut().zip(active).filter_map(|(lane, on)| on.then_some(lane)) {
+        for (lane, factor) in self.lanes.iter_mut().zip(factors) {
+            let (lr, weight_decay) = (lane.lr * factor, lane.weight_decay);
             for slot in &mut lane.slots {
                 if let Some(grad) = slot.grad(OP)? {
-                    moves.push((lane.lr * factor, slot, grad));
+                    moves.push((lr, weight_decay, slot, grad));
                 }
             }
         }
         let mut scalars = Scalars::new(finite);
-        for (lr, slot, mut grad) in moves {
+        for (lr, weight_decay, slot, mut grad) in moves {
             // Parameter.grad_dtype allows gradients of lower precision.
             if grad.f_kind()? != slot.kind {
                 grad = grad.f_to_kind(slot.kind)?;
             }
             scalars.clean(&mut grad)?;
-            slot.rule.update(&mut slot.param, &grad, lr, &mut scalars)?;
+            slot.rule.update(&mut slot.param, &grad, (lr, weight_decay), &mut scalars)?;
         }
         Ok(())
     }
@@ -141,6 +168,11 @@ impl Optimizer {
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.lanes.iter().flat_map(|lane| &lane.slots)
+    }
+
+    /// Those of earlier groups too.
+    fn all_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots().chain(&self.resting)
     }
 }
 

@@ -9,8 +9,8 @@ use crate::error::{DivaError, Result};
 /// The update rule and its hyper-parameters, named as in torch.optim.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Method {
-    Sgd { momentum: f64, weight_decay: f64 },
-    AdamW { betas: (f64, f64), eps: f64, weight_decay: f64 },
+    Sgd { momentum: f64 },
+    AdamW { betas: (f64, f64), eps: f64 },
 }
 
 impl Method {
@@ -20,19 +20,15 @@ impl Method {
     pub(super) fn validate(&self) -> Result<()> {
         const OP: &str = "Optimizer";
         match *self {
-            Method::Sgd { momentum, weight_decay } => {
-                in_range(OP, "momentum", momentum)?;
-                in_range(OP, "weight_decay", weight_decay)
-            }
-            Method::AdamW { betas, eps, weight_decay } => {
+            Method::Sgd { momentum } => in_range(OP, "momentum", momentum),
+            Method::AdamW { betas, eps } => {
                 for (name, beta) in [("betas[0]", betas.0), ("betas[1]", betas.1)] {
                     if !(0.0..1.0).contains(&beta) {
                         let what = format!("{name} is {beta}: it must be at least 0 and less than 1");
                         return Err(DivaError::config(OP, what));
                     }
                 }
-                in_range(OP, "eps", eps)?;
-                in_range(OP, "weight_decay", weight_decay)
+                in_range(OP, "eps", eps)
             }
         }
     }
@@ -40,8 +36,8 @@ impl Method {
 
 /// A method together with what it remembers of one parameter.
 pub(super) enum Rule {
-    Sgd { weight_decay: f64, momentum: Option<Momentum> },
-    AdamW { betas: (f64, f64), eps: f64, weight_decay: f64, moments: Moments },
+    Sgd { momentum: Option<Momentum> },
+    AdamW { betas: (f64, f64), eps: f64, moments: Moments },
 }
 
 pub(super) struct Momentum {
@@ -58,46 +54,46 @@ pub(super) struct Moments {
 impl Rule {
     pub(super) fn new(method: &Method, param: &Tensor) -> Result<Self> {
         Ok(match *method {
-            Method::Sgd { momentum, weight_decay } => {
+            Method::Sgd { momentum } => {
                 let buffer = (momentum != 0.0).then(|| param.f_zeros_like()).transpose()?;
                 let momentum = buffer.map(|buffer| Momentum { factor: momentum, buffer });
-                Rule::Sgd { weight_decay, momentum }
+                Rule::Sgd { momentum }
             }
-            Method::AdamW { betas, eps, weight_decay } => {
+            Method::AdamW { betas, eps } => {
                 let moments =
                     Moments { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? };
-                Rule::AdamW { betas, eps, weight_decay, moments }
+                Rule::AdamW { betas, eps, moments }
             }
         })
     }
 
-    /// Moves `param` along `grad`. To be called without autograd.
+    /// Moves `param` along `grad`, with a learning rate and a weight decay. To be called without autograd.
     pub(super) fn update(
         &mut self,
         param: &mut Tensor,
         grad: &Tensor,
-        lr: f64,
+        (lr, weight_decay): (f64, f64),
         scalars: &mut Scalars<'_>,
     ) -> Result<()> {
         match self {
             // torch/optim/sgd.py, _single_tensor_sgd: d = g + wd p; b = momentum b + d; p -= lr b
-            Rule::Sgd { weight_decay, momentum: Some(Momentum { factor, buffer }) } => {
+            Rule::Sgd { momentum: Some(Momentum { factor, buffer }) } => {
                 scalars.scale(buffer, *factor)?;
                 let _ = buffer.f_add_(grad)?;
-                scalars.add_scaled(buffer, param, *weight_decay)?;
+                scalars.add_scaled(buffer, param, weight_decay)?;
                 scalars.add_scaled(param, buffer, -lr)
             }
             // The same without a buffer: p -= lr wd p + lr g
-            Rule::Sgd { weight_decay, momentum: None } => {
-                scalars.scale(param, 1.0 - lr * *weight_decay)?;
+            Rule::Sgd { momentum: None } => {
+                scalars.scale(param, 1.0 - lr * weight_decay)?;
                 scalars.add_scaled(param, grad, -lr)
             }
             // torch/optim/adam.py, _single_tensor_adam with decoupled_weight_decay
-            Rule::AdamW { betas, eps, weight_decay, moments } => {
+            Rule::AdamW { betas, eps, moments } => {
                 moments.step += 1;
                 let correction = |beta: f64| 1.0 - beta.powf(moments.step as f64);
                 let (step_size, root) = (lr / correction(betas.0), correction(betas.1).sqrt());
-                scalars.scale(param, 1.0 - lr * *weight_decay)?;
+                scalars.scale(param, 1.0 - lr * weight_decay)?;
                 scalars.approach(&mut moments.exp_avg, grad, 1.0 - betas.0)?;
                 // v += (1 - beta2) (g^2 - v): libtorch's lerp saves the pass that scales v.
                 let mut scratch = grad.f_square()?;

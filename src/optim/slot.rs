@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use super::rule::{Method, Rule};
 use crate::error::{DivaError, Result};
 
-/// A parameter, its key (`group.parameter`), what it was when the state was made, and what its rule remembers.
+/// A parameter, its key, what it was when the state was made, and what its rule remembers.
 pub(super) struct Slot {
     pub(super) key: String,
     pub(super) param: Tensor,

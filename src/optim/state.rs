@@ -12,11 +12,11 @@ use crate::error::{DivaError, Result};
 const OP: &str = "Optimizer.load_state";
 
 impl Optimizer {
-    /// Every buffer under `group.parameter.buffer`, named as in torch.optim: `momentum_buffer` for SGD with momentum;
+    /// Every buffer under `parameter.buffer`, named as in torch.optim: `momentum_buffer` for SGD with momentum;
     /// `step` (0-dim float32), `exp_avg` and `exp_avg_sq` for AdamW. The buffers are the live ones, not copies.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut state = Vec::new();
-        for Slot { key, rule, .. } in self.slots() {
+        for Slot { key, rule, .. } in self.all_slots() {
             if let Rule::AdamW { moments, .. } = rule {
                 let step = Tensor::f_from_slice(&[moments.step as f32])?.f_reshape([0i64; 0])?;
                 state.push((format!("{key}.step"), step));
@@ -34,7 +34,7 @@ impl Optimizer {
         let mut given = Given::new(state)?;
         let mut steps = Vec::new();
         let mut copies = Vec::new();
-        for Slot { key, rule, .. } in self.slots() {
+        for Slot { key, rule, .. } in self.all_slots() {
             if let Rule::AdamW { .. } = rule {
                 steps.push(given.step(format!("{key}.step"))?);
             }
@@ -46,7 +46,7 @@ impl Optimizer {
         for (mut buffer, source) in copies {
             buffer.f_copy_(&source)?;
         }
-        let slots = self.lanes.iter_mut().flat_map(|lane| &mut lane.slots);
+        let slots = self.lanes.iter_mut().flat_map(|lane| &mut lane.slots).chain(&mut self.resting);
         let counters = slots.filter_map(|slot| match &mut slot.rule {
             Rule::AdamW { moments, .. } => Some(&mut moments.step),
             Rule::Sgd { .. } => None,

@@ -12,7 +12,7 @@ use super::list::List;
 use super::number::number;
 use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
-use crate::optim::{twice, Group, LrSchedule, Method, Optimizer as Core};
+use crate::optim::{twice, LrSchedule, Method, Optimizer as Core, ParamGroup};
 use crate::train::Update;
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -22,8 +22,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// SGD or AdamW over named groups of parameters, equal to torch.optim's number by number.
 ///
-/// ``method`` is "sgd" (uses ``momentum``, ``weight_decay``) or "adamw" (uses ``betas``, ``eps``, ``weight_decay``).
-/// ``groups`` is a list of ``(name, learning rate, {parameter name: tensor})``. The tensors are the caller's own,
+/// ``method`` is "sgd" (uses ``momentum``) or "adamw" (uses ``betas``, ``eps``). ``groups`` is a list of ``(name, learning
+/// rate, weight decay, {parameter name: tensor})``. The tensors are the caller's own,
 /// float32 or float64 leaves of any shape and device: they are changed in place.
 ///
 /// Raises ConfigError for a value out of range, an empty group, a name or a tensor that occurs twice; ShapeError
@@ -33,8 +33,8 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 /// >>> from diva_rs import _native
 /// >>> weight = torch.nn.Parameter(torch.ones(2))
 /// >>> weight.grad = torch.tensor([1.0, -2.0])
-/// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.5, {"weight": weight})], momentum=0.9)
-/// >>> optimizer.step(1.0, [True])
+/// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.5, 0.0, {"weight": weight})], momentum=0.9)
+/// >>> optimizer.step([1.0])
 /// >>> weight.tolist()
 /// [0.5, 2.0]
 #[pyclass(frozen, module = "diva_rs._native")]
@@ -45,19 +45,18 @@ pub struct Optimizer {
 #[pymethods]
 impl Optimizer {
     #[new]
-    #[pyo3(signature = (method, groups, momentum=0.9, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0))]
+    #[pyo3(signature = (method, groups, momentum=0.9, betas=(0.9, 0.999), eps=1e-8))]
     fn new(
         py: Python<'_>,
         method: &str,
-        #[pyo3(from_py_with = number)] groups: List<(String, f64, Bound<'_, PyDict>)>,
+        #[pyo3(from_py_with = number)] groups: List<GivenGroup<'_>>,
         #[pyo3(from_py_with = number)] momentum: f64,
         #[pyo3(from_py_with = number)] betas: (f64, f64),
         #[pyo3(from_py_with = number)] eps: f64,
-        #[pyo3(from_py_with = number)] weight_decay: f64,
     ) -> PyResult<Self> {
         let method = match method {
-            "sgd" => Method::Sgd { momentum, weight_decay },
-            "adamw" => Method::AdamW { betas, eps, weight_decay },
+            "sgd" => Method::Sgd { momentum },
+            "adamw" => Method::AdamW { betas, eps },
             other => {
                 let what = format!("unknown method {other:?}: use one of {}", Method::NAMES.join(", "));
                 return Err(raise(DivaError::config("Optimizer", what)));
@@ -68,39 +67,50 @@ impl Optimizer {
         Ok(Optimizer { core: Mutex::new(core) })
     }
 
-    /// One update in place with the learning rate ``lr * factor`` of each group (``factor`` >= 0).
+    /// Trains other groups from here on; a parameter that was in a group before, by its name, keeps its state.
     ///
-    /// ``active`` holds one bool per group: a group that is not active keeps weights and state as they are. A
-    /// parameter whose ``.grad`` is None is left out, as in torch.optim. Raises ConfigError when ``active`` has
+    /// >>> import torch
+    /// >>> from diva_rs import _native
+    /// >>> head, body = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    /// >>> optimizer = _native.Optimizer("sgd", [("head", 1.0, 0.0, {"head": head})])
+    /// >>> optimizer.regroup([("all", 0.1, 0.0, {"head": head, "body": body})])
+    /// >>> list(optimizer.state())
+    /// ['head.momentum_buffer', 'body.momentum_buffer']
+    fn regroup(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number)] groups: List<GivenGroup<'_>>,
+    ) -> PyResult<()> {
+        let groups = read_groups(groups.0)?;
+        enter(py, move || lock(&self.core).regroup(groups))
+    }
+
+    /// One update in place with the learning rate ``lr * factor``, one of ``factors`` (>= 0) for each group.
+    ///
+    /// A parameter whose ``.grad`` is None is left out, as in torch.optim. Raises ConfigError when ``factors`` has
     /// another length, ShapeError when a parameter has changed its dtype or shape since construction.
     ///
     /// >>> import torch
     /// >>> from diva_rs import _native
     /// >>> head = torch.nn.Parameter(torch.zeros(1))
     /// >>> head.grad = torch.ones(1)
-    /// >>> optimizer = _native.Optimizer("sgd", [("projector", 1.0, {"head": head})])
-    /// >>> optimizer.step(0.25, [True])
-    /// >>> optimizer.step(0.25, [False])
+    /// >>> optimizer = _native.Optimizer("sgd", [("projector", 1.0, 0.0, {"head": head})])
+    /// >>> optimizer.step([0.25])
     /// >>> head.item()
     /// -0.25
-    fn step(
-        &self,
-        py: Python<'_>,
-        #[pyo3(from_py_with = number)] factor: f64,
-        active: List<bool>,
-    ) -> PyResult<()> {
-        enter(py, || lock(&self.core).step(factor, &active.0))
+    fn step(&self, py: Python<'_>, #[pyo3(from_py_with = number)] factors: List<f64>) -> PyResult<()> {
+        enter(py, || lock(&self.core).step(&factors.0))
     }
 
     /// The norm of all gradients as one vector (0-dim tensor on their device), which are then scaled in place to at
-    /// most ``max`` (None: only measured). Equals ``torch.nn.utils.clip_grad_norm_``, all groups together, active
-    /// or not, and never waits for the device. Raises ConfigError for a negative or non-finite ``max``.
+    /// most ``max`` (None: only measured). Equals ``torch.nn.utils.clip_grad_norm_``, all groups together,
+    /// and never waits for the device. Raises ConfigError for a negative or non-finite ``max``.
     ///
     /// >>> import torch
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
     /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})])
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})])
     /// >>> optimizer.clip_grad_norm(0.5).item()
     /// 5.0
     /// >>> [round(value, 4) for value in weight.grad.tolist()]
@@ -124,26 +134,25 @@ impl Optimizer {
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
     /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 1.0, {"weight": weight})])
-    /// >>> optimizer.update(None, 0.5, [True]).item()
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 1.0, 0.0, {"weight": weight})])
+    /// >>> optimizer.update(None, [0.5]).item()
     /// 5.0
     /// >>> weight.tolist()
     /// [-1.5, -2.0]
-    /// >>> optimizer.update(None, 0.5, [True], torch.tensor(float("nan"))).item()
+    /// >>> optimizer.update(None, [0.5], torch.tensor(float("nan"))).item()
     /// 5.0
     /// >>> weight.tolist()
     /// [-1.5, -2.0]
-    #[pyo3(signature = (max_norm, factor, active, loss=None))]
+    #[pyo3(signature = (max_norm, factors, loss=None))]
     fn update(
         &self,
         py: Python<'_>,
         #[pyo3(from_py_with = number)] max_norm: Option<f64>,
-        #[pyo3(from_py_with = number)] factor: f64,
-        active: List<bool>,
+        #[pyo3(from_py_with = number)] factors: List<f64>,
         loss: Option<Given>,
     ) -> PyResult<PyTensor> {
-        let update = Update { max_norm, factor, loss: optional(loss, "loss")? };
-        enter_step(py, move || update.apply(&mut lock(&self.core), None, &active.0)).map(PyTensor)
+        let update = Update { max_norm, factors: factors.0, loss: optional(loss, "loss")? };
+        enter_step(py, move || update.apply(&mut lock(&self.core), None)).map(PyTensor)
     }
 
     /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.
@@ -152,7 +161,7 @@ impl Optimizer {
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
     /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})]).zero_grad()
+    /// >>> _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})]).zero_grad()
     /// >>> weight.grad.tolist()
     /// [0.0, 0.0]
     fn zero_grad(&self, py: Python<'_>) -> PyResult<()> {
@@ -165,23 +174,23 @@ impl Optimizer {
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
     /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})]).scale_grads(0.5)
+    /// >>> _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})]).scale_grads(0.5)
     /// >>> weight.grad.tolist()
     /// [1.5, 2.0]
     fn scale_grads(&self, py: Python<'_>, #[pyo3(from_py_with = number)] factor: f64) -> PyResult<()> {
         enter(py, || lock(&self.core).scale_grads(factor))
     }
 
-    /// The live state as ``{"group.parameter.buffer": tensor}``; clone what is to outlive the next step.
+    /// The live state as ``{"parameter.buffer": tensor}``; clone what is to outlive the next step.
     ///
     /// Buffers are named as in torch.optim: ``momentum_buffer``, or ``step``, ``exp_avg`` and ``exp_avg_sq``.
     ///
     /// >>> import torch
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> optimizer = _native.Optimizer("adamw", [("clip", 0.1, {"weight": weight})])
+    /// >>> optimizer = _native.Optimizer("adamw", [("clip", 0.1, 0.0, {"weight": weight})])
     /// >>> list(optimizer.state())
-    /// ['clip.weight.step', 'clip.weight.exp_avg', 'clip.weight.exp_avg_sq']
+    /// ['weight.step', 'weight.exp_avg', 'weight.exp_avg_sq']
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let state = enter(py, || lock(&self.core).state())?;
         let dict = PyDict::new(py);
@@ -197,9 +206,9 @@ impl Optimizer {
     /// >>> import torch
     /// >>> from diva_rs import _native
     /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, {"weight": weight})])
-    /// >>> optimizer.load_state({"clip.weight.momentum_buffer": torch.ones(2)})
-    /// >>> optimizer.state()["clip.weight.momentum_buffer"].tolist()
+    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})])
+    /// >>> optimizer.load_state({"weight.momentum_buffer": torch.ones(2)})
+    /// >>> optimizer.state()["weight.momentum_buffer"].tolist()
     /// [1.0, 1.0]
     fn load_state(&self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
         let mut entries = Vec::with_capacity(state.len());
@@ -246,16 +255,18 @@ fn lr_factor(
     })
 }
 
+/// Name, learning rate, weight decay, parameters by name.
+type GivenGroup<'py> = (String, f64, f64, Bound<'py, PyDict>);
+
 /// The groups as the core takes them. A tensor under two names is found here by its Python identity: on the meta
 /// device there is no address that the core could compare.
-fn read_groups(groups: Vec<(String, f64, Bound<'_, PyDict>)>) -> PyResult<Vec<Group>> {
+fn read_groups(groups: Vec<GivenGroup<'_>>) -> PyResult<Vec<ParamGroup>> {
     let mut seen: HashMap<usize, String> = HashMap::new();
     let mut read = Vec::with_capacity(groups.len());
-    for (name, lr, dict) in groups {
+    for (name, lr, weight_decay, dict) in groups {
         let mut params = Vec::with_capacity(dict.len());
         for (key, value) in dict.iter() {
-            let param: String = key.extract()?;
-            let key = format!("{name}.{param}");
+            let key: String = key.extract()?;
             let tensor = read_tensor(&value).map_err(|kind| {
                 let what = format!("`{key}` is of type {kind}, expected a torch.Tensor");
                 raise(DivaError::config("Optimizer", what))
@@ -263,9 +274,9 @@ fn read_groups(groups: Vec<(String, f64, Bound<'_, PyDict>)>) -> PyResult<Vec<Gr
             if let Some(other) = seen.insert(value.as_ptr() as usize, key.clone()) {
                 return Err(raise(twice(&other, &key)));
             }
-            params.push((param, tensor));
+            params.push((key, tensor));
         }
-        read.push(Group { name, lr, params });
+        read.push(ParamGroup { name, lr, weight_decay, params });
     }
     Ok(read)
 }

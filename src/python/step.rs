@@ -122,9 +122,10 @@ impl Step {
     /// and the norm of the gradient or None.
     ///
     /// The gradients that are there count for 1 - `share`, this batch's for `share`. `update` is (largest norm of the
-    /// gradient or None, factor on the learning rate, mean loss of the batches before or None): nothing moves where loss
+    /// gradient or None, factor on each group's learning rate, mean loss of the batches before or None): nothing moves where loss
     /// or gradient is not finite. Signals are handled between the parts of the step, and end it where
     /// their handler raises; `hold` is called before the weights move, so that a handler can wait from then on.
+    /// `train_tower`: whether the tower has parameters that require a gradient.
     #[pyo3(signature = (reader, batch, optimizer, share=1.0, train_tower=true, update=None, hold=None))]
     #[allow(clippy::too_many_arguments)] // seven, and the interpreter
     fn train<'py>(
@@ -135,11 +136,11 @@ impl Step {
         optimizer: &Optimizer,
         #[pyo3(from_py_with = number)] share: f64,
         train_tower: bool,
-        #[pyo3(from_py_with = number)] update: Option<(Option<f64>, f64, Option<Given>)>,
+        #[pyo3(from_py_with = number)] update: Option<(Option<f64>, List<f64>, Option<Given>)>,
         hold: Option<PyObject>,
     ) -> PyResult<(Bound<'py, PyDict>, Option<PyTensor>)> {
-        let update = update.map(|(max_norm, factor, loss)| -> PyResult<Update> {
-            Ok(Update { max_norm, factor, loss: optional(loss, "loss")? })
+        let update = update.map(|(max_norm, factors, loss)| -> PyResult<Update> {
+            Ok(Update { max_norm, factors: factors.0, loss: optional(loss, "loss")? })
         });
         let part = Part { share, train_tower, update: update.transpose()? };
         let hold = || hold.as_ref().map_or(Ok(()), |hold| python(|py| hold.call0(py).map(|_| ())));

@@ -217,7 +217,7 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
     trainer = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
     expected = Trainer(small_clip(), small_teacher(), Recipe(lr=1e-2))
     expected.step(images(2))
-    inner = trainer._optimizer
+    inner = trainer._stages.optimizer
 
     class Pressed:
         def update(self, *args):
@@ -226,7 +226,7 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
             return norm
 
     trainer.accumulate(images(2))
-    trainer._optimizer = Pressed()
+    trainer._stages.optimizer = Pressed()
     with pytest.raises(KeyboardInterrupt):
         trainer.apply()
     assert (trainer.steps_done, trainer.pending) == (1, 0)

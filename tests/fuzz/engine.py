@@ -85,6 +85,8 @@ def run(
             report.failures.append(
                 f"{target} case {last} of seed {seed} ended the process ({cause}):\n{tail}"
             )
+            if last < start:  # the warm-up failed
+                return report
             start = last + 1
         report.failures.append(f"stopped after {DEATHS} deaths, before case {start}")
     return report

@@ -80,11 +80,9 @@ def calls() -> dict[str, Call]:
         "Bridge.forward": Call(bridge.forward, {"tokens": tokens, "text": text, "choice": choice}),
         "Bridge.backward": Call(taped, {"tape": None, "grad": gradient}),
         "Bridge.param_names": Call(lambda: bridge.param_names, {}),
-        "Optimizer.step": Call(of("Optimizer", "step"), {"factor": 0.5, "active": [True, True]}),
+        "Optimizer.step": Call(of("Optimizer", "step"), {"factors": [0.5, 0.5]}),
         "Optimizer.clip_grad_norm": Call(of("Optimizer", "clip_grad_norm"), {"max": 1.0}),
-        "Optimizer.update": Call(
-            of("Optimizer", "update"), {"max_norm": 1.0, "factor": 0.5, "active": [True, True]}
-        ),
+        "Optimizer.update": Call(of("Optimizer", "update"), {"max_norm": 1.0, "factors": [0.5, 0.5]}),
         "Optimizer.zero_grad": Call(of("Optimizer", "zero_grad"), {}),
         "Optimizer.scale_grads": Call(of("Optimizer", "scale_grads"), {"factor": 0.5}),
         "Optimizer.state": Call(of("Optimizer", "state"), {}),

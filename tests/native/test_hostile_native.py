@@ -60,9 +60,9 @@ def test_a_tensor_that_the_core_could_not_even_describe_is_refused_by_name(refus
     [
         lambda value: _native.Schedule.flow(torch.linspace(1.0, 0.001, 10), value),
         lambda value: _native.lr_factor("cosine", value, 2, 10),
-        lambda value: _native.Optimizer("sgd", [("clip", value, {})]),
+        lambda value: _native.Optimizer("sgd", [("clip", value, 0.0, {})]),
         lambda value: _native.Optimizer("adamw", [], betas=(0.9, value)),
-        lambda value: _native.Optimizer("sgd", [("clip", 1.0, {"weight": torch.zeros(1)})]).scale_grads(
+        lambda value: _native.Optimizer("sgd", [("clip", 1.0, 0.0, {"weight": torch.zeros(1)})]).scale_grads(
             value
         ),
         lambda value: _native.Pixels("unit", "symmetric", "bicubic", True, [value] * 3, [0.5] * 3),

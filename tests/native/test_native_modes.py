@@ -16,7 +16,10 @@ def trained(mode, **fields) -> tuple:
     batch = trainer.step_modules.batch(images(2), None, 0, None, 0)
     with mode():
         losses, _ = trainer.step_modules.step.train(
-            trainer.step_modules.reader.native, batch, trainer._optimizer, update=(None, 1.0, None)
+            trainer.step_modules.reader.native,
+            batch,
+            trainer._stages.optimizer,
+            update=(None, [1.0, 1.0], None),
         )
     return losses["loss"], trainer.clip.visual.conv1.weight.detach()
 

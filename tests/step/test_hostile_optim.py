@@ -17,7 +17,8 @@ def one(
     method: str = "adamw", lr: float = 0.1, param: torch.Tensor | None = None, **options
 ) -> "_native.Optimizer":
     weight = Parameter(torch.ones(2, 3)) if param is None else param
-    return _native.Optimizer(method, [("clip", lr, {"w": weight})], **options)
+    decay = options.pop("weight_decay", 0.0)
+    return _native.Optimizer(method, [("clip", lr, decay, {"w": weight})], **options)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,12 @@ def one(
         ("lion", {}, r'unknown method "lion": use one of sgd, adamw'),
         ("sgd", {"momentum": -0.1}, "momentum is -0.1"),
         ("sgd", {"momentum": NAN}, "momentum is NaN"),
-        ("sgd", {"weight_decay": -1.0}, "weight_decay is -1: it must lie between 0 and 1e9"),
-        ("adamw", {"weight_decay": INF}, "weight_decay is inf"),
+        (
+            "sgd",
+            {"weight_decay": -1.0},
+            "the weight decay of group `clip` is -1: it must lie between 0 and 1e9",
+        ),
+        ("adamw", {"weight_decay": INF}, "the weight decay of group `clip` is inf"),
         ("adamw", {"eps": -1e-8}, "eps is -0.00000001"),
         ("adamw", {"eps": NAN}, "eps is NaN"),
         ("adamw", {"betas": (1.0, 0.9)}, r"betas\[0\] is 1: it must be at least 0 and less than 1"),
@@ -55,8 +60,8 @@ class Endless:
 def test_a_sequence_that_claims_to_be_endless():
     optimizer = one()
     for call in (
-        lambda: optimizer.step(1.0, Endless()),
-        lambda: optimizer.update(None, 1.0, Endless()),
+        lambda: optimizer.step(Endless()),
+        lambda: optimizer.update(None, Endless()),
         lambda: _native.Optimizer("sgd", Endless()),
     ):
         with pytest.raises(TypeError, match="expected a list or a tuple, not Endless"):
@@ -68,28 +73,26 @@ def test_groups_that_cannot_be_trained():
     with pytest.raises(ConfigError, match="no parameter group was given"):
         _native.Optimizer("sgd", [])
     with pytest.raises(ConfigError, match="group `clip` has no parameters"):
-        _native.Optimizer("sgd", [("clip", 0.1, {})])
-    with pytest.raises(ConfigError, match=r"two parameters have the name `clip\.w`"):
+        _native.Optimizer("sgd", [("clip", 0.1, 0.0, {})])
+    with pytest.raises(ConfigError, match=r"two parameters have the name `w`"):
         _native.Optimizer(
-            "sgd", [("clip", 0.1, {"w": weight}), ("clip", 0.1, {"w": Parameter(torch.ones(2))})]
+            "sgd", [("clip", 0.1, 0.0, {"w": weight}), ("clip", 0.1, 0.0, {"w": Parameter(torch.ones(2))})]
         )
-    with pytest.raises(
-        ConfigError, match=r"`clip\.w` and `projector\.v` are the same tensor: pass a shared parameter once"
-    ):
-        _native.Optimizer("sgd", [("clip", 0.1, {"w": weight}), ("projector", 0.1, {"v": weight})])
-    with pytest.raises(ConfigError, match=r"`clip\.w` and `clip\.v` are the same tensor"):
-        _native.Optimizer("sgd", [("clip", 0.1, {"w": weight, "v": weight.detach()})])
-    with pytest.raises(ConfigError, match=r"`clip\.w` is of type .*float.*, expected a torch\.Tensor"):
+    with pytest.raises(ConfigError, match=r"`w` and `v` are the same tensor: pass a shared parameter once"):
+        _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"w": weight}), ("projector", 0.1, 0.0, {"v": weight})])
+    with pytest.raises(ConfigError, match=r"`w` and `v` are the same tensor"):
+        _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"w": weight, "v": weight.detach()})])
+    with pytest.raises(ConfigError, match=r"`w` is of type .*float.*, expected a torch\.Tensor"):
         one(param=0.5)
-    with pytest.raises(ConfigError, match=r"`clip\.w` is not a leaf"):
+    with pytest.raises(ConfigError, match=r"`w` is not a leaf"):
         one(param=weight * 2)
-    with pytest.raises(ConfigError, match=r"`clip\.w` is an expanded view whose elements share memory"):
+    with pytest.raises(ConfigError, match=r"`w` is an expanded view whose elements share memory"):
         one(param=torch.ones(1).expand(3))
     with torch.inference_mode():
         frozen = torch.ones(2)
-    with pytest.raises(ConfigError, match=r"`clip\.w` was made under torch\.inference_mode"):
+    with pytest.raises(ConfigError, match=r"`w` was made under torch\.inference_mode"):
         one(param=frozen)
-    with pytest.raises(ConfigError, match=r"`clip\.w` is a sparse tensor"):
+    with pytest.raises(ConfigError, match=r"`w` is a sparse tensor"):
         one(param=torch.eye(2).to_sparse())
 
 
@@ -97,7 +100,7 @@ def test_groups_that_cannot_be_trained():
     "dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.int64, torch.float8_e4m3fn]
 )
 def test_parameters_need_full_precision(dtype):
-    with pytest.raises((ShapeError, ConfigError), match=r"`clip\.w`") as caught:
+    with pytest.raises((ShapeError, ConfigError), match=r"`w`") as caught:
         one(param=torch.ones(2).to(dtype))
     if dtype != torch.float8_e4m3fn:  # a dtype that libtorch's Rust binding does not know has its own message
         assert caught.type is ShapeError and "float32 or float64 master weights" in str(caught.value)
@@ -116,24 +119,24 @@ def test_a_model_changed_after_construction_is_refused(method, change, match):
     optimizer = one(method, param=weight)
     weight.data = change(weight.detach())
     weight.grad = torch.ones_like(weight)
-    for call in (lambda: optimizer.step(1.0, [True]), lambda: optimizer.clip_grad_norm(1.0)):
-        with pytest.raises(ShapeError, match=rf"`clip\.w` {match}"):
+    for call in (lambda: optimizer.step([1.0]), lambda: optimizer.clip_grad_norm(1.0)):
+        with pytest.raises(ShapeError, match=rf"`w` {match}"):
             call()
 
 
 def test_a_refused_step_changes_nothing():
     first, second = Parameter(torch.ones(2)), Parameter(torch.ones(3))
-    optimizer = _native.Optimizer("sgd", [("clip", 0.1, {"a": first, "b": second})])
+    optimizer = _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"a": first, "b": second})])
     first.grad, second.grad = torch.ones(2), torch.ones(3).to_sparse()
-    with pytest.raises(ConfigError, match=r"`clip\.b` has a sparse gradient"):
-        optimizer.step(1.0, [True])
+    with pytest.raises(ConfigError, match=r"`b` has a sparse gradient"):
+        optimizer.step([1.0])
     second.grad = torch.ones(3)
-    for active in ([], [True, False]):
-        with pytest.raises(ConfigError, match=rf"`active` has {len(active)} entries for 1 groups \(clip\)"):
-            optimizer.step(1.0, active)
+    for factors in ([], [1.0, 1.0]):
+        with pytest.raises(ConfigError, match=rf"`factors` has {len(factors)} entries for 1 groups \(clip\)"):
+            optimizer.step(factors)
     for factor in (-1.0, NAN, INF):
         with pytest.raises(ConfigError, match="learning-rate factor is"):
-            optimizer.step(factor, [True])
+            optimizer.step([factor])
         with pytest.raises(ConfigError, match=r"maximal norm \(None: no clipping\) is"):
             optimizer.clip_grad_norm(factor)
     with pytest.raises(ConfigError, match="the factor is NaN"):
@@ -145,39 +148,39 @@ def test_a_refused_step_changes_nothing():
 def test_loading_a_state_is_strict_and_all_or_nothing():
     optimizer = one()
     good = {key: value.clone() for key, value in one().state().items()}
-    good["clip.w.exp_avg"] += 1
+    good["w.exp_avg"] += 1
     bad = [
         (
-            {"clip.w.exp_avg": None},
-            r"`clip\.w\.exp_avg` is missing from the state \(expected shape \[2, 3\]\)",
+            {"w.exp_avg": None},
+            r"`w\.exp_avg` is missing from the state \(expected shape \[2, 3\]\)",
         ),
         (
-            {"clip.w.exp_avg_sq": torch.ones(3, 2)},
-            r"`clip\.w\.exp_avg_sq` has shape \[3, 2\], expected \[2, 3\]",
+            {"w.exp_avg_sq": torch.ones(3, 2)},
+            r"`w\.exp_avg_sq` has shape \[3, 2\], expected \[2, 3\]",
         ),
         (
-            {"clip.w.exp_avg_sq": torch.ones(2, 3).double()},
-            r"`clip\.w\.exp_avg_sq` is Double, expected Float",
+            {"w.exp_avg_sq": torch.ones(2, 3).double()},
+            r"`w\.exp_avg_sq` is Double, expected Float",
         ),
-        ({"clip.w.step": torch.ones(1)}, r"`clip\.w\.step` has shape \[1\], expected \[\]"),
-        ({"clip.w.step": torch.tensor(-1.0)}, r"`clip\.w\.step` is -1, expected a number of updates"),
-        ({"clip.w.step": torch.tensor(NAN)}, r"`clip\.w\.step` is NaN"),
-        ({"clip.w.step": torch.tensor(1.5)}, r"`clip\.w\.step` is 1\.5"),
-        ({"clip.w.step": torch.tensor(1.0, device="meta")}, r"`clip\.w\.step` cannot be read"),
-        ({"clip.v.step": torch.tensor(0.0)}, r"`clip\.v\.step` is not a state of this optimizer: method"),
+        ({"w.step": torch.ones(1)}, r"`w\.step` has shape \[1\], expected \[\]"),
+        ({"w.step": torch.tensor(-1.0)}, r"`w\.step` is -1, expected a number of updates"),
+        ({"w.step": torch.tensor(NAN)}, r"`w\.step` is NaN"),
+        ({"w.step": torch.tensor(1.5)}, r"`w\.step` is 1\.5"),
+        ({"w.step": torch.tensor(1.0, device="meta")}, r"`w\.step` cannot be read"),
+        ({"v.step": torch.tensor(0.0)}, r"`v\.step` is not a state of this optimizer: method"),
         ({"b": torch.ones(1), "a": torch.ones(1)}, r"`a` is not a state of this optimizer \(and 1 more\)"),
-        ({"clip.w.exp_avg": 3}, r"`clip\.w\.exp_avg` is of type .*int.*, expected a torch\.Tensor"),
+        ({"w.exp_avg": 3}, r"`w\.exp_avg` is of type .*int.*, expected a torch\.Tensor"),
     ]
     for change, match in bad:
         state = {key: value for key, value in {**good, **change}.items() if value is not None}
         with pytest.raises(WeightsError, match=match):
             optimizer.load_state(state)
     assert not any(value.any() for value in optimizer.state().values())
-    with pytest.raises(WeightsError, match=r"`clip\.w\.momentum_buffer` is missing"):
+    with pytest.raises(WeightsError, match=r"`w\.momentum_buffer` is missing"):
         one("sgd").load_state(good)
-    optimizer.load_state({**good, "clip.w.step": torch.tensor(7)})
-    assert optimizer.state()["clip.w.step"].item() == 7.0
-    assert torch.equal(optimizer.state()["clip.w.exp_avg"], torch.ones(2, 3))
+    optimizer.load_state({**good, "w.step": torch.tensor(7)})
+    assert optimizer.state()["w.step"].item() == 7.0
+    assert torch.equal(optimizer.state()["w.exp_avg"], torch.ones(2, 3))
 
 
 def test_schedule_arguments():
@@ -207,25 +210,27 @@ tensors = st.sampled_from(
         lambda: torch.ones(2, requires_grad=True) * 2,
     ]
 ).map(lambda build: build())
-options = {"momentum": numbers, "betas": st.tuples(numbers, numbers), "eps": numbers, "weight_decay": numbers}
+options = {"momentum": numbers, "betas": st.tuples(numbers, numbers), "eps": numbers}
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     method=st.one_of(st.sampled_from(["sgd", "adamw"]), st.text(max_size=4)),
-    groups=st.lists(st.tuples(names, numbers, st.dictionaries(names, tensors, max_size=2)), max_size=2),
+    groups=st.lists(
+        st.tuples(names, numbers, numbers, st.dictionaries(names, tensors, max_size=2)), max_size=2
+    ),
     options=st.fixed_dictionaries({}, optional=options),
     factor=numbers,
 )
 def test_any_arguments_give_a_result_or_a_diva_error(method, groups, options, factor):
-    for _, _, params in groups:
+    for *_, params in groups:
         for param in params.values():
             if param.is_leaf and param.is_floating_point() and param.layout is torch.strided:
                 param.grad = torch.ones_like(param)
     try:
         optimizer = _native.Optimizer(method, groups, **options)
         optimizer.clip_grad_norm(factor)
-        optimizer.step(factor, [True] * len(groups))
+        optimizer.step([factor] * len(groups))
         optimizer.load_state(optimizer.state())
     except DivaError as err:
         assert "internal error" not in str(err)
@@ -243,8 +248,8 @@ sizes = st.one_of(st.floats(0.0, 1e9), st.sampled_from([0.0, 1e-300, 1e9]))
 def test_every_setting_within_the_range_reaches_the_update(method, lr, factor, decay, eps, beta):
     param = Parameter(torch.ones(2))
     param.grad = torch.ones(2)
-    settings = {"momentum": decay, "betas": (beta, beta), "eps": eps, "weight_decay": decay}
-    optimizer = _native.Optimizer(method, [("clip", lr, {"w": param})], **settings)
+    settings = {"momentum": decay, "betas": (beta, beta), "eps": eps}
+    optimizer = _native.Optimizer(method, [("clip", lr, decay, {"w": param})], **settings)
     optimizer.clip_grad_norm(factor)
-    optimizer.step(factor, [True])
+    optimizer.step([factor])
     assert lr * factor > 1e-9 or lr * factor * decay > 1e-9 or param.allclose(torch.ones(2))

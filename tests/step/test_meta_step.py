@@ -50,7 +50,7 @@ def test_one_native_call_from_images_to_updated_weights_reads_nothing(fields):
     batch = trainer.step_modules.batch(torch.empty(2, 3, SIDE, SIDE, device="meta"), None, 0, None, 0)
     before = torch.empty((), device="meta")
     losses, norm = trainer.step_modules.step.train(
-        trainer.step_modules.reader.native, batch, trainer._optimizer, update=(1.0, 0.5, before)
+        trainer.step_modules.reader.native, batch, trainer._stages.optimizer, update=(1.0, [0.5, 0.5], before)
     )
     assert set(trainer.backend.values()) == {"native"}
     for statistic in (*losses.values(), norm):

@@ -10,11 +10,10 @@ from diva_rs import _native
 def test_the_representation_names_method_and_groups():
     weight, head = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     optimizer = _native.Optimizer(
-        "sgd", [("clip", 0.01, {"w": weight}), ("projector", 0.03, {"h": head})], momentum=0.5
+        "sgd", [("clip", 0.01, 0.0, {"w": weight}), ("projector", 0.03, 0.0, {"h": head})], momentum=0.5
     )
     assert repr(optimizer) == (
-        "Optimizer(Sgd { momentum: 0.5, weight_decay: 0.0 }, "
-        "clip: 1 parameters at lr 0.01, projector: 1 parameters at lr 0.03)"
+        "Optimizer(Sgd { momentum: 0.5 }, clip: 1 parameters at lr 0.01, projector: 1 parameters at lr 0.03)"
     )
 
 
@@ -23,7 +22,7 @@ def test_examples_of_the_docstrings_run():
     documented += [
         getattr(_native.Optimizer, name) for name in vars(_native.Optimizer) if not name.startswith("_")
     ]
-    assert len(documented) == 9
+    assert len(documented) == 10
     for entry in documented:
         test = doctest.DocTestParser().get_doctest(entry.__doc__, {}, entry.__name__, None, None)
         assert test.examples, entry.__name__

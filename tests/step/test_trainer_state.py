@@ -49,7 +49,7 @@ def cut(part, key):
 
 
 PROJ = "visual.proj"
-MOMENT = "clip.visual.proj.exp_avg"
+MOMENT = "visual.proj.exp_avg"
 FAULTS = {
     "missing parameter": (
         dropped("parameters", PROJ),
@@ -77,9 +77,9 @@ FAULTS = {
     "meta moment": (put("optimizer", MOMENT, torch.ones(32, 20, device="meta")), "exp_avg' is .* on meta"),
     "no name of a moment": (put("optimizer", 3, torch.ones(1)), "entry 3 is a Tensor"),
     "no name": (put("parameters", 3, torch.ones(1)), "parameter 3 is unexpected"),
-    "missing moment": (dropped("optimizer", MOMENT), "clip.visual.proj.exp_avg.*(missing|not given)"),
+    "missing moment": (dropped("optimizer", MOMENT), "visual.proj.exp_avg.*(missing|not given)"),
     "extra moment": (put("optimizer", "clip.x.exp_avg", torch.ones(1)), "clip.x.exp_avg"),
-    "misshapen moment": (cut("optimizer", MOMENT), r"clip.visual.proj.exp_avg.*\[31, 20\].*\[32, 20\]"),
+    "misshapen moment": (cut("optimizer", MOMENT), r"visual.proj.exp_avg.*\[31, 20\].*\[32, 20\]"),
     "missing counter": (dropped("counters", "epoch"), "counter epoch is None in the saved state"),
     "negative counter": (put("counters", "steps_done", -1), "counter steps_done is -1 in the saved state"),
     "odd counter": (put("counters", "samples_seen", "4"), "counter samples_seen is '4' in the saved state"),
@@ -118,7 +118,7 @@ def test_what_is_no_state_at_all(teacher, state):
 
 def test_the_state_of_another_recipe_is_refused(teacher, saved):
     sgd = Trainer(small_clip(), teacher, Recipe(projector="mlp"))
-    with pytest.raises(WeightsError, match=r"clip\.visual\S*\.(momentum_buffer|exp_avg)"):
+    with pytest.raises(WeightsError, match=r"visual\S*\.(momentum_buffer|exp_avg)"):
         sgd.load_state_dict(saved)
     linear = Trainer(small_clip(), teacher, Recipe(optimizer="adamw"))
     with pytest.raises(WeightsError, match=r"parameter 'projector\.0\.bias' is unexpected"):

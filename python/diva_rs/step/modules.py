@@ -6,7 +6,7 @@ between them, the reader that makes tensors of a batch, and the native step that
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
-from diva_rs.native.choose import choose_denoiser, choose_tower
+from diva_rs.native.choose import Part, choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
@@ -52,7 +52,12 @@ class StepModules:
                 UserWarning,
                 stacklevel=3,
             )
-        self.teacher = Teacher.of(unet).to_precision(recipe.precision)
+        # Weights that train stay in the student's dtype.
+        trained = _trains_denoiser(recipe)
+        mixed = trained and recipe.precision == "bf16"
+        self.teacher = Teacher.of(unet).to_precision("fp32" if mixed else recipe.precision)
+        if mixed:
+            self.teacher = self.teacher.mixed()
         self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
         self.projector.to(device=self.device, dtype=self.dtype)
         self.bridge = _bridge(self.tower, self.projector, recipe)
@@ -62,7 +67,13 @@ class StepModules:
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
         self._original = self._untouched() if recipe.anchor or added else None
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
-        denoiser = choose_denoiser(self.teacher, recipe)
+        self.parts: dict[str, dict[str, nn.Parameter]] = {
+            "tower": self.parameters,
+            "projector": dict(self.projector.named_parameters(prefix="projector")),
+        }
+        if trained:
+            self.parts["denoiser"] = self._denoiser_parameters()
+        denoiser = self._trained_denoiser() if trained else choose_denoiser(self.teacher, recipe)
         self._parts = {"tower": tower, "denoiser": denoiser}
         self.step = _native.Step(
             tower.network,
@@ -183,6 +194,26 @@ class StepModules:
                 )
         return devices.pop(), wanted
 
+    def _trained_denoiser(self) -> Part:
+        if self.recipe.backend == "native":
+            raise ConfigError(
+                'backend="native": a denoiser that trains runs through PyTorch; use backend="auto"'
+            )
+        part = choose_denoiser(self.teacher, self.recipe.replace(backend="torch"))
+        network = TrainedDenoiser(part.network, self.parts["denoiser"])
+        return part._replace(network=network, backend="torch (a stage trains it)")
+
+    def _denoiser_parameters(self) -> dict[str, nn.Parameter]:
+        """The denoiser's parameters, which train in place: those of the module given."""
+        named = dict(self.teacher.given.named_parameters(prefix="denoiser"))
+        for name, parameter in named.items():
+            if parameter.dtype != self.dtype or parameter.device != self.device:
+                raise ConfigError(
+                    f"{name} is {parameter.dtype} on {parameter.device}: a denoiser that trains needs "
+                    f"{self.dtype} on {self.device}, as CLIP has"
+                )
+        return named
+
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()
         network = choose_tower(tower, self.recipe, self._tokens_of(tower)).network
@@ -197,6 +228,22 @@ class StepModules:
                 return tower.tokens(images)
 
         return tokens
+
+
+class TrainedDenoiser:
+    """A denoiser in PyTorch whose parameters, ``trained``, get gradients too."""
+
+    def __init__(self, network: Callable[..., Tensor], trained: dict[str, nn.Parameter]) -> None:
+        self.network, self.trained = network, trained
+        self.slots = list(getattr(network, "slots", ["tokens"]))
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.network(*inputs)
+
+
+def _trains_denoiser(recipe: Recipe) -> bool:
+    groups = [group.name.partition(":")[0] for stage in recipe.plan() for group in stage.groups]
+    return "denoiser" in groups
 
 
 def computes_bf16(device: torch.device) -> bool:

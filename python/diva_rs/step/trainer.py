@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import diva_rs._native as _native
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
@@ -15,6 +14,7 @@ from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import checked_epoch
 from diva_rs.step.interrupts import held_interrupts
 from diva_rs.step.modules import StepModules, as_recipe
+from diva_rs.step.stages import Stages
 from diva_rs.step.state import checked_state
 from diva_rs.step.terms import Term
 
@@ -69,7 +69,7 @@ class Trainer:
         with (
             self.step_modules.plain()
         ):  # buffers made under a caller's inference_mode could not be updated outside it
-            self._optimizer = self._make_optimizer()
+            self._stages = Stages(self.recipe, self.step_modules.parts)
 
     @property
     def projector(self) -> nn.Module:
@@ -99,14 +99,21 @@ class Trainer:
         """Whether CLIP is still frozen while the projector warms up (``recipe.projector_warmup``)."""
         return self.steps_done < self.recipe.projector_warmup
 
+    @property
+    def stage(self) -> int:
+        """The number of the stage that the next step belongs to, of ``recipe.plan()``."""
+        return self._stages.index
+
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that trains: CLIP's vision parameters by their own keys, and ``projector.*``.
+        """Everything that can train: CLIP's vision parameters by their own keys, ``projector.*``, and
+        ``denoiser.*`` where some stage trains it.
 
         >>> sorted(Trainer(clip, teacher).parameters())[0]
         'projector.bias'
         """
-        projector = {f"projector.{name}": parameter for name, parameter in self.projector.named_parameters()}
-        return {**self.step_modules.parameters, **projector}
+        return {
+            name: parameter for part in self.step_modules.parts.values() for name, parameter in part.items()
+        }
 
     def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Run one batch forward and backward.
@@ -156,19 +163,19 @@ class Trainer:
         """
         if self.pending == 0:
             raise ConfigError("apply() has no gradient to apply: call accumulate(images) first")
-        factor = self._factor()
         with held_interrupts() as hold:  # the weights and the count of steps change together
             hold()
             try:
                 self.step_modules.check_home()
-                active = [not self.warming_up, True]
-                norm = self._optimizer.update(self.recipe.grad_clip, factor, active, self.metrics.get("loss"))
+                stages, clip = self._stages, self._stages.current.grad_clip
+                factors = stages.factors(self.steps_done)
+                norm = stages.optimizer.update(clip, factors, self.metrics.get("loss"))
             except BaseException:
                 self.discard()
                 raise
             losses = {name: self.metrics[name] for name in self.loss_names if name in self.metrics}
             samples = self.pending
-            self._updated(norm, factor)
+            self._updated(norm)
         return StepOutcome(losses, samples, True, norm, self.metrics["lr"])
 
     def step(self, images: Any, ids: Any = None) -> Tensor:
@@ -209,7 +216,7 @@ class Trainer:
         """
         return {
             "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
-            "optimizer": {name: value.clone() for name, value in self._optimizer.state().items()},
+            "optimizer": {name: value.clone() for name, value in self._stages.optimizer.state().items()},
             "counters": {
                 "steps_done": self.steps_done,
                 "samples_seen": self.samples_seen,
@@ -232,7 +239,7 @@ class Trainer:
         self.step_modules.check_home()
         own = self.parameters()
         saved = checked_state(state, own, self.step_modules.device)
-        self._optimizer.load_state(dict(saved.optimizer))
+        self._stages.load(saved.counters["steps_done"], saved.optimizer)
         with torch.no_grad():
             for name, parameter in own.items():
                 parameter.copy_(saved.parameters[name])
@@ -254,21 +261,23 @@ class Trainer:
             self._clear()
         read = self.step_modules.batch(batch, ids, self.epoch, draws, self.samples_seen)
         samples = self.pending + len(read)
-        share, factor = len(read) / samples, self._factor()
+        stages, share = self._stages, len(read) / samples
         before = self.metrics.get("loss") if self.pending else None
         complete = until is not None and samples >= until
-        update = (self.recipe.grad_clip, factor, before) if complete else None
+        update = (stages.current.grad_clip, stages.factors(self.steps_done), before) if complete else None
+        lr = stages.lr(self.steps_done)
         with held_interrupts() as hold:
             try:
-                losses, norm = self.step_modules.step.train(
-                    self.step_modules.reader.native,
-                    read,
-                    self._optimizer,
-                    share,
-                    not self.warming_up,
-                    update,
-                    hold,
-                )
+                with stages.training():
+                    losses, norm = self.step_modules.step.train(
+                        self.step_modules.reader.native,
+                        read,
+                        stages.optimizer,
+                        share,
+                        stages.trains_tower,
+                        update,
+                        hold,
+                    )
             except BaseException:
                 # Part of a batch may be in `.grad` already: no later step may build on it.
                 self.discard()
@@ -277,36 +286,17 @@ class Trainer:
             self.samples_seen += len(read)
             self._note(losses, share)
             if norm is not None:
-                self._updated(norm, factor)
+                self._updated(norm)
         self.step_modules.report_limit()
-        return StepOutcome(losses, len(read), norm is not None, norm, self.recipe.lr * factor)
+        return StepOutcome(losses, len(read), norm is not None, norm, lr)
 
-    def _factor(self) -> float:
-        """On the learning rate of the coming update."""
-        recipe = self.recipe
-        schedule = recipe.schedule if recipe.steps is not None else "constant"
-        return _native.lr_factor(schedule, self.steps_done, recipe.warmup, recipe.steps or 0)
-
-    def _updated(self, norm: Tensor, factor: float) -> None:
-        lr = self.recipe.lr * factor
+    def _updated(self, norm: Tensor) -> None:
+        lr = self._stages.lr(self.steps_done)
         self.metrics.update(grad_norm=norm, lr=lr, epoch=self.epoch, samples=self.pending)
         self.pending = 0
         self.steps_done += 1
-
-    def _make_optimizer(self) -> _native.Optimizer:
-        recipe = self.recipe
-        projector_lr = recipe.lr if recipe.projector_lr is None else recipe.projector_lr
-        return _native.Optimizer(
-            recipe.optimizer,
-            [
-                ("clip", recipe.lr, self.step_modules.parameters),
-                ("projector", projector_lr, dict(self.projector.named_parameters())),
-            ],
-            momentum=recipe.momentum,
-            betas=recipe.betas,
-            eps=recipe.eps,
-            weight_decay=recipe.weight_decay,
-        )
+        with self.step_modules.plain():
+            self._stages.advance(self.steps_done)
 
     def _clear(self) -> None:
         for parameter in self.parameters().values():
