@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,6 @@ def test_another_thread_runs_during_the_native_parts_of_a_step():
     projector = {"weight": torch.randn(512, 512), "bias": torch.randn(512)}
     bridge = _native.Bridge(None, None, projector, "all", None, "none")
     tokens, text = torch.randn(64, 257, 512), torch.randn(1, 1, 512)
-    condition, tape = bridge.forward(tokens, text)
     ticks, stop = [], threading.Event()
 
     def tick():
@@ -33,18 +33,22 @@ def test_another_thread_runs_during_the_native_parts_of_a_step():
     thread = threading.Thread(target=tick)
     thread.start()
     try:
-        time.sleep(0.02)
-        began = time.perf_counter()
-        bridge.backward(tape, torch.ones_like(condition))
-        ended = time.perf_counter()
+        # A busy machine may delay the thread, so there are several tries; with the GIL held, all fail.
+        assert any(ticked_in_the_middle(bridge, tokens, text, ticks) for _ in range(10))
     finally:
         stop.set()
         thread.join()
-    inside = [moment for moment in ticks if began < moment < ended]
-    assert ended - began > 0.01, "too short to tell"
-    # Strictly inside the call, not at its edges: the GIL was free in the middle.
-    middle = [m for m in inside if began + 0.2 * (ended - began) < m < began + 0.8 * (ended - began)]
-    assert len(middle) >= 3
+
+
+def ticked_in_the_middle(bridge: Any, tokens: torch.Tensor, text: torch.Tensor, ticks: list) -> bool:
+    """Whether the thread read the clock strictly inside the backward pass, not at its edges."""
+    condition, tape = bridge.forward(tokens, text)
+    gradient = torch.ones_like(condition)
+    began = time.perf_counter()
+    bridge.backward(tape, gradient)
+    ended = time.perf_counter()
+    middle = (began + 0.2 * (ended - began), began + 0.8 * (ended - began))
+    return sum(middle[0] < moment < middle[1] for moment in ticks) >= 3
 
 
 def test_another_thread_runs_during_the_whole_native_step():
@@ -88,7 +92,6 @@ def ticked_in_every_quarter(trainer: Trainer, batch: torch.Tensor, window: list,
     ticks.clear()
     trainer.step(batch)
     began, ended = window
-    assert ended - began > 0.04, "too short to tell"
     quarter = (ended - began) / 4
     return all(any(0 <= moment - began - part * quarter < quarter for moment in ticks) for part in range(4))
 

@@ -118,8 +118,12 @@ def test_a_denoiser_that_trains_needs_weights_in_the_students_dtype():
     with pytest.raises(ConfigError, match='backend="native"'):
         trainer_of(stages=(stage,), backend="native")
     clip, teacher = small_clip(), small_teacher()
+    with pytest.raises(ConfigError, match="needs torch"):
+        Trainer(clip, small_teacher(torch.bfloat16), Recipe(precision="bf16", stages=(stage,)))
     trainer = Trainer(clip, teacher, Recipe(precision="bf16", stages=(stage,), lr=1e-2))
+    seen = []
+    trainer.teacher.unet.mid_block.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
     before = teacher.unet.conv_in.weight.detach().clone()
     trainer.step(images(2))
-    assert teacher.unet.conv_in.weight.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16} and teacher.unet.conv_in.weight.dtype == torch.float32
     assert not torch.equal(teacher.unet.conv_in.weight, before)  # the module given trains in place

@@ -94,6 +94,11 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None
     return tensor.to(device=device, dtype=dtype, non_blocking=device.type != "cpu")
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Matrix products in ``dtype``, over weights in float32."""
+    return torch.autocast(device.type, dtype=dtype)
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Switches a caller's autocast off: a frozen model computes in the dtype that it was fitted to."""
     known = torch.amp.is_autocast_available(device.type)  # not on every device, "meta" for one

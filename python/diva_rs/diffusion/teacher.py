@@ -16,7 +16,7 @@ from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.families import make
 from diva_rs.diffusion.families.family import Context, Family
 from diva_rs.diffusion.families.predict import Predictor
-from diva_rs.diffusion.frozen import PRECISIONS, fitted, freeze, home, moved, no_autocast
+from diva_rs.diffusion.frozen import PRECISIONS, autocast, fitted, freeze, home, moved, no_autocast
 from diva_rs.diffusion.schedule import schedule_from_scheduler
 from diva_rs.diffusion.text import TextSource, checked_text
 from diva_rs.errors import ConfigError, ShapeError, a_type, shown
@@ -105,6 +105,7 @@ class Teacher:
         self._options = options
         self._schedule: Schedule | None = None
         self._trainable = False
+        self._compute: torch.dtype | None = None  # of matrix products, where autocast chooses it
         self._settle()
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
@@ -162,6 +163,16 @@ class Teacher:
         other._settle()
         return other
 
+    def mixed(self) -> "Teacher":
+        """This teacher with its matrix products in bfloat16, by autocast over weights of their own dtype.
+
+        >>> teacher.mixed().denoise(torch.ones(1, 3, 16, 16), torch.tensor([1]), torch.ones(1, 8, 24)).dtype
+        torch.float32
+        """
+        other = copy.copy(self)
+        other._compute = torch.bfloat16
+        return other
+
     def set_trainable(self, trainable: bool) -> None:
         """Let the denoiser's parameters train, or freeze them again. A denoiser that trains runs in PyTorch.
 
@@ -207,7 +218,8 @@ class Teacher:
             condition = self.slots.fill(condition)
         if self.denoiser.training:
             self.denoiser.eval()  # a parent's train() was called: dropout would change the prediction
-        with no_autocast(self.device):
+        computing = autocast(self.device, self._compute) if self._compute else no_autocast(self.device)
+        with computing:
             prediction = self.family.predict(
                 moved(noisy, self.device, self.dtype),
                 moved(timesteps, self.device),

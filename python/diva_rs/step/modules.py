@@ -56,6 +56,8 @@ class StepModules:
         trained = _trains_denoiser(recipe)
         mixed = trained and recipe.precision == "bf16"
         self.teacher = Teacher.of(unet).to_precision("fp32" if mixed else recipe.precision)
+        if mixed:
+            self.teacher = self.teacher.mixed()
         self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
         self.projector.to(device=self.device, dtype=self.dtype)
         self.bridge = _bridge(self.tower, self.projector, recipe)
@@ -203,7 +205,7 @@ class StepModules:
 
     def _denoiser_parameters(self) -> dict[str, nn.Parameter]:
         """The denoiser's parameters, which train in place: those of the module given."""
-        named = dict(self.teacher.unet.named_parameters(prefix="denoiser"))
+        named = dict(self.teacher.given.named_parameters(prefix="denoiser"))
         for name, parameter in named.items():
             if parameter.dtype != self.dtype or parameter.device != self.device:
                 raise ConfigError(
