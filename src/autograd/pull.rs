@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::error::Result;
 
-/// The same values as a leaf that asks for a gradient.
+/// The same values as a leaf that requires a gradient.
 pub fn leaf(tensor: &Tensor) -> Result<Tensor> {
     Ok(tensor.f_detach()?.f_set_requires_grad(true)?)
 }

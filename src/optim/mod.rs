@@ -112,8 +112,8 @@ impl Optimizer {
     }
 
     /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves, and gradients become zero:
-    /// decided on the device, without a read. AdamW's count of updates, which lives on the host, goes on in both cases,
-    /// as the count that a learning-rate schedule looks at does.
+    /// decided on the device, without a read. AdamW's count of updates, kept on the host, rises in both cases, as the
+    /// count of a learning-rate schedule does.
     pub fn step_if(&mut self, finite: &Tensor, factors: &[f64]) -> Result<()> {
         self.advance(Some(finite), factors)
     }

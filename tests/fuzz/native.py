@@ -110,7 +110,8 @@ def calls() -> dict[str, Call]:
             network | {"condition": torch.randn(2, 5, 16), "at_prediction": noise[:, 0]},
         ),
         "Network.encode": Call(
-            of("Network, autoencoder_kl_encoder", "encode"), {"images": images, "micro_batch": 1}
+            of("Network, autoencoder_kl_encoder", "encode"),
+            {"images": images, "noise": None, "micro_batch": 1},
         ),
         "Network.encode, a sample": Call(
             of("Network, autoencoder_kl_encoder", "encode"),
