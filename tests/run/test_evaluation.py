@@ -310,11 +310,10 @@ def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"eval_every": 10}, r"eval_every=10 needs scores: give evaluate="),
-        ({"guard": {"drift": 0.9}}, r"guard=.* needs scores"),
+        ({"eval_every": 10}, r"eval_every, best and guard need scores: give evaluate="),
         ({"evaluate": 3}, r"metrics is 3: give a function"),
         ({"evaluate": {"a": 3}}, r"metrics is \{'a': 3\}: give a function"),
-        ({"evaluate": Planted(1.0), "eval_every": 0}, r"eval_every=0: a number of steps from 1"),
+        ({"evaluate": Planted(1.0), "eval_every": 0}, r"eval_every=0: give a number of steps from 1"),
         (
             {"evaluate": Planted(1.0), "best": ("planted", "up")},
             r"best=.* give a score, or \(score, 'min'\)",
@@ -325,7 +324,7 @@ def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
             {"evaluate": Planted(1.0), "guard": {"planted": ("least", 1)}},
             r"guard=\{'planted': .*the lowest score",
         ),
-        ({"evaluate": Planted(1.0), "guard": 0.9}, r"guard=0\.9: a mapping of scores to bounds"),
+        ({"evaluate": Planted(1.0), "guard": 0.9}, r"guard=0\.9: give a mapping of scores"),
         ({"evaluate": {"loss": Planted(1.0)}}, r"a score is named 'loss'.*rename"),
         ({"evaluate": Planted("high")}, r"metric planted gave a str"),
         ({"evalute": Planted(1.0)}, r"no argument 'evalute'.*'evaluate'"),

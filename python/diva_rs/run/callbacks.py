@@ -6,10 +6,10 @@ callback ends the run.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diva_rs._base.optional import require
 from diva_rs.errors import ConfigError, DataError, a_type, shown
@@ -161,30 +161,20 @@ class JsonLines(Callback):
             raise DataError(f"{self._path} cannot be written: {err.strerror or err}") from err
 
 
-class _Function(Callback):
-    """A plain function, called at each log."""
-
-    def __init__(self, function: Callable[[int, dict[str, float]], Any]) -> None:
-        self._function = function
-
-    def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        self._function(step, metrics)
-
-
 def as_callback(callback: Any) -> Callback:
     """``callback`` itself when it has the hooks, or a function of (step, metrics) as a callback.
 
     >>> as_callback(lambda step, metrics: print(step, metrics["loss"])).on_log(10, {"loss": 0.25})
     10 0.25
     """
-    if isinstance(callback, type):
-        raise ConfigError(f"callback {callback.__name__} is a class: make an object of it first")
-    if all(callable(getattr(callback, hook, None)) for hook in _HOOKS):
-        hooks: Callback = callback
-        return hooks
-    if callable(callback):
-        return _Function(callback)
-    raise ConfigError(
-        f"callback {shown(callback)} is {a_type(callback)}: a diva_rs.callbacks.Callback or a function of "
-        "(step, metrics) is needed"
-    )
+    has_hooks = all(callable(getattr(callback, hook, None)) for hook in _HOOKS)
+    if isinstance(callback, type) or not (has_hooks or callable(callback)):
+        raise ConfigError(
+            f"callback {shown(callback)} is {a_type(callback)}: an object with the hooks of "
+            "diva_rs.callbacks.Callback, or a function of (step, metrics), is needed"
+        )
+    if has_hooks:
+        return cast(Callback, callback)
+    adapter = Callback()
+    adapter.on_log = callback  # type: ignore[method-assign]
+    return adapter

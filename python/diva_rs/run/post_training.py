@@ -1,5 +1,6 @@
 """post_train: the main job in one call."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -104,8 +105,10 @@ def post_train(
     """
     given: dict[str, Any] = {**fields}
     terms = given.pop("terms", None)
-    evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
-    _check_fields(given)
+    evaluation = Evaluation.of(**{name: given.pop(name, None) for name in ARGUMENTS})
+    for name in given.keys() - Recipe.model_fields:
+        near = hint(name, [*PostTrainFields.__annotations__, *inspect.signature(post_train).parameters])
+        raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
     if not isinstance(resume, bool) and resume != "force":
         raise ConfigError(f'resume={shown(resume)}: give True, False (start again) or "force"')
     recipe = as_recipe(recipe).replace(**given)
@@ -130,16 +133,6 @@ def post_train(
                 folder.close()
 
 
-def _check_fields(fields: dict[str, Any]) -> None:
-    """Raise ConfigError for a name that is neither an argument nor a field of the recipe."""
-    known = Recipe.model_fields
-    for name in fields.keys() - known:
-        near = hint(
-            name, [*known, *ARGUMENTS, "terms", "recipe", "output_dir", "resume", "callbacks", "progress"]
-        )
-        raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
-
-
 def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
     """Optimizer steps of one pass; None where the loader has no length."""
     length = length_of(loader, ranks)
@@ -153,11 +146,10 @@ def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
     samples: int | None = getattr(loader, "batch_size", None)
     if samples is None:
         return None
-    seen: int = batches * samples
     dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__len__"):
-        seen = min(seen, len(dataset))  # the last batch may be smaller
+    images = len(dataset) if hasattr(dataset, "__len__") else batches * samples
     together = samples * ranks.world
     # A step ends with the round of loader batches, one per rank, that fills it.
     accumulated = math.ceil(recipe.batch / together) * together
-    return math.ceil(seen / accumulated)
+    # The last batch may be smaller.
+    return math.ceil(min(images, batches * samples) / accumulated)

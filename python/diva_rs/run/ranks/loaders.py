@@ -13,6 +13,7 @@ from diva_rs.data.latent_cache import CachedLoader
 from diva_rs.data.loader import ImageLoader, KeyedSampler
 from diva_rs.distributed import Ranks
 from diva_rs.errors import DataError
+from diva_rs.run.loader import samplers_of
 
 _WAYS = (
     "give a DataLoader a torch.utils.data.DistributedSampler, prepare it with accelerate, use "
@@ -25,22 +26,16 @@ def check_divided(loader: Any, ranks: Ranks) -> None:
 
     Of an iterable that is no DataLoader nothing is known before it is read: see
     `check_first_batches`.
-
-    >>> check_divided([torch.zeros(1, 3, 8, 8)], Ranks())
     """
     loader = _without_cache(loader)
-    if ranks.world == 1:
-        return
-    if isinstance(loader, ImageLoader):
-        shards = getattr(loader.dataset, "shards", None)
-        if shards is not None and len(shards) < ranks.world:
-            raise DataError(
-                f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
-                f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
-            )
-        return
+    shards = getattr(loader.dataset, "shards", None) if isinstance(loader, ImageLoader) else None
+    if shards is not None and len(shards) < ranks.world:
+        raise DataError(
+            f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
+            f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
+        )
     whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    if whole and not is_divided(loader):
+    if ranks.world > 1 and whole and not is_divided(loader):
         raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
 
 
@@ -53,8 +48,7 @@ def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
 
 def is_divided(loader: DataLoader[Any]) -> bool:
     """Whether a DataLoader reads this rank's part of its dataset."""
-    batches = loader.batch_sampler
-    parts = (loader.sampler, batches, getattr(batches, "sampler", None))
+    parts = samplers_of(loader)
     known = any(isinstance(part, (DistributedSampler, KeyedSampler)) for part in parts)
     # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a
     # prepared loader.
@@ -66,9 +60,6 @@ def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
     """Batches of a pass: the most of one rank, and of all ranks; None where a rank cannot tell.
 
     To be called by all ranks.
-
-    >>> length_of([1, 2, 3], Ranks())
-    (3, 3)
     """
     try:
         own = len(loader)
@@ -103,7 +94,6 @@ def _fingerprint(batch: Batch) -> list[str]:
     """The ids of a batch, or a hash of its pixels."""
     if batch.ids is not None:
         return [str(key) for key in (batch.ids.tolist() if hasattr(batch.ids, "tolist") else batch.ids)]
-    pixels = batch.images if batch.images is not None else batch.pixel_values
-    assert pixels is not None  # read_batch gives one of the two
+    pixels, _ = batch.source("clip")
     host = pixels.detach().cpu().contiguous()
     return [hashlib.sha256(host.view(torch.uint8).numpy().tobytes()).hexdigest()]
