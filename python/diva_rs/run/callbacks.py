@@ -7,6 +7,7 @@ callback ends the run.
 import json
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -68,13 +69,10 @@ class TensorBoard(Callback):
         # Imported by its own name first: torch.utils.tensorboard names a missing one less plainly.
         require("tensorboard")
         self._log_dir = str(log_dir)
-        self._open: Any = None
 
-    @property
+    @cached_property
     def _writer(self) -> Any:
-        if self._open is None:
-            self._open = require("torch.utils.tensorboard").SummaryWriter(self._log_dir)
-        return self._open
+        return require("torch.utils.tensorboard").SummaryWriter(self._log_dir)
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Write the recipe."""
@@ -90,7 +88,7 @@ class TensorBoard(Callback):
     def on_train_end(self, result: "PostTrainResult") -> None:
         """Close the file."""
         self._writer.close()
-        self._open = None
+        del self._writer
 
 
 class WandB(Callback):
@@ -105,9 +103,7 @@ class WandB(Callback):
 
     def __init__(self, project: str, **init: Any) -> None:
         self._wandb: Any = require("wandb")
-        self._project = project
-        self._init = init
-        self._run: Any = None
+        self._project, self._init = project, init
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Start the run."""

@@ -41,14 +41,11 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_RESULTS = (
-    "clip.safetensors",
-    "projector.safetensors",
-    "denoiser.safetensors",
-    "history.json",
-    "report.json",
+_FILES = (
+    *(f"{name}.safetensors" for name in ("clip", "projector", "denoiser")),
+    *(f"{name}.json" for name in ("run", "best", "evaluations", "recipe", "history", "report")),
+    "metrics.jsonl",
 )
-_RECORDS = ("run.json", "best.json", "evaluations.json", "recipe.json", "metrics.jsonl")
 
 
 class RunFolder:
@@ -77,9 +74,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        os.close(self._lock)
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -92,7 +87,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
         """Write a checkpoint, then remove all but the last ``keep`` and the best."""
-        self._sync_metrics()  # the rows up to the checkpoint must not get lost
+        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
+            os.fsync(file.fileno())  # the rows up to the checkpoint must not get lost
         save_state(self.checkpoint(step), state)
         spared = {*self.steps()[-keep:], step, self.best().get("step")}
         for old in self.steps():
@@ -103,22 +99,20 @@ class RunFolder:
         """The newest intact checkpoint, or None where there is none. Damaged ones are set aside with a
         warning; WeightsError where all are damaged.
         """
-        damaged = []
+        damaged: list[WeightsError] = []
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             try:
                 return load_state(folder)
             except WeightsError as err:
-                damaged.append(str(err))
+                damaged.append(err)
                 _log.warning("%s: the checkpoint before it is used", err)
                 aside = folder.with_name(f"damaged-{folder.name}")
                 remove_folder(aside)
                 os.replace(folder, aside)
         if damaged:
-            raise WeightsError(
-                f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]}): "
-                "resume=False starts again"
-            )
+            left = f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]})"
+            raise WeightsError(f"{left}: resume=False starts again")
         return None
 
     def best(self) -> dict[str, Any]:
@@ -168,7 +162,7 @@ class RunFolder:
             remove_folder(self.checkpoint(step))
         if (self.path / "best" / "scores.json").exists():
             remove_folder(self.path / "best")
-        self._remove(*_RESULTS, *_RECORDS)
+        self._remove(*_FILES)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The log up to ``step``. Later rows and cut-off lines are removed from the file; those steps
@@ -192,11 +186,7 @@ class RunFolder:
         for name in names:
             (self.path / name).unlink(missing_ok=True)
 
-    def _sync_metrics(self) -> None:
-        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
-            os.fsync(file.fileno())
-
-    def _locked(self) -> int | None:
+    def _locked(self) -> int:
         """Lock the folder until the process ends. Unlike flock, workers do not inherit the lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
