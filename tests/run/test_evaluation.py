@@ -12,14 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
 from builders.clips import pixels
-from builders.small import images, small_clip, small_teacher
+from builders.runs import weights
+from builders.small import images, small_clip
 from diva_rs import ConfigError, DataError
 from diva_rs.evaluation import Drift, report
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
 
 
 def train(teacher, clip=None, loader=None, **given):
@@ -27,10 +23,6 @@ def train(teacher, clip=None, loader=None, **given):
     loader = [images(2, seed=n) for n in range(6)] if loader is None else loader
     settings = {"progress": False, "log_every": 2, "lr": 1e-2, "density": 0.5, **given}
     return diva_rs.post_train(clip, teacher, loader, **settings)
-
-
-def weights(clip):
-    return {name: value.clone() for name, value in clip.state_dict().items()}
 
 
 def same(one, other):

@@ -43,13 +43,14 @@ class Bound:
             raise ValueError(bound)
         return cls(kind, float(value))
 
-    def limit(self, before: float) -> float:
-        """The lowest (for "max" the highest) score allowed, given the one before training."""
-        return before - self.value if self.kind == "drop" else self.value
-
-    def keeps(self, score: float, limit: float) -> bool:
-        """Whether the score is allowed; one that is not a number is not."""
-        return score <= limit if self.kind == "max" else score >= limit
+    def broken_by(self, score: float, before: float) -> str | None:
+        """How a score, which was ``before`` before training, breaks the bound ("below 0.5"); None where
+        it does not. A score that is not a number does.
+        """
+        limit = before - self.value if self.kind == "drop" else self.value
+        if self.kind == "max":
+            return None if score <= limit else f"above {limit:g}"
+        return None if score >= limit else f"below {limit:g}"
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ class Evaluator:
     @property
     def stopped(self) -> str | None:
         """Why the guard ends the run; None while every bound is kept."""
-        for name, bound in self.evaluation.guard.items() if self.rows else ():
-            row, limit = self.rows[-1], bound.limit(self.rows[0].get(name, math.nan))
-            if name in row and not bound.keeps(row[name], limit):
-                over = "above" if bound.kind == "max" else "below"
-                return f"{name} is {row[name]:g} at step {row['step']}, {over} {limit:g}"
+        for name, bound in self.evaluation.guard.items():
+            scores = [row.get(name, math.nan) for row in self.rows if name in self.rows[-1]]
+            how = bound.broken_by(scores[-1], scores[0]) if scores else None
+            if how is not None:
+                return f"{name} is {scores[-1]:g} at step {self.rows[-1]['step']}, {how}"
         return None
 
     def begin(self) -> None:

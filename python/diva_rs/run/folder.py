@@ -51,9 +51,8 @@ _FILES = (
 class RunFolder:
     """A run's folder on disk, opened by the one process that writes into it.
 
-    Raises:
-        DataError: the folder cannot be made, or holds something else where a checkpoint belongs.
-        ConfigError: another process is writing into it.
+    Raises DataError where the folder cannot be made, or holds something else where a checkpoint
+    belongs, and ConfigError where another process is writing into it.
 
     >>> import tempfile
     >>> folder = RunFolder(tempfile.mkdtemp())

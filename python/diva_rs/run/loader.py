@@ -112,9 +112,6 @@ def death_of_worker(err: BaseException) -> DataError | None:
     """A DataError for torch's error about a dead ``DataLoader`` worker; None for any other error.
 
     Torch raises it when the signal arrives, at any moment of the main thread.
-
-    >>> print(death_of_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")))
-    a worker of the loader died (DataLoader worker (pid 7) is killed by signal: Killed.): out of memory, ...
     """
     if not isinstance(err, RuntimeError) or "DataLoader worker" not in str(err):
         return None

@@ -42,13 +42,6 @@ class NonFiniteMonitor:
 
     Attributes:
         skipped: updates that were skipped, as far as they were read.
-
-    >>> monitor, nan = NonFiniteMonitor(most=3), torch.tensor(float("nan"))
-    >>> monitor.batch(Batch(ids=[4, 5]), seen=0, loss=nan)
-    >>> monitor.step(1, loss=nan, norm=nan)
-    >>> monitor.read()
-    >>> monitor.skipped
-    1
     """
 
     def __init__(self, most: int) -> None:

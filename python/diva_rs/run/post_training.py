@@ -1,7 +1,6 @@
 """post_train: the main job in one call."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing_extensions import Unpack
 
 from diva_rs._base.settings import hint
 from diva_rs.data.batches import check_loader
-from diva_rs.distributed import Ranks, session
-from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.distributed import session
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.run.callbacks import Callback, as_callback
@@ -20,7 +19,7 @@ from diva_rs.run.evaluator import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
-from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
+from diva_rs.run.ranks.loaders import check_divided, every_image, steps_of_one_pass
 from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.run.result import PostTrainResult
 from diva_rs.step.modules import as_recipe
@@ -121,7 +120,7 @@ def post_train(
         check_divided(loader, ranks)
         one_pass = recipe.steps is None
         if one_pass:
-            recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
+            recipe = recipe.replace(steps=steps_of_one_pass(loader, recipe.batch, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         try:
             trainer = Trainer(clip, unet, recipe, terms)
@@ -131,25 +130,3 @@ def post_train(
         finally:
             if folder is not None:
                 folder.close()
-
-
-def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
-    """Optimizer steps of one pass; None where the loader has no length."""
-    length = length_of(loader, ranks)
-    if length is None:
-        return None
-    rounds, batches = length
-    if batches == 0:
-        raise DataError("the loader is empty: it has length 0")
-    if recipe.batch is None:
-        return rounds
-    samples: int | None = getattr(loader, "batch_size", None)
-    if samples is None:
-        return None
-    dataset: Any = getattr(loader, "dataset", None)
-    images = len(dataset) if hasattr(dataset, "__len__") else batches * samples
-    together = samples * ranks.world
-    # A step ends with the round of loader batches, one per rank, that fills it.
-    accumulated = math.ceil(recipe.batch / together) * together
-    # The last batch may be smaller.
-    return math.ceil(min(images, batches * samples) / accumulated)

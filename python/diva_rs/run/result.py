@@ -108,11 +108,7 @@ def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: n
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential average without the start's bias; values that are not finite are left out.
-
-    >>> _smooth([1.0, float("nan"), 1.0])
-    [1.0, 1.0, 1.0]
-    """
+    """Exponential average without the start's bias; values that are not finite are left out."""
     average, norm, smoothed = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):

@@ -1,6 +1,7 @@
 """Loaders over several ranks: each rank must read its own images."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -56,8 +57,8 @@ def is_divided(loader: DataLoader[Any]) -> bool:
     return known or sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
 
 
-def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
-    """Batches of a pass: the most of one rank, and of all ranks; None where a rank cannot tell.
+def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | None:
+    """Optimizer steps of one pass at the recipe's ``batch``; None where a rank cannot tell its length.
 
     To be called by all ranks.
     """
@@ -66,7 +67,18 @@ def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
     except (TypeError, NotImplementedError):
         own = -1
     lengths = [row[0] for row in ranks.numbers(own)]
-    return None if min(lengths) < 0 else (max(lengths), sum(lengths))
+    if not any(lengths):
+        raise DataError("the loader is empty: it has length 0")
+    if batch is None and min(lengths) >= 0:
+        return max(lengths)
+    samples: int | None = getattr(loader, "batch_size", None)
+    if min(lengths) < 0 or batch is None or samples is None:
+        return None
+    # A step ends with the round of loader batches, one per rank, that fills it.
+    accumulated = math.ceil(batch / (samples * ranks.world)) * samples * ranks.world
+    dataset, seen = getattr(loader, "dataset", None), sum(lengths) * samples
+    # The last batch may be smaller.
+    return math.ceil(min(seen, len(dataset) if hasattr(dataset, "__len__") else seen) / accumulated)
 
 
 @contextmanager

@@ -93,9 +93,6 @@ def gpu_of(rows: list[Any], rank: int, local: int, index: int, count: int) -> in
 
     ``rows`` holds the machine and the GPU of every rank, ``local`` the rank's number on its
     machine, ``index`` the GPU it is on, ``count`` the number of GPUs of this machine.
-
-    >>> gpu_of([("a", "gpu0"), ("a", "gpu0")], rank=1, local=1, index=0, count=8)
-    1
     """
     if max(Counter(rows).values()) == 1:
         return index

@@ -29,15 +29,7 @@ class Round(NamedTuple):
 
 
 class RankedTrainer:
-    """One `Trainer` per rank; together they step as one trainer on the batches of all ranks.
-
-    >>> ranked = RankedTrainer(Trainer(clip, teacher), Ranks())
-    >>> loader = ResumableLoader([torch.rand(2, 3, 32, 32)], seed=0)
-    >>> for each in ranked.rounds(loader, epoch=0):
-    ...     loss = ranked.train(each, pending=2, complete=True)
-    >>> ranked.trainer.steps_done
-    1
-    """
+    """One `Trainer` per rank; together they step as one trainer on the batches of all ranks."""
 
     def __init__(self, trainer: Trainer, ranks: Ranks) -> None:
         self.trainer, self.ranks = trainer, ranks
