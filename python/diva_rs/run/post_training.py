@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -122,11 +123,8 @@ def post_train(
         if one_pass:
             recipe = recipe.replace(steps=steps_of_one_pass(loader, recipe.batch, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
-        try:
+        with nullcontext() if folder is None else closing(folder):
             trainer = Trainer(clip, unet, recipe, terms)
             start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation)
             return run.train(one_pass, show_progress=progress)
-        finally:
-            if folder is not None:
-                folder.close()

@@ -76,9 +76,11 @@ def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | Non
         return None
     # A step ends with the round of loader batches, one per rank, that fills it.
     accumulated = math.ceil(batch / (samples * ranks.world)) * samples * ranks.world
-    dataset, seen = getattr(loader, "dataset", None), sum(lengths) * samples
-    # The last batch may be smaller.
-    return math.ceil(min(seen, len(dataset) if hasattr(dataset, "__len__") else seen) / accumulated)
+    dataset: Any = getattr(loader, "dataset", None)
+    seen = sum(lengths) * samples
+    if hasattr(dataset, "__len__"):
+        seen = min(seen, len(dataset))  # the last batch may be smaller
+    return math.ceil(seen / accumulated)
 
 
 @contextmanager
