@@ -48,7 +48,7 @@ class Run:
         self.progress = Progress()
         self.monitor = NonFiniteMonitor(self.recipe.max_skipped)
         self._stages = self.recipe.plan(self.recipe.steps)
-        self._seconds_before = 0.0  # of earlier starts
+        self._started = time.perf_counter()  # moved back by the seconds of earlier starts
         self._warned = False  # of a step larger than the recipe's batch
         self._saved: int | None = None  # step of the newest checkpoint
         if folder is not None:
@@ -63,9 +63,8 @@ class Run:
         own = (self.progress, self.history, self.monitor.skipped)
         self.progress, self.history, self.monitor.skipped = self.ranks.facts(own)[0]
         self._read = self.progress  # with the batches that were read since the last step
-        self._started = time.perf_counter()
         # Of the last log: time, samples, seconds of waiting.
-        self._last_log = (self._started, self.progress.samples, 0.0)
+        self._last_log = (time.perf_counter(), self.progress.samples, 0.0)
 
     def train(self, one_pass: bool, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
@@ -230,7 +229,7 @@ class Run:
         self._saved = self.progress.steps
         self.history = folder.rows(self._saved)
         self.monitor.skipped = int(state["run"]["skipped"])
-        self._seconds_before = float(state["run"]["seconds"])
+        self._started -= float(state["run"]["seconds"])
         text = "resuming the run in %s at step %d"
         if self.recipe.steps is not None and self._saved >= self.recipe.steps:
             text = "the run in %s has done all its %d steps: it is read back, resume=False would start again"
@@ -245,7 +244,8 @@ class Run:
         # Batches that were read for the next step are read again after a resume.
         state["counters"].update(epoch=self.progress.epoch, samples_seen=self.progress.seen)
         self.monitor.read()
-        run = {"progress": asdict(self.progress), "seconds": self._seconds(), "skipped": self.monitor.skipped}
+        run = {"progress": asdict(self.progress), "skipped": self.monitor.skipped}
+        run["seconds"] = time.perf_counter() - self._started
         self.folder.save({**state, "run": run}, step, self.recipe.keep)
         self._saved = step
 
@@ -260,9 +260,6 @@ class Run:
         if death is not None:
             raise death from error
 
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._started
-
     def _finish(self, interrupted: bool) -> PostTrainResult:
         """Make the result, and write it where there is a folder."""
         trainer, steps = self.trainer, self.progress.steps
@@ -273,7 +270,7 @@ class Run:
             **describe_models(trainer),
             "steps": steps,
             "samples": self.progress.samples,
-            "seconds": round(self._seconds(), 3),
+            "seconds": round(time.perf_counter() - self._started, 3),
             "skipped": self.monitor.skipped,
             "interrupted": interrupted,
             "data": describe_data(self.loader.loader),
