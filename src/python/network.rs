@@ -112,9 +112,8 @@ impl PyNetwork {
     fn backward(&self, py: Python<'_>, recording: &PyRecording, gradient: Given) -> PyResult<()> {
         let (tower, gradient) = (self.vit("backward")?, gradient.named("gradient")?);
         enter(py, move || {
-            let recording = lock(&recording.0).take().ok_or_else(|| DivaError::Data {
-                op: "Network.backward",
-                what: "the recording was used already: call record again".to_string(),
+            let recording = lock(&recording.0).take().ok_or_else(|| {
+                DivaError::data("Network.backward", "the recording was used already: call record again")
             })?;
             lock(tower).backward(recording, &gradient)
         })

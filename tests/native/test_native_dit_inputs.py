@@ -70,7 +70,7 @@ def test_impossible_configurations(fields: dict, message: str) -> None:
         (lambda x, t, c: (x[:, :, :7, :7], t, c), "multiple of the patch size 2"),
         (lambda x, t, c: (x[:0], t[:0], c[:0]), "`noisy`.*nothing of it empty"),
         (lambda x, t, c: (x[0], t, c), "`noisy`"),
-        (lambda x, t, c: (x.long(), t, c), "`noisy` is Int64, expected floating point"),
+        (lambda x, t, c: (x.long(), t, c), "`noisy` is Int64, expected a floating-point dtype"),
         (lambda x, t, c: (x, t[:1], c), r"`timesteps` has shape \[1\], expected numbers \[2\]"),
         (lambda x, t, c: (x, t[0], c), "`timesteps`"),
         (lambda x, t, c: (x, t > 4, c), "`timesteps`"),
@@ -78,7 +78,7 @@ def test_impossible_configurations(fields: dict, message: str) -> None:
         (lambda x, t, c: (x, t, c[:, :0]), "S > 0"),
         (lambda x, t, c: (x, t, c[:, 0]), "`condition`"),
         (lambda x, t, c: (x, t, c[:, :, :8]), "`condition.pooled`"),
-        (lambda x, t, c: (x, t, c.int()), "`condition` is Int, expected floating point"),
+        (lambda x, t, c: (x, t, c.int()), "`condition` is Int, expected a floating-point dtype"),
     ],
 )
 def test_impossible_inputs(change, message: str) -> None:

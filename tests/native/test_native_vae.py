@@ -284,8 +284,8 @@ def test_impossible_configurations(fields: dict, message: str) -> None:
         (lambda x, n: (x[:0], n[:0]), "nothing of it empty"),
         (lambda x, n: (x[:, :, :30], n), "H and W multiples of 4"),
         (lambda x, n: (x[..., :30], n), "H and W multiples of 4"),
-        (lambda x, n: (x.to(torch.uint8), n), "`images` is Uint8, expected floating point"),
-        (lambda x, n: (x, n.long()), "`noise` is Int64, expected floating point"),
+        (lambda x, n: (x.to(torch.uint8), n), "`images` is Uint8, expected a floating-point dtype"),
+        (lambda x, n: (x, n.long()), "`noise` is Int64, expected a floating-point dtype"),
         (
             lambda x, n: (x, n[:1]),
             r"`noise` has shape \[1, 4, 8, 8\], expected \[3, 4, 8, 8\] like the latents",
