@@ -104,7 +104,7 @@ class LatentCache:
         if recipe is not None:
             encoder, saved = _Encoder(teacher, recipe, mean, std), store.facts.view
             encoder.size = encoder.size or saved.get("image_size")
-            encoder.source, encoder.resampled = saved.get("source"), saved.get("resampled")
+            encoder.source, encoder.resampled = saved.get("source"), bool(saved.get("resampled"))
             _compare(store, "view", "pixels prepared in another way", encoder.view())
         return cls(store)
 
