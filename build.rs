@@ -1,4 +1,4 @@
-//! Compiles what there is of C++, against the libtorch that torch-sys found and says where it lies.
+//! Compiles the two C++ files against the libtorch that torch-sys found.
 
 use std::env;
 use std::path::PathBuf;

@@ -29,7 +29,7 @@ pub enum DivaError {
     #[error("{op}: {what}")]
     Data { op: &'static str, what: String },
 
-    /// The device has not enough memory, or is not the one that the inputs are on.
+    /// The device is out of memory, or is not the device of the inputs.
     #[error("{op}: {what}")]
     Device { op: &'static str, what: String },
 

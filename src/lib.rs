@@ -1,6 +1,6 @@
 //! Generative feedback for CLIP: the training step of DIVA (arXiv 2407.20171) over libtorch.
 //!
-//! The map of the house, in the order in which a step walks through it:
+//! The modules, in the order in which a step runs through them:
 //!
 //! * [`train`]: the whole of it, from images to updated weights
 //! * [`inputs`]: a loader's batch as the tensors of a step
@@ -15,9 +15,13 @@
 //! * [`networks`]: the native networks by kind
 //! * [`optim`]: SGD, AdamW, clipping, learning-rate schedules
 //!
-//! and what they stand on: [`nn`] (blocks of the native networks, strict loading), [`autograd`] (backward passes of our own
-//! in libtorch's graph), `simd` (bf16 products in AVX-512), [`error`], [`slices`] (raw views for the fused CPU passes),
-//! [`threads`] (one rayon pool, as wide as libtorch's). `python` is the PyO3 door, behind the cargo feature of that name.
+//! Below them: [`nn`] (blocks of the native networks, strict loading), [`autograd`] (backward passes
+//! in libtorch's graph), [`error`]. `python` is the PyO3 door, behind the cargo feature of that name.
+//!
+//! About 2,300 lines serve CPUs alone; a CUDA step never runs them: `condition/fused` and
+//! `schedule/fused.rs` (fused passes over host memory), [`slices`] (the raw views they read),
+//! `simd` and `nn/attention/{flash,blocks}` (bf16 attention in AVX-512), [`threads`] (kernels on
+//! libtorch's threads, one rayon pool as wide). On CUDA the same rooms use libtorch's operations.
 
 pub mod autograd;
 pub mod condition;

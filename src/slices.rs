@@ -17,7 +17,7 @@ use crate::error::{DivaError, Result};
 pub fn is_viewable(tensor: &Tensor) -> bool {
     tensor.defined()
         && tensor.device() == Device::Cpu
-        // Only strided layouts know this question; sparse and nested ones answer with an error,
+        // Only strided layouts support this call; sparse and nested ones raise an error,
         // where asking for contiguity would panic.
         && tensor.f_is_set_to(tensor).unwrap_or(false)
         // A lazily negated tensor holds the opposite of its values.
@@ -103,7 +103,7 @@ fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
     }
     let data = tensor.data_ptr().cast::<T>();
     if data.is_null() || data.align_offset(align_of::<T>()) != 0 {
-        return Err(refused("a tensor without memory of its own, or with misaligned memory"));
+        return Err(refused("a tensor that owns no memory, or whose memory is misaligned"));
     }
     Ok(Some((data, len)))
 }

@@ -41,7 +41,7 @@ mod tests {
     use std::sync::Arc;
     use tch::{Device, Kind};
 
-    /// a * b with a factor on its gradients, so that they are told from autograd's own.
+    /// a * b with a factor on its gradients, so that they differ from autograd's.
     struct Product {
         inputs: [Tensor; 2],
         alive: Arc<AtomicBool>,

@@ -72,20 +72,20 @@ struct Foreign final : Node {
 }  // namespace
 
 // Makes `output`, a tensor without history, depend on `inputs` through a node that owns `state` from here on; where no
-// graph is being made, or no input asks for a gradient, `state` is dropped. What went wrong as a message for
+// graph is being made, or no input requires a gradient, `state` is dropped. What went wrong as a message for
 // `diva_free`, or null.
 extern "C" char* diva_attach(
     Tensor* output, Tensor* const* inputs, size_t count, void* state, Apply apply, Drop drop, Free free_message) {
   auto node = c10::make_intrusive<Foreign>(state, apply, drop, free_message);
   try {
-    bool learns = false;
+    bool any = false;
     torch::autograd::edge_list edges;
     for (size_t i = 0; i < count; ++i) {
-      const bool asks = inputs[i]->requires_grad();
-      edges.push_back(asks ? torch::autograd::impl::gradient_edge(*inputs[i]) : torch::autograd::Edge());
-      learns |= asks;
+      const bool requires_grad = inputs[i]->requires_grad();
+      edges.push_back(requires_grad ? torch::autograd::impl::gradient_edge(*inputs[i]) : torch::autograd::Edge());
+      any |= requires_grad;
     }
-    if (!learns || !at::GradMode::is_enabled()) return nullptr;
+    if (!any || !at::GradMode::is_enabled()) return nullptr;
     node->set_next_edges(std::move(edges));
     torch::autograd::set_history(*output, node);
   } catch (const std::exception& error) {

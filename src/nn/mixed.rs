@@ -2,8 +2,8 @@
 //! are trained in bf16.
 //!
 //! A cast within the graph would keep the narrow weight from the forward pass to the backward pass,
-//! which for a whole tower is half of the weights' memory again. Here the weight is cast twice and
-//! kept by nobody.
+//! which for a whole tower is half of the weights' memory again. Here the weight is cast in both
+//! passes and not kept between them.
 
 use tch::Tensor;
 
@@ -31,7 +31,7 @@ struct Kept {
 impl Backward for Kept {
     fn backward(&self, gradient: &Tensor, needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
         let (narrow, wide) = (self.x.f_kind()?, self.weight.f_kind()?);
-        let asked = |index: usize| needed.get(index).copied().unwrap_or(false);
+        let wants = |index: usize| needed.get(index).copied().unwrap_or(false);
         let rows = |x: &Tensor| -> Result<Tensor> {
             let width = x.size().last().copied().unwrap_or(1);
             Ok(x.f_reshape([-1, width])?)
@@ -45,9 +45,9 @@ impl Backward for Kept {
             |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(wide)?) };
         let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
         Ok(vec![
-            asked(0).then_some(()).map(at_x).transpose()?,
-            asked(1).then_some(()).map(at_weight).transpose()?,
-            asked(2).then_some(()).map(at_bias).transpose()?,
+            wants(0).then_some(()).map(at_x).transpose()?,
+            wants(1).then_some(()).map(at_weight).transpose()?,
+            wants(2).then_some(()).map(at_bias).transpose()?,
         ])
     }
 }

@@ -105,7 +105,7 @@ impl Path<'_> {
             || self.store.tensors.range(below.clone()..).next().is_some_and(|(k, _)| k.starts_with(&below))
     }
 
-    /// The shape of the tensor `name`, for sizes that only the checkpoint knows.
+    /// The shape of the tensor `name`, for sizes that only the checkpoint holds.
     pub fn shape(&self, name: &str) -> Result<Vec<i64>> {
         let key = self.key(name);
         match self.store.tensors.get(&key) {

@@ -18,7 +18,7 @@ pub struct PyBridge {
 }
 
 impl PyBridge {
-    /// The bridge over the same parameters, for a step of its own.
+    /// A bridge over the same parameters, for another owner.
     pub fn core(&self) -> Bridge {
         lock(&self.core).shallow_clone()
     }

@@ -127,7 +127,7 @@ impl Optimizer {
     /// `clip_grad_norm`, then `step`, in one call; returns the norm before clipping.
     ///
     /// Where that norm or ``loss`` (a 0-dim tensor) is not finite, no weight and no moment moves and the gradient becomes
-    /// zero, without waiting for the device. The count that AdamW corrects its moments by goes on. Raises ShapeError for
+    /// zero, without waiting for the device. The count of AdamW's bias correction rises. Raises ShapeError for
     /// another loss.
     ///
     /// >>> import torch

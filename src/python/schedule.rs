@@ -10,7 +10,7 @@ use super::number::number;
 use super::tensor::{Given, PyTensor};
 use crate::schedule::{Prediction, Schedule};
 
-/// How much noise a sample gets at a timestep, and what the denoiser is asked to predict there.
+/// How much noise a sample gets at a timestep, and what the denoiser predicts there.
 ///
 /// Made by ``from_alphas_cumprod`` or ``flow``; immutable. ``len(schedule)`` is the number T of timesteps,
 /// valid ones are the integers 0 to T - 1, and the noise rises with them.
@@ -49,8 +49,8 @@ impl PySchedule {
     }
 
     /// Flow matching: ``x_t = (1 - sigma) x_0 + sigma noise``, target ``noise - x_0``. ``sigmas``: a float32 or float64 tensor (T,) in
-    /// [0, 1], strictly rising, or strictly falling (as diffusers keeps it) and then turned round. The model is told
-    /// ``sigma * num_train_timesteps``.
+    /// [0, 1], strictly rising, or strictly falling (as diffusers keeps it) which is reversed. The model takes
+    /// ``sigma * num_train_timesteps`` as its timestep.
     ///
     /// Raises ShapeError for another rank or dtype, ConfigError for other values.
     ///

@@ -14,7 +14,7 @@ use crate::slices;
 pub struct Levels {
     pub signal: Tensor,
     pub noise: Tensor,
-    /// What a flow-matching model is told, float32; the other models are told the index.
+    /// The timestep input of a flow-matching model, float32; other models take the index.
     pub steps: Option<Tensor>,
 }
 
@@ -104,7 +104,7 @@ pub fn probe(like: &Tensor, kind: Kind) -> Result<Tensor> {
     Ok(like.f_as_strided([0], [1], None)?.f_to_kind(kind)?)
 }
 
-/// The dtype of a dense tensor; tch knows no name for some, as for torch.uint16.
+/// The dtype of a dense tensor; tch has no name for some, such as torch.uint16.
 pub fn kind(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
     strided(op, name, tensor)?;
     tensor

@@ -1,9 +1,9 @@
-//! How much noise a sample gets at a timestep, what the denoiser is asked to predict there, and how
-//! much its error counts. One table of noise levels, indexed by integer timesteps, for both
-//! families of diffusion models:
+//! How much noise a sample gets at a timestep, what the denoiser predicts there, and how much its
+//! error counts. One table of noise levels, indexed by integer timesteps, serves both families of
+//! diffusion models:
 //!
-//! * variance preserving (DDPM, arXiv 2006.11239 eq. 4): `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t)
-//!   e`,
+//! * variance preserving (DDPM, arXiv 2006.11239 eq. 4):
+//!   `x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) e`,
 //! * flow matching (rectified flow, arXiv 2209.03003): `x_t = (1 - s) x_0 + s e`.
 
 mod fused;
@@ -27,11 +27,11 @@ use levels::{Levels, Tables};
 pub struct Noised {
     /// `x_t`, shape, dtype and device of the latents.
     pub noisy: Tensor,
-    /// What the denoiser should answer. For `Epsilon` and `Sample` it shares the memory of the
+    /// The target of the prediction. For `Epsilon` and `Sample` it shares the memory of the
     /// noise or the latents.
     pub target: Tensor,
-    /// `(B,)`: what the denoiser is told about the noise level. The timesteps themselves, or for
-    /// flow matching `sigma * num_train_timesteps` as float32.
+    /// `(B,)`: the denoiser's timestep input. The timesteps themselves, or for flow matching
+    /// `sigma * num_train_timesteps` as float32.
     pub model_timesteps: Tensor,
 }
 
@@ -40,7 +40,7 @@ pub struct Noised {
 pub struct Schedule {
     prediction: Prediction,
     len: usize,
-    /// Flow matching only: the model is told the noise level times this.
+    /// Flow matching only: the model's timestep input is the noise level times this.
     train_timesteps: Option<f64>,
     tables: Mutex<Tables>,
 }
@@ -68,8 +68,8 @@ impl Schedule {
     }
 
     /// Flow matching with noise levels `sigmas` `(T,)` in [0, 1], all different and in order; a
-    /// falling table (as diffusers keeps it) is turned round, so that the index rises with the
-    /// noise. The model is told `sigma * train_timesteps`, 1000 in every published model.
+    /// falling table (as diffusers keeps it) is reversed, so that the index rises with the noise.
+    /// The model's timestep input is `sigma * train_timesteps`, 1000 in every published model.
     pub fn flow(sigmas: &Tensor, train_timesteps: f64) -> Result<Self> {
         const OP: &str = "Schedule.flow";
         if !(train_timesteps.is_finite() && train_timesteps > 0.0) {
@@ -108,8 +108,8 @@ impl Schedule {
         self.prediction
     }
 
-    /// What the noise level is multiplied with for a flow-matching model; the other models are told
-    /// the timestep.
+    /// The factor between the noise level and the timestep input of a flow-matching model; `None`
+    /// for other models, whose input is the timestep.
     pub fn train_timesteps(&self) -> Option<f64> {
         self.train_timesteps
     }

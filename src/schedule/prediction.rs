@@ -1,4 +1,4 @@
-//! What a denoiser answers.
+//! What a denoiser predicts.
 
 use crate::error::{DivaError, Result};
 

@@ -43,7 +43,7 @@ fn products_of_every_form_are_exact() -> Result<()> {
                     for row in (0..m).step_by(ROWS) {
                         for s in 0..second.strips() {
                             let to = &mut to[row * width + s * STRIP..];
-                            // SAFETY: the processor was asked.
+                            // SAFETY: the test has checked that the processor has these instructions.
                             #[allow(unsafe_code)]
                             unsafe {
                                 product(first.rows(row), second.strip(s), to, width, into);
@@ -82,12 +82,12 @@ fn powers_of_two_are_exact_enough_everywhere() {
     for start in -3000..200 {
         let from: [f32; LANES] = std::array::from_fn(|lane| (start as f32 + lane as f32 / 16.0) / 20.0);
         let mut to = [0u16; 2 * LANES];
-        // SAFETY: the processor was asked.
+        // SAFETY: the test has checked that the processor has these instructions.
         #[allow(unsafe_code)]
         let sum = unsafe { total(exp2(load(&from))) };
         let exact: f32 = from.iter().map(|x| x.exp2()).sum();
         assert!((sum - exact).abs() <= 5e-6 * exact + 1e-37, "{start}: {sum} {exact}");
-        // SAFETY: the processor was asked.
+        // SAFETY: the test has checked that the processor has these instructions.
         #[allow(unsafe_code)]
         unsafe {
             round(&from, &mut to[..LANES]);
@@ -97,7 +97,7 @@ fn powers_of_two_are_exact_enough_everywhere() {
         }
         assert_eq!(to[LANES..], [0; LANES], "nothing is written behind the end");
     }
-    // SAFETY: the processor was asked.
+    // SAFETY: the test has checked that the processor has these instructions.
     #[allow(unsafe_code)]
     let nothing = unsafe { total(exp2(load(&[f32::NEG_INFINITY; LANES]))) };
     assert_eq!(nothing, 0.0);

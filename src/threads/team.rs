@@ -1,6 +1,5 @@
-//! Work on libtorch's own threads, for kernels that stand between its operations: their threads are
-//! awake, and wait for the next operation at work, so that a second pool would have to share the
-//! cores with them for a while.
+//! Work on libtorch's own threads, for kernels that run between its operations: those threads spin
+//! while they wait for the next operation, so a second pool would share the cores with them.
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};

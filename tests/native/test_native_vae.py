@@ -251,20 +251,23 @@ def test_keys_are_strict_both_ways() -> None:
         _native.Network("autoencoder_kl_encoder", config, {**weights, key: weight.float()})
 
 
+SCALING = {"factor": 0.18215, "shift": None, "channels": None}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"block_out_channels": []}, "block_out_channels has 0 entries"),
         ({"block_out_channels": [8] * 17}, "block_out_channels has 17 entries"),
-        ({"latent_channels": 0}, "a size is not positive"),
+        ({"latent_channels": 0}, "each size must be from 1 to 1048576"),
         ({"norm_num_groups": 3}, "8 channels cannot be normalised in 3 groups"),
         ({"mid_heads": 5}, "16 channels cannot be split into 5 heads"),
         ({"norm_eps": float("inf")}, "norm_eps inf"),
-        ({"scaling_factor": 0.0}, "scaling_factor 0"),
-        ({"shift_factor": float("nan")}, "shift_factor NaN"),
-        ({"latents_mean_std": ([0.0] * 4, [1.0] * 3)}, "need 4 finite values each"),
-        ({"latents_mean_std": ([0.0] * 4, [1.0, 1.0, 0.0, 1.0])}, "no std of 0"),
-        ({"depth": 1}, 'unknown field "depth"'),
+        ({"scaling": SCALING | {"factor": 0.0}}, "scaling_factor 0"),
+        ({"scaling": SCALING | {"shift": float("nan")}}, "shift_factor NaN"),
+        ({"scaling": SCALING | {"channels": ([0.0] * 4, [1.0] * 3)}}, "need 4 finite values each"),
+        ({"scaling": SCALING | {"channels": ([0.0] * 4, [1.0, 1.0, 0.0, 1.0])}}, "no std of 0"),
+        ({"depth": 1}, "unknown field `depth`"),
     ],
 )
 def test_impossible_configurations(fields: dict, message: str) -> None:

@@ -29,11 +29,7 @@ def describe(
 
 
 def summary(module: nn.Module) -> str:
-    """Class, number of parameters, dtype and device.
-
-    >>> summary(nn.Linear(2, 2))
-    'Linear, 6 parameters, float32 on cpu'
-    """
+    """Class, number of parameters, dtype and device."""
     parameters = list(module.parameters())
     count = sum(parameter.numel() for parameter in parameters)
     dtypes = " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))

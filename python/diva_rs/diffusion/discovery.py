@@ -23,16 +23,6 @@ class Parts:
     Args:
         source: a denoiser, a pipeline, a folder (of a pipeline or of a denoiser) or a Hub repository.
         given: parts that the caller supplies; they come before what is found.
-
-    Raises:
-        ConfigError: ``source`` is none of these, or its denoiser is of an unsupported class.
-        WeightsError: ``source`` is a folder whose denoiser cannot be loaded.
-
-    >>> parts = Parts(unet, {"scheduler": "mine"})
-    >>> parts.get("scheduler"), parts.where("scheduler")
-    ('mine', 'given')
-    >>> parts.get("vae") is None, parts.where("vae")
-    (True, 'not found')
     """
 
     def __init__(self, source: Any, given: dict[str, Any]) -> None:
@@ -55,11 +45,7 @@ class Parts:
                 self._parts[name], self._where[name] = _bare(part), "given"
 
     def get(self, name: str) -> Any | None:
-        """The part, loaded at the first call; None when there is none.
-
-        Raises:
-            WeightsError: it is there, but cannot be loaded.
-        """
+        """The part, loaded at the first call; None when there is none."""
         if name not in self._parts and self.findable(name):
             assert self._root is not None
             try:

@@ -1,12 +1,15 @@
 """Layers that diffusers' models share, and whether each computes what its weights say and nothing else."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diva_rs.native.inspect import class_path, expect
+import diva_rs._native as _native
+from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.native.inspect import NotNative, check_modules, class_path, expect
 
 TORCH = "torch.nn.modules."
 MODELS = "diffusers.models."
@@ -22,6 +25,25 @@ DROPOUT = f"{TORCH}dropout.Dropout"
 MODULE_LIST = f"{TORCH}container.ModuleList"
 
 _PROCESSORS = f"{MODELS}attention_processor."
+
+
+def check_model(model: nn.Module, cls: str, allowed: Collection[str]) -> None:
+    """NotNative unless the model is exactly of class `cls`, made of `allowed` classes."""
+    expect(class_path(model) == cls, f"it is a {class_path(model)}")
+    with warnings.catch_warnings():
+        # diffusers warns of every look for an attribute that it finds in the configuration.
+        warnings.simplefilter("ignore", FutureWarning)
+        check_modules(model, allowed)
+
+
+def network(
+    kind: str, config: dict[str, Any], weights: dict[str, Tensor], fixed: dict[str, Tensor] | None = None
+) -> _native.Network:
+    """The native network; NotNative where the core refuses its configuration or its weights."""
+    try:
+        return _native.Network(kind, config, weights, fixed)
+    except (ConfigError, WeightsError) as err:
+        raise NotNative(str(err)) from err
 
 
 def layers_of(root: nn.Module, cls: str) -> Iterator[tuple[str, Any]]:

@@ -1,13 +1,11 @@
 """diffusers' DiTTransformer2DModel as a native network over the same weights."""
 
-import warnings
 from typing import Any
 
 from torch import nn
 
 import diva_rs._native as _native
 from diva_rs.diffusion.families.family import NativePlan
-from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import (
     ATTENTION,
     CONV,
@@ -20,10 +18,12 @@ from diva_rs.native.diffusers_layers import (
     TORCH,
     check_attention,
     check_conv,
+    check_model,
     check_silu,
+    network,
     unrounded,
 )
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
+from diva_rs.native.inspect import check_weights, class_path, expect, one
 
 _DIT = f"{MODELS}transformers.dit_transformer_2d.DiTTransformer2DModel"
 _BLOCK = f"{MODELS}attention.BasicTransformerBlock"
@@ -59,16 +59,9 @@ def native_dit(
         checkpoint: whether a step should run each block twice instead of keeping its activations.
         exact: what `module` was before it was rounded to bf16. What runs in float32 takes its weights
             unrounded: embeddings, modulation, norms, first and last projection.
-
-    Raises:
-        NotNative: anything about the module that the native network does not compute.
     """
     dit: Any = module
-    expect(class_path(dit) == _DIT, f"it is a {class_path(dit)}")
-    with warnings.catch_warnings():
-        # diffusers warns of every look for an attribute that it finds in the configuration.
-        warnings.simplefilter("ignore", FutureWarning)
-        check_modules(dit, ALLOWED)
+    check_model(dit, _DIT, ALLOWED)
     config = {**dit_config(dit), **plan.fields, "checkpoint": checkpoint}
     weights = dict(dit.named_parameters(remove_duplicate=False))
     check_weights(weights.items())
@@ -78,10 +71,7 @@ def native_dit(
     same = all(buffer.device == dit.proj_out_1.weight.device for buffer in buffers.values())
     expect(same, "its positions are on another device than its weights")
     weights |= buffers | unrounded(exact, _is_small)
-    try:
-        return _native.Network("dit", config, weights)
-    except (ConfigError, WeightsError) as err:
-        raise NotNative(str(err)) from err
+    return network("dit", config, weights)
 
 
 def dit_config(dit: Any) -> dict[str, Any]:

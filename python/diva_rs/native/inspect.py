@@ -53,12 +53,6 @@ def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
     Raises:
         NotNative: another class (a subclass, an adapter, a quantised layer, ...), a hook, a parametrization,
             a replaced method, or a layer that draws random numbers in train mode.
-
-    >>> check_modules(nn.Linear(2, 2), {"torch.nn.modules.linear.Linear"})
-    >>> check_modules(nn.Sequential(nn.Tanh()), {"torch.nn.modules.container.Sequential"})
-    Traceback (most recent call last):
-    ...
-    diva_rs.native.inspect.NotNative: 0 is a torch.nn.modules.activation.Tanh
     """
     if global_hooks():
         raise NotNative("a hook is registered for all modules of torch.nn")
@@ -99,11 +93,7 @@ def check_weights(weights: Iterable[tuple[str, Tensor]]) -> torch.dtype:
 
 
 def one(what: str, values: Iterable[Any]) -> Any:
-    """The value that all of `values` share.
-
-    Raises:
-        NotNative: there are none, or they differ.
-    """
+    """The value that all of `values` share."""
     found = list(dict.fromkeys(values))
     if len(found) != 1:
         raise NotNative(f"{what} differs from layer to layer: {found}" if found else f"there is no {what}")

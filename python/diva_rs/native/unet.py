@@ -1,13 +1,11 @@
 """diffusers' UNet2DConditionModel as a native network over the same weights."""
 
-import warnings
 from typing import Any
 
 from torch import nn
 
 import diva_rs._native as _native
 from diva_rs.diffusion.families.family import NativePlan
-from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import (
     ATTENTION,
     CONV,
@@ -21,11 +19,13 @@ from diva_rs.native.diffusers_layers import (
     RESNET,
     SILU,
     check_attention,
+    check_model,
     check_silu,
     layers_of,
+    network,
     unrounded,
 )
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
+from diva_rs.native.inspect import check_weights, class_path, expect, one
 
 _UNET = f"{MODELS}unets.unet_2d_condition.UNet2DConditionModel"
 _BLOCKS = f"{MODELS}unets.unet_2d_blocks."
@@ -66,32 +66,14 @@ def native_unet(
         checkpoint: whether a step should run each unit twice instead of keeping its activations.
         exact: what `module` was before it was rounded to bf16. Its norms, embeddings of the timestep, first
             and last convolution are taken unrounded: they cost next to nothing and a quarter of the error.
-
-    Raises:
-        NotNative: anything about the module that the native network does not compute.
-
-    >>> from diva_rs.diffusion import NativePlan
-    >>> native = native_unet(unet, NativePlan("unet_2d_condition", {"text_time": None}))
-    >>> noisy, timesteps = torch.randn(2, 3, 16, 16), torch.tensor([10, 500])
-    >>> condition = torch.randn(2, 5, native.condition_width, requires_grad=True)
-    >>> theirs = unet(noisy, timesteps, condition).sample
-    >>> torch.allclose(native.predict(noisy, timesteps, condition), theirs, atol=1e-5)
-    True
     """
     unet: Any = module
-    expect(class_path(unet) == _UNET, f"it is a {class_path(unet)}")
-    with warnings.catch_warnings():
-        # diffusers warns of every look for an attribute that it finds in the configuration.
-        warnings.simplefilter("ignore", FutureWarning)
-        check_modules(unet, ALLOWED)
+    check_model(unet, _UNET, ALLOWED)
     weights = dict(unet.named_parameters(remove_duplicate=False)) | dict(unet.named_buffers())
     check_weights(weights.items())
     weights |= unrounded(exact, _is_small)
     config = {**unet_config(unet), **plan.fields, "checkpoint": checkpoint}
-    try:
-        return _native.Network("unet_2d_condition", config, weights, dict(plan.fixed))
-    except (ConfigError, WeightsError) as err:
-        raise NotNative(str(err)) from err
+    return network("unet_2d_condition", config, weights, dict(plan.fixed))
 
 
 def _is_small(key: str) -> bool:
@@ -103,9 +85,6 @@ def unet_config(unet: Any) -> dict[str, Any]:
     """The native network's configuration but `text_time` and `checkpoint`, read from the modules.
 
     Only what the model's own ``forward`` reads from ``unet.config`` is taken from there.
-
-    >>> unet_config(unet)["down_blocks"]
-    [{'depths': [1], 'heads': 2}, {'depths': [0], 'heads': 1}]
     """
     _check_convolutions(unet)
     for name in ("encoder_hid_proj", "time_embed_act"):

@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor, nn
 
 import diva_rs._native as _native
-from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native.diffusers_layers import (
     ATTENTION,
     CONV,
@@ -21,8 +20,9 @@ from diva_rs.native.diffusers_layers import (
     check_conv,
     check_silu,
     layers_of,
+    network,
 )
-from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect, one
+from diva_rs.native.inspect import check_modules, check_weights, class_path, expect, one
 
 _VAE = f"{MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
 _ENCODER = f"{MODELS}autoencoders.vae.Encoder"
@@ -43,16 +43,6 @@ def native_vae(module: nn.Module) -> _native.Network:
 
     Args:
         module: a diffusers ``AutoencoderKL``. Slicing makes no difference to it; tiling does.
-
-    Raises:
-        NotNative: anything about the encoder that the native one does not compute.
-
-    >>> import diffusers
-    >>> vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
-    >>> images = torch.rand(2, 3, 16, 16) * 2 - 1
-    >>> latents = native_vae(vae).encode(images)
-    >>> torch.allclose(latents, vae.encode(images).latent_dist.mean * 0.18215, atol=1e-5)
-    True
     """
     vae: Any = module
     expect(class_path(vae) == _VAE, f"it is a {class_path(vae)}")
@@ -65,10 +55,7 @@ def native_vae(module: nn.Module) -> _native.Network:
             weights |= {f"{name}.{key}": p for key, p in part.named_parameters(remove_duplicate=False)}
             weights |= {f"{name}.{key}": b for key, b in part.named_buffers()}
     check_weights(weights.items())
-    try:
-        return _native.Network("autoencoder_kl_encoder", vae_config(vae), weights)
-    except (ConfigError, WeightsError) as err:
-        raise NotNative(str(err)) from err
+    return network("autoencoder_kl_encoder", vae_config(vae), weights)
 
 
 def vae_config(vae: Any) -> dict[str, Any]:

@@ -24,9 +24,6 @@ def native_tower(tower: Tower, compute: str | None = None, checkpoint: bool = Fa
             float32 weights and "bf16", tokens, norms and gradients are float32 all the same.
         checkpoint: whether a step should run each block twice instead of keeping its activations.
 
-    Raises:
-        NotNative: the module is not one that the native network computes exactly; the reason says why.
-
     >>> from diva_rs.clip import adapt
     >>> tower = adapt(clip)
     >>> images = torch.rand(2, 3, 32, 32)
@@ -51,14 +48,6 @@ def describe(tower: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Weights are those that the tokens depend on, by the checkpoint's own keys: the final norm and the
     projection that are left to the caller are not among them.
-
-    Raises:
-        NotNative: as for :func:`native_tower`.
-
-    >>> from diva_rs.clip import adapt
-    >>> config, weights = describe(adapt(clip))
-    >>> config["width"], "visual.conv1.weight" in weights, "visual.proj" in weights
-    (32, True, False)
     """
     if tower.family not in layouts.ALLOWED:
         raise NotNative(f"nothing is known of the family {tower.family!r}")

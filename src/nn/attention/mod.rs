@@ -6,7 +6,7 @@ use crate::error::Result;
 
 mod blocks; // by libtorch's products, in bf16
 #[cfg(target_arch = "x86_64")]
-mod flash; // by products of our own, in bf16
+mod flash; // bf16 products in AVX-512
 
 /// Scores of one head that a graph may keep for its backward pass. Beyond the 4,096 tokens of a 64
 /// x 64 latent their memory is dearer than the time that they save.

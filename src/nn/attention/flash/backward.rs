@@ -195,7 +195,7 @@ impl Strip {
                         store_pairs(across, interleave(at_score[0][v], at_score[1][v]));
                     }
                     let from = (s * STRIP / 2 + half * LANES).min(pairs);
-                    let to = (from + LANES).min(pairs); // an odd vector at the end has no pairs of its own
+                    let to = (from + LANES).min(pairs); // an odd vector at the end shares its pairs
                     for key in 0..2 {
                         let row = (2 * two + key) * pairs;
                         let [first, second] = probability[key];

@@ -53,7 +53,7 @@ struct State {
 /// softmax(query key^T scale) value.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 pub fn forward(query: Rows, head: &Head, scale: f32, place: Place) -> Result<()> {
-    let scale = scale * LOG2_E; // powers of two are what the processor knows
+    let scale = scale * LOG2_E; // the processor computes powers of two
     let rows = Pairs::of(query)?;
     let (len, width) = (query.len.next_multiple_of(ROWS), query.width.next_multiple_of(LANES));
     let mut state = State {

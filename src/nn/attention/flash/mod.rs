@@ -112,7 +112,7 @@ fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
             let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
             let (stride, column) = (shape.stride(), head * shape.width);
             let place = Place { mixed, stride, column, exact, log_sums };
-            // SAFETY: `fits` has asked the processor.
+            // SAFETY: `fits` has checked that the processor has these instructions.
             #[allow(unsafe_code)]
             unsafe {
                 forward::forward(query, &heads[unit], shape.scale, place)?;
@@ -151,7 +151,7 @@ impl Backward for Kept {
                 log_sums: &log_sums[first..][..shape.queries],
                 scale: shape.scale,
             };
-            // SAFETY: `fits` has asked the processor.
+            // SAFETY: `fits` has checked that the processor has these instructions.
             #[allow(unsafe_code)]
             unsafe {
                 backward::backward(&seen, keys(key), keys(value))
@@ -188,7 +188,7 @@ fn whole(
         for (row, to) in (part * QUERIES..).zip(rows.chunks_mut(shape.stride())) {
             let heads = &heads[row / len * shape.heads..];
             for (head, to) in heads.iter().zip(to.chunks_mut(shape.width)) {
-                // SAFETY: `fits` has asked the processor.
+                // SAFETY: `fits` has checked that the processor has these instructions.
                 #[allow(unsafe_code)]
                 unsafe {
                     simd::round(&of(head)[row % len * shape.width..][..shape.width], to);
