@@ -14,7 +14,7 @@ pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&st
     let mut detached = Vec::with_capacity(weights.len());
     for (key, tensor) in weights {
         let kind = tensor.f_kind()?;
-        if !any_dtype.contains(&key.as_str()) && !(half && kind == Kind::Float) {
+        if !(any_dtype.contains(&key.as_str()) || half && kind == Kind::Float) {
             let (other, expected) = first.get_or_insert_with(|| (key.clone(), kind));
             if kind != *expected {
                 let what =

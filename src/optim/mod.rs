@@ -32,7 +32,7 @@ pub struct ParamGroup {
 }
 
 /// A group whose parameters have become slots.
-struct Lane {
+struct Group {
     name: String,
     lr: f64,
     weight_decay: f64,
@@ -41,7 +41,7 @@ struct Lane {
 
 pub struct Optimizer {
     method: Method,
-    lanes: Vec<Lane>,
+    groups: Vec<Group>,
     /// Parameters of earlier groups, which do not move; their state waits for a group that holds them again.
     resting: Vec<Slot>,
 }
@@ -51,7 +51,7 @@ impl Optimizer {
     /// that it has the same keys whichever parameters have seen a gradient.
     pub fn new(method: Method, groups: Vec<ParamGroup>) -> Result<Self> {
         method.validate()?;
-        let mut optimizer = Optimizer { method, lanes: Vec::new(), resting: Vec::new() };
+        let mut optimizer = Optimizer { method, groups: Vec::new(), resting: Vec::new() };
         optimizer.regroup(groups)?;
         Ok(optimizer)
     }
@@ -65,7 +65,7 @@ impl Optimizer {
         let _guard = tch::no_grad_guard();
         let mut keys = HashSet::new();
         let mut addresses = HashMap::new();
-        let mut lanes = Vec::with_capacity(groups.len());
+        let mut built = Vec::with_capacity(groups.len());
         for group in groups {
             let ParamGroup { name, lr, weight_decay, params } = group;
             in_range(OP, format!("the learning rate of group `{name}`"), lr)?;
@@ -88,18 +88,18 @@ impl Optimizer {
                 }
                 slots.push(slot);
             }
-            lanes.push(Lane { name, lr, weight_decay, slots });
+            built.push(Group { name, lr, weight_decay, slots });
         }
         // Nothing fails from here on.
-        let before = std::mem::take(&mut self.lanes).into_iter().flat_map(|lane| lane.slots);
+        let before = std::mem::take(&mut self.groups).into_iter().flat_map(|group| group.slots);
         let mut known: HashMap<String, Slot> =
             before.chain(std::mem::take(&mut self.resting)).map(|slot| (slot.key.clone(), slot)).collect();
-        for slot in lanes.iter_mut().flat_map(|lane| &mut lane.slots) {
+        for slot in built.iter_mut().flat_map(|group| &mut group.slots) {
             if let Some(kept) = known.remove(&slot.key) {
                 slot.rule = kept.rule;
             }
         }
-        self.lanes = lanes;
+        self.groups = built;
         self.resting = known.into_values().collect();
         self.resting.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(())
@@ -120,8 +120,8 @@ impl Optimizer {
 
     fn advance(&mut self, finite: Option<&Tensor>, factors: &[f64]) -> Result<()> {
         const OP: &str = "Optimizer.step";
-        if factors.len() != self.lanes.len() {
-            let names: Vec<_> = self.lanes.iter().map(|lane| lane.name.as_str()).collect();
+        if factors.len() != self.groups.len() {
+            let names: Vec<_> = self.groups.iter().map(|group| group.name.as_str()).collect();
             let what = format!(
                 "`factors` has {} entries for {} groups ({}): pass one number per group",
                 factors.len(),
@@ -136,9 +136,9 @@ impl Optimizer {
         let _guard = tch::no_grad_guard();
         // Every gradient is looked at before the first weight moves: a refused step changes nothing.
         let mut moves = Vec::new();
-        for (lane, factor) in self.lanes.iter_mut().zip(factors) {
-            let (lr, weight_decay) = (lane.lr * factor, lane.weight_decay);
-            for slot in &mut lane.slots {
+        for (group, factor) in self.groups.iter_mut().zip(factors) {
+            let (lr, weight_decay) = (group.lr * factor, group.weight_decay);
+            for slot in &mut group.slots {
                 if let Some(grad) = slot.grad(OP)? {
                     moves.push((lr, weight_decay, slot, grad));
                 }
@@ -159,15 +159,15 @@ impl Optimizer {
     /// One line about the method and each group.
     pub fn describe(&self) -> String {
         let groups: Vec<_> = self
-            .lanes
+            .groups
             .iter()
-            .map(|lane| format!("{}: {} parameters at lr {}", lane.name, lane.slots.len(), lane.lr))
+            .map(|group| format!("{}: {} parameters at lr {}", group.name, group.slots.len(), group.lr))
             .collect();
         format!("Optimizer({:?}, {})", self.method, groups.join(", "))
     }
 
     fn slots(&self) -> impl Iterator<Item = &Slot> {
-        self.lanes.iter().flat_map(|lane| &lane.slots)
+        self.groups.iter().flat_map(|group| &group.slots)
     }
 
     /// Those of earlier groups too.

@@ -46,7 +46,7 @@ impl Optimizer {
         for (mut buffer, source) in copies {
             buffer.f_copy_(&source)?;
         }
-        let slots = self.lanes.iter_mut().flat_map(|lane| &mut lane.slots).chain(&mut self.resting);
+        let slots = self.groups.iter_mut().flat_map(|group| &mut group.slots).chain(&mut self.resting);
         let counters = slots.filter_map(|slot| match &mut slot.rule {
             Rule::AdamW { moments, .. } => Some(&mut moments.step),
             Rule::Sgd { .. } => None,

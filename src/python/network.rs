@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pythonize::Depythonizer;
+use pythonize::depythonize;
 use tch::Tensor;
 
 use super::enter::{enter, lock, raise};
@@ -86,8 +86,10 @@ impl PyNetwork {
         weights: &Bound<'_, PyDict>,
         fixed: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
-        let mut fields = Depythonizer::from_object(config);
-        let build = read(&kind, &mut <dyn erased_serde::Deserializer>::erase(&mut fields)).map_err(raise)?;
+        // By way of JSON values, which are strict: pythonize alone would read any object as a bool.
+        let config =
+            depythonize(config).map_err(|err| raise(DivaError::config(OP, format!("config: {err}"))))?;
+        let build = read(&kind, config).map_err(raise)?;
         let (weights, fixed) = (tensors(weights)?, fixed.map(tensors).transpose()?.unwrap_or_default());
         let core = enter(py, move || build(weights, fixed))?;
         Ok(PyNetwork { kind, core })

@@ -13,7 +13,7 @@ from diva_rs._base.files import beside, make_folder
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import Place, check_finite, check_images
-from diva_rs.data.latent_store import Facts, Store, StoreWriter, content_hash, holds_store, identity
+from diva_rs.data.latent_store import Facts, Store, StoreWriter, check_place, content_hash, identity
 from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, Three, vae_input
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
@@ -65,24 +65,24 @@ class LatentCache:
         Raises DataError for bad pixels, an empty loader, latents that are not finite or an existing folder,
         ConfigError for a recipe that samples latents.
         """
-        recipe = _recipe(recipe)
+        encoder = _Encoder(teacher, Recipe() if recipe is None else recipe, mean, std)
         if dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
         check_loader(loader)
         path = Path(folder).absolute()
-        _check_place(path, overwrite)
+        check_place(path, overwrite)
         make_folder(path.parent)
         views = loader.views if isinstance(loader, ImageLoader) else None
         with beside(path) as place:
             place.mkdir()
-            work = _Encoder(teacher, recipe, (mean, std), StoreWriter(place), getattr(torch, dtype))
+            writer = StoreWriter(place, getattr(torch, dtype))
             batches = loader.every_view() if isinstance(loader, ImageLoader) else loader
             for number, item in enumerate(tqdm(batches, desc="encode latents", unit="batch", disable=None)):
-                work.add(read_batch(item, number), number)
-            if work.writer.shape is None:
+                encoder.add(read_batch(item, number), number, writer)
+            if writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
             made_by, described = identity(teacher), str(teacher.describe())
-            work.writer.finish(Facts(describe=described, teacher=made_by, view=work.view(), views=views))
+            writer.finish(Facts(describe=described, teacher=made_by, view=encoder.view(), views=views))
         return cls.open(path)
 
     @classmethod
@@ -102,10 +102,10 @@ class LatentCache:
         if teacher is not None:
             _compare(store, "teacher", "another VAE", identity(teacher))
         if recipe is not None:
-            recipe, saved = _recipe(recipe), store.facts.view
-            size = _input_size(recipe, teacher) or saved.get("image_size")
-            view = _view_of(recipe, mean, std, size, saved.get("source"), saved.get("resampled"))
-            _compare(store, "view", "pixels prepared in another way", view)
+            encoder, saved = _Encoder(teacher, recipe, mean, std), store.facts.view
+            encoder.size = encoder.size or saved.get("image_size")
+            encoder.source, encoder.resampled = saved.get("source"), bool(saved.get("resampled"))
+            _compare(store, "view", "pixels prepared in another way", encoder.view())
         return cls(store)
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
@@ -172,23 +172,24 @@ class CachedLoader:
 
 
 class _Encoder:
-    """Encodes the images of batches that are new, and records how."""
+    """Encodes the images of batches that are new, and records how they became the VAE's input."""
 
-    def __init__(
-        self,
-        teacher: Any,
-        recipe: Recipe,
-        scale: tuple[Three, Three],
-        writer: StoreWriter,
-        dtype: torch.dtype,
-    ) -> None:
-        self.teacher, self.recipe, self.writer, self.dtype = teacher, recipe, writer, dtype
-        self.mean, self.std = recipe.clip_mean or scale[0], recipe.clip_std or scale[1]
-        self.size = _input_size(recipe, teacher)
+    def __init__(self, teacher: Any, recipe: Recipe, mean: Three, std: Three) -> None:
+        if recipe.latent != "mean":
+            raise ConfigError(
+                "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"
+            )
+        self.teacher, self.recipe = teacher, recipe
+        self.mean, self.std = recipe.clip_mean or mean, recipe.clip_std or std
+        size = getattr(teacher, "image_size", None)
+        if recipe.image_size is not None:
+            size = (recipe.image_size, recipe.image_size)
+        # Height and width of the VAE's input; None: the size of the images.
+        self.size = None if size is None else (int(size[0]), int(size[1]))
         self.source: str | None = None
         self.resampled = False
 
-    def add(self, batch: Batch, number: int) -> None:
+    def add(self, batch: Batch, number: int, writer: StoreWriter) -> None:
         pixels, convention = batch.source(self.recipe.pixels)
         what = "images" if batch.images is not None else "pixel_values"
         check_images(pixels.detach().cpu(), convention, self.mean, self.std, what, number, batch.ids)
@@ -197,22 +198,23 @@ class _Encoder:
                 f"batch {number} holds {what}, those before held {self.source}: a cache is made from one kind"
             )
         self.source = what
-        new = {content: i for i, content in enumerate(_contents(pixels)) if content not in self.writer}
-        if not new:
-            return
-        latents = self._encode(pixels[list(new.values())], convention, number)
-        if self.writer.shape not in (None, latents.shape[1:]):
-            shapes = f"{tuple(latents.shape[1:])}, those before {tuple(self.writer.shape or ())}"
-            raise ShapeError(f"batch {number}: latents are {shapes}")
-        for (content, i), latent in zip(new.items(), latents.to(self.dtype), strict=True):
-            if not latent.isfinite().all():
-                raise DataError(
-                    f"batch {number}, sample {i}: a latent exceeds {self.dtype}: use dtype='float32'"
-                )
-            self.writer.add(content, latent)
+        new = {content: i for i, content in enumerate(_contents(pixels)) if content not in writer}
+        if new:
+            latents = self._encode(pixels[list(new.values())], convention, number)
+            for (content, i), latent in zip(new.items(), latents, strict=True):
+                writer.add(content, latent, f"batch {number}, sample {i}")
 
     def view(self) -> dict[str, Any]:
-        return _view_of(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
+        """The settings that decide the VAE's input for given images."""
+        recipe = self.recipe
+        convention = "clip" if self.source == "pixel_values" else recipe.pixels
+        view: dict[str, Any] = {"source": self.source, "pixels": convention, "vae_pixels": recipe.vae_pixels}
+        view |= {"image_size": list(self.size or ()), "resampled": self.resampled}
+        if self.resampled:
+            view |= {"resize": recipe.resize, "antialias": recipe.antialias}
+        if convention == "clip" or recipe.vae_pixels == "official":
+            view |= {"mean": list(self.mean), "std": list(self.std)}
+        return view
 
     def _encode(self, pixels: Tensor, convention: str, number: int) -> Tensor:
         if self.size is None:
@@ -224,26 +226,10 @@ class _Encoder:
             ready = vae_input(ready, self.recipe, self.size, self.mean, self.std, convention)
             latents: Tensor = self.teacher.encode(ready).detach().to("cpu", torch.float32)
         if latents.ndim != 4 or len(latents) != len(pixels):
-            raise ShapeError(
-                f"batch {number}: encode gave {tuple(latents.shape)} for {len(pixels)} images, "
-                "(B, C, h, w) is needed"
-            )
+            got = f"{tuple(latents.shape)} for {len(pixels)} images"
+            raise ShapeError(f"batch {number}: encode gave {got}, (B, C, h, w) is needed")
         check_finite(latents, batch=number)
         return latents
-
-
-def _view_of(
-    recipe: Recipe, mean: Three, std: Three, size: Any, source: str | None, resampled: bool | None
-) -> dict[str, Any]:
-    """The settings that decide the VAE's input for given images."""
-    convention = "clip" if source == "pixel_values" else recipe.pixels
-    view: dict[str, Any] = {"source": source, "pixels": convention, "vae_pixels": recipe.vae_pixels}
-    view |= {"image_size": list(size or ()), "resampled": resampled}
-    if resampled:
-        view |= {"resize": recipe.resize, "antialias": recipe.antialias}
-    if convention == "clip" or recipe.vae_pixels == "official":
-        view |= {"mean": list(recipe.clip_mean or mean), "std": list(recipe.clip_std or std)}
-    return view
 
 
 def _compare(store: Store, part: str, source: str, now: dict[str, Any]) -> None:
@@ -255,33 +241,6 @@ def _compare(store: Store, part: str, source: str, now: dict[str, Any]) -> None:
         raise DataError(
             f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
             "build it again with overwrite=True"
-        )
-
-
-def _recipe(recipe: Recipe | None) -> Recipe:
-    recipe = Recipe() if recipe is None else recipe
-    if recipe.latent != "mean":
-        raise ConfigError(
-            "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"
-        )
-    return recipe
-
-
-def _input_size(recipe: Recipe, teacher: Any) -> tuple[int, int] | None:
-    """Height and width of the VAE's input; None: the size of the images."""
-    if recipe.image_size is not None:
-        return recipe.image_size, recipe.image_size
-    size = getattr(teacher, "image_size", None)
-    return None if size is None else (int(size[0]), int(size[1]))
-
-
-def _check_place(path: Path, overwrite: bool) -> None:
-    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not empty and not (path.is_dir() and holds_store(path)):
-        raise DataError(f"{path} exists and is not a latent cache: choose another folder")
-    if not empty and not overwrite:
-        raise DataError(
-            f"{path} holds a latent cache already: LatentCache.open uses it, overwrite=True replaces it"
         )
 
 

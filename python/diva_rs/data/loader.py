@@ -39,9 +39,7 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     if good:
         shapes = sorted({tuple(sample["images"].shape) for sample in good})
         if len(shapes) > 1:
-            raise DataError(
-                f"images of one batch differ in size, {shapes}: the transform must crop to one size"
-            )
+            raise DataError(f"images of one batch differ in size, {shapes}: crop them to one size")
         batch["images"] = torch.stack([sample["images"] for sample in good])
         batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
     return batch
@@ -87,8 +85,8 @@ class ImageLoader:
     """Batches ``dict(images (B, 3, H, W) in [0, 1], ids (B,) int64)`` of one epoch per iteration.
 
     Two iterations of one epoch give the same batches, for any number of workers. ``bad`` maps the name of
-    each skipped image to the reason; ``position`` counts the batches read in this epoch. For ``prefetch`` and
-    ``pin_memory`` see `folder_loader`.
+    each skipped image to the reason; ``position`` counts the batches read in this epoch. For the arguments
+    see `folder_loader`.
     """
 
     def __init__(
@@ -104,8 +102,7 @@ class ImageLoader:
         check_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch
         self.on_bad_image, self.bad = on_bad_image, dict[str, str]()
-        self.position = 0
-        self._start = 0
+        self.position = self._start = 0
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch,
@@ -155,7 +152,11 @@ class ImageLoader:
         for batch in self._batches(start):
             self.position += 1
             for bad in batch.pop("bad", ()):
-                self._note(bad)
+                if self.on_bad_image == "raise":
+                    raise bad.error()
+                if bad.name not in self.bad:
+                    self.bad[bad.name] = bad.reason
+                    logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
             if batch:  # a batch of bad images alone is skipped
                 good += len(batch["ids"])
                 yield batch
@@ -180,10 +181,3 @@ class ImageLoader:
             turns = [len(range(worker, start, workers)) for worker in range(workers)]
             self.dataset.start = [self.batch_size * count for count in turns]
         yield from islice(self._loader, start, None)
-
-    def _note(self, bad: BadImage) -> None:
-        if self.on_bad_image == "raise":
-            raise bad.error()
-        if bad.name not in self.bad:
-            self.bad[bad.name] = bad.reason
-            logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))

@@ -6,7 +6,6 @@ without a synchronisation and on the meta device. The arithmetic is in ``src/pix
 step calls directly.
 """
 
-import torch
 from torch import Tensor
 
 import diva_rs._native as _native
@@ -86,8 +85,3 @@ def native_pixels(
     """The recipe's pixel fields for the native core; ``convention`` and ``vae_pixels`` replace its own."""
     conventions = convention or recipe.pixels, vae_pixels or recipe.vae_pixels
     return _native.Pixels(*conventions, recipe.resize, recipe.antialias, mean, std)
-
-
-def per_channel(values: Three, like: Tensor) -> Tensor:
-    """Constants (3, 1, 1) like ``like``, filled on its device: ``torch.tensor`` would copy and wait."""
-    return torch.cat([like.new_full((1, 1, 1), value) for value in values])

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from diva_rs._base.optional import require
+from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
@@ -60,9 +60,6 @@ class Settings:
     confidence: float = 0.95  # of the intervals
     progress: bool = True  # whether clip-benchmark's progress bars are shown
 
-    def __post_init__(self) -> None:
-        check_confidence(self.confidence)
-
 
 class Opened:
     """A data set that was found: the loader that clip-benchmark takes, which counts its images."""
@@ -93,6 +90,7 @@ def run_suite(
 ) -> SuiteResult:
     """Score (clip, preprocess, tokenizer) on every data set that is found."""
     settings = Settings(**given)
+    check_confidence(settings.confidence)
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     if suite is not None:
         if suite not in SUITES:
@@ -110,15 +108,32 @@ def run_suite(
             if settings.progress:
                 print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not name it
             try:
-                scores.append(score(ready, open_dataset(name, ready, root, settings, task), settings))
+                opened = open_dataset(name, ready, root, settings, task)
+                with _running(ready.device, settings.progress):
+                    scores.append(score(ready, opened, settings))
             except (torch.OutOfMemoryError, DependencyError, ConfigError):
                 raise
-            except (Exception, SystemExit) as err:  # clip-benchmark exits if a download tool is missing
-                missing[name] = _reason(err)
+            except DataError as err:
+                missing[name] = str(err)
+            except SystemExit:
+                missing[name] = "clip-benchmark exited: a download tool is missing"
+            except Exception as err:
+                missing[name] = one_line(err)
     if not scores:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise DataError(f"no data set was found: {reasons}")
     return SuiteResult(task, tuple(scores), missing, type(model).__name__, settings.confidence)
+
+
+@contextlib.contextmanager
+def _running(device: torch.device, progress: bool) -> Iterator[None]:
+    """clip-benchmark takes a device by its type: on CUDA the model's own is the current one."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if not progress:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
 
 
 def open_dataset(
@@ -131,8 +146,12 @@ def open_dataset(
     place = place_of(root, name)
     webdataset = name.startswith("wds/")
     if not settings.download and "://" not in place:
-        needed = (f"{settings.split}/nshards.txt",) if webdataset else _NEEDED.get(name, ())
-        _check_there(Path(place), [part.format(split=settings.split) for part in needed])
+        if not Path(place).is_dir():
+            raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
+        for part in ("{split}/nshards.txt",) if webdataset else _NEEDED.get(name, ()):
+            file = Path(place, part.format(split=settings.split))
+            if not file.exists():
+                raise DataError(f"{file} is missing")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off on purpose
         dataset = builder.build_dataset(
@@ -143,7 +162,10 @@ def open_dataset(
             download=settings.download,
             task=_TASKS[task],
         )
-    _check_class_folders(dataset)
+    if type(dataset).__name__ == "ImageFolder" and len(dataset.class_to_idx) != len(dataset.classes):
+        # It numbers classes by its sub-folders, which clip-benchmark names by a fixed list.
+        folders, classes = len(dataset.class_to_idx), len(dataset.classes)
+        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {classes} classes")
     loader: DataLoader[Any]
     if webdataset:
         # webdataset raises an error if there are more workers than shards.
@@ -176,44 +198,3 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
             known = "{dataset} and {dataset_cleaned}"
             raise ConfigError(f"root={text!r}: only {known} are filled in") from err
     return text if "://" in text or Path(text).name == cleaned else str(Path(text, cleaned))
-
-
-@contextlib.contextmanager
-def running(embedder: Embedder, settings: Settings) -> Iterator[str]:
-    """The device by its type, as clip-benchmark takes it; on CUDA the model's own is the current one.
-
-    clip-benchmark's progress bars are hidden unless they are wanted.
-    """
-    device = embedder.device
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        if not settings.progress:
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield device.type
-
-
-def _check_there(place: Path, needed: Sequence[str]) -> None:
-    if not place.is_dir():
-        raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
-    for part in needed:
-        if not (place / part).exists():
-            raise DataError(f"{place / part} is missing")
-
-
-def _check_class_folders(dataset: Any) -> None:
-    """An image folder numbers classes by its sub-folders, which clip-benchmark names by a fixed list."""
-    if type(dataset).__name__ != "ImageFolder":
-        return
-    folders, names = len(dataset.class_to_idx), len(dataset.classes)
-    if folders != names:
-        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {names} classes")
-
-
-def _reason(err: BaseException) -> str:
-    """One line of an error."""
-    if isinstance(err, SystemExit):
-        return "clip-benchmark exited: a download tool is missing"
-    text = " ".join(str(err).split()) or "no reason given"
-    named = text if isinstance(err, DataError | AssertionError) else f"{type(err).__name__}: {text}"
-    return named if len(named) <= 300 else named[:297] + "..."

@@ -6,11 +6,10 @@ from typing import Any
 
 from diva_rs._base.optional import require
 from diva_rs.errors import DataError
-from diva_rs.evaluation.benchmark import Opened, Settings, run_suite, running
+from diva_rs.evaluation.benchmark import Opened, Settings, run_suite
 from diva_rs.evaluation.embedder import Embedder
-from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
-from diva_rs.evaluation.statistics import wilson_interval
+from diva_rs.evaluation.statistics import interval_of
 
 
 def zero_shot(
@@ -34,8 +33,7 @@ def zero_shot(
             ("https://.../{dataset_cleaned}/tree/main").
         datasets: names of clip-benchmark: "cifar10", "imagenet1k", "wds/<name>" for webdatasets, ...
         suite: "diva": the 27 sets of the paper, after those of ``datasets``.
-        settings: fields of `Settings`: split, batch, workers, download (default False), webdataset,
-            confidence, progress.
+        settings: fields of `Settings`.
 
     >>> result = zero_shot(clip, preprocess, tokenizer, shapes_folder, "wds/shapes", progress=False)
     >>> result["wds/shapes"].metric, result["wds/shapes"].items
@@ -72,11 +70,9 @@ def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
     classes, templates = getattr(opened.dataset, "classes", None), getattr(opened.dataset, "templates", None)
     if not classes or not templates:
         raise DataError("it has no class names or no templates")
-    with running(embedder, settings) as device:
-        classifier = measures.zero_shot_classifier(
-            embedder, embedder.tokenize, classes, templates, device, amp=False
-        )
-        logits, target = measures.run_classification(embedder, classifier, opened, device, amp=False)
+    tokenize, device = embedder.tokenize, embedder.device.type
+    classifier = measures.zero_shot_classifier(embedder, tokenize, classes, templates, device, amp=False)
+    logits, target = measures.run_classification(embedder, classifier, opened, device, amp=False)
     if target.ndim == 2:
         name = "mean_average_precision"
         precision = 100 * float(measures.average_precision_per_class(logits, target).mean())
@@ -90,7 +86,7 @@ def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
         # Not by clip-benchmark's own `accuracy`, which fails under NumPy 2.4 and later.
         hits = (logits.topk(5).indices == target.unsqueeze(1)).any(dim=1)
         metrics["acc5"] = 100 * float(hits.float().mean())
-    interval = per_cent(wilson_interval(right, items, settings.confidence))
+    interval = interval_of(right, items, settings.confidence)
     return DatasetScore(opened.name, "acc1", metrics["acc1"], interval, items, metrics, tuple(outcomes))
 
 
@@ -98,16 +94,13 @@ def _retrieve(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
     measures = require("clip_benchmark.metrics.zeroshot_retrieval", extra="eval")
     if getattr(opened.dataset, "classes", None):
         raise DataError("it has class names and no captions: it is a classification set")
-    recall = list(settings.recall)
-    with running(embedder, settings) as device:
-        try:
-            found = measures.evaluate(
-                embedder, opened, embedder.tokenize, device, amp=False, recall_k_list=recall
-            )
-        except RuntimeError as err:
-            if max(recall) <= opened.images:
-                raise
-            raise DataError(f"recall@{max(recall)} of {opened.images} images: give a smaller recall") from err
+    recall, tokenize, device = list(settings.recall), embedder.tokenize, embedder.device.type
+    try:
+        found = measures.evaluate(embedder, opened, tokenize, device, amp=False, recall_k_list=recall)
+    except RuntimeError as err:
+        if max(recall) <= opened.images:
+            raise
+        raise DataError(f"recall@{max(recall)} of {opened.images} images: give a smaller recall") from err
     metrics = {name: 100 * value for name, value in found.items()}
     both = [metrics[f"{side}_retrieval_recall@{recall[0]}"] for side in ("image", "text")]
     return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, opened.images, metrics)

@@ -15,13 +15,9 @@ from diva_rs.evaluation.scores import DriftResult
 def drift(before: Any, after: Any, images: Any = None, features: str = "pooled") -> DriftResult:
     """Compare the embeddings of the same images by two models.
 
-    Training changes a model in place, so keep the original's embeddings (`image_features`) or a copy of its
-    tower (``diva_rs.clip.adapt(clip).frozen_copy()``).
-
-    Args:
-        before, after: embeddings (N, D), or a model or `Tower`, which then embeds ``images``.
-        images: as for `image_features`; an iterable is read once for each model.
-        features: as for `image_features`.
+    ``before`` and ``after`` are embeddings (N, D), or a model or `Tower`, which embeds ``images`` as
+    `image_features` does; an iterable is read once for each model. Training changes a model in place, so keep
+    the original's embeddings or a copy of its tower (``diva_rs.clip.adapt(clip).frozen_copy()``).
 
     >>> from diva_rs.evaluation import image_features
     >>> images = torch.randn(4, 3, 32, 32)
@@ -68,13 +64,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 class Drift:
     """A metric: the mean cosine, in [-1, 1], between a model's image embeddings and the original's.
 
-    Create it before training; 1 is no drift.
-
-    Args:
-        clip: the original model; its embeddings are computed now and kept, not the model.
-        images: (N, 3, H, W), normalised for CLIP, or batches of them: see `image_features`. A list is kept,
-            an iterator is read once.
-        features: "pooled", "class" or "patches".
+    Create it before training, with the original model, of which only the embeddings are kept; 1 is no drift.
+    ``images`` and ``features`` are as for `image_features`; a list is kept, an iterator is read once.
 
     >>> metric = diva_rs.evaluation.Drift(clip, torch.randn(4, 3, 32, 32))
     >>> round(metric(clip), 6)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diva_rs.clip import Tower, adapt
-from diva_rs.errors import ConfigError, DataError, a_type
+from diva_rs.data.augment import image_pixels
+from diva_rs.errors import ConfigError
 from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
 from diva_rs.evaluation.measures import device_of
 
@@ -56,28 +56,21 @@ class Embedder:
             self._tower = adapt(clip, training=False)
 
     def encode_image(self, pixels: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation.
-
-        ``ids`` key the drawn patches of embeddings that draw any.
-        """
+        """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation; ``ids`` key draws."""
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
             return library_embedding(self.model, None, pixels.to(own.dtype))
-        tokens = self._tower.tokens(pixels)
-        return self.embedding.of_tokens(
-            self._tower, tokens, ids if len(ids) else range(len(pixels)), self.seed
-        )
+        ids = ids if len(ids) else range(len(pixels))
+        return self.embedding.of_tokens(self._tower, self._tower.tokens(pixels), ids, self.seed)
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
-        if hasattr(self.model, "get_text_features"):
-            named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
-            if "siglip" in str(getattr(self.model.config, "model_type", "")):
-                named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
-            return pooled(self.model.get_text_features(**named))
-        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
-        features: Tensor = self.model.encode_text(ids)
-        return features
+        named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
+        if not hasattr(self.model, "get_text_features"):
+            return self.model.encode_text(named["input_ids"])  # type: ignore[no-any-return]
+        if "siglip" in str(getattr(self.model.config, "model_type", "")):
+            named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
+        return pooled(self.model.get_text_features(**named))
 
 
 def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
@@ -85,18 +78,24 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
 
     One that draws random numbers is a ConfigError: no two runs would agree.
     """
-    if _of_transformers(preprocess):
-        processor = getattr(preprocess, "image_processor", preprocess)
-        return lambda image: _checked(
-            processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        )
     random = [name for name in _names(preprocess) if name.startswith("Random")]
     if random:
         raise ConfigError(
             f"preprocess draws random numbers ({random[0]}): it is the transform for training; the one for "
             "scoring is the third value of open_clip.create_model_and_transforms"
         )
-    return lambda image: _checked(preprocess(image))
+
+    def transform(image: Any) -> Tensor:
+        pixels = preprocess(image)
+        # Integers would be cast later on and scored as if they were normalised.
+        return image_pixels(pixels, "preprocess", "give the model's own transform")
+
+    def process(image: Any) -> Tensor:
+        processor = getattr(preprocess, "image_processor", preprocess)
+        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return pixels[0]
+
+    return process if _of_transformers(preprocess) else transform
 
 
 def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
@@ -108,14 +107,6 @@ def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]],
         padded = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
         return lambda texts: own(list(texts), **padded)
     return lambda texts: tokenizer(list(texts))
-
-
-def _checked(pixels: Any) -> Tensor:
-    # Integers would be cast later on and scored as if they were normalised.
-    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
-        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else a_type(pixels)
-        raise DataError(f"preprocess gave {got}: a floating-point tensor (3, H, W) is needed")
-    return pixels
 
 
 def _of_transformers(value: Any) -> bool:

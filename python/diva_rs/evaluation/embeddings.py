@@ -47,38 +47,32 @@ class ImageEmbedding:
         return combined
 
 
+def _class(first: Tensor, patches: Tensor) -> Tensor:
+    return first
+
+
 def _class_and_mean(first: Tensor, patches: Tensor) -> Tensor:
     return first + patches.mean(dim=1)
 
 
-def _normalized_class_and_mean(first: Tensor, patches: Tensor) -> Tensor:
+def _unit_class_and_mean(first: Tensor, patches: Tensor) -> Tensor:
     return normalize(first, dim=-1) + normalize(patches, dim=-1).mean(dim=1)
 
 
-EMBEDDINGS = {
-    embedding.name: embedding
-    for embedding in (
-        ImageEmbedding("pooled", "the library's own image embedding"),
-        ImageEmbedding("class", "the first token, projected", lambda first, patches: first),
-        ImageEmbedding(
-            "official-openai", "class + mean of 76 drawn patches", _class_and_mean, lambda patches: 76
-        ),
-        ImageEmbedding(
-            "official-metaclip",
-            "normalised class + mean of all normalised patches",
-            _normalized_class_and_mean,
-        ),
-        ImageEmbedding("official-dfn-224", "class", lambda first, patches: first),
-        ImageEmbedding(
-            "official-dfn-378",
-            "normalised class + mean of half as many drawn normalised patches, the sum not normalised",
-            _normalized_class_and_mean,
-            lambda patches: patches // 2,
-            normalized=False,
-        ),
-        ImageEmbedding("official-siglip", "the library's own image embedding"),
-    )
-}
+_POOLED = "the library's own image embedding"
+_DRAWN = "normalised class + mean of half as many drawn normalised patches, the sum not normalised"
+_RULES = (
+    ImageEmbedding("pooled", _POOLED),
+    ImageEmbedding("class", "the first token, projected", _class),
+    ImageEmbedding("official-openai", "class + mean of 76 drawn patches", _class_and_mean, lambda count: 76),
+    ImageEmbedding(
+        "official-metaclip", "normalised class + mean of all normalised patches", _unit_class_and_mean
+    ),
+    ImageEmbedding("official-dfn-224", "class", _class),
+    ImageEmbedding("official-dfn-378", _DRAWN, _unit_class_and_mean, lambda count: count // 2, False),
+    ImageEmbedding("official-siglip", _POOLED),
+)
+EMBEDDINGS = {rule.name: rule for rule in _RULES}
 
 
 def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding:

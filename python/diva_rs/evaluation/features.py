@@ -1,10 +1,10 @@
 """Features of images, straight from the tower: for probes and drift, of vision-only models as well."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diva_rs.clip import Tower, adapt
 from diva_rs.errors import ConfigError, DataError, a_type, shown
@@ -48,24 +48,17 @@ def collect(
         tower = clip.rebuild(model) if isinstance(clip, Tower) else adapt(model, training=False)
         for pixels, extra in batches:
             pixels = pixels.to(device_of(model), next(model.parameters()).dtype)
-            for name, rows in _features(model, tower, pixels, names):
-                found[name].append(rows.float().cpu())
+            rows = {"pooled": library_embedding(model, tower, pixels)} if "pooled" in names else {}
+            if names != ["pooled"]:
+                tokens = tower.tokens(pixels)
+                tokens = tokens if tower.norm is None else tower.norm(tokens)
+                rows |= {"class": tokens[:, 0], "patches": tokens[:, 1:].mean(dim=1)}
+            for name in names:
+                found[name].append(rows[name].float().cpu())
             extras.append(extra)
     if not extras:
         raise DataError("images: there is not a single batch")
-    return {name: torch.cat(rows) for name, rows in found.items()}, extras
-
-
-def _features(
-    model: nn.Module, tower: Tower, pixels: Tensor, names: list[str]
-) -> Iterator[tuple[str, Tensor]]:
-    if "pooled" in names:
-        yield "pooled", library_embedding(model, tower, pixels)
-    if names != ["pooled"]:
-        tokens = tower.tokens(pixels)
-        tokens = tokens if tower.norm is None else tower.norm(tokens)
-        rows = {"class": tokens[:, 0], "patches": tokens[:, 1:].mean(dim=1)}
-        yield from ((name, rows[name]) for name in names if name in rows)
+    return {name: torch.cat(parts) for name, parts in found.items()}, extras
 
 
 def pixels_of(batch: Any) -> Tensor:

@@ -33,6 +33,12 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def interval_of(right: int, total: int, confidence: float) -> tuple[float, float]:
+    """`wilson_interval` in per cent."""
+    low, high = wilson_interval(right, total, confidence)
+    return 100 * low, 100 * high
+
+
 def mcnemar_exact(gained: int, lost: int) -> float:
     """Two-sided p-value of the exact McNemar test.
 
@@ -115,11 +121,11 @@ def compare_outcomes(
     """
     low, high = paired_bootstrap(before, after, confidence, resamples, seed)
     gained, lost = _flips(before, after)
-    items = len(before)
+    items, old, new = len(before), sum(map(bool, before)), sum(map(bool, after))
     return Comparison(
         name=name,
-        before=100 * sum(map(bool, before)) / items,
-        after=100 * sum(map(bool, after)) / items,
+        before=100 * old / items,
+        after=100 * new / items,
         difference=100 * (len(gained) - len(lost)) / items,
         interval=(100 * low, 100 * high),
         p_value=mcnemar_exact(len(gained), len(lost)),
@@ -136,9 +142,9 @@ def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ..
     """The positions of the items that were gained, and of those that were lost."""
     if len(before) != len(after) or len(before) == 0:
         raise ShapeError(f"{len(before)} outcomes before and {len(after)} after: one per item is needed")
-    both = list(zip(before, after, strict=True))
-    gained = tuple(i for i, (old, new) in enumerate(both) if new and not old)
-    return gained, tuple(i for i, (old, new) in enumerate(both) if old and not new)
+    both = list(enumerate(zip(before, after, strict=True)))
+    gained = tuple(i for i, (old, new) in both if new and not old)
+    return gained, tuple(i for i, (old, new) in both if old and not new)
 
 
 def check_confidence(confidence: float) -> None:

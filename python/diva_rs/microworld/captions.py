@@ -62,10 +62,10 @@ def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
 
 
 class Tokenizer:
-    """Words of the world to token ids (N, L) int64: start, words, end, padding.
+    """Words of the world to token ids (N, L) int64: start, words, end, zeros; called as open_clip's are.
 
-    Called as open_clip's tokenizers are. The end token has the highest id: open_clip's text tower reads a
-    caption's embedding there. Padding is 0. An unknown word and too many words raise DataError.
+    The end token has the highest id: open_clip's text tower reads a caption's embedding there. An unknown
+    word and too many words raise DataError.
 
     >>> tokenizer = Tokenizer()
     >>> tokenizer(["a photo of a fish", ""]).shape, tokenizer.vocab_size

@@ -43,10 +43,8 @@ _WORD = 1 << 32
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: a value index per attribute (see `VALUES`), and what no caption ever names.
-
-    ``place``, ``shade`` and ``phase`` are 32-bit words that move the objects, tint the colours and shift the
-    background: the same attributes look different in every scene.
+    """One scene: a value index per attribute (see `VALUES`), and three 32-bit words that no caption names:
+    they move the objects, tint the colours and shift the background, so that no two scenes look the same.
 
     >>> Scene(object=3, count=1).value("object"), Scene(object=3, count=1).value("count")
     ('fish', 'two')
@@ -93,8 +91,8 @@ class Scene:
 def scene(seed: int, index: int) -> Scene:
     """The scene with that number in the world of ``seed``: the same on every machine.
 
-    Words of the counter-based generator Philox, keyed by (seed, index); NumPy keeps a bit generator's raw
-    output stable over its versions, which it does not promise of distributions.
+    Words of the generator Philox, keyed by (seed, index): NumPy keeps a bit generator's raw output stable
+    over its versions.
 
     >>> scene(0, 7) == scene(0, 7), scene(0, 7) == scene(0, 8)
     (True, False)

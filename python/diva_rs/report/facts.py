@@ -68,12 +68,9 @@ def measured(run: Run) -> list[Chart]:
     before = run.evaluation.get("before", {})
     charts = []
     for score in run.scores:
-        points = [(number(before.get("step", 0)), number(before.get(score)))]
-        points = [
-            point
-            for point in [*points, *zip(*run.column(score), strict=True)]
-            if all(map(math.isfinite, point))
-        ]
+        first = (number(before.get("step", 0)), number(before.get(score)))
+        points = [first, *zip(*run.column(score), strict=True)]
+        points = [point for point in points if all(map(math.isfinite, point))]
         if len(points) > 1:
             steps, values = map(list, zip(*points, strict=True))
             at = f"{figure(values[0])} at step {figure(steps[0])}, {figure(values[-1])} at the last"
@@ -96,10 +93,11 @@ def recipe_fields(recipe: Recipe) -> tuple[list[Row], list[Row]]:
         value = getattr(recipe, name)
         if name == "name":
             continue
-        if preset and name in published:
+        if preset and value == published.get(name, ...):
+            decided.append((name, _value(value), preset.source_of(name)))
+        elif name in published:
             changed = f"set for this run; the preset has {_value(published[name])}"
-            source = preset.source_of(name) if value == published[name] else changed
-            decided.append((name, _value(value), source))
+            decided.append((name, _value(value), changed))
         elif value != field.default:
             decided.append((name, _value(value), f"set for this run; the default is {_value(field.default)}"))
         else:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
-from diva_rs.report.change import Change, changed
+from diva_rs.report.change import Change, Score
 from diva_rs.report.charts import Chart, differences, dumbbells, histogram, radar
 from diva_rs.report.evidence import Side
 from diva_rs.report.words import count, points
@@ -22,9 +22,10 @@ def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list
     """The changes of the nine patterns and, last, of their average; charts of them."""
     changes = []
     for name in old.patterns:
-        right = [[pair.correct for pair in side.pairs if pair.pattern == name] for side in (old, new)]
+        before, after = ([p.correct for p in side.pairs if p.pattern == name] for side in (old, new))
+        found = compare_outcomes(before, after, name, old.confidence)
         scores = [(side.patterns[name], side.intervals[name]) for side in (old, new)]
-        changes.append(changed(name, scores, compare_outcomes(right[0], right[1], name, old.confidence)))
+        changes.append(Change(name, (scores[0], scores[1]), found, old.confidence))
     average = _mmvp("Average", old, new)
     assert average is not None
     every, what = [*changes, average], "MMVP-VLM accuracy"
@@ -73,7 +74,7 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(changed(name, (_accuracy(old), _accuracy(new)), found))
+        changes.append(Change(name, (_accuracy(old), _accuracy(new)), found))
     return changes
 
 
@@ -90,8 +91,8 @@ def _mmvp(label: str, old: MmvpVlmResult | None, new: MmvpVlmResult | None) -> C
     some = old or new
     if some is None:
         return None
-    sides = [(side.average, side.interval) if side else None for side in (old, new)]
-    return changed(label, sides, old.compare(new) if old and new else None, some.confidence)
+    before, after = ((side.average, side.interval) if side else None for side in (old, new))
+    return Change(label, (before, after), old.compare(new) if old and new else None, some.confidence)
 
 
 def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None:
@@ -99,29 +100,26 @@ def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None
     if some is None:
         return None
     found = old.compare(new) if old and new else None
-    return changed("Image folder", (_accuracy(old), _accuracy(new)), found, some.confidence)
+    return Change("Image folder", (_accuracy(old), _accuracy(new)), found, some.confidence)
 
 
-def _accuracy(result: FolderResult | ProbeScore | None) -> tuple[float, tuple[float, float]] | None:
+def _accuracy(result: FolderResult | ProbeScore | None) -> Score | None:
     return None if result is None else (result.accuracy, result.interval)
 
 
 def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
     """One change per data set, in the order of the first side that has it."""
-    found = old.compare(new) if old and new else {}
+    some = old or new
+    if some is None:
+        return []
+    compared = old.compare(new) if old and new else {}
     sides = [{score.dataset: score for score in suite.scores} if suite else {} for suite in (old, new)]
     changes = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
-        scores = [side[name] for side in sides if name in side]
-        values = [(side[name].value, side[name].interval) if name in side else None for side in sides]
-        comparison = found.get(name)
-        changes.append(
-            changed(
-                f"{name} ({scores[0].metric})",
-                values,
-                comparison if isinstance(comparison, Comparison) else None,
-                next(suite.confidence for suite in (old, new) if suite),
-                "" if scores[0].metric == scores[-1].metric else "different metrics",
-            )
-        )
+        metrics = [side[name].metric for side in sides if name in side]
+        before, after = ((side[name].value, side[name].interval) if name in side else None for side in sides)
+        found = compared.get(name)
+        paired = found if isinstance(found, Comparison) else None
+        note = "" if metrics[0] == metrics[-1] else "different metrics"
+        changes.append(Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note))
     return changes

@@ -17,9 +17,6 @@ Parameters = Mapping[str, nn.Parameter]
 def match(name: str, parts: Mapping[str, Parameters]) -> dict[str, nn.Parameter]:
     """The parameters of a group: "tower" is the whole part, "tower:<glob>" those whose key matches.
 
-    Raises:
-        ConfigError: there is no such part, or no key matches.
-
     >>> parts = {"tower": {"blocks.0.weight": nn.Parameter(torch.ones(1))}}
     >>> list(match("tower:blocks.*", parts))
     ['blocks.0.weight']

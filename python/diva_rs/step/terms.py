@@ -20,9 +20,6 @@ def named_terms(terms: Mapping[str, tuple[float, Term]] | None) -> list[tuple[st
     A function maps a `View` of the batch to a loss (0-dim). Of several ranks, each one's function sees that
     rank's batch; gradients are averaged over the ranks.
 
-    Raises:
-        ConfigError: a name that the logs use already, or an entry that is not a weight and a function.
-
     >>> named_terms({"spread": (0.5, lambda view: -view.pooled.var())})[0][:2]
     ('spread', 0.5)
     """

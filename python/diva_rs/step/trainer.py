@@ -40,10 +40,6 @@ class Trainer:
             without it the learning rate stays constant after its warm-up.
         terms: further terms of the loss, name -> (weight, function of a `View` of the batch -> 0-dim loss).
 
-    Raises:
-        ConfigError: ``clip`` has no patch tokens or nothing to train, or the recipe does not fit the models.
-        DeviceError: CLIP's parameters lie on several devices.
-
     >>> trainer = Trainer(clip, teacher, Recipe(draws=2, density=0.5, lr=1e-3))
     >>> loss = trainer.step(torch.rand(4, 3, 32, 32))
     >>> loss.shape, trainer.steps_done
@@ -151,11 +147,6 @@ class Trainer:
         Where loss or gradient is not finite the update is skipped, without a wait for the device: weights and
         moments stay, and the step counts as one, for the schedule and AdamW's bias correction too.
 
-        Raises:
-            ConfigError: no batch was accumulated.
-            DeviceError: CLIP was moved or cast since this trainer was made. The weights are unchanged then,
-                and the gradient is discarded.
-
         >>> trainer = Trainer(clip, teacher)
         >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
         >>> trainer.apply().samples, trainer.pending, trainer.steps_done
@@ -227,11 +218,6 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Nothing is changed when anything in it does not fit.
-
-        Raises:
-            WeightsError: a missing, unexpected or misshapen entry; names it.
-            DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
-                made.
 
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())

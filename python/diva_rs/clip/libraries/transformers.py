@@ -5,7 +5,7 @@ is before `post_layernorm`, which only the pooled token goes through; SigLIP's i
 vision-only classes keep their parts in `.vision_model`, later in themselves.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class VisionPart(nn.Module):
             self.visual_projection = visual_projection
 
 
-def family_of(model: nn.Module) -> str | None:
+def family_of(model: nn.Module) -> Literal["clip", "siglip"] | None:
     """ "clip", "siglip", or None when `model` is not (derived from) one of the supported classes."""
     names = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
     if names & _CLIP_CLASSES:

@@ -4,10 +4,9 @@ Everything ships with the package, and both models are pretrained, so what the t
 """
 
 import copy
-import dataclasses
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,6 @@ def run(
 
     Args:
         output_dir: the run folder; by default a new folder in the system's temporary directory.
-        steps: optimizer steps.
-        progress: whether to show progress bars.
         world: a folder of ``python -m lab pretrain``; by default the checkpoints in the package.
         per_pattern: pairs of each pattern of mini-MMVP.
         images: scenes for zero-shot and the probes.
@@ -168,10 +165,7 @@ def _report(
         names = after.mmvp.pairs[number].images
         for pixels, name in zip(pictures(listed[number].scenes), names, strict=True):
             _save(place / name, pixels)
-    sides = [
-        dataclasses.replace(scores, mmvp=dataclasses.replace(scores.mmvp, root=str(place)))
-        for scores in (before, after)
-    ]
+    sides = [replace(scores, mmvp=replace(scores.mmvp, root=str(place))) for scores in (before, after)]
     moved = drift(before.embeddings, after.embeddings)
     caption = (
         f"Images that no model has seen, with the noise of timestep {TIMESTEP}, and what the frozen denoiser "
