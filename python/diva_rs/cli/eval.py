@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -24,8 +24,6 @@ USAGE = "diva-rs eval mmvp|zero-shot|retrieval --clip MODEL --data FOLDER [--com
 
 class EvalOptions(Options):
     """The flags."""
-
-    noun: ClassVar[str] = "eval"
 
     clip: str = Field(description=CLIP)
     data: str

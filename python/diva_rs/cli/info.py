@@ -5,6 +5,12 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
+import diva_rs._native as _native
+from diva_rs.recipes.presets import presets
+from diva_rs.recipes.recipe import Recipe
+
 HELP = "show versions and devices, or the recipes"
 USAGE = "diva-rs info [--recipes | --recipe NAME]"
 
@@ -30,9 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; returns the exit code."""
-    from diva_rs.recipes.presets import presets
-    from diva_rs.recipes.recipe import Recipe
-
     if args.recipe is not None:
         print(Recipe.named(args.recipe).describe())
     elif args.recipes:
@@ -45,10 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _machine() -> list[str]:
-    import torch
-
-    import diva_rs._native as _native
-
     lines = [
         f"diva-rs       {_native.__version__}",
         f"python        {platform.python_version()} on {platform.platform()}",

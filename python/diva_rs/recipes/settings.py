@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,7 +45,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    noun: ClassVar[str] = "a set of settings"
 
     def __init__(self, **fields: Any) -> None:
         self.check_names(fields)
@@ -55,7 +54,7 @@ class Settings(BaseModel):
             raise ConfigError(_sentence(type(self), fields, err)) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {type(self).__name__}")
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         for name, value in self:
@@ -76,7 +75,7 @@ class Settings(BaseModel):
         for name in names:
             if name not in known:
                 near = hint(name, known) or f": it has {', '.join(known)}"
-                raise ConfigError(f"{cls.noun} has no field {shown(name)}{near}")
+                raise ConfigError(f"{cls.__name__} has no field {shown(name)}{near}")
 
     @classmethod
     def fields_help(cls) -> dict[str, str]:
@@ -132,7 +131,7 @@ def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationErr
         where = name + "".join(f"[{part}]" for part in inner if part.isdecimal())
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     if name not in fields:
-        return f"{cls.noun} needs {cls.label(name)}: {_meaning(cls, name)}"
+        return f"{cls.label(name)} is needed: {_meaning(cls, name)}"
     value, schema = fields[name], schemas(cls)[name]
     near = hint(value, kind(schema)[0].get("enum", ()))
     return f"{cls.label(name)}={shown(value)}: it must be {words(schema)}{near}"
