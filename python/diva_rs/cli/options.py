@@ -123,8 +123,7 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
     preset = flags.get("recipe") or top.get("recipe") or named
     recipe = Recipe() if preset is None else Recipe.named(preset)
     try:
-        Recipe.check_names(table)
-        recipe = recipe.replace(**given(table, Recipe))
+        recipe = recipe.replace(**{**table, **given(table, Recipe)})
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
     recipe = recipe.replace(**given(vars(args), Recipe))

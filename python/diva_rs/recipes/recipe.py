@@ -63,7 +63,6 @@ class Recipe(Fields):
         Traceback (most recent call last):
         diva_rs.errors.ConfigError: Recipe has no field 'densty'; did you mean 'density'?
         """
-        self.check_names(fields)
         implied: dict[str, Any] = {}
         if fields.get("choose") is not None:
             implied = {"density": None, "bernoulli": False}
