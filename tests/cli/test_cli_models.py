@@ -57,7 +57,7 @@ def test_weights_trained_with_quickgelu_are_built_with_it(monkeypatch, capsys):
     for spec in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", "ViT-B-32:laion2b_s34b_b79k"):
         models.load_clip(spec, torch.device("cpu"), "fp32")
     assert [keywords["force_quick_gelu"] for _, keywords in given] == [True, True, False]
-    assert capsys.readouterr().err.count("was trained with QuickGELU: it is built so") == 1
+    assert capsys.readouterr().err.count("is built with QuickGELU, as it was trained") == 1
     with pytest.raises(ConfigError, match="trained without QuickGELU: use ViT-B-32:laion2b_s34b_b79k"):
         monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["laion2b_s34b_b79k"])
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"url": "x"})

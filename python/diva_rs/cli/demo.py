@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    options = DemoOptions(**given(args, DemoOptions))
     from diva_rs.microworld import demo
     from diva_rs.microworld.pretrained import SHIPPED
 
+    options = DemoOptions(**given(vars(args), DemoOptions))
     world = options.world or SHIPPED
     result = demo.run(options.output_dir, options.steps, options.progress, world).result
     return 130 if result.interrupted else 0

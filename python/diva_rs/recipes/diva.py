@@ -81,34 +81,33 @@ def _window(width: int, windows: int, patches: int) -> Values:
     }
 
 
+def _random(count: int, file: str, reason: str) -> Values:
+    return {
+        "condition": ("random", file),
+        "choose": (count, f"{file}: {reason}"),
+        "replacement": (True, f"{file}: randint, so with replacement"),
+    }
+
+
+def _mean_text(name: str) -> Values:
+    return {"text": ("mean", f"models/SD_with_{name}.py: the mean of the text tokens is added to each")}
+
+
+_DFN_FILE = "condition/DFN_for_openclip_transformer.py"
 _OPENAI: Values = {
-    "condition": ("random", "condition/OpenAICLIP_for_clip_model.py"),
     # With the class token 77, the number of text positions, at 224 and at 336 alike.
-    "choose": (76, "condition/OpenAICLIP_for_clip_model.py: 76 local tokens"),
-    "replacement": (True, "condition/OpenAICLIP_for_clip_model.py: randint, so with replacement"),
+    **_random(76, "condition/OpenAICLIP_for_clip_model.py", "76 local tokens"),
     "text": ("add", "models/SD_with_OpenAICLIP.py: text token i is added to visual token i"),
 }
 _METACLIP: Values = {
     "condition": ("all", "condition/MetaCLIP_for_openclip_transformer.py: all 256 local tokens"),
-    "text": ("mean", "models/SD_with_MetaCLIP.py: the mean of the text tokens is added to each"),
+    **_mean_text("MetaCLIP"),
 }
-_DFN_TEXT = ("mean", "models/SD_with_DFN.py: the mean of the text tokens is added to each")
-_DFN_224: Values = {
-    "text": _DFN_TEXT,
-    "condition": ("all", "condition/DFN_for_openclip_transformer.py: all 256 local tokens"),
-}
-_DFN_378: Values = {
-    "text": _DFN_TEXT,
-    "condition": ("random", "condition/DFN_for_openclip_transformer.py"),
-    "choose": (364, "condition/DFN_for_openclip_transformer.py: int(0.5 x 729)"),
-    "replacement": (True, "condition/DFN_for_openclip_transformer.py: randint, so with replacement"),
-}
-_SIGLIP_TEXT: Values = {
-    "text": ("mean", "models/SD_with_SigLIP.py: the mean of the text tokens is added to each")
-}
+_DFN_224: Values = {"condition": ("all", f"{_DFN_FILE}: all 256 local tokens"), **_mean_text("DFN")}
+_DFN_378: Values = {**_random(364, _DFN_FILE, "int(0.5 x 729)"), **_mean_text("DFN")}
 _ALL: Values = {"condition": ("all", "paper and official code: the class token and all local tokens")}
 _HALF: Values = {
-    "condition": ("random", "official code, condition/DFN_for_openclip_transformer.py"),
+    "condition": ("random", f"official code, {_DFN_FILE}"),
     "choose": (364, "official code: half of the 729 local tokens"),
 }
 
@@ -152,14 +151,14 @@ _MODELS = {
         "ViT-SO400M-14-SigLIP:webli",
         "37.8 -> 40.7",
         _window(6, 42, 256),
-        {**_window(6, 42, 256), **_SIGLIP_TEXT},
+        {**_window(6, 42, 256), **_mean_text("SigLIP")},
     ),
     "siglip-so400m-14-384": _Model(
         "SigLIP SO400M/14 at 384",
         "ViT-SO400M-14-SigLIP-384:webli",
         "37.0 -> 38.5",
         _window(10, 72, 729),
-        {**_window(10, 72, 729), **_SIGLIP_TEXT},
+        {**_window(10, 72, 729), **_mean_text("SigLIP")},
     ),
 }
 
