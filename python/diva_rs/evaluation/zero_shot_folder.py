@@ -17,6 +17,8 @@ from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import FolderResult
 from diva_rs.evaluation.statistics import check_confidence, interval_of
 
+TEMPLATES = ("a photo of a {}.",)
+
 
 def zero_shot_folder(
     clip: Any,
@@ -24,7 +26,7 @@ def zero_shot_folder(
     tokenizer: Any,
     root: str | os.PathLike[str],
     classes: Mapping[str, str] | None = None,
-    templates: Sequence[str] = ("a photo of a {}.",),
+    templates: Sequence[str] = TEMPLATES,
     batch: int = 64,
     confidence: float = 0.95,
 ) -> FolderResult:
