@@ -19,21 +19,17 @@ Transform = Callable[[Any], Any]
 def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
     """DIVA's training view: a RandomResizedCrop to (size, size), bicubic, in unit pixels.
 
-    The result maps a PIL image to a float32 tensor (3, size, size) in [0, 1]. It draws from torch's
-    generator; `keyed` makes its crops independent of the order of calls.
+    It maps a PIL image to a float32 tensor (3, size, size) in [0, 1], and draws from torch's generator.
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
     tensor(1.)
     """
     transforms = require("torchvision.transforms", extra="data")
-    low, high = scale
-    if not 0 < low <= high <= 1:  # torchvision would crop the centre, silently
-        raise ConfigError(
-            f"scale={scale} must be 0 < low <= high <= 1: the share of the image that a crop keeps"
-        )
+    if not 0 < scale[0] <= scale[1] <= 1:  # torchvision would crop the centre, silently
+        raise ConfigError(f"scale={scale} must be 0 < low <= high <= 1: the share that a crop keeps")
     bicubic = transforms.InterpolationMode.BICUBIC
-    crop = transforms.RandomResizedCrop(size, scale=(low, high), interpolation=bicubic)
+    crop = transforms.RandomResizedCrop(size, scale=scale, interpolation=bicubic)
     return transforms.Compose([crop, unit_tensor])  # type: ignore[no-any-return]
 
 

@@ -133,8 +133,8 @@ def check_images(
 ) -> None:
     """Raise ShapeError as `check_shape`, and DataError for a value outside the range of the convention.
 
-    A value may lie outside by 5 % of the range; NaN and infinities are outside. The message names batch,
-    sample, id and value. Values are read on the CPU only; `PixelGuard` checks them on other devices.
+    A value may lie outside by 5 % of the range; NaN and infinities are outside. Values are read on the CPU
+    only; `PixelGuard` checks them on other devices.
 
     >>> check_images(torch.full((1, 3, 4, 4), 255.0), "unit", batch=7)
     Traceback (most recent call last):
@@ -171,8 +171,8 @@ def check_finite(
 class PixelGuard:
     """Checks batches on any device without a synchronisation.
 
-    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value there, and
-    ``report`` copies it to the host and raises. Every 256th check reports too.
+    On the CPU ``check`` raises at once. Elsewhere it keeps the place of the first bad value on the device;
+    ``report``, and every 256th check, copies it to the host and raises.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])

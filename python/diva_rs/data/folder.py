@@ -67,8 +67,8 @@ class ImageFolder(Images, Dataset[Any]):
     every machine, and when other files come or go. ``transform`` maps an RGB PIL image to a unit tensor, by
     default ``train_transform(size)``; it runs under torch's generator keyed by (seed, id, epoch).
 
-    Raises DataError for a missing or empty folder and for a file that cannot be read; with
-    ``on_bad_image="skip"`` the latter is a `BadImage` item, which `collate` removes.
+    A file that cannot be read raises DataError; with ``on_bad_image="skip"`` it is a `BadImage` item, which
+    `collate` removes.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:

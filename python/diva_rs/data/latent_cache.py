@@ -20,13 +20,12 @@ from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 from diva_rs.recipes.recipe import Recipe
 
 
-class LatentCache:
+class LatentCache(Store):
     """Latents on disk, found by the content of the image that they were made from.
 
     A cache holds fixed views of each image: the centre crop (``folder_loader(..., scale=None)``), or the
-    crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``. An image with other
-    pixels raises DataError. The cache records the VAE (its configuration and a fingerprint of its encoder's
-    weights) and how pixels were prepared for it; another VAE or other settings raise DataError.
+    crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``. It records the VAE
+    and how pixels were prepared for it. Other pixels, another VAE or other settings raise DataError.
 
     >>> import tempfile
     >>> class Halves:  # any object with `encode`, `describe`, and `image_size` or images of the right size
@@ -40,9 +39,6 @@ class LatentCache:
     >>> len(cache), batch["latents"].shape, sorted(batch)
     (2, torch.Size([2, 3, 4, 4]), ['ids', 'images', 'latents'])
     """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     @classmethod
     def build(
@@ -61,9 +57,6 @@ class LatentCache:
         ``teacher.encode`` gets images in [-1, 1] of ``teacher.image_size``, made by the pixel fields of
         ``recipe`` (None: the defaults); ``mean`` and ``std`` are CLIP's own. ``dtype`` is the one on disk.
         The folder appears only when it is complete; an existing cache is replaced only with ``overwrite``.
-
-        Raises DataError for bad pixels, an empty loader, latents that are not finite or an existing folder,
-        ConfigError for a recipe that samples latents.
         """
         encoder = _Encoder(teacher, Recipe() if recipe is None else recipe, mean, std)
         if dtype not in ("float32", "float16"):
@@ -94,60 +87,55 @@ class LatentCache:
         mean: Three = OPENAI_MEAN,
         std: Three = OPENAI_STD,
     ) -> "LatentCache":
-        """Open a cache, and check that ``teacher`` and ``recipe``, where given, made it.
-
-        Raises DataError for a folder that is missing, incomplete or damaged, and for other makers.
-        """
-        store = Store(Path(folder).absolute())
+        """Open a complete cache, and check that ``teacher`` and ``recipe``, where given, made it."""
+        cache = cls(Path(folder).absolute())
         if teacher is not None:
-            _compare(store, "teacher", "another VAE", identity(teacher))
+            cache._compare(cache.facts.teacher, "another VAE", identity(teacher))
         if recipe is not None:
-            encoder, saved = _Encoder(teacher, recipe, mean, std), store.facts.view
+            encoder, saved = _Encoder(teacher, recipe, mean, std), cache.facts.view
             encoder.size = encoder.size or saved.get("image_size")
             encoder.source, encoder.resampled = saved.get("source"), bool(saved.get("resampled"))
-            _compare(store, "view", "pixels prepared in another way", encoder.view())
-        return cls(store)
+            cache._compare(saved, "pixels prepared in another way", encoder.view())
+        return cache
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
-        """The loader with cached ``latents`` (B, C, h, w) in every batch: training never runs the VAE.
-
-        While iterating, an image that is not in the cache raises DataError naming batch, sample and id.
-        """
+        """The loader with cached ``latents`` (B, C, h, w) in every batch: training never runs the VAE."""
         check_loader(loader)
         return CachedLoader(self, loader)
 
     def latents(self, batch: Batch, number: int | None = None) -> Tensor:
         """The latents (B, C, h, w) of a batch's images, float32 on the CPU."""
-        rows = self._store.rows(_contents(batch.source("unit")[0]))
+        rows = self.rows(_contents(batch.source("unit")[0]))
         if (rows < 0).any():
             where = Place("images", number, batch.ids).sample(int((rows < 0).argmax()))
             raise DataError(
                 f"{where}: this image is not in the latent cache, or its pixels are not those that were "
                 "cached. A cache holds fixed views of each image: load with views=cache.views, or the centre "
-                f"crop (scale=None) if it has none; or build {self._store.folder} again with overwrite=True"
+                f"crop (scale=None) if it has none; or build {self.folder} again with overwrite=True"
             )
-        return self._store.read(rows)
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (C, h, w) of each latent."""
-        return self._store.shape
+        return self.read(rows)
 
     @property
     def views(self) -> Views | None:
         """The cached views, for ``folder_loader(..., views=cache.views)``; None: one view of each image."""
-        return self._store.facts.views
+        return self.facts.views
 
     def describe(self) -> str:
         """One line: how many latents of which shape, made by what."""
-        made_by = "; ".join(self._store.facts.describe.splitlines())
-        return f"{len(self)} latents {self.shape} in {self._store.folder}, made by {made_by}"
+        made_by = "; ".join(self.facts.describe.splitlines())
+        return f"{len(self)} latents {self.shape} in {self.folder}, made by {made_by}"
 
     def __reduce__(self) -> Any:  # another process opens the files, it gets no copy
-        return LatentCache.open, (self._store.folder,)
+        return LatentCache, (self.folder,)
+
+    def _compare(self, saved: dict[str, Any], source: str, now: dict[str, Any]) -> None:
+        differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        if differing:
+            pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+            raise DataError(
+                f"latent cache {self.folder} was made by {source} ({pairs[:2000]}): "
+                "build it again with overwrite=True"
+            )
 
 
 class CachedLoader:
@@ -230,18 +218,6 @@ class _Encoder:
             raise ShapeError(f"batch {number}: encode gave {got}, (B, C, h, w) is needed")
         check_finite(latents, batch=number)
         return latents
-
-
-def _compare(store: Store, part: str, source: str, now: dict[str, Any]) -> None:
-    """Raise DataError, saying what differs, unless a part of the facts is the same."""
-    saved = getattr(store.facts, part)
-    differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    if differing:
-        pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-        raise DataError(
-            f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
-            "build it again with overwrite=True"
-        )
 
 
 def _contents(pixels: Tensor) -> list[bytes]:

@@ -129,6 +129,7 @@ class Store:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape (C, h, w) of each latent."""
         return tuple(self._files[0].shape[1:])
 
     def rows(self, contents: list[bytes]) -> Array:

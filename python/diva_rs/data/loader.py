@@ -26,8 +26,7 @@ class SkippedSample:
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
-    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone. Raises
-    DataError where the images differ in size.
+    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone.
 
     >>> batch = collate([{"images": torch.zeros(3, 2, 2), "ids": 5}, BadImage("b.jpg", "truncated")])
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
@@ -49,8 +48,8 @@ class KeyedSampler(Sampler[int]):
     """The order of one epoch: samples sorted by a hash of (seed, epoch, id).
 
     Under ``torch.distributed`` each rank gets every world-th sample, and all ranks get equally many: a
-    remainder is left out, another one in each epoch. With ``even`` set to False nothing is left out;
-    `post_train`, which weights the ranks, does so.
+    remainder is left out, another one in each epoch. With ``even`` set to False, as by `post_train`, which
+    weights the ranks, nothing is left out.
 
     >>> sampler = KeyedSampler(np.arange(6), seed=0)
     >>> sorted(sampler) == list(range(6)) and list(sampler) == list(sampler)
@@ -178,6 +177,6 @@ class ImageLoader:
             # The workers take turns. One without further samples leaves its turns to the others, so a worker
             # has given at least these batches.
             workers = max(1, self._loader.num_workers)
-            turns = [len(range(worker, start, workers)) for worker in range(workers)]
+            turns = (len(range(worker, start, workers)) for worker in range(workers))
             self.dataset.start = [self.batch_size * count for count in turns]
         yield from islice(self._loader, start, None)

@@ -16,14 +16,11 @@ from tqdm import tqdm
 
 from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
-from diva_rs.evaluation.embedder import Embedder
-from diva_rs.evaluation.embeddings import Combine
+from diva_rs.evaluation.embedder import Combine, Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.statistics import check_confidence
-
-PROMPT = "a photo of "
 
 
 def mmvp_vlm(
@@ -85,7 +82,7 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
     pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
     images = embedder.encode_image(torch.stack(pixels).to(embedder.device), ids).float()
     statements = (first.statement, second.statement)
-    tokens = embedder.tokenize([PROMPT + statement for statement in statements])
+    tokens = embedder.tokenize([f"a photo of {statement}" for statement in statements])
     texts = embedder.encode_text(tokens.to(embedder.device)).float()
     if embedder.embedding.normalized:
         images = normalize(images, dim=-1)

@@ -13,8 +13,6 @@ from diva_rs.evaluation.features import FEATURES, collect, pixels_of
 from diva_rs.evaluation.scores import ProbeScore
 from diva_rs.evaluation.statistics import check_confidence, interval_of
 
-_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-
 Array = npt.NDArray[Any]
 
 
@@ -24,7 +22,7 @@ def linear_probe(
     test: Iterable[Any],
     features: Sequence[str] = FEATURES,
     validation: float = 0.2,
-    cs: Sequence[float] = _C,
+    cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, ProbeScore]:
@@ -76,9 +74,8 @@ def linear_probe(
 
 
 def _fit(rows: Array, labels: Array, c: float) -> Any:
-    linear = require("sklearn.linear_model", extra="eval")
     scaler = require("sklearn.preprocessing", extra="eval").StandardScaler()
-    model = linear.LogisticRegression(C=c, max_iter=2000)
+    model = require("sklearn.linear_model", extra="eval").LogisticRegression(C=c, max_iter=2000)
     return require("sklearn.pipeline", extra="eval").make_pipeline(scaler, model).fit(rows, labels)
 
 
@@ -97,8 +94,7 @@ def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, Array
         pixels, labels = pixels_of(batch), batch[1]
         labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if labels.shape != (len(pixels),):
-            got = f"{len(pixels)} images with labels of shape {labels.shape}"
-            raise DataError(f"{where}: {got}, expected one label per image")
+            raise DataError(f"{where}: {len(pixels)} images with labels of shape {labels.shape}")
         yield pixels, labels
 
 
@@ -108,8 +104,7 @@ def _check_classes(known: Array, tested: Array) -> None:
         raise DataError(f"train has the one class {classes[0]}: at least two are needed")
     if counts.min() < 2:
         raise DataError(f"train has one image of class {classes[counts.argmin()]}: at least two are needed")
-    unseen = np.setdiff1d(tested, classes)
-    if len(unseen):
+    if len(unseen := np.setdiff1d(tested, classes)):
         raise DataError(f"test has the class {unseen[0]}, which train does not have")
 
 

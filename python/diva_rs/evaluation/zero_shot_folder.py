@@ -47,7 +47,11 @@ def zero_shot_folder(
     """
     check_confidence(confidence)
     files = ImageFolder(root).names
-    folders = [_folder(root, file) for file in files]
+    folders = [file.partition("/")[0] for file in files]
+    if loose := [file for file in files if "/" not in file]:
+        raise DataError(
+            f"{Path(root) / loose[0]} is in no class folder: move it into the folder of its class"
+        )
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
     for folder in folders:
         if folder not in names:
@@ -94,10 +98,3 @@ def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Te
         texts.append(text)
     vectors = normalize(embedder.encode_text(embedder.tokenize(texts).to(embedder.device)), dim=-1)
     return normalize(vectors.mean(dim=0), dim=-1)
-
-
-def _folder(root: str | os.PathLike[str], file: str) -> str:
-    folder, slash, _ = file.partition("/")
-    if not slash:
-        raise DataError(f"{Path(root) / file} is in no class folder: move it into the folder of its class")
-    return folder
