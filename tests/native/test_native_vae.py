@@ -366,7 +366,7 @@ REFUSED = {
     "fused": (lambda vae: vae.fuse_qkv_projections(), "processor is a .*FusedAttnProcessor2_0"),
     "float32-softmax": (_processor("AttnProcessor"), "computes its softmax in float32"),
     "scaled-scores": (_set(f"{_MID}.attentions.0", "scale", 1.0), "scales its scores"),
-    "no-residual": (_set(f"{_MID}.attentions.0", "residual_connection", False), "adds no input to its output"),
+    "no-residual": (_set(f"{_MID}.attentions.0", "residual_connection", False), "adds no input"),
     "no-group-norm": (_set(f"{_MID}.attentions.0", "group_norm", None), "has no group_norm"),
     "scaled-output": (_set(f"{_MID}.resnets.1", "output_scale_factor", 2.0), "scales its output"),
     "no-downsampler": (_set(_DOWN, "downsamplers", None), "down_blocks.1 has other downsamplers"),
