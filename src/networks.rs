@@ -5,6 +5,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tch::Tensor;
 
 use crate::denoiser::dit::DiTTransformer2D;
@@ -31,27 +32,26 @@ pub type Tensors = Vec<(String, Tensor)>;
 /// Builds the network whose configuration was read, from its weights and its fixed inputs.
 pub type Build = Box<dyn FnOnce(Tensors, Tensors) -> Result<Network> + Send>;
 
-type Source<'a, 'de> = &'a mut dyn erased_serde::Deserializer<'de>;
-type Read = fn(Source) -> Result<Build>;
+type Read = fn(Value) -> Result<Build>;
 
 pub const KINDS: &[(&str, Read)] = &[
-    ("vision_transformer", |source: Source| {
-        build(source, |config, weights, fixed| {
+    ("vision_transformer", |config| {
+        build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;
             Ok(Network::Tower(Arc::new(Mutex::new(Vit::load(&config, weights)?))))
         })
     }),
-    ("unet_2d_condition", |source: Source| {
-        build(source, |config, weights, fixed| denoiser(UNet2DCondition::new(config, weights, fixed)?))
+    ("unet_2d_condition", |config| {
+        build(config, |config, weights, fixed| denoiser(UNet2DCondition::new(config, weights, fixed)?))
     }),
-    ("dit", |source: Source| {
-        build(source, |config, weights, fixed| {
+    ("dit", |config| {
+        build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;
             denoiser(DiTTransformer2D::new(config, weights)?)
         })
     }),
-    ("autoencoder_kl_encoder", |source: Source| {
-        build(source, |config, weights, fixed| {
+    ("autoencoder_kl_encoder", |config| {
+        build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;
             Ok(Network::Encoder(Arc::new(Mutex::new(AutoencoderEncoder::new(config, weights)?))))
         })
@@ -60,9 +60,9 @@ pub const KINDS: &[(&str, Read)] = &[
 
 /// Reads the configuration of a network of a kind in [`KINDS`]. An unknown or missing field and a value of the wrong type
 /// are errors that name the field.
-pub fn read(kind: &str, source: Source) -> Result<Build> {
+pub fn read(kind: &str, config: Value) -> Result<Build> {
     match KINDS.iter().find(|(known, _)| *known == kind) {
-        Some((_, read)) => read(source),
+        Some((_, read)) => read(config),
         None => {
             let known: Vec<&str> = KINDS.iter().map(|(known, _)| *known).collect();
             Err(DivaError::config(OP, format!("unknown kind {kind:?}: use one of {known:?}")))
@@ -71,10 +71,10 @@ pub fn read(kind: &str, source: Source) -> Result<Build> {
 }
 
 fn build<C: DeserializeOwned + Send + 'static>(
-    source: Source,
+    config: Value,
     new: fn(C, Tensors, Tensors) -> Result<Network>,
 ) -> Result<Build> {
-    let config: C = serde_path_to_error::deserialize(source).map_err(|err| {
+    let config: C = serde_path_to_error::deserialize(config).map_err(|err| {
         let field = match err.path().to_string() {
             path if path == "." => String::new(),
             path => format!(".{path}"),

@@ -14,17 +14,17 @@ pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&st
     let mut detached = Vec::with_capacity(weights.len());
     for (key, tensor) in weights {
         let kind = tensor.f_kind()?;
-        if !any_dtype.contains(&key.as_str()) && !(half && kind == Kind::Float) {
+        if !(any_dtype.contains(&key.as_str()) || half && kind == Kind::Float) {
             let (other, expected) = first.get_or_insert_with(|| (key.clone(), kind));
             if kind != *expected {
                 let what =
                     format!("is {kind:?}, but `{other}` is {expected:?}: cast the module to one dtype");
-                return Err(DivaError::Weights { op, key, what });
+                return Err(DivaError::weights(op, key, what));
             }
         }
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Double) {
             let what = format!("is {kind:?}: cast the module to float32, bfloat16 or float64");
-            return Err(DivaError::Weights { op, key, what });
+            return Err(DivaError::weights(op, key, what));
         }
         detached.push((key, tensor.f_detach()?));
     }

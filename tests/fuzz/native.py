@@ -80,10 +80,10 @@ def calls() -> dict[str, Call]:
         "Bridge.forward": Call(bridge.forward, {"tokens": tokens, "text": text, "choice": choice}),
         "Bridge.backward": Call(taped, {"tape": None, "grad": gradient}),
         "Bridge.param_names": Call(lambda: bridge.param_names, {}),
+        "Optimizer.regroup": Call(of("Optimizer", "regroup"), {"groups": made["Optimizer"].arguments["1"]}),
         "Optimizer.step": Call(of("Optimizer", "step"), {"factors": [0.5, 0.5]}),
         "Optimizer.clip_grad_norm": Call(of("Optimizer", "clip_grad_norm"), {"max": 1.0}),
         "Optimizer.update": Call(of("Optimizer", "update"), {"max_norm": 1.0, "factors": [0.5, 0.5]}),
-        "Optimizer.zero_grad": Call(of("Optimizer", "zero_grad"), {}),
         "Optimizer.scale_grads": Call(of("Optimizer", "scale_grads"), {"factor": 0.5}),
         "Optimizer.state": Call(of("Optimizer", "state"), {}),
         "Optimizer.load_state": Call(of("Optimizer", "load_state"), {"state": state}),
@@ -91,6 +91,7 @@ def calls() -> dict[str, Call]:
         "Pixels.to_unit": Call(of("Pixels", "to_unit"), {"images": images}),
         "Pixels.clip_input": Call(of("Pixels", "clip_input"), {"images": images, "size": (16, 16)}),
         "Pixels.vae_input": Call(of("Pixels", "vae_input"), {"images": images, "size": (16, 16)}),
+        "Step.changed_limit": Call(of("Step", "changed_limit"), {}),
         "Step.at_tokens": Call(
             of("Step", "at_tokens"), {"tokens": tokens, "images": images, "targets": targets}
         ),
@@ -210,14 +211,7 @@ class _Recorder:
 @contextmanager
 def _spied(made: dict[str, Call]) -> Any:
     """Note what the package gives to the constructors."""
-    names = (
-        "Bridge",
-        "Pixels",
-        "Reader",
-        "Optimizer",
-        "Step",
-        "Network",
-    )
+    names = ("Batch", "Bridge", "Pixels", "Reader", "Optimizer", "Step", "Network")
     kinds = {name: getattr(_native, name) for name in names}
 
     def spy(name: str) -> Callable[..., Any]:

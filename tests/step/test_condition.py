@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import diva_rs._native as _native
 from builders.conditions import HEADS, JOINS, PROJECTORS, RECAPS, Case, build, gradients, relative
 
 pytestmark = pytest.mark.parity
@@ -194,3 +195,18 @@ def test_autograd_records_nothing_and_grad_mode_is_restored() -> None:
     assert condition.grad_fn is None and not condition.requires_grad
     assert all(value.grad_fn is None for value in found.values())
     assert case.tokens.grad is None
+
+
+def test_the_backward_pass_does_not_need_grad_mode():
+    projector = {"weight": torch.randn(6, 5), "bias": torch.randn(6)}
+    bridge = _native.Bridge(None, None, projector, "all", None, "none")
+    tokens, text = torch.randn(2, 4, 5), torch.zeros(1, 1, 6)
+
+    def gradients():
+        condition, tape = bridge.forward(tokens, text)
+        at_tokens, at_params = bridge.backward(tape, torch.ones_like(condition))
+        return [at_tokens, *at_params]
+
+    expected = gradients()
+    with torch.no_grad():
+        assert all(map(torch.equal, gradients(), expected))
