@@ -4,6 +4,7 @@ Ten attributes, independent and uniform. Nine of them stand for MMVP's nine visu
 tenth, the object, is what short captions name and zero-shot classification asks for.
 """
 
+import operator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,19 +98,14 @@ def scene(seed: int, index: int) -> Scene:
     >>> scene(0, 7) == scene(0, 7), scene(0, 7) == scene(0, 8)
     (True, False)
     """
-    for name, number in (("seed", seed), ("index", index)):
-        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-        if not whole or not 0 <= number < _LIMIT:
-            raise DataError(f"{name} is {shown(number)}: a whole number from 0 to 2**63 - 1 is needed")
-    generator = np.random.Philox(key=np.array([seed, index], np.uint64))
-    words = generator.random_raw(len(VALUES) + 3) >> np.uint64(32)
+    key = [operator.index(seed), operator.index(index)]
+    if min(key) < 0 or max(key) >= _LIMIT:
+        raise DataError(f"seed={seed}, index={index}: a whole number from 0 to 2**63 - 1 is needed for each")
+    generator = np.random.Philox(key=np.array(key, np.uint64))
+    words = [int(word) >> 32 for word in generator.random_raw(len(VALUES) + 3)]
     # Multiply and shift: a 32-bit word to 0 … n-1, with a bias below 1e-8 for such small n.
-    labels = {
-        name: int(word) * len(values) >> 32
-        for (name, values), word in zip(VALUES.items(), words, strict=False)
-    }
-    place, shade, phase = (int(word) for word in words[len(VALUES) :])
-    return Scene(**labels, place=place, shade=shade, phase=phase)
+    labels = [word * len(values) >> 32 for word, values in zip(words, VALUES.values(), strict=False)]
+    return Scene(*labels, *words[len(VALUES) :])
 
 
 def changed(base: Scene, attribute: str, step: int) -> Scene:

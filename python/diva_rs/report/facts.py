@@ -29,14 +29,15 @@ def course(run: Run) -> str:
     """The losses in a sentence or two."""
     finite, logs = run.finite("loss"), len(run.history)
     gaps = logs - len(finite)
-    lost = f" {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else ""
-    if len(finite) < 2:
-        return f"The only loss logged is {figure(finite[0])}.{lost}"
     part, early, late = ends(finite)
-    if part < 2:
-        return f"The first loss logged is {figure(early)}, the last {figure(late)}.{lost}"
-    first = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}"
-    return f"{first}; of the last {part}: {figure(late)}.{lost}"
+    if len(finite) < 2:
+        text = f"The only loss logged is {figure(early)}."
+    elif part < 2:
+        text = f"The first loss logged is {figure(early)}, the last {figure(late)}."
+    else:
+        text = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}; "
+        text += f"of the last {part}: {figure(late)}."
+    return f"{text} {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else text
 
 
 def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
@@ -14,8 +15,9 @@ from diva_rs.report.words import count, points
 
 def overall(before: Side, after: Side) -> list[Change]:
     """The changes at the head of the page."""
-    changes = (_mmvp("MMVP-VLM average", before.mmvp, after.mmvp), _folder(before.folder, after.folder))
-    return [change for change in changes if change is not None]
+    mmvp = _whole("MMVP-VLM average", before.mmvp, after.mmvp)
+    folder = _whole("Image folder", before.folder, after.folder)
+    return [change for change in (mmvp, folder) if change is not None]
 
 
 def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list[Chart]]:
@@ -26,7 +28,7 @@ def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list
         found = compare_outcomes(before, after, name, old.confidence)
         scores = [(side.patterns[name], side.intervals[name]) for side in (old, new)]
         changes.append(Change(name, (scores[0], scores[1]), found, old.confidence))
-    average = _mmvp("Average", old, new)
+    average = _whole("Average", old, new)
     assert average is not None
     every, what = [*changes, average], "MMVP-VLM accuracy"
     return every, [dumbbells(every, what), radar(changes), differences(every, what)]
@@ -46,7 +48,7 @@ def tasks(before: Side, after: Side) -> Iterator[tuple[str, list[Change], dict[s
     for name in dict.fromkeys(["zero-shot", "retrieval", *before.suites, *after.suites]):
         old, new = before.suites.get(name), after.suites.get(name)
         changes = _suite(old, new)
-        folder = _folder(before.folder, after.folder)
+        folder = _whole("Image folder", before.folder, after.folder)
         if name == "zero-shot" and folder is not None:
             changes.append(folder)
         yield name, changes, {**(old.missing if old else {}), **(new.missing if new else {})}
@@ -74,7 +76,7 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(Change(name, (_accuracy(old), _accuracy(new)), found))
+        changes.append(Change(name, (_score(old), _score(new)), found))
     return changes
 
 
@@ -87,24 +89,18 @@ def cosines(drift: DriftResult) -> Chart:
     return histogram(drift.cosines, "cosine to the original", "images", alt, "Cosines of single images.")
 
 
-def _mmvp(label: str, old: MmvpVlmResult | None, new: MmvpVlmResult | None) -> Change | None:
-    some = old or new
-    if some is None:
-        return None
-    before, after = ((side.average, side.interval) if side else None for side in (old, new))
-    return Change(label, (before, after), old.compare(new) if old and new else None, some.confidence)
-
-
-def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None:
-    some = old or new
-    if some is None:
+def _whole(label: str, old: Any, new: Any) -> Change | None:
+    """The change of a result that has one score: MMVP-VLM or an image folder; None if there is no result."""
+    if old is None and new is None:
         return None
     found = old.compare(new) if old and new else None
-    return Change("Image folder", (_accuracy(old), _accuracy(new)), found, some.confidence)
+    return Change(label, (_score(old), _score(new)), found, (old or new).confidence)
 
 
-def _accuracy(result: FolderResult | ProbeScore | None) -> Score | None:
-    return None if result is None else (result.accuracy, result.interval)
+def _score(result: MmvpVlmResult | FolderResult | ProbeScore | None) -> Score | None:
+    if result is None:
+        return None
+    return (result.average if isinstance(result, MmvpVlmResult) else result.accuracy, result.interval)
 
 
 def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:

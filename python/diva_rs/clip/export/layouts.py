@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diva_rs.errors import ShapeError, WeightsError
+from diva_rs.errors import WeightsError
 
 Reshape = Callable[[list[Tensor]], list[Tensor]]
 
@@ -52,10 +52,7 @@ def convert(state: Mapping[str, Tensor], rules: Sequence[Rule], target: str) -> 
         missing = [key for key in rule.left if key not in rest]
         if missing:
             raise WeightsError(f"this model has no {missing[0]}, which the {target} layout needs")
-        try:
-            tensors = rule.forward([rest.pop(key) for key in rule.left])
-        except (RuntimeError, IndexError) as err:
-            raise ShapeError(f"{' and '.join(rule.left)} cannot be rearranged for {target}: {err}") from err
+        tensors = rule.forward([rest.pop(key) for key in rule.left])
         found.update(zip(rule.right, tensors, strict=True))
     if rest:
         more = f" (and {len(rest) - 1} more keys)" if len(rest) > 1 else ""

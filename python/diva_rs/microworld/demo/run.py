@@ -130,29 +130,19 @@ def run(
     return Demo(result, before, after, scores, folder)
 
 
-class Scenes(Dataset[dict[str, Any]]):
-    """The training images: an item is {"images": (3, 48, 48) in [0, 1], "ids": int}.
-
-    >>> Scenes()
-    4,096 scenes of the microworld's train split
-    """
-
-    def __init__(self) -> None:
-        self.world = World("train", _IMAGES, start=_START)
+class Scenes(World, Dataset[dict[str, Any]]):
+    """A world whose items are {"images": (3, 48, 48) in [0, 1], "ids": int}."""
 
     def __repr__(self) -> str:
-        return f"{len(self):,} scenes of the microworld's {self.world.split} split"
-
-    def __len__(self) -> int:
-        return len(self.world)
+        return f"{len(self):,} scenes of the microworld's {self.split} split"
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return {"images": self.world.images([number])[0], "ids": number}
+        return {"images": self.images([number])[0], "ids": number}
 
 
 def _loader(recipe: Recipe) -> "DataLoader[dict[str, Any]]":
-    generator = torch.Generator().manual_seed(recipe.seed)
-    return DataLoader(Scenes(), batch_size=recipe.batch, shuffle=True, drop_last=True, generator=generator)
+    scenes, generator = Scenes("train", _IMAGES, start=_START), torch.Generator().manual_seed(recipe.seed)
+    return DataLoader(scenes, batch_size=recipe.batch, shuffle=True, drop_last=True, generator=generator)
 
 
 def _report(
@@ -173,14 +163,8 @@ def _report(
         "projector trained for as many steps; under each name its loss, over "
         f"{min(len(scoring.scenes), 256)} images."
     )
-    return report.write(
-        result,
-        folder,
-        before=sides[0].results(),
-        after=[*sides[1].results(), moved],
-        note=_NOTE,
-        pictures={caption: picture},
-    )
+    evidence = {"before": sides[0].results(), "after": [*sides[1].results(), moved]}
+    return report.write(result, folder, **evidence, note=_NOTE, pictures={caption: picture})
 
 
 def _save(path: Path, pixels: Tensor) -> None:
