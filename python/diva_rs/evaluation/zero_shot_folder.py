@@ -19,8 +19,6 @@ from diva_rs.evaluation.statistics import check_confidence, interval_of, tally
 
 TEMPLATES = ("a photo of a {}.",)
 
-TEMPLATES = ("a photo of a {}.",)
-
 
 def zero_shot_folder(
     clip: Any,
