@@ -16,6 +16,7 @@ from torch import Tensor
 from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import replacing, write_json
 from diva_rs._base.settings import hint
+from diva_rs.distributed import alone
 from diva_rs.errors import ConfigError, DataError, WeightsError, shown
 from diva_rs.evaluation.measures import Metric, as_metrics, measure
 from diva_rs.run.folder import read_record, with_nan
@@ -144,9 +145,12 @@ class Evaluator:
         return step == self.trainer.recipe.steps or (every is not None and step % every == 0)
 
     def measure(self, step: int) -> dict[str, float]:
-        """Measure the model, write the scores, and keep the weights if they are the best."""
+        """Measure the model, write the scores, and keep the weights if they are the best. The other
+        ranks wait.
+        """
         started = time.perf_counter()
-        scores = measure(self.evaluation.evaluate, self.trainer.clip)
+        with alone():
+            scores = measure(self.evaluation.evaluate, self.trainer.clip)
         self.rows.append({"step": step, **scores})
         if self._is_best():
             self._keep()

@@ -68,8 +68,9 @@ class ResumableLoader:
             self._seed(epoch)
             if passed and not isinstance(loader, (list, tuple)):
                 _log.warning(
-                    "%d batches are read again and skipped; that they are the same as before depends on %s",
-                    *(passed, _described(loader)),
+                    "%d batches are read again and skipped; that they are the same as before depends on the "
+                    "loader (%s)",
+                    *(passed, type(loader).__name__),
                 )
         with self._loading():
             batches = iter(loader)
@@ -141,10 +142,3 @@ def _generators(loader: Any) -> list[torch.Generator]:
     """The random generators of a DataLoader and of its samplers."""
     owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
     return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())
-
-
-def _described(loader: Any) -> str:
-    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
-    if dataset is None:
-        return f"the loader ({type(loader).__name__})"
-    return f"its dataset and sampler ({type(dataset).__name__}, {type(sampler).__name__})"

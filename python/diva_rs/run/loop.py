@@ -38,7 +38,7 @@ class Run:
         folder: RunFolder | None,
         callbacks: list[Callback],
         resume: bool | str,
-        evaluation: Evaluation | None = None,
+        evaluation: Evaluation | None,
     ) -> None:
         self.ranked, self.ranks, self.trainer = ranked, ranked.ranks, ranked.trainer
         self.recipe, self.folder = self.trainer.recipe, folder  # rank 0 has the folder
@@ -70,8 +70,7 @@ class Run:
         """Train until the steps, or one pass, are done; see `post_train`."""
         interrupted = False
         if self.evaluator is not None:
-            with alone():
-                self.evaluator.begin()
+            self.evaluator.begin()
         self._call("on_train_begin", self.trainer)
         hidden = not (show_progress and self.ranks.first)
         total, done = self.recipe.steps, self.progress.steps
@@ -79,8 +78,10 @@ class Run:
             try:
                 try:
                     self._loop(one_pass)
-                    if self.evaluator is not None and self.evaluator.rows[-1]["step"] != self.progress.steps:
-                        self._write_log(self._evaluate())  # the end of a pass whose length was not known
+                    step = self.progress.steps
+                    if self.evaluator is not None and self.evaluator.rows[-1]["step"] != step:
+                        # The end of a pass whose length was not known.
+                        self._write_log(self.evaluator.measure(step))
                 except KeyboardInterrupt:
                     interrupted = True
                 if (self.history[-1]["step"] if self.history else 0) != self.progress.steps:
@@ -162,7 +163,7 @@ class Run:
         step, recipe, evaluator = self.progress.steps, self.recipe, self.evaluator
         self._bar.update()
         self._call("on_step", step, self.trainer.metrics)
-        scores = self._evaluate() if evaluator is not None and evaluator.due(step) else {}
+        scores = evaluator.measure(step) if evaluator is not None and evaluator.due(step) else {}
         if scores or step % recipe.log_every == 0 or step == recipe.steps:
             self._write_log(scores)
         # At the same steps on every rank, so that all end here.
@@ -183,11 +184,6 @@ class Run:
         """Whether the guard ends the run, which only rank 0 measures."""
         stopped = self.evaluator is not None and self.evaluator.stopped is not None
         return self.evaluates and bool(self.ranks.numbers(int(stopped))[0][0])
-
-    def _evaluate(self) -> dict[str, float]:
-        assert self.evaluator is not None
-        with alone():
-            return self.evaluator.measure(self.progress.steps)
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call rank 0's callbacks; the other ranks wait at their next batch."""

@@ -115,7 +115,7 @@ def post_train(
     check_loader(loader)
     hooks = [as_callback(callback) for callback in callbacks]
     with session() as ranks, every_image(loader, ranks):
-        start.check_same_recipe(recipe, ranks)
+        start.check_same("recipe", recipe.to_dict(), ranks)
         unet = start.place_on_devices(clip, unet, ranks)
         start.share_weights(clip, ranks)
         check_divided(loader, ranks)

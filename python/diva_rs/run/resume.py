@@ -24,8 +24,9 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
     Raises ConfigError where the run in the folder has another recipe, other models or more steps,
     WeightsError where all of its checkpoints are damaged.
     """
-    if resume is False and _restarted(folder):
-        resume = True
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    if restarted and (folder.facts() or {}).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID"):
+        resume = resume or True  # torchrun has begun this run before, and starts its ranks again
     models, recipe = _models_of(trainer), trainer.recipe
     here = {**models, "environment": environment(trainer.step_modules.device)}
     if resume is False:
@@ -61,12 +62,6 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
         )
     folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, done)
     return state
-
-
-def _restarted(folder: RunFolder) -> bool:
-    """Whether torchrun has started this run before, and its ranks again now."""
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
-    return again and (folder.facts() or {}).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID")
 
 
 def progress_of(state: dict[str, Any]) -> Progress:

@@ -13,16 +13,27 @@ from diva_rs.clip import adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.distributed import Ranks
 from diva_rs.errors import ConfigError, DeviceError
-from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _NAMED = 8  # differences that a message shows
 
 
-def check_same_recipe(recipe: Recipe, ranks: Ranks) -> None:
-    """Raise ConfigError where a rank has other settings than rank 0; names the fields."""
-    _check_same("recipe", recipe.to_dict(), ranks)
+def check_same(what: str, own: dict[str, Any], ranks: Ranks) -> None:
+    """Raise ConfigError on all ranks where one has other facts than rank 0."""
+    first, *others = ranks.facts(own)
+    for rank, other in enumerate(others, start=1):
+        lines = [
+            f"{name}={other.get(name, 'missing')}, not {first.get(name, 'missing')}"
+            for name in {**first, **other}
+            if first.get(name) != other.get(name)
+        ]
+        if lines:
+            named = "; ".join(lines[:_NAMED])
+            raise ConfigError(
+                f"rank {rank} has another {what} than rank 0: {named}. Load or make the same on every rank, "
+                "with the same seed"
+            )
 
 
 def share_weights(clip: nn.Module, ranks: Ranks) -> None:
@@ -30,7 +41,7 @@ def share_weights(clip: nn.Module, ranks: Ranks) -> None:
     if ranks.world == 1:
         return
     named = dict(_tensors(clip))
-    _check_same("CLIP", {name: f"{value.dtype} {tuple(value.shape)}" for name, value in named.items()}, ranks)
+    check_same("CLIP", {name: f"{value.dtype} {tuple(value.shape)}" for name, value in named.items()}, ranks)
     copied = ranks.copy_from_first(named.values())
     differed = [name for name, yes in zip(named, copied, strict=True) if yes]
     if differed:
@@ -50,7 +61,7 @@ def check_same_teacher(teacher: Teacher, prompt: str, ranks: Ranks) -> None:
         for name, tensor in _tensors(module)
         if not tensor.is_meta
     }
-    _check_same("diffusion model", sums, ranks)
+    check_same("diffusion model", sums, ranks)
     # Not to the bit: the text may have been encoded on another kind of device.
     norms = ranks.facts(float(teacher.text(prompt).double().norm()))
     for rank, norm in enumerate(norms):
@@ -100,23 +111,6 @@ def gpu_of(rows: list[Any], rank: int, local: int, index: int, count: int) -> in
         here = sum(row[0] == rows[rank][0] for row in rows)
         raise DeviceError(f"{here} ranks on {rows[rank][0]} for {count} GPUs: start at most {count} there")
     return local
-
-
-def _check_same(what: str, own: dict[str, Any], ranks: Ranks) -> None:
-    """Raise ConfigError on all ranks where one has other facts than rank 0."""
-    first, *others = ranks.facts(own)
-    for rank, other in enumerate(others, start=1):
-        lines = [
-            f"{name}={other.get(name, 'missing')}, not {first.get(name, 'missing')}"
-            for name in {**first, **other}
-            if first.get(name) != other.get(name)
-        ]
-        if lines:
-            named = "; ".join(lines[:_NAMED])
-            raise ConfigError(
-                f"rank {rank} has another {what} than rank 0: {named}. Load or make the same on every rank, "
-                "with the same seed"
-            )
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
