@@ -192,16 +192,6 @@ def guarded(place: Path, world: int) -> dict[str, Any]:
     return {**found, "written": written, "moved": moved}
 
 
-def other_weights(place: Path, world: int) -> dict[str, Any]:
-    """Every rank begins with another CLIP."""
-    return train(seed=int(os.environ.get("RANK", 0)), steps=2)
-
-
-def other_recipe(place: Path, world: int) -> None:
-    """Every rank has another learning rate."""
-    train(lr=0.1 + int(os.environ["RANK"]))
-
-
 def other_teacher(place: Path, world: int) -> None:
     """Every rank has another diffusion model."""
     from builders import small
@@ -299,21 +289,6 @@ def spoilt_on(place: Path, world: int) -> None:
     _spoil(range(3, 9), max_skipped=1)
 
 
-def straight(place: Path, world: int) -> dict[str, Any]:
-    """Ten steps, of six batches each."""
-    return train()
-
-
-def fifty(place: Path, world: int) -> dict[str, Any]:
-    """50 steps of two batches in float64."""
-    return train(batch=4, steps=50)
-
-
-def single(place: Path, world: int) -> dict[str, Any]:
-    """25 steps of four batches in float32: two ranks add them up in another order than one."""
-    return train(batch=8, steps=25, precision="fp32")
-
-
 def counted(place: Path, world: int) -> dict[str, Any]:
     """The sizes of all tensors that are added up over the ranks, in order."""
     sent: list[int] = []
@@ -329,23 +304,28 @@ def counted(place: Path, world: int) -> dict[str, Any]:
     return {**found, "sent": sent}
 
 
-def undivided(place: Path, world: int) -> None:
-    """A DataLoader that gives every rank all images."""
-    train(DataLoader(TensorDataset(images(60, dtype=torch.float64)), batch_size=2, shuffle=True))
-
-
-def same_batches(place: Path, world: int) -> None:
-    """A list that every rank has."""
-    train([images(2, seed=i, dtype=torch.float64) for i in range(4)])
-
-
 RUNS: dict[str, Callable[[Path, int], Any]] = {
-    run.__name__: run
-    for run in (
-        straight, fifty, single, counted, from_folder, from_shards, unequal, own_batches, with_files,
-        guarded, interrupted, begun, continued, killed, resumed, raising, other_weights, other_recipe,
-        other_teacher, spoilt, spoilt_on, undivided, same_batches,
-    )
+    # Ten steps, of six batches each.
+    "straight": lambda place, world: train(),
+    # 50 steps of two batches in float64.
+    "fifty": lambda place, world: train(batch=4, steps=50),
+    # 25 steps of four batches in float32: two ranks add them up in another order than one.
+    "single": lambda place, world: train(batch=8, steps=25, precision="fp32"),
+    # Every rank begins with another CLIP, or has another learning rate.
+    "other_weights": lambda place, world: train(seed=int(os.environ.get("RANK", 0)), steps=2),
+    "other_recipe": lambda place, world: train(lr=0.1 + int(os.environ["RANK"])),
+    # A DataLoader that gives every rank all images, and a list that every rank has.
+    "undivided": lambda place, world: train(
+        DataLoader(TensorDataset(images(60, dtype=torch.float64)), batch_size=2, shuffle=True)
+    ),
+    "same_batches": lambda place, world: train([images(2, seed=i, dtype=torch.float64) for i in range(4)]),
+    **{
+        run.__name__: run
+        for run in (
+            counted, from_folder, from_shards, unequal, own_batches, with_files, guarded, interrupted, begun,
+            continued, killed, resumed, raising, other_teacher, spoilt, spoilt_on,
+        )
+    },
 }  # fmt: skip
 
 

@@ -151,14 +151,6 @@ def test_loader_batches_add_up_to_the_recipes(teacher, sized, samples, batch, st
     assert result.recipe.steps == (len(steps) if sized else None)
 
 
-def test_an_accumulated_step_is_a_step_on_the_larger_batch(teacher):
-    whole, parts = small_clip(), small_clip()
-    train(teacher, [images(8)], clip=whole, lr=1e-2)
-    train(teacher, list(images(8).split(2)), clip=parts, lr=1e-2, batch=8)
-    for name, value in whole.state_dict().items():
-        assert torch.allclose(value, parts.state_dict()[name], atol=1e-6), name
-
-
 def test_loader_batches_larger_than_the_recipes_are_reported(teacher, three, caplog):
     with caplog.at_level(logging.WARNING, "diva_rs"):
         train(teacher, three, batch=3)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 import diva_rs
 from builders.small import SIDE, images, small_clip, small_teacher
-from diva_rs import ConfigError, DataError, WeightsError
+from diva_rs import ConfigError, WeightsError
 from diva_rs._base.checkpoint import load_state
 from diva_rs.data import folder_loader
 from diva_rs.run.folder import RunFolder
@@ -333,9 +333,3 @@ def test_the_callers_random_numbers_are_left_alone(teacher, tmp_path):
     train(teacher, DataLoader(data, batch_size=2, shuffle=True), tmp_path, clip, steps=3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
-
-
-def test_an_unwritable_folder_is_named(teacher, four, tmp_path):
-    (tmp_path / "checkpoints").write_text("mine")
-    with pytest.raises(DataError, match=r"checkpoints cannot be made: File exists"):
-        train(teacher, four, tmp_path)
