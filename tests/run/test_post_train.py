@@ -179,9 +179,7 @@ def test_an_endless_loader_ends_with_the_steps(teacher):
 
 def test_a_generator_that_ends_early_says_after_how_many_steps(teacher, three, tmp_path):
     clip = small_clip()
-    with pytest.raises(
-        DataError, match=r"no batch in pass 2, after 3 of 5 steps: it can be iterated only once"
-    ):
+    with pytest.raises(DataError, match=r"no batch in pass 2, after 3 steps: .*can be iterated only once"):
         train(teacher, iter(three), clip=clip, steps=5, output_dir=tmp_path)
     assert all(parameter.grad is None for parameter in clip.parameters())
     assert load_state(tmp_path / "checkpoints" / "step-00000003")["counters"]["steps_done"] == 3

@@ -108,9 +108,10 @@ class Run:
                 if self._advance(given) and self._is_done():
                     return
             if self._read.batches == 0:
-                done = f", after {self.progress.steps} of {self.recipe.steps} steps: it can be iterated only"
-                again = f"{done} once; give a DataLoader or a list, or fewer steps" if epoch else ""
-                raise DataError(f"the loader gave no batch in pass {epoch + 1}{again}")
+                raise DataError(
+                    f"the loader gave no batch in pass {epoch + 1}, after {self.progress.steps} steps: it is "
+                    "empty, or can be iterated only once; give a DataLoader or a list, or fewer steps"
+                )
             if one_pass:
                 self._end_pass()
                 return
