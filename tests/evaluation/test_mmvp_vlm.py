@@ -220,9 +220,9 @@ DAMAGES = {
     ),
     "no header": (
         write(lambda text: text.split(b"\n", 1)[1]),
-        r"Questions\.csv, row 1 is a question: the header",
+        r"Questions\.csv, row 1: the header Question ID,Type,Statement is missing",
     ),
-    "empty file": (write(lambda text: b""), r"Questions\.csv is empty"),
+    "empty file": (write(lambda text: b""), r"Questions\.csv, row 1: the header"),
     "header alone": (write(lambda text: text.split(b"\n", 1)[0]), r"Questions\.csv: 0 pairs"),
     "other encoding": (
         write(lambda text: text.replace(b"number 9", b"num\xe9ro 9")),

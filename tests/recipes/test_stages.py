@@ -96,13 +96,13 @@ BAD = [
     ({"train": ("tower:",)}, "a group's name is needed"),
     ({"train": ("tower", "tower")}, "names the group 'tower' twice"),
     ({"train": ("tower", 3)}, "train="),
-    ({"train": ({"name": "tower", "lrr": 1.0},)}, "a group has no field 'lrr'; did you mean 'lr'"),
+    ({"train": ({"name": "tower", "lrr": 1.0},)}, "Group has no field 'lrr'; did you mean 'lr'"),
     ({"train": ("tower",), "steps": 0}, "steps=0: it must be an integer of at least 1, or None"),
     ({"train": ("tower",), "lr": -1.0}, "lr=-1.0: it must be a number of at least 0, or None"),
     ({"train": ("tower",), "optimizer": "adam"}, "did you mean 'adamw'"),
-    ({"train": ("tower",), "learning_rate": 1.0}, "a stage has no field 'learning_rate'"),
+    ({"train": ("tower",), "learning_rate": 1.0}, "Stage has no field 'learning_rate'"),
     ({"train": ("tower",), "continues": True, "warmup": 3}, "warmup=3 does not go with continues=True"),
-    ({"steps": 3}, "a stage needs train: groups that train"),
+    ({"steps": 3}, "train is needed: groups that train"),
 ]
 
 

@@ -1,7 +1,6 @@
 """``diva-rs demo``: the main job, with figures, in two to four minutes on two cores."""
 
 import argparse
-from typing import ClassVar
 
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.recipes.settings import Count
@@ -12,8 +11,6 @@ USAGE = "diva-rs demo [--output-dir FOLDER] [--steps N] [--world FOLDER] [--no-p
 
 class DemoOptions(Options):
     """The flags."""
-
-    noun: ClassVar[str] = "demo"
 
     output_dir: str | None = None
     """run folder; none: a temporary one"""

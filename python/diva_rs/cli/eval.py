@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -25,24 +25,20 @@ USAGE = "diva-rs eval mmvp|zero-shot|retrieval --clip MODEL --data FOLDER [--com
 class EvalOptions(Options):
     """The flags."""
 
-    noun: ClassVar[str] = "eval"
-
     clip: str = Field(description=CLIP)
     data: str
-    """mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template as
-    'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per
-    class"""
+    """mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template such as
+    'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per class"""
     compare: str | None = None
-    """a second model, the one after: a run folder or .safetensors file of the same model, or
-    anything that --clip takes"""
+    """a second model, the one after: its run folder or .safetensors file, or what --clip takes"""
     out: str | None = None
     """where the scores are written as JSON and CSV"""
     device: str | None = Field(default=None, description=DEVICE)
     progress: bool = True
     """whether to show progress bars"""
     embedding: str = "pooled"
-    """mmvp: pooled, class, or what a published score was computed from: official-openai, official-
-    metaclip, official-dfn-224, official-dfn-378, official-siglip"""
+    """mmvp: pooled, class, or of published scores: official-openai, official-metaclip, official-dfn-224,
+    official-dfn-378, official-siglip"""
     seed: Whole = 0
     """mmvp: of drawn tokens"""
     datasets: str | None = None

@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,8 +18,6 @@ USAGE = "diva-rs export --clip MODEL[:WEIGHTS] --to open_clip|transformers|opena
 
 class ExportOptions(Options):
     """The flags."""
-
-    noun: ClassVar[str] = "export"
 
     clip: str = Field(description=CLIP)
     to: Literal["open_clip", "transformers", "openai"]

@@ -14,7 +14,7 @@ everything else stands at its top level under the flag's name::
 import argparse
 import sys
 from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -63,8 +63,6 @@ class ImageOptions(Options):
 class TrainOptions(ImageOptions):
     """The flags of ``diva-rs train`` that are no recipe fields."""
 
-    noun: ClassVar[str] = "train"
-
     clip: Text = Field(description=CLIP)
     output_dir: Text
     """folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"""
@@ -94,8 +92,6 @@ class TrainOptions(ImageOptions):
 
 class CacheOptions(ImageOptions):
     """The flags of ``diva-rs cache`` that are no recipe fields."""
-
-    noun: ClassVar[str] = "cache"
 
     out: Text
     """folder for the latents"""
@@ -127,8 +123,7 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
     preset = flags.get("recipe") or top.get("recipe") or named
     recipe = Recipe() if preset is None else Recipe.named(preset)
     try:
-        Recipe.check_names(table)
-        recipe = recipe.replace(**given(table, Recipe))
+        recipe = recipe.replace(**{**table, **given(table, Recipe)})
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
     recipe = recipe.replace(**given(vars(args), Recipe))

@@ -46,9 +46,9 @@ def bounds(text: str | None) -> dict[str, tuple[str, float]] | None:
     found = {}
     for part in text.split(","):
         name, _, bound = part.partition("=")
-        kind, colon, value = bound.partition(":")
+        kind, _, value = bound.rpartition(":")
         try:
-            found[name.strip()] = (kind.strip(), float(value)) if colon else ("min", float(bound))
+            found[name.strip()] = kind.strip() or "min", float(value)
         except ValueError as err:
             raise ConfigError(
                 f"--guard {text}: {part.strip()!r} cannot be read: SCORE=LOWEST, SCORE=drop:POINTS or "

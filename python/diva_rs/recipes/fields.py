@@ -1,6 +1,6 @@
 """The fields of a recipe: what each one means, takes and is by default. `Recipe` adds what they can do."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from typing_extensions import TypedDict
@@ -14,8 +14,6 @@ _OPERATIONAL = Field(json_schema_extra={"operational": True})
 
 class Fields(Settings):
     """The fields alone."""
-
-    noun: ClassVar[str] = "a recipe"
 
     name: Annotated[str, Field(min_length=1)] = "custom"
     """what to call it; presets carry their own name"""

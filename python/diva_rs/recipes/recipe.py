@@ -61,9 +61,8 @@ class Recipe(Fields):
 
         >>> Recipe().replace(densty=0.5)
         Traceback (most recent call last):
-        diva_rs.errors.ConfigError: a recipe has no field 'densty'; did you mean 'density'?
+        diva_rs.errors.ConfigError: Recipe has no field 'densty'; did you mean 'density'?
         """
-        self.check_names(fields)
         implied: dict[str, Any] = {}
         if fields.get("choose") is not None:
             implied = {"density": None, "bernoulli": False}
@@ -187,7 +186,7 @@ class Recipe(Fields):
         return "\n".join(lines)
 
     @model_validator(mode="after")
-    def _check_condition(self) -> Self:
+    def _check_values(self) -> Self:
         for condition, names in _OF_CONDITION.items():
             given = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
             if given and self.condition != condition:
@@ -205,10 +204,6 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
-        return self
-
-    @model_validator(mode="after")
-    def _check_draws(self) -> Self:
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(

@@ -1,9 +1,9 @@
 """What recipes and stages share: frozen values, strict types, and errors in one plain sentence."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,17 +45,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    noun: ClassVar[str] = "a set of settings"
 
     def __init__(self, **fields: Any) -> None:
-        self.check_names(fields)
         try:
             super().__init__(**{name: _plain(value) for name, value in fields.items()})
         except ValidationError as err:
             raise ConfigError(_sentence(type(self), fields, err)) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {self.noun}")
+        raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r} of {type(self).__name__}")
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         for name, value in self:
@@ -68,15 +66,6 @@ class Settings(BaseModel):
     def label(cls, field: str) -> str:
         """How a message names a field."""
         return field
-
-    @classmethod
-    def check_names(cls, names: Iterable[Any]) -> None:
-        """Raise ConfigError, with near names, for a name that is no field."""
-        known = cls.model_fields
-        for name in names:
-            if name not in known:
-                near = hint(name, known) or f": it has {', '.join(known)}"
-                raise ConfigError(f"{cls.noun} has no field {shown(name)}{near}")
 
     @classmethod
     def fields_help(cls) -> dict[str, str]:
@@ -125,14 +114,17 @@ def words(schema: Mapping[str, Any]) -> str:
 
 def _sentence(cls: type[Settings], fields: Mapping[str, Any], err: ValidationError) -> str:
     """The first mistake: where it is, the value, and what is valid."""
-    rank = {"value_error": 0, "missing": 2}
-    mistake = min(err.errors(include_url=False), key=lambda mistake: rank.get(mistake["type"], 1))
+    rank = {"extra_forbidden": 0, "value_error": 1, "missing": 3}
+    mistake = min(err.errors(include_url=False), key=lambda mistake: rank.get(mistake["type"], 2))
     name, *inner = map(str, mistake["loc"] or [""])
+    if mistake["type"] == "extra_forbidden":
+        near = hint(name, cls.model_fields) or f": it has {', '.join(cls.model_fields)}"
+        return f"{cls.__name__} has no field {shown(name)}{near}"
     if mistake["type"] == "value_error":
         where = name + "".join(f"[{part}]" for part in inner if part.isdecimal())
         return f"{where}: {mistake['ctx']['error']}".removeprefix(": ")
     if name not in fields:
-        return f"{cls.noun} needs {cls.label(name)}: {_meaning(cls, name)}"
+        return f"{cls.label(name)} is needed: {_meaning(cls, name)}"
     value, schema = fields[name], schemas(cls)[name]
     near = hint(value, kind(schema)[0].get("enum", ()))
     return f"{cls.label(name)}={shown(value)}: it must be {words(schema)}{near}"

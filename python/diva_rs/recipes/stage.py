@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, model_validator
 from typing_extensions import Self
@@ -12,7 +12,6 @@ from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.settings import Count, Decay, Optimizer, Schedule, Settings, Whole
 
 _NAME = re.compile(r"[a-z]\w*(:\S+)?")
-_SHARED = ("optimizer", "schedule", "warmup")  # what a stage that continues another one cannot change
 
 
 class Group(Settings):
@@ -21,8 +20,6 @@ class Group(Settings):
     >>> Group(name="projector", lr=1e-3).lr
     0.001
     """
-
-    noun: ClassVar[str] = "a group"
 
     name: str
     """"projector", "tower", "tower:<glob over keys>" or "denoiser\""""
@@ -42,8 +39,6 @@ class Stage(Settings):
     >>> Stage(train=("projector", "tower"), steps=100, optimizer="adamw", lr=1e-4).names
     ('projector', 'tower')
     """
-
-    noun: ClassVar[str] = "a stage"
 
     train: Annotated[tuple[str | Group, ...], Field(min_length=1)]
     """groups that train"""
@@ -79,7 +74,7 @@ class Stage(Settings):
                 )
             if self.names.count(name) > 1:
                 raise ConfigError(f"train names the group {name!r} twice: name it once")
-        for name in _SHARED:
+        for name in ("optimizer", "schedule", "warmup"):
             if self.continues and getattr(self, name) is not None:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} does not go with continues=True, which keeps the "
