@@ -31,7 +31,8 @@ def launched(launcher, *arguments):
 def test_a_run_that_torchrun_restarts_resumes_to_the_same_bits(tmp_path):
     Runs(tmp_path, "with_files-2")  # the same run, undisturbed
     done = launched([*TORCHRUN, "--max-restarts=1"], tmp_path / "restarted", "killed")
-    assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr
+    # Where both have ended before torchrun looks, it names rank 0, which lost the connection.
+    assert "failed (exitcode: " in done.stderr or "Signal 9 (SIGKILL)" in done.stderr
     first, second = json.loads((tmp_path / "restarted" / "run.json").read_text())["starts"]
     assert first["step"] == 0 and second["step"] in (1, 2)
     straight, restarted = (
