@@ -44,6 +44,15 @@ class Predictor(nn.Module):
         return prediction
 
 
+def predictor(source: Any, predict: Any, latent_shape: Any, width: int | None, text: Any) -> Predictor:
+    """The denoiser of `Teacher`'s argument ``predict`` and those beside it."""
+    if source is not None:
+        raise ConfigError("both predict and a denoiser are given: give one of them")
+    if width is None and not isinstance(text, Tensor):
+        raise ConfigError("predict needs condition_width, or a text_condition that has this width")
+    return Predictor(predict, latent_shape, text.shape[-1] if width is None else width)
+
+
 class PredictFamily(Family):
     """The condition enters through both slots: as tokens (B, S, C), and as their mean (B, C)."""
 
