@@ -83,15 +83,28 @@ impl DivaError {
     pub fn config(op: &'static str, what: impl Into<String>) -> Self {
         DivaError::Config { op, what: what.into() }
     }
+
+    pub fn data(op: &'static str, what: impl Into<String>) -> Self {
+        DivaError::Data { op, what: what.into() }
+    }
+
+    pub fn device(op: &'static str, what: impl Into<String>) -> Self {
+        DivaError::Device { op, what: what.into() }
+    }
+
+    pub fn weights(op: &'static str, key: impl Into<String>, what: impl Into<String>) -> Self {
+        DivaError::Weights { op, key: key.into(), what: what.into() }
+    }
+
+    pub fn kind(op: &'static str, name: impl Into<String>, got: Kind, expected: impl Into<String>) -> Self {
+        DivaError::Kind { op, name: name.into(), got, expected: expected.into() }
+    }
 }
 
 /// The dtype of `tensor`, which must hold floating-point numbers.
 pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
     match tensor.f_kind()? {
         kind @ (Kind::Half | Kind::BFloat16 | Kind::Float | Kind::Double) => Ok(kind),
-        got => {
-            let expected = "floating point".to_string();
-            Err(DivaError::Kind { op, name: name.to_string(), got, expected })
-        }
+        got => Err(DivaError::kind(op, name, got, "a floating-point dtype")),
     }
 }

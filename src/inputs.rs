@@ -166,5 +166,5 @@ fn own(tensor: &Tensor) -> Result<Tensor> {
 
 fn nothing() -> DivaError {
     let what = "the batch holds neither images nor pixel_values".to_string();
-    DivaError::Data { op: "inputs", what }
+    DivaError::data("inputs", what)
 }

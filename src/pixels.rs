@@ -157,12 +157,7 @@ fn check(images: &Tensor) -> Result<()> {
     }
     match images.f_kind()? {
         Kind::Float | Kind::Double | Kind::Half | Kind::BFloat16 => Ok(()),
-        got => Err(DivaError::Kind {
-            op: OP,
-            name: "images".to_string(),
-            got,
-            expected: "floating point".to_string(),
-        }),
+        got => Err(DivaError::kind(OP, "images", got, "floating point")),
     }
 }
 

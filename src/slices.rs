@@ -78,12 +78,7 @@ fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
     let kind = tensor.f_kind()?;
     // A byte that is neither 0 nor 1 can be reinterpreted as a torch bool, but never as a Rust one.
     if kind != T::KIND || kind == Kind::Bool || size_of::<T>() != kind.elt_size_in_bytes() {
-        return Err(DivaError::Kind {
-            op: "slices",
-            name: "tensor".to_string(),
-            got: kind,
-            expected: format!("{:?}", T::KIND),
-        });
+        return Err(DivaError::kind("slices", "tensor", kind, format!("{:?}", T::KIND)));
     }
     if tensor.device() != Device::Cpu {
         return Err(refused("a tensor that is not in CPU memory"));
@@ -109,7 +104,7 @@ fn locate<T: Element>(tensor: &Tensor) -> Result<Option<(*mut T, usize)>> {
 }
 
 fn refused(what: &str) -> DivaError {
-    DivaError::Device { op: "slices", what: format!("{what} cannot be read as a slice") }
+    DivaError::device("slices", format!("{what} cannot be read as a slice"))
 }
 
 #[cfg(test)]

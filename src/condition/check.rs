@@ -4,9 +4,9 @@
 use tch::{Device, Kind, Tensor};
 
 use super::plan::Plan;
-use super::sizes::{floating, place, rank, same_device, Sizes};
+use super::sizes::{place, rank, same_device, Sizes};
 use super::{Bridge, Head, Projector, Recap, OP};
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 
 pub(super) fn parameters(bridge: &Bridge) -> Result<Sizes> {
     if let Recap::Windows(window) = bridge.recap {
@@ -26,7 +26,7 @@ pub(super) fn parameters(bridge: &Bridge) -> Result<Sizes> {
                     "takes {joint} features, but `proj` has shape {:?} and gives {found}",
                     sizes_of(&bridge.head)
                 );
-                return Err(DivaError::Weights { op: OP, key: first.to_string(), what });
+                return Err(DivaError::weights(OP, first.to_string(), what));
             }
             width
         }
@@ -43,7 +43,7 @@ pub(super) fn head(head: &Head, tokens: &Tensor) -> Result<Kind> {
     if batch < 1 || count < 1 {
         return Err(DivaError::shape(OP, "tokens", tokens, "at least one image and one token"));
     }
-    let kind = floating(tokens, "tokens")?;
+    let kind = floating(OP, "tokens", tokens)?;
     if params.is_empty() {
         return norm(head, found).map(|()| kind);
     }
@@ -77,7 +77,7 @@ pub(super) fn gradient(plan: &Plan, grad: &Tensor, bridge: &Bridge, sizes: &Size
     if grad.size() != expected {
         return Err(DivaError::shape(OP, "grad", grad, format!("{expected:?}, the shape of the condition")));
     }
-    floating(grad, "grad")?;
+    floating(OP, "grad", grad)?;
     same_device(grad, "grad", sizes.device)
 }
 
@@ -86,18 +86,18 @@ fn alike(params: &[(&'static str, &Tensor)]) -> Result<(Kind, Device)> {
     let Some((first, lead)) = params.first() else {
         return Err(DivaError::config(OP, "a bridge without parameters"));
     };
-    let (kind, device) = (floating(lead, first)?, lead.device());
+    let (kind, device) = (floating(OP, first, lead)?, lead.device());
     for (key, param) in params {
         let got = param.f_kind()?;
         if got != kind {
             let expected = format!("{kind:?} as `{first}`: all parameters of the bridge share one dtype");
-            return Err(DivaError::Kind { op: OP, name: key.to_string(), got, expected });
+            return Err(DivaError::kind(OP, key.to_string(), got, expected));
         }
         if param.device() != device {
             let (found, device) = (place(param.device()), place(device));
             let what =
                 format!("`{key}` is on {found} but `{first}` is on {device}: the bridge needs one device");
-            return Err(DivaError::Device { op: OP, what });
+            return Err(DivaError::device(OP, what));
         }
     }
     Ok((kind, device))
@@ -178,5 +178,5 @@ fn vector(key: &str, param: &Tensor, width: i64) -> Result<()> {
 
 fn misfit(key: &str, param: &Tensor, expected: &str) -> DivaError {
     let what = format!("has shape {:?}, expected {expected}", param.size());
-    DivaError::Weights { op: OP, key: key.to_string(), what }
+    DivaError::weights(OP, key.to_string(), what)
 }

@@ -2,9 +2,9 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::sizes::{floating, rank, same_device, Sizes};
+use super::sizes::{rank, same_device, Sizes};
 use super::{Bridge, Recap, TextJoin, OP};
-use crate::error::{DivaError, Result};
+use crate::error::{floating, DivaError, Result};
 use crate::slices;
 
 /// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which
@@ -45,7 +45,7 @@ impl Plan {
             let expected = format!("(B, 1+P, {}), the width of CLIP's head", sizes.width);
             return Err(DivaError::shape(OP, "tokens", tokens, expected));
         }
-        floating(tokens, "tokens")?;
+        floating(OP, "tokens", tokens)?;
         same_device(tokens, "tokens", sizes.device)?;
         let patches = count - 1;
         let (draws, picked) = match (bridge.recap, choice) {
@@ -129,7 +129,7 @@ impl Plan {
         if length < 1 {
             return Err(DivaError::shape(OP, "text", text, "at least one text token"));
         }
-        floating(text, "text")?;
+        floating(OP, "text", text)?;
         same_device(text, "text", sizes.device)?;
         let rows = self.rows();
         if self.recap != Recap::Text && self.join == TextJoin::Add && rows > length {
@@ -150,7 +150,7 @@ fn drawn(choice: &Tensor, batch: i64, patches: i64, device: Device) -> Result<(i
     let got = choice.f_kind()?;
     if got != Kind::Int64 {
         let expected = "Int64".to_string();
-        return Err(DivaError::Kind { op: OP, name: "choice".to_string(), got, expected });
+        return Err(DivaError::kind(OP, "choice", got, expected));
     }
     let (found, draws, picked) = choice.size3()?;
     if found != batch || draws < 1 {
@@ -173,5 +173,5 @@ fn in_range(choice: &Tensor, draws: i64, picked: i64, patches: i64) -> Result<()
         "choice[{image}, {draw}, {slot}] is {patch}, but image {image} has the patches 0 to {} (-1 for an empty slot)",
         patches - 1
     );
-    Err(DivaError::Data { op: OP, what })
+    Err(DivaError::data(OP, what))
 }

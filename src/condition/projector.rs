@@ -69,15 +69,15 @@ impl Projector {
         };
         match named.0.first() {
             None => Ok(projector),
-            Some((key, tensor)) => Err(DivaError::Weights {
-                op: OP,
-                key: format!("projector.{key}"),
-                what: format!(
+            Some((key, tensor)) => Err(DivaError::weights(
+                OP,
+                format!("projector.{key}"),
+                format!(
                     "of shape {:?} is unexpected: a linear projector has `weight` and `bias`, an mlp has \
                      `0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight` and `3.bias`",
                     tensor.size()
                 ),
-            }),
+            )),
         }
     }
 
@@ -122,10 +122,8 @@ impl Named {
     }
 
     fn take(&mut self, key: &str) -> Result<Tensor> {
-        self.find(key).ok_or_else(|| DivaError::Weights {
-            op: OP,
-            key: format!("projector.{key}"),
-            what: "is missing from the projector".to_string(),
+        self.find(key).ok_or_else(|| {
+            DivaError::weights(OP, format!("projector.{key}"), "is missing from the projector")
         })
     }
 }

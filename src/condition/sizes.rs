@@ -21,16 +21,6 @@ pub(super) fn rank(tensor: &Tensor, name: &str, rank: usize, layout: &str) -> Re
     Err(DivaError::shape(OP, name, tensor, format!("{rank} axes {layout}")))
 }
 
-pub(super) fn floating(tensor: &Tensor, name: &str) -> Result<Kind> {
-    match tensor.f_kind()? {
-        kind @ (Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half) => Ok(kind),
-        got => {
-            let expected = "a floating dtype (float32, float64, bfloat16 or float16)".to_string();
-            Err(DivaError::Kind { op: OP, name: name.to_string(), got, expected })
-        }
-    }
-}
-
 pub(super) fn same_device(tensor: &Tensor, name: &str, device: Device) -> Result<()> {
     let found = tensor.device();
     if found == device {
@@ -39,7 +29,7 @@ pub(super) fn same_device(tensor: &Tensor, name: &str, device: Device) -> Result
     let (found, device) = (place(found), place(device));
     let what =
         format!("`{name}` is on {found} but the bridge's parameters are on {device}: move one of them");
-    Err(DivaError::Device { op: OP, what })
+    Err(DivaError::device(OP, what))
 }
 
 /// A device as PyTorch writes it. tch has no name for `meta`, which it reports as its neighbour.

@@ -19,12 +19,12 @@ pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&st
             if kind != *expected {
                 let what =
                     format!("is {kind:?}, but `{other}` is {expected:?}: cast the module to one dtype");
-                return Err(DivaError::Weights { op, key, what });
+                return Err(DivaError::weights(op, key, what));
             }
         }
         if !matches!(kind, Kind::Float | Kind::BFloat16 | Kind::Double) {
             let what = format!("is {kind:?}: cast the module to float32, bfloat16 or float64");
-            return Err(DivaError::Weights { op, key, what });
+            return Err(DivaError::weights(op, key, what));
         }
         detached.push((key, tensor.f_detach()?));
     }

@@ -91,7 +91,7 @@ impl DrawPlan {
         self.check()?;
         if batch == 0 {
             let what = "the batch is empty (no ids); a step needs at least one sample".to_string();
-            return Err(DivaError::Data { op: "draws", what });
+            return Err(DivaError::data("draws", what));
         }
         self.sizes_of(batch)
     }

@@ -141,13 +141,10 @@ pub fn posterior_noise(seed: u64, ids: &[u64], epoch: u64, latent: &[usize]) -> 
 /// `count` copies of `value`, or an error if the memory cannot be allocated: `vec!` would abort the process.
 fn filled<T: Clone>(what: &str, count: usize, value: T) -> Result<Vec<T>> {
     let mut values = Vec::new();
-    values.try_reserve_exact(count).map_err(|_| DivaError::Device {
-        op: "draws",
-        what: format!(
+    values.try_reserve_exact(count).map_err(|_| DivaError::device("draws", format!(
             "{count} values of {what} do not fit into the host's memory; draw for fewer samples at a time (`batch`, \
              `micro_batch`) or use fewer `draws`"
-        ),
-    })?;
+        )))?;
     values.resize(count, value);
     Ok(values)
 }

@@ -34,11 +34,11 @@ impl Store {
         let taken = self.taken.borrow();
         match self.tensors.keys().find(|key| !taken.contains(*key)) {
             None => Ok(()),
-            Some(key) => Err(DivaError::Weights {
-                op: OP,
-                key: key.clone(),
-                what: "is unexpected: no part of this network has such a weight".to_string(),
-            }),
+            Some(key) => Err(DivaError::weights(
+                OP,
+                key.clone(),
+                "is unexpected: no part of this network has such a weight",
+            )),
         }
     }
 }
@@ -81,14 +81,10 @@ impl Path<'_> {
     pub fn get(&self, name: &str, shape: &[i64]) -> Result<Tensor> {
         let key = self.key(name);
         match self.store.tensors.get(&key) {
-            None => Err(DivaError::Weights {
-                op: OP,
-                key,
-                what: format!("is missing (expected shape {shape:?})"),
-            }),
+            None => Err(DivaError::weights(OP, key, format!("is missing (expected shape {shape:?})"))),
             Some(tensor) if tensor.size() != shape => {
                 let what = format!("has shape {:?}, expected {shape:?}", tensor.size());
-                Err(DivaError::Weights { op: OP, key, what })
+                Err(DivaError::weights(OP, key, what))
             }
             Some(tensor) => {
                 self.store.taken.borrow_mut().insert(key);
@@ -110,7 +106,7 @@ impl Path<'_> {
         let key = self.key(name);
         match self.store.tensors.get(&key) {
             Some(tensor) => Ok(tensor.size()),
-            None => Err(DivaError::Weights { op: OP, key, what: "is missing".to_string() }),
+            None => Err(DivaError::weights(OP, key, "is missing")),
         }
     }
 }

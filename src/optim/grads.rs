@@ -1,4 +1,4 @@
-//! All gradients at once: their norm, clipping, scaling and zeroing. Nothing here reads a value on the host.
+//! All gradients at once: their norm, clipping and scaling. Nothing here reads a value on the host.
 
 use tch::Tensor;
 
@@ -55,19 +55,6 @@ impl Optimizer {
         let _guard = tch::no_grad_guard();
         for mut grad in self.grads(OP)? {
             let _ = grad.f_mul_scalar_(factor)?;
-        }
-        Ok(())
-    }
-
-    /// Sets every gradient to zero in place, as torch's `zero_grad(set_to_none=False)`.
-    pub fn zero_grad(&mut self) -> Result<()> {
-        let _guard = tch::no_grad_guard();
-        for mut grad in self.grads("Optimizer.zero_grad")? {
-            // A gradient with a graph (create_graph=True) would keep that graph alive.
-            if !grad.f_is_leaf()? {
-                let _ = grad.f_detach_()?;
-            }
-            let _ = grad.f_zero_()?;
         }
         Ok(())
     }

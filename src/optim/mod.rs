@@ -4,7 +4,7 @@
 //! number. What torch leaves open is strict here: every parameter has a name, and a state is loaded whole or not
 //! at all.
 
-mod grads; // norm, clipping, scaling and zeroing of the gradients
+mod grads; // norm, clipping and scaling of the gradients
 mod lr; //    learning-rate schedules
 mod rule; //  how one parameter moves
 mod slot; //  one parameter: what may be trained

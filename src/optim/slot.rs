@@ -43,14 +43,14 @@ impl Slot {
         let kind = self.param.f_kind()?;
         if kind != self.kind {
             let expected = format!("{:?} as {WHEN}", self.kind);
-            return Err(DivaError::Kind { op, name: self.key.clone(), got: kind, expected });
+            return Err(DivaError::kind(op, self.key.clone(), kind, expected));
         }
         if self.param.size() != self.size {
             return Err(DivaError::shape(op, &self.key, &self.param, format!("{:?} as {WHEN}", self.size)));
         }
         if self.param.device() != self.device {
             let what = format!("`{}` is not on {:?} as {WHEN}", self.key, self.device);
-            return Err(DivaError::Device { op, what });
+            return Err(DivaError::device(op, what));
         }
         Ok(())
     }
@@ -64,7 +64,7 @@ fn trainable(key: &str, param: &Tensor) -> Result<Kind> {
     if !matches!(kind, Kind::Float | Kind::Double) {
         // Updates of 1e-5 vanish in bfloat16; lower precision belongs into the forward pass.
         let expected = "float32 or float64 master weights: call .float() on the model".to_string();
-        return Err(DivaError::Kind { op: OP, name: key.to_string(), got: kind, expected });
+        return Err(DivaError::kind(OP, key.to_string(), kind, expected));
     }
     if param.is_sparse() {
         return refuse("is a sparse tensor: only dense parameters are taken");

@@ -125,5 +125,5 @@ impl Given {
 }
 
 fn weights(key: impl Into<String>, what: impl Into<String>) -> DivaError {
-    DivaError::Weights { op: OP, key: key.into(), what: what.into() }
+    DivaError::weights(OP, key.into(), what.into())
 }

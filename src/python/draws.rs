@@ -68,7 +68,7 @@ impl DrawPlan {
             Err(_) => {
                 let what =
                     "`ids` must be a one-dimensional uint64 array; diva_rs.draws.sample_keys makes one";
-                return Err(raise(DivaError::Data { op: "draws", what: what.to_string() }));
+                return Err(raise(DivaError::data("draws", what.to_string())));
             }
         };
         let epoch = whole("epoch", epoch)?;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyFloat, PyList, PyTuple};
 use pythonize::depythonize;
 use tch::Tensor;
 
@@ -87,6 +87,7 @@ impl PyNetwork {
         fixed: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Self> {
         // By way of JSON values, which are strict: pythonize alone would read any object as a bool.
+        finite("config", config)?;
         let config =
             depythonize(config).map_err(|err| raise(DivaError::config(OP, format!("config: {err}"))))?;
         let build = read(&kind, config).map_err(raise)?;
@@ -112,9 +113,8 @@ impl PyNetwork {
     fn backward(&self, py: Python<'_>, recording: &PyRecording, gradient: Given) -> PyResult<()> {
         let (tower, gradient) = (self.vit("backward")?, gradient.named("gradient")?);
         enter(py, move || {
-            let recording = lock(&recording.0).take().ok_or_else(|| DivaError::Data {
-                op: "Network.backward",
-                what: "the recording was used already: call record again".to_string(),
+            let recording = lock(&recording.0).take().ok_or_else(|| {
+                DivaError::data("Network.backward", "the recording was used already: call record again")
             })?;
             lock(tower).backward(recording, &gradient)
         })
@@ -179,6 +179,23 @@ impl PyNetwork {
         let encoder = self.encodes("encode")?;
         let (images, noise) = (images.named("images")?, optional(noise, "noise")?);
         enter(py, move || lock(encoder).encode(&images, noise.as_ref(), micro_batch)).map(PyTensor)
+    }
+}
+
+/// Refuses NaN and infinities, which JSON values cannot hold: they would become null, and a `None` without a word.
+fn finite(path: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    if let Ok(fields) = value.downcast::<PyDict>() {
+        return fields.iter().try_for_each(|(name, field)| finite(&format!("{path}.{name}"), &field));
+    }
+    if value.is_instance_of::<PyList>() || value.is_instance_of::<PyTuple>() {
+        return (value.try_iter()?.enumerate())
+            .try_for_each(|(i, item)| finite(&format!("{path}[{i}]"), &item?));
+    }
+    match value.downcast::<PyFloat>() {
+        Ok(number) if !number.value().is_finite() => {
+            Err(raise(DivaError::config(OP, format!("{path} is {}: it must be finite", number.value()))))
+        }
+        _ => Ok(()),
     }
 }
 

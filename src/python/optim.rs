@@ -105,16 +105,6 @@ impl Optimizer {
     /// The norm of all gradients as one vector (0-dim tensor on their device), which are then scaled in place to at
     /// most ``max`` (None: only measured). Equals ``torch.nn.utils.clip_grad_norm_``, all groups together,
     /// and never waits for the device. Raises ConfigError for a negative or non-finite ``max``.
-    ///
-    /// >>> import torch
-    /// >>> from diva_rs import _native
-    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})])
-    /// >>> optimizer.clip_grad_norm(0.5).item()
-    /// 5.0
-    /// >>> [round(value, 4) for value in weight.grad.tolist()]
-    /// [0.3, 0.4]
     #[pyo3(signature = (max))]
     fn clip_grad_norm(
         &self,
@@ -155,28 +145,7 @@ impl Optimizer {
         enter_step(py, move || update.apply(&mut lock(&self.core), None)).map(PyTensor)
     }
 
-    /// Sets every gradient to zero in place, as ``zero_grad(set_to_none=False)`` of torch.optim.
-    ///
-    /// >>> import torch
-    /// >>> from diva_rs import _native
-    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})]).zero_grad()
-    /// >>> weight.grad.tolist()
-    /// [0.0, 0.0]
-    fn zero_grad(&self, py: Python<'_>) -> PyResult<()> {
-        enter(py, || lock(&self.core).zero_grad())
-    }
-
     /// Multiplies every gradient by ``factor`` in place.
-    ///
-    /// >>> import torch
-    /// >>> from diva_rs import _native
-    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> weight.grad = torch.tensor([3.0, 4.0])
-    /// >>> _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})]).scale_grads(0.5)
-    /// >>> weight.grad.tolist()
-    /// [1.5, 2.0]
     fn scale_grads(&self, py: Python<'_>, #[pyo3(from_py_with = number)] factor: f64) -> PyResult<()> {
         enter(py, || lock(&self.core).scale_grads(factor))
     }
@@ -184,13 +153,6 @@ impl Optimizer {
     /// The live state as ``{"parameter.buffer": tensor}``; clone what is to outlive the next step.
     ///
     /// Buffers are named as in torch.optim: ``momentum_buffer``, or ``step``, ``exp_avg`` and ``exp_avg_sq``.
-    ///
-    /// >>> import torch
-    /// >>> from diva_rs import _native
-    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> optimizer = _native.Optimizer("adamw", [("clip", 0.1, 0.0, {"weight": weight})])
-    /// >>> list(optimizer.state())
-    /// ['weight.step', 'weight.exp_avg', 'weight.exp_avg_sq']
     fn state<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let state = enter(py, || lock(&self.core).state())?;
         let dict = PyDict::new(py);
@@ -202,21 +164,13 @@ impl Optimizer {
 
     /// Copies a state back in. Raises WeightsError, and changes nothing, when a key is missing or unexpected or has
     /// another shape or dtype.
-    ///
-    /// >>> import torch
-    /// >>> from diva_rs import _native
-    /// >>> weight = torch.nn.Parameter(torch.zeros(2))
-    /// >>> optimizer = _native.Optimizer("sgd", [("clip", 0.1, 0.0, {"weight": weight})])
-    /// >>> optimizer.load_state({"weight.momentum_buffer": torch.ones(2)})
-    /// >>> optimizer.state()["weight.momentum_buffer"].tolist()
-    /// [1.0, 1.0]
     fn load_state(&self, py: Python<'_>, state: &Bound<'_, PyDict>) -> PyResult<()> {
         let mut entries = Vec::with_capacity(state.len());
         for (key, value) in state.iter() {
             let key: String = key.extract()?;
             let tensor = read_tensor(&value).map_err(|kind| {
                 let what = format!("is of type {kind}, expected a torch.Tensor");
-                raise(DivaError::Weights { op: "Optimizer.load_state", key: key.clone(), what })
+                raise(DivaError::weights("Optimizer.load_state", key.clone(), what))
             })?;
             entries.push((key, tensor));
         }

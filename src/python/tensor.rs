@@ -20,7 +20,7 @@ impl Given {
     pub fn named(self, name: &str) -> PyResult<Tensor> {
         self.0.map_err(|fault| {
             let what = format!("`{name}` {fault}: give a dense tensor of floating point or int64");
-            raise(DivaError::Data { op: "tensor", what })
+            raise(DivaError::data("tensor", what))
         })
     }
 }

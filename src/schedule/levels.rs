@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::error::{DivaError, Result};
+use crate::error::{self, DivaError, Result};
 use crate::slices;
 
 /// Amplitudes by timestep, `(T,)` each, on one device and in one dtype: `x_t = signal[t] x_0 +
@@ -82,7 +82,7 @@ pub fn host_table(op: &'static str, name: &str, table: &Tensor) -> Result<(Tenso
     if !matches!(kind, Kind::Float | Kind::Double) {
         let expected =
             "float32 or float64: a table in half precision has lost the small noise levels".to_string();
-        return Err(DivaError::Kind { op, name: name.to_string(), got: kind, expected });
+        return Err(DivaError::kind(op, name.to_string(), kind, expected));
     }
     if table.dim() != 1 || table.numel() == 0 {
         return Err(DivaError::shape(op, name, table, "(T,), one entry per timestep"));
@@ -107,21 +107,13 @@ pub fn probe(like: &Tensor, kind: Kind) -> Result<Tensor> {
 /// The dtype of a dense tensor; tch has no name for some, such as torch.uint16.
 pub fn kind(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
     strided(op, name, tensor)?;
-    tensor
-        .f_kind()
-        .map_err(|_| DivaError::Data { op, what: format!("`{name}` has a dtype that is not supported") })
+    tensor.f_kind().map_err(|_| DivaError::data(op, format!("`{name}` has a dtype that is not supported")))
 }
 
 /// The dtype of a dense floating-point tensor.
 pub fn floating(op: &'static str, name: &str, tensor: &Tensor) -> Result<Kind> {
-    let got = kind(op, name, tensor)?;
-    match got {
-        Kind::Float | Kind::Double | Kind::BFloat16 | Kind::Half => Ok(got),
-        _ => {
-            let expected = "a floating-point dtype".to_string();
-            Err(DivaError::Kind { op, name: name.to_string(), got, expected })
-        }
-    }
+    kind(op, name, tensor)?;
+    error::floating(op, name, tensor)
 }
 
 /// Refuses sparse and nested layouts before a question about strides makes libtorch throw where tch
@@ -130,9 +122,6 @@ fn strided(op: &'static str, name: &str, tensor: &Tensor) -> Result<()> {
     let dense = tensor.defined() && (tensor.device() != Device::Cpu || tensor.f_is_set_to(tensor).is_ok());
     match dense {
         true => Ok(()),
-        false => Err(DivaError::Data {
-            op,
-            what: format!("`{name}` is not a dense tensor: call .to_dense() first"),
-        }),
+        false => Err(DivaError::data(op, format!("`{name}` is not a dense tensor: call .to_dense() first"))),
     }
 }

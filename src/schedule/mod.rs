@@ -155,7 +155,7 @@ impl Schedule {
         }
         if noise_kind != kind {
             let expected = format!("{kind:?}, the dtype of `latents`");
-            return Err(DivaError::Kind { op: OP, name: "noise".to_string(), got: noise_kind, expected });
+            return Err(DivaError::kind(OP, "noise", noise_kind, expected));
         }
         if noise.device() != latents.device() {
             return Err(elsewhere(OP, "noise", "latents"));
@@ -232,7 +232,7 @@ impl Schedule {
         let got = levels::kind(op, "timesteps", timesteps)?;
         if got != Kind::Int64 {
             let expected = "int64: timesteps are indices into the schedule".to_string();
-            return Err(DivaError::Kind { op, name: "timesteps".to_string(), got, expected });
+            return Err(DivaError::kind(op, "timesteps", got, expected));
         }
         let size = timesteps.size();
         if size.len() != 1 || batch.is_some_and(|batch| size.first() != Some(&batch)) {
@@ -251,7 +251,7 @@ impl Schedule {
             if usize::try_from(t).map_or(true, |t| t >= self.len) {
                 let what =
                     format!("timesteps[{i}] is {t}, outside of [0, {}), the range of the schedule", self.len);
-                return Err(DivaError::Data { op, what });
+                return Err(DivaError::data(op, what));
             }
         }
         Ok(host.f_to_other(&probe.f_to_kind(Kind::Int64)?, true, false)?)
@@ -267,7 +267,7 @@ impl Schedule {
 fn elsewhere(op: &'static str, name: &str, anchor: &str) -> DivaError {
     let what =
         format!("`{name}` is on another device than `{anchor}`: move it there with .to({anchor}.device)");
-    DivaError::Device { op, what }
+    DivaError::device(op, what)
 }
 
 #[cfg(test)]

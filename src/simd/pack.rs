@@ -37,9 +37,11 @@ impl<'a> Rows<'a> {
 /// there.
 pub fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut numbers = Vec::new();
-    numbers.try_reserve_exact(len).map_err(|_| DivaError::Device {
-        op: "attention",
-        what: format!("out of memory: no room for {len} numbers of {} bytes", size_of::<T>()),
+    numbers.try_reserve_exact(len).map_err(|_| {
+        DivaError::device(
+            "attention",
+            format!("out of memory: no room for {len} numbers of {} bytes", size_of::<T>()),
+        )
     })?;
     numbers.resize(len, T::default());
     Ok(numbers)

@@ -147,7 +147,7 @@ impl Embed {
                 images.device(),
                 self.stem.weight.device()
             );
-            return Err(DivaError::Device { op: OP, what });
+            return Err(DivaError::device(OP, what));
         }
         Ok((rows / self.patch.0, columns / self.patch.1))
     }

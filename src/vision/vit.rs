@@ -173,7 +173,7 @@ fn same_kind(tensors: &[(String, Tensor)]) -> Result<Kind> {
         let key = || key.clone();
         if !matches!(tensor.kind(), Kind::Float | Kind::Double | Kind::BFloat16) {
             let what = format!("is {:?}, expected Float, Double or BFloat16", tensor.kind());
-            return Err(DivaError::Weights { op, key: key(), what });
+            return Err(DivaError::weights(op, key(), what));
         }
         if (tensor.kind(), tensor.device()) != (model.kind(), model.device()) {
             let what = format!(
@@ -183,7 +183,7 @@ fn same_kind(tensors: &[(String, Tensor)]) -> Result<Kind> {
                 model.kind(),
                 model.device()
             );
-            return Err(DivaError::Weights { op, key: key(), what });
+            return Err(DivaError::weights(op, key(), what));
         }
     }
     Ok(model.kind())

@@ -11,7 +11,7 @@ from PIL import Image
 from builders.cli import CONFIG, MODEL, SCORED, SCORED_CONFIG
 from builders.diffusion import tiny_pipeline
 from diva_rs._base.checkpoint import save_weights
-from diva_rs.cli import train
+from diva_rs.run import post_training
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,7 +64,7 @@ def trained(monkeypatch):
             report=report, history=[{"loss": 0.5}, {"loss": 0.25}], interrupted=len(calls) > 1
         )
 
-    monkeypatch.setattr(train, "_post_train", record)
+    monkeypatch.setattr(post_training, "post_train", record)
     return calls
 
 

@@ -6,9 +6,10 @@ import open_clip
 import torch
 
 from builders.cli import MODEL, message
-from diva_rs.cli import main, train
+from diva_rs.cli import main
 from diva_rs.diffusion import Teacher
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.run import post_training
 from diva_rs.run.callbacks import TensorBoard
 
 
@@ -70,9 +71,9 @@ def test_a_folder_that_holds_a_run_goes_on(trained, command, tmp_path):
 def test_an_output_folder_that_cannot_be(trained, command, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     argv = [*command, "--output-dir", str(tmp_path / "file")]
-    assert "is a file" in message(capsys, argv)
+    assert "cannot be made: File exists" in message(capsys, argv)
     argv[-1] = str(tmp_path / "file" / "run")
-    assert "cannot be created: Not a directory" in message(capsys, argv)
+    assert "cannot be made: Not a directory" in message(capsys, argv)
     assert not trained
 
 
@@ -84,7 +85,7 @@ def test_ctrl_c_outside_the_training_is_exit_code_130(monkeypatch, command, caps
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "_post_train", interrupted)
+    monkeypatch.setattr(post_training, "post_train", interrupted)
     assert main(command) == 130
     assert capsys.readouterr().err.endswith("diva-rs: interrupted\n")
 

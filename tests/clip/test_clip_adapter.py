@@ -52,11 +52,6 @@ def test_parts_compiled_on_their_own_keep_the_checkpoints_keys() -> None:
     assert tower.tokens(pixels(model)).shape == (2, 17, 32)
 
 
-def test_a_tower_is_its_own_adaptation() -> None:
-    tower = adapt(VARIANTS["openai"]())
-    assert adapt(tower) is tower
-
-
 def test_pixels_are_cast_to_the_models_dtype() -> None:
     model = VARIANTS["transformers-clip"](torch.bfloat16)
     assert adapt(model).tokens(pixels(model)).dtype == torch.bfloat16
@@ -137,7 +132,8 @@ def test_quick_gelu_weights_in_a_gelu_model_are_pointed_out() -> None:
         assert check_quick_gelu(gelu, "ViT-L-14", "/some/file.safetensors")
 
 
-def test_the_towers_text_names_family_and_sizes() -> None:
+def test_a_tower_is_its_own_adaptation_and_its_text_names_family_and_sizes() -> None:
+    tower = adapt(VARIANTS["timm-siglip"]())
+    assert isinstance(tower, Tower) and adapt(tower) is tower
     text = "Tower(timm, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 32)"
-    assert repr(adapt(VARIANTS["timm-siglip"]())) == text
-    assert isinstance(adapt(VARIANTS["timm-siglip"]()), Tower)
+    assert repr(tower) == text

@@ -98,10 +98,10 @@ def test_arrays_that_torch_cannot_share_are_copied():
         ({"ids": "abcd"}, "ids must be a sequence of one integer or string per sample"),
         ({"ids": 7}, "ids must be a sequence"),
         ({"ids": torch.zeros(4, 1)}, "ids must be a sequence"),
-        ({"latents": LATENTS[:3]}, "latents holds 3 samples, the pixels 4"),
-        ({"pixel_values": IMAGES[:2]}, "pixel_values holds 2 samples, the pixels 4"),
-        ({"latents": LATENTS[0]}, r"latents has shape \(4, 2, 2\), \(B, C, h, w\) is needed"),
-        ({"latents": LATENTS.int()}, "latents has dtype torch.int32"),
+        ({"latents": LATENTS[:3]}, "3 latents for 4 samples"),
+        ({"pixel_values": IMAGES[:2]}, "2 pixel_values for 4 samples"),
+        ({"latents": LATENTS[0]}, r"latents is <torch.float32 \(4, 2, 2\)>, floating \(B, C, h, w\)"),
+        ({"latents": LATENTS.int()}, "latents is <torch.int32"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_shape_errors(parts, match):

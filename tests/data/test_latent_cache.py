@@ -307,7 +307,7 @@ def test_bad_batches_are_named(place, loader, encode, match):
 def test_latents_of_the_wrong_shape_are_named(place):
     with pytest.raises(ShapeError, match=r"batch 0: encode gave \(2, 768\) for 2 images"):
         LatentCache.build(batches(), Plain(lambda x: x.flatten(1)), place)
-    with pytest.raises(ShapeError, match=r"batch 1: latents are \(3, 8, 8\), those before \(3, 16, 16\)"):
+    with pytest.raises(ShapeError, match=r"batch 1, sample 0: the latent is \(3, 8, 8\), those before"):
         LatentCache.build(batches(), Plain(Shrinking()), place)
 
 
@@ -338,7 +338,7 @@ def test_lookup_compares_all_128_bits(tmp_path):
     known = [bytes([7] * 15 + [last]) for last in (0, 3, 1)] + [bytes(16)]
     writer = StoreWriter(tmp_path)
     for content in known:
-        writer.add(content, torch.zeros(1, 2, 2))
+        writer.add(content, torch.zeros(1, 2, 2), "")
     writer.finish(Facts(describe="", teacher={}, view={}, views=None))
     wanted = [*known, bytes([7] * 15 + [2]), bytes([7] * 16), bytes([0] * 15 + [1]), bytes([255] * 16)]
     assert Store(tmp_path).rows(wanted).tolist() == [0, 1, 2, 3, -1, -1, -1, -1]

@@ -208,7 +208,7 @@ def test_what_cannot_be_had_is_listed_with_its_reason(tmp_path):
     assert [score.dataset for score in result.scores] == ["wds/shapes"]
     assert list(result.missing) == names[1:]
     for name, words in {
-        "wds/captions": "Classes not specified for wds/captions",
+        "wds/captions": "AssertionError: Classes not specified for wds/captions",
         "wds/none": f"there is no folder {tmp_path}/none",
         "cifar10": "RuntimeError: Dataset not found or corrupted",
         "imagenet-a": f"there is no folder {tmp_path}/imagenet-a",

@@ -16,8 +16,7 @@ from builders.texts import tokenize
 from diva_rs.clip import adapt
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation import EMBEDDINGS, mmvp_vlm
-from diva_rs.evaluation.embedder import Embedder, image_transform
-from diva_rs.evaluation.embeddings import image_embedding
+from diva_rs.evaluation.embedder import Embedder, image_embedding, image_transform
 from diva_rs.evaluation.measures import evaluating
 
 pytestmark = pytest.mark.parity

@@ -372,5 +372,5 @@ def test_a_transform_for_training_is_refused(root):
     [([], "a list"), (torch.zeros(3, 8, 8, dtype=torch.uint8), r"torch\.uint8 \(3, 8, 8\)")],
 )
 def test_a_transform_that_gives_no_normalised_image_is_named(root, pixels, words):
-    with pytest.raises(DataError, match=f"preprocess gave {words}: a floating-point tensor"):
+    with pytest.raises(DataError, match=f"preprocess gave {words}, a floating tensor"):
         mmvp_vlm(PlantedCLIP(()), lambda image: pixels, tokenize, root)

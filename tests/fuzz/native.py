@@ -84,7 +84,6 @@ def calls() -> dict[str, Call]:
         "Optimizer.step": Call(of("Optimizer", "step"), {"factors": [0.5, 0.5]}),
         "Optimizer.clip_grad_norm": Call(of("Optimizer", "clip_grad_norm"), {"max": 1.0}),
         "Optimizer.update": Call(of("Optimizer", "update"), {"max_norm": 1.0, "factors": [0.5, 0.5]}),
-        "Optimizer.zero_grad": Call(of("Optimizer", "zero_grad"), {}),
         "Optimizer.scale_grads": Call(of("Optimizer", "scale_grads"), {"factor": 0.5}),
         "Optimizer.state": Call(of("Optimizer", "state"), {}),
         "Optimizer.load_state": Call(of("Optimizer", "load_state"), {"state": state}),

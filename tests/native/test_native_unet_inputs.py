@@ -19,8 +19,8 @@ def test_inputs_that_do_not_fit_are_named() -> None:
     case = Case("sd1")
     noisy, timesteps, condition = case.noisy, case.timesteps, case.condition
     for inputs, message in {
-        (noisy.long(), timesteps, condition): "`noisy` is Int64, expected floating point",
-        (noisy, timesteps, condition.int()): "`condition` is Int, expected floating point",
+        (noisy.long(), timesteps, condition): "`noisy` is Int64, expected a floating-point dtype",
+        (noisy, timesteps, condition.int()): "`condition` is Int, expected a floating-point dtype",
         (noisy[0], timesteps, condition): "`noisy` has shape [4, 8, 8], expected (B, 4, h, w)",
         (noisy[:, :3], timesteps, condition): "`noisy` has shape [2, 3, 8, 8]",
         (noisy[..., :0], timesteps, condition): "nothing of it empty",

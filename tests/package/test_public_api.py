@@ -41,11 +41,11 @@ def with_value(value, dtype=torch.float32):
 
 
 BATCHES = {
-    "rank 3": (GOOD[0], ShapeError, r"images of batch 1 has shape \(3, 32, 32\), rank 4 .*images\[None\]"),
-    "grey": (GOOD[:, :1], ShapeError, r"1 channels where 3 \(RGB\) are needed: convert the files to RGB"),
+    "rank 3": (GOOD[0], ShapeError, r"images of batch 1 has shape \(3, 32, 32\), .*images\[None\]"),
+    "grey": (GOOD[:, :1], ShapeError, r"\(B, 3, H, W\) .* is needed: convert the files to RGB"),
     "channels last": (GOOD.permute(0, 2, 3, 1), ShapeError, r"images.permute\(0, 3, 1, 2\)"),
     "uint8": ((GOOD * 255).byte(), ShapeError, r"dtype torch.uint8.*images.float\(\) / 255"),
-    "empty": (GOOD[:0], ShapeError, "images of batch 1 has shape .*a batch of size 0"),
+    "empty": (GOOD[:0], ShapeError, "images of batch 1 has shape .*drop empty batches"),
     "0 to 255": (GOOD * 255, DataError, "images of batch 1, sample 0, .*divide the images by 255"),
     "symmetric": (GOOD * 2 - 1, DataError, "images of batch 1, sample 0, .*declare pixels='symmetric'"),
     "NaN": (
@@ -86,7 +86,11 @@ BATCHES = {
     "too few ids": ({"images": GOOD, "ids": [1, 2]}, ShapeError, "batch 1: 2 ids for 3 samples"),
     "negative id": ({"images": GOOD, "ids": [1, -2, 3]}, DataError, r"ids\[1\] is -2"),
     "float ids": ({"images": GOOD, "ids": [1.5, 2.0, 3.0]}, DataError, r"ids\[0\] is 1.5 \(float\)"),
-    "single images": ([GOOD[0], GOOD[1]], DataError, "batch 1 is a list of Tensor: torch.stack"),
+    "single images": (
+        [GOOD[0], GOOD[1]],
+        DataError,
+        "batch 1 is a list of Tensor: .*default_collate stacks samples",
+    ),
     "other keys": ({"image": GOOD}, DataError, "rename 'image' in the collate function"),
     "meta": (GOOD.to("meta"), DeviceError, "images of batch 1 is on the meta device, which holds no values"),
 }

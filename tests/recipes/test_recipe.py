@@ -11,24 +11,10 @@ import pytest
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from diva_rs.errors import ConfigError, shown
+from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.recipes.recipe_fields import RecipeFields
 
-MODELS = (
-    "openai-vit-l-14-224",
-    "openai-vit-l-14-336",
-    "metaclip-vit-l-14-224",
-    "metaclip-vit-h-14-224",
-    "dfn-vit-h-14-224",
-    "dfn-vit-h-14-378",
-    "siglip-so400m-14-224",
-    "siglip-so400m-14-384",
-)
-PATCHES = {"224": 256, "336": 576, "378": 729, "384": 729}
-
-# Condition rows of the official code: the first token and the local ones.
-OFFICIAL_ROWS = dict(zip(MODELS, (77, 77, 257, 257, 257, 365, 43, 73), strict=True))
 # MMVP-VLM averages before and after, as published.
 SCORES = {
     "openai-vit-l-14-224": "19.3 -> 25.9",
@@ -40,40 +26,37 @@ SCORES = {
     "siglip-so400m-14-224": "37.8 -> 40.7",
     "siglip-so400m-14-384": "37.0 -> 38.5",
 }
-
-
-def patches(model: str) -> int:
-    return PATCHES[model.rsplit("-", 1)[1]]
+MODELS = tuple(SCORES)
+PATCHES = dict(zip(MODELS, (256, 576, 256, 256, 256, 729, 256, 729), strict=True))
+# Rows of the condition, the first token and the local ones: of the official code, of the paper.
+OFFICIAL_ROWS = dict(zip(MODELS, (77, 77, 257, 257, 257, 365, 43, 73), strict=True))
+PAPER_ROWS = dict(zip(MODELS, (39, 174, 257, 257, 257, 365, 43, 73), strict=True))
 
 
 BAD = [
-    ("name", "", "a string that is not empty is needed"),
+    ("name", "", "a string of length at least 1"),
     ("condition", "windows", "did you mean 'window'"),
-    ("condition", 3, "one of 'class', 'random', 'window', 'all', 'text'"),
-    ("choose", -1, "an integer of at least 0 is needed, or None"),
-    ("choose", 7.0, "an integer of at least 0 is needed, or None"),
-    ("density", 1.01, "a number of at least 0 and at most 1 is needed, or None"),
+    ("choose", -1, "an integer of at least 0, or None"),
+    ("density", 1.01, "a number of at least 0 and at most 1, or None"),
     ("density", float("nan"), "a number of at least 0 and at most 1"),
-    ("replacement", 1, "True or False is needed"),
-    ("prompt", None, "a string is needed"),
-    ("draws", 0, "an integer of at least 1 is needed"),
-    ("draws", True, "an integer of at least 1 is needed"),
-    ("draws", "2", "an integer of at least 1 is needed"),
-    ("draws", 2**63, "an integer of at least 1 and below 2**63 is needed"),
-    ("draw_weights", (), "one or more numbers of at least 0 are needed, or None"),
-    ("draw_weights", (1.0, -1.0), "one or more numbers of at least 0"),
-    ("draw_weights", 0.5, "one or more numbers of at least 0"),
-    ("timestep_range", (0.0, 10.0), "2 integers of at least 0 are needed, or None"),
-    ("timestep_range", (0, 10, 20), "2 integers of at least 0"),
-    ("logit_mean", float("inf"), "a number is needed"),
-    ("logit_std", 0.0, "a number above 0 is needed"),
-    ("lr", True, "a number of at least 0 is needed"),
-    ("lr", "1e-4", "a number of at least 0 is needed"),
-    ("lr", 10**400, "a number of at least 0 is needed"),
-    ("betas", (0.9, 1.0), "2 numbers of at least 0 and below 1 are needed"),
-    ("betas", (0.9,), "2 numbers of at least 0 and below 1 are needed"),
-    ("stages", 3, "several mappings of fields are needed"),
-    ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615 is needed"),
+    ("replacement", 1, "True or False"),
+    ("prompt", None, "a string"),
+    ("draws", 0, "an integer of at least 1"),
+    ("draws", True, "an integer of at least 1"),
+    ("draws", "2", "an integer of at least 1"),
+    ("draws", 2**63, "an integer of at least 1"),
+    ("draw_weights", (), "one or more values, each a number of at least 0, or None"),
+    ("draw_weights", (1.0, -1.0), "one or more values, each a number of at least 0"),
+    ("timestep_range", (0.0, 10.0), "2 values, each an integer of at least 0, or None"),
+    ("timestep_range", (0, 10, 20), "2 values, each an integer of at least 0"),
+    ("logit_mean", float("inf"), "a number"),
+    ("logit_std", 0.0, "a number above 0"),
+    ("lr", True, "a number of at least 0"),
+    ("lr", 10**400, "a number of at least 0"),
+    ("betas", (0.9, 1.0), "2 values, each a number of at least 0 and below 1"),
+    ("betas", (0.9,), "2 values, each a number of at least 0 and below 1"),
+    ("stages", 3, "several values, each a mapping of fields"),
+    ("seed", 2**64, "an integer of at least 0 and at most 18446744073709551615"),
 ]
 
 
@@ -81,12 +64,12 @@ BAD = [
 def test_a_bad_value_names_the_field_the_value_and_what_is_valid(field, value, words):
     with pytest.raises(ConfigError) as error:
         Recipe(**{field: value})
-    assert str(error.value).startswith(f"{field}={shown(value)}: ") and words in str(error.value)
+    assert str(error.value).startswith(f"{field}={shown(value)}: it must be ") and words in str(error.value)
 
 
 def test_no_field_takes_an_object():
     for field in Recipe.model_fields:
-        with pytest.raises(ConfigError, match=f"{field}=<object object at .* needed"):
+        with pytest.raises(ConfigError, match=f"{field}=<object object at .*: it must be "):
             Recipe(**{field: object()})
 
 
@@ -95,15 +78,12 @@ CONTRADICTIONS = [
     ({"condition": "window"}, "condition='window' needs window"),
     ({"window": 3}, "window=3 means nothing with condition='random'"),
     ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
-    ({"condition": "class", "density": 0.3}, "density=0.3 means nothing with condition='class'"),
-    ({"condition": "class", "replacement": True}, "replacement=True means nothing"),
     ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),
     ({"bernoulli": True}, "bernoulli=True needs density"),
     ({"bernoulli": True, "density": 0.5, "replacement": True}, "bernoulli=True and replacement=True"),
     ({"condition": "text", "text": "none"}, "leaves no condition"),
     ({"draws": 3, "draw_weights": (5, 1)}, "holds 2 weights for draws=3"),
     ({"draw_weights": (0, 0)}, "all zero"),
-    ({"timestep_range": (500, 500)}, "is empty"),
     ({"timestep_range": (500, 100)}, "is empty"),
 ]
 
@@ -128,7 +108,6 @@ def test_numpy_scalars_and_lists_become_plain_values():
     )
     plain = {name: type(getattr(recipe, name)) for name in ("draws", "lr", "antialias", "betas", "momentum")}
     assert plain == {"draws": int, "lr": float, "antialias": bool, "betas": tuple, "momentum": float}
-    assert [type(value) for value in (*recipe.betas, *recipe.timestep_range)] == [float, float, int, int]
 
 
 def test_frozen_hashable_keyword_only_and_picklable():
@@ -147,7 +126,7 @@ def test_replace_checks_and_leaves_the_original_alone():
     assert recipe.replace(steps=7) == Recipe(lr=0.5, steps=7)
     assert recipe.steps is None
     assert recipe.replace() == recipe
-    with pytest.raises(ConfigError, match=r"steps=0: an integer"):
+    with pytest.raises(ConfigError, match="steps=0: it must be an integer"):
         recipe.replace(steps=0)
     with pytest.raises(ConfigError, match="no field 'learning_rate': it has name, condition"):
         recipe.replace(learning_rate=1.0)
@@ -228,12 +207,6 @@ def test_chosen():
         Recipe(condition="window", window=5).chosen(4)
 
 
-def test_weights():
-    assert Recipe(draws=4).weights() == (0.25,) * 4
-    assert Recipe(draws=2, draw_weights=[5, 1]).weights() == (5.0, 1.0)
-    assert sum(Recipe(draws=7).weights()) == pytest.approx(1.0, abs=1e-15)
-
-
 def test_digest_tells_recipes_apart():
     recipes = [Recipe(), Recipe(lr=1e-5), Recipe(draws=3), *map(Recipe.named, Recipe.names())]
     assert len({recipe.digest() for recipe in recipes}) == len(recipes)
@@ -273,7 +246,6 @@ PAPER |= {"vae_pixels": "symmetric", "resize": "bicubic", "antialias": True, "re
 OFFICIAL = {"prompt": "a photo of a .", "draw_weights": (5.0, 1.0), "vae_pixels": "official", "seed": 42}
 OFFICIAL |= {"clip_mean": OPENAI_DATASET_MEAN, "clip_std": OPENAI_DATASET_STD, "precision": "bf16"}
 OFFICIAL |= {"resize": "bilinear", "antialias": False, "image_size": 512, "latent": "mean", "warmup": 23}
-PAPER_ROWS = dict(zip(MODELS, (39, 174, 257, 257, 257, 365, 43, 73), strict=True))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -282,14 +254,14 @@ def test_official_presets_hold_what_the_official_code_computes(model):
     expected = {**COMMON, **OFFICIAL, "text": "add" if "openai" in model else "mean"}
     assert {name: getattr(recipe, name) for name in expected} == expected
     assert recipe.replacement == (recipe.condition == "random")
-    assert 1 + recipe.chosen(patches(model)) == OFFICIAL_ROWS[model]
+    assert 1 + recipe.chosen(PATCHES[model]) == OFFICIAL_ROWS[model]
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
     recipe = Recipe.named(f"diva-{model}")
     assert {name: getattr(recipe, name) for name in {**COMMON, **PAPER}} == {**COMMON, **PAPER}
-    assert 1 + recipe.chosen(patches(model)) == PAPER_ROWS[model]
+    assert 1 + recipe.chosen(PATCHES[model]) == PAPER_ROWS[model]
 
 
 @pytest.mark.parametrize("name", list(presets()))
@@ -321,5 +293,5 @@ def test_fields_help_covers_every_field():
     texts = Recipe.fields_help()
     assert list(texts) == list(Recipe.model_fields)
     assert texts["lr"] == "learning rate [a number of at least 0; default 0.0001]"
-    assert "with window means, with all patches" in texts["condition"] and "None [" not in str(texts)
+    assert "window means or all patches" in texts["condition"] and "None [" not in str(texts)
     assert texts["steps"].endswith("[an integer of at least 1, or None; default None]")

@@ -91,18 +91,18 @@ def test_the_steps_of_the_stages_are_those_of_the_run():
 
 
 BAD = [
-    ({"train": ()}, "one or more strings are needed"),
+    ({"train": ()}, "one or more values, each a string"),
     ({"train": ("Tower",)}, "train='Tower': a group's name is needed, such as"),
     ({"train": ("tower:",)}, "a group's name is needed"),
     ({"train": ("tower", "tower")}, "names the group 'tower' twice"),
     ({"train": ("tower", 3)}, "train="),
-    ({"train": ({"name": "tower", "lrr": 1.0},)}, "a group has no field 'lrr'; did you mean 'lr'"),
-    ({"train": ("tower",), "steps": 0}, "steps=0: an integer of at least 1 is needed, or None"),
-    ({"train": ("tower",), "lr": -1.0}, "lr=-1.0: a number of at least 0 is needed, or None"),
+    ({"train": ({"name": "tower", "lrr": 1.0},)}, "Group has no field 'lrr'; did you mean 'lr'"),
+    ({"train": ("tower",), "steps": 0}, "steps=0: it must be an integer of at least 1, or None"),
+    ({"train": ("tower",), "lr": -1.0}, "lr=-1.0: it must be a number of at least 0, or None"),
     ({"train": ("tower",), "optimizer": "adam"}, "did you mean 'adamw'"),
-    ({"train": ("tower",), "learning_rate": 1.0}, "a stage has no field 'learning_rate'"),
+    ({"train": ("tower",), "learning_rate": 1.0}, "Stage has no field 'learning_rate'"),
     ({"train": ("tower",), "continues": True, "warmup": 3}, "warmup=3 does not go with continues=True"),
-    ({"steps": 3}, "a stage needs train: groups that train"),
+    ({"steps": 3}, "train is needed: groups that train"),
 ]
 
 

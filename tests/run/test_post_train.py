@@ -138,7 +138,7 @@ def test_a_recipe_by_name(teacher, three):
         ({"callbacks": ["tensorboard"]}, "callback 'tensorboard' is a str"),
         ({"recipe": {"lr": 1e-3}}, r"recipe is a dict: give a diva_rs.Recipe.*Recipe.from_dict"),
         ({"recipe": "diva-openai"}, "there is no recipe 'diva-openai'; did you mean 'diva-openai-vit-l-14-"),
-        ({"steps": 0}, "steps=0: an integer of at least 1 is needed"),
+        ({"steps": 0}, "steps=0: it must be an integer of at least 1"),
         ({"lr": float("nan")}, "lr=nan"),
     ],
     ids=str,

@@ -53,7 +53,7 @@ def mlp(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
         ((f64(0, 10, 16), WORDS, CHOICE), ShapeError, "at least one image and one token"),
         ((f64(3, 0, 16), WORDS, CHOICE), ShapeError, "at least one image and one token"),
         ((f64(3, 10, 17), WORDS, CHOICE), ShapeError, r"\[3, 10, 17\], expected \(B, 1\+P, 16\)"),
-        ((TOKENS.long(), WORDS, CHOICE), ShapeError, "`tokens` is Int64, expected a floating dtype"),
+        ((TOKENS.long(), WORDS, CHOICE), ShapeError, "`tokens` is Int64, expected a floating-point dtype"),
         ((TOKENS.to("meta"), WORDS, CHOICE), DeviceError, "`tokens` is on meta or mps but .* are on cpu"),
         ((TOKENS, WORDS), ConfigError, r"needs a choice of patches \(B, N, k\) int64"),
         ((TOKENS, WORDS, CHOICE[0]), ShapeError, r"`choice` has shape \[2, 4\], expected 3 axes \(B, N, k\)"),
@@ -65,7 +65,7 @@ def mlp(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
         ((TOKENS, f64(2, 11, 10), CHOICE), ShapeError, r"\[2, 11, 10\], expected a batch of 1 or 3"),
         ((TOKENS, f64(1, 11, 9), CHOICE), ShapeError, r"\[1, 11, 9\], expected a width of 10"),
         ((TOKENS, f64(1, 0, 10), CHOICE), ShapeError, "at least one text token"),
-        ((TOKENS, WORDS.int(), CHOICE), ShapeError, "`text` is Int, expected a floating dtype"),
+        ((TOKENS, WORDS.int(), CHOICE), ShapeError, "`text` is Int, expected a floating-point dtype"),
         ((TOKENS, WORDS.to("meta"), CHOICE), DeviceError, "`text` is on"),
     ],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_parameters_that_do_not_fit(changes: dict[str, Any], match: str) -> None
 def test_parameters_of_two_dtypes_or_devices() -> None:
     with pytest.raises(ShapeError, match=r"`projector\.weight` is Float, expected Double as `norm\.weight`"):
         bridge(projector={"weight": f64(10, 12).float()})
-    with pytest.raises(ShapeError, match=r"`projector\.weight` is Int64, expected a floating dtype"):
+    with pytest.raises(ShapeError, match=r"`projector\.weight` is Int64, expected a floating-point dtype"):
         bridge(norm=None, proj=None, projector={"weight": f64(10, 12).long()})
     with pytest.raises(DeviceError, match=r"`proj` is on meta or mps but `norm\.weight` is on cpu"):
         bridge(proj=(f64(16, 12).to("meta"), False))

@@ -75,7 +75,7 @@ def test_recipes_that_do_not_fit(teacher):
         Trainer(clip, teacher, "diva-siglip")
     with refused(ConfigError, "recipe is a dict: give a diva_rs.Recipe", clip):
         diva_rs.FeedbackLoss(clip, teacher, {"draws": 2})
-    with pytest.raises(ConfigError, match="draws=0: an integer of at least 1 is needed"):
+    with pytest.raises(ConfigError, match="draws=0: it must be an integer of at least 1"):
         Recipe(draws=0)
 
 

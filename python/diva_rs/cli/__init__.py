@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     >>> main(["info", "--recipe", "diva-openai"])  # says on standard error which recipes are near
     2
     """
-    text = "Generative feedback that makes CLIP see better."
-    return run("diva-rs", text, _COMMANDS, argv)
+    return run("diva-rs", "Generative feedback that makes CLIP see better.", _COMMANDS, argv)
 
 
 def run(prog: str, description: str, commands: Mapping[str, Any], argv: Sequence[str] | None = None) -> int:
@@ -72,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
 def _run(prog: str, description: str, known: Mapping[str, Any], arguments: list[str]) -> int:
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"diva-rs {_native.__version__}")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
     parsers: dict[str, argparse.ArgumentParser] = {}
     for name, command in known.items():
         parsers[name] = commands.add_parser(
@@ -85,8 +84,6 @@ def _run(prog: str, description: str, known: Mapping[str, Any], arguments: list[
         return 2
     args, unknown = parser.parse_known_args(arguments)
     if unknown:
-        flags = [] if args.command is None else parsers[args.command]._option_string_actions
-        raise ConfigError(f"unknown argument {unknown[0]!r}{hint(unknown[0].split('=')[0], flags)}")
-    if args.command is None:
-        raise ConfigError(f"a command is needed: one of {', '.join(known)}")
+        near = hint(unknown[0].split("=")[0], parsers[args.command]._option_string_actions)
+        raise ConfigError(f"unknown argument {unknown[0]!r}{near}")
     return int(known[args.command].run(args))

@@ -4,8 +4,9 @@ import argparse
 
 from diva_rs.cli.models import check_data, load_images, pick_device
 from diva_rs.cli.options import CacheOptions, add_options, settings
+from diva_rs.data import LatentCache, Views
+from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
-from diva_rs.recipes.recipe import Recipe
 
 HELP = "encode images into latents once, for diva-rs train --latents"
 USAGE = "diva-rs cache --data FOLDER|SHARDS --teacher FOLDER --out FOLDER [options]"
@@ -22,31 +23,12 @@ def run(args: argparse.Namespace) -> int:
     """Encode; returns the exit code."""
     options, recipe = settings(args, CacheOptions)
     check_data(options.data)
-    normalisation = _normalisation(recipe)
-    from diva_rs.data import LatentCache, Views
-    from diva_rs.diffusion import Teacher
-
+    if recipe.vae_pixels == "official" and None in (recipe.clip_mean, recipe.clip_std):
+        raise ConfigError("vae_pixels='official' starts from CLIP's pixels: give --clip-mean and --clip-std")
     teacher = Teacher(options.teacher, device=pick_device(options.device))
-    views = Views(options.crops, options.flip)
-    loader = load_images(options, recipe, teacher, views=views, shuffle=False)
+    loader = load_images(options, recipe, teacher, Views(options.crops, options.flip), shuffle=False)
     cache = LatentCache.build(
-        loader,
-        teacher,
-        options.out,
-        recipe,
-        dtype=options.dtype,
-        overwrite=options.overwrite,
-        **normalisation,
+        loader, teacher, options.out, recipe, dtype=options.dtype, overwrite=options.overwrite
     )
     print(cache.describe())
     return 0
-
-
-def _normalisation(recipe: Recipe) -> dict[str, tuple[float, ...]]:
-    if recipe.clip_mean is not None and recipe.clip_std is not None:
-        return {"mean": recipe.clip_mean, "std": recipe.clip_std}
-    if recipe.vae_pixels == "official":
-        raise ConfigError(
-            "vae_pixels='official' starts from pixels normalised for CLIP: give --clip-mean and --clip-std"
-        )
-    return {}  # symmetric pixels need no normalisation

@@ -1,7 +1,6 @@
 """``diva-rs demo``: the main job, with figures, in two to four minutes on two cores."""
 
 import argparse
-from typing import ClassVar
 
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.recipes.settings import Count
@@ -12,8 +11,6 @@ USAGE = "diva-rs demo [--output-dir FOLDER] [--steps N] [--world FOLDER] [--no-p
 
 class DemoOptions(Options):
     """The flags."""
-
-    noun: ClassVar[str] = "demo"
 
     output_dir: str | None = None
     """run folder; none: a temporary one"""
@@ -32,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
-    options = DemoOptions(**given(args, DemoOptions))
     from diva_rs.microworld import demo
     from diva_rs.microworld.pretrained import SHIPPED
 
+    options = DemoOptions(**given(vars(args), DemoOptions))
     world = options.world or SHIPPED
     result = demo.run(options.output_dir, options.steps, options.progress, world).result
     return 130 if result.interrupted else 0

@@ -1,18 +1,21 @@
 """``diva-rs eval``: does it see better, and what did it lose?"""
 
 import argparse
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Annotated, Any
 
 from pydantic import Field
 
+import diva_rs.evaluation as evaluation
+from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
-from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
+from diva_rs.cli.models import check_data, load_other, load_scored, pick_device
 from diva_rs.cli.options import CLIP, DEVICE
 from diva_rs.errors import ConfigError
+from diva_rs.evaluation.result import Result
+from diva_rs.evaluation.zero_shot_folder import TEMPLATES
 from diva_rs.recipes.settings import Count, Whole
 
 HELP = "score a CLIP: MMVP-VLM, zero-shot classification, retrieval"
@@ -22,24 +25,20 @@ USAGE = "diva-rs eval mmvp|zero-shot|retrieval --clip MODEL --data FOLDER [--com
 class EvalOptions(Options):
     """The flags."""
 
-    noun: ClassVar[str] = "eval"
-
     clip: str = Field(description=CLIP)
     data: str
-    """mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template as
-    'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per
-    class"""
+    """mmvp: the folder with Questions.csv; others: the folder of the data sets, or a template such as
+    'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per class"""
     compare: str | None = None
-    """a second model, the one after: a run folder or .safetensors file of the same model, or
-    anything that --clip takes"""
+    """a second model, the one after: its run folder or .safetensors file, or what --clip takes"""
     out: str | None = None
     """where the scores are written as JSON and CSV"""
     device: str | None = Field(default=None, description=DEVICE)
     progress: bool = True
     """whether to show progress bars"""
     embedding: str = "pooled"
-    """mmvp: pooled, class, or what a published score was computed from: official-openai, official-
-    metaclip, official-dfn-224, official-dfn-378, official-siglip"""
+    """mmvp: pooled, class, or of published scores: official-openai, official-metaclip, official-dfn-224,
+    official-dfn-378, official-siglip"""
     seed: Whole = 0
     """mmvp: of drawn tokens"""
     datasets: str | None = None
@@ -58,7 +57,7 @@ class EvalOptions(Options):
     """whether the suite's sets are webdataset folders"""
     download: bool = False
     """whether clip-benchmark downloads what is missing"""
-    template: tuple[str, ...] = ()
+    template: tuple[str, ...] = TEMPLATES
     """zero-shot on an image folder: text with {} for the class; repeatable"""
 
 
@@ -73,87 +72,68 @@ def run(args: argparse.Namespace) -> int:
     task: str = args.task
     if task not in _TASKS:
         raise ConfigError(f"eval {task}: one of {', '.join(_TASKS)} is needed{hint(task, _TASKS)}")
-    options = EvalOptions(**given(args, EvalOptions))
-    if not any(mark in options.data for mark in ("{", "://")) and not os.path.isdir(options.data):
-        raise ConfigError(f"--data {options.data}: there is no such folder")
+    options = EvalOptions(**given(vars(args), EvalOptions))
+    check_data(options.data)
     score = _TASKS[task](options)
     device = pick_device(options.device)
     first = load_scored(options.clip, device)
     other = None if options.compare is None else load_other(options.compare, first, device, options.clip)
-    before = score(first)
+    before = score(*first)
     print(before)
-    after = None
+    content: dict[str, Any] = {"clip": options.clip, "scores": before.to_dict()}
+    tables = {task: before}
     if other is not None:
-        after = score(other)
-        print(f"\n{options.compare}\n{after}\n\n{_change(before, after)}")
+        after = score(*other)
+        changes = before.compare(after)
+        changes = changes if isinstance(changes, dict) else {task: changes}
+        print(f"\n{options.compare}\n{after}\n", *_lines(changes, before, after), sep="\n")
+        parts = {
+            name: change.to_dict() if isinstance(change, Result) else change
+            for name, change in changes.items()
+        }
+        content = {"clip": options.clip, "before": before.to_dict(), "compared": options.compare}
+        content |= {"after": after.to_dict(), "changes": parts}
+        tables = {f"{task}-before": before, f"{task}-after": after}
     if options.out is not None:
-        print(f"\nwritten to {_write(Path(options.out), task, options, before, after)}")
+        folder = make_folder(options.out)
+        write_json(folder / f"{task}.json", content)
+        for name, result in tables.items():
+            result.to_csv(folder / f"{name}.csv")
+        print(f"\nwritten to {folder}")
     return 0
 
 
-def _mmvp(options: EvalOptions) -> Callable[[Scored], Any]:
-    import diva_rs.evaluation as evaluation
-
+def _mmvp(options: EvalOptions) -> Callable[..., Any]:
     evaluation.image_embedding(options.embedding)  # a mistyped name must not cost the loading of a model
-    chosen = (options.data, options.embedding, options.seed)
-    return lambda model: evaluation.mmvp_vlm(*model, *chosen, progress=options.progress)
+    settings = {name: getattr(options, name) for name in ("embedding", "seed", "progress")}
+    return partial(evaluation.mmvp_vlm, root=options.data, **settings)
 
 
-def _zero_shot(options: EvalOptions) -> Callable[[Scored], Any]:
-    import diva_rs.evaluation as evaluation
-
+def _zero_shot(options: EvalOptions) -> Callable[..., Any]:
     if options.datasets is not None or options.suite is not None:
         return _datasets(evaluation.zero_shot, options)
-    templates: dict[str, Any] = {"templates": options.template} if options.template else {}
-    return lambda model: evaluation.zero_shot_folder(*model, options.data, batch=options.batch, **templates)
+    score = evaluation.zero_shot_folder
+    return partial(score, root=options.data, templates=options.template, batch=options.batch)
 
 
-def _retrieval(options: EvalOptions) -> Callable[[Scored], Any]:
-    import diva_rs.evaluation as evaluation
-
-    return _datasets(evaluation.retrieval, options)
-
-
-def _datasets(score: Callable[..., Any], options: EvalOptions) -> Callable[[Scored], Any]:
+def _datasets(score: Callable[..., Any], options: EvalOptions) -> Callable[..., Any]:
     names = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
-    used = ("split", "batch", "workers", "webdataset", "download", "progress", "recall")
-    settings = {name: getattr(options, name) for name in used}
-    return lambda model: score(*model, options.data, names, options.suite, **settings)
+    used = ("suite", "split", "batch", "workers", "webdataset", "download", "progress", "recall")
+    return partial(
+        score, root=options.data, datasets=names, **{name: getattr(options, name) for name in used}
+    )
 
 
-_TASKS = {"mmvp": _mmvp, "zero-shot": _zero_shot, "retrieval": _retrieval}
+_TASKS: dict[str, Callable[[EvalOptions], Callable[..., Any]]] = {
+    "mmvp": _mmvp,
+    "zero-shot": _zero_shot,
+    "retrieval": partial(_datasets, evaluation.retrieval),
+}
 
 
-def _change(before: Any, after: Any) -> str:
-    changes = before.compare(after)
-    if not isinstance(changes, dict):
-        return str(changes)
-    lines = [
-        f"{name}: {change:+.1f} points" if isinstance(change, float) else str(change)
-        for name, change in changes.items()
-    ]
+def _lines(changes: dict[str, Any], before: Any, after: Any) -> Iterator[str]:
+    for name, change in changes.items():
+        yield f"{name}: {change:+.1f} points" if isinstance(change, float) else str(change)
     if len(changes) > 1:
         old, new = (sum(result[name].value for name in changes) / len(changes) for result in (before, after))
-        lines.append(f"average of {len(changes)}: {old:.1f} -> {new:.1f} ({new - old:+.1f} points)")
-    return "\n".join(lines)
-
-
-def _write(folder: Path, task: str, options: EvalOptions, before: Any, after: Any) -> Path:
-    from diva_rs._base.files import make_folder, write_json
-
-    make_folder(folder)
-    content = {"clip": options.clip, "scores" if after is None else "before": before.to_dict()}
-    results = {task: before}
-    if after is not None:
-        changes = before.compare(after)
-        named = changes if isinstance(changes, dict) else {task: changes}
-        content |= {
-            "compared": options.compare,
-            "after": after.to_dict(),
-            "changes": {name: getattr(c, "to_dict", lambda c=c: c)() for name, c in named.items()},
-        }
-        results = {f"{task}-before": before, f"{task}-after": after}
-    write_json(folder / f"{task}.json", content)
-    for name, result in results.items():
-        result.to_csv(folder / f"{name}.csv")
-    return folder
+        yield f"average of {len(changes)}: {old:.1f} -> {new:.1f} ({new - old:+.1f} points)"

@@ -2,13 +2,14 @@
 
 import argparse
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.cli.models import load_clip, pick_device
 from diva_rs.cli.options import CLIP
+from diva_rs.clip import export
 from diva_rs.errors import ConfigError
 
 HELP = "write a CLIP for open_clip, for transformers (LLaVA) or for OpenAI's clip"
@@ -17,8 +18,6 @@ USAGE = "diva-rs export --clip MODEL[:WEIGHTS] --to open_clip|transformers|opena
 
 class ExportOptions(Options):
     """The flags."""
-
-    noun: ClassVar[str] = "export"
 
     clip: str = Field(description=CLIP)
     to: Literal["open_clip", "transformers", "openai"]
@@ -38,22 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; returns the exit code."""
-    options = ExportOptions(**given(args, ExportOptions))
+    options = ExportOptions(**given(vars(args), ExportOptions))
     if options.vision_only and options.to != "transformers":
-        raise ConfigError(
-            "--vision-only goes with --to transformers: the other layouts always hold both towers"
-        )
+        raise ConfigError("--vision-only goes with --to transformers: other layouts hold both towers")
     if options.half and options.to != "openai":
         raise ConfigError("--half goes with --to openai")
-    from diva_rs.clip import export
-
     clip = load_clip(options.clip, pick_device("cpu"), "fp32")
-    write = {
-        "open_clip": lambda: export.to_open_clip(clip, options.out),
-        "transformers": lambda: export.to_transformers(clip, options.out, vision_only=options.vision_only),
-        "openai": lambda: export.to_openai(clip, options.out, half=options.half),
-    }
-    path = write[options.to]()
+    if options.to == "open_clip":
+        path = export.to_open_clip(clip, options.out)
+    elif options.to == "openai":
+        path = export.to_openai(clip, options.out, half=options.half)
+    else:
+        path = export.to_transformers(clip, options.out, vision_only=options.vision_only)
     print(f"{path} is written; it loads with\n  {_how(options.to, path, options.clip)}")
     return 0
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from diva_rs.recipes.settings import Settings, fields_help, kind, schemas
+from diva_rs.recipes.settings import Settings, kind, schemas
 
 
 class Options(Settings):
@@ -19,7 +19,7 @@ class Options(Settings):
 
 def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = None) -> None:
     """Give a parser a flag for each field, or for those that are named."""
-    texts = fields_help(cls)
+    texts = cls.fields_help()
     for name in cls.model_fields if names is None else names:
         schema, _ = kind(schemas(cls)[name])
         form: dict[str, Any] = {"metavar": _metavar(schema)}
@@ -31,21 +31,19 @@ def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = No
         parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
 
 
-def given(args: argparse.Namespace, cls: type[Settings]) -> dict[str, Any]:
-    """The fields that this command line gives, as values."""
-    found = {name: value for name, value in vars(args).items() if name in cls.model_fields}
-    return {
-        name: parsed(value, schemas(cls)[name]) if isinstance(value, str) else value
-        for name, value in found.items()
-    }
+def given(found: Mapping[str, Any], cls: type[Settings]) -> dict[str, Any]:
+    """The fields among what a command line or a file gives, with values for texts."""
+    return {name: parsed(found[name], schema) for name, schema in schemas(cls).items() if name in found}
 
 
-def parsed(text: str, schema: Mapping[str, Any]) -> Any:
+def parsed(text: Any, schema: Mapping[str, Any]) -> Any:
     """The value that a flag's text means, or the text itself, which the field then refuses.
 
     >>> parsed("5,1", {"type": "array", "items": {"type": "number"}}), parsed("x", {"type": "number"})
     ((5.0, 1.0), 'x')
     """
+    if not isinstance(text, str):
+        return text
     one, optional = kind(schema)
     if optional and text.lower() == "none":
         return None
@@ -57,7 +55,7 @@ def parsed(text: str, schema: Mapping[str, Any]) -> Any:
             parts = tuple(parsed(part, item) for part in text.split(","))
             return text if any(isinstance(part, str) for part in parts) else parts
         return {"integer": int, "number": float}.get(one.get("type", ""), str)(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -5,6 +5,12 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
+import diva_rs._native as _native
+from diva_rs.recipes.presets import presets
+from diva_rs.recipes.recipe import Recipe
+
 HELP = "show versions and devices, or the recipes"
 USAGE = "diva-rs info [--recipes | --recipe NAME]"
 
@@ -30,40 +36,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print; returns the exit code."""
-    from diva_rs.recipes.presets import presets
-    from diva_rs.recipes.recipe import Recipe
-
     if args.recipe is not None:
         print(Recipe.named(args.recipe).describe())
-    elif args.recipes:
+        return 0
+    if args.recipes:
         width = max(map(len, presets()))
         for name, preset in presets().items():
             print(f"{name:<{width}}  {preset.summary}; MMVP-VLM {preset.expected} %")
-    else:
-        print("\n".join(_machine()))
-    return 0
-
-
-def _machine() -> list[str]:
-    import torch
-
-    import diva_rs._native as _native
-
-    lines = [
-        f"diva-rs       {_native.__version__}",
-        f"python        {platform.python_version()} on {platform.platform()}",
-        f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})",
-        f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}",
-    ]
+        return 0
+    print(f"diva-rs       {_native.__version__}")
+    print(f"python        {platform.python_version()} on {platform.platform()}")
+    print(f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})")
+    print(f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        lines.append(f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB")
+        print(f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        lines.append("devices       cpu only")
+        print("devices       cpu only")
     for library, extra in _LIBRARIES.items():
         try:
             found = version(library)
         except PackageNotFoundError:
             found = f"not installed: pip install 'diva-rs[{extra}]'"
-        lines.append(f"{library:<13} {found}")
-    return lines
+        print(f"{library:<13} {found}")
+    return 0

@@ -3,24 +3,25 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diva_rs._base.checkpoint import load_weights
+import torch
+from torch import nn
+
 from diva_rs._base.files import check_files, check_model
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
+from diva_rs._base.tensors import available_device
+from diva_rs.cli.options import ImageOptions
+from diva_rs.clip import adapt
+from diva_rs.clip.weights import fill, weights_of
+from diva_rs.data import ImageLoader, Views, folder_loader, shard_loader
+from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, WeightsError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from diva_rs.cli.options import ImageOptions
-    from diva_rs.data import ImageLoader, Views
-    from diva_rs.diffusion import Teacher
-    from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe
 
 _SCHEMES = ("hf-hub:", "local-dir:")  # of open_clip's model names
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder must not ask on the terminal
 _PROCESSORS = {
     "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
     "AutoTokenizer": ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"),
@@ -30,28 +31,22 @@ Scored = tuple[Any, Any, Any]
 """(clip, preprocess, tokenizer)."""
 
 
-def pick_device(name: str | None) -> "torch.device":
+def pick_device(name: str | None) -> torch.device:
     """The device of that name; None: CUDA where there is one, otherwise the CPU.
 
     >>> pick_device("cpu")
     device(type='cpu')
     """
-    import torch
-
-    from diva_rs._base.tensors import available_device
-
     return available_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":
+def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     """A CLIP with float32 weights (float64 for ``precision="fp64"``) on ``device``.
 
     ``spec`` is a folder of transformers or open_clip, ``hf-hub:...``, or an open_clip model with a pretrained
     tag or weights file behind a colon; without one its weights are random, and a note says so. Raises
     ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
-    import torch
-
     folder = Path(spec)
     if (folder / "config.json").is_file():
         model = _from_transformers(folder)
@@ -68,27 +63,24 @@ def load_clip(spec: str, device: "torch.device", precision: str) -> "nn.Module":
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
 
 
-def load_scored(spec: str, device: "torch.device") -> Scored:
+def load_scored(spec: str, device: torch.device) -> Scored:
     """The model of ``spec`` in float32, with its own transform and tokenizer."""
     clip = load_clip(spec, device, "fp32").eval()
     return clip, *belongings(clip, spec)
 
 
-def load_other(spec: str, first: Scored, device: "torch.device", of: str) -> Scored:
+def load_other(spec: str, first: Scored, device: torch.device, of: str) -> Scored:
     """The model to compare with: another one, or weights that a run has written for the first model.
 
     ``spec`` is as for `load_clip`, or a .safetensors file or a run folder with clip.safetensors, whose
     weights are put into a new model of ``of``.
     """
     path = Path(spec)
-    file = path / "clip.safetensors" if (path / "clip.safetensors").is_file() else path
-    if not (file.is_file() and file.suffix == ".safetensors"):
+    weights = path.suffix == ".safetensors" and path.is_file()
+    if not weights and not (path / "clip.safetensors").is_file():
         return load_scored(spec, device)
     clip = load_clip(of, device, "fp32").eval()
-    try:
-        clip.load_state_dict(load_weights(file))
-    except RuntimeError as err:
-        raise WeightsError(f"{file} does not hold the weights of {of}: {one_line(err)}") from err
+    fill(clip, weights_of(spec, "--compare"), spec)
     return clip, *first[1:]
 
 
@@ -100,8 +92,6 @@ def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
         return image, text
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from diva_rs.clip import adapt
-
     adapt(clip, training=False)  # warns of pixels that do not belong to the weights
     name = spec if spec.startswith(_SCHEMES) else spec.partition(":")[0]
     name = f"local-dir:{folder}" if folder.is_dir() else name
@@ -111,27 +101,26 @@ def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
 
 def check_data(data: str) -> None:
     """Raise ConfigError for a path that is mistyped, before large models are loaded."""
-    pattern = any(mark in data for mark in "{}*?[]")
+    pattern = any(mark in data for mark in ("{", "*", "?", "[", "://"))
     if not pattern and not os.path.exists(data):
         raise ConfigError(f"--data {data}: there is no such folder or file")
 
 
 def load_images(
-    options: "ImageOptions", recipe: "Recipe", teacher: "Teacher", views: "Views | None", shuffle: bool
-) -> "ImageLoader":
+    options: ImageOptions, recipe: Recipe, teacher: Teacher, views: Views | None, shuffle: bool
+) -> ImageLoader:
     """Batches of the images that ``options.data`` names, at the size that the VAE takes.
 
-    ``views`` asks for fixed views of each, in place of the paper's augmentation.
+    ``views`` asks for fixed views of each, in place of the paper's augmentation. By default the batch is the
+    largest one up to 16 that divides the recipe's, so that each step gets exactly its images.
     """
-    from diva_rs.data import folder_loader, shard_loader
-
     height, width = teacher.image_size
     if recipe.image_size is None and height != width:
         raise ConfigError(f"the teacher takes {height} x {width} pixels, crops are square: give --image-size")
     make = folder_loader if os.path.isdir(options.data) else shard_loader
     return make(
         options.data,
-        batch=options.loader_batch or _loader_batch(recipe.batch),
+        batch=options.loader_batch or max(n for n in range(1, 17) if (recipe.batch or 16) % n == 0),
         size=recipe.image_size or height,
         workers=options.workers,
         seed=recipe.seed,
@@ -142,25 +131,15 @@ def load_images(
     )
 
 
-def _loader_batch(batch: int | None) -> int:
-    """The largest batch up to 16 that divides the recipe's, so that each step gets exactly its images.
-
-    >>> _loader_batch(640), _loader_batch(20), _loader_batch(None)
-    (16, 10, 16)
-    """
-    return 16 if batch is None else max(size for size in range(1, 17) if batch % size == 0)
-
-
-def _from_open_clip(name: str, files: str | Path, **settings: Any) -> "nn.Module":
+def _from_open_clip(name: str, files: str | Path, **settings: Any) -> nn.Module:
     open_clip = require("open_clip", extra="open-clip")
+    stored = name.startswith(_SCHEMES)
     try:
         if files and Path(files).exists():
             check_files(files)
-        model: nn.Module = open_clip.create_model(
-            name, require_pretrained=name.startswith(_SCHEMES), **settings
-        )
+        model: nn.Module = open_clip.create_model(name, require_pretrained=stored, **settings)
     except Exception as err:  # json, safetensors, pickle, OS and network errors, and mismatched shapes
-        where = name if name.startswith(_SCHEMES) or not files else f"{name}:{files}"
+        where = name if stored or not files else f"{name}:{files}"
         raise WeightsError(f"{where} could not be loaded: {one_line(err)}") from err
     return model
 
@@ -176,38 +155,33 @@ def _check_open_clip(name: str, pretrained: str) -> bool:
         near = hint(name, models) or ": open_clip does not list it, and it is no folder"
         raise ConfigError(f"there is no CLIP model {name!r}{near}")
     if not pretrained:
-        print(f"diva-rs: note: {name} without :PRETRAINED starts from random weights", file=sys.stderr)
+        _note(f"{name} without :PRETRAINED starts from random weights")
     elif pretrained not in tags and not Path(pretrained).is_file():
         near = hint(pretrained, tags) or f": its tags are {', '.join(tags) or 'none'}"
         raise ConfigError(f"{name}:{pretrained} is neither a pretrained tag nor a file{near}")
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     if not tag:
         return False
-    trained = bool(tag.get("quick_gelu"))
-    configured = bool(open_clip.get_model_config(name).get("quick_gelu"))
+    trained, configured = (bool(c.get("quick_gelu")) for c in (tag, open_clip.get_model_config(name)))
     if configured and not trained:
         plain = name.removesuffix("-quickgelu")
         raise ConfigError(f"{name}:{pretrained} was trained without QuickGELU: use {plain}:{pretrained}")
     if trained and not configured:
         twin = f"{name}-quickgelu"
         load = twin if twin in models else f"{name} with force_quick_gelu=True"
-        print(
-            f"diva-rs: note: {name}:{pretrained} was trained with QuickGELU: it is built so, and the result "
-            f"loads as {load}",
-            file=sys.stderr,
-        )
+        _note(f"{name}:{pretrained} is built with QuickGELU, as it was trained; the result loads as {load}")
     return trained
 
 
-def _from_transformers(folder: Path) -> "nn.Module":
+def _note(text: str) -> None:
+    print(f"diva-rs: note: {text}", file=sys.stderr)
+
+
+def _from_transformers(folder: Path) -> nn.Module:
     transformers = require("transformers", extra="transformers")
-    local = {
-        "local_files_only": True,
-        "trust_remote_code": False,
-    }  # a file must not open a question on the terminal
     try:
         check_model(folder)
-        config = transformers.AutoConfig.from_pretrained(folder, **local)
+        config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
         architecture = str((config.architectures or ["unknown"])[0])
     except Exception as err:  # json and OS errors, unknown model types
         raise ConfigError(f"{folder / 'config.json'} cannot be used: {one_line(err)}") from err
@@ -216,10 +190,8 @@ def _from_transformers(folder: Path) -> "nn.Module":
             f"{folder} holds a {architecture}, which has no vision tower: give a CLIP or SigLIP"
         )
     try:
-        model: nn.Module
-        model, report = getattr(transformers, architecture).from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        kind = getattr(transformers, architecture)
+        model, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as err:  # json, safetensors, pickle and OS errors, and mismatched shapes
         raise WeightsError(f"{folder} could not be loaded: {one_line(err)}") from err
     # transformers fills what a file lacks at random, with a warning.
@@ -228,7 +200,7 @@ def _from_transformers(folder: Path) -> "nn.Module":
         raise WeightsError(
             f"{folder} lacks {len(missing)} weights of its {architecture}, the first is {missing[0]}"
         )
-    return model
+    return model  # type: ignore[no-any-return]
 
 
 def _processor(folder: Path, auto: str, files: tuple[str, ...]) -> Any:
@@ -238,9 +210,7 @@ def _processor(folder: Path, auto: str, files: tuple[str, ...]) -> Any:
         if not any((folder / file).is_file() for file in files):
             raise FileNotFoundError
         check_files(folder)
-        return getattr(transformers, auto).from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        return getattr(transformers, auto).from_pretrained(folder, **_LOCAL)
     except Exception as err:  # OS, value and json errors of many kinds
         raise ConfigError(
             f"{folder} holds no {' or '.join(files)} that transformers can load: save the model's processor "

@@ -13,8 +13,8 @@ everything else stands at its top level under the flag's name::
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,7 +23,7 @@ from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.recipes.settings import Count, Settings, Whole, kind, schemas
+from diva_rs.recipes.settings import Count, Whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -63,8 +63,6 @@ class ImageOptions(Options):
 class TrainOptions(ImageOptions):
     """The flags of ``diva-rs train`` that are no recipe fields."""
 
-    noun: ClassVar[str] = "train"
-
     clip: Text = Field(description=CLIP)
     output_dir: Text
     """folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"""
@@ -95,8 +93,6 @@ class TrainOptions(ImageOptions):
 class CacheOptions(ImageOptions):
     """The flags of ``diva-rs cache`` that are no recipe fields."""
 
-    noun: ClassVar[str] = "cache"
-
     out: Text
     """folder for the latents"""
     crops: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -113,9 +109,8 @@ _T = TypeVar("_T", bound=ImageOptions)
 
 def add_options(parser: argparse.ArgumentParser, cls: type[ImageOptions], fields: Iterable[str]) -> None:
     """Give a parser the flags of these options and recipe fields, and ``--config``."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file with the same settings; a flag goes before it"
-    )
+    text = "TOML file with the same settings; a flag goes before it"
+    parser.add_argument("--config", metavar="FILE", help=text)
     add_flags(parser, cls)
     add_flags(parser.add_argument_group("recipe fields"), Recipe, fields)
 
@@ -123,16 +118,16 @@ def add_options(parser: argparse.ArgumentParser, cls: type[ImageOptions], fields
 def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
     """The options and the recipe; ConfigError for a bad value, a missing option or an unknown key."""
     top, table = _read_config(args.config) if args.config else ({}, {})
-    flags = given(args, cls)
+    flags = given(vars(args), cls)
     named = table.pop("preset", None)
     preset = flags.get("recipe") or top.get("recipe") or named
     recipe = Recipe() if preset is None else Recipe.named(preset)
     try:
-        recipe = recipe.replace(**table)
+        recipe = recipe.replace(**{**table, **given(table, Recipe)})
     except ConfigError as err:
         raise ConfigError(f"config {args.config}: {err}") from None
-    recipe = recipe.replace(**given(args, Recipe))
-    own = {name: value for name, value in top.items() if name in cls.model_fields.keys() - flags.keys()}
+    recipe = recipe.replace(**given(vars(args), Recipe))
+    own = {name: value for name, value in given(top, cls).items() if name not in flags}
     try:
         return cls(**own, **flags), recipe
     except ConfigError as err:
@@ -142,40 +137,25 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
 
 
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A TOML file's top level and its ``[recipe]`` table."""
+    """A TOML file's top level and its ``[recipe]`` table, with underscores in the names."""
     try:
         text = read_text(path, _MOST_BYTES)
         if text.count(".") > _MOST_DOTS:
-            raise ConfigError(f"config {path} has more than {_MOST_DOTS} dots: it is no configuration")
-        content = tomllib.loads(text)
+            raise ValueError(f"more than {_MOST_DOTS} dots")
+        content = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
     except OSError as err:
         raise ConfigError(f"config {path} cannot be read: {err.strerror or err}") from err
-    except ConfigError:
-        raise
     except (ValueError, RecursionError) as err:  # not all of them are TOMLDecodeError
         raise ConfigError(f"config {path} is not valid TOML: {err}") from err
     table = content.pop("recipe", {})
     if isinstance(table, str):
         content["recipe"], table = table, {}
     if not isinstance(table, dict):
-        raise ConfigError(
-            f"config {path}: recipe={shown(table)}: a preset's name or a table of fields is needed"
-        )
-    top = _values(content, (TrainOptions, CacheOptions))
-    for name in top:
+        raise ConfigError(f"config {path}: recipe={shown(table)}: give a preset's name or a table of fields")
+    for name in content:
         if name in Recipe.model_fields:
             raise ConfigError(f"config {path}: {name} is a recipe field: move it into the table [recipe]")
         if name not in _KEYS:
             near = hint(name, _KEYS) or f": known are {', '.join(_KEYS)}"
             raise ConfigError(f"config {path}: unknown key {shown(name)}{near}")
-    return top, _values(table, (Recipe,))
-
-
-def _values(content: Mapping[str, Any], models: Iterable[type[Settings]]) -> dict[str, Any]:
-    """TOML has no None: "none" stands for it, as on the command line."""
-    known = {name: schema for model in models for name, schema in schemas(model).items()}
-    values = {name.replace("-", "_"): value for name, value in content.items()}
-    for name, value in values.items():
-        if isinstance(value, str) and value.lower() == "none" and kind(known.get(name, {}))[1]:
-            values[name] = None
-    return values
+    return content, {name.replace("-", "_"): value for name, value in table.items()}

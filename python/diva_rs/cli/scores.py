@@ -1,36 +1,31 @@
 """What ``diva-rs train`` measures while it trains: from its flags to `post_train`'s arguments."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from diva_rs.cli.models import belongings
+import torch
+
+from diva_rs.cli.models import belongings, load_images
 from diva_rs.cli.options import TrainOptions
+from diva_rs.clip import adapt
+from diva_rs.data import Views, clip_input
 from diva_rs.errors import ConfigError
+from diva_rs.evaluation import Drift, mmvp_vlm, zero_shot_folder
 from diva_rs.recipes.recipe import Recipe
 
 
-def scoring(
-    options: TrainOptions, clip: Any, images: Callable[[], Iterable[Any]], recipe: Recipe
-) -> dict[str, Any]:
-    """``evaluate``, ``eval_every``, ``best`` and ``guard`` of `post_train`; empty where no score is named.
-
-    ``images`` makes a loader of the training images, for the drift.
-
-    Raises:
-        ConfigError: a bound that cannot be read, or a folder without what is to be measured.
-    """
+def scoring(options: TrainOptions, clip: Any, teacher: Any, recipe: Recipe) -> dict[str, Any]:
+    """``evaluate``, ``eval_every``, ``best`` and ``guard`` of `post_train`; empty where no score is named."""
     evaluate: dict[str, Callable[[Any], Any]] = {}
-    if options.mmvp is not None or options.zero_shot is not None:
-        from diva_rs.evaluation import mmvp_vlm, zero_shot_folder
-
-        preprocess, tokenizer = belongings(clip, options.clip)
-        mmvp, zero_shot = options.mmvp, options.zero_shot
-        if mmvp is not None:
-            evaluate["mmvp"] = lambda model: mmvp_vlm(model, preprocess, tokenizer, mmvp)
-        if zero_shot is not None:
-            evaluate["zero_shot"] = lambda model: zero_shot_folder(model, preprocess, tokenizer, zero_shot)
+    measures: dict[str, Any] = {"mmvp": mmvp_vlm, "zero_shot": zero_shot_folder}
+    for name, measure in measures.items():
+        root = getattr(options, name)
+        if root is not None:
+            preprocess, tokenizer = belongings(clip, options.clip)
+            evaluate[name] = partial(measure, preprocess=preprocess, tokenizer=tokenizer, root=root)
     if options.drift is not None:
-        evaluate["drift"] = _drift(clip, images(), options.drift, recipe)
+        evaluate["drift"] = _drift(options, clip, teacher, recipe, options.drift)
     others = {"eval_every": options.eval_every, "best": options.best, "guard": bounds(options.guard)}
     given = [name for name, value in others.items() if value is not None]
     if given and not evaluate:
@@ -43,9 +38,6 @@ def scoring(
 def bounds(text: str | None) -> dict[str, tuple[str, float]] | None:
     """The guard of "drift=0.95,zero_shot=drop:1".
 
-    Raises:
-        ConfigError: it cannot be read.
-
     >>> bounds("drift=0.95, zero_shot=drop:1")
     {'drift': ('min', 0.95), 'zero_shot': ('drop', 1.0)}
     """
@@ -54,9 +46,9 @@ def bounds(text: str | None) -> dict[str, tuple[str, float]] | None:
     found = {}
     for part in text.split(","):
         name, _, bound = part.partition("=")
-        kind, colon, value = bound.partition(":")
+        kind, _, value = bound.rpartition(":")
         try:
-            found[name.strip()] = (kind.strip(), float(value)) if colon else ("min", float(bound))
+            found[name.strip()] = kind.strip() or "min", float(value)
         except ValueError as err:
             raise ConfigError(
                 f"--guard {text}: {part.strip()!r} cannot be read: SCORE=LOWEST, SCORE=drop:POINTS or "
@@ -85,17 +77,13 @@ def scores_table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _drift(clip: Any, loader: Iterable[Any], count: int, recipe: Recipe) -> Callable[[Any], float]:
-    from diva_rs.clip import adapt
-    from diva_rs.data.pixels import clip_input
-    from diva_rs.evaluation import Drift
-
+def _drift(options: TrainOptions, clip: Any, teacher: Any, recipe: Recipe, count: int) -> Drift:
+    """The drift on the first ``count`` training images."""
     tower = adapt(clip)
-    mean, std = recipe.clip_mean or tower.mean, recipe.clip_std or tower.std
-    batches: list[Any] = []
-    for batch in loader:
-        left = count - sum(map(len, batches))
-        batches.append(clip_input(batch["images"][:left], recipe, tower.image_size, mean, std))
-        if left <= len(batches[-1]):
+    scale = recipe.clip_mean or tower.mean, recipe.clip_std or tower.std
+    pixels: list[torch.Tensor] = []
+    for batch in load_images(options, recipe, teacher, Views(), shuffle=False):
+        pixels += clip_input(batch["images"], recipe, tower.image_size, *scale)
+        if len(pixels) >= count:
             break
-    return Drift(clip, batches)
+    return Drift(clip, torch.stack(pixels[:count]))

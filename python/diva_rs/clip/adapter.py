@@ -14,16 +14,10 @@ from diva_rs.errors import ConfigError
 def adapt(clip: Any, training: bool = True) -> Tower:
     """The vision tower of a CLIP model, for training it in place.
 
-    The model may be wrapped by DistributedDataParallel, DataParallel or torch.compile, and may be the vision
-    part alone (for example ``clip.visual``). Nothing of it is replaced, hooked or copied.
-
-    Args:
-        clip: a model of open_clip, transformers or OpenAI's `clip` package, already on its device. Pixels
-            are to be normalised by the tower's `mean` and `std`.
-        training: False if the tower is only read: then its parameters may all be frozen.
-
-    Raises:
-        ConfigError: an unknown class, or, with ``training``, no parameter that can train.
+    ``clip`` is a model of open_clip, transformers, OpenAI's `clip` or an added library, on its device. It may
+    be wrapped by DistributedDataParallel, DataParallel or torch.compile, and may be the vision part alone
+    (for example ``clip.visual``). Nothing of it is replaced, hooked or copied. With ``training=False`` all
+    parameters may be frozen. Raises ConfigError for an unknown class.
 
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size
@@ -73,8 +67,8 @@ def _check_trainable(tower: Tower) -> None:
     for key, parameter in tower.module.named_parameters():
         if not parameter.is_leaf:
             raise ConfigError(
-                f"{tower.prefix}{key} is not a leaf tensor, so no gradient could be stored in it: it was "
-                "computed from other tensors. Assign .data, or load the weights with load_state_dict"
+                f"{tower.prefix}{key} is not a leaf tensor but computed from other tensors, so it cannot be "
+                "trained: assign .data, or load the weights with load_state_dict"
             )
         if parameter.is_inference():
             raise ConfigError(

@@ -35,36 +35,37 @@ class Head:
 def split_head(chain: Iterable[nn.Module]) -> Head:
     """Split the layers that a library applies to its pooled token.
 
-    ``[LayerNorm][Linear without bias]``, both optional, can wait until tokens are chosen, for they act on
-    each row alone and the native bridge computes them. Anything else (a bias, an MLP, dropout, another
-    norm, a parametrised or adapted layer) is applied to every token right away, which is exact as well.
+    ``[LayerNorm][Linear without bias]``, both optional, act on each row alone, so they can wait until tokens
+    are chosen. Anything else (a bias, an MLP, dropout, a parametrised or adapted layer) is applied to every
+    token right away, which is exact as well.
 
     >>> split_head([nn.LayerNorm(4), nn.Identity(), nn.Linear(4, 2, bias=False)]).inside
     ()
     >>> len(split_head([nn.LayerNorm(4), nn.Linear(4, 2)]).inside)
     2
     """
-    live = [layer for layer in chain if not _does_nothing(layer)]
-    rest = list(live)
-    norm = rest.pop(0) if rest and _is_plain_norm(rest[0]) else None
-    linear = rest.pop(0) if rest and _is_plain_linear(rest[0]) else None
-    if rest:
-        return Head(None, None, tuple(live))
-    return Head(
-        norm if isinstance(norm, nn.LayerNorm) else None,
-        linear.weight if isinstance(linear, nn.Linear) and isinstance(linear.weight, nn.Parameter) else None,
-        (),
-    )
+    live = tuple(layer for layer in chain if not _does_nothing(layer))
+    match [_plain(layer) for layer in live]:
+        case []:
+            return Head(None, None, ())
+        case [nn.LayerNorm() as norm]:
+            return Head(norm, None, ())
+        case [nn.Linear(weight=nn.Parameter() as weight)]:
+            return Head(None, weight, ())
+        case [nn.LayerNorm() as norm, nn.Linear(weight=nn.Parameter() as weight)]:
+            return Head(norm, weight, ())
+    return Head(None, None, live)
 
 
 def _does_nothing(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Identity) or (isinstance(layer, nn.Dropout) and layer.p == 0)
 
 
-def _is_plain_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1 and not is_parametrized(layer)
-
-
-def _is_plain_linear(layer: nn.Module) -> bool:
+def _plain(layer: nn.Module) -> nn.Module | None:
+    """The layer, if it is a LayerNorm over rows or a Linear without bias and computes nothing else."""
+    if is_parametrized(layer):
+        return None
+    if isinstance(layer, nn.LayerNorm):
+        return layer if len(layer.normalized_shape) == 1 else None
     # Exactly nn.Linear: a subclass (a low-rank adapter, a quantised layer) may compute something else.
-    return type(layer) is nn.Linear and getattr(layer, "bias", None) is None and not is_parametrized(layer)
+    return layer if type(layer) is nn.Linear and layer.bias is None else None

@@ -4,8 +4,8 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -15,6 +15,8 @@ from diva_rs.errors import ConfigError, ShapeError
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip/constants.py: OPENAI_DATASET_MEAN
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)  # SigLIP: pixels in [-1, 1]
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -47,8 +49,8 @@ class Tower:
     width: int
     embed_dim: int
     image_size: tuple[int, int]  # (H, W) in pixels
-    mean: tuple[float, float, float] = OPENAI_MEAN  # of pixels in [0, 1], per channel
-    std: tuple[float, float, float] = OPENAI_STD
+    mean: Triple = OPENAI_MEAN  # of pixels in [0, 1], per channel
+    std: Triple = OPENAI_STD
     where: str = ""  # the attribute of the caller's model that holds the vision part, for messages
     prefix: str = ""  # what the caller's keys have in front of the module's
     unused: frozenset[str] = frozenset()  # keys of the module that no token and no embedding depends on
@@ -82,15 +84,11 @@ class Tower:
         return f"clip.{self.where + '.' if self.where else ''}"
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """The tokens of a batch, with their autograd graph.
+        """The tokens (B, 1 + P, W) of pixels (B, 3, H, W), with their autograd graph.
 
-        Args:
-            pixels: (B, 3, H, W), normalised by `mean` and `std`, H and W as in `image_size`, on the
-                model's device; cast to the dtype of the model's first layer.
-
-        Returns:
-            (B, 1 + P, W): token 0 is the one that the library's image embedding is made of (the class token,
-            or the average or attention-pooled one), tokens 1 to P are the patches in row order.
+        Pixels are normalised by `mean` and `std`, on the model's device, and cast to the dtype of its first
+        layer. Token 0 is the one that the library's image embedding is made of (the class token, or the
+        average or attention-pooled one), tokens 1 to P are the patches in row order.
         """
         height, width = self.image_size
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, height, width) or pixels.shape[0] == 0:
@@ -99,12 +97,9 @@ class Tower:
                 f"{width}) with B > 0: resize the images, or load the model at their size"
             )
         if not pixels.is_floating_point():
-            raise ShapeError(
-                f"pixels is {pixels.dtype}, expected floating point normalised by the tower's mean and std"
-            )
+            raise ShapeError(f"pixels is {pixels.dtype}, expected floating point, normalised by mean and std")
         self._check_mode()
-        first: Tensor = next(self.stem.parameters())
-        return self.tap(pixels.to(first.dtype))
+        return self.tap(pixels.to(next(self.stem.parameters()).dtype))
 
     def project(self, tokens: Tensor) -> Tensor:
         """The rest of the library's head on each row, `norm`, then `proj`: (..., W) -> (..., D)."""
@@ -174,16 +169,14 @@ def dropped_patches(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def stochastic_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Layers whose train-mode output depends on random numbers or on the rest of the batch, by name."""
-    return [(name, layer) for name, layer in module.named_modules() if _is_stochastic(layer)]
-
-
-def _is_stochastic(layer: nn.Module) -> bool:
-    if isinstance(layer, _BatchNorm):
-        return True
-    if isinstance(layer, _DropoutNd):
-        return layer.p > 0
-    # `dropout`: nn.MultiheadAttention and transformers' attention; `drop_prob`: timm's DropPath.
-    return _rate(layer, "dropout") > 0 or _rate(layer, "drop_prob") > 0
+    return [
+        (name, layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, _BatchNorm)
+        or (isinstance(layer, _DropoutNd) and layer.p > 0)
+        # `dropout`: nn.MultiheadAttention and transformers' attention; `drop_prob`: timm's DropPath.
+        or max(_rate(layer, "dropout"), _rate(layer, "drop_prob")) > 0
+    ]
 
 
 def _rate(layer: nn.Module, attribute: str) -> float:
@@ -191,16 +184,14 @@ def _rate(layer: nn.Module, attribute: str) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def three(values: object, fallback: tuple[float, float, float]) -> tuple[float, float, float]:
+def three(values: object, fallback: Triple) -> Triple:
     """Three channel values from what a library stores (tuple, list or nothing)."""
     if isinstance(values, (tuple, list)) and len(values) == 3:
         return (float(values[0]), float(values[1]), float(values[2]))
     return fallback
 
 
-def two(value: object) -> tuple[int, int]:
+def two(value: Any) -> tuple[int, int]:
     """(H, W) from what a library stores: an integer for squares, or a pair."""
-    if isinstance(value, (tuple, list, torch.Size)):
-        return (int(value[0]), int(value[1]))
-    side = int(value)  # type: ignore[call-overload]
-    return (side, side)
+    height, width = value if isinstance(value, (tuple, list)) else (value, value)
+    return (int(height), int(width))

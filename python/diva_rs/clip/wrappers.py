@@ -1,7 +1,5 @@
 """Wrappers that hold a model unchanged: DistributedDataParallel, DataParallel, torch.compile."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from diva_rs.errors import ConfigError, a_type
@@ -20,14 +18,12 @@ def unwrap(model: nn.Module) -> nn.Module:
             "clip.load return it first"
         )
     while True:
-        inner: Any = None
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
+            model = model.module
         elif "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule
-            inner = model._modules["_orig_mod"]
-        if not isinstance(inner, nn.Module):
+            model = model.get_submodule("_orig_mod")
+        else:
             return model
-        model = inner
 
 
 def own_weights(clip: nn.Module) -> dict[str, Tensor]:

@@ -19,21 +19,17 @@ Transform = Callable[[Any], Any]
 def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
     """DIVA's training view: a RandomResizedCrop to (size, size), bicubic, in unit pixels.
 
-    The result maps a PIL image to a float32 tensor (3, size, size) in [0, 1]. It draws from torch's
-    generator; `keyed` makes its crops independent of the order of calls.
+    It maps a PIL image to a float32 tensor (3, size, size) in [0, 1], and draws from torch's generator.
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
     tensor(1.)
     """
     transforms = require("torchvision.transforms", extra="data")
-    low, high = scale
-    if not 0 < low <= high <= 1:  # torchvision would crop the centre, silently
-        raise ConfigError(
-            f"scale={scale} must be 0 < low <= high <= 1: the share of the image that a crop keeps"
-        )
+    if not 0 < scale[0] <= scale[1] <= 1:  # torchvision would crop the centre, silently
+        raise ConfigError(f"scale={scale} must be 0 < low <= high <= 1: the share that a crop keeps")
     bicubic = transforms.InterpolationMode.BICUBIC
-    crop = transforms.RandomResizedCrop(size, scale=(low, high), interpolation=bicubic)
+    crop = transforms.RandomResizedCrop(size, scale=scale, interpolation=bicubic)
     return transforms.Compose([crop, unit_tensor])  # type: ignore[no-any-return]
 
 
@@ -63,8 +59,7 @@ def unit_tensor(image: Any) -> Tensor:
 def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
     """Run ``transform(image)`` with torch's CPU generator seeded by ``key`` = (seed, sample id, epoch).
 
-    The generator is restored afterwards. A transform that draws from it, as torchvision's do, becomes
-    independent of workers and order.
+    The generator is restored afterwards. The result is independent of workers and order.
 
     >>> draw = lambda _: float(torch.rand(()))
     >>> keyed(draw, None, (0, 7, 1)) == keyed(draw, None, (0, 7, 1)) != keyed(draw, None, (0, 7, 2))
@@ -81,12 +76,10 @@ def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
 class Views:
     """The fixed views of every image: ``crops`` random crops (0: the centre crop), and mirrored if ``flip``.
 
-    A latent cache holds all of them. A crop is a function of the image's id and the crop's number, so one
-    cache serves runs of any seed. The view that an epoch shows is a function of (seed, id, epoch); as many
-    epochs as there are views show each view once.
-
-    K views cost K times the disk and the encoding (64 KiB each at 4x64x64 in float32). Nothing repeats with
-    as many views as epochs. Leave ``flip`` out where orientation or text in the image matters.
+    A latent cache holds all of them: K views cost K times the disk (64 KiB each at 4x64x64 in float32) and
+    the encoding. A crop is a function of the image's id and the crop's number, so one cache serves runs of
+    any seed. The view of an epoch is a function of (seed, id, epoch): K epochs show each view once. Leave
+    ``flip`` out where orientation or text in the image matters.
 
     >>> len(Views()), len(Views(flip=True)), len(Views(crops=4, flip=True))
     (1, 2, 8)
@@ -121,11 +114,10 @@ class Views:
 
 def transform_of(size: int, scale: tuple[float, float] | None, views: Views | None) -> Transform:
     """The crop of a loader: `train_transform` by ``scale``, or `center_transform` if no crop is random."""
-    if views is not None and views.crops and scale is None:
-        raise ConfigError(f"crops={views.crops} are random and scale=None means the centre crop: give one")
-    if scale is None or (views is not None and not views.crops):
-        return center_transform(size)
-    return train_transform(size, scale)
+    crops = None if views is None else views.crops
+    if crops and scale is None:
+        raise ConfigError(f"crops={crops} are random and scale=None means the centre crop: give one")
+    return center_transform(size) if scale is None or crops == 0 else train_transform(size, scale)
 
 
 def view(transform: Transform, image: Any, key: tuple[int, int, int], name: str) -> Tensor:
@@ -134,10 +126,12 @@ def view(transform: Transform, image: Any, key: tuple[int, int, int], name: str)
         result = keyed(transform, image, key)
     except DataError as err:
         raise DataError(f"{name}: {err}") from err
-    if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
-        got = f"{result.dtype} {tuple(result.shape)}" if isinstance(result, Tensor) else a_type(result)
-        raise DataError(
-            f"{name}: the transform gave {got}, a floating tensor (3, H, W) is needed: "
-            "end it with diva_rs.data.unit_tensor or torchvision's ToTensor"
-        )
-    return result
+    return image_pixels(result, f"{name}: the transform", "end it with diva_rs.data.unit_tensor")
+
+
+def image_pixels(pixels: Any, what: str, advice: str) -> Tensor:
+    """What a transform gave, if it is a floating tensor (3, H, W); otherwise raises DataError."""
+    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
+        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, Tensor) else a_type(pixels)
+        raise DataError(f"{what} gave {got}, a floating tensor (3, H, W) is needed: {advice}")
+    return pixels

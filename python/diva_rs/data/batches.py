@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any
 
@@ -37,10 +37,8 @@ class Batch:
     ids: Ids | None = None
 
     def __len__(self) -> int:
-        for tensor in (self.images, self.pixel_values, self.latents):
-            if tensor is not None:
-                return int(tensor.shape[0])
-        return 0
+        parts = (self.images, self.pixel_values, self.latents)
+        return next((len(part) for part in parts if part is not None), 0)
 
     def __getitem__(self, part: slice) -> "Batch":
         return Batch(**{key: None if value is None else value[part] for key, value in vars(self).items()})
@@ -56,23 +54,18 @@ class Batch:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Batch":
         """The batch on another device. A copy to CUDA goes through pinned memory and does not block."""
         there = torch.device(device)
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(there, dtype or tensor.dtype, non_blocking=there.type == "cuda")
-
-        return self.pinned(there)._each(moved)
+        fast = there.type == "cuda"
+        return self.pinned(there)._each(lambda part: part.to(there, dtype or part.dtype, non_blocking=fast))
 
     def pinned(self, device: torch.device) -> "Batch":
         """The batch in pinned memory if it is to be copied from the CPU to CUDA; otherwise as it is."""
         if device.type != "cuda":
             return self
-        return self._each(lambda tensor: tensor.pin_memory() if tensor.device.type == "cpu" else tensor)
+        return self._each(lambda part: part.pin_memory() if part.device.type == "cpu" else part)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        def changed(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else change(tensor)
-
-        return Batch(changed(self.images), changed(self.pixel_values), changed(self.latents), self.ids)
+        tensors = {key: part for key, part in vars(self).items() if key != "ids" and part is not None}
+        return replace(self, **{key: change(part) for key, part in tensors.items()})
 
 
 _KEYS = tuple(field.name for field in fields(Batch))
@@ -85,8 +78,7 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     after it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and optionally
     ``latents`` and ``ids`` (other keys are ignored). Pixel ranges are checked by `check_images`, not here.
 
-    Raises DataError for anything else and for latents alone. Raises ShapeError for a wrong rank, channel
-    count or dtype, for an empty batch, and for parts of different lengths.
+    Raises DataError for anything else, ShapeError for a part of a wrong shape, dtype or length.
 
     >>> len(read_batch((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))))
     2
@@ -131,15 +123,15 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
         ids = found.pop("ids", None)
         return Batch(ids=ids, **{key: _tensor(value, f"{where}: {key!r}") for key, value in found.items()})
     if isinstance(item.get("bad"), (list, tuple)) and not found:
-        names = ", ".join(str(bad) for bad in item["bad"])
+        names = ", ".join(map(str, item["bad"]))
         raise DataError(f"{where} is empty: every image of it is bad: {names}")
     if "latents" in found:
         raise DataError(
             f"{where} holds latents alone, which cannot feed CLIP: add 'images' or 'pixel_values'"
         )
     keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
-    near = [key for key in ("image", "img", "jpg", "png", "x") if key in item]
-    hint = f"; rename {near[0]!r} in the collate function" if near else ""
+    near = next((key for key in ("image", "img", "jpg", "png", "x") if key in item), None)
+    hint = f"; rename {near!r} in the collate function" if near else ""
     raise DataError(
         f"{where} is {a_type(item)} with the keys {keys}: 'images' or 'pixel_values' is needed{hint}"
     )
@@ -156,57 +148,30 @@ def _tensor(value: Any, what: str) -> Tensor:
             return torch.from_numpy(value if plain else value.copy())
         except (TypeError, ValueError) as err:
             raise ShapeError(f"{what} is an array of {value.dtype}, floating numbers are needed") from err
-    name, first = a_type(value), value
+    kind = a_type(value)
     if isinstance(value, (list, tuple)):
-        first = value[0] if value else None
-        name = f"{name} of {type(first).__name__}" if value else f"an empty {type(value).__name__}"
-    raise DataError(f"{what} is {name}: {_advice(first)}")
-
-
-def _advice(value: Any) -> str:
-    """How to turn a value, or a list of such values, into a batch."""
-    if type(value).__module__.split(".")[0] == "PIL":
-        return (
-            "convert PIL images in the dataset or collate function: all of one size, "
-            "torch.stack([diva_rs.data.unit_tensor(image) for image in images]), with pixels='unit'"
-        )
-    if isinstance(value, (str, bytes, os.PathLike)):
-        return "files are read by diva_rs.data.folder_loader(folder, ...)"
-    if isinstance(value, Mapping):
-        return "collate the samples first: torch.utils.data.default_collate"
-    if isinstance(value, (Tensor, np.ndarray)):
-        return "torch.stack them into one tensor (B, 3, H, W)"
-    return (
-        "a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with 'images' or "
-        "'pixel_values' and optionally 'latents' and 'ids'"
+        kind += f" of {type(value[0]).__name__ if value else 'nothing'}"
+    raise DataError(
+        f"{what} is {kind}: a loader yields a tensor (B, 3, H, W), a tuple (images, ...), or a dict with "
+        "'images' or 'pixel_values'. torch.utils.data.default_collate stacks samples, "
+        "diva_rs.data.unit_tensor converts a PIL image, and diva_rs.data.folder_loader reads files"
     )
 
 
 def _check(batch: Batch, where: str, number: int | None) -> None:
     """Raise ShapeError for parts of a wrong shape, and for parts of different lengths."""
     for key in ("images", "pixel_values"):
-        pixels = getattr(batch, key)
-        if pixels is not None:
-            check_shape(pixels, key, number)
-    latents, size = batch.latents, len(batch)
-    if latents is not None and (latents.ndim != 4 or 0 in latents.shape):
-        raise ShapeError(f"{where}: latents has shape {tuple(latents.shape)}, (B, C, h, w) is needed")
-    if latents is not None and not latents.is_floating_point():
-        raise ShapeError(f"{where}: latents has dtype {latents.dtype}, a floating dtype is needed")
-    for key in ("pixel_values", "latents"):
-        tensor = getattr(batch, key)
-        if tensor is not None and len(tensor) != size:
-            count = len(tensor)
-            raise ShapeError(
-                f"{where}: {key} holds {count} samples, the pixels {size}: give the same samples"
-            )
-    ids: Any = batch.ids
-    if ids is None:
-        return
-    odd = isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__")
+        if getattr(batch, key) is not None:
+            check_shape(getattr(batch, key), key, number)
+    latents, ids = batch.latents, batch.ids
+    if latents is not None and (latents.ndim != 4 or 0 in latents.shape or not latents.is_floating_point()):
+        raise ShapeError(f"{where}: latents is {described(latents)}, floating (B, C, h, w) is needed")
+    listed = hasattr(ids, "__len__") and not isinstance(ids, (str, bytes))
     if isinstance(ids, (Tensor, np.ndarray)):
-        odd = (isinstance(ids, Tensor) and not is_dense(ids)) or ids.ndim != 1
-    if odd:
+        listed = (is_dense(ids) or isinstance(ids, np.ndarray)) and ids.ndim == 1
+    if ids is not None and not listed:
         raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
-    if len(ids) != size:
-        raise ShapeError(f"{where}: {len(ids)} ids for {size} samples: one id per sample is needed")
+    for key in ("pixel_values", "latents", "ids"):
+        part = getattr(batch, key)
+        if part is not None and len(part) != len(batch):
+            raise ShapeError(f"{where}: {len(part)} {key} for {len(batch)} samples: one per sample is needed")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diva_rs._base.tensors import described, is_dense
-from diva_rs.data.pixels import CONVENTIONS, OPENAI_MEAN, OPENAI_STD, Three, per_channel
-from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
+from diva_rs.data.pixels import CONVENTIONS, OPENAI_MEAN, OPENAI_STD, Three
+from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 
 # Share of the declared range by which a value may lie outside it: a bicubic resize overshoots at hard edges,
 # while a wrong convention is off by far more.
@@ -55,15 +55,15 @@ class _Range(NamedTuple):
         if convention == "clip":
             pairs = list(zip(mean, std, strict=True))
             return cls(convention, tuple(-m / s for m, s in pairs), tuple((1 - m) / s for m, s in pairs))
-        return cls(convention, ((0.0 if convention == "unit" else -1.0),) * 3, (1.0,) * 3)
+        return cls(convention, (-1.0 if convention == "symmetric" else 0.0,) * 3, (1.0,) * 3)
 
     def offenders(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Which (B, 3) planes hold a bad value, and that value; NaN and infinities are bad."""
         low, high = torch.aminmax(images.detach().flatten(2), dim=2)  # (B, 3), NaN if any pixel is
         low, high = low.float(), high.float()
-        slack = [TOLERANCE * (b - a) for a, b in zip(self.low, self.high, strict=True)]
-        floor = per_channel(tuple(a - s for a, s in zip(self.low, slack, strict=True)), low).flatten()
-        ceiling = per_channel(tuple(b + s for b, s in zip(self.high, slack, strict=True)), low).flatten()
+        ranges = list(zip(self.low, self.high, strict=True))
+        floor = _filled([a - TOLERANCE * (b - a) for a, b in ranges], low)
+        ceiling = _filled([b + TOLERANCE * (b - a) for a, b in ranges], low)
         above = ~(high <= ceiling)  # written so that NaN is above
         return above | ~(low >= floor), torch.where(above, high, low)
 
@@ -89,32 +89,34 @@ class _Range(NamedTuple):
         return "declare pixels='clip' for images normalised for CLIP, or scale them"
 
 
+def _filled(values: Sequence[float], like: Tensor) -> Tensor:
+    """Constants (3,), filled on the device of ``like``: ``torch.tensor`` would copy them and wait."""
+    return torch.cat([like.new_full((1,), value) for value in values])
+
+
 def check_shape(images: Any, what: str = "images", batch: int | None = None) -> None:
     """Raise ShapeError unless ``images`` is a floating tensor (B, 3, H, W), not empty. Reads no value.
 
     >>> check_shape(torch.zeros(2, 3, 8, 8))
     >>> check_shape(torch.zeros(3, 8, 8))
     Traceback (most recent call last):
-    diva_rs.errors.ShapeError: images has shape (3, 8, 8), rank 4 (B, 3, H, W) needed: images[None] adds it
+    diva_rs.errors.ShapeError: images has shape (3, 8, 8), (B, 3, H, W) with no empty dimension is needed: ...
     """
     where = Place(what, batch, None)
-    if not isinstance(images, Tensor):
-        raise ShapeError(f"{where} is {a_type(images)}, a tensor (B, 3, H, W) is needed")
     if not is_dense(images):
         raise ShapeError(f"{where} is {described(images)}, a dense tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
-    if len(shape) != 4:
-        hint = ": images[None] adds it" if len(shape) == 3 else ""
-        raise ShapeError(f"{where} has shape {shape}, rank 4 (B, 3, H, W) needed{hint}")
-    if shape[0] == 0:
-        raise ShapeError(f"{where} has shape {shape}: a batch of size 0; drop empty batches in the loader")
-    if shape[1] != 3:
-        hint = ": convert the files to RGB" if shape[1] in (1, 4) else ""
-        if shape[3] == 3:
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        hint = ""
+        if len(shape) == 3:
+            hint = ": images[None] adds B"
+        elif 0 in shape[:1]:
+            hint = ": drop empty batches in the loader"
+        elif len(shape) == 4 and shape[3] == 3:
             hint = ": channels come first, images.permute(0, 3, 1, 2)"
-        raise ShapeError(f"{where} has shape {shape}: {shape[1]} channels where 3 (RGB) are needed{hint}")
-    if 0 in shape:
-        raise ShapeError(f"{where} has shape {shape}: height and width must be at least 1")
+        elif len(shape) == 4 and shape[1] in (1, 4):
+            hint = ": convert the files to RGB"
+        raise ShapeError(f"{where} has shape {shape}, (B, 3, H, W) with no empty dimension is needed{hint}")
     if not images.is_floating_point():
         hint = ": images.float() / 255 with pixels='unit'" if images.dtype == torch.uint8 else ""
         raise ShapeError(f"{where} has dtype {images.dtype}, a floating dtype is needed{hint}")
@@ -131,8 +133,8 @@ def check_images(
 ) -> None:
     """Raise ShapeError as `check_shape`, and DataError for a value outside the range of the convention.
 
-    A value may lie outside by 5 % of the range; NaN and infinities are outside. The message names batch,
-    sample, id and value. Values are read on the CPU only; `PixelGuard` checks them on other devices.
+    A value may lie outside by 5 % of the range; NaN and infinities are outside. Values are read on the CPU
+    only; `PixelGuard` checks them on other devices.
 
     >>> check_images(torch.full((1, 3, 4, 4), 255.0), "unit", batch=7)
     Traceback (most recent call last):
@@ -169,8 +171,8 @@ def check_finite(
 class PixelGuard:
     """Checks batches on any device without a synchronisation.
 
-    On the CPU ``check`` raises at once. On other devices it keeps the place of the first bad value there, and
-    ``report`` copies it to the host and raises. Every 256th check reports too.
+    On the CPU ``check`` raises at once. Elsewhere it keeps the place of the first bad value on the device;
+    ``report``, and every 256th check, copies it to the host and raises.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])
@@ -196,11 +198,9 @@ class PixelGuard:
         """Check one batch as `check_images` does; ``batch`` is its number, by default counted from 0."""
         number = self.batches if batch is None else batch
         self.batches = number + 1
-        if not isinstance(images, Tensor) or images.device.type == "cpu":
-            check_images(images, convention, mean, std, what, number, ids)
-            return
-        check_shape(images, what, number)
-        self._keep(images, _Range.of(convention, mean, std), Place(what, number, ids))
+        check_images(images, convention, mean, std, what, number, ids)
+        if images.device.type != "cpu":
+            self._keep(images, _Range.of(convention, mean, std), Place(what, number, ids))
 
     def _keep(self, images: Tensor, limits: _Range, place: Place) -> None:
         """Keep the first bad value on the device of ``images``."""

@@ -47,8 +47,8 @@ def check_policy(on_bad_image: str) -> None:
 def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
     """An RGB ``PIL.Image`` from a file or from its bytes, turned upright by its EXIF orientation.
 
-    ``name`` stands for it in errors. Raises DataError for a missing, truncated, corrupt or unknown file, and,
-    before anything is decompressed, for one of more than ``max_pixels`` pixels.
+    Raises DataError, with ``name``, for a missing, truncated, corrupt or unknown file, and, before anything
+    is decompressed, for one of more than ``max_pixels`` pixels.
 
     >>> decode(b"not an image", "x.jpg")
     Traceback (most recent call last):

@@ -17,12 +17,7 @@ from diva_rs.errors import DataError
 
 
 class Images:
-    """Makes samples ``dict(images=(3, H, W) float, ids=int)`` of image files.
-
-    ``transform`` maps an RGB PIL image to a unit tensor, by default ``train_transform(size)``. It runs under
-    torch's generator keyed by (seed, id, epoch). A file that cannot be read raises DataError naming it, or
-    with ``on_bad_image="skip"`` becomes a `BadImage`.
-    """
+    """Makes samples ``dict(images=(3, H, W) float, ids=int)`` of image files: see `ImageFolder`."""
 
     views: Views | None = None
     only_view: int | None = None  # the view of every image, while a cache is built
@@ -61,10 +56,8 @@ class Images:
     def _view(self, image: Any, key: int, name: str) -> Tensor:
         if self.views is None:
             return view(self.transform, image, (self.seed, key, self.epoch), name)
-        number = self.only_view
-        if number is None:
-            number = self.views.number(self.seed, key, self.epoch)
-        return self.views.show(self.transform, image, key, number, name)
+        shown = self.views.number(self.seed, key, self.epoch) if self.only_view is None else self.only_view
+        return self.views.show(self.transform, image, key, shown, name)
 
 
 class ImageFolder(Images, Dataset[Any]):
@@ -74,8 +67,8 @@ class ImageFolder(Images, Dataset[Any]):
     every machine, and when other files come or go. ``transform`` maps an RGB PIL image to a unit tensor, by
     default ``train_transform(size)``; it runs under torch's generator keyed by (seed, id, epoch).
 
-    Raises DataError for a missing or empty folder and for a file that cannot be read; with
-    ``on_bad_image="skip"`` the latter is a `BadImage` item, which `collate` removes.
+    A file that cannot be read raises DataError; with ``on_bad_image="skip"`` it is a `BadImage` item, which
+    `collate` removes.
 
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
@@ -100,10 +93,8 @@ class ImageFolder(Images, Dataset[Any]):
             raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")
         self.names = sorted(_image_files(self.root))
         if not self.names:
-            raise DataError(
-                f"image folder {self.root} holds no image: "
-                f"looked for {', '.join(sorted(EXTENSIONS))} at any depth"
-            )
+            kinds = ", ".join(sorted(EXTENSIONS))
+            raise DataError(f"image folder {self.root} holds no image: looked for {kinds} at any depth")
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
 
     def __len__(self) -> int:
@@ -139,8 +130,6 @@ def folder_loader(
     loading       ``prefetch``, the batches that each worker reads ahead (None: two; more even out slow
                   storage), and ``pin_memory`` (None: where there is CUDA)
 
-    Raises DataError for a missing or empty folder, DependencyError without Pillow or torchvision.
-
     >>> import tempfile; from PIL import Image
     >>> with tempfile.TemporaryDirectory() as root:
     ...     for i in range(3):
@@ -148,7 +137,6 @@ def folder_loader(
     ...     [len(batch["ids"]) for batch in folder_loader(root, batch=2, size=8, workers=0)]
     [2, 1]
     """
-    check_policy(on_bad_image)
     # The dataset gives bad images as items: an error is then raised here, not in a worker's traceback.
     dataset = ImageFolder(root, transform_of(size, scale, views), seed=seed, on_bad_image="skip")
     dataset.views = views

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 import diva_rs._native as _native
-from diva_rs._base.tensors import is_dense
+from diva_rs._base.tensors import described, is_dense
 from diva_rs.errors import DataError, shown
 
 
@@ -35,10 +35,10 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     5701195407040762926
     """
     if isinstance(ids, torch.Tensor):
-        if not is_dense(ids):
-            raise DataError("ids: a dense tensor of one integer per sample, (B,), is needed")
-        if ids.is_meta:
-            raise DataError("ids: a tensor on the meta device holds no values; give integers or strings")
+        if not is_dense(ids) or ids.is_meta:
+            raise DataError(
+                f"ids: {described(ids)} on {ids.device}, a dense tensor (B,) with values is needed"
+            )
         ids = ids.detach().cpu().numpy()
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1:

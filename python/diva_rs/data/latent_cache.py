@@ -13,20 +13,19 @@ from diva_rs._base.files import beside, make_folder
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import Place, check_finite, check_images
-from diva_rs.data.latent_store import Facts, Store, StoreWriter, content_hash, holds_store, identity
+from diva_rs.data.latent_store import Facts, Store, StoreWriter, check_place, content_hash, identity
 from diva_rs.data.loader import ImageLoader
 from diva_rs.data.pixels import OPENAI_MEAN, OPENAI_STD, Three, vae_input
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 from diva_rs.recipes.recipe import Recipe
 
 
-class LatentCache:
+class LatentCache(Store):
     """Latents on disk, found by the content of the image that they were made from.
 
     A cache holds fixed views of each image: the centre crop (``folder_loader(..., scale=None)``), or the
-    crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``. An image with other
-    pixels raises DataError. The cache records the VAE (its configuration and a fingerprint of its encoder's
-    weights) and how pixels were prepared for it; another VAE or other settings raise DataError.
+    crops and mirror images of ``folder_loader(..., views=Views(crops=4, flip=True))``. It records the VAE
+    and how pixels were prepared for it. Other pixels, another VAE or other settings raise DataError.
 
     >>> import tempfile
     >>> class Halves:  # any object with `encode`, `describe`, and `image_size` or images of the right size
@@ -40,9 +39,6 @@ class LatentCache:
     >>> len(cache), batch["latents"].shape, sorted(batch)
     (2, torch.Size([2, 3, 4, 4]), ['ids', 'images', 'latents'])
     """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
 
     @classmethod
     def build(
@@ -61,28 +57,25 @@ class LatentCache:
         ``teacher.encode`` gets images in [-1, 1] of ``teacher.image_size``, made by the pixel fields of
         ``recipe`` (None: the defaults); ``mean`` and ``std`` are CLIP's own. ``dtype`` is the one on disk.
         The folder appears only when it is complete; an existing cache is replaced only with ``overwrite``.
-
-        Raises DataError for bad pixels, an empty loader, latents that are not finite or an existing folder,
-        ConfigError for a recipe that samples latents.
         """
-        recipe = _recipe(recipe)
+        encoder = _Encoder(teacher, Recipe() if recipe is None else recipe, mean, std)
         if dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
         check_loader(loader)
         path = Path(folder).absolute()
-        _check_place(path, overwrite)
+        check_place(path, overwrite)
         make_folder(path.parent)
         views = loader.views if isinstance(loader, ImageLoader) else None
         with beside(path) as place:
             place.mkdir()
-            work = _Encoder(teacher, recipe, (mean, std), StoreWriter(place), getattr(torch, dtype))
+            writer = StoreWriter(place, getattr(torch, dtype))
             batches = loader.every_view() if isinstance(loader, ImageLoader) else loader
             for number, item in enumerate(tqdm(batches, desc="encode latents", unit="batch", disable=None)):
-                work.add(read_batch(item, number), number)
-            if work.writer.shape is None:
+                encoder.add(read_batch(item, number), number, writer)
+            if writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
             made_by, described = identity(teacher), str(teacher.describe())
-            work.writer.finish(Facts(describe=described, teacher=made_by, view=work.view(), views=views))
+            writer.finish(Facts(describe=described, teacher=made_by, view=encoder.view(), views=views))
         return cls.open(path)
 
     @classmethod
@@ -94,60 +87,55 @@ class LatentCache:
         mean: Three = OPENAI_MEAN,
         std: Three = OPENAI_STD,
     ) -> "LatentCache":
-        """Open a cache, and check that ``teacher`` and ``recipe``, where given, made it.
-
-        Raises DataError for a folder that is missing, incomplete or damaged, and for other makers.
-        """
-        store = Store(Path(folder).absolute())
+        """Open a complete cache, and check that ``teacher`` and ``recipe``, where given, made it."""
+        cache = cls(Path(folder).absolute())
         if teacher is not None:
-            _compare(store, "teacher", "another VAE", identity(teacher))
+            cache._compare(cache.facts.teacher, "another VAE", identity(teacher))
         if recipe is not None:
-            recipe, saved = _recipe(recipe), store.facts.view
-            size = _input_size(recipe, teacher) or saved.get("image_size")
-            view = _view_of(recipe, mean, std, size, saved.get("source"), saved.get("resampled"))
-            _compare(store, "view", "pixels prepared in another way", view)
-        return cls(store)
+            encoder, saved = _Encoder(teacher, recipe, mean, std), cache.facts.view
+            encoder.size = encoder.size or saved.get("image_size")
+            encoder.source, encoder.resampled = saved.get("source"), bool(saved.get("resampled"))
+            cache._compare(saved, "pixels prepared in another way", encoder.view())
+        return cache
 
     def wrap(self, loader: Iterable[Any]) -> "CachedLoader":
-        """The loader with cached ``latents`` (B, C, h, w) in every batch: training never runs the VAE.
-
-        While iterating, an image that is not in the cache raises DataError naming batch, sample and id.
-        """
+        """The loader with cached ``latents`` (B, C, h, w) in every batch: training never runs the VAE."""
         check_loader(loader)
         return CachedLoader(self, loader)
 
     def latents(self, batch: Batch, number: int | None = None) -> Tensor:
         """The latents (B, C, h, w) of a batch's images, float32 on the CPU."""
-        rows = self._store.rows(_contents(batch.source("unit")[0]))
+        rows = self.rows(_contents(batch.source("unit")[0]))
         if (rows < 0).any():
             where = Place("images", number, batch.ids).sample(int((rows < 0).argmax()))
             raise DataError(
                 f"{where}: this image is not in the latent cache, or its pixels are not those that were "
                 "cached. A cache holds fixed views of each image: load with views=cache.views, or the centre "
-                f"crop (scale=None) if it has none; or build {self._store.folder} again with overwrite=True"
+                f"crop (scale=None) if it has none; or build {self.folder} again with overwrite=True"
             )
-        return self._store.read(rows)
-
-    def __len__(self) -> int:
-        return len(self._store)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (C, h, w) of each latent."""
-        return self._store.shape
+        return self.read(rows)
 
     @property
     def views(self) -> Views | None:
         """The cached views, for ``folder_loader(..., views=cache.views)``; None: one view of each image."""
-        return self._store.facts.views
+        return self.facts.views
 
     def describe(self) -> str:
         """One line: how many latents of which shape, made by what."""
-        made_by = "; ".join(self._store.facts.describe.splitlines())
-        return f"{len(self)} latents {self.shape} in {self._store.folder}, made by {made_by}"
+        made_by = "; ".join(self.facts.describe.splitlines())
+        return f"{len(self)} latents {self.shape} in {self.folder}, made by {made_by}"
 
     def __reduce__(self) -> Any:  # another process opens the files, it gets no copy
-        return LatentCache.open, (self._store.folder,)
+        return LatentCache, (self.folder,)
+
+    def _compare(self, saved: dict[str, Any], source: str, now: dict[str, Any]) -> None:
+        differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
+        if differing:
+            pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
+            raise DataError(
+                f"latent cache {self.folder} was made by {source} ({pairs[:2000]}): "
+                "build it again with overwrite=True"
+            )
 
 
 class CachedLoader:
@@ -172,23 +160,24 @@ class CachedLoader:
 
 
 class _Encoder:
-    """Encodes the images of batches that are new, and records how."""
+    """Encodes the images of batches that are new, and records how they became the VAE's input."""
 
-    def __init__(
-        self,
-        teacher: Any,
-        recipe: Recipe,
-        scale: tuple[Three, Three],
-        writer: StoreWriter,
-        dtype: torch.dtype,
-    ) -> None:
-        self.teacher, self.recipe, self.writer, self.dtype = teacher, recipe, writer, dtype
-        self.mean, self.std = recipe.clip_mean or scale[0], recipe.clip_std or scale[1]
-        self.size = _input_size(recipe, teacher)
+    def __init__(self, teacher: Any, recipe: Recipe, mean: Three, std: Three) -> None:
+        if recipe.latent != "mean":
+            raise ConfigError(
+                "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"
+            )
+        self.teacher, self.recipe = teacher, recipe
+        self.mean, self.std = recipe.clip_mean or mean, recipe.clip_std or std
+        size = getattr(teacher, "image_size", None)
+        if recipe.image_size is not None:
+            size = (recipe.image_size, recipe.image_size)
+        # Height and width of the VAE's input; None: the size of the images.
+        self.size = None if size is None else (int(size[0]), int(size[1]))
         self.source: str | None = None
         self.resampled = False
 
-    def add(self, batch: Batch, number: int) -> None:
+    def add(self, batch: Batch, number: int, writer: StoreWriter) -> None:
         pixels, convention = batch.source(self.recipe.pixels)
         what = "images" if batch.images is not None else "pixel_values"
         check_images(pixels.detach().cpu(), convention, self.mean, self.std, what, number, batch.ids)
@@ -197,22 +186,23 @@ class _Encoder:
                 f"batch {number} holds {what}, those before held {self.source}: a cache is made from one kind"
             )
         self.source = what
-        new = {content: i for i, content in enumerate(_contents(pixels)) if content not in self.writer}
-        if not new:
-            return
-        latents = self._encode(pixels[list(new.values())], convention, number)
-        if self.writer.shape not in (None, latents.shape[1:]):
-            shapes = f"{tuple(latents.shape[1:])}, those before {tuple(self.writer.shape or ())}"
-            raise ShapeError(f"batch {number}: latents are {shapes}")
-        for (content, i), latent in zip(new.items(), latents.to(self.dtype), strict=True):
-            if not latent.isfinite().all():
-                raise DataError(
-                    f"batch {number}, sample {i}: a latent exceeds {self.dtype}: use dtype='float32'"
-                )
-            self.writer.add(content, latent)
+        new = {content: i for i, content in enumerate(_contents(pixels)) if content not in writer}
+        if new:
+            latents = self._encode(pixels[list(new.values())], convention, number)
+            for (content, i), latent in zip(new.items(), latents, strict=True):
+                writer.add(content, latent, f"batch {number}, sample {i}")
 
     def view(self) -> dict[str, Any]:
-        return _view_of(self.recipe, self.mean, self.std, self.size, self.source, self.resampled)
+        """The settings that decide the VAE's input for given images."""
+        recipe = self.recipe
+        convention = "clip" if self.source == "pixel_values" else recipe.pixels
+        view: dict[str, Any] = {"source": self.source, "pixels": convention, "vae_pixels": recipe.vae_pixels}
+        view |= {"image_size": list(self.size or ()), "resampled": self.resampled}
+        if self.resampled:
+            view |= {"resize": recipe.resize, "antialias": recipe.antialias}
+        if convention == "clip" or recipe.vae_pixels == "official":
+            view |= {"mean": list(self.mean), "std": list(self.std)}
+        return view
 
     def _encode(self, pixels: Tensor, convention: str, number: int) -> Tensor:
         if self.size is None:
@@ -224,65 +214,10 @@ class _Encoder:
             ready = vae_input(ready, self.recipe, self.size, self.mean, self.std, convention)
             latents: Tensor = self.teacher.encode(ready).detach().to("cpu", torch.float32)
         if latents.ndim != 4 or len(latents) != len(pixels):
-            raise ShapeError(
-                f"batch {number}: encode gave {tuple(latents.shape)} for {len(pixels)} images, "
-                "(B, C, h, w) is needed"
-            )
+            got = f"{tuple(latents.shape)} for {len(pixels)} images"
+            raise ShapeError(f"batch {number}: encode gave {got}, (B, C, h, w) is needed")
         check_finite(latents, batch=number)
         return latents
-
-
-def _view_of(
-    recipe: Recipe, mean: Three, std: Three, size: Any, source: str | None, resampled: bool | None
-) -> dict[str, Any]:
-    """The settings that decide the VAE's input for given images."""
-    convention = "clip" if source == "pixel_values" else recipe.pixels
-    view: dict[str, Any] = {"source": source, "pixels": convention, "vae_pixels": recipe.vae_pixels}
-    view |= {"image_size": list(size or ()), "resampled": resampled}
-    if resampled:
-        view |= {"resize": recipe.resize, "antialias": recipe.antialias}
-    if convention == "clip" or recipe.vae_pixels == "official":
-        view |= {"mean": list(recipe.clip_mean or mean), "std": list(recipe.clip_std or std)}
-    return view
-
-
-def _compare(store: Store, part: str, source: str, now: dict[str, Any]) -> None:
-    """Raise DataError, saying what differs, unless a part of the facts is the same."""
-    saved = getattr(store.facts, part)
-    differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-    if differing:
-        pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-        raise DataError(
-            f"latent cache {store.folder} was made by {source} ({pairs[:2000]}): "
-            "build it again with overwrite=True"
-        )
-
-
-def _recipe(recipe: Recipe | None) -> Recipe:
-    recipe = Recipe() if recipe is None else recipe
-    if recipe.latent != "mean":
-        raise ConfigError(
-            "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"
-        )
-    return recipe
-
-
-def _input_size(recipe: Recipe, teacher: Any) -> tuple[int, int] | None:
-    """Height and width of the VAE's input; None: the size of the images."""
-    if recipe.image_size is not None:
-        return recipe.image_size, recipe.image_size
-    size = getattr(teacher, "image_size", None)
-    return None if size is None else (int(size[0]), int(size[1]))
-
-
-def _check_place(path: Path, overwrite: bool) -> None:
-    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not empty and not (path.is_dir() and holds_store(path)):
-        raise DataError(f"{path} exists and is not a latent cache: choose another folder")
-    if not empty and not overwrite:
-        raise DataError(
-            f"{path} holds a latent cache already: LatentCache.open uses it, overwrite=True replaces it"
-        )
 
 
 def _contents(pixels: Tensor) -> list[bytes]:

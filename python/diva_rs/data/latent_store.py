@@ -21,7 +21,7 @@ from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verif
 from diva_rs._base.files import write_json
 from diva_rs._base.optional import one_line
 from diva_rs.data.augment import Views
-from diva_rs.errors import DataError, WeightsError
+from diva_rs.errors import DataError, ShapeError, WeightsError
 
 Array = np.ndarray[Any, Any]
 
@@ -68,9 +68,9 @@ def identity(teacher: Any) -> dict[str, Any]:
 class StoreWriter:
     """Writes the files of a store into an empty folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.shape: torch.Size | None = None
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.shape: tuple[int, ...] | None = None
         self._checks: dict[bytes, int] = {}  # content -> checksum, in the order of the rows
         self._rows: list[Tensor] = []  # of the file that is not yet written
         self._files = 0
@@ -78,12 +78,17 @@ class StoreWriter:
     def __contains__(self, content: bytes) -> bool:
         return content in self._checks
 
-    def add(self, content: bytes, latent: Tensor) -> None:
-        """Append one latent (C, h, w) of the image with this content hash."""
-        self.shape = latent.shape
-        self._checks[content] = _checksum(latent)
-        self._rows.append(latent)
-        if len(self._rows) * latent.nbytes >= _FILE_BYTES:
+    def add(self, content: bytes, latent: Tensor, where: str) -> None:
+        """Append one latent (C, h, w) of the image with this content hash; ``where`` it was, for errors."""
+        row, shape = latent.to(self.dtype), tuple(latent.shape)
+        self.shape = self.shape or shape
+        if shape != self.shape:
+            raise ShapeError(f"{where}: the latent is {shape}, those before {self.shape}")
+        if not row.isfinite().all():
+            raise DataError(f"{where}: a latent exceeds {self.dtype}: use dtype='float32'")
+        self._checks[content] = _checksum(row)
+        self._rows.append(row)
+        if len(self._rows) * row.nbytes >= _FILE_BYTES:
             self._flush()
 
     def finish(self, facts: Facts) -> None:
@@ -124,6 +129,7 @@ class Store:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Shape (C, h, w) of each latent."""
         return tuple(self._files[0].shape[1:])
 
     def rows(self, contents: list[bytes]) -> Array:
@@ -136,8 +142,8 @@ class Store:
         """The latents of rows, (n, C, h, w) float32, each compared with its checksum."""
         found = []
         for row in rows.tolist():
-            file = int(np.searchsorted(self._starts, row, side="right")) - 1
-            latent = self._files[file][row - self._starts[file]]
+            file, place = divmod(row, len(self._files[0]))
+            latent = self._files[file][place]
             if _checksum(latent) != self._checks[row]:
                 raise self._damaged(f"row {row}, in {_LATENTS.format(file)}, does not match its checksum")
             found.append(latent)
@@ -153,19 +159,17 @@ class Store:
         contents = index["content"].numpy().view("S16").ravel()
         self._order = np.argsort(contents)
         self._sorted, self._checks = contents[self._order], index["check"].tolist()
-        self._files: list[Tensor] = []
-        self._starts = [0]  # the first row of each file, and the number of rows
-        while self._starts[-1] < count:
+        self._files: list[Tensor] = []  # of equally many rows, except the last
+        while count > 0:
             name = _LATENTS.format(len(self._files))
             latents = load_weights(self.folder / name).get("latents", torch.empty(0))
-            like = self._files[0] if self._files else latents
-            fits = latents.ndim == 4 and latents.shape[1:] == like.shape[1:] and latents.dtype == like.dtype
+            first = self._files[0] if self._files else latents
+            shape = (min(len(first), count), *first.shape[1:])
+            fits = latents.ndim == 4 and latents.shape == shape and latents.dtype == first.dtype
             if not fits or not latents.numel() or not latents.is_floating_point():
-                raise WeightsError(f"{name} holds {latents.dtype} {tuple(latents.shape)}")
+                raise WeightsError(f"{name} holds {latents.dtype} {tuple(latents.shape)}, {shape} expected")
             self._files.append(latents)
-            self._starts.append(self._starts[-1] + len(latents))
-        if self._starts[-1] != count:
-            raise WeightsError(f"{name} holds more rows than {_INDEX}")
+            count -= len(latents)
 
     def _damaged(self, what: str) -> DataError:
         return DataError(
@@ -173,11 +177,18 @@ class Store:
         )
 
 
-def holds_store(folder: Path) -> bool:
-    """Whether a folder holds nothing but files of a store, so that it may be replaced."""
-    names = [path.name for path in folder.iterdir()]
+def check_place(folder: Path, overwrite: bool) -> None:
+    """Raise DataError if a new store may not replace what is at ``folder``."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if not names and (folder.is_dir() or not folder.exists()):
+        return
     known = (_INDEX, _FACTS, MANIFEST)
-    return all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names)
+    if not names or not all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names):
+        raise DataError(f"{folder} exists and is not a latent cache: choose another folder")
+    if not overwrite:
+        raise DataError(
+            f"{folder} holds a latent cache already: LatentCache.open uses it, overwrite=True replaces it"
+        )
 
 
 def _checksum(row: Tensor) -> int:

@@ -26,8 +26,7 @@ class SkippedSample:
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
-    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone. Raises
-    DataError where the images differ in size.
+    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone.
 
     >>> batch = collate([{"images": torch.zeros(3, 2, 2), "ids": 5}, BadImage("b.jpg", "truncated")])
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
@@ -39,9 +38,7 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     if good:
         shapes = sorted({tuple(sample["images"].shape) for sample in good})
         if len(shapes) > 1:
-            raise DataError(
-                f"images of one batch differ in size, {shapes}: the transform must crop to one size"
-            )
+            raise DataError(f"images of one batch differ in size, {shapes}: crop them to one size")
         batch["images"] = torch.stack([sample["images"] for sample in good])
         batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
     return batch
@@ -51,8 +48,8 @@ class KeyedSampler(Sampler[int]):
     """The order of one epoch: samples sorted by a hash of (seed, epoch, id).
 
     Under ``torch.distributed`` each rank gets every world-th sample, and all ranks get equally many: a
-    remainder is left out, another one in each epoch. With ``even`` set to False nothing is left out;
-    `post_train`, which weights the ranks, does so.
+    remainder is left out, another one in each epoch. With ``even`` set to False, as by `post_train`, which
+    weights the ranks, nothing is left out.
 
     >>> sampler = KeyedSampler(np.arange(6), seed=0)
     >>> sorted(sampler) == list(range(6)) and list(sampler) == list(sampler)
@@ -87,8 +84,8 @@ class ImageLoader:
     """Batches ``dict(images (B, 3, H, W) in [0, 1], ids (B,) int64)`` of one epoch per iteration.
 
     Two iterations of one epoch give the same batches, for any number of workers. ``bad`` maps the name of
-    each skipped image to the reason; ``position`` counts the batches read in this epoch. For ``prefetch`` and
-    ``pin_memory`` see `folder_loader`.
+    each skipped image to the reason; ``position`` counts the batches read in this epoch. For the arguments
+    see `folder_loader`.
     """
 
     def __init__(
@@ -104,8 +101,7 @@ class ImageLoader:
         check_policy(on_bad_image)
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch
         self.on_bad_image, self.bad = on_bad_image, dict[str, str]()
-        self.position = 0
-        self._start = 0
+        self.position = self._start = 0
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch,
@@ -155,7 +151,11 @@ class ImageLoader:
         for batch in self._batches(start):
             self.position += 1
             for bad in batch.pop("bad", ()):
-                self._note(bad)
+                if self.on_bad_image == "raise":
+                    raise bad.error()
+                if bad.name not in self.bad:
+                    self.bad[bad.name] = bad.reason
+                    logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
             if batch:  # a batch of bad images alone is skipped
                 good += len(batch["ids"])
                 yield batch
@@ -177,13 +177,6 @@ class ImageLoader:
             # The workers take turns. One without further samples leaves its turns to the others, so a worker
             # has given at least these batches.
             workers = max(1, self._loader.num_workers)
-            turns = [len(range(worker, start, workers)) for worker in range(workers)]
+            turns = (len(range(worker, start, workers)) for worker in range(workers))
             self.dataset.start = [self.batch_size * count for count in turns]
         yield from islice(self._loader, start, None)
-
-    def _note(self, bad: BadImage) -> None:
-        if self.on_bad_image == "raise":
-            raise bad.error()
-        if bad.name not in self.bad:
-            self.bad[bad.name] = bad.reason
-            logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))

@@ -1,12 +1,9 @@
 """Pixel conventions, and the conversion of a loader's images to the inputs of CLIP and of the VAE.
 
-The caller declares one of three conventions: ``"unit"`` is [0, 1], ``"symmetric"`` is [-1, 1], ``"clip"`` is
-normalised by CLIP's mean and std. No function here reads a value on the host, so all of them run on CUDA
-without a synchronisation and on the meta device. The arithmetic is in ``src/pixels.rs``, which a training
-step calls directly.
+Conventions: ``"unit"`` is [0, 1], ``"symmetric"`` is [-1, 1], ``"clip"`` is normalised by CLIP's mean and
+std. No function here reads a value on the host. The arithmetic is in ``src/pixels.rs``.
 """
 
-import torch
 from torch import Tensor
 
 import diva_rs._native as _native
@@ -40,9 +37,8 @@ def clip_input(
 ) -> Tensor:
     """CLIP's input (B, 3, *size), normalised by ``mean`` and ``std``; device and dtype stay.
 
-    ``images`` is (B, 3, H, W) in the convention ``recipe.pixels``. ``recipe.resize`` and ``recipe.antialias``
-    choose the resampling; images of the right size are not resampled. Nothing is clamped, so bicubic
-    resampling may overshoot slightly at hard edges.
+    ``images`` is (B, 3, H, W) in the convention ``recipe.pixels``; those of the right size are not resampled.
+    Nothing is clamped, so bicubic resampling may overshoot slightly at hard edges.
 
     >>> recipe = Recipe(pixels="unit", resize="bicubic", antialias=True)
     >>> half = (0.5, 0.5, 0.5)
@@ -64,10 +60,8 @@ def vae_input(
 
     ``recipe.vae_pixels="symmetric"`` gives unit pixels x 2 - 1, the range [-1, 1] that every Stable Diffusion
     VAE was trained on. ``"official"`` gives ``(x * std + mean) * 2 - 1`` with ImageNet's mean and std, where
-    x was normalised by ``mean`` and ``std``: the input of the official DIVA code. With OpenAI's mean and std
-    it keeps 0.82 to 0.86 of the contrast.
-
-    ``convention`` replaces ``recipe.pixels``: use ``"clip"`` for ``pixel_values``.
+    x was normalised by ``mean`` and ``std``: the input of the official DIVA code, with 0.82 to 0.86 of the
+    contrast. ``convention`` replaces ``recipe.pixels``: use ``"clip"`` for ``pixel_values``.
 
     >>> recipe = Recipe(pixels="unit", vae_pixels="symmetric")
     >>> vae_input(torch.ones(1, 3, 8, 8), recipe, (8, 8)).unique()
@@ -86,8 +80,3 @@ def native_pixels(
     """The recipe's pixel fields for the native core; ``convention`` and ``vae_pixels`` replace its own."""
     conventions = convention or recipe.pixels, vae_pixels or recipe.vae_pixels
     return _native.Pixels(*conventions, recipe.resize, recipe.antialias, mean, std)
-
-
-def per_channel(values: Three, like: Tensor) -> Tensor:
-    """Constants (3, 1, 1) like ``like``, filled on its device: ``torch.tensor`` would copy and wait."""
-    return torch.cat([like.new_full((1, 1, 1), value) for value in values])

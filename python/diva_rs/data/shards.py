@@ -14,7 +14,7 @@ from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
 from diva_rs._base.world import rank_and_world
 from diva_rs.data.augment import Transform, Views, transform_of
-from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage
 from diva_rs.data.folder import Images
 from diva_rs.data.keys import name_key, scramble
 from diva_rs.data.loader import ImageLoader, SkippedSample
@@ -36,9 +36,8 @@ class ImageShards(Images, IterableDataset[Any]):
     unique across shards, as img2dataset's are. Shards are divided among ranks and workers; with ``shuffle``
     their order and a buffer of samples are shuffled by (seed, epoch).
 
-    Raises DataError for a shard that does not exist, a bad image, a sample without an image, and a truncated
-    or damaged shard. With ``on_bad_image="skip"`` the last three are `BadImage` items, and the samples before
-    the damage are used.
+    A bad image, a sample without an image and a truncated or damaged shard raise DataError. With
+    ``on_bad_image="skip"`` they are `BadImage` items, and the samples before the damage are used.
     """
 
     def __init__(
@@ -96,8 +95,7 @@ class ImageShards(Images, IterableDataset[Any]):
         images = [member for member in members if member.rpartition(".")[2] in EXTENSIONS]  # "v2.jpg" too
         images.sort(key=lambda member: member not in EXTENSIONS)
         if not images:
-            found = ", ".join(members) or "nothing"
-            return self.bad(name, f"no image among its members (found {found})")
+            return self.bad(name, f"no image among its members (found {', '.join(members) or 'nothing'})")
         return self.sample(sample[images[0]], name_key(key), name)
 
 
@@ -127,7 +125,6 @@ def shard_loader(
     ...     [len(batch["ids"]) for batch in shard_loader(root + "/{00..00}.tar", batch=2, size=8, workers=0)]
     [2, 1]
     """
-    check_policy(on_bad_image)
     transform = transform_of(size, scale, views)
     dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
     dataset.views = views
@@ -140,9 +137,9 @@ class _StrictInfo(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictInfo":
         info = super().frombuf(buf, encoding, errors)
-        # tarfile would read the content of such a header whole, of any size.
-        long = info.type in _EXTENDED and info.size > _MOST_HEADER
-        if info.size < 0 or long or info.type == tarfile.GNUTYPE_SPARSE:
+        # tarfile would read the content of an extended header whole, of any size.
+        most = _MOST_HEADER if info.type in _EXTENDED else info.size
+        if not 0 <= info.size <= most or info.type == tarfile.GNUTYPE_SPARSE:
             raise tarfile.ReadError(f"a header declares {info.size} bytes")
         return info
 

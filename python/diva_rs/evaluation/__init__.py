@@ -4,12 +4,9 @@ Every result prints as a table, is written by ``to_json(path)`` and ``to_csv(pat
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
-from diva_rs.evaluation.benchmark import SUITES
-from diva_rs.evaluation.datasets import retrieval, zero_shot
-from diva_rs.evaluation.drift import Drift, drift, linear_cka
-from diva_rs.evaluation.embedder import Embedder
-from diva_rs.evaluation.embeddings import EMBEDDINGS, ImageEmbedding, image_embedding
-from diva_rs.evaluation.features import image_features
+from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
+from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
+from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
 from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
 from diva_rs.evaluation.probes import linear_probe

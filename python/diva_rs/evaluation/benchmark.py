@@ -1,4 +1,7 @@
-"""Data sets through clip-benchmark: found or downloaded, or missing with the reason, and never skipped."""
+"""Zero-shot classification and retrieval over clip-benchmark's data sets: what did post-training cost?
+
+A data set is found or downloaded, or missing with the reason, and never skipped.
+"""
 
 import contextlib
 import io
@@ -13,13 +16,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from diva_rs._base.optional import require
+from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
-from diva_rs.evaluation.statistics import check_confidence
+from diva_rs.evaluation.statistics import check_confidence, interval_of
 
 # The 27 classification and 2 retrieval sets on which DIVA's paper reports what post-training costs (the list
 # is that of EVA-CLIP, arXiv 2303.15389), by their names in clip-benchmark.
@@ -60,9 +63,6 @@ class Settings:
     confidence: float = 0.95  # of the intervals
     progress: bool = True  # whether clip-benchmark's progress bars are shown
 
-    def __post_init__(self) -> None:
-        check_confidence(self.confidence)
-
 
 class Opened:
     """A data set that was found: the loader that clip-benchmark takes, which counts its images."""
@@ -79,12 +79,9 @@ class Opened:
             yield batch
 
 
-Score = Callable[[Embedder, Opened, Settings], DatasetScore]
-
-
 def run_suite(
     task: str,
-    score: Score,
+    score: Callable[[Embedder, Opened, Settings], DatasetScore],
     embedder: tuple[Any, Any, Any],
     root: str | os.PathLike[str],
     datasets: str | Sequence[str],
@@ -93,6 +90,7 @@ def run_suite(
 ) -> SuiteResult:
     """Score (clip, preprocess, tokenizer) on every data set that is found."""
     settings = Settings(**given)
+    check_confidence(settings.confidence)
     names = [datasets] if isinstance(datasets, str) else list(datasets)
     if suite is not None:
         if suite not in SUITES:
@@ -110,15 +108,32 @@ def run_suite(
             if settings.progress:
                 print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not name it
             try:
-                scores.append(score(ready, open_dataset(name, ready, root, settings, task), settings))
+                opened = open_dataset(name, ready, root, settings, task)
+                with _running(ready.device, settings.progress):
+                    scores.append(score(ready, opened, settings))
             except (torch.OutOfMemoryError, DependencyError, ConfigError):
                 raise
-            except (Exception, SystemExit) as err:  # clip-benchmark exits if a download tool is missing
-                missing[name] = _reason(err)
+            except DataError as err:
+                missing[name] = str(err)
+            except SystemExit:
+                missing[name] = "clip-benchmark exited: a download tool is missing"
+            except Exception as err:
+                missing[name] = one_line(err)
     if not scores:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise DataError(f"no data set was found: {reasons}")
     return SuiteResult(task, tuple(scores), missing, type(model).__name__, settings.confidence)
+
+
+@contextlib.contextmanager
+def _running(device: torch.device, progress: bool) -> Iterator[None]:
+    """clip-benchmark takes a device by its type: on CUDA the model's own is the current one."""
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        if not progress:
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
 
 
 def open_dataset(
@@ -131,8 +146,12 @@ def open_dataset(
     place = place_of(root, name)
     webdataset = name.startswith("wds/")
     if not settings.download and "://" not in place:
-        needed = (f"{settings.split}/nshards.txt",) if webdataset else _NEEDED.get(name, ())
-        _check_there(Path(place), [part.format(split=settings.split) for part in needed])
+        if not Path(place).is_dir():
+            raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
+        for part in ("{split}/nshards.txt",) if webdataset else _NEEDED.get(name, ()):
+            file = Path(place, part.format(split=settings.split))
+            if not file.exists():
+                raise DataError(f"{file} is missing")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off on purpose
         dataset = builder.build_dataset(
@@ -143,7 +162,10 @@ def open_dataset(
             download=settings.download,
             task=_TASKS[task],
         )
-    _check_class_folders(dataset)
+    if type(dataset).__name__ == "ImageFolder" and len(dataset.class_to_idx) != len(dataset.classes):
+        # It numbers classes by its sub-folders, which clip-benchmark names by a fixed list.
+        folders, classes = len(dataset.class_to_idx), len(dataset.classes)
+        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {classes} classes")
     loader: DataLoader[Any]
     if webdataset:
         # webdataset raises an error if there are more workers than shards.
@@ -157,15 +179,12 @@ def open_dataset(
 
 
 def place_of(root: str | os.PathLike[str], name: str) -> str:
-    """Where a data set lies: in the folder of its name, below ``root`` or ``root`` itself.
+    """Where a data set lies: in the folder of its name, below ``root``, or ``root`` itself.
 
-    A ``root`` with ``{dataset}`` or ``{dataset_cleaned}`` (a slash becomes a dash) is filled in, as
-    clip-benchmark does. Never in a folder of another name: an image folder of other data would be scored.
+    Braces are filled in. Never in a folder of another name: an image folder of other data would be scored.
 
     >>> place_of("data/{dataset_cleaned}/v2", "wds/vtab/resisc45"), place_of("data", "vtab/resisc45")
     ('data/vtab-resisc45/v2', 'data/vtab-resisc45')
-    >>> place_of("data/cifar10", "cifar10")
-    'data/cifar10'
     """
     text, short = os.path.expanduser(os.fspath(root)), name.removeprefix("wds/")
     cleaned = short.replace("/", "-")
@@ -173,47 +192,101 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
         try:
             return text.format(dataset=short, dataset_cleaned=cleaned)
         except (KeyError, IndexError, ValueError) as err:
-            known = "{dataset} and {dataset_cleaned}"
-            raise ConfigError(f"root={text!r}: only {known} are filled in") from err
+            raise ConfigError(
+                f"root={text!r}: only {{dataset}} and {{dataset_cleaned}} are filled in"
+            ) from err
     return text if "://" in text or Path(text).name == cleaned else str(Path(text, cleaned))
 
 
-@contextlib.contextmanager
-def running(embedder: Embedder, settings: Settings) -> Iterator[str]:
-    """The device by its type, as clip-benchmark takes it; on CUDA the model's own is the current one.
+def zero_shot(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    datasets: str | Sequence[str] = (),
+    suite: str | None = None,
+    **settings: Any,
+) -> SuiteResult:
+    """Zero-shot accuracy on data sets of clip-benchmark, with its class names and templates, in float32.
 
-    clip-benchmark's progress bars are hidden unless they are wanted.
+    The result's ``missing`` holds the data sets that were not found, with the reason. Multi-label sets are
+    scored by mean average precision, as clip-benchmark does.
+
+    Args:
+        clip, preprocess, tokenizer: as for `mmvp_vlm`.
+        root: a folder with one sub-folder per data set, of its name (a slash is a dash, "wds/" left out), or
+            a template such as "data/{dataset_cleaned}/v1", or an address of webdatasets
+            ("https://.../{dataset_cleaned}/tree/main").
+        datasets: names of clip-benchmark: "cifar10", "imagenet1k", "wds/<name>" for webdatasets, ...
+        suite: "diva": the 27 sets of the paper, after those of ``datasets``.
+        settings: fields of `Settings`.
+
+    >>> result = zero_shot(clip, preprocess, tokenizer, shapes_folder, "wds/shapes", progress=False)
+    >>> result["wds/shapes"].metric, result["wds/shapes"].items
+    ('acc1', 8)
     """
-    device = embedder.device
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        if not settings.progress:
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield device.type
+    return run_suite("zero-shot", _classify, (clip, preprocess, tokenizer), root, datasets, suite, settings)
 
 
-def _check_there(place: Path, needed: Sequence[str]) -> None:
-    if not place.is_dir():
-        raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
-    for part in needed:
-        if not (place / part).exists():
-            raise DataError(f"{place / part} is missing")
+def retrieval(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    datasets: str | Sequence[str] = (),
+    suite: str | None = None,
+    **settings: Any,
+) -> SuiteResult:
+    """Recall@k of images by text and of texts by image, on data sets of clip-benchmark, in float32.
+
+    The arguments are those of `zero_shot`, and ``recall`` (default 1, 5, 10). The score of a data set is the
+    mean of both recalls at the first k of ``recall``; its ``metrics`` hold both for every k.
+
+    >>> result = retrieval(
+    ...     clip, preprocess, tokenizer, captions_folder, "wds/captions", recall=(1, 2), progress=False
+    ... )
+    >>> result["wds/captions"].metric, sorted(result["wds/captions"].metrics)[0]
+    ('mean_recall@1', 'image_retrieval_recall@1')
+    """
+    return run_suite("retrieval", _retrieve, (clip, preprocess, tokenizer), root, datasets, suite, settings)
 
 
-def _check_class_folders(dataset: Any) -> None:
-    """An image folder numbers classes by its sub-folders, which clip-benchmark names by a fixed list."""
-    if type(dataset).__name__ != "ImageFolder":
-        return
-    folders, names = len(dataset.class_to_idx), len(dataset.classes)
-    if folders != names:
-        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {names} classes")
+def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
+    measures = require("clip_benchmark.metrics.zeroshot_classification", extra="eval")
+    classes, templates = (getattr(opened.dataset, name, None) for name in ("classes", "templates"))
+    if not classes or not templates:
+        raise DataError("it has no class names or no templates")
+    tokenize, device = embedder.tokenize, embedder.device.type
+    classifier = measures.zero_shot_classifier(embedder, tokenize, classes, templates, device, amp=False)
+    logits, target = measures.run_classification(embedder, classifier, opened, device, amp=False)
+    if target.ndim == 2:
+        name = "mean_average_precision"
+        precision = 100 * float(measures.average_precision_per_class(logits, target).mean())
+        return DatasetScore(opened.name, name, precision, None, opened.images, {name: precision})
+    picked = logits.argmax(dim=1)
+    outcomes = (picked == target).tolist()
+    right, items = sum(outcomes), len(outcomes)
+    recalls = [float((picked[target == kind] == kind).float().mean()) for kind in target.unique()]
+    metrics = {"acc1": 100 * right / items, "mean_per_class_recall": 100 * sum(recalls) / len(recalls)}
+    if len(classes) >= 5:
+        # Not by clip-benchmark's own `accuracy`, which fails under NumPy 2.4 and later.
+        hits = (logits.topk(5).indices == target.unsqueeze(1)).any(dim=1)
+        metrics["acc5"] = 100 * float(hits.float().mean())
+    interval = interval_of(right, items, settings.confidence)
+    return DatasetScore(opened.name, "acc1", metrics["acc1"], interval, items, metrics, tuple(outcomes))
 
 
-def _reason(err: BaseException) -> str:
-    """One line of an error."""
-    if isinstance(err, SystemExit):
-        return "clip-benchmark exited: a download tool is missing"
-    text = " ".join(str(err).split()) or "no reason given"
-    named = text if isinstance(err, DataError | AssertionError) else f"{type(err).__name__}: {text}"
-    return named if len(named) <= 300 else named[:297] + "..."
+def _retrieve(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
+    measures = require("clip_benchmark.metrics.zeroshot_retrieval", extra="eval")
+    if getattr(opened.dataset, "classes", None):
+        raise DataError("it has class names and no captions: it is a classification set")
+    recall, tokenize, device = list(settings.recall), embedder.tokenize, embedder.device.type
+    try:
+        found = measures.evaluate(embedder, opened, tokenize, device, amp=False, recall_k_list=recall)
+    except RuntimeError as err:
+        if max(recall) <= opened.images:
+            raise
+        raise DataError(f"recall@{max(recall)} of {opened.images} images: give a smaller recall") from err
+    metrics = {name: 100 * value for name, value in found.items()}
+    both = [metrics[f"{side}_retrieval_recall@{recall[0]}"] for side in ("image", "text")]
+    return DatasetScore(opened.name, f"mean_recall@{recall[0]}", sum(both) / 2, None, opened.images, metrics)

@@ -1,31 +1,133 @@
-"""Any supported CLIP behind one pair of methods, with the transform and the tokenizer that belong to it."""
+"""Any supported CLIP behind one pair of methods, and which vector stands for an image.
+
+The official runs score different embeddings for different models, and not the one that the model's library
+gives; numbers compare only under the same one. Source: github baaivision/DIVA, condition/*.py and
+run_DIVA_with_*.py, whose random choice of tokens is here a function of the seed and the question's id.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from diva_rs._base.settings import hint
 from diva_rs.clip import Tower, adapt
-from diva_rs.errors import ConfigError, DataError, a_type
-from diva_rs.evaluation.embeddings import Combine, ImageEmbedding, image_embedding, library_embedding, pooled
+from diva_rs.data.augment import image_pixels
+from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.evaluation.measures import device_of
+from diva_rs.step.draws import draw
 
+Combine = Callable[[Tensor, Tensor], Tensor]
+"""(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
 Tokens = Any
 """A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
+
+
+@dataclass(frozen=True)
+class ImageEmbedding:
+    """How an image's tokens become the vector that is scored."""
+
+    name: str  # in arguments and reports
+    about: str  # in words
+    combine: Combine | None = None  # from the projected tokens; None for the library's own embedding
+    choose: Callable[[int], int] | None = None  # how many of P patches are drawn, with replacement; None: all
+    normalized: bool = True  # whether the vector is L2-normalised before the dot product with the text
+
+    def of_tokens(self, tower: Tower, tokens: Tensor, ids: Sequence[int], seed: int = 0) -> Tensor:
+        """(B, 1 + P, W) tokens of images with these ids -> (B, D)."""
+        if self.combine is None:
+            return tower.embed(tokens)
+        projected = tower.project(tokens)
+        first, patches = projected[:, 0], projected[:, 1:]
+        if self.choose is not None:
+            count = self.choose(patches.shape[1])
+            drawn = draw(seed, ids, 1, (1,), patches.shape[1], count, replacement=True).tokens
+            index = torch.as_tensor(drawn[:, 0], device=patches.device)  # (B, count)
+            patches = patches.gather(1, index.unsqueeze(-1).expand(-1, -1, patches.shape[-1]))
+        combined = self.combine(first, patches)
+        if combined.ndim != 2 or len(combined) != len(tokens):
+            shape = tuple(combined.shape)
+            raise ShapeError(f"embedding {self.name} gave {shape}, expected ({len(tokens)}, width)")
+        return combined
+
+
+def _class(first: Tensor, patches: Tensor) -> Tensor:
+    return first
+
+
+def _class_and_mean(first: Tensor, patches: Tensor) -> Tensor:
+    return first + patches.mean(dim=1)
+
+
+def _unit_class_and_mean(first: Tensor, patches: Tensor) -> Tensor:
+    return normalize(first, dim=-1) + normalize(patches, dim=-1).mean(dim=1)
+
+
+_POOLED = "the library's own image embedding"
+_DRAWN = "normalised class + mean of half as many drawn normalised patches, the sum not normalised"
+_RULES = (
+    ImageEmbedding("pooled", _POOLED),
+    ImageEmbedding("class", "the first token, projected", _class),
+    ImageEmbedding("official-openai", "class + mean of 76 drawn patches", _class_and_mean, lambda count: 76),
+    ImageEmbedding(
+        "official-metaclip", "normalised class + mean of all normalised patches", _unit_class_and_mean
+    ),
+    ImageEmbedding("official-dfn-224", "class", _class),
+    ImageEmbedding("official-dfn-378", _DRAWN, _unit_class_and_mean, lambda count: count // 2, False),
+    ImageEmbedding("official-siglip", _POOLED),
+)
+EMBEDDINGS = {rule.name: rule for rule in _RULES}
+
+
+def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding:
+    """The embedding of that name, or one made of a function (see `Combine`).
+
+    >>> image_embedding("official-openai").about
+    'class + mean of 76 drawn patches'
+    >>> image_embedding(lambda first, patches: patches.mean(1)).name
+    '<lambda>'
+    """
+    if isinstance(embedding, ImageEmbedding):
+        return embedding
+    if callable(embedding):
+        return ImageEmbedding(getattr(embedding, "__name__", "custom"), "a function", embedding)
+    if not isinstance(embedding, str) or embedding not in EMBEDDINGS:
+        near = hint(embedding, EMBEDDINGS) or f": known are {', '.join(EMBEDDINGS)}"
+        raise ConfigError(f"embedding={shown(embedding)} is not known{near}")
+    return EMBEDDINGS[embedding]
+
+
+def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> Tensor:
+    """(B, D): the image embedding of the model's own library; of ``tower`` for a vision part alone."""
+    m: Any = model
+    if hasattr(model, "get_image_features"):
+        features = pooled(m.get_image_features(pixel_values=pixels))
+    elif hasattr(model, "encode_image"):
+        features = m.encode_image(pixels)
+    elif tower is not None:
+        features = tower.embed(tower.tokens(pixels))
+    else:
+        raise ConfigError(f"{type(model).__name__} has neither encode_image nor get_image_features")
+    # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
+    return features[:, 0] if features.ndim == 3 else features
+
+
+def pooled(features: Any) -> Tensor:
+    """The tensor in what transformers returns: a tensor up to 4.x, an output with `pooler_output` later."""
+    if isinstance(features, Tensor):
+        return features
+    found: Tensor = features.pooler_output if hasattr(features, "pooler_output") else features[1]
+    return found
 
 
 class Embedder:
     """Images and texts to vectors, for a model of any library; what clip-benchmark calls a model.
 
-    Args:
-        clip: a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or anything
-            with ``encode_image`` and ``encode_text``.
-        preprocess: PIL image -> (3, H, W), or a transformers processor; for scoring, not for training.
-        tokenizer: texts -> token ids (open_clip's, OpenAI's `clip.tokenize`), or a transformers tokenizer or
-            processor.
-        embedding: a name of `EMBEDDINGS`, or a function of the projected first token and patches.
-        seed: of the drawn patches, if the embedding draws any.
+    ``clip`` is a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or anything
+    with ``encode_image`` and ``encode_text``. The other arguments are those of `mmvp_vlm`.
 
     >>> embedder = Embedder(clip, preprocess, tokenizer)
     >>> embedder.encode_text(embedder.tokenize(["a photo of a cat"])).shape
@@ -56,47 +158,43 @@ class Embedder:
             self._tower = adapt(clip, training=False)
 
     def encode_image(self, pixels: Tensor, ids: Sequence[int] = ()) -> Tensor:
-        """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation.
-
-        ``ids`` key the drawn patches of embeddings that draw any.
-        """
+        """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation; ``ids`` key draws."""
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
             return library_embedding(self.model, None, pixels.to(own.dtype))
-        tokens = self._tower.tokens(pixels)
-        return self.embedding.of_tokens(
-            self._tower, tokens, ids if len(ids) else range(len(pixels)), self.seed
-        )
+        ids = ids if len(ids) else range(len(pixels))
+        return self.embedding.of_tokens(self._tower, self._tower.tokens(pixels), ids, self.seed)
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
-        if hasattr(self.model, "get_text_features"):
-            named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
-            if "siglip" in str(getattr(self.model.config, "model_type", "")):
-                named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
-            return pooled(self.model.get_text_features(**named))
-        ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
-        features: Tensor = self.model.encode_text(ids)
-        return features
+        named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
+        if not hasattr(self.model, "get_text_features"):
+            return self.model.encode_text(named["input_ids"])  # type: ignore[no-any-return]
+        if "siglip" in str(getattr(self.model.config, "model_type", "")):
+            named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
+        return pooled(self.model.get_text_features(**named))
 
 
 def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
-    """PIL image -> (3, H, W), from a torchvision-style transform or a transformers processor.
-
-    One that draws random numbers is a ConfigError: no two runs would agree.
-    """
-    if _of_transformers(preprocess):
-        processor = getattr(preprocess, "image_processor", preprocess)
-        return lambda image: _checked(
-            processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
-        )
+    """PIL image -> (3, H, W); raises ConfigError for a transform that draws: no two runs would agree."""
     random = [name for name in _names(preprocess) if name.startswith("Random")]
     if random:
         raise ConfigError(
             f"preprocess draws random numbers ({random[0]}): it is the transform for training; the one for "
             "scoring is the third value of open_clip.create_model_and_transforms"
         )
-    return lambda image: _checked(preprocess(image))
+
+    def transform(image: Any) -> Tensor:
+        pixels = preprocess(image)
+        # Integers would be cast later on and scored as if they were normalised.
+        return image_pixels(pixels, "preprocess", "give the model's own transform")
+
+    def process(image: Any) -> Tensor:
+        processor = getattr(preprocess, "image_processor", preprocess)
+        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        return pixels[0]
+
+    return process if _of_transformers(preprocess) else transform
 
 
 def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
@@ -108,14 +206,6 @@ def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]],
         padded = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
         return lambda texts: own(list(texts), **padded)
     return lambda texts: tokenizer(list(texts))
-
-
-def _checked(pixels: Any) -> Tensor:
-    # Integers would be cast later on and scored as if they were normalised.
-    if not isinstance(pixels, Tensor) or pixels.ndim != 3 or not pixels.is_floating_point():
-        got = f"{pixels.dtype} {tuple(pixels.shape)}" if isinstance(pixels, torch.Tensor) else a_type(pixels)
-        raise DataError(f"preprocess gave {got}: a floating-point tensor (3, H, W) is needed")
-    return pixels
 
 
 def _of_transformers(value: Any) -> bool:

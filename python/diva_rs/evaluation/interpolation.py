@@ -30,21 +30,16 @@ ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 def interpolate(
     before: Weights, after: Weights, alpha: float, *, into: nn.Module | None = None
 ) -> dict[str, Tensor]:
-    """The weights ``(1 - alpha) * before + alpha * after``.
+    """The weights ``(1 - alpha) * before + alpha * after``, alpha from 0 to 1: nothing is extrapolated.
 
-    Args:
-        before, after: models, state dicts, or files (``.safetensors``, ``.pt``; a run's folder stands for its
-            ``clip.safetensors``), of the same keys and shapes. Keep a copy of ``before``: training changes a
-            model in place.
-        alpha: from 0 (the bits of ``before``) to 1 (the bits of ``after``). Nothing is extrapolated.
-        into: a model whose weights are replaced, in place; it may be one of the two.
+    ``before`` and ``after`` are models, state dicts, or files (``.safetensors``, ``.pt``; a run's folder
+    stands for its ``clip.safetensors``), of the same keys and shapes. Keep a copy of ``before``: training
+    changes a model in place. 0 and 1 give the bits of the two. ``into`` is a model whose weights are
+    replaced, in place; it may be one of the two.
 
-    Returns:
-        New tensors, name -> tensor, in the dtypes and on the devices of ``after``; half precision is computed
-        in float32. Counters and masks must be equal in both.
-
-    Raises:
-        WeightsError: keys, shapes or counters differ, or a file cannot be read; ``into`` is unchanged.
+    The result is new tensors, in the dtypes and on the devices of ``after``; half precision is computed in
+    float32. Raises WeightsError if keys, shapes, or counters and masks differ, or a file cannot be read;
+    ``into`` is then unchanged.
 
     >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
@@ -72,13 +67,9 @@ def _between(key: str, old: Tensor, new: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class InterpolationSweep(Result):
-    """Scores along the line; prints as a table.
+    """Scores along the line; prints as a table."""
 
-    Attributes:
-        rows: one dict per alpha, in the order given: alpha, and every score by its name.
-    """
-
-    rows: tuple[dict[str, float], ...]
+    rows: tuple[dict[str, float], ...]  # one per alpha, in the order given: alpha, and each score by its name
 
     @property
     def metrics(self) -> list[str]:
@@ -116,9 +107,9 @@ class InterpolationSweep(Result):
         if ax is None:
             plt = require("matplotlib.pyplot", extra="plot")
             _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
-        across = [row[x] for row in self.rows]
         for name in self.metrics if y is None else [y]:
-            ax.plot(across, [row[name] for row in self.rows], marker="o", markersize=4, label=name)
+            points = [row[x] for row in self.rows], [row[name] for row in self.rows]
+            ax.plot(*points, marker="o", markersize=4, label=name)
         if x == "alpha":
             ax.set_xlabel("alpha  (0 before, 1 after)")
             ax.legend(frameon=False)
@@ -126,8 +117,7 @@ class InterpolationSweep(Result):
             for row in self.rows:
                 place = (row[x], row[y or x])
                 ax.annotate(f"{row['alpha']:g}", place, (4, 4), textcoords="offset points", fontsize=8)
-            ax.set(xlabel=x, ylabel=y)
-            ax.set_title("labels: alpha (0 before, 1 after)", fontsize=9)
+            ax.set(xlabel=x, ylabel=y, title="labels: alpha (0 before, 1 after)")
         ax.spines[["top", "right"]].set_visible(False)
         return ax
 
@@ -158,14 +148,10 @@ def interpolation_sweep(
 ) -> InterpolationSweep:
     """Score the weights between ``before`` and ``after``: how much of what was gained costs how much.
 
-    Args:
-        before, after: as for `interpolate`.
-        metrics: a function of the model, or a mapping of names to such functions.
-        clip: the model that is scored; by default the one of ``after`` and ``before`` that is a model. Its
-            weights are changed for each alpha and restored to the bit, also after an error.
-        alphas: from 0 to 1.
-
-    Raises as :func:`interpolate`.
+    ``metrics`` is a function of the model, or a mapping of names to such functions; ``before``, ``after`` and
+    errors are as for `interpolate`. ``clip`` is the model that is scored, by default the one of ``after`` and
+    ``before`` that is a model. Its weights change for each alpha and are restored to the bit, also after an
+    error.
 
     >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
     >>> sweep = interpolation_sweep(original, clip, {"scale": lambda clip: clip.logit_scale}, alphas=(0, 1))

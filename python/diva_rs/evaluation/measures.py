@@ -30,10 +30,9 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
 def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     """Every metric of the model as it is now: name -> score.
 
-    The model is in eval mode and no gradient is recorded. Afterwards its modes, its gradients and the global
-    random generators (torch's on every device, NumPy's, random's) are as before. A metric returns a number, a
-    result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a mapping of numbers, which
-    are called "name/key"; anything else is a ConfigError.
+    A metric returns a number, a result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a
+    mapping of numbers, which are called "name/key". Modes, gradients and the global random generators are as
+    before afterwards.
 
     >>> measure({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
     {'bias/mean': 0.5, 'bias/max': 2.0}
@@ -49,12 +48,9 @@ def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
 
 
 def _number(value: Any, name: str) -> float:
-    for attribute in _SCORES:
-        if isinstance(getattr(value, attribute, None), (int, float)):
-            value = getattr(value, attribute)
-            break
+    scores = (getattr(value, attribute, None) for attribute in _SCORES)
     try:
-        return float(value)
+        return float(next((score for score in scores if isinstance(score, (int, float))), value))
     except (TypeError, ValueError, RuntimeError) as err:
         raise ConfigError(
             f"metric {name} gave {a_type(value)}: a number, a mapping of numbers or a result of "

@@ -10,8 +10,8 @@ import io
 import os
 import re
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from diva_rs._base.files import read_text
 from diva_rs._base.settings import hint
@@ -37,8 +37,7 @@ _OTHER_NAMES = {
 }
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """One row of Questions.csv; ``row`` counts the lines of the file from 1, the header included."""
 
     row: int
@@ -47,8 +46,7 @@ class Question:
     statement: str
 
 
-@dataclass(frozen=True)
-class QuestionPair:
+class QuestionPair(NamedTuple):
     """Two consecutive rows with their images, and the pattern that their place gives them."""
 
     pattern: str
@@ -73,7 +71,9 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
             f"{file}: {len(couples)} pairs cannot be shared equally by {len(PATTERNS)} patterns "
             "(the benchmark has 135, 15 each): rows are missing"
         )
-    for first, second in couples:
+    images = _find(root, _IMAGE_FOLDERS, "folder")
+    pairs, warned = [], False
+    for place, (first, second) in enumerate(couples):
         # Parity says which image of a pair a statement belongs to, so two ids that are not partners would be
         # scored against the wrong images.
         if (first.id + 1) // 2 != (second.id + 1) // 2:
@@ -81,17 +81,19 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
                 f"{file}, rows {first.row} and {second.row}: question ids {first.id} and {second.id} are not "
                 "a pair (an odd id and the next one): a row before them is missing or out of place"
             )
-    _warn_of_order(file, couples, share)
-    images = _find(root, _IMAGE_FOLDERS, "folder")
-    return [
-        QuestionPair(
-            PATTERNS[place // share],
-            (first, second),
-            # The official code looks for both images under the first row's type.
-            (_image(images, file, first, first.type), _image(images, file, second, first.type)),
-        )
-        for place, (first, second) in enumerate(couples)
-    ]
+        pattern = PATTERNS[place // share]
+        if pattern_of(first.type) != pattern and not warned:
+            warned = True
+            warnings.warn(
+                f"{file}, row {first.row} has the type {first.type!r}, but by its place it counts for "
+                f"{pattern!r}: as in the official code, the place decides. The average is not affected",
+                UserWarning,
+                stacklevel=3,
+            )
+        # The official code looks for both images under the first row's type.
+        one, other = (_image(images, file, question, first.type) for question in (first, second))
+        pairs.append(QuestionPair(pattern, (first, second), (one, other)))
+    return pairs
 
 
 def pattern_of(type_name: str) -> str | None:
@@ -123,13 +125,13 @@ def _listed(entries: list[Path]) -> str:
 
 
 def _read(file: Path) -> list[Question]:
-    questions: dict[int, Question] = {}
     try:
         text = read_text(file, _LONGEST).removeprefix("\ufeff")
     except OSError as err:
         raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
     except UnicodeDecodeError as err:
         raise DataError(f"{file} is not UTF-8 text: {err}") from err
+    questions: dict[int, Question] = {}
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, None)
@@ -140,11 +142,11 @@ def _read(file: Path) -> list[Question]:
         for fields in reader:
             if not any(field.strip() for field in fields):
                 continue
-            question = _question(file, reader.line_num, fields)
+            question = _question(f"{file}, row {reader.line_num}", reader.line_num, fields)
             if question.id in questions:
+                other = questions[question.id].row
                 raise DataError(
-                    f"{file}, row {question.row}: question id {question.id} is in row "
-                    f"{questions[question.id].row} as well"
+                    f"{file}, row {question.row}: question id {question.id} is in row {other} as well"
                 )
             questions[question.id] = question
     except csv.Error as err:
@@ -152,49 +154,33 @@ def _read(file: Path) -> list[Question]:
     return list(questions.values())
 
 
-def _question(file: Path, row: int, fields: list[str]) -> Question:
+def _question(where: str, row: int, fields: list[str]) -> Question:
     if len(fields) != 3:
         raise DataError(
-            f"{file}, row {row}: {len(fields)} fields, expected 3 (Question ID, Type, Statement; a statement "
-            "with a comma needs quotes)"
+            f"{where}: {len(fields)} fields, expected 3: Question ID, Type, Statement; quote commas"
         )
     number, type_name, statement = (field.strip() for field in fields)
     if not re.fullmatch("0*[1-9][0-9]{0,17}", number):
-        raise DataError(f"{file}, row {row}: question id {shown(number)}, expected a whole number from 1")
+        raise DataError(f"{where}: question id {shown(number)}, expected a whole number from 1")
     if pattern_of(type_name) is None:
         near = hint(type_name, PATTERNS) or f": the types are {', '.join(PATTERNS)} and their short names"
-        raise DataError(f"{file}, row {row}: unknown type {shown(type_name)}{near}")
+        raise DataError(f"{where}: unknown type {shown(type_name)}{near}")
     if not statement:
-        raise DataError(f"{file}, row {row}: the statement is empty")
+        raise DataError(f"{where}: the statement is empty")
     return Question(row, int(number), type_name, statement)
-
-
-def _warn_of_order(file: Path, couples: list[tuple[Question, Question]], share: int) -> None:
-    for place, (first, _) in enumerate(couples):
-        if pattern_of(first.type) != PATTERNS[place // share]:
-            warnings.warn(
-                f"{file}, row {first.row} has the type {first.type!r}, but by its place it counts for "
-                f"{PATTERNS[place // share]!r}: as in the official code, the place decides the pattern. The "
-                "average is not affected",
-                UserWarning,
-                stacklevel=4,
-            )
-            return
 
 
 def _image(images: Path, file: Path, question: Question, type_name: str) -> Path:
     """The image of a question, below the folder of a type."""
     where = f"{file}, row {question.row}"
     folders = [entry for entry in sorted(images.iterdir()) if entry.is_dir()]
-    found = [folder for folder in folders if _key(folder.name) == _key(type_name)] or [
-        folder for folder in folders if pattern_of(folder.name) == pattern_of(type_name)
-    ]
+    same = [folder for folder in folders if _key(folder.name) == _key(type_name)]
+    found = same or [folder for folder in folders if pattern_of(folder.name) == pattern_of(type_name)]
     if not found:
         there = _listed(folders)
         raise DataError(f"{where}: {images} has no folder for the type {type_name!r}; it holds {there}")
     for ending in ("jpg", *sorted(EXTENSIONS)):
-        for spelled in (ending, ending.upper()):
-            path = found[0] / f"{question.id}.{spelled}"
+        for path in (found[0] / f"{question.id}.{ending}", found[0] / f"{question.id}.{ending.upper()}"):
             if path.is_file():
                 return path
     raise DataError(f"{where}: {found[0] / f'{question.id}.jpg'} is missing")

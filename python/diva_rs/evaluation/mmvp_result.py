@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from diva_rs.errors import DataError
-from diva_rs.evaluation.result import Result, per_cent
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
+from diva_rs.evaluation.result import Result
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of
 
 # In the order in which the official code gives them to blocks of 15 pairs of rows.
 PATTERNS = (
@@ -79,24 +79,18 @@ class MmvpVlmResult(Result):
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson interval of the average in per cent; all patterns have the same number of pairs."""
-        return per_cent(wilson_interval(self.right, len(self.pairs), self.confidence))
+        return interval_of(self.right, len(self.pairs), self.confidence)
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson interval of each pattern in per cent."""
-        return {
-            name: per_cent(wilson_interval(right, total, self.confidence))
-            for name, (right, total) in self.counts.items()
-        }
+        return {name: interval_of(*counts, self.confidence) for name, counts in self.counts.items()}
 
     def compare(self, other: "MmvpVlmResult", resamples: int = 10_000, seed: int = 0) -> Comparison:
         """This model (before) against ``other`` (after), scored on the same statements in the same order."""
         mine, theirs = [pair.statements for pair in self.pairs], [pair.statements for pair in other.pairs]
         if mine != theirs:
-            raise DataError(
-                f"the results are of different pairs ({len(mine)} from {self.root}, {len(theirs)} from "
-                f"{other.root}): score both models on the same folder"
-            )
+            raise DataError(f"the results are of different pairs, from {self.root} and {other.root}")
         before, after = ([pair.correct for pair in result.pairs] for result in (self, other))
         return compare_outcomes(before, after, "MMVP-VLM", self.confidence, resamples, seed)
 

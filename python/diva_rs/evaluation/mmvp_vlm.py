@@ -16,14 +16,11 @@ from tqdm import tqdm
 
 from diva_rs.data.decode import opened
 from diva_rs.errors import DataError
-from diva_rs.evaluation.embedder import Embedder
-from diva_rs.evaluation.embeddings import Combine
+from diva_rs.evaluation.embedder import Combine, Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.statistics import check_confidence
-
-PROMPT = "a photo of "
 
 
 def mmvp_vlm(
@@ -47,8 +44,8 @@ def mmvp_vlm(
       model that embeds both images alike gets no pair right.
     * A pair counts only if both statements pick rightly; the score is the mean of the nine accuracies.
 
-    Images are read as they are stored (no EXIF rotation), two at a time, so the result does not depend on a
-    batch size. The model is scored in eval mode and float32; its modes are restored afterwards.
+    Images are read as they are stored (no EXIF rotation), two at a time. The model is scored in eval mode and
+    float32; its modes are restored afterwards.
 
     Args:
         clip: an open_clip, transformers or OpenAI model with its text tower, on its device; for "pooled" any
@@ -57,16 +54,11 @@ def mmvp_vlm(
             processor.
         tokenizer: open_clip's, OpenAI's `clip.tokenize`, or a transformers tokenizer or processor.
         root: folder of the benchmark, with Questions.csv and the images folder in any published spelling.
-        embedding: "pooled", the library's own; "class"; or what a published score was made of:
-            "official-openai", "official-metaclip", "official-dfn-224", "official-dfn-378",
-            "official-siglip" (see `EMBEDDINGS`); or a function of the projected first token (B, D) and
-            patches (B, P, D).
+        embedding: a name of `EMBEDDINGS` ("pooled" is the library's own, "official-..." those of published
+            scores), or a function of the projected first token (B, D) and patches (B, P, D).
         seed: keys the tokens that "official-openai" and "official-dfn-378" draw for each image.
-        confidence: of the Wilson intervals.
-        progress: whether to show a progress bar.
 
-    Raises:
-        DataError: the folder is not as published (names file and row), or an embedding is not finite.
+    A folder that is not as published and an embedding that is not finite raise DataError.
 
     >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
@@ -90,24 +82,21 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
     pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
     images = embedder.encode_image(torch.stack(pixels).to(embedder.device), ids).float()
     statements = (first.statement, second.statement)
-    tokens = embedder.tokenize([PROMPT + statement for statement in statements])
+    tokens = embedder.tokenize([f"a photo of {statement}" for statement in statements])
     texts = embedder.encode_text(tokens.to(embedder.device)).float()
     if embedder.embedding.normalized:
         images = normalize(images, dim=-1)
-    scores = first_image_shares(normalize(texts, dim=-1), images)
+    # For each statement the softmax share of the first image.
+    one, two = (100 * normalize(texts, dim=-1) @ images.T).softmax(dim=-1)[:, 0].tolist()
+    scores = (one, two)
     if not all(map(math.isfinite, scores)):
         raise DataError(f"the embeddings of {pair.images[0]} and {pair.images[1]} are not finite")
     picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
     expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
     files = (str(pair.images[0]), str(pair.images[1]))
-    correct = picked == expected
-    return MmvpPair(pair.pattern, first.type, ids, statements, files, scores, picked, expected, correct)
-
-
-def first_image_shares(texts: Tensor, images: Tensor) -> tuple[float, float]:
-    """For each of two statements (2, D) the softmax share of the first of two images (2, D), in [0, 1]."""
-    one, two = (100 * texts @ images.T).softmax(dim=-1)[:, 0].tolist()
-    return one, two
+    return MmvpPair(
+        pair.pattern, first.type, ids, statements, files, scores, picked, expected, picked == expected
+    )
 
 
 def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:

@@ -10,11 +10,8 @@ from torch import Tensor
 from diva_rs._base.optional import require
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.features import FEATURES, collect, pixels_of
-from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import ProbeScore
-from diva_rs.evaluation.statistics import check_confidence, wilson_interval
-
-_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+from diva_rs.evaluation.statistics import check_confidence, interval_of
 
 Array = npt.NDArray[Any]
 
@@ -25,7 +22,7 @@ def linear_probe(
     test: Iterable[Any],
     features: Sequence[str] = FEATURES,
     validation: float = 0.2,
-    cs: Sequence[float] = _C,
+    cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict[str, ProbeScore]:
@@ -39,10 +36,8 @@ def linear_probe(
         train, test: batches (pixels (B, 3, H, W) made by the model's own transform, labels (B,)), as a
             torch DataLoader gives them; labels are whole numbers or strings.
         features: of "pooled", "class" and "patches" (see `image_features`).
-        validation: share of ``train`` that chooses the penalty.
+        validation: share of ``train`` that chooses the penalty; ``seed`` draws it.
         cs: inverse penalties to choose from, scikit-learn's ``C``.
-        seed: of the split.
-        confidence: of the Wilson interval.
 
     >>> labels = torch.tensor([0, 1] * 6)
     >>> images = torch.randn(12, 3, 32, 32) + labels.view(-1, 1, 1, 1)
@@ -69,7 +64,7 @@ def linear_probe(
         found[name] = ProbeScore(
             features=name,
             accuracy=100 * sum(outcomes) / len(outcomes),
-            interval=per_cent(wilson_interval(sum(outcomes), len(outcomes), confidence)),
+            interval=interval_of(sum(outcomes), len(outcomes), confidence),
             c=cs[best],
             validation=100 * scores[best],
             images={"train": len(inner), "validation": len(held), "test": len(outcomes)},
@@ -79,9 +74,8 @@ def linear_probe(
 
 
 def _fit(rows: Array, labels: Array, c: float) -> Any:
-    linear = require("sklearn.linear_model", extra="eval")
     scaler = require("sklearn.preprocessing", extra="eval").StandardScaler()
-    model = linear.LogisticRegression(C=c, max_iter=2000)
+    model = require("sklearn.linear_model", extra="eval").LogisticRegression(C=c, max_iter=2000)
     return require("sklearn.pipeline", extra="eval").make_pipeline(scaler, model).fit(rows, labels)
 
 
@@ -100,8 +94,7 @@ def _labelled(batches: Iterable[Any], what: str) -> Iterator[tuple[Tensor, Array
         pixels, labels = pixels_of(batch), batch[1]
         labels = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
         if labels.shape != (len(pixels),):
-            got = f"{len(pixels)} images with labels of shape {labels.shape}"
-            raise DataError(f"{where}: {got}, expected one label per image")
+            raise DataError(f"{where}: {len(pixels)} images with labels of shape {labels.shape}")
         yield pixels, labels
 
 
@@ -110,12 +103,8 @@ def _check_classes(known: Array, tested: Array) -> None:
     if len(classes) < 2:
         raise DataError(f"train has the one class {classes[0]}: at least two are needed")
     if counts.min() < 2:
-        raise DataError(
-            f"train has one image of class {classes[counts.argmin()]}: at least two are needed, to fit and "
-            "to choose the penalty"
-        )
-    unseen = np.setdiff1d(tested, classes)
-    if len(unseen):
+        raise DataError(f"train has one image of class {classes[counts.argmin()]}: at least two are needed")
+    if len(unseen := np.setdiff1d(tested, classes)):
         raise DataError(f"test has the class {unseen[0]}, which train does not have")
 
 

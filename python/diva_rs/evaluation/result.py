@@ -37,8 +37,3 @@ class Result:
         table.writerows(records)
         write_text(Path(path), text.getvalue())
         return Path(path)
-
-
-def per_cent(interval: tuple[float, float]) -> tuple[float, float]:
-    """An interval of shares in per cent."""
-    return 100 * interval[0], 100 * interval[1]

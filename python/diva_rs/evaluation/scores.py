@@ -7,6 +7,8 @@ from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.result import Result
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
+_COLUMNS = ("dataset", "metric", "value", "low", "high", "items", "missing")
+
 
 @dataclass(frozen=True)
 class DatasetScore(Result):
@@ -55,16 +57,13 @@ class SuiteResult(Result):
         """
         theirs = {score.dataset: score for score in other.scores}
         changes: dict[str, Comparison | float] = {}
-        for mine in self.scores:
-            if mine.dataset not in theirs:
-                continue
-            after = theirs[mine.dataset]
-            if mine.outcomes and after.outcomes:
-                changes[mine.dataset] = compare_outcomes(
-                    mine.outcomes, after.outcomes, mine.dataset, self.confidence, resamples, seed
-                )
-            else:
-                changes[mine.dataset] = after.value - mine.value
+        for old in self.scores:
+            name, new = old.dataset, theirs.get(old.dataset)
+            if new is not None and old.outcomes and new.outcomes:
+                rest = (name, self.confidence, resamples, seed)
+                changes[name] = compare_outcomes(old.outcomes, new.outcomes, *rest)
+            elif new is not None:
+                changes[name] = new.value - old.value
         return changes
 
     def __str__(self) -> str:
@@ -87,13 +86,14 @@ class SuiteResult(Result):
 
     def records(self) -> list[dict[str, Any]]:
         """One row per data set; missing ones hold their reason."""
-        names = ("dataset", "metric", "value", "low", "high", "items", "missing")
-        rows: list[tuple[Any, ...]] = []
+        rows: list[dict[str, Any]] = []
         for score in self.scores:
             low, high = score.interval or ("", "")
-            rows.append((score.dataset, score.metric, score.value, low, high, score.items, ""))
-        rows += [(name, "", "", "", "", "", reason) for name, reason in self.missing.items()]
-        return [dict(zip(names, row, strict=True)) for row in rows]
+            values = (score.dataset, score.metric, score.value, low, high, score.items, "")
+            rows.append(dict(zip(_COLUMNS, values, strict=True)))
+        for name, reason in self.missing.items():
+            rows.append(dict.fromkeys(_COLUMNS, "") | {"dataset": name, "missing": reason})
+        return rows
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ class FolderResult(Result):
     interval: tuple[float, float]  # of Wilson
     per_class: dict[str, float]  # class name -> accuracy
     counts: dict[str, tuple[int, int]]  # class name -> (right, images)
-    predictions: tuple[tuple[str, str, str], ...] = field(
-        repr=False
-    )  # (file below root, class, picked class)
+    # (file below root, class, picked class)
+    predictions: tuple[tuple[str, str, str], ...] = field(repr=False)
     model: str = ""  # its class
     root: str = ""
     confidence: float = 0.95
@@ -123,13 +122,12 @@ class FolderResult(Result):
         width = max(map(len, [*self.counts, "zero-shot"]))
         right, total = map(sum, zip(*self.counts.values(), strict=True))
         low, high = self.interval
-        rows = [
-            f"{name:<{width}}  {hits:>4}/{of:<4} {self.per_class[name]:5.1f}"
-            for name, (hits, of) in self.counts.items()
-        ]
-        last = f"{'all':<{width}}  {right:>4}/{total:<4} {self.accuracy:5.1f}   "
-        last += f"{self.confidence:.0%} interval {low:.1f} to {high:.1f}"
-        return "\n".join([f"{'zero-shot':<{width}}     right      %", *rows, last])
+        lines = [f"{'zero-shot':<{width}}     right      %"]
+        for name, (hits, of) in self.counts.items():
+            lines.append(f"{name:<{width}}  {hits:>4}/{of:<4} {self.per_class[name]:5.1f}")
+        interval = f"{self.confidence:.0%} interval {low:.1f} to {high:.1f}"
+        lines.append(f"{'all':<{width}}  {right:>4}/{total:<4} {self.accuracy:5.1f}   {interval}")
+        return "\n".join(lines)
 
     def records(self) -> list[dict[str, Any]]:
         """One row per image."""

@@ -16,9 +16,7 @@ from diva_rs.evaluation.result import Result
 
 
 def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of the share ``right / total``, as shares in [0, 1].
-
-    It stays inside [0, 1], and its width is positive even at 0 of n. (0, 1) if ``total`` is 0.
+    """Wilson's score interval of the share ``right / total``, in [0, 1]; all of it if ``total`` is 0.
 
     >>> low, high = wilson_interval(27, 135)
     >>> round(low, 3), round(high, 3)
@@ -33,11 +31,17 @@ def wilson_interval(right: int, total: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
+def interval_of(right: int, total: int, confidence: float) -> tuple[float, float]:
+    """`wilson_interval` in per cent."""
+    low, high = wilson_interval(right, total, confidence)
+    return 100 * low, 100 * high
+
+
 def mcnemar_exact(gained: int, lost: int) -> float:
     """Two-sided p-value of the exact McNemar test.
 
-    Only items that exactly one of the models has right count: ``gained`` are wrong before and right after,
-    ``lost`` the reverse. Under the null hypothesis each is a fair coin flip. 1.0 if nothing flipped.
+    ``gained`` items are wrong before and right after, ``lost`` the reverse. Under the null hypothesis each is
+    a fair coin flip. 1.0 if nothing flipped.
 
     >>> round(mcnemar_exact(gained=10, lost=2), 4)
     0.0386
@@ -57,8 +61,7 @@ def paired_bootstrap(
 ) -> tuple[float, float]:
     """Percentile interval of the difference of two shares on the same items, after minus before, in [-1, 1].
 
-    Items are drawn with replacement, each with both of its outcomes. An item adds -1, 0 or 1 to the sum, so
-    the sum of a resample follows from how many of each kind were drawn, which is multinomial.
+    Items are drawn with replacement: how many of a resample are gained and lost is multinomial.
 
     >>> paired_bootstrap([False] * 10, [True] * 10)
     (1.0, 1.0)
@@ -115,11 +118,11 @@ def compare_outcomes(
     """
     low, high = paired_bootstrap(before, after, confidence, resamples, seed)
     gained, lost = _flips(before, after)
-    items = len(before)
+    items, old, new = len(before), sum(map(bool, before)), sum(map(bool, after))
     return Comparison(
         name=name,
-        before=100 * sum(map(bool, before)) / items,
-        after=100 * sum(map(bool, after)) / items,
+        before=100 * old / items,
+        after=100 * new / items,
         difference=100 * (len(gained) - len(lost)) / items,
         interval=(100 * low, 100 * high),
         p_value=mcnemar_exact(len(gained), len(lost)),
@@ -136,9 +139,9 @@ def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ..
     """The positions of the items that were gained, and of those that were lost."""
     if len(before) != len(after) or len(before) == 0:
         raise ShapeError(f"{len(before)} outcomes before and {len(after)} after: one per item is needed")
-    both = list(zip(before, after, strict=True))
-    gained = tuple(i for i, (old, new) in enumerate(both) if new and not old)
-    return gained, tuple(i for i, (old, new) in enumerate(both) if old and not new)
+    both = list(enumerate(zip(before, after, strict=True)))
+    gained = tuple(i for i, (old, new) in both if new and not old)
+    return gained, tuple(i for i, (old, new) in both if old and not new)
 
 
 def check_confidence(confidence: float) -> None:
@@ -175,8 +178,7 @@ def change(before: Sequence[float], after: Sequence[float], confidence: float = 
     if len(before) != len(after) or not len(before):
         raise DataError(f"{len(before)} scores before and {len(after)} after: one pair per seed is needed")
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    mean, count = float(differences.mean()), len(differences)
-    half = math.inf
+    mean, count, half = float(differences.mean()), len(differences), math.inf
     if count > 1:
         t = float(stats.t.ppf((1 + confidence) / 2, count - 1))
         half = t * float(differences.std(ddof=1)) / math.sqrt(count)

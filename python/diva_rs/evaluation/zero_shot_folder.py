@@ -14,9 +14,8 @@ from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.evaluation.result import per_cent
 from diva_rs.evaluation.scores import FolderResult
-from diva_rs.evaluation.statistics import check_confidence, wilson_interval
+from diva_rs.evaluation.statistics import check_confidence, interval_of
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -38,12 +37,9 @@ def zero_shot_folder(
 
     Args:
         clip, preprocess, tokenizer: as for `mmvp_vlm`.
-        root: folder with one sub-folder of images per class.
         classes: folder -> class name as a text says it; by default the folder's name with spaces for
             underscores. It may name classes that have no image.
         templates: texts with ``{}`` (or ``{c}``, as in clip-benchmark) in place of the class name.
-        batch: images at a time.
-        confidence: of the Wilson interval.
 
     >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos_folder)
     >>> list(result.counts), 0 <= result.accuracy <= 100
@@ -51,7 +47,11 @@ def zero_shot_folder(
     """
     check_confidence(confidence)
     files = ImageFolder(root).names
-    folders = [_folder(root, file) for file in files]
+    folders = [file.partition("/")[0] for file in files]
+    if loose := [file for file in files if "/" not in file]:
+        raise DataError(
+            f"{Path(root) / loose[0]} is in no class folder: move it into the folder of its class"
+        )
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
     for folder in folders:
         if folder not in names:
@@ -66,8 +66,24 @@ def zero_shot_folder(
             pixels = torch.stack([embedder.transform(decode(path, str(path))) for path in paths])
             images = normalize(embedder.encode_image(pixels.to(embedder.device)), dim=-1)
             picked += [kinds[number] for number in (images @ texts.T).argmax(dim=1).tolist()]
-    rows = [(file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)]
-    return _result(rows, type(model).__name__, str(root), confidence)
+    rows = tuple(
+        (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
+    )
+    counts: dict[str, tuple[int, int]] = {}
+    for _, named, kind in rows:
+        right, total = counts.get(named, (0, 0))
+        counts[named] = (right + (named == kind), total + 1)
+    right = sum(right for right, _ in counts.values())
+    return FolderResult(
+        accuracy=100 * right / len(rows),
+        interval=interval_of(right, len(rows), confidence),
+        per_class={name: 100 * hits / of for name, (hits, of) in counts.items()},
+        counts=counts,
+        predictions=rows,
+        model=type(model).__name__,
+        root=str(root),
+        confidence=confidence,
+    )
 
 
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:
@@ -82,29 +98,3 @@ def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Te
         texts.append(text)
     vectors = normalize(embedder.encode_text(embedder.tokenize(texts).to(embedder.device)), dim=-1)
     return normalize(vectors.mean(dim=0), dim=-1)
-
-
-def _folder(root: str | os.PathLike[str], file: str) -> str:
-    folder, slash, _ = file.partition("/")
-    if not slash:
-        raise DataError(f"{Path(root) / file} is in no class folder: move it into the folder of its class")
-    return folder
-
-
-def _result(rows: list[tuple[str, str, str]], model: str, root: str, confidence: float) -> FolderResult:
-    """From (file, its class, the class picked) to the scores."""
-    counts: dict[str, tuple[int, int]] = {}
-    for _, named, kind in rows:
-        right, total = counts.get(named, (0, 0))
-        counts[named] = (right + (named == kind), total + 1)
-    right = sum(right for right, _ in counts.values())
-    return FolderResult(
-        accuracy=100 * right / len(rows),
-        interval=per_cent(wilson_interval(right, len(rows), confidence)),
-        per_class={name: 100 * hits / of for name, (hits, of) in counts.items()},
-        counts=counts,
-        predictions=tuple(rows),
-        model=model,
-        root=root,
-        confidence=confidence,
-    )

@@ -5,6 +5,7 @@ CLIP blind. A detailed caption names everything: the tiny diffusion model is tra
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,7 @@ def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
     >>> short_caption(Scene(), 0.0, (0, 1))
     'a photo of an arrow'
     """
-    chances = _uniform(key, len(DETAILS))
-    return caption(scene, [name for name, chance in zip(DETAILS, chances, strict=True) if chance < share])
+    return caption(scene, np.array(DETAILS)[_chances(key) < share].tolist())
 
 
 def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
@@ -58,14 +58,14 @@ def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
     >>> len(detailed_caption(Scene(), (0, 1)).split())
     23
     """
-    return caption(scene, [DETAILS[n] for n in np.argsort(_uniform(key, len(DETAILS)))])
+    return caption(scene, np.array(DETAILS)[np.argsort(_chances(key))].tolist())
 
 
 class Tokenizer:
-    """Words of the world to token ids (N, L) int64: start, words, end, padding.
+    """Words of the world to token ids (N, L) int64: start, words, end, zeros; called as open_clip's are.
 
-    Called as open_clip's tokenizers are. The end token has the highest id: open_clip's text tower reads a
-    caption's embedding there. Padding is 0. An unknown word and too many words raise DataError.
+    The end token has the highest id: open_clip's text tower reads a caption's embedding there. An unknown
+    word and too many words raise DataError.
 
     >>> tokenizer = Tokenizer()
     >>> tokenizer(["a photo of a fish", ""]).shape, tokenizer.vocab_size
@@ -94,7 +94,7 @@ class Tokenizer:
         return ids
 
 
-def _uniform(key: Sequence[int], count: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
-    """Numbers in [0, 1): the raw words of Philox keyed by two numbers."""
-    words = np.random.Philox(key=np.array(key, np.uint64)).random_raw(count)
+def _chances(key: Sequence[int]) -> Any:
+    """A number in [0, 1) for each detail: the raw words of Philox keyed by two numbers."""
+    words = np.random.Philox(key=np.array(key, np.uint64)).random_raw(len(DETAILS))
     return (words >> np.uint64(11)) / float(1 << 53)

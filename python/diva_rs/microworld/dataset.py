@@ -22,13 +22,9 @@ SPLITS: dict[str, tuple[int, int]] = {
 
 
 class World:
-    """``size`` scenes of a split, each the same on every machine.
+    """``size`` scenes of a split from its scene ``start`` on, each the same on every machine.
 
-    Args:
-        split: ``"train"``, ``"validation"`` or ``"test"``: disjoint ranges of scene numbers.
-        size: how many scenes.
-        seed: of the world.
-        start: which of the split's scenes is this world's number 0.
+    The splits ``"train"``, ``"validation"`` and ``"test"`` are disjoint ranges of scene numbers.
 
     >>> world = World("train", 4)
     >>> world.images([0, 2]).shape, world.labels([0, 2]).shape

@@ -22,16 +22,10 @@ def new_clip(seed: int) -> nn.Module:
     >>> sum(p.numel() for p in new_clip(0).parameters()) < 800_000
     True
     """
-    open_clip = require("open_clip", extra="open-clip")
-    tokenizer = Tokenizer()
+    open_clip, tokenizer = require("open_clip", extra="open-clip"), Tokenizer()
     vision = {"image_size": SIDE, "layers": 4, "width": 96, "head_width": 32, "patch_size": 12}
-    text = {
-        "context_length": tokenizer.context_length,
-        "vocab_size": tokenizer.vocab_size,
-        "width": 96,
-        "heads": 3,
-        "layers": 2,
-    }
+    text = {"width": 96, "heads": 3, "layers": 2, "vocab_size": tokenizer.vocab_size}
+    text["context_length"] = tokenizer.context_length
     with seeded(seed):
         clip: nn.Module = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
     # open_clip models have these attributes, and adapters read them.
@@ -59,20 +53,19 @@ def new_text_encoder(seed: int) -> nn.Module:
     """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser."""
     transformers = require("transformers", extra="diffusers")
     tokenizer = Tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=CONDITION_WIDTH,
+        intermediate_size=4 * CONDITION_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.context_length,
+        pad_token_id=0,
+        bos_token_id=tokenizer.vocab_size - 2,
+        eos_token_id=tokenizer.vocab_size - 1,
+    )
     with seeded(seed):
-        encoder: nn.Module = transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                vocab_size=tokenizer.vocab_size,
-                hidden_size=CONDITION_WIDTH,
-                intermediate_size=4 * CONDITION_WIDTH,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=tokenizer.context_length,
-                pad_token_id=0,
-                bos_token_id=tokenizer.vocab_size - 2,
-                eos_token_id=tokenizer.vocab_size - 1,
-            )
-        )
+        encoder: nn.Module = transformers.CLIPTextModel(config)
     return encoder.eval()
 
 

@@ -9,6 +9,7 @@ from diva_rs.microworld.scenes import Scene
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
+Area = tuple[int, int, int, int]  # top, left, height, width, in pixels
 
 SIDE = 48  # pixels
 FINE = 3  # fine pixels along a pixel's side: what antialiasing averages
@@ -66,9 +67,8 @@ _QUARTERS = {"up": 0, "left": 1, "down": 2, "right": 3}  # turns against the clo
 def render(scene: Scene) -> Image:
     """The picture of a scene: (48, 48, 3) uint8, RGB.
 
-    From the back to the front: background texture, frame, object, letter, dots; drawn three times finer and
-    averaged. The letter stands left of the object (before), right of it (after), above or under it, and one
-    to three dots (the count) follow the letter.
+    From the back to the front: texture, frame, object, letter, dots; drawn three times finer and averaged.
+    The letter stands before, after, above or under the object, and one to three dots follow the letter.
 
     >>> render(Scene()).shape
     (48, 48, 3)
@@ -79,23 +79,17 @@ def render(scene: Scene) -> Image:
     canvas[_texture(scene.value("texture"), scene.phase)] = ground + _RAISED
     if scene.value("border") == "framed":
         edge = 2 * FINE
-        for side in (np.s_[:edge], np.s_[-edge:], np.s_[:, :edge], np.s_[:, -edge:]):
-            canvas[side] = _FRAME
+        for place in (np.s_[:edge], np.s_[-edge:], np.s_[:, :edge], np.s_[:, -edge:]):
+            canvas[place] = _FRAME
     colour = bits.tinted(_COLOURS[scene.value("colour")], 14)
-    mask = _object_mask(
-        scene.value("object"),
-        scene.value("direction"),
-        scene.value("fill") == "hollow",
-        _SIDES[scene.value("size")],
-    )
-    strip, object_area = _areas(scene.value("position"))
-    _paint(canvas, mask, bits.within(object_area, mask, _AWAY), colour)
-    letter_area, dots_area = _split(strip)
-    letter = _glyph_mask(scene.value("glyph"))
-    _paint(canvas, letter, bits.within(letter_area, letter), _LETTER)
-    dots = _dots_mask(scene.count + 1, _DOT, _PITCH)
+    side, hollow = _SIDES[scene.value("size")], scene.value("fill") == "hollow"
+    mask = _object_mask(scene.value("object"), scene.value("direction"), hollow, side)
+    object_area, letter_area, dots_area = _areas(scene.value("position"))
+    letter, dots = _glyph_mask(scene.value("glyph")), _dots_mask(scene.count + 1)
     if dots_area[2] > dots_area[3]:
         dots = dots.T
+    _paint(canvas, mask, bits.within(object_area, mask, _AWAY), colour)
+    _paint(canvas, letter, bits.within(letter_area, letter), _LETTER)
     _paint(canvas, dots, bits.within(dots_area, dots), _LETTER)
     fine = canvas.reshape(SIDE, FINE, SIDE, FINE, 3).mean(axis=(1, 3))
     pixels: Image = np.clip(np.rint(fine), 0, 255).astype(np.uint8)
@@ -116,9 +110,8 @@ class _Bits:
             self._shade = self._shade * 48271 % 2147483647
         return np.array(moved, dtype=np.float32)
 
-    def within(self, area: tuple[int, int, int, int], mask: Mask, away: int = SIDE) -> tuple[int, int]:
-        """Where the mask goes (top, left) so that it lies within the area, on the fine grid: up to ``away``
-        pixels off its middle."""
+    def within(self, area: Area, mask: Mask, away: int = SIDE) -> tuple[int, int]:
+        """The fine (top, left) of a mask within the area, up to ``away`` pixels off its middle."""
         top, left, height, width = (edge * FINE for edge in area)
         corner = []
         for start, room in ((top, height - mask.shape[0]), (left, width - mask.shape[1])):
@@ -128,24 +121,15 @@ class _Bits:
         return corner[0], corner[1]
 
 
-def _areas(position: str) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """Where the letter and the objects go: (top, left, height, width) in pixels."""
+def _areas(position: str) -> tuple[Area, Area, Area]:
+    """Where the object, the letter and the dots go; the last two share a strip."""
     low, length = _MARGIN, SIDE - 2 * _MARGIN
-    rest, far = length - _STRIP, SIDE - _MARGIN - _STRIP
-    return {
-        "before": ((low, low, length, _STRIP), (low, low + _STRIP, length, rest)),
-        "after": ((low, far, length, _STRIP), (low, low, length, rest)),
-        "above": ((low, low, _STRIP, length), (low + _STRIP, low, rest, length)),
-        "under": ((far, low, _STRIP, length), (low, low, rest, length)),
-    }[position]
-
-
-def _split(area: tuple[int, int, int, int]) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
-    """The area cut in halves along its longer side."""
-    top, left, height, width = area
-    if height > width:
-        return (top, left, height // 2, width), (top + height // 2, left, height // 2, width)
-    return (top, left, height, width // 2), (top, left + width // 2, height, width // 2)
+    rest, half = length - _STRIP, length // 2
+    first = position in ("before", "above")  # the strip comes first, then the object
+    strip, start = (low, low + _STRIP) if first else (low + rest, low)
+    if position in ("before", "after"):
+        return (low, start, length, rest), (low, strip, half, _STRIP), (low + half, strip, half, _STRIP)
+    return (start, low, rest, length), (strip, low, _STRIP, half), (strip, low + half, _STRIP, half)
 
 
 def _texture(name: str, phase: int) -> Mask:
@@ -169,15 +153,18 @@ def _paint(canvas: np.ndarray[Any, Any], mask: Mask, corner: tuple[int, int], co
 
 @lru_cache(maxsize=256)
 def _object_mask(name: str, direction: str, hollow: bool, side: int) -> Mask:
-    """Fine-grid coverage (side x FINE, side x FINE) of an object that fills ``side`` pixels; a
-    hollow one is a stroke of a tenth of its side along the outline."""
+    """Fine-grid coverage of an object of ``side`` pixels; a hollow one is a stroke of a tenth of its side."""
     outline = np.array(_OUTLINES[name])
     grid = (np.arange(side * FINE) + 0.5) / (side * FINE) * 2 - 1
     x, y = np.meshgrid(grid, -grid)
-    mask = _inside(outline, x, y)
-    if hollow:
-        mask &= _distance(outline, x, y) < 0.2
-    turned: Mask = np.rot90(mask, _QUARTERS[direction])
+    inside, nearest = np.zeros(x.shape, dtype=bool), np.full(x.shape, np.inf)
+    for (x0, y0), (x1, y1) in zip(outline, np.roll(outline, -1, axis=0), strict=True):
+        dx, dy = x1 - x0, y1 - y0
+        if dy:  # the even-odd rule
+            inside ^= ((y0 > y) != (y1 > y)) & (x < dx * (y - y0) / dy + x0)
+        along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
+        nearest = np.minimum(nearest, np.hypot(x - x0 - along * dx, y - y0 - along * dy))
+    turned: Mask = np.rot90(inside & (nearest < 0.2) if hollow else inside, _QUARTERS[direction])
     return turned
 
 
@@ -189,35 +176,10 @@ def _glyph_mask(letter: str) -> Mask:
 
 
 @lru_cache(maxsize=8)
-def _dots_mask(count: int, diameter: int, pitch: int) -> Mask:
-    """Fine-grid coverage of ``count`` discs in a row, sizes in pixels."""
-    centres = (np.arange(count) * pitch + diameter / 2) * FINE
-    y, x = np.ogrid[: diameter * FINE, : ((count - 1) * pitch + diameter) * FINE]
-    middle, radius = diameter * FINE / 2, diameter * FINE / 2
+def _dots_mask(count: int) -> Mask:
+    """Fine-grid coverage of ``count`` discs in a row."""
+    centres = (np.arange(count) * _PITCH + _DOT / 2) * FINE
+    y, x = np.ogrid[: _DOT * FINE, : ((count - 1) * _PITCH + _DOT) * FINE]
+    radius = _DOT * FINE / 2
     away = np.abs(x + 0.5 - centres[:, None, None]).min(axis=0)
-    return np.asarray(away**2 + (y + 0.5 - middle) ** 2 < radius**2)
-
-
-def _edges(outline: Any) -> Any:
-    return zip(outline, np.roll(outline, -1, axis=0), strict=True)
-
-
-def _inside(outline: Any, x: Any, y: Any) -> Mask:
-    """The even-odd rule."""
-    inside = np.zeros(x.shape, dtype=bool)
-    for (x0, y0), (x1, y1) in _edges(outline):
-        if y0 == y1:
-            continue
-        crosses = (y0 > y) != (y1 > y)
-        inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-    return inside
-
-
-def _distance(outline: Any, x: Any, y: Any) -> Any:
-    """Distance of each point to the nearest edge."""
-    nearest = np.full(x.shape, np.inf)
-    for (x0, y0), (x1, y1) in _edges(outline):
-        dx, dy = x1 - x0, y1 - y0
-        along = np.clip(((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy), 0, 1)
-        nearest = np.minimum(nearest, np.hypot(x - x0 - along * dx, y - y0 - along * dy))
-    return nearest
+    return np.asarray(away**2 + (y + 0.5 - radius) ** 2 < radius**2)

@@ -4,6 +4,7 @@ Ten attributes, independent and uniform. Nine of them stand for MMVP's nine visu
 tenth, the object, is what short captions name and zero-shot classification asks for.
 """
 
+import operator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,10 +44,8 @@ _WORD = 1 << 32
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene: a value index per attribute (see `VALUES`), and what no caption ever names.
-
-    ``place``, ``shade`` and ``phase`` are 32-bit words that move the objects, tint the colours and shift the
-    background: the same attributes look different in every scene.
+    """One scene: a value index per attribute (see `VALUES`), and three 32-bit words that no caption names:
+    they move the objects, tint the colours and shift the background, so that no two scenes look the same.
 
     >>> Scene(object=3, count=1).value("object"), Scene(object=3, count=1).value("count")
     ('fish', 'two')
@@ -93,25 +92,20 @@ class Scene:
 def scene(seed: int, index: int) -> Scene:
     """The scene with that number in the world of ``seed``: the same on every machine.
 
-    Words of the counter-based generator Philox, keyed by (seed, index); NumPy keeps a bit generator's raw
-    output stable over its versions, which it does not promise of distributions.
+    Words of the generator Philox, keyed by (seed, index): NumPy keeps a bit generator's raw output stable
+    over its versions.
 
     >>> scene(0, 7) == scene(0, 7), scene(0, 7) == scene(0, 8)
     (True, False)
     """
-    for name, number in (("seed", seed), ("index", index)):
-        whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
-        if not whole or not 0 <= number < _LIMIT:
-            raise DataError(f"{name} is {shown(number)}: a whole number from 0 to 2**63 - 1 is needed")
-    generator = np.random.Philox(key=np.array([seed, index], np.uint64))
-    words = generator.random_raw(len(VALUES) + 3) >> np.uint64(32)
+    key = [operator.index(seed), operator.index(index)]
+    if min(key) < 0 or max(key) >= _LIMIT:
+        raise DataError(f"seed={seed}, index={index}: a whole number from 0 to 2**63 - 1 is needed for each")
+    generator = np.random.Philox(key=np.array(key, np.uint64))
+    words = [int(word) >> 32 for word in generator.random_raw(len(VALUES) + 3)]
     # Multiply and shift: a 32-bit word to 0 … n-1, with a bias below 1e-8 for such small n.
-    labels = {
-        name: int(word) * len(values) >> 32
-        for (name, values), word in zip(VALUES.items(), words, strict=False)
-    }
-    place, shade, phase = (int(word) for word in words[len(VALUES) :])
-    return Scene(**labels, place=place, shade=shade, phase=phase)
+    labels = [word * len(values) >> 32 for word, values in zip(words, VALUES.values(), strict=False)]
+    return Scene(*labels, *words[len(VALUES) :])
 
 
 def changed(base: Scene, attribute: str, step: int) -> Scene:

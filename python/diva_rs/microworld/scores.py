@@ -20,10 +20,7 @@ PAIRS = 200  # per pattern: 1,800 in all, a standard error of 1 point at 25 %
 
 @dataclass(frozen=True)
 class Pair:
-    """Two scenes that differ in ``attribute`` alone, and what each shows.
-
-    ``statements`` name the object and that attribute; either fits its own scene and not the other.
-    """
+    """Two scenes that differ in ``attribute`` alone, with a statement each that does not fit the other."""
 
     pattern: str
     attribute: str
@@ -40,9 +37,11 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     >>> len(made), made[0].scenes[0].differing(made[0].scenes[1])
     (18, ['direction'])
     """
-    if len(world) < len(PATTERNS) * per_pattern:
-        needed = f"nine patterns need {9 * per_pattern} scenes, the world has {len(world)}"
-        raise ConfigError(f"per_pattern={per_pattern}: {needed}")
+    needed = len(PATTERNS) * per_pattern
+    if len(world) < needed:
+        raise ConfigError(
+            f"per_pattern={per_pattern}: nine patterns need {needed} scenes, the world has {len(world)}"
+        )
     made = []
     for block, (pattern, attribute) in enumerate(PATTERNS.items()):
         steps = len(VALUES[attribute]) - 1
@@ -80,30 +79,24 @@ def mini_mmvp(
     # (pairs, statements, images)
     similarity = torch.einsum("psd,pid->psi", texts.view(-1, 2, width), shown.view(-1, 2, width))
     shares = (similarity * 100).softmax(-1)[..., 0]
-    return MmvpVlmResult(
-        tuple(
-            _decided(number, pair, share)
-            for number, (pair, share) in enumerate(zip(listed, shares, strict=True))
-        ),
-        model=type(clip).__name__,
-        root=f"microworld {world.split}",
-    )
-
-
-def _decided(number: int, pair: Pair, share: Tensor) -> MmvpPair:
-    picked = (1 if share[0] > 0.5 else 2, 1 if share[1] > 0.5 else 2)
-    ids = (2 * number + 1, 2 * number + 2)
-    return MmvpPair(
-        pattern=pair.pattern,
-        type=pair.attribute,
-        ids=ids,
-        statements=pair.statements,
-        images=(f"{ids[0]}.png", f"{ids[1]}.png"),
-        scores=(float(share[0]), float(share[1])),
-        picked=picked,
-        expected=(1, 2),
-        correct=picked == (1, 2),
-    )
+    decided = []
+    for number, (pair, (one, two)) in enumerate(zip(listed, shares.tolist(), strict=True)):
+        ids, picked = (2 * number + 1, 2 * number + 2), (1 if one > 0.5 else 2, 1 if two > 0.5 else 2)
+        images_of = (f"{ids[0]}.png", f"{ids[1]}.png")
+        decided.append(
+            MmvpPair(
+                pattern=pair.pattern,
+                type=pair.attribute,
+                ids=ids,
+                statements=pair.statements,
+                images=images_of,
+                scores=(one, two),
+                picked=picked,
+                expected=(1, 2),
+                correct=picked == (1, 2),
+            )
+        )
+    return MmvpVlmResult(tuple(decided), model=type(clip).__name__, root=f"microworld {world.split}")
 
 
 @dataclass(frozen=True)

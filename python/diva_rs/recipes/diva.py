@@ -73,42 +73,43 @@ def _density(percent: int, size: int) -> Values:
     }
 
 
-def _window(width: int, windows: int, patches: int) -> Values:
-    file = "condition/SigLIP_for_timm_*.py"
+def _random(count: int, file: str, reason: str) -> Values:
     return {
-        "condition": ("window", f"{file}: the pooled token and window means"),
-        "window": (width, f"{file}: {windows} windows of {width} of the {patches} local tokens"),
+        "condition": ("random", file),
+        "choose": (count, f"{file}: {reason}"),
+        "replacement": (True, f"{file}: randint, so with replacement"),
     }
 
 
+def _mean_text(name: str) -> Values:
+    return {"text": ("mean", f"models/SD_with_{name}.py: the mean of the text tokens is added to each")}
+
+
+def _window(width: int, windows: int, patches: int) -> tuple[Values, Values]:
+    """SigLIP's condition by both accounts."""
+    file = "condition/SigLIP_for_timm_*.py"
+    values = {
+        "condition": ("window", f"{file}: the pooled token and window means"),
+        "window": (width, f"{file}: {windows} windows of {width} of the {patches} local tokens"),
+    }
+    return values, {**values, **_mean_text("SigLIP")}
+
+
+_DFN_FILE = "condition/DFN_for_openclip_transformer.py"
 _OPENAI: Values = {
-    "condition": ("random", "condition/OpenAICLIP_for_clip_model.py"),
     # With the class token 77, the number of text positions, at 224 and at 336 alike.
-    "choose": (76, "condition/OpenAICLIP_for_clip_model.py: 76 local tokens"),
-    "replacement": (True, "condition/OpenAICLIP_for_clip_model.py: randint, so with replacement"),
+    **_random(76, "condition/OpenAICLIP_for_clip_model.py", "76 local tokens"),
     "text": ("add", "models/SD_with_OpenAICLIP.py: text token i is added to visual token i"),
 }
 _METACLIP: Values = {
     "condition": ("all", "condition/MetaCLIP_for_openclip_transformer.py: all 256 local tokens"),
-    "text": ("mean", "models/SD_with_MetaCLIP.py: the mean of the text tokens is added to each"),
+    **_mean_text("MetaCLIP"),
 }
-_DFN_TEXT = ("mean", "models/SD_with_DFN.py: the mean of the text tokens is added to each")
-_DFN_224: Values = {
-    "text": _DFN_TEXT,
-    "condition": ("all", "condition/DFN_for_openclip_transformer.py: all 256 local tokens"),
-}
-_DFN_378: Values = {
-    "text": _DFN_TEXT,
-    "condition": ("random", "condition/DFN_for_openclip_transformer.py"),
-    "choose": (364, "condition/DFN_for_openclip_transformer.py: int(0.5 x 729)"),
-    "replacement": (True, "condition/DFN_for_openclip_transformer.py: randint, so with replacement"),
-}
-_SIGLIP_TEXT: Values = {
-    "text": ("mean", "models/SD_with_SigLIP.py: the mean of the text tokens is added to each")
-}
+_DFN_224: Values = {"condition": ("all", f"{_DFN_FILE}: all 256 local tokens"), **_mean_text("DFN")}
+_DFN_378: Values = {**_random(364, _DFN_FILE, "int(0.5 x 729)"), **_mean_text("DFN")}
 _ALL: Values = {"condition": ("all", "paper and official code: the class token and all local tokens")}
 _HALF: Values = {
-    "condition": ("random", "official code, condition/DFN_for_openclip_transformer.py"),
+    "condition": ("random", f"official code, {_DFN_FILE}"),
     "choose": (364, "official code: half of the 729 local tokens"),
 }
 
@@ -126,40 +127,28 @@ class _Model:
 
 _MODELS = {
     "openai-vit-l-14-224": _Model(
-        "OpenAI CLIP ViT-L/14 at 224", "ViT-L-14-quickgelu:openai", "19.3 -> 25.9", _density(15, 224), _OPENAI
+        "OpenAI CLIP ViT-L/14", "ViT-L-14-quickgelu:openai", "19.3 -> 25.9", _density(15, 224), _OPENAI
     ),
     "openai-vit-l-14-336": _Model(
-        "OpenAI CLIP ViT-L/14 at 336",
-        "ViT-L-14-336-quickgelu:openai",
-        "20.0 -> 25.2",
-        _density(30, 336),
-        _OPENAI,
+        "OpenAI CLIP ViT-L/14", "ViT-L-14-336-quickgelu:openai", "20.0 -> 25.2", _density(30, 336), _OPENAI
     ),
     "metaclip-vit-l-14-224": _Model(
-        "MetaCLIP ViT-L/14 at 224", "ViT-L-14-quickgelu:metaclip_fullcc", "23.7 -> 27.4", _ALL, _METACLIP
+        "MetaCLIP ViT-L/14", "ViT-L-14-quickgelu:metaclip_fullcc", "23.7 -> 27.4", _ALL, _METACLIP
     ),
     "metaclip-vit-h-14-224": _Model(
-        "MetaCLIP ViT-H/14 at 224", "ViT-H-14-quickgelu:metaclip_fullcc", "25.2 -> 31.9", _ALL, _METACLIP
+        "MetaCLIP ViT-H/14", "ViT-H-14-quickgelu:metaclip_fullcc", "25.2 -> 31.9", _ALL, _METACLIP
     ),
     "dfn-vit-h-14-224": _Model(
-        "DFN CLIP ViT-H/14 at 224", "ViT-H-14-quickgelu:dfn5b", "39.3 -> 43.7", _ALL, _DFN_224
+        "DFN CLIP ViT-H/14", "ViT-H-14-quickgelu:dfn5b", "39.3 -> 43.7", _ALL, _DFN_224
     ),
     "dfn-vit-h-14-378": _Model(
-        "DFN CLIP ViT-H/14 at 378", "ViT-H-14-378-quickgelu:dfn5b", "34.8 -> 37.8", _HALF, _DFN_378
+        "DFN CLIP ViT-H/14", "ViT-H-14-378-quickgelu:dfn5b", "34.8 -> 37.8", _HALF, _DFN_378
     ),
     "siglip-so400m-14-224": _Model(
-        "SigLIP SO400M/14 at 224",
-        "ViT-SO400M-14-SigLIP:webli",
-        "37.8 -> 40.7",
-        _window(6, 42, 256),
-        {**_window(6, 42, 256), **_SIGLIP_TEXT},
+        "SigLIP SO400M/14", "ViT-SO400M-14-SigLIP:webli", "37.8 -> 40.7", *_window(6, 42, 256)
     ),
     "siglip-so400m-14-384": _Model(
-        "SigLIP SO400M/14 at 384",
-        "ViT-SO400M-14-SigLIP-384:webli",
-        "37.0 -> 38.5",
-        _window(10, 72, 729),
-        {**_window(10, 72, 729), **_SIGLIP_TEXT},
+        "SigLIP SO400M/14", "ViT-SO400M-14-SigLIP-384:webli", "37.0 -> 38.5", *_window(10, 72, 729)
     ),
 }
 
@@ -175,7 +164,8 @@ def _presets() -> Iterator[tuple[str, Preset]]:
                 f"diva-rs train --recipe {name} --clip {model.clip} --teacher <SD-2-1-base folder> "
                 f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}"
             )
-            yield name, Preset(f"{model.title}, {account}", _SOURCE, command, model.expected, values)
+            summary = f"{model.title} at {key[-3:]}, {account}"
+            yield name, Preset(summary, _SOURCE, command, model.expected, values)
 
 
 PRESETS = dict(_presets())

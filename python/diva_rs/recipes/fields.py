@@ -1,8 +1,9 @@
 """The fields of a recipe: what each one means, takes and is by default. `Recipe` adds what they can do."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
+from typing_extensions import TypedDict
 
 from diva_rs.recipes.settings import Count, Decay, Optimizer, Schedule, Settings, Share, Whole
 from diva_rs.recipes.stage import Stage
@@ -14,15 +15,12 @@ _OPERATIONAL = Field(json_schema_extra={"operational": True})
 class Fields(Settings):
     """The fields alone."""
 
-    noun: ClassVar[str] = "a recipe"
-
     name: Annotated[str, Field(min_length=1)] = "custom"
     """what to call it; presets carry their own name"""
 
     # The condition: which visual tokens, and how the text joins them.
     condition: Literal["class", "random", "window", "all", "text"] = "random"
-    """visual tokens of the condition: the class token alone, with random patches, with window
-    means, with all patches, or none (text alone, the control)"""
+    """visual tokens: the class token, alone or with random patches, window means or all patches; or none"""
     choose: Whole | None = None
     """number of random patches"""
     density: Share | None = None
@@ -34,8 +32,7 @@ class Fields(Settings):
     window: Count | None = None
     """width of the average-pooling windows, in patches"""
     text: Literal["add", "mean", "concat", "none"] = "mean"
-    """how the text joins: text token i added to visual token i, the text's mean added to each,
-    appended, or not at all"""
+    """how the text joins: token i is added to visual token i, its mean to each, appended, or not at all"""
     prompt: str = ""
     """the teacher's prompt"""
     projector: Literal["linear", "mlp"] = "linear"
@@ -97,8 +94,7 @@ class Fields(Settings):
     denoiser_checkpointing: bool = False
     """whether the native denoiser computes its blocks again in the backward pass, for less memory"""
     denoiser_batch: Count | None = None
-    """most images per pass of the denoiser, each draw counted; None: draw by draw, small latents
-    together"""
+    """most images, each draw counted, per pass of the denoiser; None: draw by draw, small latents together"""
 
     # The computation.
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
@@ -135,3 +131,60 @@ class Fields(Settings):
     """steps between two checkpoints; None: at the end only"""
     keep: Annotated[Count, _OPERATIONAL] = 2
     """checkpoints that are kept, the newest ones"""
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields as keyword arguments, written out for editors and type checkers."""
+
+    name: str
+    condition: Literal["class", "random", "window", "all", "text"]
+    choose: int | None
+    density: float | None
+    replacement: bool
+    bernoulli: bool
+    window: int | None
+    text: Literal["add", "mean", "concat", "none"]
+    prompt: str
+    projector: Literal["linear", "mlp"]
+    projector_warmup: int
+    draws: int
+    draw_weights: tuple[float, ...] | None
+    timesteps: Literal["uniform", "stratified", "logit-normal"]
+    timestep_range: tuple[int, int] | None
+    logit_mean: float
+    logit_std: float
+    loss: Literal["mse", "l1"]
+    min_snr: float | None
+    anchor: float
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    projector_lr: float | None
+    momentum: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float | None
+    schedule: Literal["cosine", "constant"]
+    warmup: int
+    steps: int | None
+    stages: tuple[Stage, ...]
+    batch: int | None
+    micro_batch: int | None
+    gradient_checkpointing: bool
+    denoiser_checkpointing: bool
+    denoiser_batch: int | None
+    precision: Literal["fp32", "bf16", "fp64"]
+    backend: Literal["auto", "torch", "native"]
+    pixels: Literal["unit", "clip", "symmetric"]
+    vae_pixels: Literal["symmetric", "official"]
+    clip_mean: tuple[float, float, float] | None
+    clip_std: tuple[float, float, float] | None
+    resize: Literal["bicubic", "bilinear"]
+    antialias: bool
+    image_size: int | None
+    latent: Literal["mean", "sample"]
+    seed: int
+    log_every: int
+    max_skipped: int
+    checkpoint_every: int | None
+    keep: int

@@ -6,11 +6,10 @@ Another package names its module in the entry-point group ``diva_rs.recipes``.
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from types import ModuleType
 from typing import Any
 
 from diva_rs.errors import ConfigError
@@ -21,23 +20,14 @@ Values = Mapping[str, tuple[Any, str]]
 
 @dataclass(frozen=True)
 class Preset:
-    """A published recipe for one model.
+    """A published recipe for one model."""
 
-    Attributes:
-        summary: the model, and which account of the method this is.
-        source: the paper and the code that the preset follows.
-        command: how to run it.
-        expected: the MMVP-VLM average that the source reports, in percent, before and after.
-        values: the fields that the source decides, each with its source.
-        measured: what diva_rs itself measured with this recipe.
-    """
-
-    summary: str
-    source: str
-    command: str
-    expected: str
-    values: Values
-    measured: str = "not yet run"
+    summary: str  # the model, and which account of the method this is
+    source: str  # the paper and the code that the preset follows
+    command: str  # how to run it
+    expected: str  # the MMVP-VLM average that the source reports, in percent, before and after
+    values: Values  # the fields that the source decides
+    measured: str = "not yet run"  # what diva_rs itself measured with this recipe
 
     def fields(self) -> dict[str, Any]:
         """The values alone, as keywords for `Recipe`."""
@@ -60,26 +50,18 @@ class Preset:
 
 @cache
 def presets() -> dict[str, Preset]:
-    """All presets by name.
-
-    Raises:
-        ConfigError: two modules have a preset of the same name.
+    """All presets by name; ConfigError where two modules have one of the same name.
 
     >>> presets()["diva-openai-vit-l-14-224"].expected
     '19.3 -> 25.9'
     """
+    folder = importlib.import_module(__package__).__path__
+    modules = [importlib.import_module(f"{__package__}.{file.name}") for file in pkgutil.iter_modules(folder)]
+    modules += [point.load() for point in entry_points(group="diva_rs.recipes")]
     found: dict[str, Preset] = {}
-    for module in _modules():
+    for module in modules:
         for name, preset in getattr(module, "PRESETS", {}).items():
             if name in found:
                 raise ConfigError(f"{module.__name__} has a preset {name!r}, and so has another module")
             found[name] = preset
     return found
-
-
-def _modules() -> Iterator[ModuleType]:
-    package = importlib.import_module(__package__)
-    for entry in pkgutil.iter_modules(package.__path__, f"{__package__}."):
-        yield importlib.import_module(entry.name)
-    for point in entry_points(group="diva_rs.recipes"):
-        yield point.load()

@@ -10,10 +10,8 @@ from typing_extensions import Self, Unpack
 
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, a_type, shown
-from diva_rs.recipes.fields import Fields
+from diva_rs.recipes.fields import Fields, RecipeFields
 from diva_rs.recipes.presets import presets
-from diva_rs.recipes.recipe_fields import RecipeFields
-from diva_rs.recipes.settings import fields_help
 from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
 
 __all__ = ["Group", "Recipe", "Stage"]
@@ -25,16 +23,14 @@ _OF_CONDITION = {"random": ("choose", "density", "replacement", "bernoulli"), "w
 class Recipe(Fields):
     """All settings of a post-training run; `Recipe.fields_help` says what each one means and takes.
 
-    ``choose`` and ``density`` exclude each other; with neither, 0.3 of the patches are drawn.
-
-    Raises:
-        ConfigError: a value is out of range, or two contradict each other; names the field and what is valid.
+    ``choose`` and ``density`` exclude each other; with neither, 0.3 of the patches are drawn. A value that is
+    out of range, or contradicts another one, is a ConfigError.
 
     >>> Recipe(draws=4, lr=1e-5).draws
     4
     >>> Recipe(density=1.5)
     Traceback (most recent call last):
-    diva_rs.errors.ConfigError: density=1.5: a number of at least 0 and at most 1 is needed, or None
+    diva_rs.errors.ConfigError: density=1.5: it must be a number of at least 0 and at most 1, or None
     """
 
     @classmethod
@@ -65,20 +61,18 @@ class Recipe(Fields):
 
         >>> Recipe().replace(densty=0.5)
         Traceback (most recent call last):
-        diva_rs.errors.ConfigError: a recipe has no field 'densty'; did you mean 'density'?
+        diva_rs.errors.ConfigError: Recipe has no field 'densty'; did you mean 'density'?
         """
-        self.check_names(fields)
         implied: dict[str, Any] = {}
         if fields.get("choose") is not None:
-            implied.update(density=None, bernoulli=False)
+            implied = {"density": None, "bernoulli": False}
         if fields.get("density") is not None:
-            implied.update(choose=None)
+            implied["choose"] = None
         if "condition" in fields:
-            for condition, names in _OF_CONDITION.items():
-                if condition != fields["condition"]:
-                    implied.update({name: _DEFAULTS[name] for name in names})
+            others = [names for condition, names in _OF_CONDITION.items() if condition != fields["condition"]]
+            implied |= {name: _DEFAULTS[name] for names in others for name in names}
         if "stages" in fields and self.stages and self.stages[-1].steps is not None:
-            implied.update(steps=None)  # they were the sum of the stages' steps
+            implied["steps"] = None  # they were the sum of the stages' steps
         return type(self)(**{**dict(self), **implied, **dict(fields)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,8 +97,7 @@ class Recipe(Fields):
     def plan(self, steps: int | None = None) -> tuple[PlannedStage, ...]:
         """The stages of a run with every setting filled in.
 
-        ``steps`` is the run's number of optimizer steps, by default the recipe's; where that is None too, the
-        last stage has no end.
+        ``steps`` is by default the recipe's; where that is None too, the last stage has no end.
 
         >>> [(stage.first, stage.steps) for stage in Recipe(steps=9, projector_warmup=3).plan()]
         [(0, 3), (3, 6)]
@@ -128,8 +121,7 @@ class Recipe(Fields):
         """
         if self.condition in ("class", "text"):
             return 0
-        if self.condition == "window":
-            assert self.window is not None
+        if self.window is not None:
             if self.window > patches:
                 raise ConfigError(
                     f"window={self.window} is wider than the tower's {patches} patches: give a smaller window"
@@ -182,29 +174,19 @@ class Recipe(Fields):
         * lr                1e-05
         """
         preset = presets().get(self.name)
-        about = [] if preset is None else preset.describe()
+        about = preset.describe() if preset else []
         lines = [f"recipe {self.name}", *about, "  (* differs from the default)"]
-        published = _DEFAULTS if preset is None else {**_DEFAULTS, **preset.fields(), "name": self.name}
-        for name, value in self:
+        published = {**_DEFAULTS, **(preset.fields() if preset else dict(self))}
+        for name, value in list(self)[1:]:  # the first one is the name
             mark = "*" if value != _DEFAULTS[name] else " "
-            note = "" if preset is None else preset.source_of(name)
-            if preset is not None and value != published[name]:
+            note = preset.source_of(name) if preset else ""
+            if value != published[name]:
                 note = f"changed: the preset has {published[name]!r}"
-            if name != "name":
-                lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
+            lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
         return "\n".join(lines)
 
-    @classmethod
-    def fields_help(cls) -> dict[str, str]:
-        """Each field's meaning, what it takes and its default.
-
-        >>> Recipe.fields_help()["draws"]
-        'diffusion draws (timestep, noise, patches) per image [an integer of at least 1; default 2]'
-        """
-        return fields_help(cls)
-
     @model_validator(mode="after")
-    def _check_condition(self) -> Self:
+    def _check_values(self) -> Self:
         for condition, names in _OF_CONDITION.items():
             given = [name for name in names if getattr(self, name) != _DEFAULTS[name]]
             if given and self.condition != condition:
@@ -222,43 +204,36 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
-        return self
-
-    @model_validator(mode="after")
-    def _check_draws(self) -> Self:
-        weights = self.draw_weights
+        weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(
-                f"draw_weights={weights} holds {len(weights)} weights for draws={self.draws}: give one per "
-                "draw, or None for equal ones"
+                f"draw_weights={weights} holds {len(weights)} weights for draws={self.draws}: give one each"
             )
         if weights is not None and not any(weights):
             raise ConfigError(f"draw_weights={weights} are all zero: nothing would be learnt")
-        steps = self.timestep_range
         if steps is not None and steps[0] >= steps[1]:
             raise ConfigError(f"timestep_range={steps} is empty: the first number must be below the second")
         return self
 
     @model_validator(mode="after")
     def _check_stages(self) -> Self:
-        stages = self.stages
-        if not stages:
+        if not self.stages:
             return self
+        *others, last = self.stages
         if self.projector_warmup:
             raise ConfigError(
                 f"projector_warmup={self.projector_warmup} does not go with stages: give a first stage "
                 "Stage(train=('projector',), steps=...)"
             )
-        if stages[0].continues:
+        if self.stages[0].continues:
             raise ConfigError("stages[0]: continues=True needs a stage before it")
-        for index, stage in enumerate(stages[:-1]):
+        for index, stage in enumerate(others):
             if stage.steps is None:
                 raise ConfigError(f"stages[{index}] needs steps: only the last stage can do without")
-        done = sum(stage.steps or 0 for stage in stages)
-        last = stages[-1].steps
-        if last is not None and self.steps is None:
+        done = sum(stage.steps or 0 for stage in self.stages)
+        if last.steps is not None and self.steps is None:
             object.__setattr__(self, "steps", done)
-        if self.steps is not None and (self.steps != done if last is not None else self.steps <= done):
+        if self.steps is not None and (self.steps != done if last.steps else self.steps <= done):
             raise ConfigError(
                 f"steps={self.steps}, but the stages have {done} steps: leave steps out, or leave them "
                 "out of the last stage, which then does the rest"

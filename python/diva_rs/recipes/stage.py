@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, model_validator
 from typing_extensions import Self
@@ -12,7 +12,6 @@ from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.settings import Count, Decay, Optimizer, Schedule, Settings, Whole
 
 _NAME = re.compile(r"[a-z]\w*(:\S+)?")
-_SHARED = ("optimizer", "schedule", "warmup")  # what a stage that continues another one cannot change
 
 
 class Group(Settings):
@@ -21,8 +20,6 @@ class Group(Settings):
     >>> Group(name="projector", lr=1e-3).lr
     0.001
     """
-
-    noun: ClassVar[str] = "a group"
 
     name: str
     """"projector", "tower", "tower:<glob over keys>" or "denoiser\""""
@@ -42,8 +39,6 @@ class Stage(Settings):
     >>> Stage(train=("projector", "tower"), steps=100, optimizer="adamw", lr=1e-4).names
     ('projector', 'tower')
     """
-
-    noun: ClassVar[str] = "a stage"
 
     train: Annotated[tuple[str | Group, ...], Field(min_length=1)]
     """groups that train"""
@@ -79,7 +74,7 @@ class Stage(Settings):
                 )
             if self.names.count(name) > 1:
                 raise ConfigError(f"train names the group {name!r} twice: name it once")
-        for name in _SHARED:
+        for name in ("optimizer", "schedule", "warmup"):
             if self.continues and getattr(self, name) is not None:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} does not go with continues=True, which keeps the "
@@ -101,29 +96,19 @@ class PlannedGroup:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """A stage of a run, with every setting filled in.
+    """A stage of a run, with every setting filled in."""
 
-    Attributes:
-        groups: what trains.
-        first: optimizer steps of the run before this stage.
-        steps: optimizer steps of this stage; None: until the data ends.
-        continues: whether it keeps the optimizer of the stage before.
-        schedule_first, schedule_steps: where the learning rate's schedule begins, and over how many steps it
-            runs; None where the end is not known, and each group's schedule is "constant" then.
-        grad_clip: None for no clipping.
-    """
-
-    groups: tuple[PlannedGroup, ...]
-    first: int
-    steps: int | None
-    continues: bool
-    schedule_first: int
-    schedule_steps: int | None
+    groups: tuple[PlannedGroup, ...]  # what trains
+    first: int  # optimizer steps of the run before this stage
+    steps: int | None  # optimizer steps of this stage; None: until the data ends
+    continues: bool  # whether it keeps the optimizer of the stage before
+    schedule_first: int  # where the learning rate's schedule begins
+    schedule_steps: int | None  # its steps; None, with a constant rate, where the end is not known
     optimizer: str
     momentum: float
     betas: tuple[float, float]
     eps: float
-    grad_clip: float | None
+    grad_clip: float | None  # None: no clipping
 
 
 def plan(stages: Sequence[Stage], recipe: Mapping[str, Any], steps: int | None) -> Iterator[PlannedStage]:
@@ -147,24 +132,17 @@ def plan(stages: Sequence[Stage], recipe: Mapping[str, Any], steps: int | None) 
             continues=stage.continues,
             schedule_first=start,
             schedule_steps=length,
-            optimizer=values["optimizer"],
-            momentum=values["momentum"],
-            betas=values["betas"],
-            eps=values["eps"],
             grad_clip=values["grad_clip"] or None,
+            **{name: values[name] for name in ("optimizer", "momentum", "betas", "eps")},
         )
         first += count or 0
 
 
 def _group(group: str | Group, stage: Mapping[str, Any], length: int | None) -> PlannedGroup:
-    own = {} if isinstance(group, str) else {name: value for name, value in group if value is not None}
-    name = group if isinstance(group, str) else group.name
-    lr = stage.get(f"{name}_lr")
-    values = {**stage, **({} if lr is None else {"lr": lr}), **own}
-    return PlannedGroup(
-        name=name,
-        lr=values["lr"],
-        weight_decay=values["weight_decay"],
-        schedule="constant" if length is None else values["schedule"],
-        warmup=values["warmup"],
-    )
+    own = {"name": group} if isinstance(group, str) else dict(group)
+    lr = stage.get(f"{own['name']}_lr")
+    values = {**stage, "lr": stage["lr"] if lr is None else lr}
+    values |= {name: value for name, value in own.items() if value is not None}
+    if length is None:
+        values["schedule"] = "constant"
+    return PlannedGroup(**{field.name: values[field.name] for field in fields(PlannedGroup)})

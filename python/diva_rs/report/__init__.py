@@ -1,8 +1,4 @@
-"""One honest page about a run: `write` makes a self-contained HTML file of it.
-
-    from diva_rs import report
-
-    report.write(result)                      # or report.write("runs/a")
+"""One page about a run: ``report.write(result)`` or ``report.write("runs/a")`` makes an HTML file of it.
 
 `run` and `evidence` read what is reported, `scores` compares before and after, `charts` draws. The page's
 words are in ``templates/``.

@@ -1,38 +1,42 @@
 """A score before and after, and what may be said of the difference."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diva_rs.evaluation.statistics import Comparison
 from diva_rs.report.words import between, level, points
 
 Interval = tuple[float, float]
-Score = tuple[float, Interval | None]  # in per cent
+Score = tuple[float, Interval | None]  # in per cent, with the interval of this score alone
 
 
 @dataclass(frozen=True)
 class Change:
     """One score of two models, in per cent.
 
-    Attributes:
-        label: what was scored.
-        before, after: the scores; None if one was not measured.
-        before_interval, after_interval: of each score alone.
-        interval: of the difference, paired over the items; None if it is not known.
-        p_value: of the exact McNemar test on the same items.
-        confidence: of all intervals.
-        note: why the two cannot be compared, in place of a reading.
+    >>> from diva_rs.evaluation.statistics import compare_outcomes
+    >>> outcomes = [False] * 4 + [True] * 3 + [False] * 8, [True] * 7 + [False] * 8
+    >>> found = compare_outcomes(*outcomes, "Texts")
+    >>> Change("Texts", ((20.0, None), (46.7, None)), found).sentence
+    '+26.7 points (95 % interval +6.7 to +53.3, exact McNemar p = 0.12): no difference shown'
+    >>> Change("dtd", ((50.0, None), None)).cells
+    ('dtd', '50.0', 'not measured', '', 'not compared')
     """
 
     label: str
-    before: float | None
-    after: float | None
-    before_interval: Interval | None = None
-    after_interval: Interval | None = None
-    interval: Interval | None = None
-    p_value: float | None = None
-    confidence: float = 0.95
-    note: str = ""
+    scores: tuple[Score | None, Score | None]  # before and after; None if it was not measured
+    found: Comparison | None = None  # the paired comparison on the same items
+    confidence: float = 0.95  # of all intervals
+    note: str = ""  # why the two cannot be compared, in place of a reading
+
+    @property
+    def before(self) -> float | None:
+        """The score before."""
+        return self.scores[0][0] if self.scores[0] else None
+
+    @property
+    def after(self) -> float | None:
+        """The score after."""
+        return self.scores[1][0] if self.scores[1] else None
 
     @property
     def difference(self) -> float | None:
@@ -40,18 +44,21 @@ class Change:
         return None if self.before is None or self.after is None else self.after - self.before
 
     @property
+    def interval(self) -> Interval | None:
+        """The interval of the difference, paired over the items; None if it is not known."""
+        return self.found.interval if self.found else None
+
+    @property
     def shown(self) -> int:
         """1 or -1 if a gain or a loss is shown, else 0: interval and exact test have to agree.
 
-        With few items the bootstrap's interval alone is too narrow: four gained of fifteen, none
-        lost, has an interval above zero and p = 0.125.
-
-        >>> Change("Texts", 20.0, 46.7, interval=(6.7, 46.7), p_value=0.125).shown
-        0
+        With few items the bootstrap's interval alone is too narrow: four gained of fifteen, none lost, has
+        an interval above zero and p = 0.125.
         """
-        if self.interval is None or self.p_value is None or self.p_value >= 1 - self.confidence:
+        if self.found is None or self.found.p_value >= 1 - self.confidence:
             return 0
-        return int(self.interval[0] > 0) - int(self.interval[1] < 0)
+        low, high = self.found.interval
+        return int(low > 0) - int(high < 0)
 
     @property
     def tone(self) -> str:
@@ -63,61 +70,36 @@ class Change:
         """The difference in words."""
         if self.note or self.difference is None:
             return self.note or "not compared"
-        if self.interval is None:
+        if self.found is None:
             return "not tested"
         return {1: "higher after", -1: "lower after", 0: "no difference shown"}[self.shown]
 
     @property
     def sentence(self) -> str:
-        """Difference, interval and reading in one line.
-
-        >>> Change("Texts", 20.0, 26.7, interval=(1.3, 26.7), p_value=0.01).sentence
-        '+6.7 points (95 % interval +1.3 to +26.7, exact McNemar p = 0.01): higher after'
-        """
+        """Difference, interval and reading in one line."""
         if self.difference is None:
             return self.reading
-        details = []
-        if self.interval is not None:
-            details.append(f"{level(self.confidence)} interval {_points_between(self.interval)}")
-        if self.p_value is not None:
-            details.append(f"exact McNemar p = {self.p_value:.2g}")
-        inside = f" ({', '.join(details)})" if details else ""
+        inside = ""
+        if self.found is not None:
+            interval = f"{level(self.confidence)} interval {_points_between(self.found.interval)}"
+            inside = f" ({interval}, exact McNemar p = {self.found.p_value:.2g})"
         return f"{points(self.difference)} points{inside}: {self.reading}"
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The row of a table: label, both scores and the difference with their intervals, reading.
-
-        >>> Change("dtd", 50.0, None).cells
-        ('dtd', '50.0', 'not measured', '', 'not compared')
-        """
-        scores = ((self.before, self.before_interval), (self.after, self.after_interval))
+        """The row of a table: label, both scores and the difference with their intervals, reading."""
         difference = ""
         if self.difference is not None:
             difference = points(self.difference)
-            difference += f" ({_points_between(self.interval)})" if self.interval else ""
-        return (self.label, *(_score(*score) for score in scores), difference, self.reading)
+            difference += f" ({_points_between(self.found.interval)})" if self.found else ""
+        return (self.label, *map(_score, self.scores), difference, self.reading)
 
 
-def changed(
-    label: str,
-    scores: Sequence[Score | None],
-    found: Comparison | None = None,
-    confidence: float = 0.95,
-    note: str = "",
-) -> Change:
-    """The change from the first of two scores to the second; ``found`` is their paired comparison."""
-    (before, before_interval), (after, after_interval) = (score or (None, None) for score in scores)
-    intervals = (before_interval, after_interval)
-    if found is None:
-        return Change(label, before, after, *intervals, confidence=confidence, note=note)
-    return Change(label, before, after, *intervals, found.interval, found.p_value, found.confidence)
-
-
-def _score(score: float | None, interval: Interval | None) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "not measured"
-    return f"{score:.1f}" + ("" if interval is None else f" ({between(interval)})")
+    value, interval = score
+    return f"{value:.1f}" + ("" if interval is None else f" ({between(interval)})")
 
 
 def _points_between(interval: Interval) -> str:

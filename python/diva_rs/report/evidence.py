@@ -38,19 +38,28 @@ class Side:
 def gather(given: Any, side: str) -> Side:
     """The evaluations of one model, ``side`` "before" or "after", that `write` was given."""
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"suites": {}, "probes": {}}
     for result in _results(given if several else [] if given is None else [given], side):
-        name = _name(result, side)
-        if name in found:
+        match result:
+            case MmvpVlmResult():
+                place, name = found, "mmvp"
+            case FolderResult():
+                place, name = found, "folder"
+            case DriftResult():
+                place, name = found, "drift"
+            case SuiteResult():
+                place, name = found["suites"], result.task
+            case ProbeScore():
+                place, name = found["probes"], result.features
+            case _:
+                kind = a_type(result)
+                raise ConfigError(
+                    f"{side} holds {kind}: give results of diva_rs.evaluation, or files of them"
+                )
+        if name in place:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
-        found[name] = result
-    return Side(
-        mmvp=found.get("mmvp"),
-        suites={result.task: result for result in found.values() if isinstance(result, SuiteResult)},
-        folder=found.get("folder"),
-        probes={result.features: result for result in found.values() if isinstance(result, ProbeScore)},
-        drift=found.get("drift"),
-    )
+        place[name] = result
+    return Side(**found)
 
 
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
@@ -67,16 +76,14 @@ def _read(file: Path, side: str) -> Iterator[Any]:
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
         content = content.get(side, content.get("scores"))
-    probes = isinstance(content, dict) and content and all(map(_is_probe, content.values()))
-    for part in content.values() if probes else [content]:
+    # The results of one `linear_probe` are a mapping of them.
+    parts = list(content.values()) if isinstance(content, dict) else []
+    probes = parts and all(isinstance(part, dict) and "validation" in part for part in parts)
+    for part in parts if probes else [content]:
         result = _decoded(part, file)
         if fault := _fault(result):
             raise DataError(f"{file}: {fault}")
         yield result
-
-
-def _is_probe(content: Any) -> bool:
-    return isinstance(content, dict) and "validation" in content
 
 
 def _decoded(content: Any, file: Path) -> Any:
@@ -124,18 +131,3 @@ def _fault(result: Any) -> str:
         return "there is no cosine"
     confidence = getattr(result, "confidence", 0.95)
     return "" if 0 < confidence < 1 else f"confidence is {confidence}, not inside (0, 1)"
-
-
-def _name(result: Any, side: str) -> str:
-    match result:
-        case MmvpVlmResult():
-            return "mmvp"
-        case FolderResult():
-            return "folder"
-        case DriftResult():
-            return "drift"
-        case SuiteResult():
-            return result.task
-        case ProbeScore():
-            return f"{result.features} probe"
-    raise ConfigError(f"{side} holds {a_type(result)}: give results of diva_rs.evaluation, or files of them")

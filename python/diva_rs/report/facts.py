@@ -29,14 +29,15 @@ def course(run: Run) -> str:
     """The losses in a sentence or two."""
     finite, logs = run.finite("loss"), len(run.history)
     gaps = logs - len(finite)
-    lost = f" {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else ""
-    if len(finite) < 2:
-        return f"The only loss logged is {figure(finite[0])}.{lost}"
     part, early, late = ends(finite)
-    if part < 2:
-        return f"The first loss logged is {figure(early)}, the last {figure(late)}.{lost}"
-    first = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}"
-    return f"{first}; of the last {part}: {figure(late)}.{lost}"
+    if len(finite) < 2:
+        text = f"The only loss logged is {figure(early)}."
+    elif part < 2:
+        text = f"The first loss logged is {figure(early)}, the last {figure(late)}."
+    else:
+        text = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}; "
+        text += f"of the last {part}: {figure(late)}."
+    return f"{text} {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else text
 
 
 def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:
@@ -68,12 +69,9 @@ def measured(run: Run) -> list[Chart]:
     before = run.evaluation.get("before", {})
     charts = []
     for score in run.scores:
-        points = [(number(before.get("step", 0)), number(before.get(score)))]
-        points = [
-            point
-            for point in [*points, *zip(*run.column(score), strict=True)]
-            if all(map(math.isfinite, point))
-        ]
+        first = (number(before.get("step", 0)), number(before.get(score)))
+        points = [first, *zip(*run.column(score), strict=True)]
+        points = [point for point in points if all(map(math.isfinite, point))]
         if len(points) > 1:
             steps, values = map(list, zip(*points, strict=True))
             at = f"{figure(values[0])} at step {figure(steps[0])}, {figure(values[-1])} at the last"
@@ -96,10 +94,11 @@ def recipe_fields(recipe: Recipe) -> tuple[list[Row], list[Row]]:
         value = getattr(recipe, name)
         if name == "name":
             continue
-        if preset and name in published:
+        if preset and value == published.get(name, ...):
+            decided.append((name, _value(value), preset.source_of(name)))
+        elif name in published:
             changed = f"set for this run; the preset has {_value(published[name])}"
-            source = preset.source_of(name) if value == published[name] else changed
-            decided.append((name, _value(value), source))
+            decided.append((name, _value(value), changed))
         elif value != field.default:
             decided.append((name, _value(value), f"set for this run; the default is {_value(field.default)}"))
         else:

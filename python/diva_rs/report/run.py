@@ -22,23 +22,14 @@ _OTHERS = frozenset(
 
 @dataclass(frozen=True)
 class Run:
-    """A run's record.
+    """A run's record."""
 
-    Attributes:
-        name: the folder's name, or the recipe's.
-        recipe: as it was run.
-        history: one dict per log, with "step" in each; NaN for a value that is not finite.
-        report: what was trained on what; empty while the run has not ended.
-        notes: what could not be read, in words.
-        origin: run.json of the folder: the fingerprints of the models, and the run's starts.
-    """
-
-    name: str
+    name: str  # of the folder, or the recipe's
     recipe: Recipe
-    history: tuple[dict[str, float], ...]
-    report: Mapping[str, Any]
-    notes: tuple[str, ...] = ()
-    origin: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[dict[str, float], ...]  # one dict per log, with "step"; NaN for what is not finite
+    report: Mapping[str, Any]  # what was trained on what; empty while the run has not ended
+    notes: tuple[str, ...] = ()  # what could not be read, in words
+    origin: Mapping[str, Any] = field(default_factory=dict)  # run.json: fingerprints, and the run's starts
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a logged number, NaN if a log has none."""
@@ -75,9 +66,8 @@ class Run:
         """Moment ("before", "best", "after") -> step and scores, if the run was given ``evaluate``."""
         found = self.report.get("evaluation")
         rows = found if isinstance(found, Mapping) else {}
-        return {
-            name: row for name in ("before", "best", "after") if isinstance(row := rows.get(name), Mapping)
-        }
+        moments = ("before", "best", "after")
+        return {name: rows[name] for name in moments if isinstance(rows.get(name), Mapping)}
 
     @property
     def scores(self) -> list[str]:
@@ -103,27 +93,25 @@ class Run:
         return [(first, f"stage {n}: {groups}") for n, first, groups in names[1:]]
 
 
-def read_run(run: "PostTrainResult | str | os.PathLike[str]") -> Run:
-    """The record of a result, or of a run folder. Raises DataError for a file that is missing, damaged or not
-    what `post_train` writes, with its name."""
+def read_run(run: PostTrainResult | str | os.PathLike[str]) -> Run:
+    """The record of a result, or of a run folder; DataError names a file that is missing or damaged."""
     if isinstance(run, PostTrainResult):
         return Run(run.recipe.name, run.recipe, _logs(run.history, "the result's history"), run.report)
     folder = Path(run).expanduser()
     if not folder.is_dir():
         raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
-    file = folder / "recipe.json"
     try:
-        recipe = Recipe.from_dict(_content(file, dict))
+        recipe = Recipe.from_dict(_content(folder / "recipe.json", dict))
     except ConfigError as err:
-        raise DataError(f"{file} is not a recipe of this version of diva_rs: {err}") from err
+        raise DataError(f"{folder}/recipe.json is not a recipe of this version of diva_rs: {err}") from err
     notes: list[str] = []
     history = _history(folder, notes)
-    report: Mapping[str, Any] = {}
-    if (folder / "report.json").exists():
-        report = _content(folder / "report.json", dict)
-    else:
+    report, origin = (
+        _content(file, dict) if file.exists() else {}
+        for file in (folder / "report.json", folder / "run.json")
+    )
+    if not (folder / "report.json").exists():
         notes.append("There is no report.json: the run has not ended, or an error ended it.")
-    origin = _content(folder / "run.json", dict) if (folder / "run.json").exists() else {}
     return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin)
 
 

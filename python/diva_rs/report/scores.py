@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
-from diva_rs.report.change import Change, changed
+from diva_rs.report.change import Change, Score
 from diva_rs.report.charts import Chart, differences, dumbbells, histogram, radar
 from diva_rs.report.evidence import Side
 from diva_rs.report.words import count, points
@@ -14,18 +15,20 @@ from diva_rs.report.words import count, points
 
 def overall(before: Side, after: Side) -> list[Change]:
     """The changes at the head of the page."""
-    changes = (_mmvp("MMVP-VLM average", before.mmvp, after.mmvp), _folder(before.folder, after.folder))
-    return [change for change in changes if change is not None]
+    mmvp = _whole("MMVP-VLM average", before.mmvp, after.mmvp)
+    folder = _whole("Image folder", before.folder, after.folder)
+    return [change for change in (mmvp, folder) if change is not None]
 
 
 def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list[Chart]]:
     """The changes of the nine patterns and, last, of their average; charts of them."""
     changes = []
     for name in old.patterns:
-        right = [[pair.correct for pair in side.pairs if pair.pattern == name] for side in (old, new)]
+        before, after = ([p.correct for p in side.pairs if p.pattern == name] for side in (old, new))
+        found = compare_outcomes(before, after, name, old.confidence)
         scores = [(side.patterns[name], side.intervals[name]) for side in (old, new)]
-        changes.append(changed(name, scores, compare_outcomes(right[0], right[1], name, old.confidence)))
-    average = _mmvp("Average", old, new)
+        changes.append(Change(name, (scores[0], scores[1]), found, old.confidence))
+    average = _whole("Average", old, new)
     assert average is not None
     every, what = [*changes, average], "MMVP-VLM accuracy"
     return every, [dumbbells(every, what), radar(changes), differences(every, what)]
@@ -45,7 +48,7 @@ def tasks(before: Side, after: Side) -> Iterator[tuple[str, list[Change], dict[s
     for name in dict.fromkeys(["zero-shot", "retrieval", *before.suites, *after.suites]):
         old, new = before.suites.get(name), after.suites.get(name)
         changes = _suite(old, new)
-        folder = _folder(before.folder, after.folder)
+        folder = _whole("Image folder", before.folder, after.folder)
         if name == "zero-shot" and folder is not None:
             changes.append(folder)
         yield name, changes, {**(old.missing if old else {}), **(new.missing if new else {})}
@@ -73,7 +76,7 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(changed(name, (_accuracy(old), _accuracy(new)), found))
+        changes.append(Change(name, (_score(old), _score(new)), found))
     return changes
 
 
@@ -86,42 +89,33 @@ def cosines(drift: DriftResult) -> Chart:
     return histogram(drift.cosines, "cosine to the original", "images", alt, "Cosines of single images.")
 
 
-def _mmvp(label: str, old: MmvpVlmResult | None, new: MmvpVlmResult | None) -> Change | None:
-    some = old or new
-    if some is None:
-        return None
-    sides = [(side.average, side.interval) if side else None for side in (old, new)]
-    return changed(label, sides, old.compare(new) if old and new else None, some.confidence)
-
-
-def _folder(old: FolderResult | None, new: FolderResult | None) -> Change | None:
-    some = old or new
-    if some is None:
+def _whole(label: str, old: Any, new: Any) -> Change | None:
+    """The change of a result that has one score: MMVP-VLM or an image folder; None if there is no result."""
+    if old is None and new is None:
         return None
     found = old.compare(new) if old and new else None
-    return changed("Image folder", (_accuracy(old), _accuracy(new)), found, some.confidence)
+    return Change(label, (_score(old), _score(new)), found, (old or new).confidence)
 
 
-def _accuracy(result: FolderResult | ProbeScore | None) -> tuple[float, tuple[float, float]] | None:
-    return None if result is None else (result.accuracy, result.interval)
+def _score(result: MmvpVlmResult | FolderResult | ProbeScore | None) -> Score | None:
+    if result is None:
+        return None
+    return (result.average if isinstance(result, MmvpVlmResult) else result.accuracy, result.interval)
 
 
 def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
     """One change per data set, in the order of the first side that has it."""
-    found = old.compare(new) if old and new else {}
+    some = old or new
+    if some is None:
+        return []
+    compared = old.compare(new) if old and new else {}
     sides = [{score.dataset: score for score in suite.scores} if suite else {} for suite in (old, new)]
     changes = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
-        scores = [side[name] for side in sides if name in side]
-        values = [(side[name].value, side[name].interval) if name in side else None for side in sides]
-        comparison = found.get(name)
-        changes.append(
-            changed(
-                f"{name} ({scores[0].metric})",
-                values,
-                comparison if isinstance(comparison, Comparison) else None,
-                next(suite.confidence for suite in (old, new) if suite),
-                "" if scores[0].metric == scores[-1].metric else "different metrics",
-            )
-        )
+        metrics = [side[name].metric for side in sides if name in side]
+        before, after = ((side[name].value, side[name].interval) if name in side else None for side in sides)
+        found = compared.get(name)
+        paired = found if isinstance(found, Comparison) else None
+        note = "" if metrics[0] == metrics[-1] else "different metrics"
+        changes.append(Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note))
     return changes

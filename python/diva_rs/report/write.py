@@ -1,28 +1,32 @@
-"""The report of a run: what it shows, put into the page's templates."""
+"""The report of a run: what it shows, put into the page's templates, with images as data URIs."""
 
+import base64
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.files import make_folder, write_text
-from diva_rs.errors import ConfigError
+from diva_rs._base.files import make_folder, read_bytes, write_text
+from diva_rs.data.decode import decode, opened
+from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
 from diva_rs.report import facts, scores, words
 from diva_rs.report.evidence import Side, gather
-from diva_rs.report.images import Pictures, picture, thumbnail
 from diva_rs.report.run import Run, positive, read_run
+from diva_rs.run.result import PostTrainResult
 
-if TYPE_CHECKING:
-    from diva_rs.run.result import PostTrainResult
+Pictures = Mapping[str, str | os.PathLike[str]]  # caption -> image file
 
-_FILTERS = (words.figure, words.between, words.level, words.duration, words.count, positive, thumbnail)
+_MOST_BYTES = 1 << 24  # of a picture: the page holds it whole
+_SHOWN = ("PNG", "JPEG", "GIF", "WEBP")  # formats that every browser shows
 
 
 def write(
-    run: "PostTrainResult | str | os.PathLike[str]",
+    run: PostTrainResult | str | os.PathLike[str],
     folder: str | os.PathLike[str] | None = None,
     *,
     before: Any = None,
@@ -60,6 +64,42 @@ def write(
     return place
 
 
+def picture(path: str | os.PathLike[str]) -> str:
+    """An image file as a data URI, unchanged. Raises DataError if it is damaged or too large."""
+    file = Path(path)
+    try:
+        content = read_bytes(file, _MOST_BYTES)
+    except OSError as err:
+        raise DataError(f"{file} cannot be read: {err.strerror}") from err
+    with opened(content, str(file)) as image:
+        image.load()
+        if image.format not in _SHOWN:
+            raise DataError(f"{file} is a {image.format} image: give a PNG, JPEG, GIF or WebP image")
+        return _uri(image.get_format_mimetype(), content)
+
+
+def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:
+    """A JPEG of at most ``side`` pixels a side as a data URI; None if the file is not a readable image.
+
+    ``path`` is as given or below ``root``.
+
+    >>> thumbnail("nowhere.jpg") is None
+    True
+    """
+    try:
+        small = decode(path if Path(path).exists() else Path(root, path), path)
+    except (DataError, OSError, ValueError):  # a name that no file can have is a ValueError
+        return None
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=82)
+    return _uri("image/jpeg", buffer.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) -> str:
     """The page. Every text is escaped: names and prompts cannot add markup."""
     environment = Environment(
@@ -69,7 +109,8 @@ def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) ->
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
+    filters = (words.figure, words.between, words.level, words.duration, words.count, positive, thumbnail)
+    environment.filters.update({function.__name__: function for function in filters})
     return environment.get_template("page.html").render(
         version=_native.__version__,
         run=run,

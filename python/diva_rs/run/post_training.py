@@ -12,8 +12,8 @@ from diva_rs._base.settings import hint
 from diva_rs.data.batches import check_loader
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.recipes.recipe_fields import RecipeFields
 from diva_rs.run.callbacks import Callback, as_callback
 from diva_rs.run.evaluator import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder

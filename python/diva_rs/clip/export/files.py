@@ -8,11 +8,8 @@ from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_torch, save_weights
 from diva_rs._base.files import make_folder
-from diva_rs.clip.export import from_modules, from_transformers
-from diva_rs.clip.export.layouts import clip_rules
-from diva_rs.clip.export.rules import convert
-from diva_rs.clip.export.source import ARGMAX, Blocks, Source
-from diva_rs.clip.libraries.transformers import family_of
+from diva_rs.clip.export.layouts import clip_rules, convert
+from diva_rs.clip.export.source import HIGHEST, Source, read
 from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError
 
@@ -27,19 +24,13 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write the weights for ``open_clip.create_model_and_transforms(name, pretrained=path)``.
 
     SAN and other code that takes a model name and a file reads them. The name is that of the model's own
-    architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights.
+    architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights. Raises WeightsError
+    naming a weight that open_clip's layout has no place for, DataError if the file cannot be written.
 
     Args:
         clip: an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a ViT
             of OpenAI's `clip`, wrapped or not.
-        path: a file that ends in ``.safetensors`` or ``.pt``; an existing one is replaced.
-
-    Returns:
-        The path.
-
-    Raises:
-        WeightsError: a weight that open_clip's layout has no place for; names it.
-        DataError: the file cannot be written; an existing one is unchanged.
+        path: a file that ends in ``.safetensors`` or ``.pt``; an existing one is replaced. It is returned.
 
     >>> import tempfile
     >>> path = to_open_clip(clip, tempfile.mkdtemp() + "/clip.safetensors")
@@ -47,9 +38,8 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     True
     """
     model = unwrap(clip)
-    if any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__):
-        return _write(path, own_weights(model), (".safetensors", ".pt"))
-    return _write(path, _read(model).state, (".safetensors", ".pt"))
+    own = any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__)
+    return _write(path, own_weights(model) if own else read(model).state, (".safetensors", ".pt"))
 
 
 def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
@@ -57,27 +47,20 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
 
     ``clip.load`` infers the sizes from the shapes and builds a model whose matrices are in half precision,
     also from a float32 file; on the CPU it casts them to float32 afterwards. Code that wants the full
-    precision of the file builds the model and calls ``load_state_dict`` itself.
+    precision of the file builds the model and calls ``load_state_dict`` itself. Raises ConfigError for what
+    this layout cannot express (GELU without "quick", heads that are not 64 wide, SigLIP), WeightsError
+    naming a weight that it has no place for, such as a layer scale.
 
     Args:
         clip: an open_clip ViT, a transformers `CLIPModel` or a ViT of OpenAI's `clip`.
-        path: a file that ends in ``.pt``; an existing one is replaced.
+        path: a file that ends in ``.pt``; an existing one is replaced. It is returned.
         half: store in float16 what ``clip.load`` keeps in float16: half the size, the same loaded model.
-
-    Returns:
-        The path.
-
-    Raises:
-        ConfigError: another ending, or what this layout cannot express: GELU without "quick", heads that are
-            not 64 wide, SigLIP.
-        WeightsError: a weight that this layout has no place for, such as a layer scale; names it.
-        DataError: the file cannot be written; an existing one is unchanged.
 
     >>> to_openai(clip, "clip.pt")
     Traceback (most recent call last):
     diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu, ...
     """
-    source = _read(unwrap(clip))
+    source = read(unwrap(clip))
     _check_openai(source)
     state = source.state
     if half:
@@ -85,39 +68,28 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
     return _write(path, state, (".pt",))
 
 
-def _read(model: nn.Module) -> Source:
-    if family_of(model) is not None:
-        return from_transformers.read(model, own_weights(model))
-    return from_modules.read(model, own_weights(model), vision_only=False)
-
-
 def _check_openai(source: Source) -> None:
-    if source.family != "clip" or source.text is None:
+    vision, text = source.vision, source.text
+    if source.family != "clip" or text is None:
         raise ConfigError(
             "a SigLIP cannot be written in the layout of OpenAI's clip, which has a class token"
         )
-    for where, blocks in (("visual", source.vision), ("text", source.text.blocks)):
-        _check_blocks(where, blocks)
-    if source.text.pool not in (ARGMAX, source.text.vocab - 1):
-        raise ConfigError(
-            f"the text is read at token {source.text.pool}, in OpenAI's clip at the highest token number"
-        )
+    for where, blocks in (("visual", vision), ("text", text)):
+        expected = {
+            "activation": (blocks["hidden_act"], "quick_gelu"),
+            "head width": (blocks["hidden_size"] / blocks["num_attention_heads"], 64),
+            "MLP's width": (blocks["intermediate_size"], 4 * blocks["hidden_size"]),
+            "LayerNorm eps": (blocks["layer_norm_eps"], 1e-5),
+        }
+        for what, (found, needed) in expected.items():
+            if found != needed:
+                only = f"OpenAI's clip computes {needed}, and its layout cannot express another"
+                raise ConfigError(f"{where}: the {what} is {found}, {only}")
+    end = text["eos_token_id"]
+    if end not in (HIGHEST, text["vocab_size"] - 1):
+        raise ConfigError(f"the text is read at token {end}, in OpenAI's clip at the highest token number")
     # Its keys are those on the left of the rules for transformers, one to one.
-    layers = (source.vision.num_hidden_layers, source.text.blocks.num_hidden_layers)
-    convert(source.state, clip_rules(*layers), "OpenAI clip")
-
-
-def _check_blocks(where: str, blocks: Blocks) -> None:
-    expected = {
-        "activation": (blocks.hidden_act, "quick_gelu"),
-        "head width": (blocks.hidden_size / blocks.num_attention_heads, 64),
-        "MLP's width": (blocks.intermediate_size, 4 * blocks.hidden_size),
-        "LayerNorm eps": (blocks.layer_norm_eps, 1e-5),
-    }
-    for what, (found, needed) in expected.items():
-        if found != needed:
-            only = f"OpenAI's clip computes {needed}, and its layout cannot express another"
-            raise ConfigError(f"{where}: the {what} is {found}, {only}")
+    convert(source.state, clip_rules(vision["num_hidden_layers"], text["num_hidden_layers"]), "OpenAI clip")
 
 
 def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: tuple[str, ...]) -> Path:
@@ -127,8 +99,5 @@ def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: t
             f"{file} ends in {file.suffix!r}: a file that ends in {' or '.join(endings)} is needed"
         )
     make_folder(file.parent)
-    if file.suffix == ".safetensors":
-        save_weights(file, state)
-    else:
-        save_torch(file, state)
+    (save_weights if file.suffix == ".safetensors" else save_torch)(file, state)
     return file

@@ -1,4 +1,4 @@
-"""What a model computes, in terms that every layout shares, and its weights by open_clip's keys."""
+"""Reads any model: its weights by open_clip's keys, and what it computes as transformers' configuration."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,80 +6,278 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from diva_rs.clip.export.layouts import RULES, convert
+from diva_rs.clip.libraries import open_clip, openai, timm
+from diva_rs.clip.libraries.transformers import family_of
+from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, Triple, three
+from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError
 
-LAST, ARGMAX = "last", "argmax"  # where the text is read: at its last token, or at the highest token number
+Family = Literal["clip", "siglip"]
+Config = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """A stack of pre-norm transformer blocks, by the names of transformers' configurations."""
-
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int  # width of the MLPs' hidden layer
-    hidden_act: str  # "quick_gelu", "gelu" or "gelu_pytorch_tanh"
-    layer_norm_eps: float
-
-
-@dataclass(frozen=True)
-class TextTower:
-    """A text tower."""
-
-    blocks: Blocks
-    context: int
-    vocab: int
-    pool: str | int  # LAST, ARGMAX, or the token at whose first place the text is read
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """How pixels become the tower's input."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: Literal["shortest", "squash"]  # shorter side and centre crop, or both sides
-    interpolation: Literal["bicubic", "bilinear"]
+HIGHEST = 2  # as eos_token_id: the text is read at the highest token number (transformers, modeling_clip.py)
+_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+_FULL: dict[str, Family] = {"CLIPModel": "clip", "SiglipModel": "siglip"}
+_PIXELS = {"clip": (OPENAI_MEAN, OPENAI_STD), "siglip": (HALF, HALF)}
 
 
 @dataclass(frozen=True)
 class Source:
     """A CLIP or SigLIP in the terms that every layout shares."""
 
-    family: Literal["clip", "siglip"]
+    family: Family
     state: dict[str, Tensor]  # by open_clip's keys
-    embed_dim: int
-    image: int  # side, in pixels
-    patch: int
-    vision: Blocks
-    text: TextTower | None
-    pixels: Pixels
+    vision: Config  # vision_config of transformers
+    text: Config | None  # text_config
+    processor: Config  # of the images: preprocessor_config.json
 
 
-def alike(values: Iterable[Any], what: str) -> Any:
-    """The one value that all have, or ConfigError."""
+def read(model: nn.Module, vision_only: bool = False) -> Source:
+    """A full model of any supported library; ConfigError if the other layouts cannot express it."""
+    of_transformers = family_of(model) is not None
+    return _of_transformers(model) if of_transformers else _of_modules(model, vision_only)
+
+
+def own_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A transformers model's weights by the keys that every release from 4.28 to 5.x loads.
+
+    Vision-only classes keep their parts in ``vision_model.`` up to 4.x and in themselves later; later
+    releases load both. ``position_ids``, a counter that old releases stored, is left out: all create it.
+    """
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    if any(key.startswith("vision_model.") for key in state):
+        return state
+    return {f"vision_model.{key}": value for key, value in state.items()}
+
+
+def preprocessor(
+    family: Family,
+    side: int,
+    mean: Triple | None = None,
+    std: Triple | None = None,
+    crop: bool = True,
+    resample: int = 3,
+) -> Config:
+    """The image processor's configuration; by default the family's. ``resample`` as in PIL: 3 is bicubic."""
+    crop = crop and family == "clip"
+    square = {"height": side, "width": side}
+    config: Config = {
+        "image_processor_type": "SiglipImageProcessor" if family == "siglip" else "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side} if crop else square,
+        "resample": resample,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean or _PIXELS[family][0]),
+        "image_std": list(std or _PIXELS[family][1]),
+        "do_convert_rgb": True,
+    }
+    # LLaVA reads crop_size whether it crops or not.
+    return {**config, "do_center_crop": crop, "crop_size": square} if family == "clip" else config
+
+
+def _of_transformers(model: Any) -> Source:
+    name = type(model).__name__
+    if name not in _FULL:
+        raise ConfigError(f"{name} cannot be written in open_clip's layout: CLIPModel and SiglipModel can")
+    family = _FULL[name]
+    vision, text = model.config.vision_config, model.config.text_config
+    for where, config in (("vision_config", vision), ("text_config", text)):
+        if config.hidden_act not in _ACTIVATIONS:
+            allowed = f"only {', '.join(_ACTIVATIONS)} can be exported"
+            raise ConfigError(f"{where}.hidden_act is {config.hidden_act!r}: {allowed}")
+    rules = RULES[family](vision.num_hidden_layers, text.num_hidden_layers)
+    state = convert(own_state(own_weights(model)), [rule.reversed() for rule in rules], "open_clip")
+    return Source(family, state, vision.to_dict(), text.to_dict(), preprocessor(family, vision.image_size))
+
+
+def _of_modules(model: Any, vision_only: bool) -> Source:
+    """A model of open_clip or of OpenAI's `clip`, from its own modules."""
+    visual: Any = getattr(model, "visual", None)
+    if not isinstance(visual, nn.Module):
+        raise ConfigError(
+            f"{type(model).__name__} is not a full CLIP: give the whole model of open_clip, transformers or "
+            "OpenAI's clip (to_transformers(..., vision_only=True) leaves its text tower out)"
+        )
+    state = own_weights(model)
+    if vision_only:
+        state = {key: value for key, value in state.items() if key.startswith("visual.")}
+    if timm.matches(visual):
+        text = None if vision_only else _siglip_text(getattr(model, "text", None))
+        return Source("siglip", state, *_siglip(visual, text))
+    if open_clip.matches(visual) or openai.matches(visual):
+        # CustomTextCLIP keeps in `text.` what CLIP keeps in itself.
+        state = {key.removeprefix("text."): value for key, value in state.items()}
+        return Source("clip", state, *_clip(visual, None if vision_only else _clip_text(model)))
+    raise ConfigError(f"the vision tower is a {type(visual).__name__}: only a ViT can be exported")
+
+
+def _clip(visual: Any, text: Config | None) -> tuple[Config, Config | None, Config]:
+    if getattr(visual, "pool_type", "tok") != "tok":
+        raise ConfigError(
+            f"visual.pool_type is {visual.pool_type!r}: the other layouts read the class token only"
+        )
+    patch = _square(visual.conv1.kernel_size, "the patch")
+    positions, width = (int(size) for size in visual.positional_embedding.shape)
+    image = getattr(visual, "image_size", None) or getattr(visual, "input_resolution", None)
+    side = _square(image or round((positions - 1) ** 0.5) * patch, "image_size")
+    projection = {"projection_dim": int(visual.proj.shape[1])}
+    vision = {
+        **_resblocks(visual.transformer.resblocks, [visual.ln_pre, visual.ln_post], "visual", width),
+        **_images("clip", side, patch),
+        **projection,
+    }
+    text = None if text is None else {**text, **projection}
+    return vision, text, preprocessor("clip", side, *_pixels(visual, "clip"))
+
+
+def _clip_text(model: Any) -> Config:
+    tower = getattr(model, "text", model)
+    text = _text(tower)
+    if hasattr(tower, "attn_mask") and tower.attn_mask is None:
+        raise ConfigError("the text tower has no causal mask: a CLIP of the other layouts has one")
+    # open_clip's CLIP keeps pool_type as text_pool_type; OpenAI's has one way only.
+    pool = getattr(tower, "pool_type", None) or getattr(model, "text_pool_type", "argmax")
+    if pool not in ("argmax", "eos"):
+        raise ConfigError(f"the text is pooled by {pool!r}: a CLIP of the other layouts reads the end token")
+    end = HIGHEST
+    if pool == "eos":
+        end = int(getattr(tower, "eos_id", None) or model.text_eos_id)
+        if end == HIGHEST:
+            raise ConfigError(
+                f"the text is read at token {end}, which transformers takes for the highest token number"
+            )
+    return {**text, "model_type": "clip_text_model", "bos_token_id": 0, "eos_token_id": end}
+
+
+def _siglip_text(tower: Any) -> Config:
+    text = _text(tower)
+    if tower.attn_mask is not None or tower.use_pad_mask:
+        raise ConfigError("the text tower masks tokens: a SigLIP of transformers lets each attend to all")
+    if tower.pool_type != "last":
+        raise ConfigError(
+            f"the text is pooled by {tower.pool_type!r}: a SigLIP of transformers reads the last token"
+        )
+    # The token numbers are not read by the model; the defaults are not in every vocabulary.
+    return {**text, "model_type": "siglip_text_model", "bos_token_id": None, "eos_token_id": 1}
+
+
+def _text(tower: Any) -> Config:
+    if not hasattr(getattr(tower, "transformer", None), "resblocks"):
+        raise ConfigError(
+            f"the text tower is a {type(tower).__name__}, which only its own library can hold: "
+            "to_transformers(..., vision_only=True) exports the vision tower"
+        )
+    context, width = (int(size) for size in tower.positional_embedding.shape)
+    return {
+        **_resblocks(tower.transformer.resblocks, [tower.ln_final], "text", width),
+        "vocab_size": int(tower.token_embedding.weight.shape[0]),
+        "max_position_embeddings": context,
+        "pad_token_id": 1,
+    }
+
+
+def _siglip(visual: Any, text: Config | None) -> tuple[Config, Config | None, Config]:
+    trunk: Any = visual.trunk
+    pool: Any = getattr(trunk, "attn_pool", None)
+    if pool is None or getattr(trunk, "global_pool", "") != "map" or getattr(trunk, "num_prefix_tokens", 1):
+        raise ConfigError(
+            f"the timm trunk {type(trunk).__name__} is not a SigLIP (MAP pooling, no class token): no other "
+            "layout has it"
+        )
+    blocks, width = list(trunk.blocks), int(trunk.embed_dim)
+    norms = [norm for block in blocks for norm in (block.norm1, block.norm2)]
+    mlps = [*(block.mlp for block in blocks), pool.mlp]
+    vision = _blocks(
+        "visual.trunk",
+        width,
+        len(blocks),
+        attentions=[*(block.attn for block in blocks), pool],
+        hidden=[mlp.fc1 for mlp in mlps],
+        activations=[mlp.act for mlp in mlps],
+        norms=[*norms, trunk.norm, pool.norm],
+    )
+    side = _square(trunk.patch_embed.img_size, "image_size")
+    vision.update(_images("siglip", side, _square(trunk.patch_embed.patch_size, "the patch")))
+    mean, std, _, resample = _pixels(visual, "siglip")
+    if (mean, std) == (OPENAI_MEAN, OPENAI_STD):
+        # open_clip sets OpenAI's on a SigLIP that comes from a file; its weights are trained on 0.5.
+        mean, std = HALF, HALF
+    text = None if text is None else {**text, "projection_size": width}
+    return vision, text, preprocessor("siglip", side, mean, std, resample=resample)
+
+
+def _images(family: Family, side: int, patch: int) -> Config:
+    kind = f"{family}_vision_model"
+    return {"image_size": side, "patch_size": patch, "num_channels": 3, "model_type": kind}
+
+
+def _resblocks(blocks: Any, norms: list[Any], where: str, width: int) -> Config:
+    mlps = [block.mlp for block in blocks]
+    if any(not hasattr(mlp, "gelu") for mlp in mlps):
+        raise ConfigError(f"{where}: no other layout has blocks with such an MLP")
+    return _blocks(
+        where,
+        width,
+        len(blocks),
+        attentions=[block.attn for block in blocks],
+        hidden=[mlp.c_fc for mlp in mlps],
+        activations=[mlp.gelu for mlp in mlps],
+        norms=[*norms, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))],
+    )
+
+
+def _blocks(
+    where: str, width: int, layers: int, *, attentions: Any, hidden: Any, activations: Any, norms: Any
+) -> Config:
+    """A stack of pre-norm transformer blocks, all alike."""
+    norms = [norm for norm in norms if not isinstance(norm, nn.Identity)]
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": _alike([layer.num_heads for layer in attentions], where, "number of heads"),
+        "intermediate_size": _alike([layer.out_features for layer in hidden], where, "MLP's width"),
+        "hidden_act": _alike([_activation(layer, where) for layer in activations], where, "activation"),
+        "layer_norm_eps": _alike([norm.eps for norm in norms], where, "LayerNorm eps"),
+    }
+
+
+def _alike(values: Iterable[Any], where: str, what: str) -> Any:
+    """The one value that all have."""
     found = set(values)
     if len(found) != 1:
         shown = ", ".join(sorted(map(str, found))) or "none"
-        raise ConfigError(f"{what} differs within the tower ({shown}): no other layout can express that")
+        raise ConfigError(f"{where}: the {what} differs ({shown}): no other layout can express that")
     return found.pop()
 
 
-def activation_of(layer: nn.Module, where: str) -> str:
-    """The activation by transformers' name, or ConfigError."""
-    if type(layer).__name__ == "QuickGELU":
+def _activation(layer: nn.Module, where: str) -> str:
+    """The activation by transformers' name."""
+    name = type(layer).__name__
+    if name == "QuickGELU":
         return "quick_gelu"
     if isinstance(layer, nn.GELU):
         return "gelu_pytorch_tanh" if layer.approximate == "tanh" else "gelu"
-    if type(layer).__name__ == "GELUTanh":  # timm
+    if name == "GELUTanh":  # timm
         return "gelu_pytorch_tanh"
-    raise ConfigError(f"{where} is a {type(layer).__name__}: only QuickGELU and GELU can be exported")
+    raise ConfigError(f"{where}: the activation is a {name}: only QuickGELU and GELU can be exported")
 
 
-def square(size: Any, what: str) -> int:
-    """The side of a square, or ConfigError."""
+def _square(size: Any, what: str) -> int:
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if sides[0] != sides[1]:
         raise ConfigError(f"{what} is {sides[0]} x {sides[1]}: the other layouts have squares only")
     return int(sides[0])
+
+
+def _pixels(visual: Any, family: Family) -> tuple[Triple, Triple, bool, int]:
+    """Mean, std, whether to crop, and PIL's number of the interpolation, as open_clip keeps them."""
+    cfg = getattr(visual, "preprocess_cfg", None) or {}
+    resize = cfg.get("resize_mode", "shortest")
+    if resize not in ("shortest", "squash"):
+        raise ConfigError(f"resize_mode={resize!r}: the image processors of transformers do not pad")
+    mean = three(cfg.get("mean", getattr(visual, "image_mean", None)), _PIXELS[family][0])
+    std = three(cfg.get("std", getattr(visual, "image_std", None)), _PIXELS[family][1])
+    return mean, std, resize == "shortest", 2 if cfg.get("interpolation") == "bilinear" else 3

@@ -4,7 +4,7 @@ Source: open_clip/transformer.py, class VisionTransformer (`_embeds`, `_pool`, `
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,28 +39,49 @@ def build(model: nn.Module, where: str = "") -> Tower:
             unused = frozenset(f"attn_pool.{key}" for key, _ in v.attn_pool.named_parameters())
     elif v.pool_type == "avg":
         last, tap = last if v.final_ln_after_pool else [], _average
+    cfg: Mapping[str, Any] = getattr(v, "preprocess_cfg", None) or {}
+    return vit_tower(
+        v,
+        where,
+        last,
+        tap=lambda pixels: tap(v, pixels),
+        family="open_clip",
+        image_size=two(v.image_size),
+        mean=three(cfg.get("mean", getattr(v, "image_mean", None)), OPENAI_MEAN),
+        std=three(cfg.get("std", getattr(v, "image_std", None)), OPENAI_STD),
+        unused=unused,
+        rebuild=lambda copied: build(copied, where),
+    )
+
+
+def vit_tower(
+    v: Any, where: str, last: Iterable[nn.Module], tap: Callable[[Tensor], Tensor], **others: Any
+) -> Tower:
+    """The tower over a ViT with the parts of CLIP's; ``last`` are its layers between ``tap`` and ``proj``."""
     head = split_head(last)
     positions, width = (int(size) for size in v.positional_embedding.shape)
-    cfg: Mapping[str, Any] = getattr(v, "preprocess_cfg", None) or {}
     return Tower(
         name=type(v).__name__,
-        family="open_clip",
         module=v,
         norm=head.norm,
         proj=v.proj,
         patches=positions - 1,
         width=width,
         embed_dim=width if v.proj is None else int(v.proj.shape[1]),
-        image_size=two(v.image_size),
-        mean=three(cfg.get("mean", getattr(v, "image_mean", None)), OPENAI_MEAN),
-        std=three(cfg.get("std", getattr(v, "image_std", None)), OPENAI_STD),
         where=where,
         prefix=f"{where}." if where else "",
-        unused=unused,
         stem=v.conv1,
-        tap=lambda pixels: head.apply(tap(v, pixels)),
-        rebuild=lambda copied: build(copied, where),
+        tap=lambda pixels: head.apply(tap(pixels)),
+        **others,
     )
+
+
+def embed_patches(v: Any, pixels: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) -> (B, 1 + P, W): the class token and the patches at their positions."""
+    patches = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, P, W)
+    first = v.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+    tokens: Tensor = torch.cat([first, patches], dim=1) + v.positional_embedding.to(patches.dtype)
+    return tokens
 
 
 def _sequence(v: Any, pixels: Tensor) -> Tensor:
@@ -68,10 +89,7 @@ def _sequence(v: Any, pixels: Tensor) -> Tensor:
     if hasattr(v, "_embeds"):
         embedded = v._embeds(pixels)
     else:  # open_clip 2.30 has the same lines inside forward
-        patches = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, P, W)
-        first = v.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        embedded = torch.cat([first, patches], dim=1) + v.positional_embedding.to(patches.dtype)
-        embedded = v.ln_pre(v.patch_dropout(embedded))
+        embedded = v.ln_pre(v.patch_dropout(embed_patches(v, pixels)))
     tokens: Tensor = v.transformer(embedded)
     return tokens
 

@@ -7,10 +7,9 @@ called here in turn.
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from diva_rs.clip.heads import split_head
+from diva_rs.clip.libraries.open_clip import embed_patches, vit_tower
 from diva_rs.clip.tower import Tower
 from diva_rs.errors import ConfigError
 
@@ -35,35 +34,22 @@ def build(model: nn.Module, where: str = "") -> Tower:
             f"{type(v).__name__} has `{foreign[0]}` as in an open_clip before 2.30, whose pooling is not "
             "supported: pip install 'diva-rs[open-clip]'"
         )
-    head = split_head([v.ln_post])
     batch_first = bool(v.transformer.resblocks[0].attn.batch_first)
-    positions, width = (int(size) for size in v.positional_embedding.shape)
     rows, columns = v.conv1.kernel_size
-    side = round((positions - 1) ** 0.5)
+    side = round((v.positional_embedding.shape[0] - 1) ** 0.5)
 
     def tap(pixels: Tensor) -> Tensor:
-        patches = v.conv1(pixels).flatten(2).transpose(1, 2)  # (B, P, W)
-        first = v.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        tokens = torch.cat([first, patches], dim=1) + v.positional_embedding.to(patches.dtype)
-        tokens = v.ln_pre(tokens)
-        if batch_first:
-            return head.apply(v.transformer(tokens))
-        # The blocks run on (1 + P, B, W).
-        return head.apply(v.transformer(tokens.transpose(0, 1)).transpose(0, 1))
+        tokens: Tensor = v.ln_pre(embed_patches(v, pixels))
+        # Blocks that are not batch-first run on (1 + P, B, W).
+        tokens = v.transformer(tokens if batch_first else tokens.transpose(0, 1))
+        return tokens if batch_first else tokens.transpose(0, 1)
 
-    return Tower(
-        name=type(v).__name__,
+    return vit_tower(
+        v,
+        where,
+        [v.ln_post],
+        tap,
         family="openai",
-        module=v,
-        norm=head.norm,
-        proj=v.proj,
-        patches=positions - 1,
-        width=width,
-        embed_dim=width if v.proj is None else int(v.proj.shape[1]),
         image_size=(side * rows, side * columns),
-        where=where,
-        prefix=f"{where}." if where else "",
-        stem=v.conv1,
-        tap=tap,
         rebuild=lambda copied: build(copied, where),
     )

@@ -5,7 +5,6 @@ Source: open_clip/timm_model.py (`trunk`, then `head`); timm/models/vision_trans
 """
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,30 +18,14 @@ SUPPORTED = "open_clip models over a timm ViT (SigLIP, EVA-02)"
 
 _PARTS = ("patch_embed", "blocks", "forward_features", "pool", "fc_norm", "head_drop", "head")
 
-Triple = tuple[float, float, float]
-
 
 def matches(model: nn.Module) -> bool:
     """Whether a module is built like open_clip's TimmModel."""
     return hasattr(model, "trunk") and hasattr(model, "head")
 
 
-def build(model: nn.Module, where: str = "") -> Tower:
-    """The tower over a TimmModel; warns about pixel statistics that are not SigLIP's."""
-    tower = _over(model, where)
-    trunk: Any = tower.module.trunk
-    if _is_siglip(trunk) and _of_timm(trunk)[0] == HALF and tower.mean == OPENAI_MEAN:
-        warnings.warn(
-            "open_clip set OpenAI's pixel mean and std on this SigLIP model, as it does without a pretrained "
-            "tag; SigLIP weights are trained on mean 0.5, std 0.5. Create the model with image_mean and "
-            "image_std of (0.5, 0.5, 0.5), or set clip_mean and clip_std in the recipe",
-            UserWarning,
-            stacklevel=4,
-        )
-    return tower
-
-
-def _over(model: nn.Module, where: str) -> Tower:
+def build(model: nn.Module, where: str = "", warn: bool = True) -> Tower:
+    """The tower over a TimmModel; with ``warn``, warns about pixel statistics that are not SigLIP's."""
     v: Any = model
     trunk: Any = v.trunk
     missing = [part for part in (*_PARTS, "num_prefix_tokens") if not hasattr(trunk, part)]
@@ -65,8 +48,21 @@ def _over(model: nn.Module, where: str) -> Tower:
         pooled = trunk.pool(tokens).unsqueeze(1)
         return head.apply(torch.cat([pooled, tokens[:, skipped:]], dim=1))
 
+    # SigLIP is the family with a MAP head and no class token.
+    siglip = trunk.global_pool == "map" and not getattr(trunk, "has_class_token", True)
+    own, given = (getattr(trunk, "pretrained_cfg", None) or {}), (getattr(v, "preprocess_cfg", None) or {})
+    own_mean = three(own.get("mean"), HALF if siglip else OPENAI_MEAN)
+    own_std = three(own.get("std"), HALF if siglip else OPENAI_STD)
     # What open_clip set on the model, else timm's, else the family's.
-    (mean, std), cfg = _of_timm(trunk), getattr(v, "preprocess_cfg", None) or {}
+    mean = three(given.get("mean"), three(getattr(v, "image_mean", None), own_mean))
+    if warn and siglip and own_mean == HALF and mean == OPENAI_MEAN:
+        warnings.warn(
+            "open_clip set OpenAI's pixel mean and std on this SigLIP model, as it does without a pretrained "
+            "tag; SigLIP weights are trained on mean 0.5, std 0.5. Create the model with image_mean and "
+            "image_std of (0.5, 0.5, 0.5), or set clip_mean and clip_std in the recipe",
+            UserWarning,
+            stacklevel=4,
+        )
     return Tower(
         name=type(trunk).__name__,
         family="timm",
@@ -78,23 +74,11 @@ def _over(model: nn.Module, where: str) -> Tower:
         width=head.width(width),
         embed_dim=head.embed_dim(width),
         image_size=two(trunk.patch_embed.img_size),
-        mean=three(cfg.get("mean"), three(getattr(v, "image_mean", None), mean)),
-        std=three(cfg.get("std"), three(getattr(v, "image_std", None), std)),
+        mean=mean,
+        std=three(given.get("std"), three(getattr(v, "image_std", None), own_std)),
         where=where,
         prefix=f"{where}." if where else "",
         stem=trunk.patch_embed,
         tap=tap,
-        rebuild=lambda copied: _over(copied, where),
+        rebuild=lambda copied: build(copied, where, warn=False),
     )
-
-
-def _of_timm(trunk: Any) -> tuple[Triple, Triple]:
-    """Mean and std as timm has them."""
-    cfg: Mapping[str, Any] = getattr(trunk, "pretrained_cfg", None) or {}
-    mean, std = (HALF, HALF) if _is_siglip(trunk) else (OPENAI_MEAN, OPENAI_STD)
-    return three(cfg.get("mean"), mean), three(cfg.get("std"), std)
-
-
-def _is_siglip(trunk: Any) -> bool:
-    # SigLIP is the family with a MAP head and no class token.
-    return trunk.global_pool == "map" and not getattr(trunk, "has_class_token", True)

@@ -5,7 +5,7 @@ is before `post_layernorm`, which only the pooled token goes through; SigLIP's i
 vision-only classes keep their parts in `.vision_model`, later in themselves.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class VisionPart(nn.Module):
             self.visual_projection = visual_projection
 
 
-def family_of(model: nn.Module) -> str | None:
+def family_of(model: nn.Module) -> Literal["clip", "siglip"] | None:
     """ "clip", "siglip", or None when `model` is not (derived from) one of the supported classes."""
     names = {cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.")}
     if names & _CLIP_CLASSES:
@@ -48,14 +48,13 @@ def matches(model: nn.Module) -> bool:
     return family_of(model) is not None
 
 
-def build(model: nn.Module, where: str = "") -> Tower:
+def build(model: Any, where: str = "") -> Tower:
     """The tower over a transformers CLIP or SigLIP model."""
-    m: Any = model
-    siglip = family_of(model) == "siglip"
-    if hasattr(m, "text_model"):
-        part = VisionPart(unwrap(m.vision_model), getattr(m, "visual_projection", None))
-        return _over(part, type(m).__name__, siglip, "vision_model")
-    return _over(model, type(m).__name__, siglip, where)
+    name, siglip = type(model).__name__, family_of(model) == "siglip"
+    if not hasattr(model, "text_model"):
+        return _over(model, name, siglip, where)
+    part = VisionPart(unwrap(model.vision_model), getattr(model, "visual_projection", None))
+    return _over(part, name, siglip, "vision_model")
 
 
 def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
@@ -63,8 +62,7 @@ def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
     core: Any = unwrap(part.vision_model) if hasattr(part, "vision_model") else part
     if siglip and getattr(core, "head", None) is None:
         raise ConfigError(
-            f"{name} was built with vision_use_head=False and has no pooled token: load it with its "
-            "pooling head"
+            f"{name} was built with vision_use_head=False and has no pooled token: load it with its head"
         )
     projection = getattr(part, "visual_projection", None)
     chain = [core.post_layernorm, *([projection] if projection is not None else [])]

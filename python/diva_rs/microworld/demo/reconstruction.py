@@ -41,7 +41,7 @@ def views(
     Every condition gets the same noise and the same choice of tokens.
     """
     one = recipe.replace(draws=1, draw_weights=None, denoiser_batch=None, anchor=0.0, pixels="unit")
-    shown = [View("image", images)]
+    shown, kept = [View("image", images)], float(teacher.schedule.alphas_cumprod[TIMESTEP])
     for title, (clip, projector) in clips.items():
         modules = StepModules(clip, teacher, one)
         modules.projector.load_state_dict(projector.state_dict())
@@ -56,7 +56,8 @@ def views(
         for name, given in ways.items():
             prediction = teacher.denoise(noisy, timesteps[:, 0], given)
             loss = float((prediction - target).square().mean())
-            clean = _clean(teacher, noisy, prediction)
+            # What a predicted velocity stands for (Salimans and Ho, arXiv 2202.00512, appendix D).
+            clean = kept**0.5 * noisy - (1 - kept) ** 0.5 * prediction
             shown.append(View(f"{name}\nloss {loss:.4f}", _decoded(vae, clean)))
     return shown
 
@@ -81,23 +82,10 @@ def write_picture(path: Path, shown: list[View]) -> None:
 
 
 def _draws(modules: StepModules, recipe: Recipe, count: int) -> Draws:
-    patches = modules.tower.patches
-    drawn = draw(
-        seed=0,
-        ids=list(range(count)),
-        draws=1,
-        latent_shape=modules.teacher.latent_shape,
-        patches=patches,
-        choose=recipe.chosen(patches) or None,
-    )
+    patches, latent_shape = modules.tower.patches, modules.teacher.latent_shape
+    chosen = recipe.chosen(patches) or None
+    drawn = draw(0, list(range(count)), 1, latent_shape=latent_shape, patches=patches, choose=chosen)
     return Draws(np.full_like(drawn.timesteps, TIMESTEP), drawn.noise, drawn.tokens)
-
-
-def _clean(teacher: Teacher, noisy: Tensor, velocity: Tensor) -> Tensor:
-    """The latents that a predicted velocity stands for (Salimans and Ho, arXiv 2202.00512, appendix D)."""
-    kept = float(teacher.schedule.alphas_cumprod[TIMESTEP])
-    clean: Tensor = kept**0.5 * noisy - (1 - kept) ** 0.5 * velocity
-    return clean
 
 
 def _decoded(vae: Any, latents: Tensor) -> Tensor:

@@ -4,10 +4,9 @@ Everything ships with the package, and both models are pretrained, so what the t
 """
 
 import copy
-import dataclasses
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +77,6 @@ def run(
 
     Args:
         output_dir: the run folder; by default a new folder in the system's temporary directory.
-        steps: optimizer steps.
-        progress: whether to show progress bars.
         world: a folder of ``python -m lab pretrain``; by default the checkpoints in the package.
         per_pattern: pairs of each pattern of mini-MMVP.
         images: scenes for zero-shot and the probes.
@@ -133,29 +130,19 @@ def run(
     return Demo(result, before, after, scores, folder)
 
 
-class Scenes(Dataset[dict[str, Any]]):
-    """The training images: an item is {"images": (3, 48, 48) in [0, 1], "ids": int}.
-
-    >>> Scenes()
-    4,096 scenes of the microworld's train split
-    """
-
-    def __init__(self) -> None:
-        self.world = World("train", _IMAGES, start=_START)
+class Scenes(World, Dataset[dict[str, Any]]):
+    """A world whose items are {"images": (3, 48, 48) in [0, 1], "ids": int}."""
 
     def __repr__(self) -> str:
-        return f"{len(self):,} scenes of the microworld's {self.world.split} split"
-
-    def __len__(self) -> int:
-        return len(self.world)
+        return f"{len(self):,} scenes of the microworld's {self.split} split"
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return {"images": self.world.images([number])[0], "ids": number}
+        return {"images": self.images([number])[0], "ids": number}
 
 
 def _loader(recipe: Recipe) -> "DataLoader[dict[str, Any]]":
-    generator = torch.Generator().manual_seed(recipe.seed)
-    return DataLoader(Scenes(), batch_size=recipe.batch, shuffle=True, drop_last=True, generator=generator)
+    scenes, generator = Scenes("train", _IMAGES, start=_START), torch.Generator().manual_seed(recipe.seed)
+    return DataLoader(scenes, batch_size=recipe.batch, shuffle=True, drop_last=True, generator=generator)
 
 
 def _report(
@@ -168,10 +155,7 @@ def _report(
         names = after.mmvp.pairs[number].images
         for pixels, name in zip(pictures(listed[number].scenes), names, strict=True):
             _save(place / name, pixels)
-    sides = [
-        dataclasses.replace(scores, mmvp=dataclasses.replace(scores.mmvp, root=str(place)))
-        for scores in (before, after)
-    ]
+    sides = [replace(scores, mmvp=replace(scores.mmvp, root=str(place))) for scores in (before, after)]
     moved = drift(before.embeddings, after.embeddings)
     caption = (
         f"Images that no model has seen, with the noise of timestep {TIMESTEP}, and what the frozen denoiser "
@@ -179,14 +163,8 @@ def _report(
         "projector trained for as many steps; under each name its loss, over "
         f"{min(len(scoring.scenes), 256)} images."
     )
-    return report.write(
-        result,
-        folder,
-        before=sides[0].results(),
-        after=[*sides[1].results(), moved],
-        note=_NOTE,
-        pictures={caption: picture},
-    )
+    evidence = {"before": sides[0].results(), "after": [*sides[1].results(), moved]}
+    return report.write(result, folder, **evidence, note=_NOTE, pictures={caption: picture})
 
 
 def _save(path: Path, pixels: Tensor) -> None:

@@ -33,15 +33,14 @@ class Scores:
 
     def results(self) -> list[Any]:
         """As `diva_rs.report.write` takes them."""
-        score = self.zero_shot
+        outcomes, accuracy, interval = (
+            self.zero_shot.outcomes,
+            self.zero_shot.accuracy,
+            self.zero_shot.interval,
+        )
+        metrics = {"acc1": accuracy}
         objects = DatasetScore(
-            "microworld objects",
-            "acc1",
-            score.accuracy,
-            score.interval,
-            len(score.outcomes),
-            {"acc1": score.accuracy},
-            score.outcomes,
+            "microworld objects", "acc1", accuracy, interval, len(outcomes), metrics, outcomes
         )
         named = {
             name: dataclasses.replace(score, features=f"class token: {name}")
@@ -70,12 +69,11 @@ class Scoring:
         """The scores of ``clip``; ``progress`` shows a bar over the probes, which take longest."""
         probes = {}
         for column, name in enumerate(tqdm(VALUES, "probes", disable=not progress)):
-            if name in PATTERNS.values():
-                fitted, scored = (
-                    [(pixels, labels[:, column])] for pixels, labels in (self._fitted, self._scored)
-                )
-                found = linear_probe(clip, fitted, scored, ["class"], cs=_PENALTIES)
-                probes[name] = found["class"]
+            if name not in PATTERNS.values():
+                continue
+            sides = (self._fitted, self._scored)
+            fitted, scored = ([(images, labels[:, column])] for images, labels in sides)
+            probes[name] = linear_probe(clip, fitted, scored, ["class"], cs=_PENALTIES)["class"]
         return Scores(
             mini_mmvp(clip, self.pairs, self.per_pattern),
             zero_shot_objects(clip, self.scenes),
@@ -105,19 +103,16 @@ class Row:
 
 def rows(before: Scores, after: Scores) -> Iterator[Row]:
     """Mini-MMVP and its patterns, zero-shot, and the probes' mean and each of them."""
-    old, new = ([pair.correct for pair in scores.mmvp.pairs] for scores in (before, after))
-    patterns = [pair.pattern for pair in before.mmvp.pairs]
-    yield _row("mini-MMVP", old, new)
-    for name in PATTERNS:
-        places = [place for place, pattern in enumerate(patterns) if pattern == name]
-        yield _row(f"  {name}", [old[place] for place in places], [new[place] for place in places])
+    for name in ("", *PATTERNS):
+        old, new = (
+            [pair.correct for pair in scores.mmvp.pairs if name in ("", pair.pattern)]
+            for scores in (before, after)
+        )
+        yield _row(f"  {name}" if name else "mini-MMVP", old, new)
     yield _row("zero-shot objects", before.zero_shot.outcomes, after.zero_shot.outcomes)
     # The nine answers about an image are not independent: the interval of the mean is over images.
-    means = [
-        100 * np.mean([probe.outcomes for probe in scores.probes.values()], axis=0)
-        for scores in (before, after)
-    ]
-    mean = change(*means)
+    sides = ([probe.outcomes for probe in scores.probes.values()] for scores in (before, after))
+    mean = change(*(100 * np.mean(side, axis=0) for side in sides))
     yield Row("probes of the class token", mean.before, mean.after, mean.difference, (mean.low, mean.high))
     for name in before.probes:
         yield _row(f"  {name}", before.probes[name].outcomes, after.probes[name].outcomes)
