@@ -103,7 +103,5 @@ def _strict(place: str, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
     for kind in kinds:
         keys = sorted(str(key) for key in info[kind])
         if keys:
-            raise WeightsError(
-                f"{place}: {len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:5])}): the weights do not fit "
-                "the config.json beside them"
-            )
+            found = f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:5])})"
+            raise WeightsError(f"{place}: {found}: the weights do not fit the config.json beside them")

@@ -258,8 +258,7 @@ class Teacher:
     @property
     def image_size(self) -> tuple[int, int]:
         """(H, W) in pixels of the images whose latents have `latent_shape`."""
-        factor = autoencoder.downscale(self.vae)
-        height, width = self.latent_shape[-2:]
+        (height, width), factor = self.latent_shape[-2:], autoencoder.downscale(self.vae)
         return (height * factor, width * factor)
 
     def modules(self) -> list[nn.Module]:
