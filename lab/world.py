@@ -12,7 +12,7 @@ from diva_rs._base.optional import require
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, shown
-from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, new_clip, new_scheduler, new_unet, seeded
+from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, fresh, new_clip, new_scheduler, new_unet
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
@@ -80,15 +80,15 @@ def new_dit(seed: int) -> nn.Module:
     8
     """
     diffusers = require("diffusers", extra="diffusers")
-    with seeded(seed):
-        dit: nn.Module = diffusers.DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=32,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_layers=3,
-            sample_size=SIDE // FACTOR,
-            patch_size=1,
-            num_embeds_ada_norm=len(VALUES["object"]),
-        )
-    return dit.eval()
+    return fresh(
+        seed,
+        diffusers.DiTTransformer2DModel,
+        num_attention_heads=2,
+        attention_head_dim=32,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=3,
+        sample_size=SIDE // FACTOR,
+        patch_size=1,
+        num_embeds_ada_norm=len(VALUES["object"]),
+    )

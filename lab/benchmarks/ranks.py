@@ -45,10 +45,10 @@ def steps(ranks: Ranks, trainer: Trainer, given: dict[str, Any], number: int) ->
     enough = len(given["images"]) * ranks.world
     start = time.perf_counter()
     for each in ranked.rounds(ResumableLoader([given] * number, seed=0), epoch=0):
-        ranked.train(each, until=enough)
+        ranked.train(each, pending=enough, complete=True)
         times.append(time.perf_counter() - start)
         start = time.perf_counter()
-    ranked.discard()
+    trainer.discard()
     gradient = sum(parameter.nbytes for parameter in trainer.parameters().values())
     return {"seconds": statistics.median(times[1:]), "sent": gradient}  # the first step warms up
 

@@ -243,7 +243,7 @@ def test_the_paragraph_says_what_rises_what_falls_and_what_is_lost():
 def test_a_damaged_manifest_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):
-        Microworld(tmp_path).clip()
+        _ = Microworld(tmp_path).manifest
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path):

@@ -274,9 +274,9 @@ def _spoil(steps: range, **fields: Any) -> dict[str, Any]:
         )
         return made
 
-    def counted(self: Any, *args: Any) -> Any:
+    def counted(self: Any, *args: Any, **given: Any) -> Any:
         calls.append(1)
-        return step(self, *args)
+        return step(self, *args, **given)
 
     small.small_unet, diva_rs.Trainer.train = unet, counted  # type: ignore[method-assign]
     batches = [

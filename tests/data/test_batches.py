@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding, BatchFeature
 
 from diva_rs.data.batches import Batch, read_batch
@@ -53,11 +52,6 @@ def test_ids_are_kept_as_they_come(ids):
 def test_a_part_that_is_none_counts_as_absent():
     batch = read_batch({"images": IMAGES, "pixel_values": None, "latents": None, "ids": None})
     assert batch.pixel_values is batch.latents is batch.ids is None
-
-
-def test_a_dataloader_works_as_it_is():
-    loader = DataLoader(TensorDataset(IMAGES, torch.arange(4)), batch_size=3)
-    assert [len(read_batch(item)) for item in loader] == [3, 1]
 
 
 def test_source_prefers_images_and_knows_pixel_values_are_normalised():

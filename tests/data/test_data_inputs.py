@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from builders.pictures import encoded, write_tar
-from diva_rs.data import ImageFolder, ImageShards, check_images, folder_loader, read_batch, shard_loader
+from diva_rs.data import (
+    ImageFolder,
+    ImageLoader,
+    ImageShards,
+    check_images,
+    collate,
+    folder_loader,
+    read_batch,
+    shard_loader,
+    unit_tensor,
+)
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, DependencyError, ShapeError
 
@@ -126,8 +136,6 @@ def test_nothing_but_bad_images_is_an_error_not_an_empty_run(tmp_path):
     with pytest.raises(DataError, match=r"gave no image: all 1 were bad, .*a.jpg"):
         list(folder_loader(tmp_path, workers=0, on_bad_image="skip"))
     with pytest.raises(DataError, match=r"batch 0 is empty: every image of it is bad: .*a.jpg"):
-        from diva_rs.data import collate
-
         read_batch(collate([ImageFolder(tmp_path, size=8, on_bad_image="skip")[0]]), number=0)
 
 
@@ -144,16 +152,11 @@ def test_folders_without_images(tmp_path):
 
 def test_a_transform_that_gives_no_tensor_is_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded())
-    with pytest.raises(
-        DataError, match=r"a.jpg: the transform gave an Image, a floating tensor \(3, H, W\) is needed"
-    ):
+    with pytest.raises(DataError, match=r"a.jpg: the transform gave an Image, a floating tensor \(3, H, W\)"):
         ImageFolder(tmp_path, transform=lambda image: image)[0]
 
 
 def test_images_of_different_sizes_cannot_be_one_batch(tmp_path):
-    from diva_rs.data import unit_tensor
-    from diva_rs.data.loader import ImageLoader
-
     (tmp_path / "a.jpg").write_bytes(encoded(0, (8, 8)))
     (tmp_path / "b.jpg").write_bytes(encoded(0, (9, 8)))
     with pytest.raises(DataError, match="differ in size"):
@@ -205,9 +208,8 @@ def test_a_damaged_shard_is_named_and_its_good_part_used_on_request(tmp_path, cu
     if cut == "damaged header":
         whole[third.offset : third.offset + 300] = b"\xff" * 300
     else:
-        del whole[
-            {"data": third.offset_data + 100, "header": third.offset + 200, "between": third.offset}[cut] :
-        ]
+        ends = {"data": third.offset_data + 100, "header": third.offset + 200, "between": third.offset}
+        del whole[ends[cut] :]
     path.write_bytes(whole)
     with pytest.raises(DataError, match=r"0.tar: truncated or damaged shard.*on_bad_image='skip'"):
         list(shard_loader(str(path), 2, 16, workers, shuffle=False))

@@ -206,7 +206,7 @@ def test_no_damage_goes_unseen(place, name, harm):
         end = {"empty": 0, "cut": len(data) - 7}.get(harm, len(data))
         path.write_bytes(bytes(data[:end]) + (b"\0" * 8 if harm == "longer" else b""))
     with pytest.raises(
-        DataError, match=rf"cache cannot be used: .*{name}.*; build it again with overwrite=True"
+        DataError, match=rf"cache cannot be used: .*{name}.*: build it again with overwrite=True"
     ):
         list(LatentCache.open(place).wrap(loader))
     assert len(list(LatentCache.build(loader, Plain(), place, overwrite=True).wrap(loader))) == 3
@@ -248,7 +248,7 @@ def test_a_build_that_ends_early_leaves_nothing_behind(place, failure, existing)
     if existing:
         assert len(LatentCache.open(place)) == 2
     else:
-        with pytest.raises(DataError, match=r"does not exist: create it with LatentCache.build"):
+        with pytest.raises(DataError, match=r"does not exist: LatentCache.build"):
             LatentCache.open(place)
 
 
@@ -267,7 +267,7 @@ def test_a_failure_while_finishing_keeps_the_old_cache(place, monkeypatch):
 def test_nothing_else_is_ever_overwritten(place, tmp_path):
     LatentCache.build(batches(), Plain(), place)
     with pytest.raises(
-        DataError, match=r"holds a latent cache already: LatentCache.open uses it, overwrite=True"
+        DataError, match=r"holds a latent cache already: open it, or replace it with overwrite=True"
     ):
         LatentCache.build(batches(), Plain(), place)
     (place / "notes.txt").write_text("mine")

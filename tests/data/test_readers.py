@@ -70,10 +70,14 @@ def test_a_folder_yields_unit_pixels_and_stable_ids(folder):
 
 
 def test_ids_do_not_change_when_files_come_and_go(folder):
-    before = dict(zip(*(lambda d: (d.names, d.ids.tolist()))(ImageFolder(folder)), strict=True))
+    def ids():
+        images = ImageFolder(folder)
+        return dict(zip(images.names, images.ids.tolist(), strict=True))
+
+    before = ids()
     (folder / "a" / "0.png").unlink()
     (folder / "a" / "00.png").write_bytes(png(77))
-    after = dict(zip(*(lambda d: (d.names, d.ids.tolist()))(ImageFolder(folder)), strict=True))
+    after = ids()
     assert all(after[name] == before[name] for name in before if name != "a/0.png")
     assert min(after.values()) >= 0 and len(set(after.values())) == 10
 
@@ -158,10 +162,7 @@ def test_lengths(folder, shards):
 
 
 def test_scale_none_is_one_fixed_view(folder):
-    first, second = (
-        folder_loader(folder, 4, 16, 0, scale=None),
-        folder_loader(folder, 4, 16, 0, seed=9, scale=None),
-    )
+    first, second = (folder_loader(folder, 4, 16, 0, seed, scale=None) for seed in (0, 9))
     second.set_epoch(3)
     assert same(by_id(first), by_id(second))
 
@@ -252,11 +253,9 @@ def test_keyed_leaves_the_callers_generators_alone():
     assert torch.equal(torch.rand(3), want)
 
 
-def testcrop_seeds_of_different_keys_differ():
-    keys = [(s, i, e) for s in range(8) for i in range(8) for e in range(8)] + [
-        (0, 2**63 - 1, 0),
-        (2**64 - 1, 0, 0),
-    ]
+def test_crop_seeds_of_different_keys_differ():
+    keys = [(s, i, e) for s in range(8) for i in range(8) for e in range(8)]
+    keys += [(0, 2**63 - 1, 0), (2**64 - 1, 0, 0)]
     seeds = {crop_seed(*key) for key in keys}
     assert len(seeds) == len(keys) and all(0 <= seed < 2**63 for seed in seeds)
 
@@ -283,14 +282,8 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_shards_as_other_tools_write_them(tmp_path, mode):
     path = tmp_path / "0.tar"
-    members = {
-        "x": None,
-        "./x/a.JPG": png(0),
-        "x/._a.jpg": b"junk",
-        "x/b.v2.png": png(1),
-        "x/b.txt": b"words",
-        "__meta__": b"m",
-    }
+    members = {"x": None, "./x/a.JPG": png(0), "x/._a.jpg": b"junk", "x/b.v2.png": png(1)}
+    members |= {"x/b.txt": b"words", "__meta__": b"m"}
     write_tar(path, members.items(), mode)
     loader = shard_loader(str(path), 2, 16, 0, shuffle=False, on_bad_image="skip")
     assert len(by_id(loader)) == 2 and not loader.bad
@@ -298,10 +291,6 @@ def test_shards_as_other_tools_write_them(tmp_path, mode):
 
 def test_lists_and_wildcards_of_shards(shards, tmp_path):
     every = [str(tmp_path / f"{i:02d}.tar") for i in range(4)]
-    assert (
-        ImageShards(shards).shards
-        == ImageShards(f"{tmp_path}/*.tar").shards
-        == ImageShards(every).shards
-        == every
-    )
+    for pattern in (shards, f"{tmp_path}/*.tar", every):
+        assert ImageShards(pattern).shards == every
     assert ImageShards(tmp_path / "00.tar").shards == every[:1]

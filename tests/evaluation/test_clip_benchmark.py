@@ -273,16 +273,12 @@ def test_results_are_written_whole(tmp_path):
         ({}, "no data set is named"),
         ({"suite": "div"}, "suite='div' is not known"),
         ({"datasets": "cifar10", "confidence": 2}, "confidence=2"),
+        ({"datasets": "cifar10", "root": "{name}"}, r"only {dataset} and {dataset_cleaned} are filled in"),
     ],
 )
 def test_bad_settings_are_named(tmp_path, given, words):
     with pytest.raises(ConfigError, match=words):
-        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, **given)
-
-
-def test_a_root_with_other_braces_is_a_mistake(tmp_path):
-    with pytest.raises(ConfigError, match=r"only {dataset} and {dataset_cleaned} are filled in"):
-        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path / "{name}", "cifar10")
+        zero_shot(ColourCLIP(), preprocess, tokenize, **{"root": tmp_path, **given})
 
 
 def test_without_clip_benchmark_the_pip_command_is_named(monkeypatch, tmp_path):
@@ -352,8 +348,6 @@ def test_a_folders_templates_are_averaged_after_normalisation(photos):
         (None, {"classes": {"cat": "red"}}, DataError, "wild_dog: classes does not name this folder"),
         (None, {"templates": ["a photo"]}, ConfigError, "template 'a photo' has no {} for the class name"),
         (None, {"templates": "a {}"}, ConfigError, "a list of one or more texts is needed"),
-        (None, {"templates": []}, ConfigError, "a list of one or more texts is needed"),
-        (None, {"confidence": 0}, ConfigError, "confidence=0"),
     ],
 )
 def test_a_bad_folder_or_setting_is_named(photos, damage, settings, error, words):

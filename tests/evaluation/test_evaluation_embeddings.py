@@ -43,9 +43,7 @@ def test_the_pooled_embedding_is_the_librarys_own_to_the_bit(name):
     images = pixels(model)
     with torch.no_grad():
         ours, theirs = embedder(model).encode_image(images), library_embedding(model, images)
-    if name.startswith(
-        "open_clip-coca"
-    ):  # the library's method normalises by itself unless it is told not to
+    if name.startswith("open_clip-coca"):  # the library's method normalises unless it is told not to
         ours, theirs = normalize(ours, dim=-1), normalize(theirs, dim=-1)
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     else:

@@ -17,14 +17,8 @@ from diva_rs.errors import ConfigError, DataError, DependencyError, ShapeError
 from diva_rs.evaluation import drift, image_features, linear_cka, linear_probe, wilson_interval
 
 VARIANTS = clip_variants()
-LIBRARIES = [
-    "open_clip-gelu",
-    "open_clip-avg",
-    "timm-siglip",
-    "transformers-clip",
-    "transformers-siglip",
-    "openai",
-]
+LIBRARIES = ["open_clip-gelu", "open_clip-avg", "timm-siglip", "openai"]
+LIBRARIES += [f"transformers-{name}" for name in ("clip", "siglip", "clip-projection", "clip-vision")]
 
 
 def set_of(count, seed, classes=3, signal=0.5):
@@ -40,7 +34,7 @@ def batches(values, labels, size=10):
     return list(zip(values.split(size), labels.split(size), strict=True))
 
 
-@pytest.mark.parametrize("name", [*LIBRARIES, "transformers-clip-projection", "transformers-clip-vision"])
+@pytest.mark.parametrize("name", LIBRARIES)
 def test_features_are_the_towers(name):
     model = VARIANTS[name]()
     given = pixels(model, batch=3)
@@ -54,11 +48,8 @@ def test_features_are_the_towers(name):
     torch.testing.assert_close(image_features(model, given), pooled, rtol=1e-5, atol=1e-6)
     assert torch.equal(image_features(model, given, "class"), tokens[:, 0])
     assert torch.equal(image_features(model, given, "patches"), tokens[:, 1:].mean(1))
-    for batched in (
-        [given[:2], given[2:]],
-        [(given[:2], [0, 1]), (given[2:], [2])],
-        [{"pixel_values": given}],
-    ):
+    tuples, named = [(given[:2], [0, 1]), (given[2:], [2])], [{"pixel_values": given}]
+    for batched in ([given[:2], given[2:]], tuples, named):
         torch.testing.assert_close(image_features(model, batched, "patches"), tokens[:, 1:].mean(1))
     assert model.training
 

@@ -155,7 +155,7 @@ LOADERS = {
         "loader is a Dataset: give an iterable of image batches, e.g. a DataLoader",
     ),
     "empty list": ([], DataError, "the loader is empty: it has length 0"),
-    "empty iterator": (iter([]), DataError, "the loader gave no batch at all"),
+    "empty iterator": (iter([]), DataError, "the loader gave no batch in pass 1"),
     "exhausted": (iter([GOOD]), DataError, "no batch in pass 2, after 1 of 2 steps: .*only once"),
 }
 

@@ -23,16 +23,6 @@ def run(callback):
     callback.on_train_end(RESULT)
 
 
-@pytest.fixture
-def without(monkeypatch):
-    """Make a module look as if it were not installed."""
-    return lambda name: monkeypatch.setitem(sys.modules, name, None)
-
-
-def test_the_base_does_nothing():
-    assert run(Callback()) is None
-
-
 def test_json_lines_appends_one_object_per_log(tmp_path):
     path = tmp_path / "new" / "metrics.jsonl"
     run(JsonLines(path))
@@ -86,18 +76,12 @@ def test_tensorboard_files_hold_the_metrics_and_the_recipe(tmp_path):
     assert b"1e-05" in text.tensor_proto.string_val[0]
 
 
-def test_a_missing_tensorboard_names_the_pip_command(without, tmp_path):
-    without("tensorboard")
-    with pytest.raises(
-        DependencyError, match="tensorboard is needed here and not installed: pip install tensorboard"
-    ):
-        TensorBoard(tmp_path)
-
-
-def test_a_missing_wandb_names_the_pip_command(without):
-    without("wandb")
-    with pytest.raises(DependencyError, match="wandb is needed here and not installed: pip install wandb"):
-        WandB("project")
+@pytest.mark.parametrize(("library", "make"), [("tensorboard", TensorBoard), ("wandb", WandB)])
+def test_a_missing_library_names_the_pip_command(monkeypatch, library, make):
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not installed
+    message = f"{library} is needed here and not installed: pip install {library}"
+    with pytest.raises(DependencyError, match=message):
+        make("name")
 
 
 def test_a_broken_library_is_not_reported_as_missing(monkeypatch, tmp_path):
@@ -146,15 +130,7 @@ def test_objects_with_the_hooks_are_taken_as_they_are():
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(ConfigError, match="callback Callback is a class"):
+    with pytest.raises(ConfigError, match=r"callback <class .* is a type: an object with the hooks"):
         as_callback(Callback)
     with pytest.raises(ConfigError, match="callback 'tensorboard' is a str"):
         as_callback("tensorboard")
-
-
-def test_an_exception_in_a_callback_is_not_swallowed():
-    def stop(step, metrics):
-        raise RuntimeError(f"stop at {step}")
-
-    with pytest.raises(RuntimeError, match="stop at 10"):
-        run(as_callback(stop))

@@ -12,14 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
 from builders.clips import pixels
-from builders.small import images, small_clip, small_teacher
+from builders.runs import weights
+from builders.small import images, small_clip
 from diva_rs import ConfigError, DataError
 from diva_rs.evaluation import Drift, report
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
 
 
 def train(teacher, clip=None, loader=None, **given):
@@ -27,10 +23,6 @@ def train(teacher, clip=None, loader=None, **given):
     loader = [images(2, seed=n) for n in range(6)] if loader is None else loader
     settings = {"progress": False, "log_every": 2, "lr": 1e-2, "density": 0.5, **given}
     return diva_rs.post_train(clip, teacher, loader, **settings)
-
-
-def weights(clip):
-    return {name: value.clone() for name, value in clip.state_dict().items()}
 
 
 def same(one, other):
@@ -310,11 +302,10 @@ def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"eval_every": 10}, r"eval_every=10 needs scores: give evaluate="),
-        ({"guard": {"drift": 0.9}}, r"guard=.* needs scores"),
+        ({"eval_every": 10}, r"eval_every, best and guard need scores: give evaluate="),
         ({"evaluate": 3}, r"metrics is 3: give a function"),
         ({"evaluate": {"a": 3}}, r"metrics is \{'a': 3\}: give a function"),
-        ({"evaluate": Planted(1.0), "eval_every": 0}, r"eval_every=0: a number of steps from 1"),
+        ({"evaluate": Planted(1.0), "eval_every": 0}, r"eval_every=0: give a number of steps from 1"),
         (
             {"evaluate": Planted(1.0), "best": ("planted", "up")},
             r"best=.* give a score, or \(score, 'min'\)",
@@ -325,7 +316,7 @@ def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
             {"evaluate": Planted(1.0), "guard": {"planted": ("least", 1)}},
             r"guard=\{'planted': .*the lowest score",
         ),
-        ({"evaluate": Planted(1.0), "guard": 0.9}, r"guard=0\.9: a mapping of scores to bounds"),
+        ({"evaluate": Planted(1.0), "guard": 0.9}, r"guard=0\.9: give a mapping of scores"),
         ({"evaluate": {"loss": Planted(1.0)}}, r"a score is named 'loss'.*rename"),
         ({"evaluate": Planted("high")}, r"metric planted gave a str"),
         ({"evalute": Planted(1.0)}, r"no argument 'evalute'.*'evaluate'"),

@@ -9,6 +9,7 @@ import torch
 import diva_rs
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DivaError, Recipe, Trainer
+from diva_rs.data.batches import Batch
 from diva_rs.run.non_finite import NonFiniteMonitor
 
 NAN = float("nan")
@@ -76,7 +77,7 @@ def test_statistics_wait_for_the_log():
     """Between two logs nothing is read from the device."""
     numbers = NonFiniteMonitor(most=1)
     for step in range(1, 4):
-        numbers.batch({"ids": [step]}, 0, 1, torch.tensor(NAN))
+        numbers.batch(Batch(ids=[step]), 0, torch.tensor(NAN))
         numbers.step(step, torch.tensor(NAN), torch.tensor(NAN))
         assert numbers.skipped == 0
     numbers.read()
@@ -91,8 +92,8 @@ def test_a_jump_of_the_loss_is_named(caplog):
     with caplog.at_level(logging.WARNING, "diva_rs"):
         for step in range(1, 200):
             value = 1 + 0.1 * torch.randn((), generator=generator)
-            numbers.batch({"ids": torch.tensor([step, 1000 + step])}, 0, 2, value)
-            numbers.batch({"ids": ["x"]}, 2, 1, value * (7 if step == 150 else 1))
+            numbers.batch(Batch(ids=torch.tensor([step, 1000 + step])), 0, value)
+            numbers.batch(Batch(ids=["x"]), 2, value * (7 if step == 150 else 1))
             numbers.step(step, value * (3 if step == 150 else 1), torch.tensor(1.0))
             numbers.read()
     [record] = caplog.records
@@ -105,7 +106,7 @@ def test_a_loss_that_hardly_varies_does_not_jump(caplog):
     with caplog.at_level(logging.WARNING, "diva_rs"):
         for step in range(1, 60):
             value = torch.tensor(1.0 + 0.05 * (step == 50))
-            numbers.batch([], 0, 1, value)
+            numbers.batch(Batch(), 0, value)
             numbers.step(step, value, torch.tensor(1.0))
         numbers.read()
     assert not caplog.records

@@ -9,33 +9,14 @@ import pytest
 import torch
 
 import diva_rs
-from builders.small import images, small_clip, small_teacher
+from builders.runs import train, weights
+from builders.small import images, small_clip
 from diva_rs import ConfigError, DataError, PostTrainResult, Recipe
 from diva_rs._base.checkpoint import load_state
 from diva_rs.run.callbacks import Callback
 
 FIELDS = {"step", "loss", "denoising", "grad_norm", "lr", "epoch", "samples"}
 FIELDS |= {"samples_per_second", "skipped", "waiting"}
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
-
-
-@pytest.fixture(scope="module")
-def three():
-    """A loader of three batches of four."""
-    return [images(4, seed=n) for n in range(3)]
-
-
-def train(teacher, loader, recipe=None, clip=None, **given):
-    clip = small_clip() if clip is None else clip
-    return diva_rs.post_train(clip, teacher, loader, recipe, **{"progress": False, "log_every": 1, **given})
-
-
-def weights(clip):
-    return {name: value.clone() for name, value in clip.state_dict().items()}
 
 
 class Endless:

@@ -6,16 +6,11 @@ import torch
 from PIL import Image
 
 import diva_rs
-from builders.small import SIDE, images, small_clip, small_teacher
+from builders.small import SIDE, images, small_clip
 from diva_rs import DataError, Recipe, Trainer
 from diva_rs.clip import adapt
 from diva_rs.data import LatentCache, folder_loader
 from diva_rs.data.pixels import clip_input
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
 
 
 @pytest.fixture(scope="module")

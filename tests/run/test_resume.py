@@ -29,11 +29,6 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
-
-
-@pytest.fixture(scope="module")
 def four():
     """A loader of four batches: six steps need a pass and a half."""
     return [images(2, seed=n) for n in range(4)]

@@ -12,30 +12,11 @@ from safetensors.torch import load_file
 
 import diva_rs
 from builders.clips import clip_variants
-from builders.small import SIDE, images, small_clip, small_teacher
+from builders.runs import train, weights
+from builders.small import SIDE, images, small_clip
 from diva_rs import DataError, Recipe
 from diva_rs._base.checkpoint import load_state
 from diva_rs.run.folder import RunFolder
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return small_teacher()
-
-
-@pytest.fixture(scope="module")
-def three():
-    """A loader of three batches of four."""
-    return [images(4, seed=n) for n in range(3)]
-
-
-def train(teacher, loader, recipe=None, clip=None, **given):
-    clip = small_clip() if clip is None else clip
-    return diva_rs.post_train(clip, teacher, loader, recipe, **{"progress": False, "log_every": 1, **given})
-
-
-def weights(clip):
-    return {name: value.clone() for name, value in clip.state_dict().items()}
 
 
 def test_the_run_folder(teacher, three, tmp_path):

@@ -93,9 +93,7 @@ class Views:
 
     def __post_init__(self) -> None:
         if not isinstance(self.crops, int) or not 0 <= self.crops <= _MOST_CROPS:
-            raise ConfigError(
-                f"crops={shown(self.crops)}: an integer from 0 (the centre crop) to {_MOST_CROPS} is needed"
-            )
+            raise ConfigError(f"crops={shown(self.crops)}: an integer from 0 to {_MOST_CROPS} is needed")
 
     def __len__(self) -> int:
         return max(1, self.crops) * (2 if self.flip else 1)

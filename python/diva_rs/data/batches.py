@@ -106,9 +106,7 @@ def check_loader(loader: Any) -> None:
     diva_rs.errors.DataError: loader is one array <torch.float32 (8, 3, 4, 4)>: give an iterable of ...
     """
     if isinstance(loader, (Tensor, np.ndarray)):  # its rows would be read as batches
-        raise DataError(
-            f"loader is one array {described(loader)}: give an iterable of batches, e.g. [images]"
-        )
+        raise DataError(f"loader is one array {described(loader)}: give an iterable of batches: [images]")
     if isinstance(loader, (str, os.PathLike)):
         path = shown(str(loader))
         raise ConfigError(f"loader is a path: give diva_rs.data.folder_loader({path}), or another loader")
@@ -126,15 +124,12 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
         names = ", ".join(map(str, item["bad"]))
         raise DataError(f"{where} is empty: every image of it is bad: {names}")
     if "latents" in found:
-        raise DataError(
-            f"{where} holds latents alone, which cannot feed CLIP: add 'images' or 'pixel_values'"
-        )
+        raise DataError(f"{where} holds latents alone, which cannot feed CLIP: add 'images'")
     keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
     near = next((key for key in ("image", "img", "jpg", "png", "x") if key in item), None)
     hint = f"; rename {near!r} in the collate function" if near else ""
-    raise DataError(
-        f"{where} is {a_type(item)} with the keys {keys}: 'images' or 'pixel_values' is needed{hint}"
-    )
+    kind = f"{a_type(item)} with the keys {keys}"
+    raise DataError(f"{where} is {kind}: 'images' or 'pixel_values' is needed{hint}")
 
 
 def _tensor(value: Any, what: str) -> Tensor:

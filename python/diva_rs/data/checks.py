@@ -74,9 +74,8 @@ class _Range(NamedTuple):
         if value != value or abs(value) == float("inf"):
             return DataError(f"{where} is not finite: check the file and the transform that made it")
         ends = f"[{self.low[channel]:.4g}, {self.high[channel]:.4g}]"
-        return DataError(
-            f"{where} is outside {ends}, the range of {self.convention!r} pixels: {self._advice(value)}"
-        )
+        outside = f"is outside {ends}, the range of {self.convention!r} pixels"
+        return DataError(f"{where} {outside}: {self._advice(value)}")
 
     def _advice(self, value: float) -> str:
         if value > 3:  # beyond every convention

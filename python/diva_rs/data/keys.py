@@ -36,9 +36,7 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
     """
     if isinstance(ids, torch.Tensor):
         if not is_dense(ids) or ids.is_meta:
-            raise DataError(
-                f"ids: {described(ids)} on {ids.device}, a dense tensor (B,) with values is needed"
-            )
+            raise DataError(f"ids: {described(ids)} on {ids.device}, a dense tensor of values is needed")
         ids = ids.detach().cpu().numpy()
     if isinstance(ids, np.ndarray):
         if ids.ndim != 1:
@@ -47,9 +45,8 @@ def sample_keys(ids: Iterable[Any]) -> npt.NDArray[np.uint64]:
             return np.ascontiguousarray(ids, dtype=np.uint64)
         ids = ids.tolist()
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
-        raise DataError(
-            f"ids: {shown(ids)} is a single value, expected one id per sample, such as [{shown(ids)}]"
-        )
+        one = shown(ids)
+        raise DataError(f"ids: {one} is a single value, expected one id per sample, such as [{one}]")
     return np.array([_key(index, value) for index, value in enumerate(ids)], dtype=np.uint64)
 
 

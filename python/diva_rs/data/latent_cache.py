@@ -109,9 +109,9 @@ class LatentCache(Store):
         if (rows < 0).any():
             where = Place("images", number, batch.ids).sample(int((rows < 0).argmax()))
             raise DataError(
-                f"{where}: this image is not in the latent cache, or its pixels are not those that were "
-                "cached. A cache holds fixed views of each image: load with views=cache.views, or the centre "
-                f"crop (scale=None) if it has none; or build {self.folder} again with overwrite=True"
+                f"{where}: this image is not in the latent cache {self.folder}, or its pixels are not those "
+                "that were cached. A cache holds fixed views of each image: load with views=cache.views, or "
+                "scale=None if it has none"
             )
         return self.read(rows)
 
@@ -132,10 +132,7 @@ class LatentCache(Store):
         differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
         if differing:
             pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-            raise DataError(
-                f"latent cache {self.folder} was made by {source} ({pairs[:2000]}): "
-                "build it again with overwrite=True"
-            )
+            raise self._unusable(f"made by {source} ({pairs[:2000]})")
 
 
 class CachedLoader:
@@ -164,9 +161,7 @@ class _Encoder:
 
     def __init__(self, teacher: Any, recipe: Recipe, mean: Three, std: Three) -> None:
         if recipe.latent != "mean":
-            raise ConfigError(
-                "latent='sample' draws new latents each time and cannot be cached: use latent='mean'"
-            )
+            raise ConfigError("latent='sample' draws new latents each time: a cache needs latent='mean'")
         self.teacher, self.recipe = teacher, recipe
         self.mean, self.std = recipe.clip_mean or mean, recipe.clip_std or std
         size = getattr(teacher, "image_size", None)
@@ -182,9 +177,7 @@ class _Encoder:
         what = "images" if batch.images is not None else "pixel_values"
         check_images(pixels.detach().cpu(), convention, self.mean, self.std, what, number, batch.ids)
         if self.source not in (None, what):
-            raise DataError(
-                f"batch {number} holds {what}, those before held {self.source}: a cache is made from one kind"
-            )
+            raise DataError(f"batch {number} holds {what}, those before held {self.source}: use one kind")
         self.source = what
         new = {content: i for i, content in enumerate(_contents(pixels)) if content not in writer}
         if new:

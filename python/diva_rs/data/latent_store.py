@@ -113,16 +113,16 @@ class Store:
         self.folder = folder
         if not folder.is_dir():
             raise DataError(
-                f"latent cache {folder} does not exist: create it with LatentCache.build or diva-rs cache"
+                f"latent cache {folder} does not exist: LatentCache.build or diva-rs cache makes it"
             )
         try:
             verify(folder, (_INDEX, _FACTS))
             self.facts = Facts.model_validate_json((folder / _FACTS).read_bytes())
             self._open()
         except ValidationError as err:
-            raise self._damaged(f"{_FACTS}: {one_line(err)}") from err
+            raise self._unusable(f"{_FACTS}: {one_line(err)}") from err
         except (WeightsError, OSError) as err:
-            raise self._damaged(str(err)) from err
+            raise self._unusable(str(err)) from err
 
     def __len__(self) -> int:
         return len(self._order)
@@ -145,7 +145,7 @@ class Store:
             file, place = divmod(row, len(self._files[0]))
             latent = self._files[file][place]
             if _checksum(latent) != self._checks[row]:
-                raise self._damaged(f"row {row}, in {_LATENTS.format(file)}, does not match its checksum")
+                raise self._unusable(f"row {row}, in {_LATENTS.format(file)}, does not match its checksum")
             found.append(latent)
         return torch.stack(found).float()
 
@@ -171,9 +171,9 @@ class Store:
             self._files.append(latents)
             count -= len(latents)
 
-    def _damaged(self, what: str) -> DataError:
+    def _unusable(self, why: str) -> DataError:
         return DataError(
-            f"latent cache {self.folder} cannot be used: {what}; build it again with overwrite=True"
+            f"latent cache {self.folder} cannot be used: {why}: build it again with overwrite=True"
         )
 
 
@@ -186,9 +186,7 @@ def check_place(folder: Path, overwrite: bool) -> None:
     if not names or not all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names):
         raise DataError(f"{folder} exists and is not a latent cache: choose another folder")
     if not overwrite:
-        raise DataError(
-            f"{folder} holds a latent cache already: LatentCache.open uses it, overwrite=True replaces it"
-        )
+        raise DataError(f"{folder} holds a latent cache already: open it, or replace it with overwrite=True")
 
 
 def _checksum(row: Tensor) -> int:

@@ -4,8 +4,7 @@
 """
 
 from diva_rs._base.world import alone, launched, rank_and_world
-from diva_rs.distributed.ranks import Ranks
-from diva_rs.distributed.reduce import weighted_sums
+from diva_rs.distributed.ranks import Ranks, weighted_sums
 from diva_rs.distributed.session import session
 
 __all__ = ["Ranks", "alone", "launched", "rank_and_world", "session", "weighted_sums"]

@@ -1,6 +1,6 @@
 """How the ranks of a run exchange numbers, facts and tensors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from diva_rs._base.world import local_rank, rank_and_world
 from diva_rs.errors import RankError
+
+_TIMEOUT = timedelta(days=1)  # of a fact, such as the end of an evaluation on rank 0
 
 
 class Ranks:
@@ -24,20 +26,16 @@ class Ranks:
         rank, world, local: this rank, the number of ranks, and this rank's number on its machine.
         stopping: whether Ctrl-C was pressed on this rank.
 
-    Args:
-        timeout: how long a rank waits for a fact of another one, such as the end of an evaluation
-            on rank 0.
-
     >>> ranks = Ranks()
     >>> ranks.world, ranks.numbers(3, 0), ranks.facts("here")
     (1, [[3, 0]], ['here'])
     """
 
-    def __init__(self, timeout: timedelta = timedelta(days=1)) -> None:
+    def __init__(self) -> None:
         self.rank, self.world = rank_and_world()
         self.local = local_rank(self.rank) if self.world > 1 else 0
         self.stopping = False
-        self._hosts: Any = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
+        self._hosts: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.world > 1 else None
 
     @property
     def first(self) -> bool:
@@ -96,6 +94,29 @@ class Ranks:
     def _group(self, tensor: Tensor) -> Any:
         """The group that can send ``tensor``: None, the default group, off the CPU."""
         return self._hosts if tensor.device.type == "cpu" else None
+
+
+def weighted_sums(ranks: Ranks, tensors: Sequence[Tensor], weight: float) -> list[Tensor]:
+    """For each tensor the sum over all ranks of ``weight`` times that rank's tensor.
+
+    With weights that are each rank's share of the samples, means over a rank's samples become the
+    mean over all of them. Tensors of one dtype travel as one flat tensor. A rank of weight 0 sends
+    zeros, whatever its tensors hold.
+
+    >>> weighted_sums(Ranks(), [torch.tensor([2.0, 4.0])], weight=1.0)
+    [tensor([2., 4.])]
+    """
+    sums = list(tensors)
+    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+        members = [index for index, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        with torch.no_grad():
+            flat = torch.cat([tensors[index].detach().reshape(-1) for index in members])
+            flat = flat.mul_(weight) if weight else flat.zero_()
+            ranks.add_up(flat)
+        parts = torch.split(flat, [tensors[index].numel() for index in members])
+        for index, part in zip(members, parts, strict=True):
+            sums[index] = part.view(tensors[index].shape)
+    return sums
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -17,7 +16,7 @@ from diva_rs.errors import DeviceError
 
 
 @contextmanager
-def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
+def session() -> Iterator[Ranks]:
     """Join the ranks that a launcher started, if any; at the end leave them as they were found.
 
     torch.distributed is initialized where the caller has not done it, and only then shut down
@@ -25,12 +24,7 @@ def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
     the other ranks. On several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the
     same step; a second one raises.
 
-    Args:
-        timeout: see `Ranks`. Sums of gradients have torch's own timeout.
-
-    Raises:
-        DeviceError: the ranks could not be joined.
-        RankError: another rank failed or was lost.
+    Raises DeviceError where the ranks cannot be joined, RankError where another one fails or is lost.
 
     >>> with session() as ranks:
     ...     ranks.world
@@ -38,13 +32,16 @@ def session(timeout: timedelta = timedelta(days=1)) -> Iterator[Ranks]:
     """
     joined = _join()
     try:
-        ranks = Ranks(timeout)
+        ranks = Ranks()
         try:
             with _noted_interrupts(ranks):
                 yield ranks
                 ranks.wait()
         except Exception as err:
-            _record(err)
+            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+            # Where torchrun looks for it; under another launcher nothing happens.
+            get_error_handler().record_exception(err)
             raise
         finally:
             ranks.close()
@@ -75,13 +72,6 @@ def _join() -> bool:
             f"MASTER_ADDR and MASTER_PORT announce: {err}. Without a launcher, unset these variables"
         ) from err
     return True
-
-
-def _record(err: Exception) -> None:
-    """Write the exception where torchrun looks for it; nothing happens under another launcher."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-    get_error_handler().record_exception(err)
 
 
 @contextmanager

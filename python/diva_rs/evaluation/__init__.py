@@ -7,7 +7,8 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
-from diva_rs.evaluation.mmvp_result import PATTERNS, MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.mmvp_folder import PATTERNS
+from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
 from diva_rs.evaluation.probes import linear_probe
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult

@@ -192,9 +192,8 @@ def place_of(root: str | os.PathLike[str], name: str) -> str:
         try:
             return text.format(dataset=short, dataset_cleaned=cleaned)
         except (KeyError, IndexError, ValueError) as err:
-            raise ConfigError(
-                f"root={text!r}: only {{dataset}} and {{dataset_cleaned}} are filled in"
-            ) from err
+            known = "{dataset} and {dataset_cleaned}"
+            raise ConfigError(f"root={text!r}: only {known} are filled in") from err
     return text if "://" in text or Path(text).name == cleaned else str(Path(text, cleaned))
 
 

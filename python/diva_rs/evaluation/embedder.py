@@ -151,8 +151,7 @@ class Embedder:
         self._tower: Tower | None = None
         if not hasattr(clip, "encode_text") and not hasattr(clip, "get_text_features"):
             raise ConfigError(
-                f"{type(clip).__name__} has no text tower, and images are scored against texts: load the "
-                "full model (CLIPModel, SiglipModel, an open_clip model)"
+                f"{type(clip).__name__} has no text tower: load the full model (e.g. CLIPModel)"
             )
         if self.embedding.combine is not None:
             self._tower = adapt(clip, training=False)

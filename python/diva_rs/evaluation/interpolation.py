@@ -117,7 +117,8 @@ class InterpolationSweep(Result):
             for row in self.rows:
                 place = (row[x], row[y or x])
                 ax.annotate(f"{row['alpha']:g}", place, (4, 4), textcoords="offset points", fontsize=8)
-            ax.set(xlabel=x, ylabel=y, title="labels: alpha (0 before, 1 after)")
+            ax.set(xlabel=x, ylabel=y)
+            ax.set_title("labels: alpha (0 before, 1 after)", fontsize=9)
         ax.spines[["top", "right"]].set_visible(False)
         return ax
 

@@ -52,10 +52,8 @@ def _number(value: Any, name: str) -> float:
     try:
         return float(next((score for score in scores if isinstance(score, (int, float))), value))
     except (TypeError, ValueError, RuntimeError) as err:
-        raise ConfigError(
-            f"metric {name} gave {a_type(value)}: a number, a mapping of numbers or a result of "
-            "diva_rs.evaluation is needed"
-        ) from err
+        wanted = "a number, a mapping of numbers or a result of diva_rs.evaluation"
+        raise ConfigError(f"metric {name} gave {a_type(value)}: {wanted} is needed") from err
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from diva_rs._base.files import read_text
 from diva_rs._base.settings import hint
 from diva_rs.data.decode import EXTENSIONS
 from diva_rs.errors import DataError, shown
-from diva_rs.evaluation.mmvp_result import PATTERNS
 
 _LONGEST = 1 << 24  # bytes of Questions.csv; the benchmark's has 20 thousand
 _IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
-_HEADER = "the header Question ID,Type,Statement"
 
-# Other names of a pattern, as types in the file and as folders.
+# The patterns, in the order in which the official code gives them to blocks of 15 pairs of rows, with their
+# other names, as types in the file and as folders.
 _OTHER_NAMES = {
     "Orientation and Direction": ("Orientation", "Direction"),
     "Presence of Specific Features": ("Presence", "Specific Features"),
@@ -35,6 +34,7 @@ _OTHER_NAMES = {
     "Texts": ("Text",),
     "Viewpoint and Perspective": ("Camera Perspective", "Viewpoint", "Perspective", "Camera"),
 }
+PATTERNS = tuple(_OTHER_NAMES)
 
 
 class Question(NamedTuple):
@@ -67,10 +67,8 @@ def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
     couples = list(zip(questions[::2], questions[1::2], strict=True))
     share, rest = divmod(len(couples), len(PATTERNS))
     if rest or not share:
-        raise DataError(
-            f"{file}: {len(couples)} pairs cannot be shared equally by {len(PATTERNS)} patterns "
-            "(the benchmark has 135, 15 each): rows are missing"
-        )
+        shares = f"shared equally by {len(PATTERNS)} patterns: the benchmark has 135"
+        raise DataError(f"{file}: {len(couples)} pairs cannot be {shares}")
     images = _find(root, _IMAGE_FOLDERS, "folder")
     pairs, warned = [], False
     for place, (first, second) in enumerate(couples):
@@ -114,8 +112,7 @@ def _find(root: Path, names: tuple[str, ...], kind: str) -> Path:
     wanted = {_key(name) for name in names}
     entries = sorted(root.iterdir())
     for entry in entries:
-        fits = entry.is_dir() if kind == "folder" else entry.is_file()
-        if fits and _key(entry.name) in wanted:
+        if _key(entry.name) in wanted and (entry.is_dir() if kind == "folder" else entry.is_file()):
             return entry
     raise DataError(f"{root} holds no {kind} {' or '.join(names)}; it holds {_listed(entries)}")
 
@@ -135,20 +132,16 @@ def _read(file: Path) -> list[Question]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, None)
-        if header is None:
-            raise DataError(f"{file} is empty: {_HEADER} is needed")
-        if header and header[0].strip().isdecimal():
-            raise DataError(f"{file}, row 1 is a question: {_HEADER} is missing")
+        if header is None or (header and header[0].strip().isdecimal()):
+            raise DataError(f"{file}, row 1: the header Question ID,Type,Statement is missing")
         for fields in reader:
             if not any(field.strip() for field in fields):
                 continue
             question = _question(f"{file}, row {reader.line_num}", reader.line_num, fields)
-            if question.id in questions:
-                other = questions[question.id].row
-                raise DataError(
-                    f"{file}, row {question.row}: question id {question.id} is in row {other} as well"
-                )
-            questions[question.id] = question
+            known = questions.setdefault(question.id, question)
+            if known is not question:
+                twice = f"question id {known.id} is in row {known.row} as well"
+                raise DataError(f"{file}, row {question.row}: {twice}")
     except csv.Error as err:
         raise DataError(f"{file}, row {reader.line_num}: malformed CSV ({err})") from err
     return list(questions.values())
@@ -156,9 +149,7 @@ def _read(file: Path) -> list[Question]:
 
 def _question(where: str, row: int, fields: list[str]) -> Question:
     if len(fields) != 3:
-        raise DataError(
-            f"{where}: {len(fields)} fields, expected 3: Question ID, Type, Statement; quote commas"
-        )
+        raise DataError(f"{where}: {len(fields)} fields, expected 3; a statement with a comma needs quotes")
     number, type_name, statement = (field.strip() for field in fields)
     if not re.fullmatch("0*[1-9][0-9]{0,17}", number):
         raise DataError(f"{where}: question id {shown(number)}, expected a whole number from 1")

@@ -5,20 +5,8 @@ from typing import Any
 
 from diva_rs.errors import DataError
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of, tally
 
-# In the order in which the official code gives them to blocks of 15 pairs of rows.
-PATTERNS = (
-    "Orientation and Direction",
-    "Presence of Specific Features",
-    "State and Condition",
-    "Quantity and Count",
-    "Positional and Relational Context",
-    "Color and Appearance",
-    "Structural Characteristics",
-    "Texts",
-    "Viewpoint and Perspective",
-)
 # The first eight are those of the official script's output.
 _COLUMNS = (
     *("qid1", "qid2", "pred1", "pred2", "gt1", "gt2", "q1score", "q2score"),
@@ -70,11 +58,7 @@ class MmvpVlmResult(Result):
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """(correct pairs, pairs) of each pattern."""
-        counts = dict.fromkeys((pair.pattern for pair in self.pairs), (0, 0))
-        for pair in self.pairs:
-            right, total = counts[pair.pattern]
-            counts[pair.pattern] = (right + pair.correct, total + 1)
-        return counts
+        return tally((pair.pattern, pair.correct) for pair in self.pairs)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -162,7 +162,5 @@ class DriftResult(Result):
     cosines: tuple[float, ...] = field(repr=False)  # one per image
 
     def __str__(self) -> str:
-        return (
-            f"drift over {len(self.cosines)} images: mean cosine {self.cosine:.4f}, lowest "
-            f"{self.lowest:.4f}, linear CKA {self.cka:.4f}"
-        )
+        found = f"mean cosine {self.cosine:.4f}, lowest {self.lowest:.4f}, linear CKA {self.cka:.4f}"
+        return f"drift over {len(self.cosines)} images: {found}"

@@ -6,7 +6,7 @@ Psychometrika 12 (1947) 153, in its exact binomial form; B. Efron, Ann. Stat. 7 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,15 @@ def interval_of(right: int, total: int, confidence: float) -> tuple[float, float
     """`wilson_interval` in per cent."""
     low, high = wilson_interval(right, total, confidence)
     return 100 * low, 100 * high
+
+
+def tally(outcomes: Iterable[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
+    """(right, all) of each name, from a name and whether it was right for each item."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, right in outcomes:
+        hits, total = counts.get(name, (0, 0))
+        counts[name] = (hits + right, total + 1)
+    return counts
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:

@@ -15,7 +15,7 @@ from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import FolderResult
-from diva_rs.evaluation.statistics import check_confidence, interval_of
+from diva_rs.evaluation.statistics import check_confidence, interval_of, tally
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -49,9 +49,7 @@ def zero_shot_folder(
     files = ImageFolder(root).names
     folders = [file.partition("/")[0] for file in files]
     if loose := [file for file in files if "/" not in file]:
-        raise DataError(
-            f"{Path(root) / loose[0]} is in no class folder: move it into the folder of its class"
-        )
+        raise DataError(f"{Path(root) / loose[0]} is in no class folder: move it into that of its class")
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
     for folder in folders:
         if folder not in names:
@@ -69,10 +67,7 @@ def zero_shot_folder(
     rows = tuple(
         (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
     )
-    counts: dict[str, tuple[int, int]] = {}
-    for _, named, kind in rows:
-        right, total = counts.get(named, (0, 0))
-        counts[named] = (right + (named == kind), total + 1)
+    counts = tally((named, named == kind) for _, named, kind in rows)
     right = sum(right for right, _ in counts.values())
     return FolderResult(
         accuracy=100 * right / len(rows),

@@ -1,7 +1,6 @@
 """The tiny models with fresh weights, ordinary modules of their libraries, and CLIP's embeddings."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,27 +25,26 @@ def new_clip(seed: int) -> nn.Module:
     vision = {"image_size": SIDE, "layers": 4, "width": 96, "head_width": 32, "patch_size": 12}
     text = {"width": 96, "heads": 3, "layers": 2, "vocab_size": tokenizer.vocab_size}
     text["context_length"] = tokenizer.context_length
-    with seeded(seed):
-        clip: nn.Module = open_clip.model.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
+    clip = fresh(seed, open_clip.model.CLIP, embed_dim=64, vision_cfg=vision, text_cfg=text)
     # open_clip models have these attributes, and adapters read them.
     clip.visual.image_mean, clip.visual.image_std = (MEAN,) * 3, (STD,) * 3  # type: ignore[union-attr]
-    return clip.eval()
+    return clip
 
 
 def new_vae(seed: int) -> nn.Module:
     """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels."""
     diffusers = require("diffusers", extra="diffusers")
-    with seeded(seed):
-        vae: nn.Module = diffusers.AutoencoderKL(
-            block_out_channels=(8, 16, 32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=LATENT_CHANNELS,
-            layers_per_block=1,
-            norm_num_groups=8,
-            sample_size=SIDE,
-        )
-    return vae.eval()
+    return fresh(
+        seed,
+        diffusers.AutoencoderKL,
+        block_out_channels=(8, 16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=LATENT_CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=SIDE,
+    )
 
 
 def new_text_encoder(seed: int) -> nn.Module:
@@ -64,28 +62,26 @@ def new_text_encoder(seed: int) -> nn.Module:
         bos_token_id=tokenizer.vocab_size - 2,
         eos_token_id=tokenizer.vocab_size - 1,
     )
-    with seeded(seed):
-        encoder: nn.Module = transformers.CLIPTextModel(config)
-    return encoder.eval()
+    return fresh(seed, transformers.CLIPTextModel, config=config)
 
 
 def new_unet(seed: int) -> nn.Module:
     """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents."""
     diffusers = require("diffusers", extra="diffusers")
-    with seeded(seed):
-        unet: nn.Module = diffusers.UNet2DConditionModel(
-            sample_size=SIDE // FACTOR,
-            in_channels=LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            block_out_channels=(64, 80),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=2,
-            cross_attention_dim=CONDITION_WIDTH,
-            norm_num_groups=16,
-        )
-    return unet.eval()
+    return fresh(
+        seed,
+        diffusers.UNet2DConditionModel,
+        sample_size=SIDE // FACTOR,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(64, 80),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=2,
+        cross_attention_dim=CONDITION_WIDTH,
+        norm_num_groups=16,
+    )
 
 
 def new_scheduler() -> Any:
@@ -99,12 +95,11 @@ def new_scheduler() -> Any:
     )
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Fresh weights from ``seed``; the caller's generator is left as it was."""
+def fresh(seed: int, make: Callable[..., nn.Module], **settings: Any) -> nn.Module:
+    """A model in eval mode with weights from ``seed``; the caller's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        return make(**settings).eval()
 
 
 @torch.no_grad()

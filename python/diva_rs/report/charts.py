@@ -7,6 +7,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,29 +30,7 @@ COLOURS = {
 }
 _BEFORE, _AFTER, _SOFT = COLOURS["before"], COLOURS["after"], COLOURS["soft"]
 _TONES = {"better": _AFTER, "worse": COLOURS["worse"], "plain": _SOFT}
-_STYLE = {
-    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
-    **dict.fromkeys(
-        ("axes.edgecolor", "axes.labelcolor", "legend.labelcolor", "xtick.color", "ytick.color"), _SOFT
-    ),
-    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
-    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
-    "axes.axisbelow": True,
-    "axes.formatter.limits": (-3, 5),
-    "axes.formatter.useoffset": False,
-    "axes.grid": True,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 10,
-    "axes.titlesize": "medium",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 12,
-    "grid.color": COLOURS["rule"],
-    "legend.frameon": False,
-    "path.simplify_threshold": 0.5,  # of a unit: a long run stays a small file
-    "svg.fonttype": "none",
-    "text.color": COLOURS["ink"],
-    "text.parse_math": False,
-}
+_STYLE = Path(__file__).parent / "templates" / "charts.mplstyle"
 _WIDTH = 400  # of every chart, in units of the SVG: text of 12 units stays readable on a phone
 _LETTERS = 44  # of a label: more do not fit on a phone
 
@@ -203,7 +182,7 @@ def _chart(draw: Callable[[Any], None], alt: str, caption: str, height: float) -
         return Chart(None, alt, caption)
     svg = io.StringIO()
     # The salt keeps the ids of the charts of one page apart.
-    with style.context(["default", {**_STYLE, "svg.hashsalt": alt}]), warnings.catch_warnings():
+    with style.context(["default", _STYLE, {"svg.hashsalt": alt}]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the browser has other fonts
         figure = figures.Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         draw(figure)

@@ -6,10 +6,11 @@ callback ends the run.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from diva_rs._base.optional import require
 from diva_rs.errors import ConfigError, DataError, a_type, shown
@@ -68,13 +69,10 @@ class TensorBoard(Callback):
         # Imported by its own name first: torch.utils.tensorboard names a missing one less plainly.
         require("tensorboard")
         self._log_dir = str(log_dir)
-        self._open: Any = None
 
-    @property
+    @cached_property
     def _writer(self) -> Any:
-        if self._open is None:
-            self._open = require("torch.utils.tensorboard").SummaryWriter(self._log_dir)
-        return self._open
+        return require("torch.utils.tensorboard").SummaryWriter(self._log_dir)
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Write the recipe."""
@@ -90,7 +88,7 @@ class TensorBoard(Callback):
     def on_train_end(self, result: "PostTrainResult") -> None:
         """Close the file."""
         self._writer.close()
-        self._open = None
+        del self._writer
 
 
 class WandB(Callback):
@@ -105,9 +103,7 @@ class WandB(Callback):
 
     def __init__(self, project: str, **init: Any) -> None:
         self._wandb: Any = require("wandb")
-        self._project = project
-        self._init = init
-        self._run: Any = None
+        self._project, self._init = project, init
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Start the run."""
@@ -161,30 +157,20 @@ class JsonLines(Callback):
             raise DataError(f"{self._path} cannot be written: {err.strerror or err}") from err
 
 
-class _Function(Callback):
-    """A plain function, called at each log."""
-
-    def __init__(self, function: Callable[[int, dict[str, float]], Any]) -> None:
-        self._function = function
-
-    def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        self._function(step, metrics)
-
-
 def as_callback(callback: Any) -> Callback:
     """``callback`` itself when it has the hooks, or a function of (step, metrics) as a callback.
 
     >>> as_callback(lambda step, metrics: print(step, metrics["loss"])).on_log(10, {"loss": 0.25})
     10 0.25
     """
-    if isinstance(callback, type):
-        raise ConfigError(f"callback {callback.__name__} is a class: make an object of it first")
-    if all(callable(getattr(callback, hook, None)) for hook in _HOOKS):
-        hooks: Callback = callback
-        return hooks
-    if callable(callback):
-        return _Function(callback)
-    raise ConfigError(
-        f"callback {shown(callback)} is {a_type(callback)}: a diva_rs.callbacks.Callback or a function of "
-        "(step, metrics) is needed"
-    )
+    has_hooks = all(callable(getattr(callback, hook, None)) for hook in _HOOKS)
+    if isinstance(callback, type) or not (has_hooks or callable(callback)):
+        raise ConfigError(
+            f"callback {shown(callback)} is {a_type(callback)}: an object with the hooks of "
+            "diva_rs.callbacks.Callback, or a function of (step, metrics), is needed"
+        )
+    if has_hooks:
+        return cast(Callback, callback)
+    adapter = Callback()
+    adapter.on_log = callback  # type: ignore[method-assign]
+    return adapter

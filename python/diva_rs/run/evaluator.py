@@ -3,10 +3,9 @@
 Training is not disturbed: the weights after a run are the same bits with and without.
 """
 
-import json
 import math
+import operator
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs._base.checkpoint import load_weights, save_weights
-from diva_rs._base.files import read_text, replacing, write_json
+from diva_rs._base.checkpoint import load_weights
+from diva_rs._base.files import replacing, write_json
 from diva_rs._base.settings import hint
-from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, DataError, WeightsError, shown
 from diva_rs.evaluation.measures import Metric, as_metrics, measure
+from diva_rs.run.folder import read_record, with_nan
 from diva_rs.run.provenance import trained_denoiser
+from diva_rs.run.result import save_models
 from diva_rs.step.trainer import Trainer
 
 ARGUMENTS = ("evaluate", "eval_every", "best", "guard")
@@ -36,34 +36,28 @@ class Bound:
     value: float
 
     @classmethod
-    def of(cls, name: str, bound: Any) -> "Bound":
-        """From a number, the lowest score allowed, or a pair of kind and number."""
-        try:
-            kind, value = bound if isinstance(bound, (tuple, list)) else ("min", bound)
-            if kind in ("min", "max", "drop") and math.isfinite(value) and (kind != "drop" or value >= 0):
-                return cls(kind, float(value))
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise ConfigError(
-            f"guard={{{name!r}: {shown(bound)}}}: give the lowest score that is allowed, or ('min', lowest), "
-            "('max', highest), or ('drop', points below the score before training)"
-        )
+    def of(cls, bound: Any) -> "Bound":
+        """From a number, the lowest score allowed, or a pair of kind and number; raises ValueError."""
+        kind, value = bound if isinstance(bound, (tuple, list)) else ("min", bound)
+        if kind not in ("min", "max", "drop") or not math.isfinite(value) or (kind == "drop" and value < 0):
+            raise ValueError(bound)
+        return cls(kind, float(value))
 
-    def limit(self, before: float) -> float:
-        """The lowest (for "max" the highest) score allowed, given the one before training."""
-        return before - self.value if self.kind == "drop" else self.value
-
-    def keeps(self, score: float, before: float) -> bool:
-        """Whether the score is allowed; one that is not a number is not."""
-        limit = self.limit(before)
-        return score <= limit if self.kind == "max" else score >= limit
+    def broken_by(self, score: float, before: float) -> str | None:
+        """How a score, which was ``before`` before training, breaks the bound ("below 0.5"); None where
+        it does not. A score that is not a number does.
+        """
+        limit = before - self.value if self.kind == "drop" else self.value
+        if self.kind == "max":
+            return None if score <= limit else f"above {limit:g}"
+        return None if score >= limit else f"below {limit:g}"
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """`post_train`'s arguments of the same names, checked.
 
-    >>> Evaluation.of({"evaluate": {"one": lambda clip: 1.0}, "guard": {"one": 0.5}}).guard
+    >>> Evaluation.of({"one": lambda clip: 1.0}, guard={"one": 0.5}).guard
     {'one': Bound(kind='min', value=0.5)}
     """
 
@@ -73,33 +67,33 @@ class Evaluation:
     guard: dict[str, Bound]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Evaluation | None":
+    def of(
+        cls, evaluate: Any = None, eval_every: int | None = None, best: Any = None, guard: Any = None
+    ) -> "Evaluation | None":
         """From `post_train`'s arguments; None where there is nothing to evaluate."""
-        if given.get("evaluate") is None:
-            for name in ARGUMENTS:
-                if given.get(name) is not None:
-                    raise ConfigError(
-                        f"{name}={shown(given[name])} needs scores: give evaluate= as well, a function of "
-                        "the model or a mapping of names to such functions"
-                    )
+        if evaluate is None:
+            if (eval_every, best, guard) != (None, None, None):
+                raise ConfigError("eval_every, best and guard need scores: give evaluate= as well")
             return None
-        every, guard = given.get("eval_every"), given.get("guard") or {}
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ConfigError(f"eval_every={shown(every)}: a number of steps from 1, or None, is needed")
-        if not isinstance(guard, Mapping):
-            raise ConfigError(f"guard={shown(guard)}: a mapping of scores to bounds is needed")
-        bounds = {name: Bound.of(name, bound) for name, bound in guard.items()}
-        return cls(as_metrics(given["evaluate"]), every, _best(given.get("best")), bounds)
+        if eval_every is not None and operator.index(eval_every) < 1:
+            raise ConfigError(f"eval_every={eval_every}: give a number of steps from 1, or None")
+        pair = (best, "max") if isinstance(best, str) else best
+        if pair is not None and not (isinstance(pair, (tuple, list)) and [*pair[1:]] in (["max"], ["min"])):
+            raise ConfigError(f"best={shown(best)}: give a score, or (score, 'min') where lower is better")
+        try:
+            bounds = {name: Bound.of(bound) for name, bound in dict(guard or {}).items()}
+        except (TypeError, ValueError, OverflowError) as err:
+            raise ConfigError(
+                f"guard={shown(guard)}: give a mapping of scores to the lowest score that is allowed, or to "
+                "('min', lowest), ('max', highest) or ('drop', points below the score before training)"
+            ) from err
+        return cls(as_metrics(evaluate), eval_every, None if pair is None else (pair[0], pair[1]), bounds)
 
 
 class Evaluator:
     """The evaluations of one run: their scores, and the weights that are kept.
 
-    Args:
-        evaluation: what is measured.
-        trainer: what trains, at the step where the run begins or resumes.
-        folder: the run's folder, or None. There, ``evaluations.json`` holds every score and
-            ``best`` the weights that are kept.
+    In the run's folder ``evaluations.json`` holds every score, and ``best`` the kept weights.
     """
 
     def __init__(self, evaluation: Evaluation, trainer: Trainer, folder: Path | None) -> None:
@@ -121,12 +115,11 @@ class Evaluator:
     @property
     def stopped(self) -> str | None:
         """Why the guard ends the run; None while every bound is kept."""
-        row = self.rows[-1] if self.rows else {}
         for name, bound in self.evaluation.guard.items():
-            before = self.rows[0].get(name, math.nan) if self.rows else math.nan
-            if name in row and not bound.keeps(row[name], before):
-                over = "above" if bound.kind == "max" else "below"
-                return f"{name} is {row[name]:g} at step {row['step']}, {over} {bound.limit(before):g}"
+            scores = [row.get(name, math.nan) for row in self.rows if name in self.rows[-1]]
+            how = bound.broken_by(scores[-1], scores[0]) if scores else None
+            if how is not None:
+                return f"{name} is {scores[-1]:g} at step {self.rows[-1]['step']}, {how}"
         return None
 
     def begin(self) -> None:
@@ -198,28 +191,20 @@ class Evaluator:
         if best is None or self._kept_row is None:
             return True
         name, direction = best
-        new, old = self.rows[-1].get(name, math.nan), self._kept_row.get(name, math.nan)
-        if math.isnan(old):
-            return not math.isnan(new)
-        return new < old if direction == "min" else new > old
+        scores = [row.get(name, math.nan) for row in (self.rows[-1], self._kept_row)]
+        new, old = (-score if direction == "min" else score for score in scores)
+        return new > old or (math.isnan(old) and not math.isnan(new))
 
     def _keep(self) -> None:
+        trainer = self.trainer
         # On the host: a second CLIP may not fit beside the teacher.
-        self._kept = {
-            name: parameter.detach().to("cpu", copy=True)
-            for name, parameter in self.trainer.parameters().items()
-        }
+        self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trainer.parameters().items()}
         self._kept_row = self.rows[-1]
-        if self.folder is None:
-            return
-        with replacing(self.folder / "best") as beside:
-            beside.mkdir()
-            save_weights(beside / "clip.safetensors", own_weights(self.trainer.clip))
-            save_weights(beside / "projector.safetensors", self.trainer.projector.state_dict())
-            denoiser = trained_denoiser(self.trainer)
-            if denoiser is not None:
-                save_weights(beside / "denoiser.safetensors", denoiser.state_dict())
-            write_json(beside / "scores.json", self._kept_row)
+        if self.folder is not None:
+            with replacing(self.folder / "best") as beside:
+                beside.mkdir()
+                save_models(beside, trainer.clip, trainer.projector, trained_denoiser(trainer))
+                write_json(beside / "scores.json", self._kept_row)
 
     def _read_back(self, folder: Path) -> None:
         """Read what earlier starts of this run measured, up to the step where it resumes."""
@@ -239,24 +224,10 @@ class Evaluator:
         self._kept_row = kept[0]
 
 
-def _best(best: Any) -> tuple[str, str] | None:
-    if best is None:
-        return None
-    pair = (best, "max") if isinstance(best, str) else tuple(best) if isinstance(best, (tuple, list)) else ()
-    if len(pair) != 2 or not isinstance(pair[0], str) or pair[1] not in ("max", "min"):
-        raise ConfigError(f"best={shown(best)}: give a score, or (score, 'min') where lower is better")
-    return pair[0], pair[1]
-
-
 def _read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a JSON file; none where there is no file."""
-    try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, RecursionError) as err:
-        raise WeightsError(f"{path} cannot be read: {err}; resume=False starts again") from err
-    rows = content if isinstance(content, list) else [content]
+    content = read_record(path)
+    rows = content if isinstance(content, list) else [] if content is None else [content]
     if not all(isinstance(row, dict) and isinstance(row.get("step"), int) for row in rows):
         raise WeightsError(f"{path} holds no evaluations; resume=False starts again")
-    return [{name: math.nan if value is None else value for name, value in row.items()} for row in rows]
+    return [with_nan(row) for row in rows]

@@ -1,4 +1,4 @@
-"""The folder of a run: its recipe, log and checkpoints. A run resumes from it after any crash.
+"""The folder of a run, from which it resumes after any crash.
 
 run.json        the recipe and its hash, the models, and the environment of every start
 recipe.txt      the recipe for people
@@ -14,6 +14,7 @@ checkpoints/step-00000500/
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -40,16 +41,18 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_RESULTS = ("clip", "projector", "denoiser")  # .safetensors
-_RECORDS = ("run", "best", "evaluations", "recipe", "history", "report")  # .json
+_FILES = (
+    *(f"{name}.safetensors" for name in ("clip", "projector", "denoiser")),
+    *(f"{name}.json" for name in ("run", "best", "evaluations", "recipe", "history", "report")),
+    "metrics.jsonl",
+)
 
 
 class RunFolder:
     """A run's folder on disk, opened by the one process that writes into it.
 
-    Raises:
-        DataError: the folder cannot be made, or holds something else where a checkpoint belongs.
-        ConfigError: another process is writing into it.
+    Raises DataError where the folder cannot be made, or holds something else where a checkpoint
+    belongs, and ConfigError where another process is writing into it.
 
     >>> import tempfile
     >>> folder = RunFolder(tempfile.mkdtemp())
@@ -70,9 +73,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Let another process write here."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        os.close(self._lock)
 
     def checkpoint(self, step: int) -> Path:
         """The folder of a step's checkpoint."""
@@ -85,7 +86,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
         """Write a checkpoint, then remove all but the last ``keep`` and the best."""
-        self._sync_metrics()  # the rows up to the checkpoint must not get lost
+        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
+            os.fsync(file.fileno())  # the rows up to the checkpoint must not get lost
         save_state(self.checkpoint(step), state)
         spared = {*self.steps()[-keep:], step, self.best().get("step")}
         for old in self.steps():
@@ -96,27 +98,25 @@ class RunFolder:
         """The newest intact checkpoint, or None where there is none. Damaged ones are set aside with a
         warning; WeightsError where all are damaged.
         """
-        damaged = []
+        damaged: list[WeightsError] = []
         for step in reversed(self.steps()):
             folder = self.checkpoint(step)
             try:
                 return load_state(folder)
             except WeightsError as err:
-                damaged.append(str(err))
+                damaged.append(err)
                 _log.warning("%s: the checkpoint before it is used", err)
                 aside = folder.with_name(f"damaged-{folder.name}")
                 remove_folder(aside)
                 os.replace(folder, aside)
         if damaged:
-            raise WeightsError(
-                f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]}): "
-                "resume=False starts again"
-            )
+            left = f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]})"
+            raise WeightsError(f"{left}: resume=False starts again")
         return None
 
     def best(self) -> dict[str, Any]:
         """Step and score of the best checkpoint; empty where nothing was scored."""
-        return _read_json(self.path / "best.json") or {}
+        return _mapping(self.path / "best.json") or {}
 
     def mark_best(self, step: int, score: float) -> None:
         """Keep the checkpoint of this step until a better one is marked."""
@@ -136,24 +136,20 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any] | None:
         """The content of run.json; None where there is no run yet."""
-        return _read_json(self.path / "run.json")
+        return _mapping(self.path / "run.json")
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], step: int) -> None:
-        """Write that the run starts at ``step``; ``facts["environment"]`` is this start's."""
-        facts = dict(facts)
+        """Write that the run starts at ``step``, from ``facts`` about its models."""
         starts = [] if step == 0 else (self.facts() or {}).get("starts", [])
-        # These files of an earlier start do not hold what comes now.
-        for name in ("history.json", "report.json"):
-            (self.path / name).unlink(missing_ok=True)
-        started = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "step": step}
-        started["environment"] = facts.pop("environment")
+        self._remove("history.json", "report.json")  # of an earlier start
+        at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         content = {
             "format": 1,
             "recipe": recipe.to_dict(),
             "recipe_sha256": recipe.digest(),
-            **facts,
+            **{name: value for name, value in facts.items() if name != "environment"},
             "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
-            "starts": [*starts, started],
+            "starts": [*starts, {"at": at, "step": step, "environment": facts["environment"]}],
         }
         write_json(self.path / "run.json", content)
         write_json(self.path / "recipe.json", recipe.to_dict())
@@ -165,38 +161,31 @@ class RunFolder:
             remove_folder(self.checkpoint(step))
         if (self.path / "best" / "scores.json").exists():
             remove_folder(self.path / "best")
-        names = [*(f"{name}.safetensors" for name in _RESULTS), *(f"{name}.json" for name in _RECORDS)]
-        for name in (*names, "metrics.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
+        self._remove(*_FILES)
 
     def rows(self, step: int) -> list[dict[str, Any]]:
         """The log up to ``step``. Later rows and cut-off lines are removed from the file; those steps
         come again.
         """
-        kept = []
+        kept: list[tuple[str, dict[str, Any]]] = []
         try:
             for line in read_lines(self.metrics, _LONGEST_LOG):
-                try:
+                with suppress(ValueError, RecursionError):  # a line that is cut off
                     row = json.loads(line.decode())
-                    whole = isinstance(row, dict) and isinstance(row.get("step"), int)
-                except (ValueError, RecursionError):
-                    continue
-                if whole and row["step"] <= step:
-                    kept.append((line.decode(), row))
+                    if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
+                        kept.append((line.decode(), with_nan(row)))
         except FileNotFoundError:
             pass
         except OSError as err:
             raise DataError(f"{self.metrics} cannot be read: {err}") from err
         write_text(self.metrics, "".join(line + "\n" for line, _ in kept))
-        return [
-            {name: float("nan") if value is None else value for name, value in row.items()} for _, row in kept
-        ]
+        return [row for _, row in kept]
 
-    def _sync_metrics(self) -> None:
-        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
-            os.fsync(file.fileno())
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
 
-    def _locked(self) -> int | None:
+    def _locked(self) -> int:
         """Lock the folder until the process ends. Unlike flock, workers do not inherit the lock."""
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -214,13 +203,23 @@ class RunFolder:
         return handle
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> Any:
+    """The content of a JSON file of a run; None where there is no file. Raises WeightsError."""
     try:
-        content = json.loads(read_text(path))
+        return json.loads(read_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as err:
         raise WeightsError(f"{path} cannot be read: {err}; resume=False starts again") from err
-    if not isinstance(content, dict):
+
+
+def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of scores as it was before JSON, which writes null for a number that is not finite."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    content = read_record(path)
+    if content is not None and not isinstance(content, dict):
         raise WeightsError(f"{path} holds no mapping; resume=False starts again")
     return content

@@ -4,13 +4,12 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import diva_rs._native as _native
 from diva_rs.errors import DataError
@@ -44,70 +43,75 @@ class ResumableLoader:
     and used by nobody else, so a ``DataLoader(shuffle=True)`` gives the same order again.
 
     Attributes:
-        epoch, batches: the pass, and the batches of it that were read.
         waited: seconds in which training waited for the loader, in this process.
 
-    >>> loader = ResumableLoader([1, 2, 3], seed=0, batches=2)
-    >>> list(loader.read(epoch=0)), list(loader.read(epoch=1))
-    ([3], [1, 2, 3])
+    >>> list(ResumableLoader(["a", "b", "c"], seed=0).read(epoch=0, passed=1))
+    [(2, 'b'), (3, 'c')]
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int, epoch: int = 0, batches: int = 0) -> None:
-        self.loader, self.seed, self.epoch, self.batches = loader, seed, epoch, batches
-        self.waited = 0.0
+    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+        self.loader, self.seed, self.waited = loader, seed, 0.0
         self._skips = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
         self._generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
-        if batches and not self._skips and not isinstance(loader, (list, tuple)):
-            _log.warning(
-                "%d batches are read again and skipped; that they are the same as before depends on %s",
-                batches,
-                _described(loader),
-            )
+        self._random: tuple[Any, ...] | None = None  # states of the global generators for the loader
 
-    def read(self, epoch: int) -> Iterator[Any]:
-        """The batches of a pass, without those that were read before."""
-        passed = self.batches if epoch == self.epoch else 0
-        self.epoch, self.batches = epoch, passed
-        _set_epoch(self.loader, epoch)
-        if self._skips:
-            loader: Any = self.loader
-            if passed:
-                loader.start_at(passed)
-            for batch in self._timed(iter(loader)):
-                self.batches = loader.position
-                yield batch
-            return
-        streams = _RandomStreams(_native.augment_seed(self.seed, epoch, epoch))
-        for generator, seed in self._generators if epoch else ():
-            # Its state depends on all passes before; after a resume there were none.
-            generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch))
-        with streams.used():
-            batches = iter(self.loader)
-        for number, batch in enumerate(self._timed(batches, streams)):
-            if number >= passed:
-                self.batches = number + 1
-                yield batch
-
-    def _timed(self, batches: Iterator[Any], streams: "_RandomStreams | None" = None) -> Iterator[Any]:
+    def read(self, epoch: int, passed: int = 0) -> Iterator[tuple[int, Any]]:
+        """The batches of a pass after the first ``passed``, each with its number, counted from 1."""
+        loader: Any = self.loader
+        parts = (getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))
+        for part in (loader, *parts):
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)
+        if self._skips and passed:
+            loader.start_at(passed)
+        if not self._skips:
+            self._seed(epoch)
+            if passed and not isinstance(loader, (list, tuple)):
+                _log.warning(
+                    "%d batches are read again and skipped; that they are the same as before depends on %s",
+                    *(passed, _described(loader)),
+                )
+        with self._loading():
+            batches = iter(loader)
+        number = 0
         while True:
-            before = time.perf_counter()
             try:
-                with nullcontext() if streams is None else streams.used():
+                with self._loading():
                     batch = next(batches)
             except StopIteration:
                 return
-            finally:
-                self.waited += time.perf_counter() - before
-            yield batch
+            number = loader.position if self._skips else number + 1
+            if number > passed:
+                yield number, batch
+
+    def _seed(self, epoch: int) -> None:
+        for generator, seed in self._generators if epoch else ():
+            # Its state depends on all passes before; after a resume there were none.
+            generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch))
+        seed = _native.augment_seed(self.seed, epoch, epoch)
+        outer = _swap_random_states()
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        self._random = _swap_random_states(outer)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Around the loader's own code: counts its time, and gives it its random states."""
+        before = time.perf_counter()
+        outer = None if self._random is None else _swap_random_states(self._random)
+        try:
+            yield
+        finally:
+            if outer is not None:
+                self._random = _swap_random_states(outer)
+            self.waited += time.perf_counter() - before
 
 
 def death_of_worker(err: BaseException) -> DataError | None:
     """A DataError for torch's error about a dead ``DataLoader`` worker; None for any other error.
 
     Torch raises it when the signal arrives, at any moment of the main thread.
-
-    >>> print(death_of_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")))
-    a worker of the loader died (DataLoader worker (pid 7) is killed by signal: Killed.): out of memory, ...
     """
     if not isinstance(err, RuntimeError) or "DataLoader worker" not in str(err):
         return None
@@ -117,55 +121,30 @@ def death_of_worker(err: BaseException) -> DataError | None:
     )
 
 
-class _RandomStreams:
-    """The global random generators' states while a loader runs, apart from the caller's."""
-
-    def __init__(self, seed: int) -> None:
-        outer = self._get()
-        torch.default_generator.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        self.inner = self._get()
-        self._set(outer)
-
-    @staticmethod
-    def _get() -> tuple[Any, ...]:
-        return torch.get_rng_state(), random.getstate(), np.random.get_state()
-
-    @staticmethod
-    def _set(states: tuple[Any, ...]) -> None:
+def _swap_random_states(states: tuple[Any, ...] | None = None) -> tuple[Any, ...]:
+    """The states of the global generators of torch, ``random`` and NumPy; sets them where given."""
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    if states is not None:
         torch.set_rng_state(states[0])
         random.setstate(states[1])
         np.random.set_state(states[2])
+    return before
 
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        outer = self._get()
-        self._set(self.inner)
-        try:
-            yield
-        finally:
-            self.inner = self._get()
-            self._set(outer)
+
+def samplers_of(loader: Any) -> list[Any]:
+    """The samplers of a DataLoader; None in place of one that is missing."""
+    batches = getattr(loader, "batch_sampler", None)
+    return [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
 
 
 def _generators(loader: Any) -> list[torch.Generator]:
     """The random generators of a DataLoader and of its samplers."""
-    samplers = (getattr(loader, name, None) for name in ("sampler", "batch_sampler"))
-    owners = [loader, *samplers, getattr(getattr(loader, "batch_sampler", None), "sampler", None)]
-    found = {id(g): g for g in (getattr(owner, "generator", None) for owner in owners)}
-    return [generator for generator in found.values() if isinstance(generator, torch.Generator)]
+    owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
+    return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())
 
 
 def _described(loader: Any) -> str:
-    if isinstance(loader, DataLoader):
-        return f"its dataset and sampler ({type(loader.dataset).__name__}, {type(loader.sampler).__name__})"
-    return f"the loader ({type(loader).__name__})"
-
-
-def _set_epoch(loader: Any, epoch: int) -> None:
-    """Call ``set_epoch`` of every part that shuffles or augments by epoch."""
-    for part in (loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))):
-        hook = getattr(part, "set_epoch", None)
-        if callable(hook):
-            hook(epoch)
+    dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
+    if dataset is None:
+        return f"the loader ({type(loader).__name__})"
+    return f"its dataset and sampler ({type(dataset).__name__}, {type(sampler).__name__})"

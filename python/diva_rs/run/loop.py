@@ -1,9 +1,8 @@
 """The loop of `post_train`: batches in, steps, logs and checkpoints out."""
 
-import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -44,11 +43,12 @@ class Run:
         self.ranked, self.ranks, self.trainer = ranked, ranked.ranks, ranked.trainer
         self.recipe, self.folder = self.trainer.recipe, folder  # rank 0 has the folder
         self.callbacks = callbacks if self.ranks.first else []
+        self.loader = ResumableLoader(loader, self.recipe.seed)
         self.history: list[dict[str, float]] = []
         self.progress = Progress()
         self.monitor = NonFiniteMonitor(self.recipe.max_skipped)
         self._stages = self.recipe.plan(self.recipe.steps)
-        self._seconds_before = 0.0  # of earlier starts
+        self._started = time.perf_counter()  # moved back by the seconds of earlier starts
         self._warned = False  # of a step larger than the recipe's batch
         self._saved: int | None = None  # step of the newest checkpoint
         if folder is not None:
@@ -63,11 +63,8 @@ class Run:
         own = (self.progress, self.history, self.monitor.skipped)
         self.progress, self.history, self.monitor.skipped = self.ranks.facts(own)[0]
         self._read = self.progress  # with the batches that were read since the last step
-        batches = len(range(self.ranks.rank, self.progress.batches, self.ranks.world))
-        self.loader = ResumableLoader(loader, self.recipe.seed, self.progress.epoch, batches)
-        self._started = time.perf_counter()
         # Of the last log: time, samples, seconds of waiting.
-        self._last_log = (self._started, self.progress.samples, 0.0)
+        self._last_log = (time.perf_counter(), self.progress.samples, 0.0)
 
     def train(self, one_pass: bool, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
@@ -75,32 +72,152 @@ class Run:
         if self.evaluator is not None:
             with alone():
                 self.evaluator.begin()
-        self._call(lambda callback: callback.on_train_begin(self.trainer))
+        self._call("on_train_begin", self.trainer)
         hidden = not (show_progress and self.ranks.first)
         total, done = self.recipe.steps, self.progress.steps
-        with tqdm(total=total, initial=done, desc="post-train", unit="step", disable=hidden) as bar:
+        with tqdm(total=total, initial=done, desc="post-train", unit="step", disable=hidden) as self._bar:
             try:
                 try:
-                    for step in () if self._is_stopped() else self._steps(one_pass):
-                        self._after(step, bar)
-                        if self._is_stopped():
-                            break
-                    self._evaluate_the_end(bar)
+                    self._loop(one_pass)
+                    if self.evaluator is not None and self.evaluator.rows[-1]["step"] != self.progress.steps:
+                        self._write_log(self._evaluate())  # the end of a pass whose length was not known
                 except KeyboardInterrupt:
                     interrupted = True
                 if (self.history[-1]["step"] if self.history else 0) != self.progress.steps:
-                    self._write_log(self.progress.steps, bar)
+                    self._write_log()
                 self.monitor.check()
             except BaseException as error:
                 self._save_after(error)
                 raise
-        self.ranked.discard()  # the caller's model keeps no gradient of the last step
+        self.trainer.discard()  # the caller's model keeps no gradient of the last step
         self._save()
         if self._is_stopped():
             if self.evaluator is not None:
                 self.evaluator.restore()
             self.ranked.share_state()
         return self._finish(interrupted)
+
+    def _loop(self, one_pass: bool) -> None:
+        """Read, train and log until the steps, or one pass, are done, or the guard ends the run."""
+        while not self._is_done():
+            epoch = self._read.epoch
+            if epoch != self.trainer.epoch:
+                self.trainer.set_epoch(epoch)
+            for given in self.ranked.rounds(self.loader, epoch, self._read.batches):
+                if self._advance(given) and self._is_done():
+                    return
+            if self._read.batches == 0:
+                done = f", after {self.progress.steps} of {self.recipe.steps} steps: it can be iterated only"
+                again = f"{done} once; give a DataLoader or a list, or fewer steps" if epoch else ""
+                raise DataError(f"the loader gave no batch in pass {epoch + 1}{again}")
+            if one_pass:
+                self._end_pass()
+                return
+            self._read = replace(self._read, epoch=epoch + 1, batches=0, seen=0)
+
+    def _advance(self, given: Round) -> bool:
+        """Train on a round of batches; returns whether that completed a step."""
+        read, samples = self._read, given.samples
+        self._read = replace(
+            read, batches=given.batches, seen=read.seen + samples, samples=read.samples + samples
+        )
+        complete = self._pending >= (self.recipe.batch or 1)
+        seen = self.trainer.samples_seen
+        with held_interrupts():  # a Ctrl-C that waits for the update comes when the step is noted
+            loss = self.ranked.train(given, self._pending, complete)
+            if given.batch is not None and loss is not None:
+                self.monitor.batch(given.batch, seen, loss)
+            if complete:
+                self._note_step()
+        if complete:
+            self._after_step()
+        return complete
+
+    def _end_pass(self) -> None:
+        """Make a step of the last batches of a pass, which are fewer than the recipe's batch."""
+        if self._pending:
+            with held_interrupts():
+                self.ranked.update(self._pending)
+                self._note_step()
+            self._after_step()
+
+    @property
+    def _pending(self) -> int:
+        """Samples of all ranks that were read since the last step."""
+        return self._read.samples - self.progress.samples
+
+    def _note_step(self) -> None:
+        if self.recipe.batch is not None and self._pending > self.recipe.batch and not self._warned:
+            self._warned = True
+            _log.warning(
+                "a step takes %d samples, not batch=%d: the loader's batches do not add up to it",
+                *(self._pending, self.recipe.batch),
+            )
+        self.progress = self._read = replace(self._read, steps=self.progress.steps + 1)
+        metrics = self.trainer.metrics
+        self.monitor.step(self.progress.steps, metrics["loss"], metrics["grad_norm"])
+
+    def _after_step(self) -> None:
+        """Callbacks, evaluation, log and checkpoint, where they are due."""
+        step, recipe, evaluator = self.progress.steps, self.recipe, self.evaluator
+        self._bar.update()
+        self._call("on_step", step, self.trainer.metrics)
+        scores = self._evaluate() if evaluator is not None and evaluator.due(step) else {}
+        if scores or step % recipe.log_every == 0 or step == recipe.steps:
+            self._write_log(scores)
+        # At the same steps on every rank, so that all end here.
+        if step % min(recipe.log_every, READ_EVERY) == 0:
+            self.monitor.read()
+            self.monitor.check()
+        best = None if evaluator is None else evaluator.best_score(step)
+        if best is not None or (recipe.checkpoint_every is not None and step % recipe.checkpoint_every == 0):
+            self._save()
+        if self.folder is not None and best is not None:
+            self.folder.mark_best(step, best)
+
+    def _is_done(self) -> bool:
+        last = self.recipe.steps
+        return (last is not None and self.progress.steps >= last) or self._is_stopped()
+
+    def _is_stopped(self) -> bool:
+        """Whether the guard ends the run, which only rank 0 measures."""
+        stopped = self.evaluator is not None and self.evaluator.stopped is not None
+        return self.evaluates and bool(self.ranks.numbers(int(stopped))[0][0])
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.evaluator is not None
+        with alone():
+            return self.evaluator.measure(self.progress.steps)
+
+    def _call(self, hook: str, *arguments: Any) -> None:
+        """Call rank 0's callbacks; the other ranks wait at their next batch."""
+        with alone():
+            for callback in self.callbacks:
+                getattr(callback, hook)(*arguments)
+
+    def _write_log(self, scores: Mapping[str, float] | None = None) -> None:
+        """Read the statistics from the device, add a row to the history, and call the callbacks."""
+        step = self.progress.steps
+        if step == 0:
+            return
+        self.trainer.step_modules.guard.report()
+        self.monitor.read()
+        now = time.perf_counter() - (0.0 if self.evaluator is None else self.evaluator.seconds)
+        then, samples, waited = self._last_log
+        elapsed = max(now - then, 1e-9)
+        metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
+        if len(self._stages) > 1:
+            metrics["stage"] = max(i for i, stage in enumerate(self._stages, 1) if stage.first < step)
+        metrics["skipped"] = self.monitor.skipped
+        metrics["samples_per_second"] = (self.progress.samples - samples) / elapsed
+        metrics["waiting"] = (self.loader.waited - waited) / elapsed
+        metrics.update(scores or {})
+        self._last_log = (now, self.progress.samples, self.loader.waited)
+        self.history.append({"step": step, **metrics})
+        self._bar.set_postfix(
+            loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}", waiting=f"{metrics['waiting']:.0%}"
+        )
+        self._call("on_log", step, metrics)
 
     def _restore(self, folder: RunFolder, state: dict[str, Any] | None) -> None:
         """Continue from a checkpoint's state."""
@@ -112,7 +229,7 @@ class Run:
         self._saved = self.progress.steps
         self.history = folder.rows(self._saved)
         self.monitor.skipped = int(state["run"]["skipped"])
-        self._seconds_before = float(state["run"]["seconds"])
+        self._started -= float(state["run"]["seconds"])
         text = "resuming the run in %s at step %d"
         if self.recipe.steps is not None and self._saved >= self.recipe.steps:
             text = "the run in %s has done all its %d steps: it is read back, resume=False would start again"
@@ -127,13 +244,14 @@ class Run:
         # Batches that were read for the next step are read again after a resume.
         state["counters"].update(epoch=self.progress.epoch, samples_seen=self.progress.seen)
         self.monitor.read()
-        run = {"progress": asdict(self.progress), "seconds": self._seconds(), "skipped": self.monitor.skipped}
+        run = {"progress": asdict(self.progress), "skipped": self.monitor.skipped}
+        run["seconds"] = time.perf_counter() - self._started
         self.folder.save({**state, "run": run}, step, self.recipe.keep)
         self._saved = step
 
     def _save_after(self, error: BaseException) -> None:
         """Keep the steps that were done before an error, and name a dead worker of the loader."""
-        self.ranked.discard()
+        self.trainer.discard()
         try:
             self._save()
         except DataError as err:
@@ -141,132 +259,6 @@ class Run:
         death = death_of_worker(error)
         if death is not None:
             raise death from error
-
-    def _steps(self, one_pass: bool) -> Iterator[int]:
-        """Train until the steps, or one pass, are done; yields the number of each step."""
-        last = self.recipe.steps
-        if last is not None and self.progress.steps >= last:
-            return
-        for epoch in itertools.count(self.progress.epoch):
-            if epoch != self.trainer.epoch:
-                self.trainer.set_epoch(epoch)
-            if epoch != self._read.epoch:
-                self._read = replace(self._read, epoch=epoch, batches=0, seen=0)
-            for each in self.ranked.rounds(self.loader, epoch):
-                if self._advance(each):
-                    yield self.progress.steps
-                    if last is not None and self.progress.steps >= last:
-                        return
-            if self._read.batches == 0:
-                if epoch == 0:
-                    raise DataError("the loader gave no batch at all")
-                raise DataError(
-                    f"the loader gave no batch in pass {epoch + 1}, after {self.progress.steps} of {last} "
-                    "steps: it can be iterated only once; give a DataLoader or a list, or fewer steps"
-                )
-            if one_pass:
-                if self.ranked.pending:  # the last, smaller batch of the pass
-                    with held_interrupts():
-                        self.ranked.update()
-                        self._note_step()
-                    yield self.progress.steps
-                return
-
-    def _advance(self, given: Round) -> bool:
-        """Train on a round of batches; returns whether that completed a step."""
-        with held_interrupts():  # a Ctrl-C that waits for the update comes when the step is noted
-            outcome = self.ranked.train(given, until=self.recipe.batch or 1)
-            if outcome.losses:
-                before = self.trainer.samples_seen - outcome.samples
-                self.monitor.batch(given.batch, before, outcome.samples, outcome.losses["loss"])
-            samples = outcome.samples if given.samples is None else given.samples
-            read = self._read
-            self._read = replace(
-                read, batches=given.batches, seen=read.seen + samples, samples=read.samples + samples
-            )
-            if outcome.stepped:
-                self._note_step()
-        return outcome.stepped
-
-    def _note_step(self) -> None:
-        taken = self._read.samples - self.progress.samples
-        if self.recipe.batch is not None and taken > self.recipe.batch and not self._warned:
-            self._warned = True
-            _log.warning(
-                "a step takes %d samples, not batch=%d: the loader's batches do not add up to it",
-                taken,
-                self.recipe.batch,
-            )
-        self.progress = self._read = replace(self._read, steps=self.progress.steps + 1)
-        metrics = self.trainer.metrics
-        self.monitor.step(self.progress.steps, metrics["loss"], metrics["grad_norm"])
-
-    def _after(self, step: int, bar: Any) -> None:
-        """After a step: callbacks, evaluation, log and checkpoint, where they are due."""
-        bar.update()
-        self._call(lambda callback: callback.on_step(step, self.trainer.metrics))
-        scores = self._evaluate(step) if self.evaluator is not None and self.evaluator.due(step) else None
-        if scores or step % self.recipe.log_every == 0 or step == self.recipe.steps:
-            self._write_log(step, bar, scores)
-        # At the same steps on every rank, so that all end here.
-        if step % min(self.recipe.log_every, READ_EVERY) == 0:
-            self.monitor.read()
-            self.monitor.check()
-        best = None if self.evaluator is None else self.evaluator.best_score(step)
-        if self.folder is not None and best is not None:
-            self._save()
-            self.folder.mark_best(step, best)
-        every = self.recipe.checkpoint_every
-        if every is not None and step % every == 0:
-            self._save()
-
-    def _is_stopped(self) -> bool:
-        """Whether the guard ends the run, which only rank 0 measures."""
-        stopped = self.evaluator is not None and self.evaluator.stopped is not None
-        return self.evaluates and bool(self.ranks.numbers(int(stopped))[0][0])
-
-    def _evaluate(self, step: int) -> dict[str, float]:
-        assert self.evaluator is not None
-        with alone():
-            return self.evaluator.measure(step)
-
-    def _evaluate_the_end(self, bar: Any) -> None:
-        """Evaluate at the end of a pass whose length was not known."""
-        step = self.progress.steps
-        if self.evaluator is not None and self.evaluator.rows[-1]["step"] != step:
-            self._write_log(step, bar, self._evaluate(step))
-
-    def _call(self, hook: Callable[[Callback], Any]) -> None:
-        """Call rank 0's callbacks; the other ranks wait at their next batch."""
-        with alone():
-            for callback in self.callbacks:
-                hook(callback)
-
-    def _write_log(self, step: int, bar: Any, scores: dict[str, float] | None = None) -> None:
-        """Read the statistics from the device, add a row to the history, and call the callbacks."""
-        if step == 0:
-            return
-        self.trainer.step_modules.guard.report()
-        self.monitor.read()
-        now = time.perf_counter() - (0.0 if self.evaluator is None else self.evaluator.seconds)
-        then, samples, waited = self._last_log
-        elapsed = max(now - then, 1e-9)
-        metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
-        if len(self._stages) > 1:
-            metrics["stage"] = max(i for i, stage in enumerate(self._stages, 1) if stage.first < step)
-        metrics["skipped"] = self.monitor.skipped
-        metrics["samples_per_second"] = (self.progress.samples - samples) / elapsed
-        metrics["waiting"] = (self.loader.waited - waited) / elapsed
-        self._last_log = (now, self.progress.samples, self.loader.waited)
-        metrics.update(scores or {})
-        self.history.append({"step": step, **metrics})
-        bar.set_postfix(
-            loss=f"{metrics['loss']:.4f}", lr=f"{metrics['lr']:.1e}", waiting=f"{metrics['waiting']:.0%}"
-        )
-        self._call(lambda callback: callback.on_log(step, metrics))
-
-    def _seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._started
 
     def _finish(self, interrupted: bool) -> PostTrainResult:
         """Make the result, and write it where there is a folder."""
@@ -278,7 +270,7 @@ class Run:
             **describe_models(trainer),
             "steps": steps,
             "samples": self.progress.samples,
-            "seconds": round(self._seconds(), 3),
+            "seconds": round(time.perf_counter() - self._started, 3),
             "skipped": self.monitor.skipped,
             "interrupted": interrupted,
             "data": describe_data(self.loader.loader),
@@ -288,12 +280,12 @@ class Run:
         }
         models = (trainer.projector, self.recipe, trainer.clip, trained_denoiser(trainer))
         result = PostTrainResult(self.history, report, *models)
-        if self.ranks.first and result.stopped is not None:
-            _log.warning("the guard ended the run after %d steps: %s", steps, result.stopped)
         if self.folder is not None:
             result.save(self.folder.path)
+        if self.ranks.first and result.stopped is not None:
+            _log.warning("the guard ended the run after %d steps: %s", steps, result.stopped)
         if self.ranks.first and interrupted:
             kept = "" if self.folder is None else f"; checkpoint in {self.folder.checkpoints}"
             _log.warning("interrupted after %d steps%s", steps, kept)
-        self._call(lambda callback: callback.on_train_end(result))
+        self._call("on_train_end", result)
         return result

@@ -8,7 +8,6 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diva_rs._base.world import rank_and_world
+from diva_rs.data.batches import Batch
 from diva_rs.errors import DivaError
 
 _log = logging.getLogger("diva_rs")
@@ -28,18 +28,10 @@ _NAMED = 8  # ids that a message shows
 _ELSEWHERE = "on another rank, which names them"
 
 
-class _Part(NamedTuple):
-    """One batch of this rank in a step: its samples, and its mean loss."""
-
-    samples: str
-    loss: Tensor
-
-
 class _Step(NamedTuple):
     number: int
-    parts: list[_Part]
-    loss: Tensor  # of all ranks
-    norm: Tensor
+    samples: list[str]  # of each batch of this rank
+    values: list[Tensor]  # loss and gradient norm of all ranks, then the loss of each batch
 
 
 class NonFiniteMonitor:
@@ -50,46 +42,38 @@ class NonFiniteMonitor:
 
     Attributes:
         skipped: updates that were skipped, as far as they were read.
-
-    >>> monitor, nan = NonFiniteMonitor(most=3), torch.tensor(float("nan"))
-    >>> monitor.batch({"ids": [4, 5]}, seen=0, samples=2, loss=nan)
-    >>> monitor.step(1, loss=nan, norm=nan)
-    >>> monitor.read()
-    >>> monitor.skipped
-    1
     """
 
     def __init__(self, most: int) -> None:
         self.most, self.skipped = most, 0
         self._streak = 0
         self._last = ""  # which step was the last to be skipped, and its samples
-        self._parts: list[_Part] = []
+        self._batches: list[tuple[str, Tensor]] = []  # since the last step: samples, mean loss
         self._steps: list[_Step] = []
         self._losses: deque[float] = deque(maxlen=_WINDOW)
 
-    def batch(self, item: Any, seen: int, samples: int, loss: Tensor) -> None:
-        """Note a batch of ``samples``. Without ids they are named by their number in the pass, after
+    def batch(self, batch: Batch, seen: int, loss: Tensor) -> None:
+        """Note a batch and its loss. Samples without ids are named by their number in the pass, after
         ``seen`` others of this rank."""
-        self._parts.append(_Part(_named(item, seen, samples), loss))
+        self._batches.append((_named(batch, seen), loss))
 
     def step(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Note that the batches since the last step were one, with this loss and gradient norm."""
-        self._steps.append(_Step(step, self._parts, loss.detach(), norm))
-        self._parts = []
+        samples, losses = [name for name, _ in self._batches], [value for _, value in self._batches]
+        self._steps.append(_Step(step, samples, [loss.detach(), norm, *losses]))
+        self._batches = []
 
     def read(self) -> None:
         """Read what was noted, in one copy from the device; count and log what is wrong."""
         steps, self._steps = self._steps, []
-        values = [
-            value for step in steps for value in (step.loss, step.norm, *(part.loss for part in step.parts))
-        ]
+        values = [value for step in steps for value in step.values]
         if not values or values[0].is_meta:
             return
         home = values[0].device
         numbers = iter(torch.stack([value.to(home, torch.float64) for value in values]).tolist())
         for step in steps:
-            loss, norm = next(numbers), next(numbers)
-            self._look(step, loss, norm, [next(numbers) for _ in step.parts])
+            loss, norm, *losses = itertools.islice(numbers, len(step.values))
+            self._look(step.number, loss, norm, list(zip(losses, step.samples, strict=True)))
 
     def check(self) -> None:
         """Raise DivaError where more than ``most`` updates in a row were skipped."""
@@ -100,15 +84,15 @@ class NonFiniteMonitor:
                 "max_skipped allows more"
             )
 
-    def _look(self, step: _Step, loss: float, norm: float, losses: list[float]) -> None:
+    def _look(self, step: int, loss: float, norm: float, parts: list[tuple[float, str]]) -> None:
+        """Count and log one step; ``parts`` are the loss and the samples of each batch of this rank."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.skipped, self._streak = self.skipped + 1, self._streak + 1
             what = "gradient" if math.isfinite(loss) else "loss"
-            parts = zip(step.parts, losses, strict=True)
-            bad = [part.samples for part, value in parts if what == "gradient" or not math.isfinite(value)]
+            bad = [samples for value, samples in parts if what == "gradient" or not math.isfinite(value)]
             named = "; ".join(bad) or _ELSEWHERE
-            self._last = f"step {step.number} (samples: {named})"
-            _log.warning("step %d was skipped: its %s is not finite. Samples: %s", step.number, what, named)
+            self._last = f"step {step} (samples: {named})"
+            _log.warning("step %d was skipped: its %s is not finite. Samples: %s", step, what, named)
             return
         self._streak = 0
         if len(self._losses) >= _ENOUGH:
@@ -116,21 +100,20 @@ class NonFiniteMonitor:
             spread = statistics.median(abs(value - usual) for value in self._losses)
             bound = usual + max(_JUMP * spread, _LEAST * abs(usual))
             if loss > bound:
-                pairs = [(value, part.samples) for value, part in zip(losses, step.parts, strict=True)]
-                worst, samples = max(pairs, default=(bound, ""))
+                worst, samples = max(parts, default=(bound, ""))
                 _log.warning(
                     "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s",
-                    *(loss, step.number, len(self._losses), usual, samples if worst > bound else _ELSEWHERE),
+                    *(loss, step, len(self._losses), usual, samples if worst > bound else _ELSEWHERE),
                 )
         self._losses.append(loss)
 
 
-def _named(item: Any, seen: int, samples: int) -> str:
-    ids = item.get("ids") if isinstance(item, Mapping) else getattr(item, "ids", None)
-    if ids is None:
-        rank, world = rank_and_world()  # the ranks take turns, as for the draws
-        return f"{_few(range(seen * world + rank, (seen + samples) * world, world))} of the pass, without ids"
-    return _few(ids)
+def _named(batch: Batch, seen: int) -> str:
+    if batch.ids is not None:
+        return _few(batch.ids)
+    rank, world = rank_and_world()  # the ranks take turns, as for the draws
+    numbers = range(seen * world + rank, (seen + len(batch)) * world, world)
+    return f"{_few(numbers)} of the pass, without ids"
 
 
 def _few(names: Any) -> str:

@@ -1,7 +1,8 @@
 """post_train: the main job in one call."""
 
-import math
+import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from typing_extensions import Unpack
 
 from diva_rs._base.settings import hint
 from diva_rs.data.batches import check_loader
-from diva_rs.distributed import Ranks, session
-from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.distributed import session
+from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.callbacks import Callback, as_callback
@@ -19,7 +20,7 @@ from diva_rs.run.evaluator import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
-from diva_rs.run.ranks.loaders import check_divided, every_image, length_of
+from diva_rs.run.ranks.loaders import check_divided, every_image, steps_of_one_pass
 from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.run.result import PostTrainResult
 from diva_rs.step.modules import as_recipe
@@ -104,8 +105,10 @@ def post_train(
     """
     given: dict[str, Any] = {**fields}
     terms = given.pop("terms", None)
-    evaluation = Evaluation.of({name: given.pop(name, None) for name in ARGUMENTS})
-    _check_fields(given)
+    evaluation = Evaluation.of(**{name: given.pop(name, None) for name in ARGUMENTS})
+    for name in given.keys() - Recipe.model_fields:
+        near = hint(name, [*PostTrainFields.__annotations__, *inspect.signature(post_train).parameters])
+        raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
     if not isinstance(resume, bool) and resume != "force":
         raise ConfigError(f'resume={shown(resume)}: give True, False (start again) or "force"')
     recipe = as_recipe(recipe).replace(**given)
@@ -118,46 +121,10 @@ def post_train(
         check_divided(loader, ranks)
         one_pass = recipe.steps is None
         if one_pass:
-            recipe = recipe.replace(steps=_steps_of_one_pass(loader, recipe, ranks))
+            recipe = recipe.replace(steps=steps_of_one_pass(loader, recipe.batch, ranks))
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
-        try:
+        with nullcontext() if folder is None else closing(folder):
             trainer = Trainer(clip, unet, recipe, terms)
             start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation)
             return run.train(one_pass, show_progress=progress)
-        finally:
-            if folder is not None:
-                folder.close()
-
-
-def _check_fields(fields: dict[str, Any]) -> None:
-    """Raise ConfigError for a name that is neither an argument nor a field of the recipe."""
-    known = Recipe.model_fields
-    for name in fields.keys() - known:
-        near = hint(
-            name, [*known, *ARGUMENTS, "terms", "recipe", "output_dir", "resume", "callbacks", "progress"]
-        )
-        raise ConfigError(f"post_train has no argument {name!r}, and a recipe has no such field{near}")
-
-
-def _steps_of_one_pass(loader: Any, recipe: Recipe, ranks: Ranks) -> int | None:
-    """Optimizer steps of one pass; None where the loader has no length."""
-    length = length_of(loader, ranks)
-    if length is None:
-        return None
-    rounds, batches = length
-    if batches == 0:
-        raise DataError("the loader is empty: it has length 0")
-    if recipe.batch is None:
-        return rounds
-    samples: int | None = getattr(loader, "batch_size", None)
-    if samples is None:
-        return None
-    seen: int = batches * samples
-    dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(dataset, "__len__"):
-        seen = min(seen, len(dataset))  # the last batch may be smaller
-    together = samples * ranks.world
-    # A step ends with the round of loader batches, one per rank, that fills it.
-    accumulated = math.ceil(recipe.batch / together) * together
-    return math.ceil(seen / accumulated)

@@ -16,13 +16,8 @@ _LIBRARIES = ("open_clip_torch", "timm", "transformers", "diffusers", "torchvisi
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, and the most memory that was in use so far.
-
-    ``peak_memory_bytes`` is what PyTorch allocated on a CUDA device, elsewhere the whole process's
-    resident memory.
-
-    >>> sorted(environment(torch.device("cpu")))[:4]
-    ['cpus', 'device', 'diva_rs', 'libraries']
+    """Versions, machine, and the most memory that was in use so far: what PyTorch allocated on a
+    CUDA device, elsewhere the process's resident memory.
     """
     cuda = device.type == "cuda"
     facts: dict[str, Any] = {
@@ -46,10 +41,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def describe_models(trainer: Trainer) -> dict[str, Any]:
     """The models, what trains of them, the losses, and what runs natively."""
-    trained = {id(parameter) for parameter in trainer.parameters().values()}
+    trained = trained_ids(trainer)
     models = {"clip": trainer.clip, "projector": trainer.projector, "denoiser": trained_denoiser(trainer)}
     return {
-        "clip": f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})",
+        "clip": name_of(trainer),
         "teacher": trainer.teacher.describe(),
         "trained_parameters": {
             name: sum(p.numel() for p in model.parameters() if id(p) in trained)
@@ -61,11 +56,20 @@ def describe_models(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def name_of(trainer: Trainer) -> str:
+    """CLIP's class and its vision tower's."""
+    return f"{type(trainer.clip).__name__} ({trainer.step_modules.tower.name})"
+
+
+def trained_ids(trainer: Trainer) -> set[int]:
+    """The ids of the parameters that train."""
+    return {id(parameter) for parameter in trainer.parameters().values()}
+
+
 def trained_denoiser(trainer: Trainer) -> nn.Module | None:
     """The teacher's denoiser, if any of its parameters train."""
-    trained = {id(parameter) for parameter in trainer.parameters().values()}
     denoiser: nn.Module = trainer.teacher.unet
-    return denoiser if any(id(parameter) in trained for parameter in denoiser.parameters()) else None
+    return denoiser if trained_ids(trainer) & {id(p) for p in denoiser.parameters()} else None
 
 
 def describe_data(loader: Any) -> str:

@@ -92,25 +92,23 @@ class PostTrainResult:
         'clip.safetensors'
         """
         folder = make_folder(path)
-        save_weights(folder / "clip.safetensors", own_weights(self.clip))
-        save_weights(folder / "projector.safetensors", self.projector.state_dict())
-        if self.denoiser is not None:
-            save_weights(folder / "denoiser.safetensors", self.denoiser.state_dict())
-        for name, content in (
-            ("recipe", self.recipe.to_dict()),
-            ("history", self.history),
-            ("report", self.report),
-        ):
-            write_json(folder / f"{name}.json", content)
+        save_models(folder, self.clip, self.projector, self.denoiser)
+        write_json(folder / "recipe.json", self.recipe.to_dict())
+        write_json(folder / "history.json", self.history)
+        write_json(folder / "report.json", self.report)
         return folder
 
 
-def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
-    """Exponential average without the start's bias; values that are not finite are left out.
+def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: nn.Module | None) -> None:
+    """Write the weights of what was trained, each as one safetensors file."""
+    save_weights(folder / "clip.safetensors", own_weights(clip))
+    save_weights(folder / "projector.safetensors", projector.state_dict())
+    if denoiser is not None:
+        save_weights(folder / "denoiser.safetensors", denoiser.state_dict())
 
-    >>> _smooth([1.0, float("nan"), 1.0])
-    [1.0, 1.0, 1.0]
-    """
+
+def _smooth(values: list[float], weight: float = 0.9) -> list[float]:
+    """Exponential average without the start's bias; values that are not finite are left out."""
     average, norm, smoothed = 0.0, 0.0, []
     for value in values:
         if math.isfinite(value):

@@ -12,7 +12,7 @@ from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loader import Progress
-from diva_rs.run.provenance import environment
+from diva_rs.run.provenance import environment, name_of, trained_ids
 from diva_rs.step.trainer import Trainer
 
 _SAMPLED = 64  # values of each tensor that a fingerprint looks at
@@ -21,17 +21,16 @@ _SAMPLED = 64  # values of each tensor that a fingerprint looks at
 def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[str, Any] | None:
     """The state to resume from, or None for a run that begins. ``resume`` is post_train's.
 
-    Raises:
-        ConfigError: the run in the folder has another recipe, other models or more steps.
-        WeightsError: all of its checkpoints are damaged.
+    Raises ConfigError where the run in the folder has another recipe, other models or more steps,
+    WeightsError where all of its checkpoints are damaged.
     """
     if resume is False and _restarted(folder):
         resume = True
-    facts = _models_of(trainer)
-    here = {**facts, "environment": environment(trainer.step_modules.device)}
+    models, recipe = _models_of(trainer), trainer.recipe
+    here = {**models, "environment": environment(trainer.step_modules.device)}
     if resume is False:
         folder.clear()
-    earlier = folder.recipe()
+    earlier, was = folder.recipe(), folder.facts() or {}
     if earlier is None and folder.steps():
         raise ConfigError(
             f"{folder.path} holds checkpoints, but no run.json: choose another folder, or resume=False, "
@@ -40,23 +39,27 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
     state = None if earlier is None else folder.restore()
     if earlier is None or state is None:
         folder.clear()  # a run that ended before its first checkpoint leaves its log
-        folder.begin(trainer.recipe, here, 0)
+        folder.begin(recipe, here, 0)
         return None
     done = progress_of(state).steps
-    was = folder.facts() or {}
-    if trainer.recipe.steps is not None and trainer.recipe.steps < done:
+    if recipe.steps is not None and recipe.steps < done:
         raise ConfigError(
-            f"steps={trainer.recipe.steps}, but the run in {folder.path} has done {done} steps already: "
+            f"steps={recipe.steps}, but the run in {folder.path} has done {done} steps already: "
             "give more, choose another folder, or resume=False, which starts again"
         )
-    if resume != "force":
-        _check_same(folder, earlier, trainer.recipe, was, facts)
-    if trainer.recipe.anchor and was.get("clip_start") != facts["clip_start"]:
+    changes = [] if resume == "force" else _changes(earlier, recipe, was, models)
+    if changes:
         raise ConfigError(
-            f"anchor={trainer.recipe.anchor} needs the CLIP that the run in {folder.path} began from, and "
+            f"the run in {folder.path} differs from this one ({'; '.join(changes)}): give the same "
+            'settings, resume="force" to continue with the new ones, resume=False to start again, or '
+            "another output_dir"
+        )
+    if recipe.anchor and was.get("clip_start") != models["clip_start"]:
+        raise ConfigError(
+            f"anchor={recipe.anchor} needs the CLIP that the run in {folder.path} began from, and "
             "this one has other weights (training changes it in place): load the model again"
         )
-    folder.begin(trainer.recipe, {**here, "clip_start": was.get("clip_start")}, done)
+    folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, done)
     return state
 
 
@@ -79,14 +82,13 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 def _models_of(trainer: Trainer) -> dict[str, str]:
     """Names and fingerprints of the models of a run, and the names of its losses."""
-    trained = {id(parameter) for parameter in trainer.parameters().values()}
-    clip, unet = trainer.clip, trainer.teacher.unet
+    trained, clip, unet = trained_ids(trainer), trainer.clip, trainer.teacher.unet
 
     def frozen(module: nn.Module) -> str:
         return _fingerprint(item for item in module.named_parameters() if id(item[1]) not in trained)
 
     return {
-        "clip": f"{type(clip).__name__} ({trainer.step_modules.tower.name})",
+        "clip": name_of(trainer),
         "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
         "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
@@ -107,20 +109,13 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _check_same(
-    folder: RunFolder, earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, str]
-) -> None:
-    differing = earlier.differences(recipe)
+def _changes(earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, str]) -> list[str]:
+    """What differs between the run in the folder and this one, apart from its start."""
+    fields = earlier.differences(recipe)
     # A constant learning rate does not depend on the length: more steps continue the same run.
-    if "steps" in differing and (earlier.schedule, recipe.schedule) == ("constant", "constant"):
-        del differing["steps"]
-    lines = [f"{name} was {before!r}, is {after!r}" for name, (before, after) in differing.items()]
-    for name in ("clip", "clip_frozen", "teacher", "teacher_weights", "losses"):
-        if was.get(name) != now[name]:
-            lines.append(f"{name} was {was.get(name)}, is {now[name]}")
-    if lines:
-        raise ConfigError(
-            f"the run in {folder.path} differs from this one ({'; '.join(lines)}): give the same settings, "
-            'resume="force" to continue with the new ones, resume=False to start again, or another '
-            "output_dir"
-        )
+    if (earlier.schedule, recipe.schedule) == ("constant", "constant"):
+        fields.pop("steps", None)
+    others = {name: (was.get(name), now[name]) for name in now if name != "clip_start"}
+    return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()] + [
+        f"{name} was {before}, is {after}" for name, (before, after) in others.items() if before != after
+    ]

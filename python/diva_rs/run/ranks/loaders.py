@@ -1,6 +1,7 @@
 """Loaders over several ranks: each rank must read its own images."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from diva_rs.data.latent_cache import CachedLoader
 from diva_rs.data.loader import ImageLoader, KeyedSampler
 from diva_rs.distributed import Ranks
 from diva_rs.errors import DataError
+from diva_rs.run.loader import samplers_of
 
 _WAYS = (
     "give a DataLoader a torch.utils.data.DistributedSampler, prepare it with accelerate, use "
@@ -25,22 +27,16 @@ def check_divided(loader: Any, ranks: Ranks) -> None:
 
     Of an iterable that is no DataLoader nothing is known before it is read: see
     `check_first_batches`.
-
-    >>> check_divided([torch.zeros(1, 3, 8, 8)], Ranks())
     """
     loader = _without_cache(loader)
-    if ranks.world == 1:
-        return
-    if isinstance(loader, ImageLoader):
-        shards = getattr(loader.dataset, "shards", None)
-        if shards is not None and len(shards) < ranks.world:
-            raise DataError(
-                f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
-                f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
-            )
-        return
+    shards = getattr(loader.dataset, "shards", None) if isinstance(loader, ImageLoader) else None
+    if shards is not None and len(shards) < ranks.world:
+        raise DataError(
+            f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
+            f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
+        )
     whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    if whole and not is_divided(loader):
+    if ranks.world > 1 and whole and not is_divided(loader):
         raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
 
 
@@ -53,8 +49,7 @@ def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
 
 def is_divided(loader: DataLoader[Any]) -> bool:
     """Whether a DataLoader reads this rank's part of its dataset."""
-    batches = loader.batch_sampler
-    parts = (loader.sampler, batches, getattr(batches, "sampler", None))
+    parts = samplers_of(loader)
     known = any(isinstance(part, (DistributedSampler, KeyedSampler)) for part in parts)
     # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a
     # prepared loader.
@@ -62,20 +57,30 @@ def is_divided(loader: DataLoader[Any]) -> bool:
     return known or sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
 
 
-def length_of(loader: Any, ranks: Ranks) -> tuple[int, int] | None:
-    """Batches of a pass: the most of one rank, and of all ranks; None where a rank cannot tell.
+def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | None:
+    """Optimizer steps of one pass at the recipe's ``batch``; None where a rank cannot tell its length.
 
     To be called by all ranks.
-
-    >>> length_of([1, 2, 3], Ranks())
-    (3, 3)
     """
     try:
         own = len(loader)
     except (TypeError, NotImplementedError):
         own = -1
     lengths = [row[0] for row in ranks.numbers(own)]
-    return None if min(lengths) < 0 else (max(lengths), sum(lengths))
+    if not any(lengths):
+        raise DataError("the loader is empty: it has length 0")
+    if batch is None and min(lengths) >= 0:
+        return max(lengths)
+    samples: int | None = getattr(loader, "batch_size", None)
+    if min(lengths) < 0 or batch is None or samples is None:
+        return None
+    # A step ends with the round of loader batches, one per rank, that fills it.
+    accumulated = math.ceil(batch / (samples * ranks.world)) * samples * ranks.world
+    dataset: Any = getattr(loader, "dataset", None)
+    seen = sum(lengths) * samples
+    if hasattr(dataset, "__len__"):
+        seen = min(seen, len(dataset))  # the last batch may be smaller
+    return math.ceil(seen / accumulated)
 
 
 @contextmanager
@@ -103,7 +108,6 @@ def _fingerprint(batch: Batch) -> list[str]:
     """The ids of a batch, or a hash of its pixels."""
     if batch.ids is not None:
         return [str(key) for key in (batch.ids.tolist() if hasattr(batch.ids, "tolist") else batch.ids)]
-    pixels = batch.images if batch.images is not None else batch.pixel_values
-    assert pixels is not None  # read_batch gives one of the two
+    pixels, _ = batch.source("clip")
     host = pixels.detach().cpu().contiguous()
     return [hashlib.sha256(host.view(torch.uint8).numpy().tobytes()).hexdigest()]
