@@ -62,9 +62,8 @@ def encode_prompt(prompt: str, parts: Parts, names: Sequence[str], penultimate: 
     StableDiffusionPipeline.encode_prompt; with True the one before, without the final LayerNorm, as
     StableDiffusionXLPipeline.encode_prompt.
     """
-    states = [
-        _states(prompt, tokenizer, encoder, penultimate) for tokenizer, encoder in _encoders(parts, names)
-    ]
+    pairs = _encoders(parts, names)
+    states = [_states(prompt, tokenizer, encoder, penultimate) for tokenizer, encoder in pairs]
     return torch.cat([state.to(states[0].device) for state in states], dim=-1)
 
 

@@ -24,7 +24,7 @@ class Predictor(nn.Module):
         if not callable(predict):
             raise ConfigError(f"predict is {a_type(predict)}, expected f(noisy, timesteps, condition)")
         shape = tuple(latent_shape or ())
-        if len(shape) < 1 or not all(isinstance(side, int) and side > 0 for side in shape):
+        if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
             raise ConfigError(f"latent_shape is {shown(latent_shape)}, expected sizes as (4, 64, 64)")
         self.latent_shape, self.slots = shape, Slots(tokens=width, pooled=width)
         owner = getattr(predict, "__self__", None)
