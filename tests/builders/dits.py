@@ -10,7 +10,7 @@ from diva_rs._native import Network
 from diva_rs.diffusion import NativePlan
 from diva_rs.diffusion.families.dit import DiT
 from diva_rs.diffusion.families.family import Context
-from diva_rs.native import dit as native
+from diva_rs.native.dit import DIT
 
 LABELS = ("replace", "join")
 VARIANTS = {
@@ -76,7 +76,7 @@ def theirs(dit: nn.Module, label: str = "replace"):
 def native_dit(
     dit: nn.Module, label: str = "replace", checkpoint: bool = False, exact: nn.Module | None = None
 ) -> Network:
-    return native.native_dit(dit, NativePlan("dit", {"label": label}), checkpoint, exact)
+    return DIT.build(dit, NativePlan("dit", {"label": label}), checkpoint, exact)
 
 
 def through(predict, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from builders.diffusion import TEXT_WIDTH, tiny_unet
 from diva_rs._native import Network
 from diva_rs.diffusion import NativePlan
 from diva_rs.diffusion.families.text_time import TextTime
-from diva_rs.native import unet as native
+from diva_rs.native.unet import UNET
 
 _CROSS = ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D")
 _CROSS_UP = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D")
@@ -82,7 +82,7 @@ def native_unet(
     if text is not None:
         fixed["encoder_hidden_states"] = text
     plan = NativePlan("unet_2d_condition", {"text_time": fields}, fixed)
-    return native.native_unet(unet, plan, checkpoint, exact)
+    return UNET.build(unet, plan, checkpoint, exact)
 
 
 class Case:

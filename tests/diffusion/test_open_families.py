@@ -196,9 +196,7 @@ def test_a_denoiser_can_train(copied: bool) -> None:
     teacher = Teacher(
         model, vae=small.small_vae(), scheduler=small.scheduler(), text_condition=text().float()
     )
-    teacher.set_trainable(True)
-    if copied:
-        teacher = teacher.to_precision("fp64")
+    teacher = teacher.training("fp64" if copied else "fp32")
     assert teacher.trainable and (teacher.denoiser is model) != copied
     teacher.denoiser.train()
     noisy, timesteps, condition = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 24)
@@ -207,5 +205,14 @@ def test_a_denoiser_can_train(copied: bool) -> None:
     assert not teacher.denoiser.training
     backend = Trainer(small.small_clip(), teacher, Recipe(precision="fp32")).backend["denoiser"]
     assert backend == "torch (it trains)"
-    teacher.set_trainable(False)
-    assert not any(parameter.requires_grad for parameter in teacher.denoiser.parameters())
+
+
+def test_a_denoiser_trains_in_bf16_over_its_own_float32_weights() -> None:
+    model = small.small_unet()
+    teacher = Teacher(model).training("bf16")
+    seen = []
+    model.mid_block.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    prediction = teacher.denoise(torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 24))
+    prediction.square().mean().backward()
+    assert teacher.denoiser is model and seen == [torch.bfloat16] and prediction.dtype == torch.float32
+    assert {parameter.grad.dtype for parameter in model.parameters()} == {torch.float32}

@@ -76,9 +76,7 @@ def test_parts_missing_in_a_pipeline_or_folder(folder):
 
 
 def test_folders_without_a_model(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"is no diffusers folder: it has no config\.json, and none in .*unet"
-    ):
+    with pytest.raises(ConfigError, match=r"is no diffusers folder: no config\.json in it, nor in .*unet"):
         Teacher.of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "NoSuchModel"}))
     with pytest.raises(ConfigError, match=r"is a NoSuchModel, which diffusers .* does not know"):
@@ -189,8 +187,6 @@ def test_text_encoders_of_other_models():
 def test_prompts():
     pipeline = tiny_pipeline()
     teacher = Teacher.of(pipeline)
-    with pytest.raises(ConfigError, match="prompt is a list, expected one string"):
-        teacher.text(["a cat"])
     with pytest.warns(UserWarning, match="the prompt is 102 tokens long, the text encoder reads 77"):
         teacher.text("a " * 100)
     # A tokenizer that was saved without its length must not pad to 10**30.

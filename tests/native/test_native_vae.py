@@ -15,7 +15,7 @@ from builders.diffusion import tiny_vae
 from builders.figures import note
 from diva_rs import _native
 from diva_rs.diffusion.vae import latents_of
-from diva_rs.errors import ConfigError, ShapeError, WeightsError
+from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.native import NotNative
 from diva_rs.native.vae import native_vae, vae_config
 
@@ -230,27 +230,6 @@ def parts(vae: nn.Module, **fields) -> tuple[dict, dict[str, Tensor]]:
     return {**vae_config(vae), **fields}, own
 
 
-def test_keys_are_strict_both_ways() -> None:
-    vae = build("other-widths")
-    config, weights = parts(vae)
-    _native.Network("autoencoder_kl_encoder", config, weights)
-    for key, weight in weights.items():
-        rest = {other: value for other, value in weights.items() if other != key}
-        with pytest.raises(WeightsError, match=f"`{key}` is missing") as missing:
-            _native.Network("autoencoder_kl_encoder", config, rest)
-        assert str(list(weight.shape)) in str(missing.value)
-        wrong = torch.zeros(*weight.shape, 2, dtype=weight.dtype)
-        with pytest.raises(WeightsError, match=f"`{key}` has shape") as misshapen:
-            _native.Network("autoencoder_kl_encoder", config, {**rest, key: wrong})
-        message = str(misshapen.value)
-        assert str(list(weight.shape)) in message and str(list(wrong.shape)) in message
-    everything = dict(vae.named_parameters())
-    with pytest.raises(WeightsError, match=r"`decoder.conv_in.bias` is unexpected"):
-        _native.Network("autoencoder_kl_encoder", config, everything)
-    with pytest.raises(WeightsError, match=f"`{key}` is Float, but `.*` is Double"):
-        _native.Network("autoencoder_kl_encoder", config, {**weights, key: weight.float()})
-
-
 SCALING = {"factor": 0.18215, "shift": None, "channels": None}
 
 
@@ -300,11 +279,10 @@ def test_impossible_inputs(change, message: str) -> None:
         native_vae(vae).encode(*change(*inputs(vae)))
 
 
-@pytest.mark.parametrize("micro_batch", [0, -3])
-def test_a_micro_batch_holds_images(micro_batch: int) -> None:
+def test_a_micro_batch_holds_images() -> None:
     vae = build("sd")
-    with pytest.raises(ConfigError, match=f"micro_batch is {micro_batch}"):
-        native_vae(vae).encode(inputs(vae)[0], micro_batch=micro_batch)
+    with pytest.raises(ConfigError, match="micro_batch is 0"):
+        native_vae(vae).encode(inputs(vae)[0], micro_batch=0)
 
 
 @pytest.mark.parametrize("name", FALLBACK)

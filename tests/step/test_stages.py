@@ -72,7 +72,7 @@ def test_a_run_resumes_in_any_stage(stop):
 def test_a_denoiser_that_trains_has_the_gradient_of_plain_autograd(micro_batch, fields):
     stage = Stage(train=("projector", "tower", "denoiser"))
     trainer = trainer_of(stages=(stage,), micro_batch=micro_batch, denoiser_batch=3, **fields)
-    assert trainer.backend["denoiser"] == "torch (a stage trains it)"
+    assert trainer.backend["denoiser"] == "torch (it trains)"
     if fields:
         whole = trainer_of(stages=(stage,), **fields)
         for made in (trainer, whole):

@@ -1,10 +1,12 @@
-"""What a prediction is conditioned on, by the slot through which it enters a denoiser."""
+"""What a prediction is made from: noisy latents, timesteps, and a condition by the slot that it enters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,15 @@ class Condition:
     tokens: Tensor | None = None
     pooled: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """The condition with every slot that is filled changed.
+
+        >>> Condition(pooled=torch.ones(2, 3)).map(torch.Tensor.double).pooled.dtype
+        torch.float64
+        """
+        tokens, pooled = (None if slot is None else change(slot) for slot in (self.tokens, self.pooled))
+        return Condition(tokens, pooled)
+
 
 @dataclass(frozen=True)
 class Slots:
@@ -32,8 +43,7 @@ class Slots:
     pooled: int | None = None
 
     def __post_init__(self) -> None:
-        widths = {width for width in (self.tokens, self.pooled) if width is not None}
-        if len(widths) != 1:
+        if len({self.tokens, self.pooled} - {None}) != 1:
             raise ConfigError(
                 f"{self}: give at least one slot a width; slots of different widths are not supported, "
                 "because one projector fills them all"
@@ -42,8 +52,7 @@ class Slots:
     @property
     def names(self) -> tuple[str, ...]:
         """The slots that are there."""
-        slots = {"tokens": self.tokens, "pooled": self.pooled}
-        return tuple(name for name, width in slots.items() if width is not None)
+        return tuple(name for name in ("tokens", "pooled") if getattr(self, name) is not None)
 
     @property
     def width(self) -> int:
@@ -62,3 +71,44 @@ class Slots:
             tokens=None if self.tokens is None else condition,
             pooled=None if self.pooled is None else condition.mean(dim=1),
         )
+
+    def checked(self, condition: Tensor | Condition, batch: int) -> Condition:
+        """A condition (B, S, C), or one by slots, in these slots; ShapeError where it does not fit.
+
+        >>> Slots(tokens=24).checked(torch.zeros(2, 5, 24), batch=2).tokens.shape
+        torch.Size([2, 5, 24])
+        """
+        if isinstance(condition, Tensor):
+            _check("condition", condition, (batch, None, self.width))
+            return self.fill(condition)
+        for name in self.names:
+            slot = getattr(condition, name)
+            if slot is None:
+                raise ShapeError(f"condition.{name} is None, but this denoiser has that slot")
+            sizes = (batch, None, self.width) if name == "tokens" else (batch, self.width)
+            _check(f"condition.{name}", slot, sizes)
+        return Condition(**{name: getattr(condition, name) for name in self.names})
+
+
+def check_noisy(noisy: Tensor, timesteps: Tensor, channels: int) -> None:
+    """Raise ShapeError unless there are latents of ``channels`` channels and one timestep for each sample."""
+    if noisy.ndim < 2 or noisy.shape[1] != channels or 0 in noisy.shape or not noisy.is_floating_point():
+        raise ShapeError(
+            f"noisy is {_shown(noisy)}, expected floating point (B, {channels}, h, w), nothing of it empty"
+        )
+    batch = len(noisy)
+    if tuple(timesteps.shape) != (batch,) or timesteps.dtype == torch.bool:
+        raise ShapeError(f"timesteps is {_shown(timesteps)}, expected numbers ({batch},), one per sample")
+
+
+def _check(name: str, slot: Tensor, sizes: tuple[int | None, ...]) -> None:
+    shape = tuple(slot.shape)
+    fits = len(shape) == len(sizes) and 0 not in shape and slot.is_floating_point()
+    if not fits or any(size not in (None, found) for found, size in zip(shape, sizes, strict=True)):
+        expected = ", ".join("S" if size is None else str(size) for size in sizes)
+        positions = " with S > 0" if None in sizes else ""
+        raise ShapeError(f"{name} is {_shown(slot)}, expected floating point ({expected}){positions}")
+
+
+def _shown(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -44,7 +44,6 @@ def _line(part: Any, place: str) -> str:
 
 
 def _short(count: int) -> str:
-    for unit, size in ((" billion", 1e9), (" million", 1e6)):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
-    return f"{count:,}"
+    if count < 1e6:
+        return f"{count:,}"
+    return f"{count / 1e6:.1f} million" if count < 1e9 else f"{count / 1e9:.1f} billion"

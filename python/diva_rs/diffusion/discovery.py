@@ -20,9 +20,8 @@ _ARGUMENTS = {"vae": "vae", "scheduler": "scheduler"}
 class Parts:
     """The parts of one diffusion model by their diffusers names: "vae", "scheduler", "text_encoder", ...
 
-    Args:
-        source: a denoiser, a pipeline, a folder (of a pipeline or of a denoiser) or a Hub repository.
-        given: parts that the caller supplies; they come before what is found.
+    ``source`` is a denoiser, a pipeline, a folder (of a pipeline or of a denoiser) or a Hub repository.
+    Parts that are ``given`` come before what is found.
     """
 
     def __init__(self, source: Any, given: dict[str, Any]) -> None:
@@ -30,19 +29,19 @@ class Parts:
         self._where: dict[str, str] = {}
         self._failed: dict[str, str] = {}
         self._root: str | None = None  # the pipeline's folder or Hub repository
-        self.denoiser: nn.Module
         if isinstance(source, (str, Path)):
-            self.denoiser = self._opened(str(source))
+            model = self._opened(str(source))
         elif isinstance(source, nn.Module):
-            self.denoiser = self._given(source)
-        elif "DiffusionPipeline" in _bases(type(source)):
-            self.denoiser = self._in_pipeline(source)
+            model = self._given(source)
+        elif "DiffusionPipeline" in {base.__name__ for base in type(source).__mro__}:
+            model = self._in_pipeline(source)
         else:
             raise ConfigError(f"unet is {a_type(source)}, expected {_expected()}")
-        self._parts["unet"] = self.denoiser
-        for name, part in given.items():
-            if part is not None:
-                self._parts[name], self._where[name] = _bare(part), "given"
+        if family_of(model) is None:
+            raise ConfigError(f"{type(model).__name__} cannot be a teacher; expected {_expected()}")
+        self.denoiser: nn.Module = model
+        self._parts["unet"] = model
+        self._hold(given, "given")
 
     def get(self, name: str) -> Any | None:
         """The part, loaded at the first call; None when there is none."""
@@ -77,9 +76,8 @@ class Parts:
         """Whether the part could still be loaded from disk or the Hub; costs neither loading nor network."""
         if self._root is None or name in self._parts or name in self._failed:
             return False
-        folder = Path(self._root)
-        if folder.is_dir():
-            return (folder / name).is_dir()
+        if Path(self._root).is_dir():
+            return Path(self._root, name).is_dir()
         return _HUB_NAME.fullmatch(self._root) is not None
 
     def owned(self, name: str) -> bool:
@@ -92,46 +90,42 @@ class Parts:
             return f"in {self._root}/{name}, not loaded yet"
         return self._where.get(name, "not found")
 
+    def _hold(self, parts: dict[str, Any], place: str) -> None:
+        for name, part in parts.items():
+            if part is not None:
+                self._parts[name] = unwrap(part) if isinstance(part, nn.Module) else part
+                self._where[name] = place
+
     def _given(self, model: nn.Module) -> nn.Module:
-        model = _checked(unwrap(model))
+        model = unwrap(model)
         self._where["unet"] = "given"
-        named = getattr(
-            getattr(model, "config", None), "_name_or_path", None
-        )  # written by diffusers' from_pretrained
+        # Written by diffusers' from_pretrained.
+        named = getattr(getattr(model, "config", None), "_name_or_path", None)
         if named:
             self._root = _root_of(Path(str(named)))
         return model
 
     def _in_pipeline(self, pipeline: Any) -> nn.Module:
-        components: dict[str, Any] = pipeline.components
         place = f"in the {type(pipeline).__name__}"
-        models = [model for model in components.values() if isinstance(model, nn.Module)]
-        named = [components[name] for name in folders() if isinstance(components.get(name), nn.Module)]
-        held = [model for model in models if family_of(unwrap(model)) is not None] or named
+        self._hold(pipeline.components, place)
+        self._where["unet"] = place
+        named = [self._parts[name] for name in folders() if name in self._parts]
+        held = [part for part in self._parts.values() if family_of(part) is not None] or named
         if not held:
             raise ConfigError(f"the {type(pipeline).__name__} holds no denoiser; expected {_expected()}")
-        for name, part in components.items():
-            if part is not None:
-                self._parts[name], self._where[name] = _bare(part), place
-        self._where["unet"] = place
-        return _checked(unwrap(held[0]))
+        model: nn.Module = held[0]
+        return model
 
-    def _opened(self, source: str) -> nn.Module:
+    def _opened(self, source: str) -> Any:
         folder = Path(source).expanduser()
         if folder.is_dir():
             self._root = _root_of(folder)
-            root = Path(self._root)
-            if root != folder:
-                name = folder.name
-            else:
-                names = (*folders(), "")
-                held = [name for name in names if (folder / name / "config.json").is_file()]
-                if not held:
-                    raise ConfigError(
-                        f"{folder} is no diffusers folder: it has no config.json, and none in "
-                        + ", ".join(folders())
-                    )
-                name = held[0]
+            names = (*folders(), "") if self._root == str(folder) else (folder.name,)
+            held = [name for name in names if (Path(self._root) / name / "config.json").is_file()]
+            if not held:
+                inside = ", ".join(folders())
+                raise ConfigError(f"{folder} is no diffusers folder: no config.json in it, nor in {inside}")
+            name = held[0]
         elif not folder.exists() and _HUB_NAME.fullmatch(source):
             self._root = source
             try:
@@ -145,7 +139,7 @@ class Parts:
                 f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected {_expected()}"
             )
         self._where["unet"] = f"from {self._root}/{name}" if name else f"from {self._root}"
-        return _checked(load_part(self._root, name))
+        return load_part(self._root, name)
 
     def _searched(self, name: str) -> str:
         if name in self._failed:
@@ -155,21 +149,6 @@ class Parts:
         if self._where["unet"] != "given":
             return f" {self._where['unet']}"
         return " (the denoiser does not say which folder it was loaded from)"
-
-
-def _bases(kind: type) -> set[str]:
-    return {base.__name__ for base in kind.__mro__}
-
-
-def _bare(part: Any) -> Any:
-    return unwrap(part) if isinstance(part, nn.Module) else part
-
-
-def _checked(model: Any) -> nn.Module:
-    if family_of(model) is None:
-        raise ConfigError(f"{type(model).__name__} cannot be a teacher; expected {_expected()}")
-    checked: nn.Module = model
-    return checked
 
 
 def _expected() -> str:

@@ -18,54 +18,40 @@ def freeze(module: nn.Module) -> nn.Module:
 
 
 def home(module: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
-    """The one device of a module's tensors, and the dtype of its first floating-point tensor.
-
-    Raises:
-        ConfigError: the module has no floating-point tensor, or is offloaded by accelerate.
-        DeviceError: its tensors lie on several devices (diffusers leaves missing weights on ``meta``).
-    """
+    """The one device of a module's tensors, and the dtype of its first floating-point tensor."""
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise ConfigError(
             f"{name} is offloaded by accelerate, which moves its weights away between forward and backward: "
             "load it without offloading, or call pipeline.remove_all_hooks()"
         )
-    dtype, device, first = None, None, ""
-    for key, tensor in _tensors(module):
-        if device is None:
-            device, first = tensor.device, key
-        elif tensor.device != device:
-            hint = (
-                ": was it missing from the file that was loaded?"
-                if "meta" in (tensor.device.type, device.type)
-                else ""
-            )
-            raise DeviceError(
-                f"{name} lies on several devices: {first} on {device}, {key} on {tensor.device}{hint}"
-            )
-        if dtype is None and tensor.is_floating_point():
-            dtype = tensor.dtype
-    if device is None or dtype is None:
+    tensors = dict(_tensors(module))
+    floating = [tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()]
+    if not floating:
         raise ConfigError(f"{name} ({type(module).__name__}) has no floating-point weights")
-    return device, dtype
+    places: dict[torch.device, str] = {}
+    for key, tensor in tensors.items():
+        places.setdefault(tensor.device, key)
+    if len(places) > 1:
+        found = ", ".join(f"{key} on {device}" for device, key in places.items())
+        hint = ": was it missing from the file that was loaded?" if torch.device("meta") in places else ""
+        raise DeviceError(f"{name} lies on several devices: {found}{hint}")
+    return next(iter(places)), floating[0]
 
 
 def fitted(module: nn.Module, device: torch.device | None, dtype: torch.dtype | None) -> nn.Module:
     """The module itself where its tensors are already on ``device`` in ``dtype``, otherwise a converted copy.
 
-    The caller's module is never converted, so a copy costs its size in the new dtype on top. None leaves a
-    property as it is.
+    The caller's module is never converted. None leaves a property as it is.
     """
-
-    def fits(tensor: Tensor) -> bool:
-        there = device is None or tensor.device == device
-        return there and (dtype is None or tensor.dtype == dtype or not tensor.is_floating_point())
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-    if all(fits(tensor) for _, tensor in _tensors(module)):
-        return module
-    return rebuilt(module, convert)
+    fits = all(
+        device in (None, tensor.device) and (dtype in (None, tensor.dtype) or not tensor.is_floating_point())
+        for _, tensor in _tensors(module)
+    )
+    return module if fits else rebuilt(module, convert)
 
 
 def rebuilt(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -87,16 +73,10 @@ def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None
     """The tensor on ``device`` in ``dtype``, differentiable, without waiting where that is safe."""
     if tensor.is_meta and device.type != "meta":
         raise DeviceError(
-            f"a tensor {tuple(tensor.shape)} is on the meta device, which holds no "
-            f"values: give it on {device}"
+            f"a tensor {tuple(tensor.shape)} on the meta device has no values: give it on {device}"
         )
     # A copy to the host must be waited for: its consumer on the host would read it too early.
     return tensor.to(device=device, dtype=dtype, non_blocking=device.type != "cpu")
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Matrix products in ``dtype``, over weights in float32."""
-    return torch.autocast(device.type, dtype=dtype)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:

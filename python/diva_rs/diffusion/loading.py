@@ -18,14 +18,9 @@ _WEIGHTS = re.compile(
 def load_part(root: str, name: str) -> Any:
     """The part ``name`` ("unet", "transformer", "vae", "scheduler", "tokenizer", ...) of a pipeline.
 
-    Args:
-        root: a pipeline folder, or a repository on the Hugging Face Hub (downloaded by its client).
-        name: the part's folder; "" for a folder that holds the denoiser alone.
-
-    Raises:
-        WeightsError: a file is damaged, or a weight is missing, unexpected or misshapen; with its key.
-        ConfigError: the part is of a class that is not supported.
-        DependencyError: diffusers or transformers is not installed.
+    ``root`` is a pipeline folder, or a repository on the Hugging Face Hub (downloaded by its client). The
+    name "" stands for a folder that holds the denoiser alone. Raises WeightsError where a file is damaged, or
+    a weight is missing, unexpected or misshapen.
     """
     place = f"{root}/{name}" if name else root
     try:
@@ -108,8 +103,5 @@ def _strict(place: str, info: dict[str, Any], kinds: tuple[str, ...]) -> None:
     for kind in kinds:
         keys = sorted(str(key) for key in info[kind])
         if keys:
-            shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-            raise WeightsError(
-                f"{place}: {len(keys)} {kind.replace('_', ' ')} ({shown}): the weights do not fit the "
-                "config.json beside them"
-            )
+            found = f"{len(keys)} {kind.replace('_', ' ')} ({', '.join(keys[:5])})"
+            raise WeightsError(f"{place}: {found}: the weights do not fit the config.json beside them")

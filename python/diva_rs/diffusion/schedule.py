@@ -5,44 +5,25 @@ from typing import Any
 import diva_rs._native as _native
 from diva_rs.errors import ConfigError
 
-__all__ = ["FLOW_MATCHING", "VARIANCE_PRESERVING", "schedule_from_scheduler"]
-
 # The schedulers that a variance-preserving model may come with. They differ in how they sample; the noise
 # levels that the model was trained on are `alphas_cumprod` in each of them. Other classes may keep something
 # else under that name.
-VARIANCE_PRESERVING = frozenset(
-    {
-        "DDIMScheduler",
-        "DDIMParallelScheduler",
-        "DDPMScheduler",
-        "DDPMParallelScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "HeunDiscreteScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    }
+_KINDS = (
+    *("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep", "DPMSolverMultistep"),
+    *("DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete"),
+    *("KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM", "UniPCMultistep"),
 )
+VARIANCE_PRESERVING = frozenset(f"{kind}Scheduler" for kind in _KINDS)
 FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
 
 
 def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     """The noise levels and the prediction target that ``scheduler``'s model was trained with.
 
-    ``scheduler``: a diffusers scheduler, of which nothing is changed, or a ``_native.Schedule``, which is
-    returned as it is. Variance-preserving schedulers (DDPM, DDIM, PNDM, LMS, Euler, Heun, DPM-Solver, DEIS,
-    UniPC, KDPM2) give their own ``alphas_cumprod`` (T,) and ``prediction_type``;
-    FlowMatchEulerDiscreteScheduler gives its training sigmas (T,) in (0, 1], with ``shift`` applied, whatever
-    ``set_timesteps`` has been called with since.
-
-    Raises ConfigError for any other class, and for a configuration whose model is not asked in integer
-    timesteps, or not for one of ``"epsilon"``, ``"v_prediction"``, ``"sample"`` (or a flow's velocity).
+    A ``_native.Schedule`` is returned as it is. Diffusers' variance-preserving schedulers give their own
+    ``alphas_cumprod`` (T,) and ``prediction_type``; FlowMatchEulerDiscreteScheduler gives its training sigmas
+    (T,) in (0, 1], with ``shift`` applied, whatever ``set_timesteps`` was called with. Another class or
+    configuration is a ConfigError.
 
     >>> from diffusers import DDIMScheduler
     >>> schedule = schedule_from_scheduler(DDIMScheduler(prediction_type="v_prediction"))
@@ -54,7 +35,14 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     names = {cls.__name__ for cls in type(scheduler).__mro__}
     config = getattr(scheduler, "config", None)
     if config is not None and FLOW_MATCHING in names:
-        return _flow(scheduler, config)
+        if config.get("invert_sigmas", False):
+            raise ConfigError(
+                f"scheduler: {FLOW_MATCHING} with invert_sigmas=True samples a model that was trained with "
+                "time running the other way: only invert_sigmas=False is supported"
+            )
+        # `set_timesteps` replaces the training table by that of a sampling run: take that of a new scheduler.
+        fresh = type(scheduler).from_config(config, shift=scheduler.shift)
+        return _native.Schedule.flow(fresh.sigmas, config["num_train_timesteps"])
     if config is None or not names & VARIANCE_PRESERVING:
         known = ", ".join(sorted({*VARIANCE_PRESERVING, FLOW_MATCHING}))
         raise ConfigError(
@@ -72,17 +60,5 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
             f"scheduler: {type(scheduler).__name__} with use_flow_sigmas samples a flow-matching model: "
             f"give the {FLOW_MATCHING} that the model was trained with"
         )
-    return _native.Schedule.from_alphas_cumprod(
-        scheduler.alphas_cumprod, str(config.get("prediction_type", "epsilon"))
-    )
-
-
-def _flow(scheduler: Any, config: Any) -> _native.Schedule:
-    if config.get("invert_sigmas", False):
-        raise ConfigError(
-            f"scheduler: {FLOW_MATCHING} with invert_sigmas=True samples a model that was trained with time "
-            "running the other way: only invert_sigmas=False is supported"
-        )
-    # `set_timesteps` replaces the training table by the one of a sampling run, so a fresh scheduler is asked.
-    fresh = type(scheduler).from_config(config, shift=scheduler.shift)
-    return _native.Schedule.flow(fresh.sigmas, config["num_train_timesteps"])
+    prediction = str(config.get("prediction_type", "epsilon"))
+    return _native.Schedule.from_alphas_cumprod(scheduler.alphas_cumprod, prediction)

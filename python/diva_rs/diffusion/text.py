@@ -10,7 +10,7 @@ from torch import Tensor
 from diva_rs._base.optional import library_errors
 from diva_rs._base.tensors import described, ordinary
 from diva_rs.diffusion.frozen import freeze, home, moved, no_autocast
-from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
+from diva_rs.errors import ConfigError, DataError, ShapeError
 
 _CLIP_TEXT = {"CLIPTextModel", "CLIPTextModelWithProjection"}
 
@@ -26,17 +26,17 @@ class Parts(Protocol):
 
 
 class TextSource:
-    """The text tokens of one diffusion model; every prompt is encoded once.
+    """The text tokens of one diffusion model, on ``device``; every prompt is encoded once.
 
-    Args:
-        parts: where tokenizers and text encoders are found.
-        given: text tokens (1 | B, L, C), used for every prompt.
-        device: where the tokens are wanted; the encoders run where they are.
+    ``given`` are tokens (1 | B, L, width) that are used for every prompt. With ``joins`` False they are one
+    for all samples.
     """
 
-    def __init__(self, parts: Parts, given: Tensor | None, device: torch.device) -> None:
+    def __init__(
+        self, parts: Parts, given: Tensor | None, width: int, joins: bool, device: torch.device
+    ) -> None:
         self.parts, self.device = parts, device
-        self.given = None if given is None else moved(given, device)
+        self.given = None if given is None else moved(_checked(given, width, joins), device)
         self._cache: dict[str, Tensor] = {}
 
     def tokens(self, prompt: str, width: int, encode: Callable[[str, Parts], Tensor]) -> Tensor:
@@ -57,34 +57,23 @@ class TextSource:
 def encode_prompt(prompt: str, parts: Parts, names: Sequence[str], penultimate: bool) -> Tensor:
     """One prompt through CLIP text encoders: (1, L, C), without gradients; their states stand side by side.
 
-    Args:
-        prompt: any text; what exceeds the tokenizer's length is cut off, with a warning.
-        parts: where the encoders and their tokenizers are found.
-        names: of the encoders; those that a model does not have are left out, but for the last.
-        penultimate: False for the last hidden state (diffusers StableDiffusionPipeline.encode_prompt), True
-            for the one before, without the final LayerNorm (StableDiffusionXLPipeline.encode_prompt).
+    What exceeds the tokenizer's length is cut off, with a warning. Encoders that a model does not have are
+    left out. With ``penultimate`` False it gives the last hidden state, as diffusers'
+    StableDiffusionPipeline.encode_prompt; with True the one before, without the final LayerNorm, as
+    StableDiffusionXLPipeline.encode_prompt.
     """
-    states = [
-        _states(prompt, tokenizer, encoder, penultimate) for tokenizer, encoder in _encoders(parts, names)
-    ]
+    pairs = _encoders(parts, names)
+    states = [_states(prompt, tokenizer, encoder, penultimate) for tokenizer, encoder in pairs]
     return torch.cat([state.to(states[0].device) for state in states], dim=-1)
 
 
-def checked_text(text: Tensor, width: int) -> Tensor:
-    """The given text tokens, detached; they must be finite hidden states (1 | B, L, width)."""
-    if not isinstance(text, Tensor):
-        raise ConfigError(f"text_condition is {a_type(text)}, expected a tensor (1 | B, L, {width})")
+def _checked(text: Tensor, width: int, joins: bool) -> Tensor:
     text = ordinary("text_condition", text)
     shape = tuple(text.shape)
-    if text.ndim != 3 or 0 in shape or not text.is_floating_point():
-        raise ShapeError(
-            f"text_condition is {described(text)}, expected hidden states (1 | B, L, {width}) and no ids"
-        )
-    if shape[2] != width:
-        raise ShapeError(
-            f"text_condition is {shape}, but the denoiser reads tokens of width {width}: encode the prompt "
-            "with the text encoder that it was trained with"
-        )
+    expected = f"hidden states ({'1 | B' if joins else '1'}, L, {width}) of its text encoder, and no ids"
+    fits = len(shape) == 3 and 0 not in shape and shape[2] == width and (joins or shape[0] == 1)
+    if not fits or not text.is_floating_point():
+        raise ShapeError(f"text_condition is {described(text)}, but the denoiser reads {expected}")
     if not text.is_meta and not bool(torch.isfinite(text).all()):
         raise DataError("text_condition has values that are not finite")
     return text.detach()
@@ -108,11 +97,14 @@ def _encoders(parts: Parts, names: Sequence[str]) -> list[tuple[Any, Any]]:
 def _states(prompt: str, tokenizer: Any, encoder: Any, penultimate: bool) -> Tensor:
     freeze(encoder)
     device, _ = home(encoder, "the text encoder")
-    longest = tokenizer.model_max_length
-    if not isinstance(longest, int) or longest < 1:
-        raise ConfigError(f"the tokenizer's model_max_length is {shown(longest)}, no whole number")
-    length = min(longest, int(encoder.config.max_position_embeddings))
-    _warn_if_cut(prompt, tokenizer, length)
+    length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
+    whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    if len(whole) > length:
+        warnings.warn(
+            f"the prompt is {len(whole)} tokens long, the text encoder reads {length}: the rest is cut off",
+            UserWarning,
+            stacklevel=2,
+        )
     tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     highest, entries = int(tokens.input_ids.max()), int(encoder.config.vocab_size)
     if highest >= entries:
@@ -134,13 +126,3 @@ def _states(prompt: str, tokenizer: Any, encoder: Any, penultimate: bool) -> Ten
         )
     state: Tensor = output.hidden_states[-2] if penultimate else output.last_hidden_state
     return state
-
-
-def _warn_if_cut(prompt: str, tokenizer: Any, length: int) -> None:
-    whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    if len(whole) > length:
-        warnings.warn(
-            f"the prompt is {len(whole)} tokens long, the text encoder reads {length}: the rest is cut off",
-            UserWarning,
-            stacklevel=2,
-        )

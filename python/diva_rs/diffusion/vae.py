@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs._base.tensors import described
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.frozen import fitted, freeze, home, moved, no_autocast
 from diva_rs.errors import ConfigError, ShapeError, a_type
@@ -34,28 +35,26 @@ def vae_of(
 ) -> nn.Module | None:
     """The frozen VAE for a denoiser of ``channels`` channels; None where it works on pixels.
 
-    A VAE that was given stays where and as it is, unless a device or precision is asked for; one that was
-    loaded here goes to the teacher's.
+    A VAE that was loaded here goes to the teacher's device and precision, one that was given stays as it is;
+    but for a ``device`` or ``precision`` of the caller's.
     """
-    if channels == _PIXELS and parts.get("vae") is None:
+    vae = parts.get("vae") if channels == _PIXELS else parts.need("vae")
+    if vae is None:
         return None
-    vae = parts.need("vae")
     check_vae(vae, channels)
     own_device, own_dtype = teacher if parts.owned("vae") else home(vae, "the VAE")
     return freeze(fitted(vae, device or own_device, vae_dtype(vae, precision or own_dtype)))
 
 
-def pixels_per_latent(vae: nn.Module | None, channels: int) -> int:
-    """Along a side; without a VAE what is usual for a denoiser of ``channels`` channels."""
-    if vae is not None:
-        return downscale(vae)
-    return 1 if channels == _PIXELS else 8
-
-
-def downscale(vae: nn.Module) -> int:
+def downscale(vae: Any) -> int:
     """Pixels per latent along a side: diffusers' AutoencoderKL halves after every block but the last."""
-    config: Any = vae.config
-    return 1 << (len(config.block_out_channels) - 1)
+    return 1 if vae is None else 1 << (len(vae.config.block_out_channels) - 1)
+
+
+def usual_downscale(parts: Parts, channels: int) -> int:
+    """That of the VAE; where it is not found, what is usual for a denoiser of ``channels`` channels."""
+    vae = parts.get("vae")
+    return 8 if vae is None and channels != _PIXELS else downscale(vae)
 
 
 def vae_dtype(vae: nn.Module, dtype: torch.dtype) -> torch.dtype:
@@ -69,7 +68,7 @@ def vae_dtype(vae: nn.Module, dtype: torch.dtype) -> torch.dtype:
 
 
 def latents_of(
-    vae: nn.Module | None,
+    vae: Any,
     images: Tensor,
     channels: int,
     seeds: Sequence[int] | None,
@@ -77,39 +76,28 @@ def latents_of(
     micro_batch: int,
 ) -> Tensor:
     """What a denoiser of ``channels`` channels denoises, for images (B, 3, H, W): see `Teacher.encode`."""
-    factor = 1 if vae is None else downscale(vae)
-    config: Any = None if vae is None else vae.config
-    check_images(images, channels if vae is None else int(config.in_channels), factor)
+    factor = downscale(vae)
+    _check_images(images, channels if vae is None else int(vae.config.in_channels), factor)
+    sampled = (seeds is not None) + (noise is not None)
+    if vae is None and not sampled:
+        return images.detach()
+    if vae is None:
+        raise ConfigError("this teacher works on pixels, which have no posterior: leave out seeds and noise")
+    if sampled > 1:
+        raise ConfigError("both seeds and noise are given: the posterior is sampled with one of them")
     if micro_batch < 1:
         raise ConfigError(f"micro_batch is {micro_batch}, expected at least 1 image")
-    if seeds is not None and noise is not None:
-        raise ConfigError("both seeds and noise are given: the posterior is sampled with one of them")
-    if vae is None:
-        if seeds is not None or noise is not None:
-            raise ConfigError(
-                "this teacher works on pixels, which have no posterior: leave out seeds and noise"
-            )
-        return images.detach()
     shape = (channels, images.shape[2] // factor, images.shape[3] // factor)
     if seeds is not None:
         if len(seeds) != len(images):
             raise ShapeError(f"{len(seeds)} seeds for {len(images)} images: one per sample")
-        noise = posterior_noise(seeds, shape, images)
+        # Drawn on the host: the same on every device.
+        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+        noise = torch.stack(rows)
+        noise = moved(noise.pin_memory() if images.is_cuda else noise, images.device, images.dtype)
     if noise is not None and tuple(noise.shape) != (len(images), *shape):
         raise ShapeError(f"noise is {tuple(noise.shape)}, expected {(len(images), *shape)} like the latents")
     return _encoded(vae, images, noise, micro_batch)
-
-
-def check_images(images: Tensor, channels: int, factor: int) -> None:
-    """Raise ShapeError unless images is floating point (B, channels, H, W), in multiples of ``factor``."""
-    shape = tuple(images.shape)
-    if images.ndim != 4 or shape[1] != channels:
-        raise ShapeError(f"images is {shape}, expected (B, {channels}, H, W) with pixels in [-1, 1]")
-    if not images.is_floating_point():
-        raise ShapeError(f"images is {images.dtype}, expected floating point: for uint8, images / 127.5 - 1")
-    if 0 in shape:
-        raise ShapeError(f"images is {shape}: nothing to encode")
-    check_size(shape, factor)
 
 
 def check_size(shape: tuple[int, ...], factor: int) -> None:
@@ -120,11 +108,14 @@ def check_size(shape: tuple[int, ...], factor: int) -> None:
         )
 
 
-def posterior_noise(seeds: Sequence[int], shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Standard normal noise (B, *shape), one seed per sample, drawn on the host: the same on every device."""
-    rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
-    noise = torch.stack(rows)
-    return moved(noise.pin_memory() if like.is_cuda else noise, like.device, like.dtype)
+def _check_images(images: Tensor, channels: int, factor: int) -> None:
+    shape = tuple(images.shape)
+    if images.ndim != 4 or shape[1] != channels or 0 in shape or not images.is_floating_point():
+        raise ShapeError(
+            f"images is {described(images)}, expected floating point (B, {channels}, H, W) in [-1, 1], "
+            "nothing of it empty: for uint8, images / 127.5 - 1"
+        )
+    check_size(shape, factor)
 
 
 def _encoded(vae: Any, images: Tensor, noise: Tensor | None, micro_batch: int) -> Tensor:
@@ -147,10 +138,7 @@ def _scaled(config: Any, latents: Tensor) -> Tensor:
     scale = float(config.scaling_factor)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
-        return (latents - _per_channel(mean, latents)) * scale / _per_channel(std, latents)
+        mean, std = (torch.tensor(row, dtype=latents.dtype).view(1, -1, 1, 1) for row in (mean, std))
+        return (latents - moved(mean, latents.device)) * scale / moved(std, latents.device)
     shift = getattr(config, "shift_factor", None)
     return (latents if shift is None else latents - float(shift)) * scale
-
-
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return moved(torch.tensor(values, dtype=like.dtype).view(1, -1, 1, 1), like.device)

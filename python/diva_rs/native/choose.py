@@ -13,18 +13,17 @@ from diva_rs.clip import Tower
 from diva_rs.diffusion import Condition, Teacher
 from diva_rs.diffusion.frozen import freeze, home
 from diva_rs.errors import ConfigError
-from diva_rs.native.dit import native_dit
+from diva_rs.native.dit import DIT
 from diva_rs.native.inspect import NotNative
 from diva_rs.native.unchanged import ModuleSnapshot
-from diva_rs.native.unet import native_unet
+from diva_rs.native.unet import UNET
 from diva_rs.native.vae import native_vae
 from diva_rs.native.vision import native_tower
 from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
 
-# Builders of native denoisers by kind: (module, plan, checkpoint, module before it was rounded to bf16).
-DENOISERS: dict[str, Callable[..., _native.Network]] = {"unet_2d_condition": native_unet, "dit": native_dit}
+DENOISERS = {denoiser.kind: denoiser for denoiser in (UNET, DIT)}
 
 
 class Part(NamedTuple):
@@ -43,11 +42,9 @@ class TorchDenoiser:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """The denoiser's parameters that train, by name."""
-        if not self.teacher.trainable:
-            return {}
-        named = self.teacher.denoiser.named_parameters()
-        return {name: parameter for name, parameter in named if parameter.requires_grad}
+        """The parameters that train, by name."""
+        named = self.teacher.denoiser.named_parameters(prefix="denoiser")
+        return dict(named) if self.teacher.trainable else {}
 
     def __call__(self, noisy: Tensor, timesteps: Tensor, *slots: Tensor) -> Tensor:
         condition = Condition(**dict(zip(self.slots, slots, strict=True)))
@@ -80,13 +77,10 @@ def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
 
 
 def native_denoiser(teacher: Teacher, checkpoint: bool = False) -> _native.Network:
-    """The native network that predicts what `Teacher.denoise` does, on the same weights.
+    """The native network that predicts what `Teacher.denoise` does, on the same weights; or NotNative.
 
     With ``checkpoint`` a step computes each of its blocks again in the backward pass instead of keeping its
     activations.
-
-    Raises:
-        NotNative: the model is not one that a native network computes exactly, or it trains.
 
     >>> native_denoiser(teacher).kind
     'unet_2d_condition'
@@ -101,15 +95,15 @@ def native_denoiser(teacher: Teacher, checkpoint: bool = False) -> _native.Netwo
     freeze(teacher.denoiser)
     device, dtype = home(teacher.given, "the denoiser")
     rounded = teacher.dtype == torch.bfloat16 and dtype == torch.float32 and device == teacher.device
-    return DENOISERS[plan.kind](teacher.denoiser, plan, checkpoint, teacher.given if rounded else None)
+    exact = teacher.given if rounded else None
+    return DENOISERS[plan.kind].build(teacher.denoiser, plan, checkpoint, exact)
 
 
 def native_encoder(teacher: Teacher) -> _native.Network:
     """The native encoder that gives what `Teacher.encode` does, on the VAE's weights; or NotNative."""
-    vae = teacher.vae
-    if vae is None:
+    if teacher.vae is None:
         raise NotNative("it works on pixels and needs no VAE")
-    return native_vae(vae)
+    return native_vae(teacher.vae)
 
 
 class Encoder:
@@ -128,23 +122,23 @@ class Encoder:
     def network(self) -> Any:
         """The native VAE, a callable ``images[, noise] -> latents``, or None where pixels are the latents.
 
-        Raises:
-            ConfigError: the VAE was not found, is not native where the recipe says so, or was changed since.
-            DeviceError: the VAE was moved or cast since the first call.
+        Raises an error where the VAE was changed, moved or cast since the first call.
         """
         if self._chosen is None:
-            vae, build = self.teacher.vae, partial(native_encoder, self.teacher)
-            if vae is None:
-                self._chosen = Part(None, "none (the teacher works on pixels)")
-            else:
-                self._chosen = _choose("the VAE", self.recipe, vae, self._encode, build)
+            self._chosen = self._choice()
             self.backend = self._chosen.backend
         elif self._chosen.snapshot is not None:
             self._chosen.snapshot.check()
         return self._chosen.network
 
-    def _encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        return self.teacher.encode(images, noise=noise)
+    def _choice(self) -> Part:
+        def encode(images: Tensor, noise: Tensor | None = None) -> Tensor:
+            return self.teacher.encode(images, noise=noise)
+
+        if self.teacher.vae is None:
+            return Part(None, "none (the teacher works on pixels)")
+        build = partial(native_encoder, self.teacher)
+        return _choose("the VAE", self.recipe, self.teacher.vae, encode, build)
 
 
 def _choose(what: str, recipe: Recipe, module: nn.Module, fallback: Any, build: Callable[[], Any]) -> Part:

@@ -6,14 +6,14 @@ The parity tests fail for a class or a schedule that occurs in none of their mod
 from collections.abc import Mapping
 
 from diva_rs.diffusion.schedule import FLOW_MATCHING, VARIANCE_PRESERVING
-from diva_rs.native import dit, layouts, unet, vae
+from diva_rs.native import layouts, vae
+from diva_rs.native.choose import DENOISERS
 
 # By the kind of `_native.Network`; full class names as `inspect.class_path` gives them.
 DECLARED: Mapping[str, frozenset[str]] = {
     "vision_transformer": frozenset().union(*layouts.ALLOWED.values()),
-    "unet_2d_condition": frozenset(unet.ALLOWED),
-    "dit": frozenset(dit.ALLOWED),
-    "autoencoder_kl_encoder": frozenset(vae.ALLOWED),
+    "autoencoder_kl_encoder": vae.ALLOWED,
+    **{kind: denoiser.allowed for kind, denoiser in DENOISERS.items()},
 }
 
 # By diffusers' names: what a model predicts, and whose schedules are read.

@@ -1,15 +1,16 @@
 """Layers that diffusers' models share, and whether each computes what its weights say and nothing else."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 import diva_rs._native as _native
+from diva_rs.diffusion.families.family import NativePlan
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.native.inspect import NotNative, check_modules, class_path, expect
+from diva_rs.native.inspect import NotNative, check_modules, check_weights, class_path, expect
 
 TORCH = "torch.nn.modules."
 MODELS = "diffusers.models."
@@ -23,17 +24,49 @@ LAYER_NORM = f"{TORCH}normalization.LayerNorm"
 SILU = f"{TORCH}activation.SiLU"
 DROPOUT = f"{TORCH}dropout.Dropout"
 MODULE_LIST = f"{TORCH}container.ModuleList"
+COMMON = frozenset({ATTENTION, CONV, LINEAR, SILU, DROPOUT, MODULE_LIST})
 
-_PROCESSORS = f"{MODELS}attention_processor."
 
+class Denoiser(NamedTuple):
+    """What the native network of one class of denoisers is made of."""
 
-def check_model(model: nn.Module, cls: str, allowed: Collection[str]) -> None:
-    """NotNative unless the model is exactly of class `cls`, made of `allowed` classes."""
-    expect(class_path(model) == cls, f"it is a {class_path(model)}")
-    with warnings.catch_warnings():
-        # diffusers warns of every look for an attribute that it finds in the configuration.
-        warnings.simplefilter("ignore", FutureWarning)
-        check_modules(model, allowed)
+    kind: str  # of `_native.Network`
+    cls: str  # the model's class
+    allowed: frozenset[str]  # every class of module that the native network computes
+    config: Callable[[Any], dict[str, Any]]  # the configuration but for the plan's fields and `checkpoint`
+    small: Callable[[str], bool]  # whether a bf16 network computes in float32 with this weight
+
+    def build(
+        self, model: nn.Module, plan: NativePlan, checkpoint: bool = False, exact: nn.Module | None = None
+    ) -> _native.Network:
+        """The native network that computes exactly what `model` does, or NotNative.
+
+        The weights share their storage and get no gradient. Predictions have the model's dtype, the device of
+        the noisy latents, and no learned variance. With bf16 weights matrix products run in bf16 and the rest
+        in float32, which is then the predictions' dtype. With `checkpoint` a step runs each block twice
+        instead of keeping its activations. `exact` is what the model was before it was rounded to bf16: what
+        runs in float32 takes its weights unrounded, which costs next to nothing and saves a quarter of the
+        error.
+        """
+        expect(class_path(model) == self.cls, f"it is a {class_path(model)}")
+        with warnings.catch_warnings():
+            # diffusers warns of every look for an attribute that it finds in the configuration.
+            warnings.simplefilter("ignore", FutureWarning)
+            check_modules(model, self.allowed)
+        config = {**self.config(model), **plan.fields, "checkpoint": checkpoint}
+        weights: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        check_weights(weights.items())
+        # The positions of a DiT: diffusers leaves them in float32 when it loads the weights in another dtype.
+        buffers = dict(model.named_buffers())
+        if buffers:
+            check_weights(buffers.items())
+            same = next(iter(buffers.values())).device == next(iter(weights.values())).device
+            expect(same, "its positions are on another device than its weights")
+        weights |= buffers
+        if exact is not None:
+            tensors = (*exact.named_parameters(remove_duplicate=False), *exact.named_buffers())
+            weights |= {key: tensor for key, tensor in tensors if self.small(key)}
+        return network(self.kind, config, weights, dict(plan.fixed))
 
 
 def network(
@@ -51,14 +84,6 @@ def layers_of(root: nn.Module, cls: str) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in root.named_modules() if class_path(module) == cls)
 
 
-def unrounded(exact: nn.Module | None, small: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The tensors of what a bf16 module was before it was rounded, as far as `small` picks them."""
-    tensors = (
-        () if exact is None else (*exact.named_parameters(remove_duplicate=False), *exact.named_buffers())
-    )
-    return {key: tensor for key, tensor in tensors if small(key)}
-
-
 def check_silu(where: str, module: nn.Module) -> None:
     """NotNative unless the activation is SiLU."""
     expect(class_path(module) == SILU, f"{where} is a {class_path(module)}")
@@ -73,25 +98,20 @@ def check_conv(where: str, conv: Any, kernel: int, stride: int, padding: int) ->
 
 
 def check_attention(where: str, attention: Any, *, residual: bool = False, cross: bool = False) -> None:
-    """NotNative unless an attention is softmax(q k^T / sqrt(d)) v and its projections.
+    """NotNative unless a diffusers ``Attention`` is softmax(q k^T / sqrt(d)) v and its projections.
 
-    Args:
-        where: its name.
-        attention: a diffusers ``Attention``.
-        residual: whether it is over pixels, normalises its input and adds it to its output.
-        cross: whether keys and values may be of another width.
+    `residual`: whether it is over pixels, normalises its input and adds it to its output. `cross`: whether
+    keys and values may be of another width.
     """
     expect(class_path(attention) == ATTENTION, f"{where} is a {class_path(attention)}")
     _check_processor(where, attention)
     absent = ["spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj", "to_add_out"]
-    for part in absent if residual else [*absent, "group_norm"]:
+    for part in absent:
         expect(getattr(attention, part, None) is None, f"{where} has a {part}")
-    if residual:
-        expect(attention.group_norm is not None, f"{where} has no group_norm")
-    expect(
-        bool(attention.residual_connection) == residual,
-        f"{where} adds its input to its output" if not residual else f"{where} adds no input to its output",
-    )
+    normed = attention.group_norm is not None
+    expect(normed == residual, f"{where} has {'no' if residual else 'a'} group_norm")
+    adds = bool(attention.residual_connection) == residual
+    expect(adds, f"{where} adds {'no' if residual else 'its'} input to its output")
     expect(attention.rescale_output_factor == 1, f"{where} scales its output")
     expect(not attention.fused_projections, f"{where} has fused projections")
     head_width = attention.to_q.out_features // attention.heads
@@ -100,24 +120,17 @@ def check_attention(where: str, attention: Any, *, residual: bool = False, cross
         projections = (attention.to_q, attention.to_k, attention.to_v)
         widths = {width for layer in projections for width in (layer.in_features, layer.out_features)}
         expect(len(widths) == 1, f"{where} projects between different widths: {sorted(widths)}")
-    expect(
-        [class_path(part) for part in attention.to_out] == [LINEAR, DROPOUT],
-        f"{where}.to_out is of an unknown form",
-    )
-    expect(attention.to_out[0].bias is not None, f"{where}.to_out has no bias")
+    plain = [class_path(part) for part in attention.to_out] == [LINEAR, DROPOUT]
+    expect(plain and attention.to_out[0].bias is not None, f"{where}.to_out is of an unknown form")
 
 
 def _check_processor(where: str, attention: Any) -> None:
     processor = attention.processor
-    cls = f"{type(processor).__module__}.{type(processor).__qualname__}"
-    expect(
-        cls in (f"{_PROCESSORS}AttnProcessor2_0", f"{_PROCESSORS}AttnProcessor"),
-        f"{where}.processor is a {cls}",
-    )
-    expect(
-        type(processor).__call__.__module__ == type(processor).__module__, f"{where}.processor was replaced"
-    )
-    if cls == f"{_PROCESSORS}AttnProcessor":
+    cls, classic = class_path(processor), f"{MODELS}attention_processor.AttnProcessor"
+    expect(cls in (f"{classic}2_0", classic), f"{where}.processor is a {cls}")
+    own = type(processor).__call__.__module__ == type(processor).__module__
+    expect(own, f"{where}.processor was replaced")
+    if cls == classic:
         # This one computes the softmax in float32 where its options say so, in a model of any dtype.
         upcast = attention.upcast_attention or attention.upcast_softmax
         same = not upcast or attention.to_q.weight.dtype == torch.float32

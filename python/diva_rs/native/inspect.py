@@ -5,7 +5,7 @@ weight (a hook, a replaced layer, a subclass, dropout) must be found here, or th
 compute something else.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -37,59 +37,47 @@ class NotNative(Exception):
         self.reason = reason
 
 
-def class_path(module: nn.Module) -> str:
+def class_path(module: object) -> str:
     """The full name of a module's exact class, as 'torch.nn.modules.linear.Linear'."""
     cls = type(module)
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def check_modules(root: nn.Module, allowed: Collection[str]) -> None:
-    """Every module at and below `root` is exactly of a class in `allowed` and runs that class's own forward.
+    """NotNative unless all modules of `root` are of an allowed class and run that class's own code.
 
-    Args:
-        root: the network.
-        allowed: full class names as `class_path` gives them, so that no optional library has to be imported.
-
-    Raises:
-        NotNative: another class (a subclass, an adapter, a quantised layer, ...), a hook, a parametrization,
-            a replaced method, or a layer that draws random numbers in train mode.
+    `allowed` holds full names of classes as `class_path` gives them, so that no optional library has to be
+    imported. A subclass, an adapter, a quantised layer, a hook, a parametrization, a replaced method and a
+    layer that draws random numbers in train mode are not native.
     """
-    if global_hooks():
-        raise NotNative("a hook is registered for all modules of torch.nn")
+    expect(not global_hooks(), "a hook is registered for all modules of torch.nn")
     for name, module in root.named_modules():
         where = name or "the module"
-        if "parametrizations" in module._modules:
-            raise NotNative(f"{where} has a parametrization")
+        expect("parametrizations" not in module._modules, f"{where} has a parametrization")
         for attribute, hook in HOOKS.items():
-            if any(_matters(found) for found in getattr(module, attribute).values()):
-                raise NotNative(f"{where} has {hook}")
-        if class_path(module) not in allowed:
-            raise NotNative(f"{where} is a {class_path(module)}")
+            found = getattr(module, attribute).values()
+            expect(all(_place(each) in _HARMLESS for each in found), f"{where} has {hook}")
+        expect(class_path(module) in allowed, f"{where} is a {class_path(module)}")
         _check_methods(where, module)
     for name, module in [*stochastic_layers(root), *dropped_patches(root)]:
-        if module.training:
-            raise NotNative(f"{name or 'the module'} ({type(module).__name__}) is random in train mode")
+        kind = type(module).__name__
+        expect(not module.training, f"{name or 'the module'} ({kind}) is random in train mode")
 
 
 def check_weights(weights: Iterable[tuple[str, Tensor]]) -> torch.dtype:
     """The one floating-point dtype of plain tensors on one device.
 
-    Raises:
-        NotNative: another kind of tensor (quantised, sharded, ...), several dtypes or devices, or float16.
+    Quantised and sharded tensors, several dtypes or devices, and float16 are not native.
     """
-    first: tuple[str, Tensor] | None = None
-    for key, weight in weights:
-        if type(weight) not in (Tensor, nn.Parameter):
-            raise NotNative(f"{key} is a {type(weight).__module__}.{type(weight).__qualname__}")
-        if weight.dtype not in _DTYPES:
-            raise NotNative(f"{key} is {weight.dtype}")
-        first = first or (key, weight)
-        for what in ("dtype", "device"):
-            if getattr(weight, what) != getattr(first[1], what):
-                raise NotNative(f"{key} is {getattr(weight, what)}, {first[0]} is {getattr(first[1], what)}")
-    if first is None:
-        raise NotNative("it has no weights")
-    return first[1].dtype
+    tensors = dict(weights)
+    expect(bool(tensors), "it has no weights")
+    first, like = next(iter(tensors.items()))
+    for key, weight in tensors.items():
+        expect(type(weight) in (Tensor, nn.Parameter), f"{key} is a {class_path(weight)}")
+        expect(weight.dtype in _DTYPES, f"{key} is {weight.dtype}")
+        expect(weight.dtype == like.dtype, f"{key} is {weight.dtype}, {first} is {like.dtype}")
+        expect(weight.device == like.device, f"{key} is {weight.device}, {first} is {like.device}")
+    return like.dtype
 
 
 def one(what: str, values: Iterable[Any]) -> Any:
@@ -108,19 +96,18 @@ def expect(condition: bool, reason: str) -> None:
 
 def _check_methods(where: str, module: nn.Module) -> None:
     for name in vars(module):
-        if callable(getattr(type(module), name, None)):
-            raise NotNative(f"{where}.{name} was replaced on the instance")
-    for cls in type(module).__mro__:
-        forward: Callable[..., Any] | None = vars(cls).get("forward")
-        if forward is not None:
-            # A forward that another module assigned to the class says so, unless it hides it.
-            expect(forward.__module__ == cls.__module__, f"{where}: {cls.__qualname__}.forward was replaced")
-            return
+        method = callable(getattr(type(module), name, None))
+        expect(not method, f"{where}.{name} was replaced on the instance")
+    cls = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    # A forward that another module assigned to the class says so, unless it hides it.
+    own = vars(cls)["forward"].__module__ == cls.__module__
+    expect(own, f"{where}: {cls.__qualname__}.forward was replaced")
 
 
-def _matters(hook: object) -> bool:
-    return (getattr(hook, "__module__", None), getattr(hook, "__qualname__", None)) not in _HARMLESS
+def _place(hook: object) -> tuple[Any, Any]:
+    return (getattr(hook, "__module__", None), getattr(hook, "__qualname__", None))
 
 
 def global_hooks() -> bool:
+    """Whether a hook is registered for all modules."""
     return any(getattr(nn.modules.module, "_global" + attribute, None) for attribute in HOOKS)

@@ -12,21 +12,13 @@ from torch import nn
 from diva_rs.native.inspect import NotNative, class_path, expect, one
 
 _TORCH = "torch.nn.modules"
-PLAIN = frozenset(
-    {
-        f"{_TORCH}.linear.Linear",
-        f"{_TORCH}.linear.Identity",
-        f"{_TORCH}.linear.NonDynamicallyQuantizableLinear",  # the output projection of nn.MultiheadAttention
-        f"{_TORCH}.conv.Conv2d",
-        f"{_TORCH}.normalization.LayerNorm",
-        f"{_TORCH}.activation.GELU",
-        f"{_TORCH}.activation.MultiheadAttention",
-        f"{_TORCH}.container.Sequential",
-        f"{_TORCH}.container.ModuleList",
-        f"{_TORCH}.dropout.Dropout",
-        f"{_TORCH}.sparse.Embedding",
-    }
+# "NonDynamicallyQuantizableLinear" is the output projection of nn.MultiheadAttention.
+_PLAIN = (
+    *("linear.Linear", "linear.Identity", "linear.NonDynamicallyQuantizableLinear", "conv.Conv2d"),
+    *("normalization.LayerNorm", "activation.GELU", "activation.MultiheadAttention", "dropout.Dropout"),
+    *("container.Sequential", "container.ModuleList", "sparse.Embedding"),
 )
+PLAIN = frozenset(f"{_TORCH}.{name}" for name in _PLAIN)
 # LayerNorms of the libraries. The second kind computes in float32 whatever its input.
 NORMS = frozenset(
     {f"{_TORCH}.normalization.LayerNorm", "open_clip.transformer.LayerNorm", "timm.layers.norm.LayerNorm"}
@@ -44,8 +36,6 @@ ACTIVATIONS = {
     "transformers.activations.GELUTanh": "gelu_tanh",
     "transformers.activations.NewGELUActivation": "gelu_tanh",
 }
-
-
 _SLOTS = {"gelu", "act", "activation_fn"}  # where the libraries keep the activation of an MLP
 
 
@@ -62,8 +52,7 @@ def activation(module: nn.Module) -> str:
     """The native name of an activation layer."""
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_tanh"
-    if class_path(module) not in ACTIVATIONS:
-        raise NotNative(f"its activation is a {class_path(module)}")
+    expect(class_path(module) in ACTIVATIONS, f"its activation is a {class_path(module)}")
     return ACTIVATIONS[class_path(module)]
 
 
@@ -71,10 +60,8 @@ def eps(norms: Iterable[nn.Module], dtype: torch.dtype) -> float:
     """The eps that all LayerNorms share."""
     found = []
     for norm in norms:
-        expect(
-            class_path(norm) in NORMS or (class_path(norm) in NORMS_IN_FLOAT32 and dtype != torch.float64),
-            f"a norm is a {class_path(norm)} over {dtype}",
-        )
+        known = NORMS if dtype == torch.float64 else NORMS | NORMS_IN_FLOAT32
+        expect(class_path(norm) in known, f"a norm is a {class_path(norm)} over {dtype}")
         n: Any = norm
         expect(len(n.normalized_shape) == 1, f"a LayerNorm is over {n.normalized_shape}")
         expect(not getattr(n, "_fast_norm", False), "timm's fast norm is switched on")
@@ -86,16 +73,14 @@ def patch(conv: Any) -> tuple[int, int]:
     """(height, width) of the patches of a patch embedding."""
     expect(class_path(conv) == f"{_TORCH}.conv.Conv2d", f"its patch embedding is a {class_path(conv)}")
     plain = conv.padding in ((0, 0), "valid") and conv.dilation == (1, 1) and conv.groups == 1
-    expect(
-        plain and conv.in_channels == 3 and conv.stride == conv.kernel_size,
-        f"its patch embedding is {conv}: not one product per patch",
-    )
+    plain = plain and conv.in_channels == 3 and conv.stride == conv.kernel_size
+    expect(plain, f"its patch embedding is {conv}: not one product per patch")
     return (int(conv.kernel_size[0]), int(conv.kernel_size[1]))
 
 
 def absent(where: str, module: nn.Module | None) -> None:
     """NotNative unless there is no layer here (None or nn.Identity)."""
-    expect(not present(module), f"{where} is a {class_path(module) if module is not None else None}")
+    expect(not present(module), f"{where} is a {class_path(module)}")
 
 
 def present(module: nn.Module | None) -> bool:
@@ -121,17 +106,11 @@ def attention_heads(attention: Any, *, batch_first: bool) -> int:
     """Heads of a plain self-attention nn.MultiheadAttention that is fed as `batch_first` says."""
     name = class_path(attention)
     expect(name == f"{_TORCH}.activation.MultiheadAttention", f"its attention is a {name}")
-    plain = (
-        attention.in_proj_weight is not None
-        and attention.in_proj_bias is not None
-        and attention.bias_k is None
-        and attention.bias_v is None
-        and not attention.add_zero_attn
-    )
-    expect(plain, "its nn.MultiheadAttention has other weights than in_proj and out_proj")
-    expect(
-        attention.batch_first == batch_first, "an nn.MultiheadAttention is not fed along its own batch axis"
-    )
+    held = attention.in_proj_weight is not None and attention.in_proj_bias is not None
+    more = attention.bias_k is not None or attention.bias_v is not None or attention.add_zero_attn
+    expect(held and not more, "its nn.MultiheadAttention has other weights than in_proj and out_proj")
+    fed = attention.batch_first == batch_first
+    expect(fed, "an nn.MultiheadAttention is not fed along its own batch axis")
     return int(attention.num_heads)
 
 
@@ -151,10 +130,8 @@ def head_layers(inside: Iterable[nn.Module], name_of: Callable[[nn.Module], str]
             layers.append(("linear" if found.bias is None else "linear-bias", name_of(layer)))
         elif class_path(layer) == "timm.layers.mlp.Mlp":
             absent("the norm of the head's Mlp", found.norm)
-            expect(
-                linears([found.fc1]) and activation(found.act) == "gelu",
-                "its head's Mlp is not timm's default",
-            )
+            usual = linears([found.fc1]) and activation(found.act) == "gelu"
+            expect(usual, "its head's Mlp is not timm's default")
             layers.append(("mlp-bias" if linears([found.fc2]) else "mlp", name_of(layer)))
         elif class_path(layer) != f"{_TORCH}.dropout.Dropout":  # which check_modules found to be at rest
             raise NotNative(f"its head has a {class_path(layer)}")

@@ -17,13 +17,9 @@ from diva_rs.native.inspect import NotNative, class_path, expect, one
 
 Config = dict[str, Any]
 
-_OPEN_CLIP = {
-    f"open_clip.transformer.{name}" for name in ("VisionTransformer", "Transformer", "LayerScale")
-} | {f"open_clip.transformer.{name}" for name in ("ResidualAttentionBlock", "PatchDropout", "QuickGELU")}
-_OPENAI = {
-    f"clip.model.{name}"
-    for name in ("VisionTransformer", "Transformer", "ResidualAttentionBlock", "QuickGELU")
-}
+_RESIDUAL = ("VisionTransformer", "Transformer", "ResidualAttentionBlock", "QuickGELU")
+_OPENAI = {f"clip.model.{name}" for name in _RESIDUAL}
+_OPEN_CLIP = {f"open_clip.transformer.{name}" for name in (*_RESIDUAL, "LayerScale", "PatchDropout")}
 _TIMM = {
     "open_clip.timm_model.TimmModel",
     "timm.models.vision_transformer.VisionTransformer",
@@ -52,6 +48,39 @@ ALLOWED: Mapping[str, frozenset[str]] = {
 }
 
 
+def _shared(
+    tower: Tower,
+    dtype: torch.dtype,
+    stem: Any,
+    heads: Iterable[int],
+    mlps: Iterable[tuple[Any, nn.Module]],
+    norms: Iterable[nn.Module],
+    linears: Iterable[Any],
+) -> Config:
+    """What every layout reads from its layers, and the values of a plain ViT, which a layout overrides.
+
+    `stem` is the convolution of the patches, `mlps` the first layer and the activation of each MLP, `linears`
+    the layers but those of queries, keys and values, whose bias is one choice.
+    """
+    first, activations = zip(*mlps, strict=True)
+    return {
+        "image": tower.image_size,
+        "patch": layers.patch(stem),
+        "stem_bias": stem.bias is not None,
+        "heads": one("number of heads", map(int, heads)),
+        "hidden": one("width of the MLPs", (int(layer.out_features) for layer in first)),
+        "activation": one("activation", map(layers.activation, activations)),
+        "eps": layers.eps(norms, dtype),
+        "qkv_bias": True,
+        "bias": layers.linears(linears),
+        "class_token": True,
+        "registers": 0,
+        "positions": "all",
+        "resize": "none",
+        "layer_scale": False,
+    }
+
+
 def _openai(tower: Tower, dtype: torch.dtype) -> Config:
     """OpenAI's VisionTransformer (clip/model.py)."""
     v: Any = tower.module
@@ -71,9 +100,8 @@ def _open_clip(tower: Tower, dtype: torch.dtype) -> Config:
     blocks = list(v.transformer.resblocks)
     scales = layers.all_or_none("layer scale", [s for block in blocks for s in (block.ls_1, block.ls_2)])
     average = v.pool_type == "avg"
-    return _residual(
-        tower, dtype, blocks, batch_first=bool(v.transformer.batch_first), scales=scales, average=average
-    )
+    first = bool(v.transformer.batch_first)
+    return _residual(tower, dtype, blocks, batch_first=first, scales=scales, average=average)
 
 
 def _residual(
@@ -90,27 +118,16 @@ def _residual(
     norms += [v.ln_post] if norm or tower.norm is None else []
     linears = (layer for block in blocks for layer in (block.attn.out_proj, block.mlp.c_fc, block.mlp.c_proj))
     heads = (layers.attention_heads(block.attn, batch_first=batch_first) for block in blocks)
+    mlps = [(block.mlp.c_fc, block.mlp.gelu) for block in blocks]
     return {
+        **_shared(tower, dtype, v.conv1, heads, mlps, norms, linears),
         "layout": "open_clip",
         "root": tower.prefix.removesuffix("."),
-        "image": tower.image_size,
-        "patch": layers.patch(v.conv1),
         "width": int(v.positional_embedding.shape[1]),
         "layers": len(blocks),
-        "heads": one("number of heads", heads),
-        "hidden": one("width of the MLPs", (int(block.mlp.c_fc.out_features) for block in blocks)),
-        "activation": one("activation", (layers.activation(block.mlp.gelu) for block in blocks)),
-        "eps": layers.eps(norms, dtype),
-        "class_token": True,
-        "registers": 0,
-        "positions": "all",
-        "resize": "none",
         "norm_pre": norm_pre,
         "layer_scale": scales,
         "norm": norm,
-        "stem_bias": v.conv1.bias is not None,
-        "qkv_bias": True,
-        "bias": layers.linears(linears),
         "pool": "avg" if average else "class",
         "head": [] if norm else _head(tower, [v.ln_post]),
     }
@@ -120,9 +137,8 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
     """open_clip's TimmModel over timm's VisionTransformer (timm/models/vision_transformer.py)."""
     m: Any = tower.module
     t = m.trunk
-    expect(
-        class_path(t) == "timm.models.vision_transformer.VisionTransformer", f"its trunk is a {class_path(t)}"
-    )
+    known = "timm.models.vision_transformer.VisionTransformer"
+    expect(class_path(t) == known, f"its trunk is a {class_path(t)}")
     embed, pool, blocks = t.patch_embed, t.attn_pool, list(t.blocks)
     layers.absent("the norm of the patch embedding", embed.norm)
     expect(not embed.dynamic_img_pad, "its patch embedding pads images")
@@ -151,20 +167,16 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
         expect(block.attn.head_dim * block.attn.num_heads == t.embed_dim, "heads do not fill the width")
     for mlp in mlps:
         layers.absent("the norm of an MLP", mlp.norm)
+    heads = [attention.num_heads for attention in attentions]
     positions = "patches" if t.no_embed_class else "all"
     after = [t.fc_norm, t.head_drop, t.head, *m.head.children()]
     norms += [layer for layer in split_head(after).inside if isinstance(layer, nn.LayerNorm)]
     return {
+        **_shared(tower, dtype, embed.proj, heads, [(mlp.fc1, mlp.act) for mlp in mlps], norms, linears),
         "layout": "timm",
         "root": f"{tower.prefix}trunk",
-        "image": tower.image_size,
-        "patch": layers.patch(embed.proj),
         "width": int(t.embed_dim),
         "layers": len(blocks),
-        "heads": one("number of heads", (int(attention.num_heads) for attention in attentions)),
-        "hidden": one("width of the MLPs", (int(mlp.fc1.out_features) for mlp in mlps)),
-        "activation": one("activation", (layers.activation(mlp.act) for mlp in mlps)),
-        "eps": layers.eps(norms, dtype),
         "class_token": t.cls_token is not None,
         "registers": 0 if t.reg_token is None else int(t.reg_token.shape[1]),
         "positions": "none" if t.pos_embed is None else positions,
@@ -172,10 +184,8 @@ def _timm(tower: Tower, dtype: torch.dtype) -> Config:
         "norm_pre": layers.present(t.norm_pre),
         "layer_scale": layers.all_or_none("layer scale", [s for b in blocks for s in (b.ls1, b.ls2)]),
         "norm": layers.present(t.norm),
-        "stem_bias": embed.proj.bias is not None,
         "qkv_bias": layers.linears(qkv),
-        "bias": layers.linears(linears),
-        "pool": {"token": "class", "avg": "avg", "map": "map"}["map" if pool is not None else t.global_pool],
+        "pool": "map" if pool is not None else {"token": "class"}.get(t.global_pool, t.global_pool),
         "head": _head(tower, after),
     }
 
@@ -205,7 +215,7 @@ def _transformers(tower: Tower, dtype: torch.dtype) -> Config:
     functions = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
     own = functions["sdpa"].__module__ == "transformers.integrations.sdpa_attention"
     expect(own, "transformers' attention function 'sdpa' was replaced")
-    heads = [int(attention.num_heads) for attention in attentions]
+    heads = [attention.num_heads for attention in attentions]
     norms = [norm for block in blocks for norm in (block.layer_norm1, block.layer_norm2)]
     linears = [layer for mlp in mlps for layer in (mlp.fc1, mlp.fc2)] + [a.out_proj for a in attentions]
     qkv = [layer for a in attentions for layer in (a.q_proj, a.k_proj, a.v_proj)]
@@ -218,27 +228,17 @@ def _transformers(tower: Tower, dtype: torch.dtype) -> Config:
         norms.append(core.pre_layrnorm)
     _check_positions(core.embeddings)
     after = [] if siglip else [core.post_layernorm, getattr(part, "visual_projection", None)]
+    stem, acting = core.embeddings.patch_embedding, [(mlp.fc1, mlp.activation_fn) for mlp in mlps]
     return {
+        **_shared(tower, dtype, stem, heads, acting, norms, linears),
         "layout": tower.family,
         "root": f"{tower.prefix}vision_model" if nested else tower.prefix.removesuffix("."),
-        "image": tower.image_size,
-        "patch": layers.patch(core.embeddings.patch_embedding),
         "width": int(core.embeddings.position_embedding.weight.shape[1]),
         "layers": len(blocks),
-        "heads": one("number of heads", heads),
-        "hidden": one("width of the MLPs", (int(mlp.fc1.out_features) for mlp in mlps)),
-        "activation": one("activation", (layers.activation(mlp.activation_fn) for mlp in mlps)),
-        "eps": layers.eps(norms, dtype),
         "class_token": not siglip,
-        "registers": 0,
-        "positions": "all",
-        "resize": "none",
         "norm_pre": not siglip,
-        "layer_scale": False,
         "norm": siglip,
-        "stem_bias": core.embeddings.patch_embedding.bias is not None,
         "qkv_bias": layers.linears(qkv),
-        "bias": layers.linears(linears),
         "pool": "map" if siglip else "class",
         "head": _head(tower, [layer for layer in after if layer is not None]),
     }
@@ -270,8 +270,6 @@ _READERS: Mapping[str, Callable[[Tower, torch.dtype], Config]] = {
 
 def read(tower: Tower, dtype: torch.dtype) -> Config:
     """The configuration of a native tower for `tower`, whose modules and weights were checked before."""
-    if tower.family not in _READERS:
-        raise NotNative(f"nothing is known of the family {tower.family!r}")
     layers.check_weightless(tower.module)
     try:
         return _READERS[tower.family](tower, dtype)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs.errors import ConfigError, DeviceError
@@ -29,18 +30,33 @@ class ModuleSnapshot:
     def __init__(self, what: str, root: nn.Module, rebuild: Callable[[], Any] | None = None) -> None:
         """``rebuild`` makes the native network again, or raises NotNative; None: the module runs itself."""
         self._what, self._root, self._rebuild = what, root, rebuild
-        self._weights = {name: _Weight(weight) for name, weight in root.named_parameters()}
+        self._weights = _weights(root)
         self._code = self._read()
 
     def check(self) -> None:
         """Compare with the state at the start.
 
-        Raises:
-            DeviceError: a weight is on another device or of another dtype.
-            ConfigError: a weight is another tensor, or the module computes something else.
+        DeviceError: a weight was moved or cast. ConfigError: it is another tensor, or the code changed.
         """
-        self._check_weights()
-        if self._rebuild is None or _same(self._code, self._read()):
+        weights = _weights(self._root)
+        for name in (*self._weights, *weights):
+            if name not in weights:
+                raise ConfigError(f"{self._what} has no weight {name} any more: {_FIRST}")
+            if name not in self._weights:
+                raise ConfigError(f"{self._what} has a new weight {name}: {_FIRST}")
+        for name, (*was, place) in self._weights.items():
+            *now, now_at = weights[name]
+            if now != was:
+                raise DeviceError(
+                    f"{self._what}: {name} is now {now[0]} on {now[1]}, but was {was[0]} on {was[1]} when "
+                    f"the trainer was made: {_FIRST}"
+                )
+            if now_at != place:
+                raise ConfigError(
+                    f"{self._what}: {name} is another tensor than when the trainer was made: {_FIRST}"
+                )
+        code = self._read()
+        if self._rebuild is None or _same(self._code, code):
             return
         try:
             self._rebuild()
@@ -49,25 +65,7 @@ class ModuleSnapshot:
                 f"{self._what} was changed after the trainer was made ({reason}), which its native network "
                 f'would not see: {_FIRST}; or use backend="torch"'
             ) from reason
-        self._code = self._read()  # the change makes no difference
-
-    def _check_weights(self) -> None:
-        found = {name: _Weight(weight) for name, weight in self._root.named_parameters()}
-        for name, was in self._weights.items():
-            now = found.pop(name, None)
-            if now is None:
-                raise ConfigError(f"{self._what} has no weight {name} any more: {_FIRST}")
-            if now.dtype != was.dtype or now.device != was.device:
-                raise DeviceError(
-                    f"{self._what}: {name} is now {now.dtype} on {now.device}, but was {was.dtype} on "
-                    f"{was.device} when the trainer was made: {_FIRST}"
-                )
-            if now.place != was.place:
-                raise ConfigError(
-                    f"{self._what}: {name} is another tensor than when the trainer was made: {_FIRST}"
-                )
-        if found:
-            raise ConfigError(f"{self._what} has a new weight {next(iter(found))}: {_FIRST}")
+        self._code = code  # the change makes no difference
 
     def _read(self) -> list[Any]:
         """Everything that decides what the modules compute, but for the values of weights."""
@@ -80,14 +78,14 @@ class ModuleSnapshot:
         return state
 
 
-class _Weight:
-    """Where a weight is, without a reference to it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.dtype, self.device = weight.dtype, weight.device
+def _weights(root: nn.Module) -> dict[str, tuple[torch.dtype, torch.device, int]]:
+    """Dtype, device and address of each weight, without a reference to it."""
+    found = {}
+    for name, weight in root.named_parameters():
         # Another storage under the same parameter (`weight.data = ...`) does not reach a native network.
         ordinary = type(weight) in (Tensor, nn.Parameter)
-        self.place = weight.data_ptr() if ordinary else id(weight)
+        found[name] = (weight.dtype, weight.device, weight.data_ptr() if ordinary else id(weight))
+    return found
 
 
 def _same(before: list[Any], now: list[Any]) -> bool:

@@ -2,78 +2,29 @@
 
 from typing import Any
 
-from torch import nn
+from diva_rs.native import diffusers_layers as layers
+from diva_rs.native.inspect import class_path, expect, one
 
-import diva_rs._native as _native
-from diva_rs.diffusion.families.family import NativePlan
-from diva_rs.native.diffusers_layers import (
-    ATTENTION,
-    CONV,
-    DOWNSAMPLE,
-    DROPOUT,
-    GROUP_NORM,
-    LAYER_NORM,
-    LINEAR,
-    MODELS,
-    MODULE_LIST,
-    RESNET,
-    SILU,
-    check_attention,
-    check_model,
-    check_silu,
-    layers_of,
-    network,
-    unrounded,
-)
-from diva_rs.native.inspect import check_weights, class_path, expect, one
-
-_UNET = f"{MODELS}unets.unet_2d_condition.UNet2DConditionModel"
-_BLOCKS = f"{MODELS}unets.unet_2d_blocks."
-_TRANSFORMER = f"{MODELS}transformers.transformer_2d.Transformer2DModel"
-_LAYER = f"{MODELS}attention.BasicTransformerBlock"
-_FEED_FORWARD = f"{MODELS}attention.FeedForward"
-_GEGLU = f"{MODELS}activations.GEGLU"
-_UPSAMPLE = f"{MODELS}upsampling.Upsample2D"
-_SINUSOIDS = f"{MODELS}embeddings.Timesteps"
-_TIME_EMBEDDING = f"{MODELS}embeddings.TimestepEmbedding"
+_UNET = f"{layers.MODELS}unets.unet_2d_condition.UNet2DConditionModel"
+_BLOCKS = f"{layers.MODELS}unets.unet_2d_blocks."
+_TRANSFORMER = f"{layers.MODELS}transformers.transformer_2d.Transformer2DModel"
+_LAYER = f"{layers.MODELS}attention.BasicTransformerBlock"
+_FEED_FORWARD = f"{layers.MODELS}attention.FeedForward"
+_GEGLU = f"{layers.MODELS}activations.GEGLU"
+_UPSAMPLE = f"{layers.MODELS}upsampling.Upsample2D"
+_SINUSOIDS = f"{layers.MODELS}embeddings.Timesteps"
+_TIME_EMBEDDING = f"{layers.MODELS}embeddings.TimestepEmbedding"
 _DOWN = (f"{_BLOCKS}DownBlock2D", f"{_BLOCKS}CrossAttnDownBlock2D")
 _MID = (f"{_BLOCKS}UNetMidBlock2DCrossAttn",)
 _UP = (f"{_BLOCKS}UpBlock2D", f"{_BLOCKS}CrossAttnUpBlock2D")
 _ATTENDING = {_DOWN[1], _UP[1], *_MID}
 
-# Every class of module that the native network computes.
-ALLOWED = {
-    *(_UNET, *_DOWN, *_MID, *_UP, RESNET, DOWNSAMPLE, _UPSAMPLE, _TRANSFORMER, _LAYER, ATTENTION),
-    *(_FEED_FORWARD, _GEGLU, _SINUSOIDS, _TIME_EMBEDDING, CONV, LINEAR, GROUP_NORM, LAYER_NORM),
-    *(SILU, DROPOUT, MODULE_LIST),
+_ALLOWED = layers.COMMON | {
+    *(_UNET, *_DOWN, *_MID, *_UP, _UPSAMPLE, _TRANSFORMER, _LAYER, _FEED_FORWARD, _GEGLU, _SINUSOIDS),
+    *(_TIME_EMBEDDING, layers.RESNET, layers.DOWNSAMPLE, layers.GROUP_NORM, layers.LAYER_NORM),
 }
 # What a bf16 network computes in float32: these modules at its top, and every norm and time_emb_proj.
 _ENTRIES = {"conv_in", "conv_out", "time_embedding", "class_embedding", "add_embedding"}
-
-
-def native_unet(
-    module: nn.Module, plan: NativePlan, checkpoint: bool = False, exact: nn.Module | None = None
-) -> _native.Network:
-    """The native network that computes exactly what `module` does, on the module's own weights.
-
-    The weights share their storage and get no gradient. Predictions have `module`'s dtype, the device of the
-    noisy latents, and no learned variance. With bf16 weights the matrix products run in bf16 and the sums
-    between them in float32, which is then the predictions' dtype.
-
-    Args:
-        module: a diffusers ``UNet2DConditionModel``.
-        plan: of its family: what the cross-attention of Stable unCLIP reads, pooled text and sizes of SDXL.
-        checkpoint: whether a step should run each unit twice instead of keeping its activations.
-        exact: what `module` was before it was rounded to bf16. Its norms, embeddings of the timestep, first
-            and last convolution are taken unrounded: they cost next to nothing and a quarter of the error.
-    """
-    unet: Any = module
-    check_model(unet, _UNET, ALLOWED)
-    weights = dict(unet.named_parameters(remove_duplicate=False)) | dict(unet.named_buffers())
-    check_weights(weights.items())
-    weights |= unrounded(exact, _is_small)
-    config = {**unet_config(unet), **plan.fields, "checkpoint": checkpoint}
-    return network("unet_2d_condition", config, weights, dict(plan.fixed))
 
 
 def _is_small(key: str) -> bool:
@@ -91,10 +42,10 @@ def unet_config(unet: Any) -> dict[str, Any]:
         expect(getattr(unet, name) is None, f"it has a {name}")
     expect(class_path(unet.time_proj) == _SINUSOIDS, f"time_proj is a {class_path(unet.time_proj)}")
     expect(unet.conv_norm_out is not None, "it has no conv_norm_out")
-    check_silu("conv_act", unet.conv_act)
+    layers.check_silu("conv_act", unet.conv_act)
     expect(unet.num_upsamplers == len(unet.up_blocks) - 1, "an up block but the last does not upsample")
-    resnets = [resnet for _, resnet in layers_of(unet, RESNET)]
-    paddings = [down.padding for _, down in layers_of(unet, DOWNSAMPLE)]
+    resnets = [resnet for _, resnet in layers.layers_of(unet, layers.RESNET)]
+    paddings = [down.padding for _, down in layers.layers_of(unet, layers.DOWNSAMPLE)]
     mid = [] if unet.mid_block is None else list(unet.mid_block.resnets)
     return {
         "in_channels": unet.conv_in.in_channels,
@@ -114,14 +65,14 @@ def unet_config(unet: Any) -> dict[str, Any]:
 
 def _resnet_fields(unet: Any, resnets: list[Any], mid: list[Any]) -> dict[str, Any]:
     for resnet in resnets:
-        check_silu("a ResNet's nonlinearity", resnet.nonlinearity)
+        layers.check_silu("a ResNet's nonlinearity", resnet.nonlinearity)
         expect(resnet.upsample is None and resnet.downsample is None, "a ResNet changes the resolution")
         expect(resnet.time_emb_proj is not None, "a ResNet has no time_emb_proj")
         expect(not resnet.skip_time_act, "a ResNet takes the time embedding without activation")
     others = [resnet for resnet in resnets if not any(resnet is other for other in mid)]
     expect(all(resnet.output_scale_factor == 1 for resnet in others), "a ResNet scales its output")
     norms = [unet.conv_norm_out, *(resnet.norm1 for resnet in resnets), *(resnet.norm2 for resnet in resnets)]
-    groups = [norm.num_groups for _, norm in layers_of(unet, GROUP_NORM)]
+    groups = [norm.num_groups for _, norm in layers.layers_of(unet, layers.GROUP_NORM)]
     return {
         "norm_num_groups": one("num_groups of the norms", groups),
         "norm_eps": one("eps of the ResNets' norms", [norm.eps for norm in norms]),
@@ -131,7 +82,7 @@ def _resnet_fields(unet: Any, resnets: list[Any], mid: list[Any]) -> dict[str, A
 
 def _time_fields(unet: Any) -> dict[str, Any]:
     config = unet.config
-    embeddings = {None: None, "projection": _TIME_EMBEDDING, "simple_projection": LINEAR}
+    embeddings = {None: None, "projection": _TIME_EMBEDDING, "simple_projection": layers.LINEAR}
     expect(config.class_embed_type in embeddings, f"class_embed_type is {config.class_embed_type!r}")
     expect(not config.class_embeddings_concat, "its class embedding is concatenated")
     expected, found = embeddings[config.class_embed_type], unet.class_embedding
@@ -142,13 +93,13 @@ def _time_fields(unet: Any) -> dict[str, Any]:
     sinusoids = [unet.time_proj] if added is None else [unet.time_proj, unet.add_time_proj]
     expect(all(time.scale == 1 for time in sinusoids), "its timesteps are scaled")
     expect(unet.time_proj.num_channels == unet.conv_in.out_channels, "time_proj is not as wide as conv_in")
-    for name, embedding in layers_of(unet, _TIME_EMBEDDING):
-        check_silu(f"{name}.act", embedding.act)
+    for name, embedding in layers.layers_of(unet, _TIME_EMBEDDING):
+        layers.check_silu(f"{name}.act", embedding.act)
         plain = embedding.cond_proj is None and embedding.post_act is None
         expect(plain, f"{name} has a cond_proj or a post_act")
     width = None
     if found is not None:
-        width = (found if expected == LINEAR else found.linear_1).in_features
+        width = (found if expected == layers.LINEAR else found.linear_1).in_features
     elif added is not None:
         width = unet.add_embedding.linear_1.in_features
     return {
@@ -161,22 +112,21 @@ def _time_fields(unet: Any) -> dict[str, Any]:
 
 
 def _attention_fields(unet: Any) -> dict[str, Any]:
-    for name, attention in layers_of(unet, ATTENTION):
-        check_attention(name, attention, cross=True)
-    for name, layer in layers_of(unet, _LAYER):
+    for name, attention in layers.layers_of(unet, layers.ATTENTION):
+        layers.check_attention(name, attention, cross=True)
+    for name, layer in layers.layers_of(unet, _LAYER):
         expect(layer.norm_type == "layer_norm", f"{name}.norm_type is {layer.norm_type!r}")
         expect(layer.pos_embed is None and layer.attn2 is not None, f"{name} is of an unknown form")
         expect(not layer.only_cross_attention, f"{name} has only cross-attention")
         expect(not layer.attn1.is_cross_attention, f"{name}.attn1 is a cross-attention")
         parts = [class_path(part) for part in layer.ff.net]
-        expect(parts == [_GEGLU, DROPOUT, LINEAR], f"{name}.ff is not a GEGLU feed-forward")
-    transformers = [transformer for _, transformer in layers_of(unet, _TRANSFORMER)]
+        expect(parts == [_GEGLU, layers.DROPOUT, layers.LINEAR], f"{name}.ff is not a GEGLU feed-forward")
+    transformers = [transformer for _, transformer in layers.layers_of(unet, _TRANSFORMER)]
     expect(all(t.is_input_continuous for t in transformers), "a transformer is not over images")
-    layers = [layer for _, layer in layers_of(unet, _LAYER)]
-    widths = [layer.attn2.to_k.in_features for layer in layers]
+    widths = [layer.attn2.to_k.in_features for _, layer in layers.layers_of(unet, _LAYER)]
     linear = [transformer.use_linear_projection for transformer in transformers]
     group_eps = [transformer.norm.eps for transformer in transformers]
-    layer_eps = [norm.eps for _, norm in layers_of(unet, LAYER_NORM)]
+    layer_eps = [norm.eps for _, norm in layers.layers_of(unet, layers.LAYER_NORM)]
     return {
         "cross_attention_dim": one("cross_attention_dim", widths),
         "use_linear_projection": one("use_linear_projection", linear),
@@ -188,8 +138,8 @@ def _attention_fields(unet: Any) -> dict[str, Any]:
 
 
 def _check_convolutions(unet: Any) -> None:
-    samplers = {f"{name}.conv": down for name, down in layers_of(unet, DOWNSAMPLE)}
-    for name, conv in layers_of(unet, CONV):
+    samplers = {f"{name}.conv": down for name, down in layers.layers_of(unet, layers.DOWNSAMPLE)}
+    for name, conv in layers.layers_of(unet, layers.CONV):
         down = samplers.get(name)
         size = conv.kernel_size[0]
         stride, padding = (1, size // 2) if down is None else (2, down.padding)
@@ -197,9 +147,9 @@ def _check_convolutions(unet: Any) -> None:
         expected = ((size, size), (stride, stride), (padding, padding), (1, 1))
         plain = size in (1, 3) and conv.groups == 1 and conv.padding_mode == "zeros"
         expect(geometry == expected and plain, f"{name} is {conv}, which is of an unknown form")
-    for name, sampler in [*layers_of(unet, DOWNSAMPLE), *layers_of(unet, _UPSAMPLE)]:
+    for name, sampler in [*layers.layers_of(unet, layers.DOWNSAMPLE), *layers.layers_of(unet, _UPSAMPLE)]:
         expect(sampler.norm is None and sampler.use_conv, f"{name} is of an unknown form")
-    for name, up in layers_of(unet, _UPSAMPLE):
+    for name, up in layers.layers_of(unet, _UPSAMPLE):
         plain = up.interpolate and not up.use_conv_transpose and up.name == "conv"
         expect(plain, f"{name} is of an unknown form")
 
@@ -216,5 +166,8 @@ def _block(where: str, block: Any, classes: tuple[str, ...]) -> dict[str, Any]:
     depths = [len(transformer.transformer_blocks) for transformer in block.attentions]
     fits = len(block.resnets) == len(depths) + (classes == _MID)
     expect(fits, f"{where} has more or fewer transformers than ResNets")
-    heads = [attention.heads for _, attention in layers_of(block, ATTENTION)]
+    heads = [attention.heads for _, attention in layers.layers_of(block, layers.ATTENTION)]
     return {"depths": depths, "heads": one(f"number of heads in {where}", heads)}
+
+
+UNET = layers.Denoiser("unet_2d_condition", _UNET, _ALLOWED, unet_config, _is_small)

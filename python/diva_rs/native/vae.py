@@ -5,57 +5,34 @@ from typing import Any
 from torch import Tensor, nn
 
 import diva_rs._native as _native
-from diva_rs.native.diffusers_layers import (
-    ATTENTION,
-    CONV,
-    DOWNSAMPLE,
-    DROPOUT,
-    GROUP_NORM,
-    LINEAR,
-    MODELS,
-    MODULE_LIST,
-    RESNET,
-    SILU,
-    check_attention,
-    check_conv,
-    check_silu,
-    layers_of,
-    network,
-)
+from diva_rs.native import diffusers_layers as layers
 from diva_rs.native.inspect import check_modules, check_weights, class_path, expect, one
 
-_VAE = f"{MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
-_ENCODER = f"{MODELS}autoencoders.vae.Encoder"
-_BLOCKS = f"{MODELS}unets.unet_2d_blocks."
+_VAE = f"{layers.MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
+_ENCODER = f"{layers.MODELS}autoencoders.vae.Encoder"
+_BLOCKS = f"{layers.MODELS}unets.unet_2d_blocks."
 _DOWN = f"{_BLOCKS}DownEncoderBlock2D"
 _MID = f"{_BLOCKS}UNetMidBlock2D"
 
-ALLOWED = {
-    *(_ENCODER, _DOWN, _MID, RESNET, DOWNSAMPLE, ATTENTION, CONV, LINEAR, GROUP_NORM, SILU, DROPOUT),
-    MODULE_LIST,
-}
+ALLOWED = layers.COMMON | {_ENCODER, _DOWN, _MID, layers.RESNET, layers.DOWNSAMPLE, layers.GROUP_NORM}
 
 
 def native_vae(module: nn.Module) -> _native.Network:
-    """The native encoder that gives exactly the latents that `module` does, shifted and scaled.
+    """The native encoder that gives exactly the latents that a diffusers ``AutoencoderKL`` does, scaled.
 
     The weights share their storage. Only the encoder is looked at: the decoder may be anything.
-
-    Args:
-        module: a diffusers ``AutoencoderKL``. Slicing makes no difference to it; tiling does.
     """
     vae: Any = module
     expect(class_path(vae) == _VAE, f"it is a {class_path(vae)}")
     _check_model(vae)
-    parts = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
     weights: dict[str, Tensor] = {}
-    for name, part in parts.items():
+    for name, part in (("encoder", vae.encoder), ("quant_conv", vae.quant_conv)):
         if part is not None:
             check_modules(part, ALLOWED)
-            weights |= {f"{name}.{key}": p for key, p in part.named_parameters(remove_duplicate=False)}
-            weights |= {f"{name}.{key}": b for key, b in part.named_buffers()}
+            weights |= dict(part.named_parameters(name, remove_duplicate=False))
+            weights |= dict(part.named_buffers(name))
     check_weights(weights.items())
-    return network("autoencoder_kl_encoder", vae_config(vae), weights)
+    return layers.network("autoencoder_kl_encoder", vae_config(vae), weights)
 
 
 def vae_config(vae: Any) -> dict[str, Any]:
@@ -65,9 +42,9 @@ def vae_config(vae: Any) -> dict[str, Any]:
     """
     encoder = vae.encoder
     _check_layers(encoder)
-    norms = [norm for _, norm in layers_of(encoder, GROUP_NORM)]
+    norms = [norm for _, norm in layers.layers_of(encoder, layers.GROUP_NORM)]
     if vae.quant_conv is not None:
-        check_conv("quant_conv", vae.quant_conv, 1, 1, 0)
+        layers.check_conv("quant_conv", vae.quant_conv, 1, 1, 0)
     config: Any = vae.config
     shift = getattr(config, "shift_factor", None)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
@@ -91,33 +68,28 @@ def vae_config(vae: Any) -> dict[str, Any]:
 
 
 def _check_model(vae: Any) -> None:
-    expect(
-        not vae.use_tiling,
-        "tiling is enabled, which encodes large images in tiles that do not see each other",
-    )
+    expect(not vae.use_tiling, "tiling is enabled, which encodes large images in tiles")
     expect(class_path(vae.encoder) == _ENCODER, f"encoder is a {class_path(vae.encoder)}")
     # `encode` is not a forward, so `check_modules` does not check it.
     for name in ("encode", "_encode"):
         own = getattr(type(vae), name).__module__ == type(vae).__module__
         expect(own and name not in vars(vae), f"its {name} was replaced")
     # accelerate moves the weights of a model with such a hook to the device and away again.
-    hooked = [
-        name for name, part in vae.named_modules() if hasattr(part, "_hf_hook") and "decoder" not in name
-    ]
-    expect(not hooked, "it is offloaded by accelerate")
+    hooked = {name for name, part in vae.named_modules() if hasattr(part, "_hf_hook")}
+    expect(all("decoder" in name for name in hooked), "it is offloaded by accelerate")
 
 
 def _check_layers(encoder: Any) -> None:
-    check_conv("encoder.conv_in", encoder.conv_in, 3, 1, 1)
-    check_conv("encoder.conv_out", encoder.conv_out, 3, 1, 1)
-    check_silu("encoder.conv_act", encoder.conv_act)
-    for name, resnet in layers_of(encoder, RESNET):
+    layers.check_conv("encoder.conv_in", encoder.conv_in, 3, 1, 1)
+    layers.check_conv("encoder.conv_out", encoder.conv_out, 3, 1, 1)
+    layers.check_silu("encoder.conv_act", encoder.conv_act)
+    for name, resnet in layers.layers_of(encoder, layers.RESNET):
         where = f"encoder.{name}"
-        check_silu(f"{where}.nonlinearity", resnet.nonlinearity)
-        check_conv(f"{where}.conv1", resnet.conv1, 3, 1, 1)
-        check_conv(f"{where}.conv2", resnet.conv2, 3, 1, 1)
+        layers.check_silu(f"{where}.nonlinearity", resnet.nonlinearity)
+        layers.check_conv(f"{where}.conv1", resnet.conv1, 3, 1, 1)
+        layers.check_conv(f"{where}.conv2", resnet.conv2, 3, 1, 1)
         if resnet.conv_shortcut is not None:
-            check_conv(f"{where}.conv_shortcut", resnet.conv_shortcut, 1, 1, 0)
+            layers.check_conv(f"{where}.conv_shortcut", resnet.conv_shortcut, 1, 1, 0)
         plain = resnet.upsample is None and resnet.downsample is None and resnet.time_emb_proj is None
         expect(plain and resnet.time_embedding_norm == "default", f"{where} is of an unknown form")
         expect(resnet.output_scale_factor == 1, f"{where} scales its output")
@@ -125,14 +97,15 @@ def _check_layers(encoder: Any) -> None:
     for i, block in enumerate(encoder.down_blocks):
         where = f"encoder.down_blocks.{i}"
         expect(class_path(block) == _DOWN, f"{where} is a {class_path(block)}")
-        samplers = block.downsamplers
-        expect(
-            (0 if samplers is None else len(samplers)) == int(i != last), f"{where} has other downsamplers"
-        )
-        for sampler in samplers or ():
+        samplers = block.downsamplers or ()
+        expect(len(samplers) == int(i != last), f"{where} has other downsamplers")
+        for sampler in samplers:
             plain = sampler.norm is None and sampler.use_conv and sampler.padding == 0
-            expect(class_path(sampler) == DOWNSAMPLE and plain, f"{where}.downsamplers is of an unknown form")
-            check_conv(f"{where}.downsamplers.conv", sampler.conv, 3, 2, 0)
+            expect(
+                class_path(sampler) == layers.DOWNSAMPLE and plain,
+                f"{where}.downsamplers is of an unknown form",
+            )
+            layers.check_conv(f"{where}.downsamplers.conv", sampler.conv, 3, 2, 0)
 
 
 def _mid_heads(mid: Any) -> int | None:
@@ -141,5 +114,5 @@ def _mid_heads(mid: Any) -> int | None:
     if all(attention is None for attention in mid.attentions):
         return None
     for i, attention in enumerate(mid.attentions):
-        check_attention(f"encoder.mid_block.attentions.{i}", attention, residual=True)
+        layers.check_attention(f"encoder.mid_block.attentions.{i}", attention, residual=True)
     return int(one("number of heads", [attention.heads for attention in mid.attentions]))

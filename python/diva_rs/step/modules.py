@@ -6,7 +6,7 @@ between them, the reader that makes tensors of a batch, and the native step that
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
-from diva_rs.native.choose import Part, choose_denoiser, choose_tower
+from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
@@ -52,12 +52,12 @@ class StepModules:
                 UserWarning,
                 stacklevel=3,
             )
-        # Weights that train stay in the student's dtype.
-        trained = _trains_denoiser(recipe)
-        mixed = trained and recipe.precision == "bf16"
-        self.teacher = Teacher.of(unet).to_precision("fp32" if mixed else recipe.precision)
-        if mixed:
-            self.teacher = self.teacher.mixed()
+        trained = any(
+            group.name.partition(":")[0] == "denoiser" for stage in recipe.plan() for group in stage.groups
+        )
+        teacher = Teacher.of(unet)
+        at_precision = teacher.training if trained else teacher.to_precision
+        self.teacher = at_precision(recipe.precision)
         self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
         self.projector.to(device=self.device, dtype=self.dtype)
         self.bridge = _bridge(self.tower, self.projector, recipe)
@@ -73,7 +73,7 @@ class StepModules:
         }
         if trained:
             self.parts["denoiser"] = self._denoiser_parameters()
-        denoiser = self._trained_denoiser() if trained else choose_denoiser(self.teacher, recipe)
+        denoiser = choose_denoiser(self.teacher, recipe)
         self._parts = {"tower": tower, "denoiser": denoiser}
         self.step = _native.Step(
             tower.network,
@@ -194,15 +194,6 @@ class StepModules:
                 )
         return devices.pop(), wanted
 
-    def _trained_denoiser(self) -> Part:
-        if self.recipe.backend == "native":
-            raise ConfigError(
-                'backend="native": a denoiser that trains runs through PyTorch; use backend="auto"'
-            )
-        part = choose_denoiser(self.teacher, self.recipe.replace(backend="torch"))
-        network = TrainedDenoiser(part.network, self.parts["denoiser"])
-        return part._replace(network=network, backend="torch (a stage trains it)")
-
     def _denoiser_parameters(self) -> dict[str, nn.Parameter]:
         """The denoiser's parameters, which train in place: those of the module given."""
         named = dict(self.teacher.given.named_parameters(prefix="denoiser"))
@@ -228,22 +219,6 @@ class StepModules:
                 return tower.tokens(images)
 
         return tokens
-
-
-class TrainedDenoiser:
-    """A denoiser in PyTorch whose parameters, ``trained``, get gradients too."""
-
-    def __init__(self, network: Callable[..., Tensor], trained: dict[str, nn.Parameter]) -> None:
-        self.network, self.trained = network, trained
-        self.slots = list(getattr(network, "slots", ["tokens"]))
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        return self.network(*inputs)
-
-
-def _trains_denoiser(recipe: Recipe) -> bool:
-    groups = [group.name.partition(":")[0] for stage in recipe.plan() for group in stage.groups]
-    return "denoiser" in groups
 
 
 def computes_bf16(device: torch.device) -> bool:

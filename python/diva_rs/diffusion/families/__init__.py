@@ -7,7 +7,7 @@ Another package adds a family by an entry point of the group ``diva_rs.families`
 import functools
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -46,11 +46,7 @@ def family_of(model: object) -> type[Family] | None:
 
 
 def make(model: nn.Module, context: Context, options: Mapping[str, Any]) -> Family:
-    """The model in its family.
-
-    Raises:
-        ConfigError: the family has no such option, or the model needs an input that training does not have.
-    """
+    """The model in its family, with these options of it."""
     family = family_of(model)
     if family is None:
         raise ConfigError(f"{type(model).__name__} belongs to no family; known are {supported()}")
@@ -74,11 +70,7 @@ def folders() -> tuple[str, ...]:
 @functools.cache
 def _found() -> tuple[type[Family], ...]:
     others = [entry.load() for entry in entry_points(group="diva_rs.families")]
-    return (*others, *_own())
-
-
-def _own() -> Iterator[type[Family]]:
-    for entry in pkgutil.iter_modules(__path__):
-        family = getattr(importlib.import_module(f"{__name__}.{entry.name}"), "FAMILY", None)
-        if family is not None:
-            yield family
+    modules = [
+        importlib.import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)
+    ]
+    return (*others, *(module.FAMILY for module in modules if hasattr(module, "FAMILY")))

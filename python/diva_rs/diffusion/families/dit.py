@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from diva_rs.diffusion.condition import Condition, Slots
 from diva_rs.diffusion.families.family import Context, Family, NativePlan
 from diva_rs.diffusion.frozen import rebuilt
-from diva_rs.errors import ConfigError, ShapeError, shown
-
-LABELS = ("replace", "join")
+from diva_rs.errors import ConfigError, ShapeError
 
 
 class DiT(Family):
@@ -20,8 +18,8 @@ class DiT(Family):
 
     def __init__(self, model: nn.Module, context: Context, label: str = "replace") -> None:
         super().__init__(model, context)
-        if not isinstance(label, str) or label not in LABELS:
-            raise ConfigError(f'label is {shown(label)}, expected "replace" or "join"')
+        if label not in ("replace", "join"):
+            raise ConfigError(f'label is {label!r}, expected "replace" or "join"')
         config: Any = self.model.config
         self.label = label
         self.slots = Slots(pooled=int(config.num_attention_heads) * int(config.attention_head_dim))
@@ -32,7 +30,7 @@ class DiT(Family):
         blocks: Any = self.view.transformer_blocks
         for block in blocks:
             embed = block.norm1.emb
-            embed.class_embedder = _Replaced() if label == "replace" else _Joined(embed.class_embedder)
+            embed.class_embedder = nn.Identity() if label == "replace" else _Joined(embed.class_embedder)
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -54,13 +52,6 @@ class DiT(Family):
 
     def native(self) -> NativePlan:
         return NativePlan("dit", {"label": self.label})
-
-
-class _Replaced(nn.Module):
-    """In the place of a label embedding: (B, D) -> (B, D), unchanged."""
-
-    def forward(self, embedding: Tensor) -> Tensor:
-        return embedding
 
 
 class _Joined(nn.Module):

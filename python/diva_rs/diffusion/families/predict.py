@@ -24,7 +24,7 @@ class Predictor(nn.Module):
         if not callable(predict):
             raise ConfigError(f"predict is {a_type(predict)}, expected f(noisy, timesteps, condition)")
         shape = tuple(latent_shape or ())
-        if len(shape) < 1 or not all(isinstance(side, int) and side > 0 for side in shape):
+        if not shape or not all(isinstance(side, int) and side > 0 for side in shape):
             raise ConfigError(f"latent_shape is {shown(latent_shape)}, expected sizes as (4, 64, 64)")
         self.latent_shape, self.slots = shape, Slots(tokens=width, pooled=width)
         owner = getattr(predict, "__self__", None)
@@ -42,6 +42,15 @@ class Predictor(nn.Module):
         function = self.function.value if self.model is None else getattr(self.model, self.call)
         prediction: Tensor = function(noisy, timesteps, condition)
         return prediction
+
+
+def predictor(source: Any, predict: Any, latent_shape: Any, width: int | None, text: Any) -> Predictor:
+    """The denoiser of `Teacher`'s argument ``predict`` and those beside it."""
+    if source is not None:
+        raise ConfigError("both predict and a denoiser are given: give one of them")
+    if width is None and not isinstance(text, Tensor):
+        raise ConfigError("predict needs condition_width, or a text_condition that has this width")
+    return Predictor(predict, latent_shape, text.shape[-1] if width is None else width)
 
 
 class PredictFamily(Family):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.diffusion.frozen import moved
-from diva_rs.errors import ConfigError, ShapeError, shown
+from diva_rs.errors import ConfigError, ShapeError
 
 _SIZES = 6  # original height and width, crop top and left, target height and width
 
@@ -16,21 +16,15 @@ _SIZES = 6  # original height and width, crop top and left, target height and wi
 class TextTime:
     """added_cond_kwargs of an SDXL UNet (arXiv 2307.01952, sections 2.1 and 2.2), the same for every sample.
 
-    Without a given value the pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and
-    the sizes are those of the image, not cropped.
-
-    Args:
-        config: the UNet's configuration.
-        given: "text_embeds" (1, D) and "time_ids" (1, n), both, one or none of them.
-        factor: gives the pixels per latent along a side.
+    ``given`` holds "text_embeds" (1, D) and "time_ids" (1, n), both, one or none of them. Without it the
+    pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and the sizes are those of the
+    image, not cropped. ``factor`` gives the pixels per latent along a side.
     """
 
     def __init__(self, config: Any, given: Mapping[str, Tensor], factor: Callable[[], int]) -> None:
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"added_cond_kwargs={described(given)}: expected names and tensors")
         for name, tensor in given.items():
             if name not in ("text_embeds", "time_ids"):
-                raise ConfigError(f"added_cond_kwargs has {shown(name)}, expected text_embeds and time_ids")
+                raise ConfigError(f"added_cond_kwargs has {name!r}, expected text_embeds and time_ids")
             if not is_dense(tensor) or tensor.ndim != 2 or len(tensor) != 1:
                 raise ShapeError(
                     f"added_cond_kwargs[{name!r}] is {described(tensor)}, expected a tensor (1, n), "
@@ -56,15 +50,6 @@ class TextTime:
             self._cache[key] = self._made(noisy)
         return {name: tensor.expand(len(noisy), -1) for name, tensor in self._cache[key].items()}
 
-    def native(self, weight: Tensor) -> tuple[dict[str, int], dict[str, Tensor]]:
-        """The native network's configuration and its fixed inputs, for weights like ``weight``."""
-        text = self.text if self.text is not None else weight.new_zeros(1, self.text_width)
-        fixed = {"text_embeds": text.detach()}
-        if self.time_ids is not None:
-            fixed["time_ids"] = self.time_ids
-        factor = 1 if self.time_ids is not None else self.factor()
-        return {"addition_time_embed_dim": self.each, "pixels_per_latent": factor}, fixed
-
     def _made(self, noisy: Tensor) -> dict[str, Tensor]:
         text, time_ids = self.text, self.time_ids
         if text is None:
@@ -76,3 +61,11 @@ class TextTime:
             "text_embeds": moved(text.detach(), noisy.device, noisy.dtype),
             "time_ids": moved(time_ids.detach(), noisy.device),
         }
+
+    def native(self, weight: Tensor) -> tuple[dict[str, int], dict[str, Tensor]]:
+        """The native network's configuration and its fixed inputs, for weights like ``weight``."""
+        text = self.text if self.text is not None else weight.new_zeros(1, self.text_width)
+        fields, fixed = {"addition_time_embed_dim": self.each}, {"text_embeds": text.detach()}
+        if self.time_ids is None:
+            return {**fields, "pixels_per_latent": self.factor()}, fixed
+        return {**fields, "pixels_per_latent": 1}, {**fixed, "time_ids": self.time_ids}

@@ -23,7 +23,7 @@ class UNet(Family):
     ) -> None:
         super().__init__(model, context)
         config: Any = self.model.config
-        check_unet(config)
+        _check(config)
         # DeepFloyd's UNet itself projects a wider text into the width of its cross-attention.
         width = config.encoder_hid_dim
         self.text_width = _one_width(config.cross_attention_dim) if width is None else int(width)
@@ -68,7 +68,10 @@ class UNet(Family):
         return NativePlan("unet_2d_condition", {"text_time": fields}, fixed)
 
 
-def check_unet(config: Any) -> None:
+_SUPPORTED = {"addition_embed_type": ("text", "text_time"), "encoder_hid_dim_type": ("text_proj",)}
+
+
+def _check(config: Any) -> None:
     """Raise ConfigError for a UNet that needs inputs beside noise, timestep and condition."""
     takes, gives = int(config.in_channels), int(config.out_channels)
     if gives not in (takes, 2 * takes):
@@ -80,16 +83,10 @@ def check_unet(config: Any) -> None:
     if embedding not in (None, "projection", "simple_projection") or (embedding is None and classes):
         found = repr(embedding) if embedding is not None else f"a table of {classes} classes"
         raise ConfigError(f"this UNet's class embedding, {found}, is not supported: only 'projection' is")
-    if config.addition_embed_type not in (None, "text", "text_time"):
-        raise ConfigError(
-            f"this UNet's addition_embed_type, {config.addition_embed_type!r}, is not supported: only 'text' "
-            "and 'text_time' are"
-        )
-    if config.encoder_hid_dim_type not in (None, "text_proj"):
-        raise ConfigError(
-            f"this UNet's encoder_hid_dim_type, {config.encoder_hid_dim_type!r}, is not supported: only "
-            "'text_proj' is"
-        )
+    for name, supported in _SUPPORTED.items():
+        if config[name] not in (None, *supported):
+            known = " and ".join(map(repr, supported))
+            raise ConfigError(f"this UNet's {name}, {config[name]!r}, is not supported: only {known}")
     blocks = (*config.down_block_types, str(config.mid_block_type), *config.up_block_types)
     if config.cross_attention_dim is None or not any("CrossAttn" in block for block in blocks):
         raise ConfigError(
