@@ -127,3 +127,9 @@ def test_a_denoiser_that_trains_needs_weights_in_the_students_dtype():
     trainer.step(images(2))
     assert set(seen) == {torch.bfloat16} and teacher.unet.conv_in.weight.dtype == torch.float32
     assert not torch.equal(teacher.unet.conv_in.weight, before)  # the module given trains in place
+
+
+def test_a_denoiser_that_trains_is_the_callers_own():
+    teacher, stage = small_teacher(torch.float64).on("meta"), Stage(train=("denoiser",))
+    with pytest.raises(ConfigError, match="this teacher runs a copy of it on meta"):
+        Trainer(small_clip(torch.float64), teacher, Recipe(**FIELDS, stages=(stage,)))

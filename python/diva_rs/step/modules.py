@@ -203,6 +203,11 @@ class StepModules:
                     f"{name} is {parameter.dtype} on {parameter.device}: a denoiser that trains needs "
                     f"{self.dtype} on {self.device}, as CLIP has"
                 )
+        if self.teacher.denoiser is not self.teacher.given:
+            raise ConfigError(
+                f"the denoiser trains, but this teacher runs a copy of it on {self.teacher.device}: move the "
+                "denoiser to CLIP's device and leave out Teacher(device=...)"
+            )
         return named
 
     def _untouched(self) -> tuple[Any, Any]:
