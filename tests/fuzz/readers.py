@@ -160,7 +160,7 @@ def _read_latents(folder: Path) -> None:
     cache = LatentCache.open(folder)
     repr((cache.describe(), cache.shape, len(cache)))
     for row in range(len(cache)):
-        cache._store.read(np.array([row]))
+        cache.read(np.array([row]))
 
 
 def _seal_latents(folder: Path) -> None:
