@@ -156,7 +156,7 @@ LOADERS = {
     ),
     "empty list": ([], DataError, "the loader is empty: it has length 0"),
     "empty iterator": (iter([]), DataError, "the loader gave no batch in pass 1"),
-    "exhausted": (iter([GOOD]), DataError, "no batch in pass 2, after 1 of 2 steps: .*only once"),
+    "exhausted": (iter([GOOD]), DataError, "no batch in pass 2, after 1 steps: .*only once"),
 }
 
 

@@ -100,16 +100,16 @@ def test_teachers_without_a_part():
     with refused(ConfigError, r"no VAE was found.*pass Teacher\(unet, vae=...\)", clip):
         trainer.accumulate(GOOD)
     trainer.accumulate({"images": GOOD, "latents": torch.zeros(3, 4, 8, 8)})  # latents need none
-    with refused(ConfigError, "unet is a Linear|a Linear cannot be a teacher", small_clip()):
+    with refused(ConfigError, "Linear cannot be a teacher", small_clip()):
         Trainer(clip, nn.Linear(2, 2))
-    with refused(ConfigError, "does not exist; expected a diffusers UNet2DConditionModel", small_clip()):
+    with refused(ConfigError, "does not exist; expected a diffusers ", small_clip()):
         Trainer(clip, "stable-diffusion-2-1-base")
 
 
 def test_a_text_condition_that_does_not_fit():
     clip = small_clip()
     with pytest.raises(
-        ShapeError, match=r"text_condition is \(1, 5, 16\), but the denoiser reads .* width 24"
+        ShapeError, match=r"text_condition is <torch.float32 \(1, 5, 16\)>, but the denoiser reads .* 24\)"
     ):
         Trainer(clip, Teacher(small_unet(), scheduler=scheduler(), text_condition=torch.zeros(1, 5, 16)))
     pipeline = tiny_pipeline()
