@@ -106,6 +106,13 @@ def test_the_example_of_a_term_runs_as_it_is_pasted(capsys):
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) <= 0.1
 
 
+def test_the_example_of_stages_runs_as_it_is_pasted(capsys):
+    names = {"diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
+    names["loader"] = [images(4, seed=n) for n in range(4)]
+    exec(PYTHON["Train in stages"].replace("batch=4", "batch=4, log_every=1"), names)
+    assert capsys.readouterr().out.splitlines()[-1] == "[1, 1, 2, 2]"
+
+
 def test_the_example_that_watches_runs_as_it_is_pasted(tmp_path, monkeypatch):
     import matplotlib
 
@@ -168,6 +175,7 @@ def test_every_python_block_runs_in_a_test():
         "In your own training loop",
         "Use any generative model",
         "Add your own loss term",
+        "Train in stages",
         "Keep what CLIP could before",
         "Does it see better?",
         "Put it into LLaVA, SAN or your own code",
