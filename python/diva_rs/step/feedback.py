@@ -110,13 +110,18 @@ class _Feedback(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: FeedbackLoss, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
         modules = module.step_modules
-        found = modules.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
+        # before a GradScaler multiplies them.
+        wide = tokens.detach().to(modules.dtype)
+        found = modules.step.at_tokens(wide, inputs.images, inputs.targets)
         module.losses, d_tokens, d_bridge, _ = found
         modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
+        ctx.dtypes = (tokens.dtype, *(parameter.dtype for parameter in bridge))
         return module.losses["loss"].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, None, *(gradient * grad.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, *((gradient * grad.to(gradient.dtype)).to(dtype) for gradient, dtype in pairs)
