@@ -1,4 +1,4 @@
-"""FeedbackLoss under autocast and gradient scaling: the gradient of the float32 loss, at any size of the loss."""
+"""FeedbackLoss under autocast and gradient scaling: float32's gradient, at any size of the loss."""
 
 import types
 

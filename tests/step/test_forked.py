@@ -56,8 +56,6 @@ assert child() == first == numbers()
 
 def test_a_forked_process_draws_and_computes():
     tests = Path(__file__).parents[1]
-    path = os.pathsep.join([str(tests), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -19,7 +19,8 @@ class FeedbackLoss(nn.Module):
     CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what
     they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector
     and the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
-    ``find_unused_parameters=True`` or hand over the vision model only.
+    ``find_unused_parameters=True`` or hand over the vision model only. A copy (``copy.deepcopy``, torch's
+    ``AveragedModel``, EMA helpers) has its own CLIP and projector, and shares the teacher.
 
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
