@@ -28,10 +28,13 @@ def test_an_open_clip_model_with_a_weights_file(tmp_path):
 
 def test_weights_that_are_damaged_or_do_not_fit(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(b"not weights")
-    with pytest.raises(WeightsError, match=r"bad\.safetensors could not be loaded"):
+    with pytest.raises(WeightsError, match=r"bad\.safetensors is text"):
         load(f"{MODEL}:{tmp_path / 'bad.safetensors'}")
     save_file({"visual.proj": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(WeightsError, match=r"other\.safetensors could not be loaded: .*Missing key"):
+    with pytest.raises(
+        WeightsError,
+        match=r"other\.safetensors could not be loaded: ln_final\.bias is in the",
+    ):
         load(f"{MODEL}:{tmp_path / 'other.safetensors'}")
 
 
@@ -56,7 +59,7 @@ def test_weights_trained_with_quickgelu_are_built_with_it(monkeypatch, capsys):
     for spec in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", "ViT-B-32:laion2b_s34b_b79k"):
         load(spec)
     assert [keywords["force_quick_gelu"] for _, keywords in given] == [True, True, False]
-    assert capsys.readouterr().err.count("is built with QuickGELU, as it was trained") == 1
+    assert capsys.readouterr().err.count("is built with QuickGELU, as trained") == 1
     with pytest.raises(ConfigError, match="trained without QuickGELU: use ViT-B-32:laion2b_s34b_b79k"):
         monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["laion2b_s34b_b79k"])
         monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"url": "x"})

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs.clip.facts import differences, facts
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.folder import RunFolder
@@ -75,7 +76,7 @@ def progress_of(state: dict[str, Any]) -> Progress:
         ) from err
 
 
-def _models_of(trainer: Trainer) -> dict[str, str]:
+def _models_of(trainer: Trainer) -> dict[str, Any]:
     """Names and fingerprints of the models of a run, and the names of its losses."""
     trained, clip, unet = trained_ids(trainer), trainer.clip, trainer.teacher.unet
 
@@ -84,6 +85,7 @@ def _models_of(trainer: Trainer) -> dict[str, str]:
 
     return {
         "clip": name_of(trainer),
+        "clip_computes": facts(clip),
         "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
         "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
@@ -104,13 +106,17 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _changes(earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, str]) -> list[str]:
+def _changes(earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between the run in the folder and this one, apart from its start."""
     fields = earlier.differences(recipe)
     # A constant learning rate does not depend on the length: more steps continue the same run.
     if (earlier.schedule, recipe.schedule) == ("constant", "constant"):
         fields.pop("steps", None)
-    others = {name: (was.get(name), now[name]) for name in now if name != "clip_start"}
-    return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()] + [
-        f"{name} was {before}, is {after}" for name, (before, after) in others.items() if before != after
-    ]
+    others = {name: (was.get(name), now[name]) for name in now if name not in ("clip_start", "clip_computes")}
+    parts = ("vision", "text", "pixels")
+    computed = differences(was.get("clip_computes") or {}, now["clip_computes"], parts)
+    return (
+        [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()]
+        + [f"{name} was {before}, is {after}" for name, (before, after) in others.items() if before != after]
+        + [f"clip's {line}" for line in computed]
+    )
