@@ -5,6 +5,7 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
+from diva_rs.evaluation.counted import Counted
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
 from diva_rs.evaluation.mmvp_folder import PATTERNS
@@ -17,6 +18,7 @@ from diva_rs.evaluation.statistics import (
     compare_outcomes,
     mcnemar_exact,
     paired_bootstrap,
+    smallest_difference,
     wilson_interval,
 )
 from diva_rs.evaluation.zero_shot_folder import zero_shot_folder
@@ -26,6 +28,7 @@ __all__ = [
     "PATTERNS",
     "SUITES",
     "Comparison",
+    "Counted",
     "DatasetScore",
     "Drift",
     "DriftResult",
@@ -46,6 +49,7 @@ __all__ = [
     "mmvp_vlm",
     "paired_bootstrap",
     "retrieval",
+    "smallest_difference",
     "wilson_interval",
     "zero_shot",
     "zero_shot_folder",
