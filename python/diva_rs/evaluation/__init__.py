@@ -4,6 +4,9 @@ Every result prints as a table, is written by ``to_json(path)`` and ``to_csv(pat
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
+import importlib
+from typing import Any
+
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
@@ -50,3 +53,9 @@ __all__ = [
     "zero_shot",
     "zero_shot_folder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":  # its former place, whose path `diva_rs` keeps importable
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
