@@ -4,6 +4,9 @@ Every result prints as a table, is written by ``to_json(path)`` and ``to_csv(pat
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
+import importlib
+from typing import Any
+
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
 from diva_rs.evaluation.counted import Counted
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
@@ -54,3 +57,9 @@ __all__ = [
     "zero_shot",
     "zero_shot_folder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":  # its former place, whose path `diva_rs` keeps importable
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
