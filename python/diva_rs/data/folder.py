@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diva_rs._base.files import open_regular
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
@@ -107,10 +110,15 @@ class ImageFolder(Images, Dataset[Any]):
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")
-        self.names = sorted(_image_files(self.root))
+        self.accounting = Accounting()
+        self.names = sorted(_image_files(self.root, self.accounting))
+        self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            raise DataError(f"image folder {self.root} holds no image: looked for {kinds} at any depth")
+            found = f"; {self.accounting}" if self.accounting.left_out else ""
+            raise DataError(
+                f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
+            )
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
 
     def __len__(self) -> int:
@@ -165,16 +173,41 @@ def folder_loader(
     return ImageLoader(dataset, batch, workers, on_bad_image, sampler, **loading)
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
+    """The relative paths of the images under ``root``; what is left out goes into ``accounting``."""
+
+    def unreadable(err: OSError) -> None:
+        if os.fspath(err.filename) == os.fspath(root):
+            raise DataError(f"image folder {root} cannot be listed: {err.strerror or err}")
+        accounting.leave_out("that cannot be listed", _relative(err.filename, root) + "/", picture=True)
+
     seen = set[tuple[int, int]]()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+        if (status.st_dev, status.st_ino) in seen:
+            # A link that leads back up is no loss; another name of a folder may be a class of its own.
+            if not any(os.path.samefile(folder, above) for above in Path(folder).parents):
+                accounting.leave_out("linked a second time", _relative(folder, root) + "/", picture=True)
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        for name in below:
+            if name.startswith("."):
+                accounting.leave_out("hidden", _relative(os.path.join(folder, name), root) + "/")
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            # "._1.jpg" beside "1.jpg" is what macOS archives leave: metadata, not an image.
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if accounting.is_image(_relative(path, root), partial(_head, path)):
+                yield _relative(path, root)
+
+
+def _relative(path: str, root: Path) -> str:
+    return Path(path).relative_to(root).as_posix()
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(16)
+    except OSError:  # a pipe, a broken link
+        return b""

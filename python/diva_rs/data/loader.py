@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_
 
 from diva_rs._base.tensors import described
 from diva_rs._base.world import rank_and_world
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.data.decode import BadImage, check_policy
 from diva_rs.data.keys import scramble
@@ -39,7 +40,9 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
         if len(shapes) > 1:
             raise DataError(f"images of one batch differ in size, {shapes}: crop them to one size")
         batch["images"] = torch.stack([sample["images"] for sample in good])
-        batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
+        ids = [sample["ids"] for sample in good]
+        # A default device would otherwise take the ids, in a worker too.
+        batch["ids"] = torch.tensor(ids, dtype=torch.int64, device="cpu")
     return batch
 
 
@@ -116,6 +119,21 @@ class ImageLoader:
         # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
         # samples that each worker has read.
         self.position: tuple[int, ...] = self._origin()
+        if hasattr(dataset, "accounting"):
+            dataset.accounting.log(str(dataset))
+
+    @property
+    def accounting(self) -> Accounting:
+        """The images that the loader uses, and what it leaves out and why.
+
+        It is complete from the start for a folder, and after a pass for shards. Unreadable images are left
+        out when they are met.
+        """
+        found = getattr(self.dataset, "accounting", Accounting()) + Accounting()
+        for name in self.bad:
+            found.used -= 1
+            found.leave_out("unreadable", name, picture=True)
+        return found
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration: its order and its crops."""
