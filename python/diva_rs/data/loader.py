@@ -1,8 +1,9 @@
 """The loader of image folders and shards: batches, their order, and a position to resume from."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,12 @@ class SkippedSample:
     """Stands for a sample that an interrupted run has used already; it is not decoded."""
 
 
+class Accounted(dict[str, Any]):
+    """A sample, or nothing at the end, that brings the accounting of shards from a worker."""
+
+    accounts: Mapping[str, Accounting] = MappingProxyType({})
+
+
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
@@ -33,9 +40,12 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if not isinstance(sample, (BadImage, SkippedSample))]
+    good = [sample for sample in samples if sample and not isinstance(sample, (BadImage, SkippedSample))]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
+    accounts = dict(pair for sample in samples for pair in getattr(sample, "accounts", {}).items())
+    if accounts:
+        batch["accounts"] = accounts
     if good:
         shapes = sorted({tuple(sample["images"].shape) for sample in good})
         if len(shapes) > 1:
@@ -114,8 +124,12 @@ class ImageLoader:
             prefetch_factor=prefetch,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
-        if hasattr(dataset, "accounting"):
-            dataset.accounting.log(str(dataset))
+        self._accounts = dict[str, Accounting]()  # of each shard that was read
+        self._logged = ""
+        if hasattr(dataset, "reports"):
+            dataset.reports = True
+        else:
+            self._log()
 
     @property
     def accounting(self) -> Accounting:
@@ -125,6 +139,8 @@ class ImageLoader:
         out when they are met.
         """
         found = getattr(self.dataset, "accounting", Accounting()) + Accounting()
+        for shard in sorted(self._accounts):
+            found += self._accounts[shard]
         for name in self.bad:
             found.used -= 1
             found.leave_out("unreadable", name, picture=True)
@@ -174,13 +190,31 @@ class ImageLoader:
                 if bad.name not in self.bad:
                     self.bad[bad.name] = bad.reason
                     logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
+            self._keep(batch.pop("accounts", {}))
             if batch:  # a batch of bad images alone is skipped
                 good += len(batch["ids"])
                 yield batch
         if not good and rank_and_world()[1] == 1:  # one of several ranks may have no images
             few = ", ".join(f"{name} ({reason})" for name, reason in list(self.bad.items())[:3])
-            reason = f": all {len(self.bad)} were bad, {few}" if self.bad else ""
-            raise DataError(f"{self.dataset} gave no image{reason}")
+            reason = f"all {len(self.bad)} were bad, {few}" if self.bad else self.accounting
+            raise DataError(f"{self.dataset} gave no image: {reason}")
+        if self._accounts:
+            self._log()
+
+    def _keep(self, accounts: Mapping[str, Accounting]) -> None:
+        """Keep the accounting of each shard as it is after most of its members were read."""
+        warned = self.accounting.pictures
+        for shard, account in accounts.items():
+            if account.total >= self._accounts.get(shard, account).total:
+                self._accounts[shard] = account
+        if not self.accounting.pictures <= warned:
+            self._log()
+
+    def _log(self) -> None:
+        """Log the accounting if it has changed."""
+        if self._logged != (line := str(self.accounting)):
+            self._logged = line
+            self.accounting.log(str(self.dataset))
 
     def _batches(self, start: int) -> Iterator[dict[str, Any]]:
         """The epoch's batches after the first ``start``, which are not decoded."""
