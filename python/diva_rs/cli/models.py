@@ -22,10 +22,18 @@ from diva_rs.recipes.recipe import Recipe
 
 _SCHEMES = ("hf-hub:", "local-dir:")  # of open_clip's model names
 _LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder must not ask on the terminal
+# The files of each, and what to do where they are missing.
 _PROCESSORS = {
-    "AutoImageProcessor": ("preprocessor_config.json", "processor_config.json"),
-    "AutoTokenizer": ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"),
+    "AutoImageProcessor": (
+        ("preprocessor_config.json", "processor_config.json"),
+        "save the model's processor beside it",
+    ),
+    "AutoTokenizer": (
+        ("tokenizer.json", "vocab.json", "spiece.model", "vocab.txt"),
+        "save the model's tokenizer beside it, or give --tokenizer",
+    ),
 }
+TOKENIZER = "a folder with the tokenizer, or an open_clip model that has it; none: that of the model"
 
 Scored = tuple[Any, Any, Any]
 """(clip, preprocess, tokenizer)."""
@@ -63,13 +71,15 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
 
 
-def load_scored(spec: str, device: torch.device) -> Scored:
-    """The model of ``spec`` in float32, with its own transform and tokenizer."""
+def load_scored(spec: str, device: torch.device, tokenizer: str | None = None) -> Scored:
+    """The model of ``spec`` in float32, with its transform and its tokenizer, or the one that is named."""
     clip = load_clip(spec, device, "fp32").eval()
-    return clip, *belongings(clip, spec)
+    return clip, *belongings(clip, spec, tokenizer)
 
 
-def load_other(spec: str, first: Scored, device: torch.device, of: str) -> Scored:
+def load_other(
+    spec: str, first: Scored, device: torch.device, of: str, tokenizer: str | None = None
+) -> Scored:
     """The model to compare with: another one, or weights that a run has written for the first model.
 
     ``spec`` is as for `load_clip`, or a .safetensors file or a run folder with clip.safetensors, whose
@@ -78,25 +88,36 @@ def load_other(spec: str, first: Scored, device: torch.device, of: str) -> Score
     path = Path(spec)
     weights = path.suffix == ".safetensors" and path.is_file()
     if not weights and not (path / "clip.safetensors").is_file():
-        return load_scored(spec, device)
+        return load_scored(spec, device, tokenizer)
     clip = load_clip(of, device, "fp32").eval()
     fill(clip, weights_of(spec, "--compare"), spec)
     return clip, *first[1:]
 
 
-def belongings(clip: Any, spec: str) -> tuple[Any, Any]:
+def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
     folder = Path(spec)
     if (folder / "config.json").is_file():
-        image, text = (_processor(folder, auto, files) for auto, files in _PROCESSORS.items())
-        return image, text
+        return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or spec)
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     adapt(clip, training=False)  # warns of pixels that do not belong to the weights
-    name = spec if spec.startswith(_SCHEMES) else spec.partition(":")[0]
-    name = f"local-dir:{folder}" if folder.is_dir() else name
     transform = image_transform_v2(PreprocessCfg(**clip.visual.preprocess_cfg), is_train=False)
-    return transform, require("open_clip", extra="open-clip").get_tokenizer(name)
+    return transform, tokenizer_of(tokenizer or spec)
+
+
+def tokenizer_of(spec: str) -> Any:
+    """The tokenizer of a folder of transformers or open_clip, or of a model that open_clip lists."""
+    folder = Path(spec)
+    if folder.is_dir() and not (folder / "open_clip_config.json").is_file():
+        return processor(folder, "AutoTokenizer")
+    name = f"local-dir:{folder}" if folder.is_dir() else spec
+    name = name if name.startswith(_SCHEMES) else name.partition(":")[0]
+    open_clip = require("open_clip", extra="open-clip")
+    if not name.startswith(_SCHEMES) and name not in open_clip.list_models():
+        near = hint(name, open_clip.list_models()) or ": give a folder, or a model that open_clip lists"
+        raise ConfigError(f"there is no tokenizer {name!r}{near}")
+    return open_clip.get_tokenizer(name)
 
 
 def check_data(data: str) -> None:
@@ -203,8 +224,9 @@ def _from_transformers(folder: Path) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def _processor(folder: Path, auto: str, files: tuple[str, ...]) -> Any:
-    transformers = require("transformers", extra="transformers")
+def processor(folder: Path, auto: str) -> Any:
+    """What transformers' class ``auto`` loads from a folder; ConfigError where its files are missing."""
+    transformers, (files, remedy) = require("transformers", extra="transformers"), _PROCESSORS[auto]
     try:
         # Without its files AutoTokenizer may return a tokenizer that has no words, and says nothing.
         if not any((folder / file).is_file() for file in files):
@@ -213,6 +235,5 @@ def _processor(folder: Path, auto: str, files: tuple[str, ...]) -> Any:
         return getattr(transformers, auto).from_pretrained(folder, **_LOCAL)
     except Exception as err:  # OS, value and json errors of many kinds
         raise ConfigError(
-            f"{folder} holds no {' or '.join(files)} that transformers can load: save the model's processor "
-            "beside it"
+            f"{folder} holds no {' or '.join(files)} that transformers can load: {remedy}"
         ) from err

@@ -1,4 +1,4 @@
-"""A folder of transformers: the configuration, the weights and the image processor's configuration."""
+"""A folder of transformers: configuration, weights, image processor and, if it is OpenAI's, tokenizer."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
-from diva_rs._base.files import make_folder, replacing, write_json
+from diva_rs._base.files import make_folder, replacing, write_json, write_text
 from diva_rs.clip.export.layouts import RULES, convert
 from diva_rs.clip.export.source import Config, Family, Source, own_state, preprocessor, read
+from diva_rs.clip.export.vocabulary import tokenizer_files
 from diva_rs.clip.libraries.transformers import family_of
 from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError, DataError
@@ -43,9 +44,11 @@ def to_transformers(
         path: the folder; an earlier export is replaced as a whole. It is returned.
         vision_only: leave the text tower out: ``CLIPVisionModelWithProjection`` or ``SiglipVisionModel``.
             From open_clip this also exports models whose text tower transformers cannot hold.
-        processor: a processor, image processor or tokenizer of transformers to save with the model. None
-            writes the image processor's configuration: with the pixel statistics, size and resizing that
-            open_clip keeps in the model, or those of the family.
+        processor: a processor, image processor or tokenizer of transformers to save with the model. The part
+            that it leaves out is written: the image processor's configuration, with the pixel statistics,
+            size and resizing that open_clip keeps in the model, or those of the family; and the tokenizer of
+            a full model that uses OpenAI's vocabulary. Other vocabularies (SigLIP's) are not part of a model:
+            a folder without their tokenizer has no texts, so give it here.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
@@ -69,10 +72,15 @@ def to_transformers(
         beside.mkdir()
         save_weights(beside / "model.safetensors", weights)
         write_json(beside / "config.json", config)
-        if processor is None:
-            write_json(beside / "preprocessor_config.json", images)
-        else:
+        if processor is not None:
             processor.save_pretrained(beside)
+        if not any(
+            (beside / name).exists() for name in ("preprocessor_config.json", "processor_config.json")
+        ):
+            write_json(beside / "preprocessor_config.json", images)
+        if not (beside / "tokenizer_config.json").exists():
+            for name, content in tokenizer_files(config).items():
+                (write_text if isinstance(content, str) else write_json)(beside / name, content)
     return folder
 
 
