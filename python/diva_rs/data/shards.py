@@ -121,6 +121,7 @@ def shard_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     views: Views | None = None,
+    max_pixels: int = MAX_PIXELS,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from webdataset shards.
@@ -138,7 +139,7 @@ def shard_loader(
     [2, 1]
     """
     transform = transform_of(size, scale, views)
-    dataset = ImageShards(pattern, transform, seed=seed, on_bad_image="skip", shuffle=shuffle)
+    dataset = ImageShards(pattern, transform, size, seed, "skip", shuffle, max_pixels)
     dataset.views = views
     return ImageLoader(dataset, batch, workers, on_bad_image, **loading)
 
