@@ -4,6 +4,7 @@ import glob
 import os
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from diva_rs.data.augment import Transform, Views, transform_of
 from diva_rs.data.decode import MAX_PIXELS, BadImage
 from diva_rs.data.folder import Images
 from diva_rs.data.keys import name_key, scramble
-from diva_rs.data.loader import Accounted, ImageLoader, SkippedSample, logger
+from diva_rs.data.loader import Accounted, ImageLoader, digest_of, logger
 from diva_rs.data.tars import Member, labels, read_images
 from diva_rs.errors import ConfigError, DataError
 
@@ -61,42 +62,49 @@ class ImageShards(Images, IterableDataset[Any]):
         # Rank and number of ranks; `ImageLoader` sets it, since workers have not joined the ranks.
         self.share: tuple[int, int] | None = None
         self.reports = False  # whether items carry the accounting; `ImageLoader` sets it
-        self.start: list[int] = []  # for each worker, the samples that the next iteration does not decode
+        # Where the next iteration starts: see `ImageLoader.position`.
+        self.start: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BadImage | SkippedSample]:
-        worker = get_worker_info()
-        start = self.start[0 if worker is None else worker.id] if self.start else 0
-        accounts = dict[str, Accounting]()  # of the shards read since the last item that carried any
-        for number, found in enumerate(self._images(accounts)):
-            if number < start:
-                yield SkippedSample()
-            elif isinstance(found, BadImage):
-                yield self.bad(found.name, found.reason)
-            else:
-                item = self.sample(found.data, found.key, found.place)
-                if self.reports and isinstance(item, dict):
-                    item = _accounted(item, accounts)
-                    accounts.clear()
-                yield item
-        if self.reports and accounts:
-            yield _accounted({}, accounts)
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come, in which order and how they are cropped."""
+        files = digest_of(self.labels, self.shards)
+        facts = {"shards": len(self.shards), "files": files, "shuffle": self.shuffle}
+        return {**super().identity(), **facts}
 
-    def _images(self, accounts: dict[str, Accounting]) -> Iterator[Member | BadImage]:
-        """The undecoded images of this rank and worker, in the order of the epoch."""
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImage]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        turn, *read = self.start or (0,) * (1 + workers)
+        part = (worker + turn) % workers  # the worker whose turn was next is now the first
+        accounts = dict[str, Accounting]()  # of the shards read since the last item that carried any
+        for found in islice(self._images(part, workers, accounts), read[part], None):
+            if isinstance(found, BadImage):
+                yield self.bad(found.name, found.reason)
+                continue
+            item = self.sample(found.data, found.key, found.place)
+            if self.reports and isinstance(item, dict):
+                item = Accounted(item, accounts)
+                accounts.clear()
+            yield item
+        if self.reports and accounts:
+            yield Accounted({}, accounts)
+
+    def _images(self, part: int, parts: int, accounts: dict[str, Accounting]) -> Iterator[Member | BadImage]:
+        """The undecoded images of a part of this rank's shards, in the order of the epoch."""
         wds = require("webdataset", extra="data")
         shards = list(zip(self.shards, self.labels, strict=True))
         if self.shuffle:
             keys = np.array([name_key(label) for label in self.labels], np.uint64)
             shards = [shards[i] for i in np.argsort(scramble(keys, self.seed, self.epoch), kind="stable")]
         rank, world = self.share or rank_and_world()
-        mine = list(wds.split_by_worker(iter(shards[rank::world])))
+        mine = shards[rank::world][part::parts]
         images = (image for shard, label in mine for image in self._images_of(shard, label, accounts))
         if not self.shuffle:
             return images
-        # Named by the worker's first shard: its own number would tie the order to it.
+        # Named by the first shard: the part's number would tie the order to it.
         name = f"{self.seed} {self.epoch} {mine[0][1] if mine else ''}"
         rng = random.Random(name.encode("utf-8", "surrogateescape"))
         return wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(images)  # type: ignore[no-any-return]
@@ -142,12 +150,6 @@ def shard_loader(
     dataset = ImageShards(pattern, transform, size, seed, "skip", shuffle, max_pixels)
     dataset.views = views
     return ImageLoader(dataset, batch, workers, on_bad_image, **loading)
-
-
-def _accounted(item: dict[str, Any], accounts: dict[str, Accounting]) -> Accounted:
-    found = Accounted(item)
-    found.accounts = dict(accounts)
-    return found
 
 
 def _expand(pattern: Paths) -> list[str]:
