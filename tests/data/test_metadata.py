@@ -163,7 +163,7 @@ def test_metadata_behind_the_pixels_may_be_cut_off_but_no_pixel():
         saved("JPEG")[:-300],
         saved("TIFF")[:-900],
     ):
-        with pytest.raises(DataError, match="^x: "):
+        with pytest.raises(DataError, match=r"^x: "):
             decode(data, "x")
 
 
