@@ -156,6 +156,7 @@ def load_images(
         workers=options.workers,
         seed=recipe.seed,
         on_bad_image=options.on_bad_image,
+        max_pixels=options.max_pixels,
         shuffle=shuffle,
         prefetch=options.prefetch,
         views=views,
