@@ -4,7 +4,11 @@ Every result prints as a table, is written by ``to_json(path)`` and ``to_csv(pat
 the other model's by ``before.compare(after)``. Scores are in per cent.
 """
 
+import importlib
+from typing import Any
+
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
+from diva_rs.evaluation.counted import Counted
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
 from diva_rs.evaluation.mmvp_folder import PATTERNS
@@ -17,6 +21,7 @@ from diva_rs.evaluation.statistics import (
     compare_outcomes,
     mcnemar_exact,
     paired_bootstrap,
+    smallest_difference,
     wilson_interval,
 )
 from diva_rs.evaluation.zero_shot_folder import zero_shot_folder
@@ -26,6 +31,7 @@ __all__ = [
     "PATTERNS",
     "SUITES",
     "Comparison",
+    "Counted",
     "DatasetScore",
     "Drift",
     "DriftResult",
@@ -46,7 +52,14 @@ __all__ = [
     "mmvp_vlm",
     "paired_bootstrap",
     "retrieval",
+    "smallest_difference",
     "wilson_interval",
     "zero_shot",
     "zero_shot_folder",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "report":  # its former place, whose path `diva_rs` keeps importable
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

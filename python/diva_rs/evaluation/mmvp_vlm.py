@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs.data.decode import opened
+from diva_rs.data.decode import load
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Combine, Embedder
 from diva_rs.evaluation.measures import evaluating
@@ -64,7 +64,7 @@ def mmvp_vlm(
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
     (135, 9, True)
     >>> print(result.compare(result))
-    MMVP-VLM: ... (+0.0 points, 95% interval +0.0 to +0.0); 0 gained, 0 lost of 135, exact McNemar p = 1
+    MMVP-VLM: ... of 135 right (+0), ...; 0 gained, 0 lost of 135, exact McNemar p = 1; ...
     """
     check_confidence(confidence)
     pairs = read_pairs(root)
@@ -100,6 +100,4 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
 
 
 def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:
-    with opened(path, f"{path} (question {question.id}, row {question.row})") as image:
-        image.load()
-        return embedder.transform(image)
+    return embedder.transform(load(path, f"{path} (question {question.id}, row {question.row})"))
