@@ -61,7 +61,9 @@ def test_models_that_take_no_condition_from_a_clip():
     [
         ({"in_channels": 9}, "takes 9 channels and predicts 4: it needs more than the noisy image"),
         ({"num_class_embeds": 10}, "class embedding, a table of 10 classes, is not supported"),
+        ({"in_channels": 7, "num_class_embeds": 10}, "takes 7 channels and predicts 4"),
         ({"class_embed_type": "timestep"}, "class embedding, 'timestep', is not supported"),
+        ({"time_cond_proj_dim": 8}, "time_cond_proj_dim is 8: it was distilled to read a guidance scale"),
         (
             {"addition_embed_type": "image", "encoder_hid_dim": 8, "encoder_hid_dim_type": "text_proj"},
             "addition_embed_type, 'image', is not supported",

@@ -8,7 +8,7 @@ from torch import nn
 
 from diva_rs.clip import unwrap
 from diva_rs.diffusion.families import family_of, folders, supported
-from diva_rs.diffusion.loading import denoiser_name, load_part
+from diva_rs.diffusion.loading import denoiser_name, load_part, text_config
 from diva_rs.errors import ConfigError, WeightsError, a_type
 
 # A repository on the Hub is owner/name; anything that looks like a path is none.
@@ -79,6 +79,30 @@ class Parts:
         if Path(self._root).is_dir():
             return Path(self._root, name).is_dir()
         return _HUB_NAME.fullmatch(self._root) is not None
+
+    def pooled_width(self) -> int | None:
+        """The width of SDXL's pooled text, read without loading weights; None where it is not known."""
+        name = "text_encoder_2"
+        config = getattr(self._parts.get(name), "config", None)
+        if config is None and self._root is not None and self.findable(name):
+            try:
+                config = text_config(self._root, name)
+            except WeightsError:
+                if Path(self._root).is_dir():
+                    raise
+        return None if config is None else int(config.projection_dim)
+
+    def noises_images(self) -> bool:
+        """Whether the pipeline noises image embeddings, as those of Stable unCLIP do."""
+        name = "image_noising_scheduler"
+        if name in self._parts or self._root is None:
+            return name in self._parts
+        if Path(self._root).is_dir():
+            return Path(self._root, name).is_dir()
+        try:
+            return denoiser_name(self._root, (name, "")) == name
+        except WeightsError:
+            return False
 
     def owned(self, name: str) -> bool:
         """Whether the part was loaded here, so that no other object holds it."""

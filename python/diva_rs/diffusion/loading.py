@@ -80,10 +80,18 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
     return model
 
 
-def _text_encoder(root: str, name: str, place: str) -> Any:
+def text_config(root: str, name: str) -> Any:
+    """The configuration of a text encoder, without its weights; WeightsError where it cannot be read."""
     transformers = require("transformers", extra="diffusers")
-    # Without the last argument a file could have a question asked on the terminal.
-    config = transformers.AutoConfig.from_pretrained(root, subfolder=name, trust_remote_code=False)
+    try:
+        # Without the last argument a file could have a question asked on the terminal.
+        return transformers.AutoConfig.from_pretrained(root, subfolder=name, trust_remote_code=False)
+    except Exception as err:
+        raise WeightsError(f"{root}/{name} could not be loaded: {one_line(err)}") from err
+
+
+def _text_encoder(root: str, name: str, place: str) -> Any:
+    transformers, config = require("transformers", extra="diffusers"), text_config(root, name)
     class_name = str((config.architectures or ["unknown"])[0])
     if class_name not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         raise ConfigError(

@@ -19,6 +19,8 @@ def check_vae(vae: Any, channels: int) -> None:
     if not isinstance(vae, nn.Module) or "AutoencoderKL" not in {base.__name__ for base in type(vae).__mro__}:
         raise ConfigError(f"vae is {a_type(vae)}, expected a diffusers AutoencoderKL")
     config: Any = vae.config
+    if config.in_channels != _PIXELS:
+        raise ConfigError(f"the VAE encodes images of {config.in_channels} channels, a step gives it 3")
     if config.latent_channels != channels:
         raise ConfigError(
             f"the VAE's latents have {config.latent_channels} channels, the denoiser takes {channels}: pass "

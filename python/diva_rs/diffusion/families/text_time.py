@@ -1,6 +1,7 @@
 """SDXL's added embedding: pooled text and image sizes, beside what the cross-attention reads."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from diva_rs.diffusion.frozen import moved
 from diva_rs.errors import ConfigError, ShapeError
 
 _SIZES = 6  # original height and width, crop top and left, target height and width
+_SCORED = 5  # the refiner's: an aesthetic score in the place of the target size
+_SCORE = 6.0  # diffusers StableDiffusionXLImg2ImgPipeline: aesthetic_score
 
 
 class TextTime:
@@ -18,10 +21,17 @@ class TextTime:
 
     ``given`` holds "text_embeds" (1, D) and "time_ids" (1, n), both, one or none of them. Without it the
     pooled text is zero, as in diffusers' SDXL pipeline for the empty prompt, and the sizes are those of the
-    image, not cropped. ``factor`` gives the pixels per latent along a side.
+    image, not cropped; SDXL's refiner takes an aesthetic score besides. ``factor`` gives the pixels per
+    latent along a side, ``pooled`` the width of the pooled text where it is known.
     """
 
-    def __init__(self, config: Any, given: Mapping[str, Tensor], factor: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        config: Any,
+        given: Mapping[str, Tensor],
+        factor: Callable[[], int],
+        pooled: Callable[[], int | None] = lambda: None,
+    ) -> None:
         for name, tensor in given.items():
             if name not in ("text_embeds", "time_ids"):
                 raise ConfigError(f"added_cond_kwargs has {name!r}, expected text_embeds and time_ids")
@@ -31,17 +41,36 @@ class TextTime:
                     "one for all samples"
                 )
         self.text, self.time_ids = given.get("text_embeds"), given.get("time_ids")
-        self.factor = factor
+        self.factor, self._pooled = factor, pooled
         # diffusers UNet2DConditionModel.get_aug_embed: the pooled text, then an embedding of each id.
-        total, self.each = int(config.projection_class_embeddings_input_dim), config.addition_time_embed_dim
-        ids = _SIZES if self.time_ids is None else self.time_ids.shape[1]
-        self.text_width = total - ids * self.each if self.text is None else self.text.shape[1]
-        if self.text_width <= 0 or self.text_width + ids * self.each != total:
-            raise ShapeError(
-                f"this UNet's added embedding takes {total} values, but text_embeds of {self.text_width} and "
-                f"{ids} time_ids of {self.each} each make {self.text_width + ids * self.each}"
-            )
+        self.total = int(config.projection_class_embeddings_input_dim)
+        self.each, self._cross = config.addition_time_embed_dim, config.cross_attention_dim
         self._cache: dict[tuple[Any, ...], dict[str, Tensor]] = {}
+        if given:
+            _ = self.sizes
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """The width of the pooled text, and the number of ids."""
+        text = None if self.text is None else self.text.shape[1]
+        ids = None if self.time_ids is None else self.time_ids.shape[1]
+        if text is None and ids is None:
+            text = self._pooled()
+            if text is None and self.total - _SCORED * self.each == self._cross:
+                raise ConfigError(
+                    f"this UNet may be SDXL's refiner, which takes {_SCORED} time_ids where the base model "
+                    f"takes {_SIZES}: give its pipeline or folder, which has the text encoder, or "
+                    "Teacher(added_cond_kwargs=...) with text_embeds and time_ids"
+                )
+        if ids is None:
+            ids = _SCORED if text is not None and text + _SCORED * self.each == self.total else _SIZES
+        text = self.total - ids * self.each if text is None else text
+        if text <= 0 or text + ids * self.each != self.total:
+            raise ShapeError(
+                f"this UNet's added embedding takes {self.total} values, but text_embeds of {text} and "
+                f"{ids} time_ids of {self.each} each make {text + ids * self.each}"
+            )
+        return text, ids
 
     def like(self, noisy: Tensor) -> dict[str, Tensor]:
         """The keyword argument for a batch ``noisy`` (B, C, h, w): text_embeds (B, D), time_ids (B, n)."""
@@ -53,19 +82,23 @@ class TextTime:
     def _made(self, noisy: Tensor) -> dict[str, Tensor]:
         text, time_ids = self.text, self.time_ids
         if text is None:
-            text = noisy.new_zeros(1, self.text_width)
+            text = noisy.new_zeros(1, self.sizes[0])
         if time_ids is None:
-            height, width = (side * self.factor() for side in noisy.shape[-2:])
-            time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+            size = [side * self.factor() for side in noisy.shape[-2:]]
+            last = size if self.sizes[1] == _SIZES else [_SCORE]
+            time_ids = torch.tensor([[*size, 0, 0, *last]], dtype=torch.float32)
         return {
             "text_embeds": moved(text.detach(), noisy.device, noisy.dtype),
             "time_ids": moved(time_ids.detach(), noisy.device),
         }
 
-    def native(self, weight: Tensor) -> tuple[dict[str, int], dict[str, Tensor]]:
+    def native(self, weight: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The native network's configuration and its fixed inputs, for weights like ``weight``."""
-        text = self.text if self.text is not None else weight.new_zeros(1, self.text_width)
-        fields, fixed = {"addition_time_embed_dim": self.each}, {"text_embeds": text.detach()}
+        text_width, ids = self.sizes
+        text = self.text if self.text is not None else weight.new_zeros(1, text_width)
+        score = None if ids == _SIZES else _SCORE
+        fields: dict[str, Any] = {"addition_time_embed_dim": self.each, "aesthetic_score": score}
+        fixed = {"text_embeds": text.detach()}
         if self.time_ids is None:
             return {**fields, "pixels_per_latent": self.factor()}, fixed
         return {**fields, "pixels_per_latent": 1}, {**fixed, "time_ids": self.time_ids}

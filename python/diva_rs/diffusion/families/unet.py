@@ -30,7 +30,9 @@ class UNet(Family):
         self.slots = Slots(tokens=self.text_width)
         self.added: TextTime | None = None
         if config.addition_embed_type == "text_time":
-            self.added = TextTime(config, added_cond_kwargs or {}, context.pixels_per_latent)
+            self.added = TextTime(
+                config, added_cond_kwargs or {}, context.pixels_per_latent, context.pooled_width
+            )
         elif added_cond_kwargs is not None:
             raise ConfigError(
                 "added_cond_kwargs is given, but this UNet has no embedding of pooled text and sizes, as "
@@ -83,6 +85,11 @@ def _check(config: Any) -> None:
     if embedding not in (None, "projection", "simple_projection") or (embedding is None and classes):
         found = repr(embedding) if embedding is not None else f"a table of {classes} classes"
         raise ConfigError(f"this UNet's class embedding, {found}, is not supported: only 'projection' is")
+    if config.time_cond_proj_dim is not None:
+        raise ConfigError(
+            f"this UNet's time_cond_proj_dim is {config.time_cond_proj_dim}: it was distilled to read a "
+            "guidance scale, as latent consistency models are; take the model that it was distilled from"
+        )
     for name, supported in _SUPPORTED.items():
         if config[name] not in (None, *supported):
             known = " and ".join(map(repr, supported))

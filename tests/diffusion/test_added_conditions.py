@@ -1,0 +1,133 @@
+"""What a UNet reads beside the condition is what its own diffusers pipeline would give it."""
+
+import diffusers
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
+
+from builders.diffusion import (
+    TEXT_WIDTH,
+    loss_of,
+    relative_error,
+    teacher_inputs,
+    tiny_pipeline,
+    tiny_scheduler,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_unet,
+    tiny_vae,
+)
+from diva_rs.diffusion import Teacher
+from diva_rs.errors import ConfigError
+from diva_rs.native import native_denoiser
+
+pytestmark = pytest.mark.parity
+
+POOLED, EACH = 16, 8
+
+
+def refiner(pooled=POOLED):
+    """SDXL's refiner: one text encoder as wide as the pooled text, five ids."""
+    changes = {"projection_class_embeddings_input_dim": pooled + 5 * EACH, "cross_attention_dim": pooled}
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        vae=tiny_vae(),
+        unet=tiny_unet("sdxl", **changes),
+        scheduler=tiny_scheduler(),
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=tiny_text_encoder(2, width=pooled, projection=pooled),
+        tokenizer_2=tiny_tokenizer(),
+        requires_aesthetics_score=True,
+    )
+
+
+def unclip():
+    pipeline = tiny_pipeline("unclip")
+    return diffusers.StableUnCLIPImg2ImgPipeline(
+        feature_extractor=None,
+        image_encoder=None,
+        image_normalizer=StableUnCLIPImageNormalizer(10),
+        image_noising_scheduler=tiny_scheduler(),
+        tokenizer=pipeline.tokenizer,
+        text_encoder=pipeline.text_encoder,
+        unet=pipeline.unet,
+        scheduler=pipeline.scheduler,
+        vae=pipeline.vae,
+    )
+
+
+def same(teacher, theirs, inputs):
+    """The torch path and the native one against diffusers, in prediction and gradient."""
+    *_, condition = inputs
+    for predict in (teacher.denoise, native_denoiser(teacher).predict, theirs):
+        found = predict(*inputs)
+        (gradient,) = torch.autograd.grad(loss_of(found), condition)
+        yield found.detach(), gradient
+
+
+def check(teacher, theirs, inputs):
+    ours, native, expected = same(teacher, theirs, inputs)
+    for found in (ours, native):
+        assert relative_error(found[0], expected[0]) <= 1e-5
+        assert relative_error(found[1], expected[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("source", ["pipeline", "folder", "unet of the folder"])
+def test_the_refiner_reads_five_ids_and_its_own_pooled_width(source, tmp_path):
+    pipeline = refiner()
+    given = pipeline
+    if source != "pipeline":
+        pipeline.save_pretrained(tmp_path)
+        given = tmp_path
+    if source == "unet of the folder":
+        given = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    ids, _ = pipeline._get_add_time_ids((32, 32), (0, 0), (32, 32), 6.0, 2.5, (32, 32), (0, 0), (32, 32),
+                                        torch.float32, POOLED)  # fmt: skip
+
+    def theirs(noisy, timesteps, condition):
+        added = {"text_embeds": torch.zeros(3, POOLED), "time_ids": ids.repeat(3, 1)}
+        return pipeline.unet(noisy, timesteps, condition, added_cond_kwargs=added).sample
+
+    check(Teacher(given), theirs, teacher_inputs(4, 5, POOLED, torch.float32))
+
+
+def test_a_refiner_without_its_text_encoder_needs_its_added_condition():
+    unet = refiner().unet
+    inputs = teacher_inputs(4, 5, POOLED, torch.float32)
+    with pytest.raises(ConfigError, match=r"SDXL's refiner.*added_cond_kwargs"):
+        Teacher(unet, vae=tiny_vae()).denoise(*inputs)
+    ids = torch.tensor([[32.0, 32.0, 0.0, 0.0, 2.5]])
+    for added in ({"time_ids": ids}, {"text_embeds": torch.zeros(1, POOLED)}):
+        score = 2.5 if "time_ids" in added else 6.0
+        whole = {"text_embeds": torch.zeros(3, POOLED), "time_ids": ids.clone().repeat(3, 1)}
+        whole["time_ids"][:, 4] = score
+        expected = unet(*inputs, added_cond_kwargs=whole).sample
+        found = Teacher(unet, vae=tiny_vae(), added_cond_kwargs=added).denoise(*inputs)
+        assert relative_error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("source, level", [("pipeline", 0), ("folder", 0), ("unet", 7)])
+def test_stable_unclip_reads_the_noise_level_behind_the_image_embedding(source, level, tmp_path):
+    pipeline = unclip()
+    text = pipeline.encode_prompt("", "cpu", 1, False)[0].detach()
+    pipeline.unet.save_pretrained(tmp_path / "unet")
+    (tmp_path / "image_noising_scheduler").mkdir()
+    given = {"pipeline": pipeline, "folder": tmp_path, "unet": pipeline.unet}[source]
+    options = {"noise_level": level} if level else {}
+    teacher = Teacher(given, text_condition=text, **options)
+    assert teacher.condition_width == 10
+
+    def theirs(noisy, timesteps, condition):
+        # `noise_image_embeddings` of the pipeline, without the noise
+        emb = diffusers.models.embeddings.get_timestep_embedding(torch.tensor([level] * 3), 10, True, 0)
+        labels = torch.cat((condition.mean(1), emb), 1)
+        return pipeline.unet(noisy, timesteps, text.repeat(3, 1, 1), class_labels=labels).sample
+
+    check(teacher, theirs, teacher_inputs(4, 3, 10, torch.float32))
+
+
+def test_conditions_that_do_not_fit():
+    with pytest.raises(ConfigError, match="noise_level is -1, expected a whole number"):
+        Teacher(tiny_unet("unclip"), text_condition=torch.zeros(1, 7, TEXT_WIDTH), noise_level=-1)
+    with pytest.raises(ConfigError, match="the VAE encodes images of 6 channels"):
+        Teacher(tiny_unet(), vae=tiny_vae(in_channels=6))
