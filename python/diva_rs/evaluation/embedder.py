@@ -110,9 +110,9 @@ def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> 
         features = tower.embed(tower.tokens(pixels))
     else:
         raise ConfigError(f"{type(model).__name__} has neither encode_image nor get_image_features")
-    features = first_of(features)
+    found: Tensor = first_of(features)
     # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
-    return features[:, 0] if features.ndim == 3 else features
+    return found[:, 0] if found.ndim == 3 else found
 
 
 def first_of(features: Any) -> Any:

@@ -1,6 +1,6 @@
 """Whether a tokenizer is the model's own: rows of another length or vocabulary would be scored in silence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,19 +52,19 @@ class TextSide:
             raise ConfigError(f"tokenizer is {a_type(tokenizer)}: {_OWN}")
         tokenize = self._padding(tokenizer) if of_transformers(tokenizer) else tokenizer
         known = _known_words(tokenizer)
-        if known is not None and self.vocabulary is not None:
-            # Vocabularies are padded by a few entries, and tokenizers extended by some.
-            if not 0.9 * self.vocabulary <= known <= 1.1 * self.vocabulary:
-                raise ConfigError(
-                    f"the tokenizer ({type(tokenizer).__name__}) knows {known} tokens, the model "
-                    f"{self.vocabulary}: it is another model's, or was loaded from a folder without "
-                    f"tokenizer files, such as an exported one; {_OWN}"
-                )
+        size = self.vocabulary or known
+        # Vocabularies are padded by a few entries, and tokenizers extended by some.
+        if known is not None and size is not None and not 0.9 * size <= known <= 1.1 * size:
+            raise ConfigError(
+                f"the tokenizer ({type(tokenizer).__name__}) has {known} tokens, the model {size}: it is "
+                "another model's, or was loaded from a folder without tokenizer files, such as an exported "
+                f"one; {_OWN}"
+            )
 
         def checked(texts: Sequence[str]) -> Tokens:
             listed = [text.lower() for text in texts] if self.lower else list(texts)
             tokens = tokenize(listed)
-            self._check(tokens if isinstance(tokens, Tensor) else tokens["input_ids"], listed)
+            self._check(tokens.get("input_ids") if isinstance(tokens, Mapping) else tokens, listed)
             return tokens
 
         return checked
@@ -93,11 +93,11 @@ class TextSide:
                 f"{self.context}: {_OWN}"
             )
         lowest, highest = int(ids.min()), int(ids.max())
-        if self.vocabulary is not None and not (0 <= lowest and highest < self.vocabulary):
+        if self.vocabulary is not None and not (lowest >= 0 and highest < self.vocabulary):
             wrong = highest if highest >= self.vocabulary else lowest
             raise ConfigError(
-                f"the tokenizer gives the token {wrong}, the model's vocabulary is 0 to {self.vocabulary - 1}: "
-                f"{_OWN}"
+                f"the tokenizer gives the token {wrong}, the model's vocabulary is 0 to "
+                f"{self.vocabulary - 1}: {_OWN}"
             )
         if self.end is not None:
             places = (ids == self.end).to(torch.int64).argmax(dim=1)
@@ -121,7 +121,8 @@ def _end(text: Any, vocabulary: int) -> int | None:
 
 
 def _known_words(tokenizer: Any) -> int | None:
-    """How many tokens a tokenizer knows; None where it does not say."""
+    """How many tokens a tokenizer has; None where it does not say."""
+    own: Any
     for own in (tokenizer, getattr(tokenizer, "tokenizer", None)):
         if of_transformers(own) and hasattr(own, "convert_ids_to_tokens"):
             return len(own)
