@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from builders.benchmarks import captions_folder, photos_folder, shapes_folder
 from builders.cli import MODEL, SCORED, SCORED_CONFIG, message
@@ -166,8 +166,9 @@ def test_a_transformers_folder_brings_its_processor(capsys, tmp_path, name):
     family(size=square, crop_size=square).save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"holds no tokenizer\.json or vocab"):
         load_scored(str(folder), CPU)
-    words = {word: n for n, word in enumerate(["<pad>", "<end>", "<unk>", "a", "photo", "of", "thing"])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    words = ["<pad>", "<unk>", "a", "photo", "of", "thing", *(f"other{n}" for n in range(57)), "<end>"]
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    inner.post_processor = processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", 63)])
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"

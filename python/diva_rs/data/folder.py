@@ -1,12 +1,14 @@
 """A folder of images, at any depth, as a dataset and as a loader."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,8 +17,8 @@ from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
-from diva_rs.data.loader import ImageLoader, KeyedSampler
-from diva_rs.errors import DataError
+from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of
+from diva_rs.errors import ConfigError, DataError, shown
 
 
 class Images:
@@ -34,12 +36,28 @@ class Images:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_policy(on_bad_image)
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise ConfigError(f"max_pixels={shown(max_pixels)}: a whole number from 1 is needed")
         self.transform = train_transform(size) if transform is None else transform
-        self.seed, self.on_bad_image, self.max_pixels, self.epoch = seed, on_bad_image, max_pixels, 0
+        self.seed, self.on_bad_image, self.max_pixels = seed, on_bad_image, max_pixels
+        # In shared memory, so that workers that live through several epochs (persistent_workers) see it.
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that keys the augmentation, and the order of shards."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that keys the augmentation, and the order of shards."""
-        self.epoch = epoch
+        """Choose the epoch, also for the workers of a DataLoader that run already."""
+        self._epoch.fill_(epoch)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped, as JSON values."""
+        transform = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(self.transform).split()))
+        views = None if self.views is None else repr(self.views)
+        return {"dataset": type(self).__name__, "seed": self.seed, "transform": transform, "views": views}
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
@@ -112,6 +130,11 @@ class ImageFolder(Images, Dataset[Any]):
         path = self.root / self.names[index]  # an IndexError ends a `for` over the folder
         return self.sample(path, int(self.ids[index]), str(path))
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped; not where the folder is."""
+        files = digest_of(self.names, [os.path.join(self.root, name) for name in self.names])
+        return {**super().identity(), "images": len(self), "files": files}
+
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}, {len(self)} images)"
 
@@ -126,6 +149,7 @@ def folder_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     views: Views | None = None,
+    max_pixels: int = MAX_PIXELS,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
@@ -135,6 +159,7 @@ def folder_loader(
 
     on_bad_image  "raise" (DataError), or "skip", which logs each bad file and lists it in ``loader.bad``
     views         a few fixed `Views` of each image in place of new crops, for a latent cache
+    max_pixels    an image of more pixels is bad, and is not decompressed; Pillow's own limit does not apply
     loading       ``prefetch``, the batches that each worker reads ahead (None: two; more even out slow
                   storage), and ``pin_memory`` (None: where there is CUDA)
 
@@ -146,7 +171,8 @@ def folder_loader(
     [2, 1]
     """
     # The dataset gives bad images as items: an error is then raised here, not in a worker's traceback.
-    dataset = ImageFolder(root, transform_of(size, scale, views), seed=seed, on_bad_image="skip")
+    transform = transform_of(size, scale, views)
+    dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip", max_pixels=max_pixels)
     dataset.views = views
     sampler = KeyedSampler(dataset.ids, seed, shuffle)
     return ImageLoader(dataset, batch, workers, on_bad_image, sampler, **loading)

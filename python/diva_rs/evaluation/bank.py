@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs.data.decode import opened
+from diva_rs.data.decode import load
 from diva_rs.data.keys import sample_keys
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder
@@ -92,6 +92,4 @@ class Bank:
         return normalize(rows, dim=-1) if self.embedder.embedding.normalized else rows
 
     def _pixels(self, picture: Picture) -> Tensor:
-        with opened(picture.source, picture.name) as image:
-            image.load()
-            return self.embedder.transform(image)
+        return self.embedder.transform(load(picture.source, picture.name))
