@@ -12,6 +12,7 @@ from torch import nn
 
 from diva_rs.clip import unwrap
 from diva_rs.errors import ConfigError, a_type, shown
+from diva_rs.evaluation.result import results_made
 
 Metric = Callable[[nn.Module], Any]
 _SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluation
@@ -37,13 +38,23 @@ def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     >>> measure({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
     {'bias/mean': 0.5, 'bias/max': 2.0}
     """
-    scores: dict[str, float] = {}
+    return {score: value for score, (value, _) in measured(metrics, clip).items()}
+
+
+def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[float, list[Any]]]:
+    """As `measure`, with the results of kind detail or retention that the score was made of.
+
+    Also of a metric that returns only a number of a result, such as ``mmvp_vlm(...).average``.
+    """
+    scores: dict[str, tuple[float, list[Any]]] = {}
     with undisturbed(clip) as model:
         for name, metric in metrics.items():
-            found = metric(model)
+            with results_made() as made:
+                found = metric(model)
+            results = [result for result in made if hasattr(result, "kind")]
             parts = found if isinstance(found, Mapping) else {"": found}
             for key, value in parts.items():
-                scores[f"{name}/{key}" if key else name] = _number(value, name)
+                scores[f"{name}/{key}" if key else name] = _number(value, name), results
     return scores
 
 

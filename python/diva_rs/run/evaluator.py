@@ -6,6 +6,7 @@ Training is not disturbed: the weights after a run are the same bits with and wi
 import math
 import operator
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,19 @@ from diva_rs._base.files import replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
 from diva_rs.errors import ConfigError, DataError, WeightsError, shown
-from diva_rs.evaluation.measures import Metric, as_metrics, measure
+from diva_rs.evaluation.measures import Metric, as_metrics, measured
 from diva_rs.run.folder import read_record, with_nan
 from diva_rs.run.provenance import trained_denoiser
 from diva_rs.run.result import save_models
 from diva_rs.step.trainer import Trainer
 
-ARGUMENTS = ("evaluate", "eval_every", "best", "guard")
+ARGUMENTS = ("evaluate", "eval_every", "best", "best_on_test", "guard")
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
+_VALIDATION = (
+    "Choose by a score that is not reported, such as the validation half of its pairs (half='validation')"
+)
+# score -> its results: name, kind, is_test_set, and the result as a dict
+Results = dict[str, list[dict[str, Any]]]
 _BEST_FILES = {"clip.safetensors", "projector.safetensors", "denoiser.safetensors", "scores.json"}
 
 
@@ -66,16 +72,24 @@ class Evaluation:
     eval_every: int | None
     best: tuple[str, str] | None  # a score, and whether "max" or "min" is better
     guard: dict[str, Bound]
+    best_on_test: bool = False  # whether the score may be one of a test set
 
     @classmethod
     def of(
-        cls, evaluate: Any = None, eval_every: int | None = None, best: Any = None, guard: Any = None
+        cls,
+        evaluate: Any = None,
+        eval_every: int | None = None,
+        best: Any = None,
+        best_on_test: bool | None = None,
+        guard: Any = None,
     ) -> "Evaluation | None":
         """From `post_train`'s arguments; None where there is nothing to evaluate."""
         if evaluate is None:
             if (eval_every, best, guard) != (None, None, None):
                 raise ConfigError("eval_every, best and guard need scores: give evaluate= as well")
             return None
+        if best_on_test and best is None:
+            raise ConfigError("best_on_test=True allows a score for best=: give best= as well")
         if eval_every is not None and operator.index(eval_every) < 1:
             raise ConfigError(f"eval_every={eval_every}: give a number of steps from 1, or None")
         pair = (best, "max") if isinstance(best, str) else best
@@ -88,19 +102,23 @@ class Evaluation:
                 f"guard={shown(guard)}: give a mapping of scores to the lowest score that is allowed, or to "
                 "('min', lowest), ('max', highest) or ('drop', points below the score before training)"
             ) from err
-        return cls(as_metrics(evaluate), eval_every, None if pair is None else (pair[0], pair[1]), bounds)
+        chosen = None if pair is None else (pair[0], pair[1])
+        return cls(as_metrics(evaluate), eval_every, chosen, bounds, bool(best_on_test))
 
 
 class Evaluator:
     """The evaluations of one run: their scores, and the weights that are kept.
 
-    In the run's folder ``evaluations.json`` holds every score, and ``best`` the kept weights.
+    In the run's folder ``evaluations.json`` holds every score, ``evaluations-before.json`` and ``-after``
+    hold the results that the first and the last scores are made of, and ``best`` the kept weights.
     """
 
     def __init__(self, evaluation: Evaluation, trainer: Trainer, folder: Path | None) -> None:
         self.evaluation, self.trainer, self.folder = evaluation, trainer, folder
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self.results: dict[str, Results] = {}  # of "before" and "after"
+        self._kept_results: Results | None = None
         self._kept: dict[str, Tensor] | None = None
         self._kept_row: dict[str, float] | None = None
         if folder is None:
@@ -124,10 +142,8 @@ class Evaluator:
         return None
 
     def begin(self) -> None:
-        """Measure before the first step, and check that ``best`` and ``guard`` name scores."""
-        if self.rows:
-            return
-        scores = self.measure(self.trainer.steps_done)
+        """Measure before the first step, and check the scores that ``best`` and ``guard`` name."""
+        scores = self.rows[-1] if self.rows else self.measure(self.trainer.steps_done)
         best = self.evaluation.best
         for name in (*(best[:1] if best else ()), *self.evaluation.guard):
             if name not in scores:
@@ -136,8 +152,22 @@ class Evaluator:
         taken = sorted(scores.keys() & {*_LOGGED, *self.trainer.loss_names})
         if taken:
             raise ConfigError(f"a score is named {taken[0]!r}, which the log uses already: rename it")
-        if self.stopped is not None:
+        if self.stopped is not None and len(self.rows) == 1:
             raise ConfigError(f"guard: {self.stopped}, before the first step: nothing was trained")
+        tests = self._chosen_on_test
+        if tests and not self.evaluation.best_on_test:
+            raise ConfigError(
+                f"best={best[0]!r} goes by {tests}, a test set, whose score is too good for weights that it "
+                f"chose. {_VALIDATION}. best_on_test=True allows it, and the report says so"
+            )
+        kinds = {result["kind"] for entry in self.results["before"].values() for result in entry}
+        if kinds == {"detail"} and all(self.results["before"].values()):
+            warnings.warn(
+                "evaluate measures detail alone: retention is not measured. Add a score of what CLIP could "
+                "before, for example zero_shot_folder of diva_rs.evaluation on a folder of classes",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def due(self, step: int) -> bool:
         """Whether this step is evaluated."""
@@ -150,10 +180,14 @@ class Evaluator:
         """
         started = time.perf_counter()
         with alone():
-            scores = measure(self.evaluation.evaluate, self.trainer.clip)
+            found = measured(self.evaluation.evaluate, self.trainer.clip)
+        scores = {name: value for name, (value, _) in found.items()}
+        results = {name: [_entry(result) for result in made] for name, (_, made) in found.items()}
+        self._keep_results("after" if self.rows else "before", results)
         self.rows.append({"step": step, **scores})
         if self._is_best():
             self._keep()
+            self._kept_results = results
         if self.folder is not None:
             write_json(self.folder / "evaluations.json", self.rows)
         self.seconds += time.perf_counter() - started
@@ -173,20 +207,41 @@ class Evaluator:
         with torch.no_grad():
             for name, parameter in self.trainer.parameters().items():
                 parameter.copy_(self._kept[name])
+        self._keep_results("after", self._kept_results or {})
 
     def report(self) -> dict[str, Any]:
-        """For the result: the scores before and after, the best, and why the run was stopped."""
+        """For the result: the scores before and after, what they are scores of, the best, and why the run was
+        stopped.
+        """
         found: dict[str, Any] = {
             "before": self.rows[0],
             "after": self.rows[-1],
             "seconds": round(self.seconds, 3),
+            "of": {
+                name: [{key: value for key, value in entry.items() if key != "result"} for entry in entries]
+                for name, entries in self.results.get("before", {}).items()
+            },
         }
+        if self._chosen_on_test:
+            found["chosen_on_test"] = self._chosen_on_test
         why = self.stopped
         if self._kept_row is not None:
             found["best"] = self._kept_row
             if why is not None:
                 why += f"; the weights are those of step {self._kept_row['step']}"
         return {"evaluation": found, "stopped": why}
+
+    @property
+    def _chosen_on_test(self) -> str:
+        """The test sets by which ``best`` chooses, with commas between them; empty for none."""
+        best, known = self.evaluation.best, self.results.get("before", {})
+        entries = known.get(best[0], []) if best else []
+        return ", ".join(dict.fromkeys(entry["name"] for entry in entries if entry["is_test_set"]))
+
+    def _keep_results(self, moment: str, results: Results) -> None:
+        self.results[moment] = results
+        if self.folder is not None:
+            write_json(self.folder / f"evaluations-{moment}.json", results)
 
     def _is_best(self) -> bool:
         best = self.evaluation.best
@@ -214,6 +269,8 @@ class Evaluator:
         """Read what earlier starts of this run measured, up to the step where it resumes."""
         done = self.trainer.steps_done
         self.rows = [row for row in _read_rows(folder / "evaluations.json") if row["step"] <= done]
+        for moment in ("before", "after") if self.rows else ():
+            self.results[moment] = read_record(folder / f"evaluations-{moment}.json") or {}
         kept = _read_rows(folder / "best" / "scores.json")
         if not kept or kept[0]["step"] not in [row["step"] for row in self.rows]:
             return  # of a step that comes again
@@ -226,6 +283,11 @@ class Evaluator:
         except KeyError as err:
             raise WeightsError(f"{folder / 'best'} holds no {err}: resume=False starts again") from err
         self._kept_row = kept[0]
+
+
+def _entry(result: Any) -> dict[str, Any]:
+    facts = {name: getattr(result, name) for name in ("name", "kind", "is_test_set")}
+    return {**facts, "result": result.to_dict()}
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:
