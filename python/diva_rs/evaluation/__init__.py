@@ -8,6 +8,7 @@ import importlib
 from typing import Any
 
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
+from diva_rs.evaluation.counted import Counted
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
 from diva_rs.evaluation.mmvp_folder import PATTERNS
@@ -20,6 +21,7 @@ from diva_rs.evaluation.statistics import (
     compare_outcomes,
     mcnemar_exact,
     paired_bootstrap,
+    smallest_difference,
     wilson_interval,
 )
 from diva_rs.evaluation.zero_shot_folder import zero_shot_folder
@@ -29,6 +31,7 @@ __all__ = [
     "PATTERNS",
     "SUITES",
     "Comparison",
+    "Counted",
     "DatasetScore",
     "Drift",
     "DriftResult",
@@ -49,6 +52,7 @@ __all__ = [
     "mmvp_vlm",
     "paired_bootstrap",
     "retrieval",
+    "smallest_difference",
     "wilson_interval",
     "zero_shot",
     "zero_shot_folder",

@@ -64,7 +64,7 @@ def mmvp_vlm(
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
     (135, 9, True)
     >>> print(result.compare(result))
-    MMVP-VLM: ... (+0.0 points, 95% interval +0.0 to +0.0); 0 gained, 0 lost of 135, exact McNemar p = 1
+    MMVP-VLM: ... of 135 right (+0), ...; 0 gained, 0 lost of 135, exact McNemar p = 1; ...
     """
     check_confidence(confidence)
     pairs = read_pairs(root)

@@ -15,7 +15,7 @@ from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import FolderResult
-from diva_rs.evaluation.statistics import check_confidence, interval_of, tally
+from diva_rs.evaluation.statistics import check_confidence
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -67,18 +67,7 @@ def zero_shot_folder(
     rows = tuple(
         (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
     )
-    counts = tally((named, named == kind) for _, named, kind in rows)
-    right = sum(right for right, _ in counts.values())
-    return FolderResult(
-        accuracy=100 * right / len(rows),
-        interval=interval_of(right, len(rows), confidence),
-        per_class={name: 100 * hits / of for name, (hits, of) in counts.items()},
-        counts=counts,
-        predictions=rows,
-        model=type(model).__name__,
-        root=str(root),
-        confidence=confidence,
-    )
+    return FolderResult(rows, type(model).__name__, str(root), confidence)
 
 
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:
