@@ -4,6 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
 
 
 def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[float, list[Any]]]:
-    """As `measure`, with the results of kind detail or retention that the score was made of.
+    """As `measure`, with the results that each score is made of: those that have a kind.
 
     Also of a metric that returns only a number of a result, such as ``mmvp_vlm(...).average``.
     """
@@ -51,11 +52,16 @@ def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[
         for name, metric in metrics.items():
             with results_made() as made:
                 found = metric(model)
-            results = [result for result in made if hasattr(result, "kind")]
+            inside = {id(part) for result in made for part in chain(*filter(_tuple, vars(result).values()))}
+            results = [result for result in made if hasattr(result, "kind") and id(result) not in inside]
             parts = found if isinstance(found, Mapping) else {"": found}
             for key, value in parts.items():
                 scores[f"{name}/{key}" if key else name] = _number(value, name), results
     return scores
+
+
+def _tuple(value: Any) -> bool:
+    return isinstance(value, tuple)
 
 
 def _number(value: Any, name: str) -> float:

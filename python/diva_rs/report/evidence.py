@@ -34,32 +34,47 @@ class Side:
     probes: dict[str, ProbeScore] = field(default_factory=dict)  # by kind of features
     drift: DriftResult | None = None
 
+    @property
+    def kinds(self) -> set[str]:
+        """Of which kinds the evaluations are: "detail", "retention"."""
+        found = (self.mmvp, self.folder, *self.suites.values())
+        return {result.kind for result in found if result is not None}
 
-def gather(given: Any, side: str) -> Side:
-    """The evaluations of one model, ``side`` "before" or "after", that `write` was given."""
+
+def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
+    """The evaluations of one model, ``side`` "before" or "after", that `write` was given.
+
+    ``measured`` are results of the run itself, as dicts: those of a kind that was not given.
+    """
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
     found: dict[str, Any] = {"suites": {}, "probes": {}}
     for result in _results(given if several else [] if given is None else [given], side):
-        match result:
-            case MmvpVlmResult():
-                place, name = found, "mmvp"
-            case FolderResult():
-                place, name = found, "folder"
-            case DriftResult():
-                place, name = found, "drift"
-            case SuiteResult():
-                place, name = found["suites"], result.task
-            case ProbeScore():
-                place, name = found["probes"], result.features
-            case _:
-                kind = a_type(result)
-                raise ConfigError(
-                    f"{side} holds {kind}: give results of diva_rs.evaluation, or files of them"
-                )
+        place, name = _place(found, result, side)
         if name in place:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
         place[name] = result
+    for content in measured:
+        result = _decoded(content, Path(f"evaluations-{side}.json"))
+        place, name = _place(found, result, side)
+        place.setdefault(name, result)
     return Side(**found)
+
+
+def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any], str]:
+    """Where a result belongs among those of one side."""
+    match result:
+        case MmvpVlmResult():
+            return found, "mmvp"
+        case FolderResult():
+            return found, "folder"
+        case DriftResult():
+            return found, "drift"
+        case SuiteResult():
+            return found["suites"], result.task
+        case ProbeScore():
+            return found["probes"], result.features
+    kind = a_type(result)
+    raise ConfigError(f"{side} holds {kind}: give results of diva_rs.evaluation, or files of them")
 
 
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
@@ -80,10 +95,7 @@ def _read(file: Path, side: str) -> Iterator[Any]:
     parts = list(content.values()) if isinstance(content, dict) else []
     probes = parts and all(isinstance(part, dict) and "validation" in part for part in parts)
     for part in parts if probes else [content]:
-        result = _decoded(part, file)
-        if fault := _fault(result):
-            raise DataError(f"{file}: {fault}")
-        yield result
+        yield _decoded(part, file)
 
 
 def _decoded(content: Any, file: Path) -> Any:
@@ -95,12 +107,15 @@ def _decoded(content: Any, file: Path) -> Any:
         )
     try:
         text = json.dumps(_unpacked(content), allow_nan=False)
-        return TypeAdapter(kinds[0]).validate_json(text, strict=True)
+        result = TypeAdapter(kinds[0]).validate_json(text, strict=True)
     except ValidationError as err:
         first = err.errors()[0]
         raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from err
     except ValueError as err:
         raise DataError(f"{file}: {err}") from err
+    if fault := _fault(result):
+        raise DataError(f"{file}: {fault}")
+    return result
 
 
 def _unpacked(content: Any) -> Any:

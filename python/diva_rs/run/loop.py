@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from diva_rs.distributed import alone
 from diva_rs.errors import DataError
 from diva_rs.run.callbacks import Callback, JsonLines
-from diva_rs.run.evaluator import Evaluation, Evaluator
+from diva_rs.run.evaluation import Evaluation
+from diva_rs.run.evaluator import Evaluator
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loader import Progress, ResumableLoader, death_of_worker
 from diva_rs.run.non_finite import READ_EVERY, NonFiniteMonitor

@@ -16,7 +16,7 @@ from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.callbacks import Callback, as_callback
-from diva_rs.run.evaluator import ARGUMENTS, Evaluation
+from diva_rs.run.evaluation import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
