@@ -1,12 +1,14 @@
 """A folder of images, at any depth, as a dataset and as a loader."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,7 +17,7 @@ from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
-from diva_rs.data.loader import ImageLoader, KeyedSampler
+from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of
 from diva_rs.errors import DataError
 
 
@@ -35,11 +37,25 @@ class Images:
     ) -> None:
         check_policy(on_bad_image)
         self.transform = train_transform(size) if transform is None else transform
-        self.seed, self.on_bad_image, self.max_pixels, self.epoch = seed, on_bad_image, max_pixels, 0
+        self.seed, self.on_bad_image, self.max_pixels = seed, on_bad_image, max_pixels
+        # In shared memory, so that workers that live through several epochs (persistent_workers) see it.
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that keys the augmentation, and the order of shards."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that keys the augmentation, and the order of shards."""
-        self.epoch = epoch
+        """Choose the epoch, also for the workers of a DataLoader that run already."""
+        self._epoch.fill_(epoch)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped, as JSON values."""
+        transform = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(self.transform).split()))
+        views = None if self.views is None else repr(self.views)
+        return {"dataset": type(self).__name__, "seed": self.seed, "transform": transform, "views": views}
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
@@ -111,6 +127,11 @@ class ImageFolder(Images, Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Any] | BadImage:
         path = self.root / self.names[index]  # an IndexError ends a `for` over the folder
         return self.sample(path, int(self.ids[index]), str(path))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped; not where the folder is."""
+        files = digest_of(self.names, [os.path.join(self.root, name) for name in self.names])
+        return {**super().identity(), "images": len(self), "files": files}
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}, {len(self)} images)"

@@ -5,6 +5,7 @@ import os
 import random
 import tarfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from diva_rs.data.augment import Transform, Views, transform_of
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage
 from diva_rs.data.folder import Images
 from diva_rs.data.keys import name_key, scramble
-from diva_rs.data.loader import ImageLoader, SkippedSample
+from diva_rs.data.loader import ImageLoader, digest_of
 from diva_rs.errors import ConfigError, DataError
 
 _MOST_BYTES = 3 * MAX_PIXELS  # of an image file: an uncompressed one of the most pixels
@@ -55,35 +56,42 @@ class ImageShards(Images, IterableDataset[Any]):
         self.shuffle = shuffle
         # Rank and number of ranks; `ImageLoader` sets it, since workers have not joined the ranks.
         self.share: tuple[int, int] | None = None
-        self.start: list[int] = []  # for each worker, the samples that the next iteration does not decode
+        # Where the next iteration starts: see `ImageLoader.position`.
+        self.start: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
 
-    def __iter__(self) -> Iterator[dict[str, Any] | BadImage | SkippedSample]:
-        worker = get_worker_info()
-        start = self.start[0 if worker is None else worker.id] if self.start else 0
-        for number, sample in enumerate(self._samples()):
-            if number < start:
-                yield SkippedSample()
-            elif isinstance(sample, BadImage):
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come, in which order and how they are cropped."""
+        files = digest_of([os.path.basename(shard) for shard in self.shards], self.shards)
+        facts = {"shards": len(self.shards), "files": files, "shuffle": self.shuffle}
+        return {**super().identity(), **facts}
+
+    def __iter__(self) -> Iterator[dict[str, Any] | BadImage]:
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        turn, *read = self.start or (0,) * (1 + workers)
+        part = (worker + turn) % workers  # the worker whose turn was next is now the first
+        for sample in islice(self._samples(part, workers), read[part], None):
+            if isinstance(sample, BadImage):
                 yield self.bad(sample.name, sample.reason)
             else:
                 yield self._item(sample)
 
-    def _samples(self) -> Iterator[dict[str, Any] | BadImage]:
-        """The undecoded samples of this rank and worker, in the order of the epoch."""
+    def _samples(self, part: int, parts: int) -> Iterator[dict[str, Any] | BadImage]:
+        """The undecoded samples of a part of this rank's shards, in the order of the epoch."""
         wds = require("webdataset", extra="data")
         shards = self.shards
         if self.shuffle:
             keys = np.array([name_key(os.path.basename(shard)) for shard in shards], np.uint64)
             shards = [shards[i] for i in np.argsort(scramble(keys, self.seed, self.epoch), kind="stable")]
         rank, world = self.share or rank_and_world()
-        mine = list(wds.split_by_worker(iter(shards[rank::world])))
+        mine = shards[rank::world][part::parts]
         samples = (sample for shard in mine for sample in _samples_of(shard))
         if not self.shuffle:
             return samples
-        # Named by the worker's first shard: its own number would tie the order to it.
+        # Named by the first shard: the part's number would tie the order to it.
         name = f"{self.seed} {self.epoch} {mine[0] if mine else ''}"
         rng = random.Random(name.encode("utf-8", "surrogateescape"))
         return wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(samples)  # type: ignore[no-any-return]
