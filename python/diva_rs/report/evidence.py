@@ -54,7 +54,7 @@ def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
         place[name] = result
     for content in measured:
-        result = _decoded(content, Path(f"evaluations-{side}.json"))
+        result = decoded(content, Path(f"evaluations-{side}.json"))
         place, name = _place(found, result, side)
         place.setdefault(name, result)
     return Side(**found)
@@ -80,25 +80,28 @@ def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from _read(Path(entry).expanduser(), side)
+            yield from results_in(Path(entry).expanduser(), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:
             yield entry
 
 
-def _read(file: Path, side: str) -> Iterator[Any]:
+def results_in(file: Path, side: str = "before") -> Iterator[Any]:
+    """The results in a file of ``to_json`` or of ``diva-rs eval --out``; of two models those of a side."""
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
+        kept = content.get("retention") or {}
+        yield from (decoded(part, file) for part in (kept.get(side, kept.get("scores")),) if part)
         content = content.get(side, content.get("scores"))
     # The results of one `linear_probe` are a mapping of them.
     parts = list(content.values()) if isinstance(content, dict) else []
     probes = parts and all(isinstance(part, dict) and "validation" in part for part in parts)
     for part in parts if probes else [content]:
-        yield _decoded(part, file)
+        yield decoded(part, file)
 
 
-def _decoded(content: Any, file: Path) -> Any:
+def decoded(content: Any, file: Path) -> Any:
     """The result object, its fields checked strictly; computed values in the file are left out."""
     kinds = [kind for key, kind in _KINDS.items() if isinstance(content, dict) and key in content]
     if not kinds:

@@ -72,6 +72,12 @@ class Run:
         return {name: rows[name] for name in moments if isinstance(rows.get(name), Mapping)}
 
     @property
+    def chosen_on_test(self) -> str:
+        """The test sets by which the weights in best/ were chosen; empty for none."""
+        found = self.report.get("evaluation")
+        return str(found.get("chosen_on_test") or "") if isinstance(found, Mapping) else ""
+
+    @property
     def scores(self) -> list[str]:
         """The names of the scores measured while training."""
         return list(dict.fromkeys(name for row in self.evaluation.values() for name in row if name != "step"))
