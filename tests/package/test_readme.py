@@ -129,7 +129,7 @@ def test_the_examples_of_training(pasted):
     assert 0 < float(found["Add your own loss term"]["told"]) <= 0.1
     assert found["Train in stages"]["told"] == "[1, 1, 2, 2]\n"
     watched = found["Keep what CLIP could before"]
-    assert {"mmvp", "zero_shot"} <= watched["result"].history[-1].keys()
+    assert {"pairs", "zero_shot"} <= watched["result"].history[-1].keys()
     assert (folder / "runs" / "b" / "best").is_dir()
     assert [row["alpha"] for row in watched["sweep"].rows] == [n / 10 for n in range(11)]
     halfway = diva_rs.interpolate(watched["original"], folder / "runs" / "b", 0.5)
@@ -151,6 +151,14 @@ def test_the_evaluation_example(pasted):
     assert re.search(r"fer2013 +7 ", names["told"]) and names["told"].count("missing: ") == 26
 
 
+def test_the_example_of_pairs(pasted):
+    folder, found = pasted
+    names = found["Beyond 135 pairs"]
+    assert names["told"].splitlines() == [names["found"].line, names["found"]["text"].line]
+    assert (folder / "decisions.csv").read_text().count("\n") == 1 + 3 * names["found"].asked
+    assert 0 < names["found"].asked < 9
+
+
 def test_the_export_example(pasted):
     folder, found = pasted
     weights = found["Put it into LLaVA, SAN or your own code"]["weights"]
@@ -162,7 +170,7 @@ def test_the_export_example(pasted):
 
 
 def test_every_python_block_runs():
-    assert sum(language == "python" for language, _ in BLOCKS) == len(PYTHON) >= 8
+    assert sum(language == "python" for language, _ in BLOCKS) == len(PYTHON) >= 9
 
 
 def test_the_names_of_the_package_in_the_texts_exist():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diva_rs.cli.tables import comparison
+from diva_rs.cli.tables import TELLS, comparison
 from diva_rs.errors import DataError
 from diva_rs.report.evidence import results_in
 
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for name in both:
         print(*comparison(before[name], after[name]), sep="\n")
+    print(f"\n{TELLS}")
     for name in before.keys() ^ after.keys():
         print(f"\n{name} is in {args.before if name in before else args.after} alone")
     return 0

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ _TRAINED = "parameters.safetensors"  # of a checkpoint of a run
 class Row:
     """One model on one data set."""
 
+    data: str
     model: str
     result: Any
     seconds: float
@@ -60,7 +62,8 @@ class Row:
             for part in by_rule(self.result)
         }
         speed = {"seconds": self.seconds, "images_per_second": self.images / max(self.seconds, 1e-9)}
-        return {**{name: getattr(self.result, name) for name in facts}, "scores": scores, **speed}
+        about = {name: getattr(self.result, name) for name in facts}
+        return {"data": self.data, **about, "scores": scores, **speed}
 
 
 def run(options: Any) -> int:
@@ -161,12 +164,12 @@ def _scored(
         for name, data in sets.items():
             file = place / f"{name}{'' if options.half is None else f'-{options.half}'}.json"
             key = _digest(weights, options, _parts(data))
-            row = _earlier(file, key, spec)
+            row = _earlier(file, key, (name, spec))
             if row is None:
                 if options.progress:
                     print(f"{spec}: {name}", file=sys.stderr)
                 try:
-                    row = _score(spec, model, data, bank, options)
+                    row = Row(name, spec, *_score(model, data, bank, options))
                 except Exception as err:  # one data set must not cost the others
                     failed.append(
                         (f"{spec}, {name}", str(err) if isinstance(err, DivaError) else one_line(err))
@@ -178,7 +181,8 @@ def _scored(
             yield row
 
 
-def _score(spec: str, model: Scored, data: Any, bank: Bank, options: Any) -> Row:
+def _score(model: Scored, data: Any, bank: Bank, options: Any) -> tuple[Any, float, int]:
+    """The result, the seconds, and how many images were embedded."""
     started, before = time.perf_counter(), bank.counts["images"]
     if isinstance(data, ImageFolder):
         rest = {"templates": options.template, "batch": options.batch}
@@ -187,17 +191,17 @@ def _score(spec: str, model: Scored, data: Any, bank: Bank, options: Any) -> Row
     else:
         result = score_benchmark(data, bank)
         images = bank.counts["images"] - before
-    return Row(spec, result, time.perf_counter() - started, images)
+    return result, time.perf_counter() - started, images
 
 
-def _earlier(file: Path, key: str, spec: str) -> Row | None:
+def _earlier(file: Path, key: str, names: tuple[str, str]) -> Row | None:
     """What an earlier call has written; None if there is nothing, or of another model, data or setting."""
     try:
         content = read_json(file)
         about = content["suite"]
         if about["key"] != key:
             return None
-        return Row(spec, decoded(content, file), float(about["seconds"]), int(about["images"]))
+        return Row(*names, decoded(content, file), float(about["seconds"]), int(about["images"]))
     except (DataError, LookupError, TypeError, ValueError):
         return None
 
@@ -220,17 +224,17 @@ def _kept(rows: list[Row]) -> dict[str, str]:
 
 def _table(rows: list[Row]) -> Iterator[str]:
     """One line per data set, rule and model: counts first, the retention beside each score of detail."""
-    kept = _kept(rows)
+    kept, labels = _kept(rows), _labels([row.model for row in rows])
     header = ("score", "model", "right of asked", "95% interval", "%", "retention", "seconds", "images/s")
     table = [header]
-    for name in dict.fromkeys(row.result.name for row in rows):
-        for row in (row for row in rows if row.result.name == name):
+    for name in dict.fromkeys(row.data for row in rows):
+        for row in (row for row in rows if row.data == name):
             speed = (f"{row.seconds:.1f}", f"{row.images / max(row.seconds, 1e-9):.0f}")
             for part in by_rule(row.result):
                 low, high = part.interval
                 beside = kept.get(row.model, NOT_MEASURED) if part.kind == "detail" else ""
                 counts = (f"{part.right} of {part.asked}", f"[{low:.1f}, {high:.1f}]", f"{part.per_cent:.1f}")
-                table.append((part.title, row.model, *counts, beside, *speed))
+                table.append((part.title, labels[row.model], *counts, beside, *speed))
                 speed = ("", "")
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for line in table:
@@ -239,6 +243,22 @@ def _table(rows: list[Row]) -> Iterator[str]:
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         yield "  ".join(cells).rstrip()
+
+
+def _labels(specs: list[str]) -> dict[str, str]:
+    """The models by what their names do not share: the folders of several runs.
+
+    >>> _labels(["B-32:runs/a/clip.safetensors", "B-32:runs/b/clip.safetensors"])
+    {'B-32:runs/a/clip.safetensors': 'a', 'B-32:runs/b/clip.safetensors': 'b'}
+    """
+    parts = {spec: re.split("[:/]", spec) for spec in specs}
+    if len(parts) < 2:
+        return {spec: spec for spec in specs}
+    start, end = (
+        sum(1 for _ in takewhile(lambda same: len({*same}) == 1, zip(*rows, strict=False)))
+        for rows in ([*parts.values()], [part[::-1] for part in parts.values()])
+    )
+    return {spec: "/".join(part[start : len(part) - end]) or spec for spec, part in parts.items()}
 
 
 def _digest(weights: str, options: Any, parts: Iterator[str]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NOT_MEASURED = "retention not measured"
+TELLS = "tells: the smallest difference, in items, that the exact test tells from chance at so many flips"
 
 
 def by_rule(result: Any) -> list[Any]:
@@ -19,10 +20,7 @@ def retention_line(result: Any, kept: Any) -> list[str]:
 
 
 def comparison(before: Any, after: Any) -> Iterator[str]:
-    """The change of a score of detail by every rule, and by category where there are several.
-
-    ``tells`` is the smallest difference of items that differs from chance at so many flips.
-    """
+    """The change of a score by every rule, and by category where there are several."""
     for old, new in zip(by_rule(before), by_rule(after), strict=True):
         changes = old.compare_categories(new)
         changes = {**(changes if len(changes) > 1 else {}), "all": old.compare(new)}

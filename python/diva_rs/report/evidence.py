@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from diva_rs.errors import ConfigError, DataError, a_type
+from diva_rs.evaluation.detail import DetailResult
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.report.run import read_json
@@ -17,6 +18,7 @@ from diva_rs.report.run import read_json
 # A key that only this kind of result has in its JSON.
 _KINDS: dict[str, Any] = {
     "benchmark": MmvpVlmResult,
+    "rules": DetailResult,
     "task": SuiteResult,
     "predictions": FolderResult,
     "validation": ProbeScore,
@@ -29,6 +31,7 @@ class Side:
     """The evaluations of one model, at most one of each kind."""
 
     mmvp: MmvpVlmResult | None = None
+    detail: dict[str, DetailResult] = field(default_factory=dict)  # by benchmark
     suites: dict[str, SuiteResult] = field(default_factory=dict)  # by task
     folder: FolderResult | None = None
     probes: dict[str, ProbeScore] = field(default_factory=dict)  # by kind of features
@@ -37,7 +40,7 @@ class Side:
     @property
     def kinds(self) -> set[str]:
         """Of which kinds the evaluations are: "detail", "retention"."""
-        found = (self.mmvp, self.folder, *self.suites.values())
+        found = (self.mmvp, *self.detail.values(), self.folder, *self.suites.values())
         return {result.kind for result in found if result is not None}
 
 
@@ -47,7 +50,7 @@ def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
     ``measured`` are results of the run itself, as dicts: those of a kind that was not given.
     """
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
-    found: dict[str, Any] = {"suites": {}, "probes": {}}
+    found: dict[str, Any] = {"detail": {}, "suites": {}, "probes": {}}
     for result in _results(given if several else [] if given is None else [given], side):
         place, name = _place(found, result, side)
         if name in place:
@@ -65,6 +68,8 @@ def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any
     match result:
         case MmvpVlmResult():
             return found, "mmvp"
+        case DetailResult():
+            return found["detail"], result.name
         case FolderResult():
             return found, "folder"
         case DriftResult():
