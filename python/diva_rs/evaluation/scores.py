@@ -6,7 +6,7 @@ from typing import Any
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.counted import Counted, counted_line, counted_table
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, tally
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 _COLUMNS = ("dataset", "metric", "value", "low", "high", "items", "missing")
 
@@ -177,9 +177,9 @@ class FolderResult(Counted):
         return self.per_cent
 
     @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Class name -> (right, images)."""
-        return tally((named, named == picked) for _, named, picked in self.predictions)
+    def categories(self) -> tuple[str, ...]:
+        """The class of each image."""
+        return tuple(named for _, named, _ in self.predictions)
 
     @property
     def per_class(self) -> dict[str, float]:
