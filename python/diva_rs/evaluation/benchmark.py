@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
+from diva_rs.data.loader import on_the_host
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
@@ -181,10 +182,13 @@ def open_dataset(
         # webdataset raises an error if there are more workers than shards.
         count = Path(place, settings.split, "nshards.txt")
         workers = min(settings.workers, int(count.read_text())) if count.is_file() else 1
-        loader = DataLoader(dataset.batched(settings.batch), None, num_workers=workers)
+        batches = dataset.batched(settings.batch)
+        loader = DataLoader(batches, None, num_workers=workers, worker_init_fn=on_the_host)
     else:
-        collate = builder.get_dataset_collate_fn(name)
-        loader = DataLoader(dataset, settings.batch, num_workers=settings.workers, collate_fn=collate)
+        collate, workers = builder.get_dataset_collate_fn(name), settings.workers
+        loader = DataLoader(
+            dataset, settings.batch, num_workers=workers, collate_fn=collate, worker_init_fn=on_the_host
+        )
     return Opened(name, dataset, loader)
 
 

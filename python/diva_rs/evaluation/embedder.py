@@ -192,13 +192,15 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
         )
 
     def transform(image: Any) -> Tensor:
-        pixels = preprocess(image)
+        with torch.device("cpu"):  # whatever the default device
+            pixels = preprocess(image)
         # Integers would be cast later on and scored as if they were normalised.
         return image_pixels(pixels, "preprocess", "give the model's own transform")
 
     def process(image: Any) -> Tensor:
         processor = getattr(preprocess, "image_processor", preprocess)
-        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        with torch.device("cpu"):
+            pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
     return process if of_transformers(preprocess) else transform
