@@ -63,6 +63,8 @@ class Settings:
     recall: Sequence[int] = (1, 5, 10)  # the k of recall@k, for retrieval; the first one is the score
     confidence: float = 0.95  # of the intervals
     progress: bool = True  # whether clip-benchmark's progress bars are shown
+    # Is given the result so far after every data set: a suite that is interrupted then loses none.
+    done: Callable[[SuiteResult], Any] | None = None
 
 
 class Opened:
@@ -120,10 +122,18 @@ def run_suite(
                 missing[name] = "clip-benchmark exited: a download tool is missing"
             except Exception as err:
                 missing[name] = one_line(err)
+            if scores and settings.done is not None:
+                settings.done(_result(task, scores, missing, model, settings))
     if not scores:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise DataError(f"no data set was found: {reasons}")
-    return SuiteResult(task, tuple(scores), missing, type(model).__name__, settings.confidence)
+    return _result(task, scores, missing, model, settings)
+
+
+def _result(
+    task: str, scores: list[DatasetScore], missing: dict[str, str], model: Any, settings: Settings
+) -> SuiteResult:
+    return SuiteResult(task, tuple(scores), dict(missing), type(model).__name__, settings.confidence)
 
 
 @contextlib.contextmanager
