@@ -6,7 +6,7 @@ Pillow refuses a file for damage in a text, a profile or a camera's notes. Such 
 import struct
 import zlib
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 _ORIENTATION = 0x0112
 # The tags of a TIFF file, all below 533, that are words or the size of the print; those above are profiles,
@@ -24,12 +24,14 @@ def upright(image: Any) -> Any:
     return image if method is None else image.transpose(method)
 
 
-def bare(data: bytes) -> bytes | None:
-    """A copy of an image file without metadata; None if its format or structure is not known."""
+def bare(file: BinaryIO, most: int) -> bytes | None:
+    """A copy of at most ``most`` bytes of an image file, without metadata; None if its format is not known."""
+    file.seek(0)
+    head = file.read(16)
     for start, copy in _FORMATS.items():
-        if data.startswith(start) or data[4:].startswith(start):
+        if head.startswith(start) or head[4:].startswith(start):
             with suppress(struct.error, IndexError):
-                return copy(data)
+                return copy(head + file.read(most))
     return None
 
 
