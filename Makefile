@@ -4,18 +4,22 @@
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 PYTHON ?= python3
+TORCH_VERSION ?= 2.15.0
 # torch-sys asks `python3` for its libtorch: it has to find the one of this environment.
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Another value makes cargo build torch-sys again.
+export LIBTORCH_USE_PYTORCH := $(TORCH_VERSION)
 
-SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src .cargo -type f)
+SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml $(shell find src .cargo -type f)
 TORCH   := $(VENV)/.torch
 NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench notebooks clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench wheel torch-matrix
+.PHONY: notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +70,12 @@ SIZE ?= microworld
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
 	$(BIN)/python -m lab bench --size $(SIZE) --output benches/results
 
+wheel: $(NATIVE) ## a wheel for this Python and torch in dist/; libtorch is not in it, but that of the installed torch
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+torch-matrix: $(NATIVE) ## build, install and try beside every supported torch: about ten minutes and 10 GB for each
+	$(BIN)/python -m lab torch-matrix
+
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
 	$(BIN)/python notebooks/execute.py
 
@@ -75,7 +85,7 @@ clean: ## forget the build and the environment
 $(TORCH): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch==2.13.0" "maturin>=1.8,<2" numpy setuptools
+	$(BIN)/pip install --quiet "torch==$(TORCH_VERSION)" "maturin>=1.8,<2" numpy setuptools wheel
 	touch $@
 
 $(NATIVE): $(TORCH) $(SOURCES)
