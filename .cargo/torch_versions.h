@@ -45,6 +45,8 @@ DIVA_LACKING(at::Tensor, _upsample_lanczos2d_aa_out)
 DIVA_LACKING(at::Tensor, _scaled_grouped_mm_v2)
 DIVA_LACKING(at::Tensor, _scaled_mm_v2)
 DIVA_LACKING(at::Tensor, _scaled_mm_v2_out)
+#endif
+#if TORCH_VERSION_MINOR <= 10
 DIVA_LACKING(DivaTwo, miopen_ctc_loss)
 DIVA_LACKING(DivaTwo, miopen_ctc_loss_out)
 DIVA_LACKING(bool, _use_miopen_ctc_loss)
