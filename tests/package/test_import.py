@@ -94,7 +94,7 @@ def test_the_supported_versions_are_the_same_everywhere():
     assert f'SUPPORTED = "{SUPPORTED}"' in (ROOT / "build_backend.py").read_text()
     header = (ROOT / ".cargo" / "torch_versions.h").read_text()
     assert f"MINOR < {oldest} || TORCH_VERSION_MINOR > {newest}" in header
-    assert f"TORCH_VERSION ?= 2.{newest}." in (ROOT / "Makefile").read_text()
+    assert f"TORCH  ?= 2.{newest}." in (ROOT / "Makefile").read_text()
     assert {int(version.split(".")[1]) for version in VERSIONS} == set(range(oldest, newest + 1))
     assert f'version = "{diva_rs.__version__}"' in (ROOT / "Cargo.toml").read_text()
 
