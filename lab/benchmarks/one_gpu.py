@@ -25,7 +25,8 @@ def main() -> None:
         batch_size=2,
         sampler=torch.utils.data.DistributedSampler(range(len(images)), shuffle=False),
     )
-    diva_rs.post_train(models.clip, models.teacher(), loader, batch=4, steps=2, lr=1e-3, progress=False)
+    teacher = diva_rs.Teacher(models.unet, models.vae, models.scheduler, models.text)
+    diva_rs.post_train(models.clip, teacher, loader, batch=4, steps=2, lr=1e-3, progress=False)
     weight = next(models.clip.visual.parameters()).detach().clone()
     others = [torch.empty_like(weight) for _ in range(dist.get_world_size())]
     dist.all_gather(others, weight)

@@ -101,10 +101,7 @@ def retrieval(value: float) -> SuiteResult:
 
 def folder(right: int, total: int = 50) -> FolderResult:
     """An image folder of one class, the first ``right`` images named rightly."""
-    low, high = wilson_interval(right, total)
-    rows = tuple((f"cat/{n}.jpg", "cat", "cat" if n < right else "dog") for n in range(total))
-    share = 100 * right / total
-    return FolderResult(share, (100 * low, 100 * high), {"cat": share}, {"cat": (right, total)}, rows)
+    return FolderResult(tuple((f"cat/{n}.jpg", "cat", "cat" if n < right else "dog") for n in range(total)))
 
 
 def probes(right: int, total: int = 40) -> dict[str, ProbeScore]:

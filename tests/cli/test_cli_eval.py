@@ -9,10 +9,10 @@ import open_clip
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from builders.benchmarks import captions_folder, photos_folder, shapes_folder
-from builders.cli import SCORED, SCORED_CONFIG, message
+from builders.cli import MODEL, SCORED, SCORED_CONFIG, message
 from builders.clips import IMAGE, clip_variants
 from builders.mmvp import mmvp_folder
 from diva_rs._base.checkpoint import save_weights
@@ -129,6 +129,31 @@ def test_weights_of_another_model_are_refused(tmp_path, weights, clip):
         load_other(str(tmp_path), load_scored(clip, CPU), CPU, clip)
 
 
+def test_an_exported_folder_is_scored_like_its_model(capsys, tmp_path, weights, clip):
+    root, folder = mmvp_folder(tmp_path / "data", pairs=1), tmp_path / "exported"
+    assert main(["export", "--clip", clip, "--to", "transformers", "--out", str(folder)]) == 0
+    assert "tokenizer" not in capsys.readouterr().out
+    told = run(capsys, "mmvp", "--clip", folder, "--data", root, "--compare", clip)
+    assert told.count("average") == 2 and "0 gained, 0 lost of 9" in told
+    # Again from the folder: its tokenizer goes with it.
+    assert main(["export", "--clip", str(folder), "--to", "transformers", "--out", f"{folder}-2"]) == 0
+    assert "tokenizer" not in capsys.readouterr().out
+    assert (tmp_path / "exported-2" / "tokenizer_config.json").is_file()
+
+
+def test_an_export_without_a_tokenizer_says_which_flag_brings_one(capsys, tmp_path, clip):
+    folder, root = tmp_path / "exported", mmvp_folder(tmp_path / "data", pairs=1)
+    assert main(["export", "--clip", MODEL, "--to", "transformers", "--out", str(folder)]) == 0
+    assert "has no tokenizer: diva-rs eval needs --tokenizer" in capsys.readouterr().out
+    argv = ["eval", "mmvp", "--clip", str(folder), "--data", str(root)]
+    assert "or give --tokenizer" in message(capsys, argv)
+    assert "did you mean" in message(capsys, [*argv, "--tokenizer", "diva-scored-tini"])
+    assert main(["export", "--clip", clip, "--to", "transformers", "--out", str(folder)]) == 0
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (folder / file).unlink()
+    assert "9" in run(capsys, *argv[1:], "--tokenizer", SCORED)
+
+
 @pytest.mark.parametrize("name", ["transformers-clip", "transformers-siglip"])
 def test_a_transformers_folder_brings_its_processor(capsys, tmp_path, name):
     folder = tmp_path / "model"
@@ -141,8 +166,9 @@ def test_a_transformers_folder_brings_its_processor(capsys, tmp_path, name):
     family(size=square, crop_size=square).save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"holds no tokenizer\.json or vocab"):
         load_scored(str(folder), CPU)
-    words = {word: n for n, word in enumerate(["<pad>", "<end>", "<unk>", "a", "photo", "of", "thing"])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    words = ["<pad>", "<unk>", "a", "photo", "of", "thing", *(f"other{n}" for n in range(57)), "<end>"]
+    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
+    inner.post_processor = processors.TemplateProcessing("$A <end>", special_tokens=[("<end>", 63)])
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"

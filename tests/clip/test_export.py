@@ -200,6 +200,21 @@ def test_a_processor_of_the_callers_goes_with_the_model(models, tmp_path):
     assert list(again.image_mean) == [0.1, 0.2, 0.3]
 
 
+def test_the_shared_vocabulary_goes_with_a_full_model(tmp_path):
+    config = {**exports.VIT, "text_cfg": {**exports.VIT["text_cfg"], "vocab_size": 49408}}
+    model, read = exports._open_clip(config), transformers.AutoTokenizer.from_pretrained
+    ours = open_clip.SimpleTokenizer(context_length=8)
+    tokenizer = read(to_transformers(model, tmp_path / "full"))
+    for text in ("A photo of 3 cafés, don't!", "", "a text of more than eight of its tokens", "日本"):
+        (theirs,), expected = tokenizer([text], truncation=True)["input_ids"], ours(text)[0].tolist()
+        assert theirs == expected[: len(theirs)] and not any(expected[len(theirs) :])
+    assert not list(to_transformers(model, tmp_path / "vision", vision_only=True).glob("*token*"))
+    # A tokenizer of the caller's is kept, and the image processor is written beside it.
+    tokenizer.add_tokens(["<mine>"])
+    folder = to_transformers(model, tmp_path / "own", processor=tokenizer)
+    assert "<mine>" in read(folder).get_vocab() and (folder / "preprocessor_config.json").is_file()
+
+
 def test_half_is_what_clip_load_keeps(models, tmp_path):
     state = torch.load(to_openai(models["openai"], tmp_path / "half.pt", half=True), weights_only=True)
     whole = models["openai"].state_dict()
@@ -253,7 +268,7 @@ def test_what_openai_cannot_express_is_named(models, tmp_path):
     extra = exports.model("openai")
     extra.visual.transformer.resblocks[1].register_parameter("gate", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(
-        WeightsError, match=r"^visual\.transformer\.resblocks\.1\.gate has no place in the OpenAI"
+        WeightsError, match=r"^visual\.transformer\.resblocks\.1\.gate is no part of .* ResidualAttention"
     ):
         to_openai(extra, tmp_path / "clip.pt")
     assert list(tmp_path.iterdir()) == []

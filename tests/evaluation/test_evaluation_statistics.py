@@ -8,7 +8,13 @@ import pytest
 from scipy import stats
 
 from diva_rs.errors import ConfigError, ShapeError
-from diva_rs.evaluation import compare_outcomes, mcnemar_exact, paired_bootstrap, wilson_interval
+from diva_rs.evaluation import (
+    compare_outcomes,
+    mcnemar_exact,
+    paired_bootstrap,
+    smallest_difference,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
@@ -26,6 +32,16 @@ def test_mcnemars_exact_test_is_two_binomial_tails(gained, lost):
     flips = gained + lost
     tail = sum(math.comb(flips, k) for k in range(min(gained, lost) + 1)) / 2**flips
     assert mcnemar_exact(gained, lost) == pytest.approx(min(1, 2 * tail), rel=1e-10)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("flips", [0, 1, 5, 6, 7, 12, 60, 315])
+def test_the_smallest_difference_is_the_first_that_the_test_shows(flips, confidence):
+    difference = smallest_difference(flips, confidence)
+    total = max(flips, difference)  # too few flips: how many in one direction are needed
+    gained = (total + difference) // 2
+    assert mcnemar_exact(gained, total - gained) <= 1 - confidence + 1e-12
+    assert mcnemar_exact(gained - 1, total - gained + (difference <= flips)) > 1 - confidence
 
 
 def outcomes(both, gained, lost, neither):

@@ -272,8 +272,9 @@ def test_the_json_holds_scores_intervals_and_pairs(root, tmp_path):
 def test_the_table_shows_every_pattern_and_the_average(root):
     lines = str(score(root, {0, 5, 100})).splitlines()
     assert len(lines) == 11 and lines[0].startswith("MMVP-VLM (pooled) ")
-    assert lines[1].split()[:5] == ["Orientation", "and", "Direction", "2/15", "13.3"]
-    assert lines[-1].split()[:3] == ["average", "3/135", "2.2"]
+    assert " ".join(lines[1].split()) == "Orientation and Direction 2 of 15 pairs right [ 3.7, 37.9] 13.3 %"
+    assert " ".join(lines[-1].split()) == "average 3 of 135 pairs right [ 0.8, 6.3] 2.2 %"
+    assert score(root, range(31)).line == "MMVP-VLM  31 of 135 pairs right  [16.7, 30.7]  23.0 %"
 
 
 def test_two_models_are_compared_on_the_same_pairs(root, own):
@@ -319,7 +320,7 @@ def test_the_mode_is_restored_after_an_error(own):
 def test_embeddings_that_are_not_finite_are_an_error(root):
     model = PlantedCLIP(PAIRS)
     model.encode_image = lambda pixels: torch.full((2, 271), float("nan"))
-    with pytest.raises(DataError, match=r"1\.jpg and .*2\.jpg are not finite"):
+    with pytest.raises(DataError, match=r"1\.jpg \(question 1, row 2\) is not finite"):
         mmvp_vlm(model, preprocess, tokenize, root)
 
 

@@ -1,9 +1,13 @@
 """README and docs: their Python runs as pasted, their commands parse, what they name exists."""
 
+import ast
+import contextlib
+import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -25,7 +29,9 @@ from diva_rs.cli import options
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md")}
-PAGES |= {f"docs/{page.name}": page.read_text() for page in (ROOT / "docs").glob("*.md")}
+# In the order in which the README's last section links to them.
+_DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: PAGES["README.md"].rindex(f"docs/{page.name}"))
+PAGES |= {f"docs/{page.name}": page.read_text() for page in _DOCS}
 TEXT = "\n".join(PAGES.values())
 # The Python under each heading, by the heading; what is in blocks without a language are commands.
 PYTHON = dict(
@@ -35,152 +41,153 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(code for language, code in BLOCKS if language == "")
 
 
-@pytest.fixture
-def scene(tmp_path, monkeypatch):
-    """The README's names in small: a photos folder, a Stable Diffusion folder, a CLIP for open_clip."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    for i in range(16):
-        pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.jpg")
-    tiny_pipeline().save_pretrained(tmp_path / "stable-diffusion-2-1-base")
+# What is shortened where a block runs: (block, text, replacement).
+SHORTER = [
+    ("In a notebook", "steps=200", "steps=2"),
+    ("Train in stages", "batch=4", "batch=4, log_every=1"),
+    ("Keep what CLIP could before", "steps=2000", "steps=4"),
+    ("Keep what CLIP could before", "eval_every=200", "eval_every=2"),
+]
+
+
+@pytest.fixture(scope="module")
+def pasted(tmp_path_factory):
+    """Every block of the README and the docs, pasted in order into one session with tiny models.
+
+    The values of the names after each block, by its heading; and what the block printed, as "told".
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    folder = tmp_path_factory.mktemp("pasted")
+    folders(folder)
+    transform, unet = image_transform(32, is_train=False), small_unet()
     asked = []
 
     def create(*args, **kwargs):
         asked.append((args, kwargs))
-        return small_clip(), None, None
+        return exports.model("openai"), None, transform
 
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", create)
-    return asked
+    # What the pages say that a block does not define.
+    names = {"torch": torch, "diva_rs": diva_rs, "preprocess": transform, "tokenizer": texts.tokenize}
+    names |= {"unet": small_teacher(), "scheduler": scheduler(), "text": torch.zeros(1, 4, WIDTH)}
+    names |= {"model": lambda noisy, timesteps, tokens: unet(noisy, timesteps, tokens).sample}
+    names |= {"loader": [{"images": images(4, seed=n), "latents": torch.randn(4, 4, 8, 8)} for n in range(4)]}
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(open_clip, "create_model_and_transforms", create)
+        patch.setattr(open_clip, "get_tokenizer", lambda name: texts.tokenize)
+        for heading, code in PYTHON.items():
+            for _, text, replacement in (row for row in SHORTER if row[0] == heading):
+                assert code.count(text) == 1
+                code = code.replace(text, replacement)
+            with contextlib.redirect_stdout(io.StringIO()) as told:
+                exec(code, names)
+            found[heading] = {**names, "told": told.getvalue(), "asked": tuple(asked)}
+            found[heading]["weights"] = {k: v.clone() for k, v in names["clip"].state_dict().items()}
+        pyplot.close("all")
+    return folder, found
 
 
-def test_the_notebook_example_runs_as_it_is_pasted(scene, tmp_path):
-    import matplotlib
+def folders(root):
+    """The folders that the blocks read."""
+    (root / "photos").mkdir()
+    for i in range(16):
+        pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / "photos" / f"{i}.jpg")
+    tiny_pipeline().save_pretrained(root / "stable-diffusion-2-1-base")
+    mmvp_folder(root / "MMVP_VLM", pairs=1)
+    (root / "classes").mkdir()
+    photos_folder(root / "classes").rename(root / "imagenette")
+    for place, name in enumerate("abcdefg"):  # fer2013 has seven classes
+        (root / "datasets" / "fer2013" / "test" / name).mkdir(parents=True)
+        Image.new("L", (48, 48), 30 * place).save(root / "datasets" / "fer2013" / "test" / name / "0.png")
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
 
-    code = PYTHON["In a notebook"]
-    # The one change: two steps in place of two hundred.
-    assert code.count("steps=200") == 1
-    names = {}
-    exec(code.replace("steps=200", "steps=2"), names)
-    assert scene == [(("ViT-L-14-quickgelu",), {"pretrained": "openai"})]
+def test_the_notebook_example(pasted):
+    folder, found = pasted
+    names, weights = found["In a notebook"], load_file(folder / "runs" / "a" / "clip.safetensors")
+    assert names["asked"] == ((("ViT-L-14-quickgelu",), {"pretrained": "openai"}),)
     assert names["result"].report["steps"] == 2 and names["result"].report["samples"] == 128
     assert names["result"].recipe.name == "diva-openai-vit-l-14-224"
-    before, after = small_clip().state_dict(), load_file(tmp_path / "runs" / "a" / "clip.safetensors")
-    assert after.keys() == before.keys()
-    assert not torch.equal(after["visual.proj"], before["visual.proj"])
-    assert torch.equal(after["visual.proj"], names["clip"].visual.proj)
-    pyplot.close("all")
+    start = exports.model("openai").state_dict()
+    assert weights.keys() == start.keys() and not torch.equal(weights["visual.proj"], start["visual.proj"])
+    assert torch.equal(weights["visual.proj"], names["weights"]["visual.proj"])
 
 
-def test_the_loop_example_runs_as_it_is_pasted():
-    clip = small_clip()
-    start = clip.visual.proj.detach().clone()
-    names = {"torch": torch, "diva_rs": diva_rs, "clip": clip, "unet": small_teacher()}
-    names["loader"] = [images(2, seed=n) for n in range(2)]
-    exec(PYTHON["In your own training loop"], names)
-    assert np.isfinite(float(names["loss"].detach()))
-    assert not torch.equal(clip.visual.proj, start)
-    for line in ("trainer = diva_rs.Trainer(clip, unet, recipe)", "trainer.step(images)"):
+def test_the_examples_of_training(pasted):
+    folder, found = pasted
+    loop, model = found["In your own training loop"], found["Use any generative model"]
+    before = found["In a notebook"]["weights"]["visual.proj"]
+    assert np.isfinite(float(loop["loss"].detach()))
+    assert not torch.equal(loop["weights"]["visual.proj"], before)
+    assert model["result"].report["steps"] == 4
+    assert not torch.equal(model["weights"]["visual.proj"], loop["weights"]["visual.proj"])
+    assert 0 < float(found["Add your own loss term"]["told"]) <= 0.1
+    assert found["Train in stages"]["told"] == "[1, 1, 2, 2]\n"
+    watched = found["Keep what CLIP could before"]
+    assert {"mmvp", "zero_shot"} <= watched["result"].history[-1].keys()
+    assert (folder / "runs" / "b" / "best").is_dir()
+    assert [row["alpha"] for row in watched["sweep"].rows] == [n / 10 for n in range(11)]
+    halfway = diva_rs.interpolate(watched["original"], folder / "runs" / "b", 0.5)
+    assert torch.equal(halfway["visual.proj"], watched["weights"]["visual.proj"])
+
+
+def test_the_lines_beside_the_loop():
+    names = {"diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher(), "batch": images(2)}
+    names["recipe"] = diva_rs.Recipe()
+    for line in ("trainer = diva_rs.Trainer(clip, unet, recipe)", "trainer.step(batch)"):
         assert f"`{line}`" in TEXT
-        exec(line, {**names, "recipe": diva_rs.Recipe()} if "recipe" in line else names, names)
+        exec(line, names)
     assert names["trainer"].steps_done == 1
 
 
-def test_the_example_of_any_model_runs_as_it_is_pasted():
-    unet, clip = small_unet(), small_clip()
-    start = clip.visual.proj.detach().clone()
-    names = {"diva_rs": diva_rs, "clip": clip, "scheduler": scheduler(), "text": torch.zeros(1, 4, WIDTH)}
-    names["model"] = lambda noisy, timesteps, tokens: unet(noisy, timesteps, tokens).sample
-    names["loader"] = [{"images": images(2), "latents": torch.randn(2, 4, 8, 8)}]
-    exec(PYTHON["Use any generative model"], names)
-    assert names["result"].report["steps"] == 1 and not torch.equal(clip.visual.proj, start)
+def test_the_evaluation_example(pasted):
+    names = pasted[1]["Does it see better?"]
+    assert str(names["after"]) in names["told"] and "exact McNemar p = " in names["told"]
+    assert re.search(r"fer2013 +\d of 7 ", names["told"]) and names["told"].count("missing: ") == 26
 
 
-def test_the_example_of_a_term_runs_as_it_is_pasted(capsys):
-    names = {"torch": torch, "diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
-    names["loader"] = [images(4, seed=n) for n in range(2)]
-    exec(PYTHON["Add your own loss term"], names)
-    assert 0 < float(capsys.readouterr().out.splitlines()[-1]) <= 0.1
+def test_the_export_example(pasted):
+    folder, found = pasted
+    weights = found["Put it into LLaVA, SAN or your own code"]["weights"]
+    tower = transformers.CLIPVisionModel.from_pretrained(folder / "clip-diva").state_dict()
+    assert torch.equal(tower["post_layernorm.weight"], weights["visual.ln_post.weight"])
+    pickled = torch.load(folder / "clip-diva.pt", weights_only=True)
+    for file in (load_file(folder / "clip-diva.safetensors"), pickled):
+        assert all(torch.equal(file[key], value) for key, value in weights.items())
 
 
-def test_the_example_of_stages_runs_as_it_is_pasted(capsys):
-    names = {"diva_rs": diva_rs, "clip": small_clip(), "unet": small_teacher()}
-    names["loader"] = [images(4, seed=n) for n in range(4)]
-    exec(PYTHON["Train in stages"].replace("batch=4", "batch=4, log_every=1"), names)
-    assert capsys.readouterr().out.splitlines()[-1] == "[1, 1, 2, 2]"
+def test_every_python_block_runs():
+    assert sum(language == "python" for language, _ in BLOCKS) == len(PYTHON) >= 8
 
 
-def test_the_example_that_watches_runs_as_it_is_pasted(tmp_path, monkeypatch):
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    monkeypatch.chdir(tmp_path)
-    code = PYTHON["Keep what CLIP could before"]
-    # The changes: four steps in place of two thousand, and two measurements in place of ten.
-    assert code.count("steps=2000") == 1 and code.count("eval_every=200") == 1
-    code = code.replace("steps=2000", "steps=4").replace("eval_every=200", "eval_every=2")
-    mmvp_folder(tmp_path / "MMVP_VLM", pairs=1)
-    photos_folder(tmp_path).rename("imagenette")
-    clip = small_clip()
-    names = {"diva_rs": diva_rs, "clip": clip, "unet": small_teacher(), "images": [images(2)]}
-    names |= {"preprocess": image_transform(32, is_train=False), "tokenizer": texts.tokenize}
-    exec(code, names)
-    history = names["result"].history
-    assert {"mmvp", "zero_shot"} <= history[-1].keys() and (tmp_path / "runs" / "b" / "best").is_dir()
-    assert [row["alpha"] for row in names["sweep"].rows] == [n / 10 for n in range(11)]
-    halfway = diva_rs.interpolate(names["original"], tmp_path / "runs" / "b", 0.5)
-    assert torch.equal(halfway["visual.proj"], clip.visual.proj)
-    pyplot.close("all")
-
-
-def test_the_export_example_runs_as_it_is_pasted(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    clip = exports.model("openai")
-    exec(
-        PYTHON["Put it into LLaVA, SAN or your own code"],
-        {"diva_rs": diva_rs, "result": SimpleNamespace(clip=clip)},
-    )
-    tower = transformers.CLIPVisionModel.from_pretrained("clip-diva")
-    assert torch.equal(tower.state_dict()["post_layernorm.weight"], clip.visual.ln_post.weight)
-    for file in (load_file("clip-diva.safetensors"), torch.load("clip-diva.pt", weights_only=True)):
-        assert all(torch.equal(file[key], value) for key, value in clip.state_dict().items())
-
-
-def test_the_evaluation_example_runs_as_it_is_pasted(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    mmvp_folder(tmp_path / "MMVP_VLM", pairs=1)
-    for place, name in enumerate("abcdefg"):  # fer2013 has seven classes
-        folder = tmp_path / "datasets" / "fer2013" / "test" / name
-        folder.mkdir(parents=True)
-        Image.new("L", (48, 48), 30 * place).save(folder / "0.png")
-    clip = small_clip()
-    transform = image_transform(32, is_train=False)
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *_, **__: (clip, None, transform))
-    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: texts.tokenize)
-    names = {"unet": small_teacher(), "images": [images(2, seed=n) for n in range(2)]}
-    exec(PYTHON["Does it see better?"], names)
-    told = capsys.readouterr().out
-    assert str(names["after"]) in told and "exact McNemar p = " in told
-    assert re.search(r"fer2013 +7 ", told) and told.count("missing: ") == 26
-
-
-def test_every_python_block_runs_in_a_test():
-    assert PYTHON.keys() == {
-        "In a notebook",
-        "In your own training loop",
-        "Use any generative model",
-        "Add your own loss term",
-        "Train in stages",
-        "Keep what CLIP could before",
-        "Does it see better?",
-        "Put it into LLaVA, SAN or your own code",
-    }
-    assert sum(language == "python" for language, _ in BLOCKS) == len(PYTHON)
+def test_the_names_of_the_package_in_the_texts_exist():
+    """On the pages, in the report and in docstrings and messages: with `import diva_rs` alone."""
+    package = ROOT / "python" / "diva_rs"
+    texts = [TEXT, *(page.read_text() for page in package.rglob("*.html"))]
+    for file in package.rglob("*.py"):
+        tree = ast.walk(ast.parse(file.read_text()))
+        texts += [n.value for n in tree if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    named = {name for text in texts for name in re.findall(r"\bdiva_rs((?:\.[A-Za-z_]\w*)+)", text)}
+    probe = """
+import sys, diva_rs
+for name in sys.stdin.read().split():
+    value = diva_rs
+    for part in name.strip(".").split("."):
+        value = getattr(value, part, None)
+    if value is None:
+        print(name)
+"""
+    given = {"input": "\n".join(named), "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", probe], check=True, **given)
+    # A program, three groups of entry points, and two modules that only the package imports.
+    others = {".benchmarks", ".cli", ".clips", ".families", ".diffusion.families.dit"}
+    others.add(".clip.libraries.transformers.VisionPart")
+    assert len(named) > 40 and set(done.stdout.split()) <= others
 
 
 def test_the_command_lines_parse(monkeypatch):

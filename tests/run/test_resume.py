@@ -122,7 +122,7 @@ def test_what_a_checkpoint_holds(teacher, four, straight):
     state = load_state(folder / "checkpoints" / "step-00000006")
     named = {name for name, _ in result.clip.named_parameters() if name.startswith("visual.")}
     assert state["parameters"].keys() == named | {"projector.weight", "projector.bias"}
-    progress = {"epoch": 1, "batches": 2, "seen": 4, "samples": 12, "steps": 6}
+    progress = {"epoch": 1, "places": [[4]], "seen": 4, "samples": 12, "steps": 6}
     assert state["run"]["progress"] == progress
     facts = json.loads((folder / "run.json").read_text())
     assert facts["recipe_sha256"] == result.recipe.digest()
@@ -321,7 +321,7 @@ def test_a_shuffling_dataloader_gives_the_same_order_again(teacher, tmp_path, se
             run(folder, callbacks=[stop_at(at)])
         with caplog.at_level(logging.WARNING, "diva_rs"):
             assert same(run(folder), straight)
-    assert "batches are read again and skipped; that they are the same" in caplog.text
+    assert "samples are read again and skipped; that they are the same" in caplog.text
 
 
 def test_the_callers_random_numbers_are_left_alone(teacher, tmp_path):

@@ -11,7 +11,7 @@ import diva_rs.evaluation as evaluation
 from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
-from diva_rs.cli.models import check_data, load_other, load_scored, pick_device
+from diva_rs.cli.models import TOKENIZER, check_data, load_other, load_scored, pick_device
 from diva_rs.cli.options import CLIP, DEVICE
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.result import Result
@@ -31,6 +31,7 @@ class EvalOptions(Options):
     'data/{dataset_cleaned}'; zero-shot without --datasets: an image folder with a folder per class"""
     compare: str | None = None
     """a second model, the one after: its run folder or .safetensors file, or what --clip takes"""
+    tokenizer: str | None = Field(default=None, description=TOKENIZER)
     out: str | None = None
     """where the scores are written as JSON and CSV"""
     device: str | None = Field(default=None, description=DEVICE)
@@ -76,8 +77,12 @@ def run(args: argparse.Namespace) -> int:
     check_data(options.data)
     score = _TASKS[task](options)
     device = pick_device(options.device)
-    first = load_scored(options.clip, device)
-    other = None if options.compare is None else load_other(options.compare, first, device, options.clip)
+    first = load_scored(options.clip, device, options.tokenizer)
+    other = (
+        None
+        if options.compare is None
+        else load_other(options.compare, first, device, options.clip, options.tokenizer)
+    )
     before = score(*first)
     print(before)
     content: dict[str, Any] = {"clip": options.clip, "scores": before.to_dict()}

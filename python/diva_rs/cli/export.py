@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from diva_rs.cli.flags import Options, add_flags, given
-from diva_rs.cli.models import load_clip, pick_device
+from diva_rs.cli.models import load_clip, pick_device, tokenizer_of
 from diva_rs.cli.options import CLIP
 from diva_rs.clip import export
 from diva_rs.errors import ConfigError
@@ -48,9 +48,16 @@ def run(args: argparse.Namespace) -> int:
     elif options.to == "openai":
         path = export.to_openai(clip, options.out, half=options.half)
     else:
-        path = export.to_transformers(clip, options.out, vision_only=options.vision_only)
+        own = tokenizer_of(options.clip) if _has_tokenizer(Path(options.clip)) else None
+        path = export.to_transformers(clip, options.out, vision_only=options.vision_only, processor=own)
+        if not options.vision_only and not _has_tokenizer(path):
+            print(f"{path} has no tokenizer: diva-rs eval needs --tokenizer, or the model's own saved there")
     print(f"{path} is written; it loads with\n  {_how(options.to, path, options.clip)}")
     return 0
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer_config.json").is_file()
 
 
 def _how(layout: str, path: Path, spec: str) -> str:

@@ -1,5 +1,6 @@
 """What loaders may yield, pixel conventions, readers for folders and shards, and the latent cache."""
 
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views, center_transform, keyed, train_transform, unit_tensor
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite, check_images, check_shape
@@ -11,6 +12,7 @@ from diva_rs.data.pixels import clip_input, to_unit, vae_input
 from diva_rs.data.shards import ImageShards, shard_loader
 
 __all__ = [
+    "Accounting",
     "BadImage",
     "Batch",
     "ImageFolder",

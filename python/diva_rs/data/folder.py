@@ -1,19 +1,24 @@
 """A folder of images, at any depth, as a dataset and as a loader."""
 
 import os
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diva_rs._base.files import open_regular
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
-from diva_rs.data.loader import ImageLoader, KeyedSampler
-from diva_rs.errors import DataError
+from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of
+from diva_rs.errors import ConfigError, DataError, shown
 
 
 class Images:
@@ -31,12 +36,28 @@ class Images:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_policy(on_bad_image)
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise ConfigError(f"max_pixels={shown(max_pixels)}: a whole number from 1 is needed")
         self.transform = train_transform(size) if transform is None else transform
-        self.seed, self.on_bad_image, self.max_pixels, self.epoch = seed, on_bad_image, max_pixels, 0
+        self.seed, self.on_bad_image, self.max_pixels = seed, on_bad_image, max_pixels
+        # In shared memory, so that workers that live through several epochs (persistent_workers) see it.
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._epoch.share_memory_()  # type: ignore[no-untyped-call]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that keys the augmentation, and the order of shards."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that keys the augmentation, and the order of shards."""
-        self.epoch = epoch
+        """Choose the epoch, also for the workers of a DataLoader that run already."""
+        self._epoch.fill_(epoch)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped, as JSON values."""
+        transform = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(self.transform).split()))
+        views = None if self.views is None else repr(self.views)
+        return {"dataset": type(self).__name__, "seed": self.seed, "transform": transform, "views": views}
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
@@ -91,10 +112,15 @@ class ImageFolder(Images, Dataset[Any]):
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")
-        self.names = sorted(_image_files(self.root))
+        self.accounting = Accounting()
+        self.names = sorted(_image_files(self.root, self.accounting))
+        self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            raise DataError(f"image folder {self.root} holds no image: looked for {kinds} at any depth")
+            found = f"; {self.accounting}" if self.accounting.left_out else ""
+            raise DataError(
+                f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
+            )
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
 
     def __len__(self) -> int:
@@ -103,6 +129,11 @@ class ImageFolder(Images, Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Any] | BadImage:
         path = self.root / self.names[index]  # an IndexError ends a `for` over the folder
         return self.sample(path, int(self.ids[index]), str(path))
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come and how they are cropped; not where the folder is."""
+        files = digest_of(self.names, [os.path.join(self.root, name) for name in self.names])
+        return {**super().identity(), "images": len(self), "files": files}
 
     def __repr__(self) -> str:
         return f"ImageFolder({str(self.root)!r}, {len(self)} images)"
@@ -118,6 +149,7 @@ def folder_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     views: Views | None = None,
+    max_pixels: int = MAX_PIXELS,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
@@ -127,6 +159,7 @@ def folder_loader(
 
     on_bad_image  "raise" (DataError), or "skip", which logs each bad file and lists it in ``loader.bad``
     views         a few fixed `Views` of each image in place of new crops, for a latent cache
+    max_pixels    an image of more pixels is bad, and is not decompressed; Pillow's own limit does not apply
     loading       ``prefetch``, the batches that each worker reads ahead (None: two; more even out slow
                   storage), and ``pin_memory`` (None: where there is CUDA)
 
@@ -138,22 +171,48 @@ def folder_loader(
     [2, 1]
     """
     # The dataset gives bad images as items: an error is then raised here, not in a worker's traceback.
-    dataset = ImageFolder(root, transform_of(size, scale, views), seed=seed, on_bad_image="skip")
+    transform = transform_of(size, scale, views)
+    dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip", max_pixels=max_pixels)
     dataset.views = views
     sampler = KeyedSampler(dataset.ids, seed, shuffle)
     return ImageLoader(dataset, batch, workers, on_bad_image, sampler, **loading)
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
+    """The relative paths of the images under ``root``; what is left out goes into ``accounting``."""
+
+    def unreadable(err: OSError) -> None:
+        if os.fspath(err.filename) == os.fspath(root):
+            raise DataError(f"image folder {root} cannot be listed: {err.strerror or err}")
+        accounting.leave_out("that cannot be listed", _relative(err.filename, root) + "/", picture=True)
+
     seen = set[tuple[int, int]]()
-    for folder, below, files in os.walk(root, followlinks=True):
+    for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back up
+        if (status.st_dev, status.st_ino) in seen:
+            # A link that leads back up is no loss; another name of a folder may be a class of its own.
+            if not any(os.path.samefile(folder, above) for above in Path(folder).parents):
+                accounting.leave_out("linked a second time", _relative(folder, root) + "/", picture=True)
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        for name in below:
+            if name.startswith("."):
+                accounting.leave_out("hidden", _relative(os.path.join(folder, name), root) + "/")
         below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            # "._1.jpg" beside "1.jpg" is what macOS archives leave: metadata, not an image.
-            if not name.startswith(".") and name.rpartition(".")[2].lower() in EXTENSIONS:
-                yield (Path(folder) / name).relative_to(root).as_posix()
+        for name in sorted(files):
+            path = os.path.join(folder, name)
+            if accounting.is_image(_relative(path, root), partial(_head, path)):
+                yield _relative(path, root)
+
+
+def _relative(path: str, root: Path) -> str:
+    return Path(path).relative_to(root).as_posix()
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(16)
+    except OSError:  # a pipe, a broken link
+        return b""

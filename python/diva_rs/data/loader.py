@@ -1,16 +1,18 @@
 """The loader of image folders and shards: batches, their order, and a position to resume from."""
 
+import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
 from diva_rs._base.tensors import described
 from diva_rs._base.world import rank_and_world
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.data.decode import BadImage, check_policy
 from diva_rs.data.keys import scramble
@@ -18,9 +20,15 @@ from diva_rs.errors import ConfigError, DataError
 
 logger = logging.getLogger("diva_rs.data")
 
+_SIZED = 64  # files whose size is part of an identity
 
-class SkippedSample:
-    """Stands for a sample that an interrupted run has used already; it is not decoded."""
+
+class Accounted(dict[str, Any]):
+    """A sample, or an empty item at the end, that carries the accounting of shards from a worker."""
+
+    def __init__(self, sample: dict[str, Any], accounts: Mapping[str, Accounting]) -> None:
+        super().__init__(sample)
+        self.accounts = dict(accounts)
 
 
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
@@ -32,15 +40,20 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if not isinstance(sample, (BadImage, SkippedSample))]
+    good = [sample for sample in samples if sample and not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
+    for sample in samples:
+        if isinstance(sample, Accounted):
+            batch.setdefault("accounts", {}).update(sample.accounts)
     if good:
         shapes = sorted({tuple(sample["images"].shape) for sample in good})
         if len(shapes) > 1:
             raise DataError(f"images of one batch differ in size, {shapes}: crop them to one size")
         batch["images"] = torch.stack([sample["images"] for sample in good])
-        batch["ids"] = torch.tensor([sample["ids"] for sample in good], dtype=torch.int64)
+        ids = [sample["ids"] for sample in good]
+        # A default device would otherwise take the ids, in a worker too.
+        batch["ids"] = torch.tensor(ids, dtype=torch.int64, device="cpu")
     return batch
 
 
@@ -84,8 +97,8 @@ class ImageLoader:
     """Batches ``dict(images (B, 3, H, W) in [0, 1], ids (B,) int64)`` of one epoch per iteration.
 
     Two iterations of one epoch give the same batches, for any number of workers. ``bad`` maps the name of
-    each skipped image to the reason; ``position`` counts the batches read in this epoch. For the arguments
-    see `folder_loader`.
+    each skipped image to the reason. ``position`` says where the current iteration stands; `start_at` takes
+    it. For the arguments see `folder_loader`.
     """
 
     def __init__(
@@ -99,18 +112,45 @@ class ImageLoader:
         pin_memory: bool | None = None,
     ) -> None:
         check_policy(on_bad_image)
+        if sampler is None and not isinstance(dataset, IterableDataset):
+            sampler = KeyedSampler(np.arange(len(dataset)), 0, shuffle=False)  # type: ignore[arg-type]
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch
         self.on_bad_image, self.bad = on_bad_image, dict[str, str]()
-        self.position = self._start = 0
+        self.workers = max(1, workers)
+        self._start: tuple[int, ...] | None = None
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_size=batch,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=_counted,
             prefetch_factor=prefetch,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
+        # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
+        # samples that each worker has read.
+        self.position: tuple[int, ...] = self._origin()
+        self._accounts = dict[str, Accounting]()  # of each shard that was read
+        self._logged = ""
+        if hasattr(dataset, "reports"):
+            dataset.reports = True
+        else:
+            self._log()
+
+    @property
+    def accounting(self) -> Accounting:
+        """The images that the loader uses, and what it leaves out and why.
+
+        It is complete from the start for a folder, and after a pass for shards. Unreadable images are left
+        out when they are met.
+        """
+        found = getattr(self.dataset, "accounting", Accounting()) + Accounting()
+        for shard in sorted(self._accounts):
+            found += self._accounts[shard]
+        for name in self.bad:
+            found.used -= 1
+            found.leave_out("unreadable", name, picture=True)
+        return found
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration: its order and its crops."""
@@ -118,6 +158,18 @@ class ImageLoader:
         for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which images come, in which order and how they are cropped, as JSON values.
+
+        Two loaders with one identity can continue each other's epoch from a ``position``. The batch size is
+        not part of it, and the number of workers only for shards.
+        """
+        own = getattr(self.dataset, "identity", None)
+        facts = {"dataset": type(self.dataset).__name__} if own is None else own()
+        if self.sampler is None:
+            return {**facts, "workers": self.workers}
+        return {**facts, "seed": self.sampler.seed, "shuffle": self.sampler.shuffle}
 
     @property
     def views(self) -> Views | None:
@@ -134,9 +186,11 @@ class ImageLoader:
         finally:
             dataset.only_view = None
 
-    def start_at(self, position: int) -> None:
-        """Start the next iteration after ``position`` batches of the epoch, without decoding these."""
-        self._start = position
+    def start_at(self, position: Sequence[int]) -> None:
+        """Start the next iteration at a ``position`` of this epoch; what lies before is not decoded."""
+        if len(position) != len(self._origin()):
+            raise ConfigError(f"position={tuple(position)} is not of a loader with {self.workers} workers")
+        self._start = tuple(position)
 
     def __len__(self) -> int:
         if isinstance(self.dataset, IterableDataset):
@@ -146,37 +200,77 @@ class ImageLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if hasattr(self.dataset, "share"):
             self.dataset.share = rank_and_world()  # worker processes have not joined the ranks
-        start, self._start = self._start, 0
-        good = self.position = start
+        start, self._start = self._start or self._origin(), None
+        self.position = start
+        good = sum(start)
         for batch in self._batches(start):
-            self.position += 1
             for bad in batch.pop("bad", ()):
                 if self.on_bad_image == "raise":
                     raise bad.error()
                 if bad.name not in self.bad:
                     self.bad[bad.name] = bad.reason
                     logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
+            self._keep(batch.pop("accounts", {}))
             if batch:  # a batch of bad images alone is skipped
                 good += len(batch["ids"])
                 yield batch
         if not good and rank_and_world()[1] == 1:  # one of several ranks may have no images
             few = ", ".join(f"{name} ({reason})" for name, reason in list(self.bad.items())[:3])
-            reason = f": all {len(self.bad)} were bad, {few}" if self.bad else ""
-            raise DataError(f"{self.dataset} gave no image{reason}")
+            reason = f"all {len(self.bad)} were bad, {few}" if self.bad else self.accounting
+            raise DataError(f"{self.dataset} gave no image: {reason}")
+        if self._accounts:
+            self._log()
 
-    def _batches(self, start: int) -> Iterator[dict[str, Any]]:
-        """The epoch's batches after the first ``start``, which are not decoded."""
+    def _keep(self, accounts: Mapping[str, Accounting]) -> None:
+        """Keep the accounting of each shard as it is after most of its members were read."""
+        warned = self.accounting.pictures
+        for shard, account in accounts.items():
+            if account.total >= self._accounts.get(shard, account).total:
+                self._accounts[shard] = account
+        if not self.accounting.pictures <= warned:
+            self._log()
+
+    def _log(self) -> None:
+        """Log the accounting if it has changed."""
+        if self._logged != (line := str(self.accounting)):
+            self._logged = line
+            self.accounting.log(str(self.dataset))
+
+    def _origin(self) -> tuple[int, ...]:
+        return (0,) if self.sampler is not None else (0,) * (1 + self.workers)
+
+    def _batches(self, start: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+        """The epoch's batches from ``start``; moves ``position``."""
         if self.sampler is not None:
-            self.sampler.start = start * self.batch_size
+            self.sampler.start = start[0]
             try:
-                yield from self._loader
+                for _, count, batch in self._loader:
+                    self.position = (self.position[0] + count,)
+                    yield batch
             finally:
                 self.sampler.start = 0
             return
-        if hasattr(self.dataset, "start"):
-            # The workers take turns. One without further samples leaves its turns to the others, so a worker
-            # has given at least these batches.
-            workers = max(1, self._loader.num_workers)
-            turns = (len(range(worker, start, workers)) for worker in range(workers))
-            self.dataset.start = [self.batch_size * count for count in turns]
-        yield from islice(self._loader, start, None)
+        dataset: Any = self.dataset
+        dataset.start, read = start, list(start[1:])
+        try:
+            for worker, count, batch in self._loader:
+                part = (worker + start[0]) % self.workers
+                read[part] += count
+                self.position = ((part + 1) % self.workers, *read)
+                yield batch
+        finally:
+            dataset.start = ()
+
+
+def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:
+    """A hash of the names of files and of the sizes of a few of them, which tells equal names apart."""
+    digest = hashlib.blake2b("\0".join(names).encode("utf-8", "surrogateescape"), digest_size=8)
+    for path in paths[:: max(1, len(paths) // _SIZED)]:
+        digest.update(f"{os.path.getsize(path) if os.path.exists(path) else None} ".encode())
+    return digest.hexdigest()
+
+
+def _counted(samples: Sequence[Any]) -> tuple[int, int, dict[str, Any]]:
+    """The worker's number, the number of samples, bad ones included, and the batch."""
+    worker = get_worker_info()
+    return 0 if worker is None else worker.id, sum(map(bool, samples)), collate(samples)

@@ -14,7 +14,7 @@ from diva_rs.clip import unwrap
 from diva_rs.errors import ConfigError, a_type, shown
 
 Metric = Callable[[nn.Module], Any]
-_SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluation
+_SCORES = ("per_cent", "accuracy", "cosine")  # of the results of diva_rs.evaluation
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:
@@ -30,7 +30,7 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
 def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     """Every metric of the model as it is now: name -> score.
 
-    A metric returns a number, a result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a
+    A metric returns a number, a result of `diva_rs.evaluation` (its share or cosine counts), or a
     mapping of numbers, which are called "name/key". Modes, gradients and the global random generators are as
     before afterwards.
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from diva_rs.errors import DataError
+from diva_rs.evaluation.counted import Counted, counted_table
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of, tally
 
 # The first eight are those of the official script's output.
 _COLUMNS = (
@@ -30,7 +29,7 @@ class MmvpPair(Result):
 
 
 @dataclass(frozen=True)
-class MmvpVlmResult(Result):
+class MmvpVlmResult(Counted):
     """The score of one model on MMVP-VLM."""
 
     pairs: tuple[MmvpPair, ...]  # in file order
@@ -39,11 +38,25 @@ class MmvpVlmResult(Result):
     root: str = ""  # the benchmark's folder
     seed: int = 0  # of the drawn tokens, if the embedding draws any
     confidence: float = 0.95  # of the intervals
+    name: str = "MMVP-VLM"
+    is_test_set: bool = True
+    kind = "detail"
+    unit = "pairs"
 
     @property
-    def right(self) -> int:
-        """How many pairs are correct."""
-        return sum(pair.correct for pair in self.pairs)
+    def outcomes(self) -> tuple[bool, ...]:
+        """For each pair, in file order, whether it is correct."""
+        return tuple(pair.correct for pair in self.pairs)
+
+    @property
+    def identities(self) -> tuple[Any, ...]:
+        """The statements of each pair."""
+        return tuple(pair.statements for pair in self.pairs)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The pattern of each pair."""
+        return tuple(pair.pattern for pair in self.pairs)
 
     @property
     def average(self) -> float:
@@ -51,54 +64,25 @@ class MmvpVlmResult(Result):
         return sum(self.patterns.values()) / len(self.patterns)
 
     @property
+    def per_cent(self) -> float:
+        """The average."""
+        return self.average
+
+    @property
     def patterns(self) -> dict[str, float]:
         """Accuracy of each visual pattern in per cent, in the official order."""
         return {name: 100 * right / total for name, (right, total) in self.counts.items()}
 
-    @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """(correct pairs, pairs) of each pattern."""
-        return tally((pair.pattern, pair.correct) for pair in self.pairs)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson interval of the average in per cent; all patterns have the same number of pairs."""
-        return interval_of(self.right, len(self.pairs), self.confidence)
-
-    @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """Wilson interval of each pattern in per cent."""
-        return {name: interval_of(*counts, self.confidence) for name, counts in self.counts.items()}
-
-    def compare(self, other: "MmvpVlmResult", resamples: int = 10_000, seed: int = 0) -> Comparison:
-        """This model (before) against ``other`` (after), scored on the same statements in the same order."""
-        mine, theirs = [pair.statements for pair in self.pairs], [pair.statements for pair in other.pairs]
-        if mine != theirs:
-            raise DataError(f"the results are of different pairs, from {self.root} and {other.root}")
-        before, after = ([pair.correct for pair in result.pairs] for result in (self, other))
-        return compare_outcomes(before, after, "MMVP-VLM", self.confidence, resamples, seed)
-
     def __str__(self) -> str:
-        title = f"MMVP-VLM ({self.embedding})"
-        width = max(map(len, [*self.patterns, title]))
-
-        def line(name: str, right: int, total: int, accuracy: float, interval: tuple[float, float]) -> str:
-            low, high = interval
-            return f"{name:<{width}}  {right:>3}/{total:<3}  {accuracy:5.1f}   {low:5.1f} to {high:5.1f}"
-
-        lines = [f"{title:<{width}}  {'right':>7}      %   {self.confidence:.0%} interval"]
-        intervals = self.intervals
-        for name, (right, total) in self.counts.items():
-            lines.append(line(name, right, total, 100 * right / total, intervals[name]))
-        lines.append(line("average", self.right, len(self.pairs), self.average, self.interval))
-        return "\n".join(lines)
+        rows = [*self.counts.items(), ("average", (self.right, self.asked))]
+        return counted_table(rows, self.unit, self.confidence, f"{self.name} ({self.embedding})")
 
     def to_dict(self) -> dict[str, Any]:
         """Scores, intervals and every pair, for JSON; in per cent, except the pairs' shares."""
         facts = ("model", "embedding", "root", "seed", "confidence")
-        scores = ("average", "interval", "patterns", "intervals")
+        scores = ("right", "asked", "interval", "average", "patterns", "intervals")
         return {
-            "benchmark": "MMVP-VLM",
+            "benchmark": self.name,
             **{name: getattr(self, name) for name in facts + scores},
             "pairs": [pair.to_dict() for pair in self.pairs],
         }

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diva_rs.errors import DataError, shown
+from diva_rs.evaluation.counted import Counted, counted_line, counted_table
 from diva_rs.evaluation.result import Result
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
@@ -22,6 +23,40 @@ class DatasetScore(Result):
     metrics: dict[str, float]  # everything that was measured
     # For each image, in the data set's order, whether it was classified rightly; empty for other metrics.
     outcomes: tuple[bool, ...] = field(default=(), repr=False)
+    kind = "retention"
+    is_test_set = True
+
+    @property
+    def name(self) -> str:
+        """The data set."""
+        return self.dataset
+
+    @property
+    def right(self) -> int | None:
+        """How many images are classified rightly; None for a metric that does not count images."""
+        return sum(self.outcomes) if self.outcomes else None
+
+    @property
+    def asked(self) -> int:
+        """How many images were scored."""
+        return self.items
+
+    @property
+    def per_cent(self) -> float:
+        """The value."""
+        return self.value
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """One row per image; none for a metric that does not count images."""
+        return [{"image": place, "correct": int(right)} for place, right in enumerate(self.outcomes)]
+
+    @property
+    def line(self) -> str:
+        """The score in one line, counts first."""
+        if self.right is None or self.interval is None:
+            return f"{self.name}  {self.items} images  {self.metric} {self.value:.1f} %"
+        return counted_line(self.name, self.right, self.items, self.interval, "images")
 
 
 @dataclass(frozen=True)
@@ -33,6 +68,18 @@ class SuiteResult(Result):
     missing: dict[str, str] = field(default_factory=dict)  # data sets that could not be scored -> why
     model: str = ""  # its class
     confidence: float = 0.95  # of the intervals
+    kind = "retention"
+    is_test_set = True
+
+    @property
+    def name(self) -> str:
+        """The task."""
+        return self.task
+
+    @property
+    def per_cent(self) -> float:
+        """The average."""
+        return self.average
 
     @property
     def average(self) -> float:
@@ -69,13 +116,17 @@ class SuiteResult(Result):
     def __str__(self) -> str:
         names = [score.dataset for score in self.scores] + list(self.missing) + [self.task, "average"]
         width = max(map(len, names))
-        lines = [f"{self.task:<{width}}   images      %   {self.confidence:.0%} interval   metric"]
+        lines = [f"{self.task:<{width}}  {'right of images':<15}  {self.confidence:.0%} interval  per cent"]
         for score in self.scores:
-            interval = "" if score.interval is None else "{:5.1f} to {:5.1f}".format(*score.interval)
-            start = f"{score.dataset:<{width}}  {score.items:>7}  {score.value:5.1f}"
-            lines.append(f"{start}   {interval:<14}   {score.metric}")
+            interval = "" if score.interval is None else "[{:5.1f}, {:5.1f}]".format(*score.interval)
+            count = f"{'' if score.right is None else score.right:>6} of {score.items:<5}"
+            lines.append(
+                f"{score.dataset:<{width}}  {count:<15}  {interval:<14}  {score.value:5.1f}  {score.metric}"
+            )
         if len(self.scores) > 1:
-            lines.append(f"{'average':<{width}}  {'':>7}  {self.average:5.1f}   of {len(self.scores)}")
+            lines.append(
+                f"{'average':<{width}}  {'':<31}  {self.average:5.1f}  of {len(self.scores)} data sets"
+            )
         lines += [f"{name:<{width}}  missing: {reason}" for name, reason in self.missing.items()]
         return "\n".join(lines)
 
@@ -97,37 +148,52 @@ class SuiteResult(Result):
 
 
 @dataclass(frozen=True)
-class FolderResult(Result):
+class FolderResult(Counted):
     """One model on an image folder with one sub-folder per class, in per cent."""
 
-    accuracy: float
-    interval: tuple[float, float]  # of Wilson
-    per_class: dict[str, float]  # class name -> accuracy
-    counts: dict[str, tuple[int, int]]  # class name -> (right, images)
     # (file below root, class, picked class)
     predictions: tuple[tuple[str, str, str], ...] = field(repr=False)
     model: str = ""  # its class
     root: str = ""
     confidence: float = 0.95
+    name: str = "zero-shot"
+    is_test_set: bool = False
+    kind = "retention"
+    unit = "images"
 
-    def compare(self, other: "FolderResult", resamples: int = 10_000, seed: int = 0) -> Comparison:
-        """This model (before) against ``other`` (after), scored on the same files and classes."""
-        mine, theirs = [row[:2] for row in self.predictions], [row[:2] for row in other.predictions]
-        if mine != theirs:
-            raise DataError(f"the results are of different images, from {self.root} and {other.root}")
-        before, after = ([named == picked for _, named, picked in r.predictions] for r in (self, other))
-        return compare_outcomes(before, after, "zero-shot", self.confidence, resamples, seed)
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        """For each image, whether its class was picked."""
+        return tuple(named == picked for _, named, picked in self.predictions)
+
+    @property
+    def identities(self) -> tuple[Any, ...]:
+        """The file and class of each image."""
+        return tuple(row[:2] for row in self.predictions)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose class was picked, in per cent."""
+        return self.per_cent
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The class of each image."""
+        return tuple(named for _, named, _ in self.predictions)
+
+    @property
+    def per_class(self) -> dict[str, float]:
+        """Class name -> accuracy in per cent."""
+        return {name: 100 * right / asked for name, (right, asked) in self.counts.items()}
 
     def __str__(self) -> str:
-        width = max(map(len, [*self.counts, "zero-shot"]))
-        right, total = map(sum, zip(*self.counts.values(), strict=True))
-        low, high = self.interval
-        lines = [f"{'zero-shot':<{width}}     right      %"]
-        for name, (hits, of) in self.counts.items():
-            lines.append(f"{name:<{width}}  {hits:>4}/{of:<4} {self.per_class[name]:5.1f}")
-        interval = f"{self.confidence:.0%} interval {low:.1f} to {high:.1f}"
-        lines.append(f"{'all':<{width}}  {right:>4}/{total:<4} {self.accuracy:5.1f}   {interval}")
-        return "\n".join(lines)
+        rows = [*self.counts.items(), ("all", (self.right, self.asked))]
+        return counted_table(rows, self.unit, self.confidence, self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        scores = ("right", "asked", "interval", "accuracy", "per_class", "counts")
+        return {**{name: getattr(self, name) for name in scores}, **vars(self)}
 
     def records(self) -> list[dict[str, Any]]:
         """One row per image."""

@@ -61,6 +61,27 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     return float(stats.binomtest(min(gained, lost), flips).pvalue) if flips else 1.0
 
 
+def smallest_difference(flips: int, confidence: float = 0.95) -> int:
+    """The smallest difference, gained minus lost, that the exact McNemar test tells from chance.
+
+    ``flips`` is how many items were gained or lost. If they are too few for any difference to be told from
+    chance, the result is how many flips, all in one direction, would be needed.
+
+    >>> smallest_difference(12), smallest_difference(60), smallest_difference(2)
+    (8, 18, 6)
+    """
+    from scipy import stats
+
+    check_confidence(confidence)
+    tail = (1 - confidence) / 2
+    while True:
+        lost = int(stats.binom.ppf(tail, flips, 0.5))
+        lost -= bool(stats.binom.cdf(lost, flips, 0.5) > tail)
+        if lost >= 0:
+            return flips - 2 * lost
+        flips += 1
+
+
 def paired_bootstrap(
     before: Sequence[bool],
     after: Sequence[bool],
@@ -104,11 +125,26 @@ class Comparison(Result):
 
     def __str__(self) -> str:
         low, high = self.interval
+        old, new = self.right
+        flips = len(self.gained) + len(self.lost)
         return (
-            f"{self.name}: {self.before:.1f} -> {self.after:.1f} ({self.difference:+.1f} points, "
-            f"{self.confidence:.0%} interval {low:+.1f} to {high:+.1f}); {len(self.gained)} gained, "
-            f"{len(self.lost)} lost of {self.items}, exact McNemar p = {self.p_value:.3g}"
+            f"{self.name}: {old} -> {new} of {self.items} right ({new - old:+}), {self.before:.1f} -> "
+            f"{self.after:.1f} ({self.difference:+.1f} points, {self.confidence:.0%} interval {low:+.1f} to "
+            f"{high:+.1f}); {len(self.gained)} gained, {len(self.lost)} lost of {self.items}, exact McNemar "
+            f"p = {self.p_value:.3g}; with {flips} flips the smallest difference that differs from chance is "
+            f"{self.resolvable}"
         )
+
+    @property
+    def right(self) -> tuple[int, int]:
+        """How many items are right before and after."""
+        old, new = (round(share * self.items / 100) for share in (self.before, self.after))
+        return old, new
+
+    @property
+    def resolvable(self) -> int:
+        """How many items of difference these data could tell from nothing: see `smallest_difference`."""
+        return smallest_difference(len(self.gained) + len(self.lost), self.confidence)
 
 
 def compare_outcomes(
@@ -122,8 +158,9 @@ def compare_outcomes(
     """Compare two models by which items each has right.
 
     >>> print(compare_outcomes([True] * 30 + [False] * 70, [True] * 40 + [False] * 60, "MMVP-VLM"))
-    MMVP-VLM: 30.0 -> 40.0 (+10.0 points, 95% interval +5.0 to +16.0); 10 gained, 0 lost of 100, exact McNemar
-    p = 0.00195
+    MMVP-VLM: 30 -> 40 of 100 right (+10), 30.0 -> 40.0 (+10.0 points, 95% interval +5.0 to +16.0); 10 gained,
+    0 lost of 100, exact McNemar p = 0.00195; with 10 flips the smallest difference that differs from chance
+    is 8
     """
     low, high = paired_bootstrap(before, after, confidence, resamples, seed)
     gained, lost = _flips(before, after)

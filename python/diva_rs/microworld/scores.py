@@ -96,7 +96,12 @@ def mini_mmvp(
                 correct=picked == (1, 2),
             )
         )
-    return MmvpVlmResult(tuple(decided), model=type(clip).__name__, root=f"microworld {world.split}")
+    return MmvpVlmResult(
+        tuple(decided),
+        model=type(clip).__name__,
+        root=f"microworld {world.split}",
+        is_test_set=world.split == "test",
+    )
 
 
 @dataclass(frozen=True)

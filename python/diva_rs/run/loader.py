@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 import diva_rs._native as _native
+from diva_rs.data.batches import Batch, read_batch
 from diva_rs.errors import DataError
 
 _log = logging.getLogger("diva_rs")
@@ -23,72 +24,113 @@ class Progress:
 
     Attributes:
         epoch: passes over the data before this one.
-        batches, seen: batches and samples that were read in this pass.
+        places: each rank's place in this pass: the samples that it has read, or the ``position`` of
+            a loader that has one. Empty at the beginning of a pass.
+        seen: samples that were trained on in this pass.
         samples, steps: samples and optimizer steps of the whole run.
     """
 
     epoch: int = 0
-    batches: int = 0
+    places: tuple[tuple[int, ...], ...] = ()
     seen: int = 0
     samples: int = 0
     steps: int = 0
 
 
 class ResumableLoader:
-    """A loader whose passes can begin after any number of batches.
+    """A loader whose passes can begin at any sample.
 
-    A loader with ``start_at(batches)`` and ``position``, as diva_rs's own, starts there without
-    decoding what lies before. Any other one is read up to there. While such a loader is read, the
-    global random generators of torch, NumPy and ``random`` are seeded from the seed and the epoch
-    and used by nobody else, so a ``DataLoader(shuffle=True)`` gives the same order again.
+    A loader with ``start_at(position)`` and ``position``, as diva_rs's own, starts there without
+    decoding what lies before. Any other one is read up to there, and a batch across the place is
+    cut. While such a loader is read, the global random generators of torch, NumPy and ``random``
+    are seeded from the seed and the epoch and used by nobody else, so a ``DataLoader(shuffle=True)``
+    gives the same order again. So are its own generators, which have their state again afterwards.
 
     Attributes:
         waited: seconds in which training waited for the loader, in this process.
 
-    >>> list(ResumableLoader(["a", "b", "c"], seed=0).read(epoch=0, passed=1))
-    [(2, 'b'), (3, 'c')]
+    >>> loader = ResumableLoader([torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 8, 8)], seed=0)
+    >>> [(place, len(batch)) for place, batch in loader.read(epoch=0, place=(3,))]
+    [((6,), 3)]
     """
 
     def __init__(self, loader: Iterable[Any], seed: int) -> None:
         self.loader, self.seed, self.waited = loader, seed, 0.0
         self._skips = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
-        self._generators = [(generator, generator.initial_seed()) for generator in _generators(loader)]
+        self._generators = [(each, each.initial_seed()) for each in generators_of(loader)]
         self._random: tuple[Any, ...] | None = None  # states of the global generators for the loader
+        self._passes = 0  # that were begun
 
-    def read(self, epoch: int, passed: int = 0) -> Iterator[tuple[int, Any]]:
-        """The batches of a pass after the first ``passed``, each with its number, counted from 1."""
+    @property
+    def start(self) -> tuple[int, ...]:
+        """The place at the beginning of a pass."""
+        own: Any = self.loader
+        return (0,) * (len(own.position) if self._skips else 1)
+
+    def read(self, epoch: int, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """The batches of a pass after ``place``, each with the place after it."""
         loader: Any = self.loader
-        parts = (getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))
-        for part in (loader, *parts):
+        for part in (loader, *samplers_of(loader), *datasets_of(loader)):
             if callable(getattr(part, "set_epoch", None)):
                 part.set_epoch(epoch)
-        if self._skips and passed:
-            loader.start_at(passed)
+        self._check_workers()
+        states = [generator.get_state() for generator, _ in self._generators]
         if not self._skips:
             self._seed(epoch)
-            if passed and not isinstance(loader, (list, tuple)):
+            if any(place) and not isinstance(loader, (list, tuple)):
                 _log.warning(
-                    "%d batches are read again and skipped; that they are the same as before depends on the "
+                    "%d samples are read again and skipped; that they are the same as before depends on the "
                     "loader (%s)",
-                    *(passed, type(loader).__name__),
+                    *(sum(place), type(loader).__name__),
                 )
+        elif any(place):
+            loader.start_at(place)
+        try:
+            yield from self._batches(sum(place))
+        finally:
+            for (generator, _), state in zip(self._generators, states, strict=True):
+                generator.set_state(state)
+
+    def _batches(self, passed: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
         with self._loading():
-            batches = iter(loader)
-        number = 0
+            batches = iter(self.loader)
+        read = number = 0
         while True:
             try:
                 with self._loading():
-                    batch = next(batches)
+                    item = next(batches)
             except StopIteration:
                 return
-            number = loader.position if self._skips else number + 1
-            if number > passed:
-                yield number, batch
+            batch = read_batch(item, number)
+            number += 1
+            if self._skips:
+                yield self.loader.position, batch  # type: ignore[attr-defined]
+                continue
+            cut = max(0, passed - read)
+            read += len(batch)
+            if read > passed:
+                yield (read,), batch[cut:] if cut else batch
+
+    def _check_workers(self) -> None:
+        """Warn where a new epoch cannot reach the workers that are alive."""
+        self._passes += 1
+        if self._passes != 2 or not getattr(self.loader, "persistent_workers", False):
+            return
+        for data in datasets_of(self.loader):
+            values = vars(data).values() if hasattr(data, "__dict__") else ()
+            shared = any(_is_shared(value) for value in values)
+            if callable(getattr(data, "set_epoch", None)) and not shared:
+                _log.warning(
+                    "persistent_workers=True: the loader's workers keep the %s of the first pass, which "
+                    "set_epoch does not reach, so every pass may show the same order and crops; give "
+                    "persistent_workers=False",
+                    type(data).__name__,
+                )
 
     def _seed(self, epoch: int) -> None:
-        for generator, seed in self._generators if epoch else ():
+        for generator, seed in self._generators:
             # Its state depends on all passes before; after a resume there were none.
-            generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch))
+            generator.manual_seed(_native.augment_seed(seed % 2**64, epoch, epoch) if epoch else seed)
         seed = _native.augment_seed(self.seed, epoch, epoch)
         outer = _swap_random_states()
         torch.default_generator.manual_seed(seed)
@@ -138,7 +180,28 @@ def samplers_of(loader: Any) -> list[Any]:
     return [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def _is_shared(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and bool(value.is_shared())  # type: ignore[no-untyped-call]
+
+
+def datasets_of(loader: Any) -> list[Any]:
+    """The dataset of a loader and those within it, as of a ``Subset`` or a ``ConcatDataset``.
+
+    >>> from torch.utils.data import DataLoader, Subset
+    >>> [type(data).__name__ for data in datasets_of(DataLoader(Subset(range(6), [1, 2])))]
+    ['Subset', 'range']
+    """
+    owners = [loader]
+    for owner in owners:
+        many = getattr(owner, "datasets", ())
+        many = many.values() if isinstance(many, dict) else many if isinstance(many, (list, tuple)) else ()
+        for inner in (getattr(owner, "dataset", None), *many):
+            if inner is not None and all(inner is not known for known in owners):
+                owners.append(inner)
+    return owners[1:]
+
+
+def generators_of(loader: Any) -> list[torch.Generator]:
     """The random generators of a DataLoader and of its samplers."""
     owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
     return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())

@@ -39,9 +39,11 @@ class Run:
         callbacks: list[Callback],
         resume: bool | str,
         evaluation: Evaluation | None,
+        one_pass: bool,
     ) -> None:
         self.ranked, self.ranks, self.trainer = ranked, ranked.ranks, ranked.trainer
         self.recipe, self.folder = self.trainer.recipe, folder  # rank 0 has the folder
+        self.one_pass = one_pass
         self.callbacks = callbacks if self.ranks.first else []
         self.loader = ResumableLoader(loader, self.recipe.seed)
         self.history: list[dict[str, float]] = []
@@ -52,7 +54,7 @@ class Run:
         self._warned = False  # of a step larger than the recipe's batch
         self._saved: int | None = None  # step of the newest checkpoint
         if folder is not None:
-            self._restore(folder, open_run(folder, self.trainer, resume))
+            self._restore(folder, open_run(folder, self.ranked, self.loader, resume, one_pass))
             # Before the caller's callbacks, so that one that fails loses no row.
             self.callbacks.insert(0, JsonLines(folder.metrics))
         self.evaluates = evaluation is not None
@@ -66,7 +68,7 @@ class Run:
         # Of the last log: time, samples, seconds of waiting.
         self._last_log = (time.perf_counter(), self.progress.samples, 0.0)
 
-    def train(self, one_pass: bool, show_progress: bool) -> PostTrainResult:
+    def train(self, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
         interrupted = False
         if self.evaluator is not None:
@@ -77,7 +79,7 @@ class Run:
         with tqdm(total=total, initial=done, desc="post-train", unit="step", disable=hidden) as self._bar:
             try:
                 try:
-                    self._loop(one_pass)
+                    self._loop()
                     step = self.progress.steps
                     if self.evaluator is not None and self.evaluator.rows[-1]["step"] != step:
                         # The end of a pass whose length was not known.
@@ -98,30 +100,30 @@ class Run:
             self.ranked.share_state()
         return self._finish(interrupted)
 
-    def _loop(self, one_pass: bool) -> None:
+    def _loop(self) -> None:
         """Read, train and log until the steps, or one pass, are done, or the guard ends the run."""
         while not self._is_done():
             epoch = self._read.epoch
             if epoch != self.trainer.epoch:
                 self.trainer.set_epoch(epoch)
-            for given in self.ranked.rounds(self.loader, epoch, self._read.batches):
+            for given in self.ranked.rounds(self.loader, epoch, self._read.places):
                 if self._advance(given) and self._is_done():
                     return
-            if self._read.batches == 0:
+            if not self._read.places:
                 raise DataError(
                     f"the loader gave no batch in pass {epoch + 1}, after {self.progress.steps} steps: it is "
                     "empty, or can be iterated only once; give a DataLoader or a list, or fewer steps"
                 )
-            if one_pass:
+            if self.one_pass:
                 self._end_pass()
                 return
-            self._read = replace(self._read, epoch=epoch + 1, batches=0, seen=0)
+            self._read = replace(self._read, epoch=epoch + 1, places=(), seen=0)
 
     def _advance(self, given: Round) -> bool:
         """Train on a round of batches; returns whether that completed a step."""
         read, samples = self._read, given.samples
         self._read = replace(
-            read, batches=given.batches, seen=read.seen + samples, samples=read.samples + samples
+            read, places=given.places, seen=read.seen + samples, samples=read.samples + samples
         )
         complete = self._pending >= (self.recipe.batch or 1)
         seen = self.trainer.samples_seen

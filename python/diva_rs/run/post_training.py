@@ -69,8 +69,9 @@ def post_train(
             ``recipe.checkpoint_every`` steps; the last ``recipe.keep`` are kept.
         resume: what to do where ``output_dir`` holds a run. True resumes it from its newest intact
             checkpoint, to the same weights as an uninterrupted run, and raises an error where the
-            settings differ; "force" resumes under other settings; False replaces it. A run that has
-            done all its steps is read back.
+            settings or the loader differ; "force" resumes under other settings, and begins the pass
+            again where the loader differs; False replaces it. A run that has done all its steps is
+            read back.
         callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
         progress: whether to show a progress bar.
         fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without
@@ -126,5 +127,5 @@ def post_train(
         with nullcontext() if folder is None else closing(folder):
             trainer = Trainer(clip, unet, recipe, terms)
             start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
-            run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation)
-            return run.train(one_pass, show_progress=progress)
+            run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation, one_pass)
+            return run.train(show_progress=progress)

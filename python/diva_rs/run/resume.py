@@ -1,34 +1,49 @@
 """Whether a call may resume the run in its folder; checked before anything is changed."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs.clip.facts import differences, facts
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.folder import RunFolder
-from diva_rs.run.loader import Progress
+from diva_rs.run.identity import identity_of
+from diva_rs.run.loader import Progress, ResumableLoader
 from diva_rs.run.provenance import environment, name_of, trained_ids
+from diva_rs.run.ranks.loaders import places_on
+from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.step.trainer import Trainer
+
+_log = logging.getLogger("diva_rs")
 
 _SAMPLED = 64  # values of each tensor that a fingerprint looks at
 
 
-def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[str, Any] | None:
+def open_run(
+    folder: RunFolder, ranked: RankedTrainer, loader: ResumableLoader, resume: bool | str, one_pass: bool
+) -> dict[str, Any] | None:
     """The state to resume from, or None for a run that begins. ``resume`` is post_train's.
 
-    Raises ConfigError where the run in the folder has another recipe, other models or more steps,
-    WeightsError where all of its checkpoints are damaged.
+    Raises ConfigError where the run in the folder has another recipe, other models, another loader
+    or more steps, WeightsError where all of its checkpoints are damaged.
     """
+    trainer = ranked.trainer
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and (folder.facts() or {}).get("launch") == os.environ.get("TORCHELASTIC_RUN_ID"):
         resume = resume or True  # torchrun has begun this run before, and starts its ranks again
     models, recipe = _models_of(trainer), trainer.recipe
-    here = {**models, "environment": environment(trainer.step_modules.device)}
+    data = identity_of(loader.loader)
+    size = getattr(loader.loader, "batch_size", None)
+    if recipe.batch is None and size is not None:  # a step is then one batch of each rank
+        data["batch"] = size
+    here = {**models, "data": data, "environment": environment(trainer.step_modules.device)}
     if resume is False:
         folder.clear()
     earlier, was = folder.recipe(), folder.facts() or {}
@@ -42,14 +57,20 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
         folder.clear()  # a run that ended before its first checkpoint leaves its log
         folder.begin(recipe, here, 0)
         return None
-    done = progress_of(state).steps
-    if recipe.steps is not None and recipe.steps < done:
+    progress = progress_of(state)
+    if recipe.steps is not None and recipe.steps < progress.steps:
         raise ConfigError(
-            f"steps={recipe.steps}, but the run in {folder.path} has done {done} steps already: "
+            f"steps={recipe.steps}, but the run in {folder.path} has done {progress.steps} steps already: "
             "give more, choose another folder, or resume=False, which starts again"
         )
-    changes = [] if resume == "force" else _changes(earlier, recipe, was, models)
-    if changes:
+    others = _differing(was.get("data"), data)
+    places = places_on(loader.loader, progress.places, ranked.ranks.world)
+    changes = [] if resume == "force" else _changes(earlier, recipe, was, models, one_pass)
+    changes += [f"the loader's {name} was {before}, is {now}" for name, (before, now) in others.items()]
+    if places is None:
+        world = ranked.ranks.world
+        changes.append(f"the number of ranks was {len(progress.places)} in the middle of a pass, is {world}")
+    if changes and resume != "force":
         raise ConfigError(
             f"the run in {folder.path} differs from this one ({'; '.join(changes)}): give the same "
             'settings, resume="force" to continue with the new ones, resume=False to start again, or '
@@ -60,22 +81,27 @@ def open_run(folder: RunFolder, trainer: Trainer, resume: bool | str) -> dict[st
             f"anchor={recipe.anchor} needs the CLIP that the run in {folder.path} began from, and "
             "this one has other weights (training changes it in place): load the model again"
         )
-    folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, done)
+    if changes and progress.places:
+        _log.warning("%s: the pass over the data begins again", "; ".join(changes))
+        places, progress = (), replace(progress, seen=0)
+    state["run"]["progress"] = asdict(replace(progress, places=places or ()))
+    folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, progress.steps)
     return state
 
 
 def progress_of(state: dict[str, Any]) -> Progress:
     """The progress in a checkpoint's state."""
     try:
-        return Progress(**state["run"]["progress"])
-    except (KeyError, TypeError) as err:
+        progress = Progress(**state["run"]["progress"])
+        return replace(progress, places=tuple(tuple(map(int, place)) for place in progress.places))
+    except (KeyError, TypeError, ValueError) as err:
         raise WeightsError(
             "the checkpoint does not say where its run stands, so no run of this version wrote it: "
             "resume=False starts again"
         ) from err
 
 
-def _models_of(trainer: Trainer) -> dict[str, str]:
+def _models_of(trainer: Trainer) -> dict[str, Any]:
     """Names and fingerprints of the models of a run, and the names of its losses."""
     trained, clip, unet = trained_ids(trainer), trainer.clip, trainer.teacher.unet
 
@@ -84,6 +110,7 @@ def _models_of(trainer: Trainer) -> dict[str, str]:
 
     return {
         "clip": name_of(trainer),
+        "clip_computes": facts(clip),
         "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
         "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
@@ -104,13 +131,27 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _changes(earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, str]) -> list[str]:
-    """What differs between the run in the folder and this one, apart from its start."""
+def _changes(
+    earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, Any], one_pass: bool
+) -> list[str]:
+    """What differs in recipe and models between the run in the folder and this one, but its start."""
     fields = earlier.differences(recipe)
-    # A constant learning rate does not depend on the length: more steps continue the same run.
-    if (earlier.schedule, recipe.schedule) == ("constant", "constant"):
+    # A constant learning rate does not depend on the length: more steps continue the same run. Fewer
+    # of one pass are those of a loader with larger batches: its end would come too early.
+    shorter = one_pass and recipe.steps is not None and recipe.steps < (earlier.steps or 0)
+    if (earlier.schedule, recipe.schedule) == ("constant", "constant") and not shorter:
         fields.pop("steps", None)
-    others = {name: (was.get(name), now[name]) for name in now if name != "clip_start"}
+    models = {name: now[name] for name in now if name not in ("clip_start", "clip_computes")}
+    others = _differing({name: was.get(name) for name in models}, models)
+    computed = differences(was.get("clip_computes") or {}, now["clip_computes"], ("vision", "text", "pixels"))
     return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()] + [
-        f"{name} was {before}, is {after}" for name, (before, after) in others.items() if before != after
+        *(f"{name} was {before}, is {after}" for name, (before, after) in others.items()),
+        *(f"clip's {line}" for line in computed),
     ]
+
+
+def _differing(was: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The entries that differ; none where one of the two is unknown."""
+    was = was or {}
+    names = {**was, **now} if was and now else {}
+    return {name: (was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)}

@@ -1,17 +1,21 @@
-"""A folder of transformers: the configuration, the weights and the image processor's configuration."""
+"""A folder of transformers: configuration, weights, image processor and, if it is OpenAI's, tokenizer."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
-from diva_rs._base.files import make_folder, replacing, write_json
+from diva_rs._base.files import make_folder, replacing, write_json, write_text
+from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
-from diva_rs.clip.export.source import Config, Family, Source, own_state, preprocessor, read
-from diva_rs.clip.libraries.transformers import family_of
-from diva_rs.clip.wrappers import own_weights, unwrap
+from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
+from diva_rs.clip.export.vocabulary import tokenizer_files
+from diva_rs.clip.libraries.transformers import class_of, family_of
+from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError, DataError
 
 _FILES = {
@@ -43,21 +47,25 @@ def to_transformers(
         path: the folder; an earlier export is replaced as a whole. It is returned.
         vision_only: leave the text tower out: ``CLIPVisionModelWithProjection`` or ``SiglipVisionModel``.
             From open_clip this also exports models whose text tower transformers cannot hold.
-        processor: a processor, image processor or tokenizer of transformers to save with the model. None
-            writes the image processor's configuration: with the pixel statistics, size and resizing that
-            open_clip keeps in the model, or those of the family.
+        processor: a processor, image processor or tokenizer of transformers to save with the model. The part
+            that it leaves out is written: the image processor's configuration, with the pixel statistics,
+            size and resizing that open_clip keeps in the model, or those of the family; and the tokenizer of
+            a full model that uses OpenAI's vocabulary. Other vocabularies (SigLIP's) are not part of a model:
+            a folder without their tokenizer has no texts, so give it here.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
     >>> sorted(file.name for file in folder.iterdir())
     ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
-    model = unwrap(clip)
+    model = merged(clip)
+    check_dense(model)
     family = family_of(model)
     if family is None:
         config, weights, images = _of_source(read(model, vision_only))
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
+    check_fresh(config, weights)
     folder = Path(path).expanduser()
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
@@ -69,16 +77,21 @@ def to_transformers(
         beside.mkdir()
         save_weights(beside / "model.safetensors", weights)
         write_json(beside / "config.json", config)
-        if processor is None:
-            write_json(beside / "preprocessor_config.json", images)
-        else:
+        if processor is not None:
             processor.save_pretrained(beside)
+        if not any(
+            (beside / name).exists() for name in ("preprocessor_config.json", "processor_config.json")
+        ):
+            write_json(beside / "preprocessor_config.json", images)
+        if not (beside / "tokenizer_config.json").exists():
+            for name, content in tokenizer_files(config).items():
+                (write_text if isinstance(content, str) else write_json)(beside / name, content)
     return folder
 
 
 def _of_transformers(model: Any, family: Family, vision_only: bool) -> Parts:
     """With the model's own configuration, and its weights by the keys that every release loads."""
-    config, name, weights = model.config, type(model).__name__, own_state(own_weights(model))
+    config, name, weights = model.config, class_of(model), own_state(own_weights(model))
     if vision_only and hasattr(model, "text_model"):
         kept = ("vision_model.", "visual_projection.")
         weights = {key: value for key, value in weights.items() if key.startswith(kept)}
@@ -118,4 +131,6 @@ def _of_source(source: Source) -> Parts:
 
 
 def _dtype(weights: dict[str, Tensor]) -> str:
-    return str(next(value for key, value in weights.items() if "encoder" in key).dtype).removeprefix("torch.")
+    """The widest: from_pretrained converts all weights to it."""
+    dtypes = (value.dtype for value in weights.values() if value.is_floating_point())
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")

@@ -83,6 +83,37 @@ def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | Non
     return math.ceil(seen / accumulated)
 
 
+def places_on(
+    loader: Any, places: tuple[tuple[int, ...], ...], world: int
+) -> tuple[tuple[int, ...], ...] | None:
+    """Where each of ``world`` ranks continues the pass in which other ranks stood at ``places``.
+
+    None where it cannot be continued: the images that were read are then not the first of the order
+    in which ``loader`` deals them out to the ranks.
+
+    >>> from diva_rs.data.loader import KeyedSampler
+    >>> loader = DataLoader(range(12), batch_size=2, sampler=KeyedSampler(torch.arange(12).numpy(), seed=0))
+    >>> places_on(loader, ((4,), (4,)), world=1)
+    ((8,),)
+    """
+    loader = _without_cache(loader)
+    if len(places) in (0, world):
+        return places
+    if any(len(place) != 1 for place in places):
+        return None  # of shards
+    total = sum(read for (read,) in places)
+    if isinstance(loader, ImageLoader):
+        return _turns(total, world) if places == _turns(total, len(places)) else None
+    # The turns of other samplers may be samples or batches: after equally many of both they are one.
+    size = getattr(loader, "batch_size", None)
+    even = size is not None and total % (size * world) == 0 and len(set(places)) == 1
+    return _turns(total, world) if even and isinstance(loader, DataLoader) and is_divided(loader) else None
+
+
+def _turns(total: int, world: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((len(range(rank, total, world)),) for rank in range(world))
+
+
 @contextmanager
 def every_image(loader: Any, ranks: Ranks) -> Iterator[None]:
     """Within this block our own sampler leaves out no image, though some ranks then read one more.

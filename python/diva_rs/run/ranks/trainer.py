@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diva_rs.data.batches import Batch, read_batch
+from diva_rs.data.batches import Batch
 from diva_rs.distributed import Ranks, weighted_sums
 from diva_rs.run.loader import ResumableLoader
 from diva_rs.run.ranks.loaders import check_first_batches
@@ -19,12 +19,12 @@ class Round(NamedTuple):
     """One batch of every rank.
 
     batch: this rank's; None where it has none left in this pass.
-    batches: what all ranks have read of this pass, these included.
+    places: where each rank then stands in this pass.
     samples: those of all ranks in this round.
     """
 
     batch: Batch | None
-    batches: int
+    places: tuple[tuple[int, ...], ...]
     samples: int
 
 
@@ -35,29 +35,30 @@ class RankedTrainer:
         self.trainer, self.ranks = trainer, ranks
         self._checked = ranks.world == 1  # whether the first batches were compared
 
-    def rounds(self, loader: ResumableLoader, epoch: int, passed: int = 0) -> Iterator[Round]:
-        """Read a pass after the first ``passed`` batches, one batch per rank at a time, until no
-        rank has one left. Ctrl-C on one rank raises KeyboardInterrupt on all, in the same round.
+    def rounds(
+        self, loader: ResumableLoader, epoch: int, places: tuple[tuple[int, ...], ...] = ()
+    ) -> Iterator[Round]:
+        """Read a pass from ``places``, one batch per rank at a time, until no rank has one left.
+        Ctrl-C on one rank raises KeyboardInterrupt on all, in the same round.
         """
         ranks = self.ranks
-        number = len(range(ranks.rank, passed, ranks.world))  # of this rank's batches
-        batches = loader.read(epoch, number)
+        place = places[ranks.rank] if places else loader.start
+        batches = loader.read(epoch, place)
+        longest = max(row[0] for row in ranks.numbers(len(place)))
         while True:
-            found, batch = next(batches, None), None
-            if found is not None:
-                number = found[0]
-                batch = read_batch(found[1], number - 1)
+            place, batch = next(batches, (place, None))
             if not self._checked:
                 check_first_batches(batch, ranks)
                 self._checked = True
             length = 0 if batch is None else len(batch)
-            rows = ranks.numbers(length, number, int(ranks.stopping))
-            samples, read, stopping = (sum(column) for column in zip(*rows, strict=True))
-            if stopping:
+            padded = [*place, *[-1] * (longest - len(place))]
+            rows = ranks.numbers(length, int(ranks.stopping), *padded)
+            samples = sum(row[0] for row in rows)
+            if any(row[1] for row in rows):
                 raise KeyboardInterrupt
             if samples == 0:
                 return
-            yield Round(batch, read, samples)
+            yield Round(batch, tuple(tuple(n for n in row[2:] if n >= 0) for row in rows), samples)
 
     def train(self, given: Round, pending: int, complete: bool) -> Tensor | None:
         """Train on this rank's batch, and update where that makes the step ``complete``.

@@ -1,0 +1,73 @@
+"""What a loader is: what must be the same where a run resumes in the middle of a pass."""
+
+import hashlib
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from diva_rs.run.loader import datasets_of, generators_of, samplers_of
+
+
+def identity_of(loader: Any) -> dict[str, Any]:
+    """What is known of a loader that decides which images come and in which order, as JSON values.
+
+    diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
+    its dataset and sampler, their lengths and seeds, and for an iterable dataset batch and workers;
+    of another iterable its class and length. An iterator has none.
+
+    >>> identity_of([torch.zeros(2, 3, 8, 8)])
+    {'class': 'list', 'batches': 1}
+    >>> identity_of(torch.utils.data.DataLoader(range(6), batch_size=2))
+    {'dataset': 'range', 'images': 6, 'sampler': 'SequentialSampler'}
+    """
+    if callable(getattr(loader, "identity", None)):
+        return _known(loader.identity())
+    datasets = datasets_of(loader)
+    if datasets:
+        return _known(_of_datasets(datasets) | _of_order(loader, datasets[0]))
+    facts = {"class": type(loader).__name__, "batches": _length(loader)}
+    facts["batch"] = getattr(loader, "batch_size", None)
+    return {} if hasattr(loader, "__next__") else _known(facts)
+
+
+def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for number, data in enumerate(datasets):
+        found = {"dataset": type(data).__name__, "images": _length(data)}
+        if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset
+            text = " ".join(map(str, data.indices))
+            found["indices"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if callable(getattr(data, "identity", None)):
+            found |= data.identity()
+        facts |= {f"{name} of part {number}" if number else name: value for name, value in found.items()}
+    return facts
+
+
+def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:
+    """What decides the order in which a DataLoader reads its dataset."""
+    facts: dict[str, Any] = {}
+    if isinstance(dataset, IterableDataset):
+        # The workers take turns by batches; a single one gives the same order in any batches.
+        facts["workers"] = max(1, getattr(loader, "num_workers", 1))
+        facts["batch"] = getattr(loader, "batch_size", None) if facts["workers"] > 1 else None
+        return facts
+    sampler, batches, inner = samplers_of(loader)
+    own = sampler if inner is None else inner
+    facts["sampler"] = None if own is None else type(own).__name__
+    facts |= {f"sampler's {name}": getattr(own, name, None) for name in ("seed", "shuffle", "replacement")}
+    if batches is not None and type(batches).__module__ != "torch.utils.data.sampler":
+        facts["batch sampler"] = type(batches).__name__
+    seeds = [generator.initial_seed() for generator in generators_of(loader)]
+    return facts | {"generator's seed": ", ".join(map(str, seeds)) or None}
+
+
+def _known(facts: dict[str, Any]) -> dict[str, Any]:
+    plain = (str, int, float, bool)
+    return {name: value for name, value in facts.items() if isinstance(value, plain)}
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
