@@ -47,14 +47,14 @@ lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python lab tests notebooks conftest.py
-	$(BIN)/ruff check python lab tests notebooks conftest.py
+	$(BIN)/ruff format --check python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff check python lab tests notebooks conftest.py build_backend.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python lab tests notebooks conftest.py
-	$(BIN)/ruff format python lab tests notebooks conftest.py
+	$(BIN)/ruff check --fix python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff format python lab tests notebooks conftest.py build_backend.py
 
 fuzz: $(NATIVE) ## nightly: 12,000 damaged files, 20,000 hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000

@@ -1,10 +1,11 @@
-"""Two ranks on one GPU: a few steps of a tiny CLIP, the same weights on both ranks, and which backend carried them.
+"""Two ranks on one GPU: a few steps of a tiny CLIP, then the weights of both ranks are compared.
 
 `torchrun --standalone --nproc_per_node=2 lab/benchmarks/one_gpu.py`. NCCL refuses two ranks on one device in
 many of its versions; then gloo is used.
 """
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,11 +21,9 @@ def main() -> None:
     backend = _backend(device)
     models = Models(find("tiny"), device=str(device))
     images = models.images().repeat(4, 1, 1, 1)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(images.cpu()),
-        batch_size=2,
-        sampler=torch.utils.data.DistributedSampler(range(len(images)), shuffle=False),
-    )
+    data = torch.utils.data.TensorDataset(images.cpu())
+    sampler: Any = torch.utils.data.DistributedSampler(data, shuffle=False)
+    loader = torch.utils.data.DataLoader(data, batch_size=2, sampler=sampler)
     teacher = diva_rs.Teacher(models.unet, models.vae, models.scheduler, models.text)
     diva_rs.post_train(models.clip, teacher, loader, batch=4, steps=2, lr=1e-3, progress=False)
     weight = next(models.clip.visual.parameters()).detach().clone()

@@ -12,8 +12,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from diva_rs._base.torch_version import check, mismatch
 
 try:

@@ -13,8 +13,8 @@ def check(built: str) -> None:
     """Raise an ImportError if the installed torch is of another minor version than `built` (`2.15.0`)."""
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
         raise ImportError(
-            f"diva_rs was built against torch {built}, but torch {torch.__version__} is installed. Build it again: "
-            f"pip install --force-reinstall --no-deps diva-rs (in a checkout: . in place of diva-rs). "
+            f"diva_rs was built against torch {built}, but torch {torch.__version__} is installed. Build it "
+            "again: pip install --force-reinstall --no-deps diva-rs (in a checkout: . in place of diva-rs). "
             f"It builds against {SUPPORTED}."
         )
 
