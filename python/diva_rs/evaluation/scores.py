@@ -226,6 +226,9 @@ class DriftResult(Result):
     # before, up to a rotation and a scale of the space.
     cka: float
     cosines: tuple[float, ...] = field(repr=False)  # one per image
+    name = "drift"
+    kind = "drift"
+    is_test_set = False
 
     def __str__(self) -> str:
         found = f"mean cosine {self.cosine:.4f}, lowest {self.lowest:.4f}, linear CKA {self.cka:.4f}"
