@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import LONGEST, load_weights
-from diva_rs._base.files import open_regular
+from diva_rs._base.files import as_path, open_regular
 from diva_rs._base.optional import one_line
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.clip.wrappers import own_weights
@@ -29,7 +28,7 @@ def weights_of(source: Any, name: str) -> dict[str, Tensor]:
         return _checked(source, name)
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(f"{name} is {a_type(source)}: give a model, a state dict or a file")
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir():
         inside = [path / file for file in _IN_FOLDERS if (path / file).is_file()]
         if not inside:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import write_json, write_text
+from diva_rs._base.files import as_path, write_json, write_text
 
 
 class Result:
@@ -26,8 +26,9 @@ class Result:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict` atomically; returns the path. Raises DataError if it cannot be written."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
+        file = as_path(path)
+        write_json(file, self.to_dict())
+        return file
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write `records` atomically; returns the path. Raises DataError if it cannot be written."""
@@ -35,5 +36,6 @@ class Result:
         table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(records)
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        file = as_path(path)
+        write_text(file, text.getvalue())
+        return file

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from diva_rs._base.files import as_path
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
@@ -65,7 +66,7 @@ def gather(given: Any, side: str) -> Side:
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from _read(Path(entry).expanduser(), side)
+            yield from _read(as_path(entry), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:
