@@ -120,13 +120,26 @@ def test_shard_pixels_do_not_depend_on_workers(shards, workers):
         assert len(runs[0]) == 12 and same(*runs)
 
 
-def test_an_image_is_the_same_from_any_shard(tmp_path):
-    for name, members in (("one", ["k1", "k2"]), ("two", ["k0", "k2"])):
-        with webdataset.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
-            for key in members:
-                writer.write({"__key__": key, "png": png(int(key[1]))})
-    one, two = (by_id(shard_loader(f"{tmp_path}/{name}.tar", 2, 16, 0)) for name in ("one", "two"))
-    assert torch.equal(one[name_key("k2")], two[name_key("k2")])
+def test_ids_of_shards_hold_the_file_name_and_not_its_place(tmp_path):
+    def ids(*names):
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_tar(tmp_path / name, [(f"{i:06}.png", png(i)) for i in range(2)])
+        loader = shard_loader([tmp_path / name for name in names], 2, 16, 0, shuffle=False)
+        return [number for batch in loader for number in batch["ids"].tolist()]
+
+    here = ids("a.tar", "b.tar")
+    assert here == [name_key(f"{shard}.tar/00000{i}.png") for shard in "ab" for i in range(2)]
+    assert ids("elsewhere/b.tar") == here[2:]
+    both = ids("a.tar", "x/0.tar", "y/0.tar")
+    assert both[:2] == here[:2] and len(set(both)) == 6
+    assert ids("x/0.tar", "y/0.tar") == both[2:]
+
+
+def test_a_shard_named_twice_is_read_once(tmp_path, caplog):
+    write_tar(tmp_path / "a.tar", [("0.png", png(0))])
+    loader = shard_loader([tmp_path / "a.tar", f"{tmp_path}/*.tar"], 2, 16, 0)
+    assert len(by_id(loader)) == 1 and "2 names stand for 1 shards" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
@@ -145,7 +158,7 @@ def test_seed_and_epoch_change_crops_and_order(kind, request):
         assert [i for batch in other for i in batch["ids"].tolist()] != order
         one, two = by_id(first), by_id(other)
         assert one.keys() == two.keys()
-        assert not any(torch.equal(one[i], two[i]) for i in one)
+        assert sum(torch.equal(one[i], two[i]) for i in one) < len(one) / 2  # chance repeats a few crops
 
 
 def test_each_pass_goes_through_every_image_once(folder, shards):

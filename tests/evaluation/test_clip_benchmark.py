@@ -297,6 +297,18 @@ def photos(tmp_path):
 NAMED = {"cat": "red", "wild_dog": "blue"}
 
 
+def encoded_as(path):
+    path.parent.mkdir()
+    image("red").save(path, "PNG")
+
+
+def test_pictures_left_out_of_a_class_are_logged(photos, caplog):
+    image("red").save(photos / "cat" / "9.HEIC", "PNG")
+    (photos / "notes").mkdir()
+    zero_shot_folder(ColourCLIP(), preprocess, tokenize, photos, NAMED)
+    assert "6 images used, 1 left out: 1 with the ending .heic (cat/9.HEIC)" in caplog.text
+
+
 def test_a_folder_is_scored_by_class(photos):
     clip = ColourCLIP(confused={"blue": "green"})
     result = zero_shot_folder(clip, preprocess, tokenize, photos, {**NAMED, "bird": "green"}, batch=4)
@@ -345,6 +357,19 @@ def test_a_folders_templates_are_averaged_after_normalisation(photos):
             r"loose\.png is in no class folder",
         ),
         (lambda root: (root / "cat" / "0.png").write_bytes(b"x"), {}, DataError, r"cat/0\.png: not an image"),
+        (
+            lambda root: encoded_as(root / "fox" / "0.HEIC"),
+            {"classes": None},
+            DataError,
+            r"fox holds no image: .*1 left out: 1 with the ending \.heic \(0\.HEIC\)",
+        ),
+        (lambda root: (root / "fox").mkdir(), {"classes": {**NAMED, "fox": "x"}}, DataError, "fox holds no"),
+        (
+            lambda root: (root / "kitten").symlink_to(root / "cat"),
+            {"classes": None},
+            DataError,
+            "class folder .*kitten is a link to a folder that is read already",
+        ),
         (None, {"classes": {"cat": "red"}}, DataError, "wild_dog: classes does not name this folder"),
         (None, {"templates": ["a photo"]}, ConfigError, "template 'a photo' has no {} for the class name"),
         (None, {"templates": "a {}"}, ConfigError, "a list of one or more texts is needed"),

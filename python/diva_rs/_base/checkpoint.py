@@ -29,15 +29,19 @@ from diva_rs.errors import DataError, WeightsError, a_type, shown
 __all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
 MANIFEST = "manifest.json"
+FACTS = "diva_rs"  # the key of a model's facts in the metadata of safetensors
 LONGEST = 1000  # characters of a weight's name
 _STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
 
 
-def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> None:
+def save_weights(
+    path: str | os.PathLike[str], weights: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+) -> None:
     """Write a name -> tensor map as safetensors, atomically. Shared storage is written once per name.
 
-    Raises DataError if the file cannot be written (an older one is unchanged), WeightsError for an entry that
-    is no dense tensor or has a dtype that safetensors does not have.
+    ``facts`` are JSON values about the model, which the metadata holds as well. Raises DataError if the file
+    cannot be written (an older one is unchanged), WeightsError for an entry that is no dense tensor or has a
+    dtype that safetensors does not have.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "w.safetensors"
@@ -50,7 +54,8 @@ def save_weights(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) ->
     with replacing(as_path(path)) as beside:
         # transformers 4.x refuses a file that does not say which library its tensors are of.
         try:
-            save_file(own, beside, metadata={"format": "pt"})
+            about = {} if facts is None else {FACTS: json.dumps(facts)}
+            save_file(own, beside, metadata={"format": "pt", **about})
         except KeyError as err:
             raise WeightsError(
                 f"weights of {err}, a dtype that safetensors does not have: convert them"

@@ -21,6 +21,7 @@ from pydantic import Field
 from diva_rs._base.files import as_path, read_text
 from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
+from diva_rs.data.decode import MAX_PIXELS
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.settings import Count, Whole
@@ -56,6 +57,8 @@ class ImageOptions(Options):
     """batches that each of the workers reads ahead; none: two"""
     on_bad_image: Literal["raise", "skip"] = "raise"
     """what to do about an image that cannot be read"""
+    max_pixels: Count = MAX_PIXELS
+    """an image of more pixels cannot be read"""
     overwrite: bool = False
     """whether to replace what the folder holds"""
 

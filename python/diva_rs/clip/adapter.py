@@ -15,9 +15,9 @@ def adapt(clip: Any, training: bool = True) -> Tower:
     """The vision tower of a CLIP model, for training it in place.
 
     ``clip`` is a model of open_clip, transformers, OpenAI's `clip` or an added library, on its device. It may
-    be wrapped by DistributedDataParallel, DataParallel or torch.compile, and may be the vision part alone
-    (for example ``clip.visual``). Nothing of it is replaced, hooked or copied. With ``training=False`` all
-    parameters may be frozen. Raises ConfigError for an unknown class.
+    be wrapped by DistributedDataParallel, DataParallel, torch.compile or peft, and may be the vision part
+    alone (for example ``clip.visual``). Nothing of it is replaced, hooked or copied. With ``training=False``
+    all parameters may be frozen. Raises ConfigError for an unknown class.
 
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size
@@ -69,6 +69,10 @@ def _check_trainable(tower: Tower) -> None:
             raise ConfigError(
                 f"{tower.prefix}{key} is not a leaf tensor but computed from other tensors, so it cannot be "
                 "trained: assign .data, or load the weights with load_state_dict"
+            )
+        if hasattr(parameter, "full_tensor"):
+            raise ConfigError(
+                f"{tower.prefix}{key} is a shard of torch.distributed (fully_shard): pass the model before it"
             )
         if parameter.is_inference():
             raise ConfigError(

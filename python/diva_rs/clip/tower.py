@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from diva_rs.clip.wrappers import own_names
 from diva_rs.errors import ConfigError, ShapeError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # open_clip/constants.py: OPENAI_DATASET_MEAN
@@ -124,12 +125,14 @@ class Tower:
         >>> sorted(diva_rs.clip.adapt(clip).named_parameters())[:3]
         ['visual.class_embedding', 'visual.conv1.weight', 'visual.ln_post.bias']
         """
-        return {
-            # A block compiled on its own adds "_orig_mod." to its keys, which no checkpoint has.
-            self.prefix + key.replace("_orig_mod.", ""): parameter
+        learning = {
+            key: parameter
             for key, parameter in self.module.named_parameters()
             if parameter.requires_grad and key not in self.unused
         }
+        # A block compiled on its own adds a part to its keys, which no checkpoint has.
+        names = own_names(self.module, learning)
+        return {self.prefix + names[key]: parameter for key, parameter in learning.items()}
 
     def frozen_copy(self) -> "Tower":
         """A copy of the vision part as it is now: own weights, eval mode, no gradients, no text tower.

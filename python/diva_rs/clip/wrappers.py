@@ -1,12 +1,21 @@
-"""Wrappers that hold a model unchanged: DistributedDataParallel, DataParallel, torch.compile."""
+"""Wrappers around a model: of parallel training, compilation, averaging, and peft's."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from diva_rs.errors import ConfigError, a_type
 
+_HOLDERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
+_MERGE = "merge_and_unload"  # of peft's models
+
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel and torch.compile, in any order.
+    """The model inside DistributedDataParallel, DataParallel, AveragedModel, torch.compile and peft's
+    PeftModel, in any order.
 
     >>> inner = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(inner)) is inner
@@ -17,16 +26,61 @@ def unwrap(model: nn.Module) -> nn.Module:
             f"clip is {a_type(model)}, expected a loaded model: open_clip.create_model_and_transforms and "
             "clip.load return it first"
         )
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
+    while (inner := _inside(model)) is not None:
+        model = inner
+    return model
+
+
+def merged(clip: nn.Module) -> nn.Module:
+    """As `unwrap`; where peft's PeftModel is among the wrappers or parts, a copy with its adapters merged."""
+    model: Any = clip
+    while not hasattr(model, _MERGE) and (inner := _inside(model)) is not None:
+        model = inner
+    if not any(hasattr(module, _MERGE) for module in model.modules()):
+        return unwrap(model)
+    holder: Any = nn.ModuleDict({"model": copy.deepcopy(model)})
+    while tuned := next((path for path, module in holder.named_modules() if hasattr(module, _MERGE)), None):
+        holder.set_submodule(tuned, unwrap(holder.get_submodule(tuned).merge_and_unload()))
+    return unwrap(holder["model"])
+
+
+def _inside(model: Any) -> nn.Module | None:
+    """What a wrapper holds; None for a model."""
+    inner: nn.Module | None = None
+    if isinstance(model, _HOLDERS):
+        inner = model.module
+    elif "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule
+        inner = model._modules["_orig_mod"]
+    elif callable(getattr(model, "get_base_model", None)):  # peft's PeftModel
+        inner = model.get_base_model()
+    return inner
+
+
+def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Names in a model -> the names without the wrappers around its parts, as checkpoints have them.
+
+    >>> own_names(nn.Sequential(nn.DataParallel(nn.Linear(2, 2))), ["0.module.bias"])
+    {'0.module.bias': '0.bias'}
+    """
+    places = {id(module): path for path, module in model.named_modules()}
+    outer: dict[str, str] = {}
+    for path, module in model.named_modules():
+        inner = unwrap(module)
+        if inner is not module:
+            outer.setdefault(f"{places[id(inner)]}.", f"{path}." if path else "")
+    found = {}
+    for name in names:
+        own = name
+        for inside in sorted(outer, key=len, reverse=True):
+            if own.startswith(inside):
+                own = outer[inside] + own[len(inside) :]
+        found[name] = own
+    return found
 
 
 def own_weights(clip: nn.Module) -> dict[str, Tensor]:
-    """The model's weights by its own keys: without those of DataParallel's or torch.compile's wrappers."""
-    weights = unwrap(clip).state_dict().items()
-    return {name.replace("_orig_mod.", ""): value for name, value in weights if isinstance(value, Tensor)}
+    """The model's weights by its own keys: without those of wrappers around it or its parts."""
+    model = unwrap(clip)
+    weights: Mapping[str, object] = model.state_dict()
+    names = own_names(model, weights)
+    return {names[name]: value for name, value in weights.items() if isinstance(value, Tensor)}

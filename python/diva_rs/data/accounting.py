@@ -47,6 +47,11 @@ class Accounting:
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     pictures: set[str] = field(default_factory=set)
 
+    @property
+    def total(self) -> int:
+        """The number of all entries, used and left out."""
+        return self.used + sum(left.count for left in self.left_out.values())
+
     def leave_out(self, reason: str, example: str, count: int = 1, picture: bool = False) -> None:
         """Count ``count`` further entries under a reason; ``picture``: one of them looks like a picture."""
         before = self.left_out.get(reason, LeftOut(0, example))
@@ -82,7 +87,7 @@ class Accounting:
         parts = [f"{self.left_out[why].count} {why} ({self.left_out[why].example})" for why in ordered]
         if len(parts) > _REASONS:
             parts[_REASONS:] = [f"others for {len(parts) - _REASONS} more reasons"]
-        return f"{used}, {sum(left.count for left in self.left_out.values())} left out: {', '.join(parts)}"
+        return f"{used}, {self.total - self.used} left out: {', '.join(parts)}"
 
     def to_dict(self) -> dict[str, Any]:
         """``used``, and ``left_out`` with the count and the example of each reason, for JSON."""

@@ -28,9 +28,28 @@ def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) ->
     transforms = require("torchvision.transforms", extra="data")
     if not 0 < scale[0] <= scale[1] <= 1:  # torchvision would crop the centre, silently
         raise ConfigError(f"scale={scale} must be 0 < low <= high <= 1: the share that a crop keeps")
-    bicubic = transforms.InterpolationMode.BICUBIC
-    crop = transforms.RandomResizedCrop(size, scale=scale, interpolation=bicubic)
-    return transforms.Compose([crop, unit_tensor])  # type: ignore[no-any-return]
+    return transforms.Compose([_RandomCrop(size, scale), unit_tensor])  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _RandomCrop:
+    """torchvision's RandomResizedCrop, bicubic, without Pillow's limit on the pixels of a crop."""
+
+    size: int
+    scale: tuple[float, float]
+
+    def __call__(self, image: Any) -> Any:
+        transforms = require("torchvision.transforms", extra="data")
+        pil = require("PIL.Image", extra="data")
+        parameters = transforms.RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
+        top, left, height, width = parameters
+        box = (left, top, left + width, top + height)
+        if pil.MAX_IMAGE_PIXELS is not None and width * height > pil.MAX_IMAGE_PIXELS:
+            part = image.transform((width, height), pil.Transform.EXTENT, box)
+        else:
+            part = image.crop(box)
+        bicubic = transforms.InterpolationMode.BICUBIC
+        return transforms.functional.resize(part, [self.size, self.size], bicubic)
 
 
 def center_transform(size: int = 512) -> Transform:
@@ -65,7 +84,8 @@ def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
     >>> keyed(draw, None, (0, 7, 1)) == keyed(draw, None, (0, 7, 1)) != keyed(draw, None, (0, 7, 2))
     True
     """
-    with torch.random.fork_rng(devices=[]):
+    # A default device would otherwise take the transform's tensors, and its draws from another generator.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the CUDA generators too, which fork_rng(devices=[]) does not restore.
         torch.default_generator.manual_seed(crop_seed(*key))
         with library_errors("the transform", "the image"):

@@ -2,13 +2,16 @@
 
 import io
 import os
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO
 
 from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
+from diva_rs.data.metadata import bare, upright
 from diva_rs.errors import ConfigError, DataError, DivaError, shown
 
 EXTENSIONS = frozenset(
@@ -18,6 +21,9 @@ EXTENSIONS = frozenset(
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
 # Twice PIL's own warning threshold, where PIL itself raises: 179 million pixels are 0.5 GB of RGB.
 MAX_PIXELS = 178_956_970
+
+_lock = Lock()
+_users, _lenient = 0, False  # threads in `_strict`, and Pillow's setting outside
 
 
 @dataclass(frozen=True)
@@ -48,41 +54,77 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     """An RGB ``PIL.Image`` from a file or from its bytes, turned upright by its EXIF orientation.
 
     Raises DataError, with ``name``, for a missing, truncated, corrupt or unknown file, and, before anything
-    is decompressed, for one of more than ``max_pixels`` pixels.
+    is decompressed, for one of more than ``max_pixels`` pixels. Damaged metadata is ignored.
 
     >>> decode(b"not an image", "x.jpg")
     Traceback (most recent call last):
     diva_rs.errors.DataError: x.jpg: not an image that Pillow can read
     """
-    ops = require("PIL.ImageOps", extra="data")
-    with opened(source, name, max_pixels) as image:
+    image = load(source, name, max_pixels)
+    with _errors(name):
+        return _rgb(upright(image))
+
+
+def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
+    """As `decode`, in the mode and the orientation in which the file holds the picture."""
+    pil = require("PIL.Image", extra="data")
+    with (
+        _errors(name),
+        _strict(),
+        io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
+    ):
+        try:
+            return _loaded(file, name, max_pixels)
+        except (DivaError, MemoryError, pil.DecompressionBombError):
+            raise
+        except Exception:
+            file.seek(0)
+            plain = bare(file.read(4 * max_pixels))  # at most the largest picture, uncompressed
+            if plain is not None:
+                with suppress(Exception):
+                    return _loaded(io.BytesIO(plain), name, max_pixels)
+            raise
+
+
+def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
+    """The first picture in a file. Unlike ``PIL.Image.open`` this does not apply Pillow's limit of pixels."""
+    pil = require("PIL.Image", extra="data")
+    pil.init()
+    start, failure = file.read(16), None
+    for kind in _FORMATS:
+        factory, accept = pil.OPEN.get(kind, (None, None))  # None: this Pillow was built without it
+        # A plugin explains in words that it cannot read a file of its format.
+        if factory is None or (accept is not None and accept(start) is not True):
+            continue
+        file.seek(0)
+        try:
+            image = factory(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error) as err:  # not of this format, or damaged
+            failure = err
+            continue
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DataError(f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}")
         image.load()
-        return _rgb(ops.exif_transpose(image))
+        with suppress(Exception):
+            image.getexif()  # some formats read it from the file
+        return image
+    raise pil.UnidentifiedImageError from failure
 
 
 @contextmanager
-def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Any]:
-    """The picture as Pillow opens it, not yet decoded; an error in the block becomes a DataError."""
+def _errors(name: str) -> Iterator[None]:
+    """Any error in the block becomes a DataError that begins with ``name``."""
     pil = require("PIL.Image", extra="data")
-    files: Any = require("PIL.ImageFile", extra="data")
-    lenient = files.LOAD_TRUNCATED_IMAGES
     try:
-        # Other libraries switch this on for the whole process; half an image would then train as grey.
-        files.LOAD_TRUNCATED_IMAGES = False
-        pil.init()
-        formats = [known for known in _FORMATS if known in pil.OPEN]  # that this Pillow was built with
-        with (
-            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
-            pil.open(file, formats=formats) as image,
-        ):
-            width, height = image.size
-            if width * height > max_pixels:
-                raise DataError(f"{name}: {width} x {height} pixels are more than the {max_pixels} allowed")
-            yield image
+        yield
     except DivaError:
         raise
     except pil.UnidentifiedImageError as err:
         raise DataError(f"{name}: not an image that Pillow can read") from err
+    except pil.DecompressionBombError as err:
+        advice = "raise PIL.Image.MAX_IMAGE_PIXELS too, which is Pillow's limit for this format"
+        raise DataError(f"{name}: {err} To read it, {advice}") from err
     except OSError as err:
         reason = str(err.strerror or err)
         raise DataError(f"{name}: {'truncated image' if 'truncated' in reason.lower() else reason}") from err
@@ -90,8 +132,28 @@ def opened(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
         raise DataError(f"{name}: decoding it takes more memory than there is") from err
     except Exception as err:  # Pillow's decoders raise SyntaxError, struct.error, ... on hostile files
         raise DataError(f"{name}: corrupt image ({type(err).__name__}: {err})") from err
+
+
+@contextmanager
+def _strict() -> Iterator[None]:
+    """Pillow's LOAD_TRUNCATED_IMAGES is off while a thread is in this block.
+
+    Other libraries switch it on for the whole process; half an image would then train as grey.
+    """
+    global _users, _lenient
+    files: Any = require("PIL.ImageFile", extra="data")
+    with _lock:
+        if not _users:
+            _lenient = files.LOAD_TRUNCATED_IMAGES
+        _users += 1
+        files.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
     finally:
-        files.LOAD_TRUNCATED_IMAGES = lenient
+        with _lock:
+            _users -= 1
+            if not _users:
+                files.LOAD_TRUNCATED_IMAGES = _lenient
 
 
 def _rgb(image: Any) -> Any:

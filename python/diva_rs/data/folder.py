@@ -18,7 +18,7 @@ from diva_rs.data.augment import Transform, Views, train_transform, transform_of
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
 from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of
-from diva_rs.errors import DataError
+from diva_rs.errors import ConfigError, DataError, shown
 
 
 class Images:
@@ -36,6 +36,8 @@ class Images:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         check_policy(on_bad_image)
+        if not isinstance(max_pixels, int) or max_pixels < 1:
+            raise ConfigError(f"max_pixels={shown(max_pixels)}: a whole number from 1 is needed")
         self.transform = train_transform(size) if transform is None else transform
         self.seed, self.on_bad_image, self.max_pixels = seed, on_bad_image, max_pixels
         # In shared memory, so that workers that live through several epochs (persistent_workers) see it.
@@ -147,6 +149,7 @@ def folder_loader(
     on_bad_image: str = "raise",
     shuffle: bool = True,
     views: Views | None = None,
+    max_pixels: int = MAX_PIXELS,
     **loading: Any,
 ) -> ImageLoader:
     """Batches ``dict(images (B, 3, size, size) in [0, 1], ids (B,))`` from a folder of images.
@@ -156,6 +159,7 @@ def folder_loader(
 
     on_bad_image  "raise" (DataError), or "skip", which logs each bad file and lists it in ``loader.bad``
     views         a few fixed `Views` of each image in place of new crops, for a latent cache
+    max_pixels    an image of more pixels is bad, and is not decompressed; Pillow's own limit does not apply
     loading       ``prefetch``, the batches that each worker reads ahead (None: two; more even out slow
                   storage), and ``pin_memory`` (None: where there is CUDA)
 
@@ -167,7 +171,8 @@ def folder_loader(
     [2, 1]
     """
     # The dataset gives bad images as items: an error is then raised here, not in a worker's traceback.
-    dataset = ImageFolder(root, transform_of(size, scale, views), seed=seed, on_bad_image="skip")
+    transform = transform_of(size, scale, views)
+    dataset = ImageFolder(root, transform, seed=seed, on_bad_image="skip", max_pixels=max_pixels)
     dataset.views = views
     sampler = KeyedSampler(dataset.ids, seed, shuffle)
     return ImageLoader(dataset, batch, workers, on_bad_image, sampler, **loading)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,14 @@ logger = logging.getLogger("diva_rs.data")
 _SIZED = 64  # files whose size is part of an identity
 
 
+class Accounted(dict[str, Any]):
+    """A sample, or an empty item at the end, that carries the accounting of shards from a worker."""
+
+    def __init__(self, sample: dict[str, Any], accounts: Mapping[str, Accounting]) -> None:
+        super().__init__(sample)
+        self.accounts = dict(accounts)
+
+
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
@@ -32,9 +40,12 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if not isinstance(sample, BadImage)]
+    good = [sample for sample in samples if sample and not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
+    for sample in samples:
+        if isinstance(sample, Accounted):
+            batch.setdefault("accounts", {}).update(sample.accounts)
     if good:
         shapes = sorted({tuple(sample["images"].shape) for sample in good})
         if len(shapes) > 1:
@@ -119,8 +130,12 @@ class ImageLoader:
         # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
         # samples that each worker has read.
         self.position: tuple[int, ...] = self._origin()
-        if hasattr(dataset, "accounting"):
-            dataset.accounting.log(str(dataset))
+        self._accounts = dict[str, Accounting]()  # of each shard that was read
+        self._logged = ""
+        if hasattr(dataset, "reports"):
+            dataset.reports = True
+        else:
+            self._log()
 
     @property
     def accounting(self) -> Accounting:
@@ -130,6 +145,8 @@ class ImageLoader:
         out when they are met.
         """
         found = getattr(self.dataset, "accounting", Accounting()) + Accounting()
+        for shard in sorted(self._accounts):
+            found += self._accounts[shard]
         for name in self.bad:
             found.used -= 1
             found.leave_out("unreadable", name, picture=True)
@@ -193,13 +210,31 @@ class ImageLoader:
                 if bad.name not in self.bad:
                     self.bad[bad.name] = bad.reason
                     logger.warning("skipped bad image %s; %d so far", bad, len(self.bad))
+            self._keep(batch.pop("accounts", {}))
             if batch:  # a batch of bad images alone is skipped
                 good += len(batch["ids"])
                 yield batch
         if not good and rank_and_world()[1] == 1:  # one of several ranks may have no images
             few = ", ".join(f"{name} ({reason})" for name, reason in list(self.bad.items())[:3])
-            reason = f": all {len(self.bad)} were bad, {few}" if self.bad else ""
-            raise DataError(f"{self.dataset} gave no image{reason}")
+            reason = f"all {len(self.bad)} were bad, {few}" if self.bad else self.accounting
+            raise DataError(f"{self.dataset} gave no image: {reason}")
+        if self._accounts:
+            self._log()
+
+    def _keep(self, accounts: Mapping[str, Accounting]) -> None:
+        """Keep the accounting of each shard as it is after most of its members were read."""
+        warned = self.accounting.pictures
+        for shard, account in accounts.items():
+            if account.total >= self._accounts.get(shard, account).total:
+                self._accounts[shard] = account
+        if not self.accounting.pictures <= warned:
+            self._log()
+
+    def _log(self) -> None:
+        """Log the accounting if it has changed."""
+        if self._logged != (line := str(self.accounting)):
+            self._logged = line
+            self.accounting.log(str(self.dataset))
 
     def _origin(self) -> tuple[int, ...]:
         return (0,) if self.sampler is not None else (0,) * (1 + self.workers)
@@ -238,4 +273,4 @@ def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:
 def _counted(samples: Sequence[Any]) -> tuple[int, int, dict[str, Any]]:
     """The worker's number, the number of samples, bad ones included, and the batch."""
     worker = get_worker_info()
-    return 0 if worker is None else worker.id, len(samples), collate(samples)
+    return 0 if worker is None else worker.id, sum(map(bool, samples)), collate(samples)

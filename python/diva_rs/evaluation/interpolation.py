@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
-from diva_rs.clip.weights import check_alike, fill, weights_of
+from diva_rs.clip.weights import alike, fill, weights_of
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, WeightsError, shown
 from diva_rs.evaluation.measures import as_metrics, measure
@@ -38,16 +38,15 @@ def interpolate(
     replaced, in place; it may be one of the two.
 
     The result is new tensors, in the dtypes and on the devices of ``after``; half precision is computed in
-    float32. Raises WeightsError if keys, shapes, or counters and masks differ, or a file cannot be read;
-    ``into`` is then unchanged.
+    float32. Raises WeightsError if keys, shapes, activations, or counters and masks differ, or a file cannot
+    be read; ``into`` is then unchanged.
 
     >>> interpolate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
     {'w': tensor([0.2500, 0.2500])}
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(f"alpha={shown(alpha)}: a number from 0 (before) to 1 (after) is needed")
-    old, new = weights_of(before, "before"), weights_of(after, "after")
-    check_alike(old, new, ("before", "after"))
+    old, new = alike(before, after, ("before", "after"))
     mixed = {key: _between(key, old[key], value, float(alpha)) for key, value in new.items()}
     if into is not None:
         fill(into, mixed, "the interpolation")

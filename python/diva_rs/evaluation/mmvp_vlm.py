@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs.data.decode import opened
+from diva_rs.data.decode import load
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Combine, Embedder
 from diva_rs.evaluation.measures import evaluating
@@ -100,6 +100,4 @@ def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
 
 
 def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:
-    with opened(path, f"{path} (question {question.id}, row {question.row})") as image:
-        image.load()
-        return embedder.transform(image)
+    return embedder.transform(load(path, f"{path} (question {question.id}, row {question.row})"))

@@ -35,6 +35,8 @@ def zero_shot_folder(
     A class is embedded as the normalised mean of its normalised texts, one per template; an image is given
     the class with the largest cosine, the first of equal ones.
 
+    What is left out is logged. A class folder without a readable image raises DataError.
+
     Args:
         clip, preprocess, tokenizer: as for `mmvp_vlm`.
         classes: folder -> class name as a text says it; by default the folder's name with spaces for
@@ -46,8 +48,11 @@ def zero_shot_folder(
     (['cat', 'wild dog'], True)
     """
     check_confidence(confidence)
-    files = ImageFolder(root).names
+    listed = ImageFolder(root)
+    files = listed.names
     folders = [file.partition("/")[0] for file in files]
+    _check_folders(Path(root), set(folders), classes)
+    listed.accounting.log(f"zero-shot classification of {root}")
     if loose := [file for file in files if "/" not in file]:
         raise DataError(f"{Path(root) / loose[0]} is in no class folder: move it into that of its class")
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
@@ -68,6 +73,15 @@ def zero_shot_folder(
         (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
     )
     return FolderResult(rows, type(model).__name__, str(root), confidence)
+
+
+def _check_folders(root: Path, used: set[str], classes: Mapping[str, str] | None) -> None:
+    """Raise DataError for a class folder without an image: a class fewer makes the score higher."""
+    for folder in sorted(root.iterdir()):
+        asked = not folder.name.startswith(".") if classes is None else folder.name in classes
+        if asked and folder.is_dir() and folder.name not in used:
+            ImageFolder(folder)  # says why it gives no image
+            raise DataError(f"class folder {folder} is a link to a folder that is read already: remove one")
 
 
 def _class_vector(embedder: Embedder, name: str, templates: Sequence[str]) -> Tensor:

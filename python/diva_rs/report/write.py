@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
 from diva_rs._base.files import as_path, make_folder, read_bytes, write_text
-from diva_rs.data.decode import decode, opened
+from diva_rs.data.decode import decode, load
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
 from diva_rs.report import facts, scores, words
@@ -71,11 +71,10 @@ def picture(path: str | os.PathLike[str]) -> str:
         content = read_bytes(file, _MOST_BYTES)
     except OSError as err:
         raise DataError(f"{file} cannot be read: {err.strerror}") from err
-    with opened(content, str(file)) as image:
-        image.load()
-        if image.format not in _SHOWN:
-            raise DataError(f"{file} is a {image.format} image: give a PNG, JPEG, GIF or WebP image")
-        return _uri(image.get_format_mimetype(), content)
+    image = load(content, str(file))
+    if image.format not in _SHOWN:
+        raise DataError(f"{file} is a {image.format} image: give a PNG, JPEG, GIF or WebP image")
+    return _uri(image.get_format_mimetype(), content)
 
 
 def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:

@@ -33,7 +33,7 @@ def identity_of(loader: Any) -> dict[str, Any]:
 def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for number, data in enumerate(datasets):
-        found = {"images": _length(data)}
+        found: dict[str, Any] = {"images": _length(data)}
         if found["images"] is None:
             found["dataset"] = type(data).__name__
         if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset

@@ -10,6 +10,7 @@ from torch import nn
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.optional import require
+from diva_rs.clip.facts import facts
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.recipes.recipe import Recipe
 
@@ -82,9 +83,9 @@ class PostTrainResult:
         """Write the trained models, and as JSON the recipe, the history and the report.
 
         ``clip.safetensors`` holds the whole CLIP by its own keys; open_clip loads it with
-        ``create_model(name, pretrained=".../clip.safetensors")``. ``projector.safetensors`` holds
-        the projector, and ``denoiser.safetensors`` the denoiser where it was trained. Returns the
-        folder.
+        ``create_model(name, pretrained=".../clip.safetensors")``. Its metadata say what the model
+        computes (see `diva_rs.clip.facts`). ``projector.safetensors`` holds the projector, and
+        ``denoiser.safetensors`` the denoiser where it was trained. Returns the folder.
 
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
@@ -101,7 +102,7 @@ class PostTrainResult:
 
 def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: nn.Module | None) -> None:
     """Write the weights of what was trained, each as one safetensors file."""
-    save_weights(folder / "clip.safetensors", own_weights(clip))
+    save_weights(folder / "clip.safetensors", own_weights(clip), facts(clip))
     save_weights(folder / "projector.safetensors", projector.state_dict())
     if denoiser is not None:
         save_weights(folder / "denoiser.safetensors", denoiser.state_dict())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs.clip.facts import differences, facts
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.folder import RunFolder
@@ -100,7 +101,7 @@ def progress_of(state: dict[str, Any]) -> Progress:
         ) from err
 
 
-def _models_of(trainer: Trainer) -> dict[str, str]:
+def _models_of(trainer: Trainer) -> dict[str, Any]:
     """Names and fingerprints of the models of a run, and the names of its losses."""
     trained, clip, unet = trained_ids(trainer), trainer.clip, trainer.teacher.unet
 
@@ -109,6 +110,7 @@ def _models_of(trainer: Trainer) -> dict[str, str]:
 
     return {
         "clip": name_of(trainer),
+        "clip_computes": facts(clip),
         "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
         "clip_frozen": frozen(clip),
         "teacher": type(unet).__name__,
@@ -130,7 +132,7 @@ def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _changes(
-    earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, str], one_pass: bool
+    earlier: Recipe, recipe: Recipe, was: dict[str, Any], now: dict[str, Any], one_pass: bool
 ) -> list[str]:
     """What differs in recipe and models between the run in the folder and this one, but its start."""
     fields = earlier.differences(recipe)
@@ -139,10 +141,12 @@ def _changes(
     shorter = one_pass and recipe.steps is not None and recipe.steps < (earlier.steps or 0)
     if (earlier.schedule, recipe.schedule) == ("constant", "constant") and not shorter:
         fields.pop("steps", None)
-    models = {name: now[name] for name in now if name != "clip_start"}
+    models = {name: now[name] for name in now if name not in ("clip_start", "clip_computes")}
     others = _differing({name: was.get(name) for name in models}, models)
+    computed = differences(was.get("clip_computes") or {}, now["clip_computes"], ("vision", "text", "pixels"))
     return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()] + [
-        f"{name} was {before}, is {after}" for name, (before, after) in others.items()
+        *(f"{name} was {before}, is {after}" for name, (before, after) in others.items()),
+        *(f"clip's {line}" for line in computed),
     ]
 
 

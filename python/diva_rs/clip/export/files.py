@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_torch, save_weights
 from diva_rs._base.files import as_path, make_folder
+from diva_rs.clip.export.checks import check_dense, check_layers
 from diva_rs.clip.export.layouts import clip_rules, convert
 from diva_rs.clip.export.source import HIGHEST, Source, read
-from diva_rs.clip.wrappers import own_weights, unwrap
+from diva_rs.clip.facts import Facts, facts
+from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError
 
 # clip/model.py, `convert_weights`: what a loaded model keeps in half precision.
@@ -24,12 +26,14 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     """Write the weights for ``open_clip.create_model_and_transforms(name, pretrained=path)``.
 
     SAN and other code that takes a model name and a file reads them. The name is that of the model's own
-    architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights. Raises WeightsError
-    naming a weight that open_clip's layout has no place for, DataError if the file cannot be written.
+    architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights. The metadata of a
+    .safetensors file say what the model computes (see `diva_rs.clip.facts`). Raises WeightsError naming a
+    weight or layer that open_clip does not have, such as an adapter's, DataError if the file cannot be
+    written.
 
     Args:
         clip: an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a ViT
-            of OpenAI's `clip`, wrapped or not.
+            of OpenAI's `clip`, wrapped or not. The adapters of a `PeftModel` are merged in a copy.
         path: a file that ends in ``.safetensors`` or ``.pt``; an existing one is replaced. It is returned.
 
     >>> import tempfile
@@ -37,9 +41,14 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     >>> torch.equal(diva_rs._base.checkpoint.load_weights(path)["visual.proj"], clip.visual.proj)
     True
     """
-    model = unwrap(clip)
-    own = any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__)
-    return _write(path, own_weights(model) if own else read(model).state, (".safetensors", ".pt"))
+    model = merged(clip)
+    check_dense(model)
+    if any(cls.__module__.startswith("open_clip.") for cls in type(model).__mro__):
+        check_layers(model)
+        state = own_weights(model)
+    else:
+        state = read(model).state
+    return _write(path, state, (".safetensors", ".pt"), facts(model))
 
 
 def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
@@ -60,7 +69,9 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
     Traceback (most recent call last):
     diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu, ...
     """
-    source = read(unwrap(clip))
+    model = merged(clip)
+    check_dense(model)
+    source = read(model)
     _check_openai(source)
     state = source.state
     if half:
@@ -92,12 +103,20 @@ def _check_openai(source: Source) -> None:
     convert(source.state, clip_rules(vision["num_hidden_layers"], text["num_hidden_layers"]), "OpenAI clip")
 
 
-def _write(path: str | os.PathLike[str], state: Mapping[str, Tensor], endings: tuple[str, ...]) -> Path:
+def _write(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    endings: tuple[str, ...],
+    about: Facts | None = None,
+) -> Path:
     file = as_path(path)
     if file.suffix not in endings:
         raise ConfigError(
             f"{file} ends in {file.suffix!r}: a file that ends in {' or '.join(endings)} is needed"
         )
     make_folder(file.parent)
-    (save_weights if file.suffix == ".safetensors" else save_torch)(file, state)
+    if file.suffix == ".safetensors":
+        save_weights(file, state, about)
+    else:
+        save_torch(file, state)
     return file

@@ -1,18 +1,21 @@
 """A folder of transformers: configuration, weights, image processor and, if it is OpenAI's, tokenizer."""
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import as_path, make_folder, names_in, replacing, write_json, write_text
+from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
-from diva_rs.clip.export.source import Config, Family, Source, own_state, preprocessor, read
+from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
 from diva_rs.clip.export.vocabulary import tokenizer_files
-from diva_rs.clip.libraries.transformers import family_of
-from diva_rs.clip.wrappers import own_weights, unwrap
+from diva_rs.clip.libraries.transformers import class_of, family_of
+from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError, DataError
 
 _FILES = {
@@ -55,12 +58,14 @@ def to_transformers(
     >>> sorted(file.name for file in folder.iterdir())
     ['config.json', 'model.safetensors', 'preprocessor_config.json']
     """
-    model = unwrap(clip)
+    model = merged(clip)
+    check_dense(model)
     family = family_of(model)
     if family is None:
         config, weights, images = _of_source(read(model, vision_only))
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
+    check_fresh(config, weights)
     folder = as_path(path)
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
@@ -86,7 +91,7 @@ def to_transformers(
 
 def _of_transformers(model: Any, family: Family, vision_only: bool) -> Parts:
     """With the model's own configuration, and its weights by the keys that every release loads."""
-    config, name, weights = model.config, type(model).__name__, own_state(own_weights(model))
+    config, name, weights = model.config, class_of(model), own_state(own_weights(model))
     if vision_only and hasattr(model, "text_model"):
         kept = ("vision_model.", "visual_projection.")
         weights = {key: value for key, value in weights.items() if key.startswith(kept)}
@@ -126,4 +131,6 @@ def _of_source(source: Source) -> Parts:
 
 
 def _dtype(weights: dict[str, Tensor]) -> str:
-    return str(next(value for key, value in weights.items() if "encoder" in key).dtype).removeprefix("torch.")
+    """The widest: from_pretrained converts all weights to it."""
+    dtypes = (value.dtype for value in weights.values() if value.is_floating_point())
+    return str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")

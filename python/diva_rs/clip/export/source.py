@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from diva_rs.clip.export.checks import check_layers, own_state
 from diva_rs.clip.export.layouts import RULES, convert
+from diva_rs.clip.facts import activation
 from diva_rs.clip.libraries import open_clip, openai, timm
-from diva_rs.clip.libraries.transformers import family_of
+from diva_rs.clip.libraries.transformers import class_of, family_of
 from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, Triple, three
-from diva_rs.clip.wrappers import own_weights
+from diva_rs.clip.wrappers import own_weights, unwrap
 from diva_rs.errors import ConfigError
 
 Family = Literal["clip", "siglip"]
@@ -37,18 +39,6 @@ def read(model: nn.Module, vision_only: bool = False) -> Source:
     """A full model of any supported library; ConfigError if the other layouts cannot express it."""
     of_transformers = family_of(model) is not None
     return _of_transformers(model) if of_transformers else _of_modules(model, vision_only)
-
-
-def own_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A transformers model's weights by the keys that every release from 4.28 to 5.x loads.
-
-    Vision-only classes keep their parts in ``vision_model.`` up to 4.x and in themselves later; later
-    releases load both. ``position_ids``, a counter that old releases stored, is left out: all create it.
-    """
-    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    if any(key.startswith("vision_model.") for key in state):
-        return state
-    return {f"vision_model.{key}": value for key, value in state.items()}
 
 
 def preprocessor(
@@ -79,7 +69,7 @@ def preprocessor(
 
 
 def _of_transformers(model: Any) -> Source:
-    name = type(model).__name__
+    name = class_of(model)
     if name not in _FULL:
         raise ConfigError(f"{name} cannot be written in open_clip's layout: CLIPModel and SiglipModel can")
     family = _FULL[name]
@@ -101,6 +91,8 @@ def _of_modules(model: Any, vision_only: bool) -> Source:
             f"{type(model).__name__} is not a full CLIP: give the whole model of open_clip, transformers or "
             "OpenAI's clip (to_transformers(..., vision_only=True) leaves its text tower out)"
         )
+    visual = unwrap(visual)
+    check_layers(visual if vision_only else model)
     state = own_weights(model)
     if vision_only:
         state = {key: value for key, value in state.items() if key.startswith("visual.")}
@@ -238,7 +230,9 @@ def _blocks(
         "hidden_size": width,
         "num_hidden_layers": layers,
         "num_attention_heads": _alike([layer.num_heads for layer in attentions], where, "number of heads"),
-        "intermediate_size": _alike([layer.out_features for layer in hidden], where, "MLP's width"),
+        "intermediate_size": _alike(
+            [getattr(layer, "out_features", None) for layer in hidden], where, "MLP's width"
+        ),
         "hidden_act": _alike([_activation(layer, where) for layer in activations], where, "activation"),
         "layer_norm_eps": _alike([norm.eps for norm in norms], where, "LayerNorm eps"),
     }
@@ -255,14 +249,12 @@ def _alike(values: Iterable[Any], where: str, what: str) -> Any:
 
 def _activation(layer: nn.Module, where: str) -> str:
     """The activation by transformers' name."""
-    name = type(layer).__name__
-    if name == "QuickGELU":
-        return "quick_gelu"
-    if isinstance(layer, nn.GELU):
-        return "gelu_pytorch_tanh" if layer.approximate == "tanh" else "gelu"
-    if name == "GELUTanh":  # timm
-        return "gelu_pytorch_tanh"
-    raise ConfigError(f"{where}: the activation is a {name}: only QuickGELU and GELU can be exported")
+    name = activation(layer)
+    if name not in _ACTIVATIONS:
+        raise ConfigError(
+            f"{where}: the activation is a {type(layer).__name__}: only QuickGELU and GELU can be exported"
+        )
+    return name
 
 
 def _square(size: Any, what: str) -> int:

@@ -3,7 +3,6 @@
 Source: open_clip/transformer.py, class VisionTransformer (`_embeds`, `_pool`, `_global_pool`, `forward`).
 """
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -127,30 +126,35 @@ def _check_pooler(v: Any) -> None:
         )
 
 
-def check_quick_gelu(clip: nn.Module, model_name: str, pretrained: str) -> bool:
-    """Warn when open_clip weights were trained with another GELU than the model computes; scores then drop
-    by several points.
+def names_for(weights: Mapping[str, Tensor]) -> list[str]:
+    """The names under which open_clip lists a model of these sizes, for messages; activations do not show."""
+    library = require("open_clip", extra="open-clip")
+    sizes = _sizes(weights)
+    return [
+        name for name in library.list_models() if sizes and sizes == _listed(library.get_model_config(name))
+    ]
 
-    ``model_name`` and ``pretrained`` are the arguments of ``open_clip.create_model``. Returns True when they
-    agree, or when ``pretrained`` is a file or an unknown tag.
 
-    >>> check_quick_gelu(clip, "ViT-L-14", "laion2b_s32b_b82k")
-    True
-    """
-    known = require("open_clip", extra="open-clip").get_pretrained_cfg(
-        model_name.replace("/", "-"), pretrained
+def _sizes(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Patch, image and width of the vision tower, embedding, text width and length; () for another layout."""
+    text = "text." if "text.positional_embedding" in weights else ""
+    needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
+    keys = (*needed, f"{text}positional_embedding")
+    if any(key not in weights or weights[key].ndim < 2 for key in keys):
+        return ()
+    conv, positions, proj, words = (weights[key].shape for key in keys)
+    side = round((positions[0] - 1) ** 0.5) * conv[-1]
+    blocks = {key.split(".")[3] for key in weights if key.startswith("visual.transformer.resblocks.")}
+    return (conv[-1], side, conv[0], len(blocks), proj[1], words[1], words[0])
+
+
+def _listed(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    sizes = [vision.get(name) for name in ("patch_size", "image_size", "width", "layers")]
+    class_token = int(bool(text.get("embed_cls")))
+    return (
+        *sizes,
+        config["embed_dim"],
+        text.get("width", 512),
+        text.get("context_length", 77) + class_token,
     )
-    activations = {type(layer).__name__ for layer in clip.modules()} & {"QuickGELU", "GELU"}
-    if not known or len(activations) != 1:
-        return True
-    trained, computes = bool(known.get("quick_gelu", False)), activations == {"QuickGELU"}
-    if trained == computes:
-        return True
-    names = {True: "QuickGELU", False: "GELU"}
-    warnings.warn(
-        f"{model_name} computes {names[computes]}, but the weights {pretrained!r} were trained with "
-        f"{names[trained]}: create the model with force_quick_gelu={trained}",
-        UserWarning,
-        stacklevel=2,
-    )
-    return False

@@ -43,6 +43,11 @@ def family_of(model: nn.Module) -> Literal["clip", "siglip"] | None:
     return "siglip" if names & _SIGLIP_CLASSES else None
 
 
+def class_of(model: nn.Module) -> str:
+    """The name of the class of transformers that `model` is of or derived from."""
+    return next(cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers."))
+
+
 def matches(model: nn.Module) -> bool:
     """Whether a model is (derived from) a supported class of transformers."""
     return family_of(model) is not None
