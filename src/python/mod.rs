@@ -20,6 +20,7 @@ mod term;
 /// The native module `diva_rs._native`. `import torch` must come first: it loads the libtorch that this links to.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    crate::threads::forked(); // from here on, a process that is forked runs without libtorch's threads
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     draws::register(module)?;
     schedule::register(module)?;

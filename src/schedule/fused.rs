@@ -1,4 +1,4 @@
-//! `x_t` and the prediction target of a CPU batch in one rayon pass: latents and noise are read
+//! `x_t` and the prediction target of a CPU batch in one pass: latents and noise are read
 //! once, and no intermediate product is written to memory.
 
 use std::ops::{Add, Mul, Sub};

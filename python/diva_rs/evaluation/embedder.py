@@ -18,12 +18,11 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.data.augment import image_pixels
 from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.evaluation.measures import device_of
+from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
-Tokens = Any
-"""A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,14 @@ def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> 
         features = tower.embed(tower.tokens(pixels))
     else:
         raise ConfigError(f"{type(model).__name__} has neither encode_image nor get_image_features")
+    found: Tensor = first_of(features)
     # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
-    return features[:, 0] if features.ndim == 3 else features
+    return found[:, 0] if found.ndim == 3 else found
+
+
+def first_of(features: Any) -> Any:
+    """The embedding where a tower of open_clip gives its tokens as well (``output_tokens``)."""
+    return features[0] if isinstance(features, (tuple, list)) else features
 
 
 def pooled(features: Any) -> Tensor:
@@ -144,7 +149,7 @@ class Embedder:
     ) -> None:
         self.model: Any = clip
         self.transform = image_transform(preprocess)
-        self.tokenize = text_tokenizer(tokenizer, clip)
+        self.tokenize = TextSide.of(clip).checked(tokenizer)
         self.embedding = image_embedding(embedding)
         self.seed = seed
         self.device = device_of(clip)
@@ -168,7 +173,7 @@ class Embedder:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
         named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
         if not hasattr(self.model, "get_text_features"):
-            return self.model.encode_text(named["input_ids"])  # type: ignore[no-any-return]
+            return first_of(self.model.encode_text(named["input_ids"]))  # type: ignore[no-any-return]
         if "siglip" in str(getattr(self.model.config, "model_type", "")):
             named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
         return pooled(self.model.get_text_features(**named))
@@ -193,22 +198,7 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
         pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
-    return process if _of_transformers(preprocess) else transform
-
-
-def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
-    """Texts -> token ids; transformers tokenizers pad to the model's length, as their models were trained."""
-    if _of_transformers(tokenizer):
-        own = getattr(tokenizer, "tokenizer", tokenizer)
-        config = getattr(getattr(clip, "config", None), "text_config", None)
-        length = getattr(config, "max_position_embeddings", 77)
-        padded = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-        return lambda texts: own(list(texts), **padded)
-    return lambda texts: tokenizer(list(texts))
-
-
-def _of_transformers(value: Any) -> bool:
-    return any(cls.__module__.startswith("transformers.") for cls in type(value).__mro__)
+    return process if of_transformers(preprocess) else transform
 
 
 def _names(transform: Any) -> list[str]:
