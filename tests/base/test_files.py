@@ -17,7 +17,8 @@ import diva_rs
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DataError, export
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_torch, save_weights
-from diva_rs._base.files import as_path, names_in, replacing, sweep, write_json, write_text
+from diva_rs._base.files import as_path, names_in, replacing, write_json, write_text
+from diva_rs._base.leftovers import sweep
 from diva_rs.callbacks import JsonLines
 from diva_rs.cli.flags import Options
 from diva_rs.data import ImageFolder, ImageShards, LatentCache, folder_loader

@@ -33,13 +33,12 @@ def run(folder, *numbers, before=""):
     """Start the program, send the signals after its fifth step, and give its exit code and last words."""
     program = [sys.executable, "-c", PROGRAM.format(before=before), str(folder)]
     process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True, env=environment())
+    line = ""
     for line in process.stdout:
         if line == "step 5\n":
             for number in numbers:
                 process.send_signal(number)
-            break
-    said, _ = process.communicate(timeout=120)
-    return process.returncode, said.splitlines()[-1] if said else ""
+    return process.wait(60), line.strip()
 
 
 def kept(folder):

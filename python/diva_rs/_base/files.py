@@ -5,19 +5,16 @@ is synced, and then renamed. A new file has the mode that the umask leaves, a re
 """
 
 import errno
-import hashlib
 import json
 import os
 import re
-import shutil
-import socket
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diva_rs._base.leftovers import remove, sweep, temporary_of
 from diva_rs.errors import DataError, DivaError
 
 _KINDS = (
@@ -29,8 +26,6 @@ _KINDS = (
 )
 # No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
-_TEMPORARY = re.compile(r"\..+?\.(\d+)(?:-([0-9a-f]{6}))?\.tmp")  # what `_temporary` gives
-_FORGOTTEN = 3600.0  # seconds after which the temporary files of another machine are nobody's
 # A file system that cannot sync (CIFS, FUSE, WSL).
 _NO_SYNC = (
     errno.EINVAL,
@@ -41,7 +36,7 @@ _NO_SYNC = (
     errno.EPERM,
     errno.EACCES,
 )
-# What systems and NAS boxes put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
+# What systems put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
 _OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
@@ -169,10 +164,10 @@ def beside(path: Path) -> Iterator[Path]:
             f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
         )
     # A folder, since libraries write temporary files beside the one that they are given.
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     sweep(path.parent, path.name)
     try:
-        _remove(temporary)
+        remove(temporary)
         temporary.mkdir()
         place = temporary / path.name
         place.touch()
@@ -182,25 +177,16 @@ def beside(path: Path) -> Iterator[Path]:
         _keep_access(place, path, mode)
         _into_place(place, path)
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a crash leaves no half of it under its name."""
-    aside = _temporary(folder)
-    _remove(aside)
+    aside = temporary_of(folder)
+    remove(aside)
     with suppress(FileNotFoundError):
         os.replace(folder, aside)
-    _remove(aside)
-
-
-def sweep(folder: Path, name: str = "") -> None:
-    """Remove the temporary files that killed writers have left in ``folder``: all, or those of ``name``."""
-    with suppress(OSError):
-        for entry in os.listdir(folder):
-            left = _TEMPORARY.fullmatch(entry) if entry.startswith(f".{name}") else None
-            if left is not None and _is_left(folder / entry, int(left[1]), left[2]):
-                _remove(folder / entry)
+    remove(aside)
 
 
 def sync(path: Path) -> None:
@@ -225,7 +211,7 @@ def _into_place(place: Path, path: Path) -> None:
     moved = place.is_dir() and path.is_dir()
     try:
         if moved:  # a rename replaces a file, but not a folder that is not empty
-            _remove(old(path))
+            remove(old(path))
             os.replace(path, old(path))
         os.replace(place, path)
     except BaseException:
@@ -233,56 +219,19 @@ def _into_place(place: Path, path: Path) -> None:
             os.rename(old(path), path)
         raise
     if path.is_dir():
-        _remove(old(path))
+        remove(old(path))
 
 
 def _keep_access(place: Path, path: Path, mode: int) -> None:
     """Give new files the mode and the group of those that they replace, and others at least ``mode``."""
-    for new in (place, *(place.rglob("*") if place.is_dir() else ())):
+    for new in (place, *place.rglob("*")):
         before = path / new.relative_to(place)
         with suppress(OSError):  # file systems without modes or groups
-            status = new.lstat()
             if before.exists() and before.is_dir() == new.is_dir():
-                os.chown(new, -1, before.stat().st_gid)
                 new.chmod(stat.S_IMODE(before.stat().st_mode))
-            elif stat.S_ISREG(status.st_mode):
-                new.chmod(stat.S_IMODE(status.st_mode | mode))
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}-{_machine()}.tmp")
-
-
-def _machine() -> str:
-    """Six digits for the machine or container in which this process has its number."""
-    with suppress(OSError):
-        return _hex(socket.gethostname() + os.readlink("/proc/self/ns/pid"))
-    return _hex(socket.gethostname())
-
-
-def _hex(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-def _is_left(path: Path, process: int, machine: str | None) -> bool:
-    """Whether the process that wrote a temporary file has ended."""
-    try:
-        if machine not in (None, _machine()):
-            return time.time() - path.stat().st_mtime > _FORGOTTEN
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+                os.chown(new, -1, before.stat().st_gid)
+            elif new.is_file():
+                new.chmod(stat.S_IMODE(new.stat().st_mode | mode))
 
 
 def _finite(content: Any) -> Any:

@@ -29,11 +29,11 @@ from diva_rs._base.files import (
     read_lines,
     read_text,
     remove_folder,
-    sweep,
     sync,
     write_json,
     write_text,
 )
+from diva_rs._base.leftovers import sweep
 from diva_rs.errors import ConfigError, DataError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 
