@@ -80,10 +80,10 @@ class CLIP(nn.Module):
         width: int = 64,
         layers: int = 2,
         context: int = 8,
-        vocab: int = 64,
+        vocabulary: int = 64,
     ) -> None:
         super().__init__()
-        self.context_length, self.vocab_size, text = context, vocab, 64
+        self.context_length, self.vocab_size, text = context, vocabulary, 64
         self.visual = VisionTransformer(resolution, patch, width, layers, width // 64, embed)
         mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
         self.transformer = Transformer(text, 1, 1, mask)

@@ -163,6 +163,4 @@ def test_a_line_names_the_pictures_first_and_a_few_reasons():
         accounting.leave_out(f"with the ending .{number}", "x", count=number + 1, picture=number == 0)
     line = str(accounting)
     assert line.startswith("1 image used, 210 left out: 1 with the ending .0 (x), 20 with the ending .19 (x)")
-    assert (
-        line.endswith("others for 8 more reasons") and Accounting.from_dict(accounting.to_dict()).total == 211
-    )
+    assert line.endswith("others for 8 more reasons")

@@ -267,6 +267,23 @@ def test_results_are_written_whole(tmp_path):
     assert rows[1]["missing"].startswith("clip-benchmark does not have it")
 
 
+def test_an_interrupted_suite_has_given_its_finished_data_sets(tmp_path):
+    captions_folder(shapes_folder(tmp_path))
+    names, kept = ["wds/shapes", "birdsnap", "wds/captions"], []
+
+    def done(result):
+        kept.append(result)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, names, done=done, **QUIET)
+    assert [score.dataset for score in kept[-1].scores] == ["wds/shapes"] and list(kept[-1].missing) == [
+        "birdsnap"
+    ]
+    assert kept[0].missing == {} and kept[-1].average == 100
+
+
 @pytest.mark.parametrize(
     "given,words",
     [

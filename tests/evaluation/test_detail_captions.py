@@ -103,7 +103,7 @@ def test_spec(tmp_path):
         assert found.outcomes == tuple(good for rules in SPEC.values() for good in rules[rule])
         assert found.counts == {name: (sum(rules[rule]), len(rules[rule])) for name, rules in SPEC.items()}
     assert "relative_size, text2image" in result.missing and len(result.missing) == 8
-    assert [name for _, name in find_benchmarks(tmp_path)] == ["spec", "spec"]
+    assert [name for _, name in find_benchmarks(tmp_path)] == ["spec"]
 
 
 def edit(file, change):

@@ -93,7 +93,7 @@ def libraries(family, folder, register):
         place = str(to_transformers(model, folder / "clip"))
         found = {"open_clip": (loaded.eval(), preprocess, open_clip.get_tokenizer(NAME))}
         state = torch.load(to_openai(model, folder / "clip.pt"), weights_only=True)
-        own = openai_clip.CLIP(32, context=77, vocab=49408)
+        own = openai_clip.CLIP(32, context=77, vocabulary=49408)
         own.load_state_dict(state)
         found["openai"] = (own.eval(), openai_transform(32), open_clip.tokenize)
     kind = transformers.SiglipModel if family == "siglip" else transformers.CLIPModel

@@ -1,7 +1,7 @@
 """What a reader used and what it left out."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,15 +92,6 @@ class Accounting:
     def to_dict(self) -> dict[str, Any]:
         """``used``, and ``left_out`` with the count and the example of each reason, for JSON."""
         return {"used": self.used, "left_out": {why: asdict(left) for why, left in self.left_out.items()}}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Accounting":
-        """The accounting that `to_dict` gave.
-
-        >>> Accounting.from_dict(Accounting(3).to_dict()).used
-        3
-        """
-        return cls(saved["used"], {why: LeftOut(**left) for why, left in saved["left_out"].items()})
 
     def log(self, what: str) -> None:
         """Log one line: a warning if something was left out that looks like a picture, otherwise INFO."""

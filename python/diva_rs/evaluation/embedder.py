@@ -5,6 +5,7 @@ gives; numbers compare only under the same one. Source: github baaivision/DIVA, 
 run_DIVA_with_*.py, whose random choice of tokens is here a function of the seed and the question's id.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.clip import Tower, adapt
 from diva_rs.data.augment import image_pixels
@@ -149,6 +151,7 @@ class Embedder:
     ) -> None:
         self.model: Any = clip
         self.transform = image_transform(preprocess)
+        _check_scale(self.transform, preprocess, clip)
         self.tokenize = TextSide.of(clip).checked(tokenizer)
         self.embedding = image_embedding(embedding)
         self.seed = seed
@@ -189,16 +192,40 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
         )
 
     def transform(image: Any) -> Tensor:
-        pixels = preprocess(image)
+        with torch.device("cpu"):  # whatever the default device
+            pixels = preprocess(image)
         # Integers would be cast later on and scored as if they were normalised.
         return image_pixels(pixels, "preprocess", "give the model's own transform")
 
     def process(image: Any) -> Tensor:
         processor = getattr(preprocess, "image_processor", preprocess)
-        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        with torch.device("cpu"):
+            pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
     return process if of_transformers(preprocess) else transform
+
+
+def _check_scale(transform: Callable[[Any], Tensor], preprocess: Any, clip: Any) -> None:
+    """Warn if a white image does not come out as the model's own mean and deviation make it.
+
+    open_clip's models hold them; those of other libraries do not say what they were trained on.
+    """
+    visual = getattr(clip, "visual", None)
+    mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
+    if mean is None or std is None:
+        return
+    white = require("PIL.Image", extra="data").new("RGB", (64, 64), (255, 255, 255))
+    found = transform(white).float().flatten(1).mean(dim=1)
+    expected = (1 - torch.tensor(mean)) / torch.tensor(std)
+    if found.shape != expected.shape or not torch.allclose(found, expected, atol=0.05):
+        given, own = ([round(value, 2) for value in side.tolist()] for side in (found, expected))
+        warnings.warn(
+            f"preprocess turns white into {given}, the model's own mean and deviation into {own}: it is "
+            "another model's, and pixels on a wrong scale are scored",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _names(transform: Any) -> list[str]:

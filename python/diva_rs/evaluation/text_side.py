@@ -63,7 +63,8 @@ class TextSide:
 
         def checked(texts: Sequence[str]) -> Tokens:
             listed = [text.lower() for text in texts] if self.lower else list(texts)
-            tokens = tokenize(listed)
+            with torch.device("cpu"):  # tokens are made where a default device says
+                tokens = tokenize(listed)
             self._check(tokens.get("input_ids") if isinstance(tokens, Mapping) else tokens, listed)
             return tokens
 

@@ -17,6 +17,8 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.items import Benchmark
 
+PARTS = ("data", "test", "images")  # folders in which formats look as well
+
 
 class Format(Protocol):
     """One published format: a module, or any object with these names."""
@@ -50,9 +52,13 @@ def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds the benchmarks")
     below = sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))
-    for place in (root, *below):
+    here = [name for name, found in formats().items() if found.matches(root)]
+    yield from ((root, name) for name in here)
+    for place in below:
         for name, found in formats().items():
-            if found.matches(place):
+            # The parts of a benchmark that was found in `root` itself.
+            part = name in here and place.name in PARTS
+            if not part and found.matches(place):
                 yield place, name
 
 
