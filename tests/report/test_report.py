@@ -405,7 +405,7 @@ def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
     for anchor in ANCHORS[2:]:
         assert pages[0].one("section", id=anchor).text == pages[1].one("section", id=anchor).text
     given = parsed(report.write(result, tmp_path / "a", before=mmvp(BEFORE), after=mmvp(AFTER)).read_text())
-    assert cells(given, "MMVP-VLM")[-1][1].startswith("20.0")
+    assert cells(given, "MMVP-VLM")[-1][1].startswith("27 of 135: 20.0")
 
 
 def test_a_resumed_run_says_where_it_was_interrupted(tmp_path):
