@@ -104,7 +104,10 @@ def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
             continue
         width, height = image.size
         if width * height > max_pixels:
-            raise DataError(f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}")
+            raise DataError(
+                f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}: scale it down, or "
+                "give the loader a larger max_pixels"
+            )
         image.load()
         with suppress(Exception):
             image.getexif()  # some formats read it from the file

@@ -117,7 +117,9 @@ class ImageFolder(Images, Dataset[Any]):
         self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            found = f"; {self.accounting}" if self.accounting.left_out else ""
+            found = ""
+            if self.accounting.left_out:
+                found = f"; {self.accounting}: convert pictures to JPEG or PNG; shard_loader reads tar files"
             raise DataError(
                 f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
             )
