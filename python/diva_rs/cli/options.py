@@ -77,12 +77,16 @@ class TrainOptions(ImageOptions):
     """steps between two evaluations; none: before and after training"""
     mmvp: Text | None = None
     """measure MMVP-VLM: the folder with Questions.csv"""
+    pairs: Text | None = None
+    """measure the validation half of a benchmark of pairs, by which --best may go: its folder"""
     zero_shot: Text | None = None
     """measure zero-shot accuracy: an image folder with a folder per class"""
     drift: Count | None = None
     """measure drift: mean cosine to the original on so many training images"""
     best: Text | None = None
-    """score whose best weights are kept in OUTPUT_DIR/best: mmvp, zero_shot, drift"""
+    """score whose best weights are kept in OUTPUT_DIR/best: pairs, zero_shot, drift, mmvp"""
+    best_on_test: bool = False
+    """whether --best may go by a test set (mmvp), which the report then says"""
     guard: Text | None = None
     """stop where a score falls below: drift=0.95, or zero_shot=drop:1 (below the start's)"""
     tensorboard: Text | None = None

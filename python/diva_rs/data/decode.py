@@ -78,8 +78,7 @@ def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MA
         except (DivaError, MemoryError, pil.DecompressionBombError):
             raise
         except Exception:
-            file.seek(0)
-            plain = bare(file.read(4 * max_pixels))  # at most the largest picture, uncompressed
+            plain = bare(file, 4 * max_pixels)  # the bytes of the largest picture, uncompressed
             if plain is not None:
                 with suppress(Exception):
                     return _loaded(io.BytesIO(plain), name, max_pixels)

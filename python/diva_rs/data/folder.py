@@ -212,9 +212,9 @@ def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 
 
-def _head(path: str) -> bytes:
+def _head(path: str) -> bytes | None:
     try:
         with open_regular(path) as file:
             return file.read(16)
-    except OSError:  # a pipe, a broken link
-        return b""
+    except OSError:  # a broken link, perhaps to a folder of pictures
+        return None

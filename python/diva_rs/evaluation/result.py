@@ -56,7 +56,7 @@ def results_made() -> Iterator[list[Result]]:
     """The results that are made inside, also by a function that returns only a number of one.
 
     >>> with results_made() as made:
-    ...     value = zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
+    ...     value = diva_rs.evaluation.zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
     >>> [result.kind for result in made]
     ['retention']
     """

@@ -79,7 +79,8 @@ def _check_folders(root: Path, used: set[str], classes: Mapping[str, str] | None
     """Raise DataError for a class folder without an image: a class fewer makes the score higher."""
     for folder in sorted(root.iterdir()):
         asked = not folder.name.startswith(".") if classes is None else folder.name in classes
-        if asked and folder.is_dir() and folder.name not in used:
+        is_class = folder.is_dir() or not folder.exists()  # a broken link
+        if asked and is_class and folder.name not in used:
             ImageFolder(folder)  # says why it gives no image
             raise DataError(f"class folder {folder} is a link to a folder that is read already: remove one")
 

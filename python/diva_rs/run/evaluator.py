@@ -26,7 +26,8 @@ from diva_rs.step.trainer import Trainer
 
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
 _VALIDATION = (
-    "Choose by a score that is not reported, such as the validation half of its pairs (half='validation')"
+    "Choose by another score, such as the validation half of its pairs: evaluation.pairs(..., "
+    "half='validation'), on the command line --pairs FOLDER"
 )
 # score -> its results: name, kind, is_test_set, and the result as a dict
 Results = dict[str, list[dict[str, Any]]]
@@ -91,7 +92,8 @@ class Evaluator:
         if self._chosen_on_test and best and not self.evaluation.best_on_test:
             raise ConfigError(
                 f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
-                f"weights that it chose. {_VALIDATION}. best_on_test=True allows it, and the report says so"
+                f"weights that it chose. {_VALIDATION}. best_on_test=True (--best-on-test) allows it, and "
+                "the report says so"
             )
         measured_first = self.results["before"].values()
         kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}
