@@ -403,6 +403,12 @@ def test_a_folders_templates_are_averaged_after_normalisation(photos):
             DataError,
             "class folder .*kitten is a link to a folder that is read already",
         ),
+        (
+            lambda root: (root / "kitten").symlink_to(root / "gone"),
+            {"classes": None},
+            DataError,
+            "kitten does not exist",
+        ),
         (None, {"classes": {"cat": "red"}}, DataError, "wild_dog: classes does not name this folder"),
         (None, {"templates": ["a photo"]}, ConfigError, "template 'a photo' has no {} for the class name"),
         (None, {"templates": "a {}"}, ConfigError, "a list of one or more texts is needed"),

@@ -59,10 +59,11 @@ class Accounting:
         if picture:
             self.pictures.add(reason)
 
-    def is_image(self, name: str, head: Callable[[], bytes]) -> bool:
+    def is_image(self, name: str, head: Callable[[], bytes | None]) -> bool:
         """Whether a file's name is that of an image that is read; otherwise the file is counted as left out.
 
-        ``head`` gives the file's first bytes, by which a picture under another name is recognised.
+        ``head`` gives the file's first bytes, by which a picture under another name is recognised, or None
+        if they cannot be read.
         """
         reason = _reason(name)
         if reason is None:
@@ -118,5 +119,5 @@ def _reason(name: str) -> str | None:
     return f"with the ending .{ending}" if usual else "with an unknown ending"
 
 
-def _is_picture(head: bytes) -> bool:
-    return head.startswith(_SIGNATURES) or head[8:12] in _BRANDS
+def _is_picture(head: bytes | None) -> bool:
+    return head is None or head.startswith(_SIGNATURES) or head[8:12] in _BRANDS
