@@ -14,6 +14,7 @@ from diva_rs._base.files import open_regular
 from diva_rs._base.optional import require
 from diva_rs.data import Accounting
 from diva_rs.data.loader import on_the_host
+from diva_rs.data.tars import check_end
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.scores import SuiteResult
@@ -80,32 +81,22 @@ def open_dataset(
                 raise DataError(f"{file} is missing")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off on purpose
-        dataset = builder.build_dataset(
-            dataset_name=name,
-            root=place,
-            transform=embedder.transform,
-            split=settings.split,
-            download=settings.download,
-            task=_TASKS[task],
-        )
-    if type(dataset).__name__ == "ImageFolder" and len(dataset.class_to_idx) != len(dataset.classes):
+        ways = {"split": settings.split, "download": settings.download, "task": _TASKS[task]}
+        dataset = builder.build_dataset(name, place, embedder.transform, **ways)
+    if type(dataset).__name__ == "ImageFolder":
         # It numbers classes by its sub-folders, which clip-benchmark names by a fixed list.
         folders, classes = len(dataset.class_to_idx), len(dataset.classes)
-        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {classes} classes")
-    if type(dataset).__name__ == "ImageFolder":
+        if folders != classes:
+            root = dataset.root
+            raise DataError(f"{root} has {folders} class folders, but the data set has {classes} classes")
         _count(dataset).log(f"{task} on {name}")
-    loader: DataLoader[Any]
-    if webdataset:
-        # webdataset raises an error if there are more workers than shards.
-        workers = min(settings.workers, _shards(Path(place, settings.split)))
-        batches = dataset.batched(settings.batch)
-        loader = DataLoader(batches, None, num_workers=workers, worker_init_fn=on_the_host)
-    else:
-        collate, workers = builder.get_dataset_collate_fn(name), settings.workers
-        loader = DataLoader(
-            dataset, settings.batch, num_workers=workers, collate_fn=collate, worker_init_fn=on_the_host
-        )
-    return Opened(name, dataset, loader)
+    rest: dict[str, Any] = {"worker_init_fn": on_the_host, "num_workers": settings.workers}
+    if not webdataset:
+        collate = builder.get_dataset_collate_fn(name)
+        return Opened(name, dataset, DataLoader(dataset, settings.batch, collate_fn=collate, **rest))
+    # webdataset raises an error if there are more workers than shards.
+    rest["num_workers"] = min(settings.workers, _shards(Path(place, settings.split)))
+    return Opened(name, dataset, DataLoader(dataset.batched(settings.batch), None, **rest))
 
 
 def _shards(folder: Path) -> int:
@@ -116,6 +107,8 @@ def _shards(folder: Path) -> int:
     named, there = int(count.read_text()), len(list(folder.glob("*.tar")))
     if named != there:
         raise DataError(f"{count} says {named} shards, and {there} are there: the others would not be scored")
+    for number in range(named):
+        check_end(folder / f"{number}.tar")
     return named
 
 
