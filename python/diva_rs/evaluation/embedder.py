@@ -111,6 +111,8 @@ def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> 
         features = tower.embed(tower.tokens(pixels))
     else:
         raise ConfigError(f"{type(model).__name__} has neither encode_image nor get_image_features")
+    if isinstance(features, (tuple, list)):  # open_clip's output_tokens: the embedding, then the tokens
+        features = features[0]
     # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
     return features[:, 0] if features.ndim == 3 else features
 
