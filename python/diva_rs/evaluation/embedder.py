@@ -103,6 +103,7 @@ def image_embedding(embedding: str | Combine | ImageEmbedding) -> ImageEmbedding
 def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> Tensor:
     """(B, D): the image embedding of the model's own library; of ``tower`` for a vision part alone."""
     m: Any = model
+    features: Any
     if hasattr(model, "get_image_features"):
         features = pooled(m.get_image_features(pixel_values=pixels))
     elif hasattr(model, "encode_image"):
@@ -114,7 +115,8 @@ def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> 
     if isinstance(features, (tuple, list)):  # open_clip's output_tokens: the embedding, then the tokens
         features = features[0]
     # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
-    return features[:, 0] if features.ndim == 3 else features
+    embedding: Tensor = features[:, 0] if features.ndim == 3 else features
+    return embedding
 
 
 def pooled(features: Any) -> Tensor:
