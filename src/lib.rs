@@ -21,7 +21,7 @@
 //! About 2,300 lines serve CPUs alone; a CUDA step never runs them: `condition/fused` and
 //! `schedule/fused.rs` (fused passes over host memory), [`slices`] (the raw views they read),
 //! `simd` and `nn/attention/{flash,blocks}` (bf16 attention in AVX-512), [`threads`] (kernels on
-//! libtorch's threads, one rayon pool as wide). On CUDA the same rooms use libtorch's operations.
+//! libtorch's threads). On CUDA the same rooms use libtorch's operations.
 
 pub mod autograd;
 pub mod condition;
@@ -40,6 +40,7 @@ mod simd;
 pub mod slices;
 pub mod step;
 pub mod threads;
+pub mod torch;
 pub mod train;
 pub mod vision;
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import diva_rs
 from diva_rs._base.optional import require
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.step.modules import make_projector
+from diva_rs.step.bridge import make_projector
 from lab.benchmarks.sizes import Size
 
 STEPS = 1000  # of the noise schedule

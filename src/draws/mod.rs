@@ -15,7 +15,7 @@ pub use check::{MAX_BYTES, MAX_DIMS, MAX_DRAWS, MAX_PATCHES, MAX_TIMESTEP};
 pub use keys::{augment_seed, Key, Purpose};
 
 use crate::error::{DivaError, Result};
-use crate::threads::install;
+use crate::threads::spread;
 
 /// How timesteps are spread over `range`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -110,12 +110,31 @@ impl DrawPlan {
         let mut noise = filled("noise", sizes.noise, 0.0)?;
         let mut tokens = filled("token choices", sizes.tokens, 0)?;
         let k = self.width();
-        install(|| {
-            timesteps::fill(self, ids, epoch, &mut timesteps)?;
-            tokens::fill(self, ids, epoch, k, &mut tokens);
-            noise::fill(self, ids, epoch, Purpose::Noise, sizes.latent, &mut noise);
-            Ok(Draws { timesteps, noise, tokens, k })
-        })?
+        timesteps::fill(self, ids, epoch, &mut timesteps)?;
+        tokens::fill(self, ids, epoch, k, &mut tokens);
+        noise::fill(self, ids, epoch, Purpose::Noise, sizes.latent, &mut noise);
+        Ok(Draws { timesteps, noise, tokens, k })
+    }
+
+    fn key(&self, id: u64, epoch: u64, draw: usize, purpose: Purpose) -> Key {
+        // `check` holds `draws` below 2^16.
+        Key { seed: self.seed, id, epoch, draw: draw as u32, purpose }
+    }
+
+    /// `work(id, draw, row)` for each row of `out` (B, N, `width`), in parallel, `some` rows at a time.
+    fn rows<T: Send>(
+        &self,
+        ids: &[u64],
+        out: &mut [T],
+        width: usize,
+        some: usize,
+        work: impl Fn(u64, usize, &mut [T]) + Sync,
+    ) {
+        spread(out, some * width, |part, rows| {
+            for (row, values) in (part * some..).zip(rows.chunks_exact_mut(width)) {
+                work(ids[row / self.draws], row % self.draws, values);
+            }
+        });
     }
 }
 
@@ -134,7 +153,7 @@ pub fn posterior_noise(seed: u64, ids: &[u64], epoch: u64, latent: &[usize]) -> 
         DrawPlan { seed, draws: 1, timesteps: Timesteps::Uniform, range: (0, 1), latent, patches: 0, tokens };
     let sizes = plan.sizes(ids.len())?;
     let mut noise = filled("noise", sizes.noise, 0.0)?;
-    install(|| noise::fill(&plan, ids, epoch, Purpose::Posterior, sizes.latent, &mut noise))?;
+    noise::fill(&plan, ids, epoch, Purpose::Posterior, sizes.latent, &mut noise);
     Ok(noise)
 }
 

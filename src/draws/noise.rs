@@ -1,14 +1,13 @@
 //! Gaussian noise: Box-Muller (Ann. Math. Statist. 29, 1958) over the words of a ChaCha8 stream.
 //!
-//! Each block of 64 words gives the 64 values at the same place, so any part of the noise can be computed alone. The
-//! logarithm, sine and cosine are series of float32 additions, products and quotients, which IEEE 754 fixes to the bit
-//! on every processor (a C library's are not), and which the compiler turns into SIMD. A ziggurat (`rand_distr`) takes
+//! Each block of 64 words gives the 64 values at the same place. The logarithm, sine and cosine are series of float32
+//! additions, products and quotients, which IEEE 754 fixes to the bit on every processor (a C library's are not), and
+//! which the compiler turns into SIMD. A ziggurat (`rand_distr`) takes
 //! more than twice the time: it reads twice the random words and branches on each.
 
 use std::f32::consts::{FRAC_PI_4, LN_2};
 
 use rand_chacha::rand_core::RngCore;
-use rayon::prelude::*;
 
 use super::keys::{Key, Purpose};
 use super::DrawPlan;
@@ -16,10 +15,10 @@ use super::DrawPlan;
 /// Words, and values, of a block. Part of the definition of the noise.
 const BLOCK: usize = 64;
 const HALF: usize = BLOCK / 2;
-/// Values that one task fills: a 4x64x64 sample keeps four threads busy. Scheduling only: no value depends on it.
-const CHUNK: usize = 64 * BLOCK;
+/// Values that a task fills, at least: a thread takes as long to start. Scheduling only: no value depends on it.
+const TASK: usize = 16384;
 
-/// Fills `out` (B, N, latent), parallel over samples, draws and chunks of a draw.
+/// Fills `out` (B, N, latent), in parallel over the draws.
 pub(super) fn fill(
     plan: &DrawPlan,
     ids: &[u64],
@@ -28,20 +27,13 @@ pub(super) fn fill(
     latent: usize,
     out: &mut [f32],
 ) {
-    ids.par_iter().zip(out.par_chunks_exact_mut(plan.draws * latent)).for_each(|(&id, sample)| {
-        sample.par_chunks_exact_mut(latent).enumerate().for_each(|(draw, row)| {
-            let key = plan.key(id, epoch, draw, purpose);
-            row.par_chunks_mut(CHUNK)
-                .enumerate()
-                .for_each(|(chunk, values)| fill_from(&key, chunk * CHUNK, values));
-        });
+    plan.rows(ids, out, latent, (TASK / latent).max(1), |id, draw, row| {
+        fill_row(&plan.key(id, epoch, draw, purpose), row);
     });
 }
 
-/// Fills the values from `start`, a multiple of `BLOCK`.
-fn fill_from(key: &Key, start: usize, values: &mut [f32]) {
+fn fill_row(key: &Key, values: &mut [f32]) {
     let mut rng = key.rng(0);
-    rng.set_word_pos(start as u128);
     let (mut bytes, mut words, mut block) = ([0; 4 * BLOCK], [0; BLOCK], [0.0; BLOCK]);
     for part in values.chunks_mut(BLOCK) {
         rng.fill_bytes(&mut bytes);
@@ -128,13 +120,10 @@ mod tests {
     }
 
     #[test]
-    fn any_part_can_be_computed_alone() {
-        let mut whole = [0.0; 5 * BLOCK + 7];
-        fill_from(&KEY, 0, &mut whole);
-        for block in 0..=5 {
-            let mut part = vec![0.0; BLOCK.min(whole.len() - block * BLOCK)];
-            fill_from(&KEY, block * BLOCK, &mut part);
-            assert_eq!(part, whole[block * BLOCK..][..part.len()]);
-        }
+    fn a_shorter_row_is_the_start_of_a_longer_one() {
+        let (mut long, mut short) = ([0.0; 5 * BLOCK + 7], [0.0; BLOCK + 3]);
+        fill_row(&KEY, &mut long);
+        fill_row(&KEY, &mut short);
+        assert_eq!(short, long[..short.len()]);
     }
 }

@@ -2,9 +2,8 @@
 
 use rand::Rng;
 use rand_distr::StandardNormal;
-use rayon::prelude::*;
 
-use super::keys::{below, bits53, Key, Purpose};
+use super::keys::{below, bits53, Purpose};
 use super::{filled, DrawPlan, Timesteps};
 use crate::error::Result;
 
@@ -16,19 +15,17 @@ pub(super) fn fill(plan: &DrawPlan, ids: &[u64], epoch: u64, out: &mut [i64]) ->
     }
     let (low, high) = plan.range;
     let span = (high - low) as u64;
-    ids.par_iter().zip(out.par_chunks_exact_mut(plan.draws)).for_each(|(&id, row)| {
-        for (draw, slot) in row.iter_mut().enumerate() {
-            let mut rng = plan.key(id, epoch, draw, Purpose::Timestep).rng(0);
-            *slot = low
-                + match plan.timesteps {
-                    Timesteps::Uniform => below(&mut rng, span) as i64,
-                    Timesteps::Stratified => within(*slot as u64, bits53(&mut rng), span, cells),
-                    Timesteps::LogitNormal { mean, std } => {
-                        let normal: f64 = rng.sample(StandardNormal);
-                        sigmoid_share(mean + std * normal, span)
-                    }
-                };
-        }
+    plan.rows(ids, out, 1, 1024, |id, draw, slot| {
+        let mut rng = plan.key(id, epoch, draw, Purpose::Timestep).rng(0);
+        slot[0] = low
+            + match plan.timesteps {
+                Timesteps::Uniform => below(&mut rng, span) as i64,
+                Timesteps::Stratified => within(slot[0] as u64, bits53(&mut rng), span, cells),
+                Timesteps::LogitNormal { mean, std } => {
+                    let normal: f64 = rng.sample(StandardNormal);
+                    sigmoid_share(mean + std * normal, span)
+                }
+            };
     });
     Ok(())
 }
@@ -76,13 +73,6 @@ fn within(stratum: u64, jitter: u64, span: u64, strata: u64) -> i64 {
 fn sigmoid_share(x: f64, span: u64) -> i64 {
     let share = 1.0 / (1.0 + (-x).exp());
     ((share * span as f64) as i64).min(span as i64 - 1)
-}
-
-impl DrawPlan {
-    pub(super) fn key(&self, id: u64, epoch: u64, draw: usize, purpose: Purpose) -> Key {
-        // `check` holds `draws` below 2^16.
-        Key { seed: self.seed, id, epoch, draw: draw as u32, purpose }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! Token choices: which patches of a sample a draw shows to the denoiser. Indices count the patches from 0.
 
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
 use super::keys::{below, unit, Purpose};
 use super::{DrawPlan, TokenRule};
@@ -14,19 +13,12 @@ pub(super) fn fill(plan: &DrawPlan, ids: &[u64], epoch: u64, width: usize, out: 
     if width == 0 {
         return;
     }
-    // The deck is scratch space, kept from one sample to the next.
-    ids.par_iter().zip(out.par_chunks_exact_mut(plan.draws * width)).for_each_init(
-        Vec::new,
-        |deck, (&id, sample)| {
-            for (draw, row) in sample.chunks_exact_mut(width).enumerate() {
-                let mut rng = plan.key(id, epoch, draw, Purpose::Tokens).rng(0);
-                choose(plan.tokens, plan.patches, &mut rng, deck, row);
-            }
-        },
-    );
+    plan.rows(ids, out, width, 64, |id, draw, row| {
+        choose(plan.tokens, plan.patches, &mut plan.key(id, epoch, draw, Purpose::Tokens).rng(0), row);
+    });
 }
 
-fn choose(rule: TokenRule, patches: usize, rng: &mut ChaCha8Rng, deck: &mut Vec<i64>, row: &mut [i64]) {
+fn choose(rule: TokenRule, patches: usize, rng: &mut ChaCha8Rng, row: &mut [i64]) {
     match rule {
         TokenRule::None => row.fill(EMPTY),
         TokenRule::Choose { replacement: true, .. } => {
@@ -34,8 +26,7 @@ fn choose(rule: TokenRule, patches: usize, rng: &mut ChaCha8Rng, deck: &mut Vec<
         }
         TokenRule::Choose { replacement: false, .. } => {
             // The first k steps of a Fisher-Yates shuffle: k distinct patches, every ordered choice equally likely.
-            deck.clear();
-            deck.extend(0..patches as i64);
+            let mut deck: Vec<i64> = (0..patches as i64).collect();
             for (place, slot) in row.iter_mut().enumerate().take(patches) {
                 deck.swap(place, place + below(rng, (patches - place) as u64) as usize);
                 *slot = deck.get(place).copied().unwrap_or(EMPTY);

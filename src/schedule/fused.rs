@@ -1,10 +1,10 @@
-//! `x_t` and the prediction target of a CPU batch in one rayon pass: latents and noise are read
+//! `x_t` and the prediction target of a CPU batch in one pass: latents and noise are read
 //! once, and no intermediate product is written to memory.
 
 use std::ops::{Add, Mul, Sub};
 
-use tch::kind::Element;
-use tch::{Kind, Tensor};
+use crate::torch::kind::Element;
+use crate::torch::{Kind, Tensor};
 
 use super::levels::Levels;
 use super::Prediction;

@@ -1,40 +1,35 @@
-//! Threads for what this crate computes itself: libtorch's own team (`team.rs`), and one rayon pool
-//! that is as wide. Both share the cores, so neither may outgrow `torch.set_num_threads`, and a
-//! rayon region never calls into a libtorch kernel that would open OpenMP threads of its own.
+//! Threads for what this crate computes itself. Kernels that run between libtorch's operations share
+//! libtorch's own team (`team.rs`). Draws come from threads that end with the call ([`spread`]): a
+//! process that was forked has none of its parent's threads, and a pool would wait for them forever.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 mod team; // libtorch's own threads
 
-use std::sync::{Arc, Mutex};
+pub use team::{consume, each, forked, map, rows, try_consume};
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
-
-use crate::error::{DivaError, Result};
-
-pub use team::{consume, each, map, rows, try_consume};
-
-static POOL: Mutex<Option<Arc<ThreadPool>>> = Mutex::new(None);
-
-/// The pool, rebuilt when torch's thread count has changed since the last call.
-fn pool() -> Result<Arc<ThreadPool>> {
-    let width = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-    // A poisoned lock only says that another thread panicked: the pool inside is whole.
-    let mut slot = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(pool) = slot.as_ref().filter(|pool| pool.current_num_threads() == width) {
-        return Ok(pool.clone());
-    }
-    let pool = ThreadPoolBuilder::new()
-        .num_threads(width)
-        .thread_name(|i| format!("diva-{i}"))
-        .build()
-        .map_err(|err| DivaError::config("threads", err.to_string()))?;
-    let pool = Arc::new(pool);
-    *slot = Some(pool.clone());
-    Ok(pool)
-}
-
-/// Runs `work` inside the pool: rayon iterators within it use these threads.
-pub fn install<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
-    Ok(pool()?.install(work))
+/// `work` for each part of `numbers`, `size` long, with the part's index: on as many threads as torch
+/// may use.
+pub fn spread<T: Send>(numbers: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    let parts = numbers.len().div_ceil(size);
+    let width = usize::try_from(crate::torch::get_num_threads()).unwrap_or(1).min(parts);
+    let queue = Mutex::new(numbers.chunks_mut(size).enumerate());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let drain = || {
+        while let Some((index, part)) = next() {
+            work(index, part);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..width {
+            // Where the system has no thread to give, the others do the work.
+            if thread::Builder::new().spawn_scoped(scope, drain).is_err() {
+                break;
+            }
+        }
+        drain();
+    });
 }
 
 #[cfg(test)]
@@ -42,12 +37,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pool_is_as_wide_as_torch() -> Result<()> {
-        let width = install(rayon::current_num_threads)?;
-        assert_eq!(width, tch::get_num_threads() as usize);
-        tch::set_num_threads(1);
-        assert_eq!(install(rayon::current_num_threads)?, 1);
-        tch::set_num_threads(width as i32);
-        Ok(())
+    fn every_part_is_worked_on_once() {
+        for (length, size) in [(0, 3), (2, 3), (100, 7)] {
+            let mut numbers = vec![0; length];
+            spread(&mut numbers, size, |index, part| part.iter_mut().for_each(|number| *number += index));
+            assert_eq!(numbers, (0..length).map(|at| at / size).collect::<Vec<_>>());
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
@@ -13,16 +14,28 @@ extern "C" {
     fn diva_team(state: *const c_void, work: extern "C" fn(*const c_void));
 }
 
-/// `work` for every index below `count`, each on the next thread that is free. No libtorch
-/// operation within it.
+/// The process that loaded this crate.
+static HOME: OnceLock<u32> = OnceLock::new();
+
+/// Whether this process was forked since the first call: libtorch's threads stayed in its parent.
+pub fn forked() -> bool {
+    *HOME.get_or_init(process::id) != process::id()
+}
+
+/// `work` for every index below `count`, each on the next thread that is free; on this one alone in
+/// a forked process. No libtorch operation within it.
 ///
 /// Errors: `Panic` where `work` panicked.
 #[allow(unsafe_code)]
 pub fn each(count: usize, work: impl Fn(usize) + Sync) -> Result<()> {
     let team = Team { next: AtomicUsize::new(0), count, failed: AtomicBool::new(false), work: &work };
-    // SAFETY: the call ends after the last use of `team` on any thread; `Team` is shared by
-    // reference alone.
-    unsafe { diva_team((&raw const team).cast(), run) };
+    if forked() {
+        run((&raw const team).cast());
+    } else {
+        // SAFETY: the call ends after the last use of `team` on any thread; `Team` is shared by
+        // reference alone.
+        unsafe { diva_team((&raw const team).cast(), run) };
+    }
     match team.failed.into_inner() {
         true => Err(DivaError::Panic("a kernel panicked".to_string())),
         false => Ok(()),

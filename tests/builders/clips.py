@@ -105,9 +105,9 @@ _HF_TEXT = {
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "max_position_embeddings": 8,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
+    "bos_token_id": 62,  # those of `builders.texts`
+    "eos_token_id": 63,
+    "pad_token_id": 0,
 }
 
 

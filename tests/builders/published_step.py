@@ -21,7 +21,7 @@ from builders import small
 from builders.reference import OPENAI, ReferenceStep
 from builders.unets import stirred_slightly
 from diva_rs.native import choose, native_denoiser
-from diva_rs.step.modules import make_projector
+from diva_rs.step.bridge import make_projector
 
 UNET: dict[str, Any] = {
     "sample_size": 64,

@@ -267,6 +267,23 @@ def test_results_are_written_whole(tmp_path):
     assert rows[1]["missing"].startswith("clip-benchmark does not have it")
 
 
+def test_an_interrupted_suite_has_given_its_finished_data_sets(tmp_path):
+    captions_folder(shapes_folder(tmp_path))
+    names, kept = ["wds/shapes", "birdsnap", "wds/captions"], []
+
+    def done(result):
+        kept.append(result)
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, names, done=done, **QUIET)
+    assert [score.dataset for score in kept[-1].scores] == ["wds/shapes"] and list(kept[-1].missing) == [
+        "birdsnap"
+    ]
+    assert kept[0].missing == {} and kept[-1].average == 100
+
+
 @pytest.mark.parametrize(
     "given,words",
     [
@@ -369,6 +386,12 @@ def test_a_folders_templates_are_averaged_after_normalisation(photos):
             {"classes": None},
             DataError,
             "class folder .*kitten is a link to a folder that is read already",
+        ),
+        (
+            lambda root: (root / "kitten").symlink_to(root / "gone"),
+            {"classes": None},
+            DataError,
+            "kitten does not exist",
         ),
         (None, {"classes": {"cat": "red"}}, DataError, "wild_dog: classes does not name this folder"),
         (None, {"templates": ["a photo"]}, ConfigError, "template 'a photo' has no {} for the class name"),

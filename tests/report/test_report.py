@@ -9,16 +9,20 @@ from itertools import pairwise
 
 import pytest
 import torch
+from open_clip.transform import image_transform
 from PIL import Image
 from scipy.stats import binomtest
 
 import diva_rs
+from builders.benchmarks import photos_folder
 from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, probes, retrieval, zero_shot
+from builders.mmvp import mmvp_folder
 from builders.pages import parsed
 from builders.small import images, small_clip, small_teacher
+from builders.texts import tokenize
 from diva_rs import Recipe
 from diva_rs.errors import DependencyError
-from diva_rs.evaluation import PATTERNS, report
+from diva_rs.evaluation import PATTERNS, Drift, mmvp_vlm, report, zero_shot_folder
 from diva_rs.report import charts
 from diva_rs.report.charts import COLOURS
 
@@ -187,9 +191,10 @@ def test_a_difference_is_called_shown_only_where_interval_and_exact_test_agree(t
     file = report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=mmvp(after))
     page = parsed(file.read_text())
     assert cells(page, "MMVP-VLM")[-1][-1] == reading
-    key = page.one("dl").all("div")[-1]
+    key, retention = page.one("dl").all("div")[-2:]
     assert key.attributes["class"] == {"lower after": "worse"}.get(reading, "plain")
     assert key.all("dd")[1].text.endswith(reading)
+    assert retention.all("dd")[0].text == "not measured"
 
 
 def test_scores_of_different_embeddings_carry_a_warning(tmp_path):
@@ -204,7 +209,7 @@ def test_what_was_not_measured_is_said_with_the_code_that_measures_it(bare):
     assert len(missing) == 5  # the patterns, zero-shot, retrieval, probes, drift
     for block in missing:
         compile(block.one("pre").text, "report", "exec")
-        assert "not measured" in block.text or "was measured neither" in block.text
+        assert "This page has no result of " in block.text and "while training" not in block.text
     lists = re.findall(r"from diva_rs.evaluation import (.*)", "".join(block.text for block in missing))
     names = {name for names in lists for name in names.split(", ")}
     assert names == {"mmvp_vlm", "zero_shot", "retrieval", "linear_probe", "drift", "report"}
@@ -219,7 +224,7 @@ def test_one_side_alone_is_shown_and_not_compared(tmp_path, side):
     given = {side: [mmvp(BEFORE), zero_shot(150), folder(20)]}
     page = parsed(report.write(post_trained(), tmp_path, **given).read_text())
     assert cells(page, f"MMVP-VLM {side}")[-1] == ["Average", "27 of 135", "20.0", wilson(27)]
-    assert f"not measured {other} post-training" in page.one("section", id="mmvp").text
+    assert f"no result of MMVP-VLM {other} post-training" in page.one("section", id="mmvp").text
     rows = cells(page, "Zero-shot scores")
     assert [row[-1] for row in rows[1:]] == ["not compared", "not compared"]
     assert rows[1][1 if other == "before" else 2] == "not measured"
@@ -351,6 +356,43 @@ def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
     assert trained["Images"] == "a list of 3 batches"
     visual = sum(parameter.numel() for parameter in result.clip.visual.parameters())
     assert trained["Trained parameters, clip"] == f"{visual:,}"
+
+
+def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
+    """Its own results, in place of words that nothing was measured; those that are given go first."""
+    root, transform = mmvp_folder(tmp_path / "MMVP", pairs=1), image_transform(32, is_train=False)
+    (tmp_path / "of").mkdir()
+    photos = photos_folder(tmp_path / "of")
+    result = diva_rs.post_train(
+        small_clip(),
+        small_teacher(),
+        [images(2)],
+        output_dir=tmp_path / "run",
+        # A number of a result is enough.
+        evaluate={
+            "mmvp": lambda clip: mmvp_vlm(clip, transform, tokenize, root).average,
+            "folder": lambda clip: zero_shot_folder(clip, transform, tokenize, photos),
+            "mine": lambda clip: 1.0,
+            "drift": Drift(small_clip(), torch.randn(2, 3, 32, 32)),
+        },
+        best="mmvp",
+        best_on_test=True,
+        progress=False,
+    )
+    pages = [parsed(report.write(run, tmp_path / "a").read_text()) for run in (result, tmp_path / "run")]
+    for page in pages:
+        missing = [div.text for div in page.all("div") if div.attributes.get("class") == "missing"]
+        assert len(missing) == 2 and all(
+            "while training: mmvp, folder, mine, drift" in text for text in missing
+        )
+        assert cells(page, "MMVP-VLM")[-1][-1] == "no difference shown"
+        assert "Image folder" in page.one("section", id="retention").text
+        assert "chosen by their score on MMVP-VLM, a test set" in page.one("header").text
+        assert "Retention" not in page.one("dl").text
+    for anchor in ANCHORS[2:]:
+        assert pages[0].one("section", id=anchor).text == pages[1].one("section", id=anchor).text
+    given = parsed(report.write(result, tmp_path / "a", before=mmvp(BEFORE), after=mmvp(AFTER)).read_text())
+    assert cells(given, "MMVP-VLM")[-1][1].startswith("20.0")
 
 
 def test_a_resumed_run_says_where_it_was_interrupted(tmp_path):

@@ -94,11 +94,11 @@ def tokenizer_of(spec: str) -> Any:
     return open_clip.get_tokenizer(name)
 
 
-def check_data(data: str) -> None:
+def check_data(data: str, flag: str = "--data") -> None:
     """Raise ConfigError for a path that is mistyped, before large models are loaded."""
     pattern = any(mark in data for mark in ("{", "*", "?", "[", "://"))
     if not pattern and not os.path.exists(data):
-        raise ConfigError(f"--data {data}: there is no such folder or file")
+        raise ConfigError(f"{flag} {data}: there is no such folder or file")
 
 
 def load_images(

@@ -142,6 +142,10 @@ class Tower:
         """
         return self.rebuild(copy.deepcopy(self.module).eval().requires_grad_(False))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tower":
+        # Field by field, `tap` would go on reading the caller's module.
+        return self.rebuild(copy.deepcopy(self.module, memo))
+
     def _check_mode(self) -> None:
         for key, layer in self._patch_dropout:
             if layer.training:

@@ -117,7 +117,9 @@ class ImageFolder(Images, Dataset[Any]):
         self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            found = f"; {self.accounting}" if self.accounting.left_out else ""
+            found = ""
+            if self.accounting.left_out:
+                found = f"; {self.accounting}: convert pictures to JPEG or PNG; shard_loader reads tar files"
             raise DataError(
                 f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
             )
@@ -210,9 +212,9 @@ def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 
 
-def _head(path: str) -> bytes:
+def _head(path: str) -> bytes | None:
     try:
         with open_regular(path) as file:
             return file.read(16)
-    except OSError:  # a pipe, a broken link
-        return b""
+    except OSError:  # a broken link, perhaps to a folder of pictures
+        return None

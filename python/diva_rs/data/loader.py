@@ -125,6 +125,7 @@ class ImageLoader:
             num_workers=workers,
             collate_fn=_counted,
             prefetch_factor=prefetch,
+            worker_init_fn=on_the_host,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
         # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
@@ -260,6 +261,11 @@ class ImageLoader:
                 yield batch
         finally:
             dataset.start = ()
+
+
+def on_the_host(worker: int) -> None:
+    """Starts a worker of a DataLoader: a batch on another default device would never arrive."""
+    torch.set_default_device("cpu")
 
 
 def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:

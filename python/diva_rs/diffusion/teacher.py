@@ -290,10 +290,13 @@ class Teacher:
         self.denoiser = freeze(fitted(self.given, device, precision)).requires_grad_(self.trainable)
         self.device, self.dtype = home(self.denoiser, name)
         self._vae = None
-        context = Context(
-            text=lambda width: self._text.tokens("", width, self.family.encode),
-            pixels_per_latent=lambda: autoencoder.usual_downscale(self._parts, self.family.channels),
-        )
-        self.family = make(self.denoiser, context, self._options)
+        # Methods and no closures: a teacher is copied, and sent to worker processes.
+        self.family = make(self.denoiser, Context(self._empty_text, self._usual_downscale), self._options)
         self.slots, self.condition_width = self.family.slots, self.family.slots.width
         return self
+
+    def _empty_text(self, width: int) -> Tensor:
+        return self._text.tokens("", width, self.family.encode)
+
+    def _usual_downscale(self) -> int:
+        return autoencoder.usual_downscale(self._parts, self.family.channels)

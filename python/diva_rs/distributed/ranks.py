@@ -46,9 +46,10 @@ class Ranks:
         """A few whole numbers of every rank: row r holds rank r's."""
         if self.world == 1:
             return [list(own)]
-        rows = torch.empty(self.world, len(own), dtype=torch.int64)
+        rows = torch.empty(self.world, len(own), dtype=torch.int64, device="cpu")
         with _connection():
-            dist.all_gather(list(rows), torch.tensor(own, dtype=torch.int64), group=self._hosts)
+            mine = torch.tensor(own, dtype=torch.int64, device="cpu")
+            dist.all_gather(list(rows), mine, group=self._hosts)
         return rows.tolist()
 
     def facts(self, own: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
+from diva_rs.data.loader import on_the_host
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
@@ -62,6 +63,8 @@ class Settings:
     recall: Sequence[int] = (1, 5, 10)  # the k of recall@k, for retrieval; the first one is the score
     confidence: float = 0.95  # of the intervals
     progress: bool = True  # whether clip-benchmark's progress bars are shown
+    # Is given the result so far after every data set: a suite that is interrupted then loses none.
+    done: Callable[[SuiteResult], Any] | None = None
 
 
 class Opened:
@@ -119,10 +122,18 @@ def run_suite(
                 missing[name] = "clip-benchmark exited: a download tool is missing"
             except Exception as err:
                 missing[name] = one_line(err)
+            if scores and settings.done is not None:
+                settings.done(_result(task, scores, missing, model, settings))
     if not scores:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise DataError(f"no data set was found: {reasons}")
-    return SuiteResult(task, tuple(scores), missing, type(model).__name__, settings.confidence)
+    return _result(task, scores, missing, model, settings)
+
+
+def _result(
+    task: str, scores: list[DatasetScore], missing: dict[str, str], model: Any, settings: Settings
+) -> SuiteResult:
+    return SuiteResult(task, tuple(scores), dict(missing), type(model).__name__, settings.confidence)
 
 
 @contextlib.contextmanager
@@ -171,10 +182,13 @@ def open_dataset(
         # webdataset raises an error if there are more workers than shards.
         count = Path(place, settings.split, "nshards.txt")
         workers = min(settings.workers, int(count.read_text())) if count.is_file() else 1
-        loader = DataLoader(dataset.batched(settings.batch), None, num_workers=workers)
+        batches = dataset.batched(settings.batch)
+        loader = DataLoader(batches, None, num_workers=workers, worker_init_fn=on_the_host)
     else:
-        collate = builder.get_dataset_collate_fn(name)
-        loader = DataLoader(dataset, settings.batch, num_workers=settings.workers, collate_fn=collate)
+        collate, workers = builder.get_dataset_collate_fn(name), settings.workers
+        loader = DataLoader(
+            dataset, settings.batch, num_workers=workers, collate_fn=collate, worker_init_fn=on_the_host
+        )
     return Opened(name, dataset, loader)
 
 

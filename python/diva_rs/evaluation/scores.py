@@ -6,7 +6,7 @@ from typing import Any
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.counted import Counted, counted_line, counted_table
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, tally
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 _COLUMNS = ("dataset", "metric", "value", "low", "high", "items", "missing")
 
@@ -177,9 +177,9 @@ class FolderResult(Counted):
         return self.per_cent
 
     @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Class name -> (right, images)."""
-        return tally((named, named == picked) for _, named, picked in self.predictions)
+    def categories(self) -> tuple[str, ...]:
+        """The class of each image."""
+        return tuple(named for _, named, _ in self.predictions)
 
     @property
     def per_class(self) -> dict[str, float]:
@@ -226,6 +226,9 @@ class DriftResult(Result):
     # before, up to a rotation and a scale of the space.
     cka: float
     cosines: tuple[float, ...] = field(repr=False)  # one per image
+    name = "drift"
+    kind = "drift"
+    is_test_set = False
 
     def __str__(self) -> str:
         found = f"mean cosine {self.cosine:.4f}, lowest {self.lowest:.4f}, linear CKA {self.cka:.4f}"

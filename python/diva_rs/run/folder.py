@@ -4,7 +4,7 @@ run.json        the recipe and its hash, the models, and the environment of ever
 recipe.txt      the recipe for people
 metrics.jsonl   one line per log
 best.json       step and score of the best checkpoint, where something was scored
-evaluations.json, best/
+evaluations.json, evaluations-before.json, evaluations-after.json, best/
                 what was measured while training, and the best weights (see `evaluator`)
 checkpoints/step-00000500/
                 parameters.safetensors (what trains), optimizer.safetensors,
@@ -43,7 +43,19 @@ _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
 _FILES = (
     *(f"{name}.safetensors" for name in ("clip", "projector", "denoiser")),
-    *(f"{name}.json" for name in ("run", "best", "evaluations", "recipe", "history", "report")),
+    *(
+        f"{name}.json"
+        for name in (
+            "run",
+            "best",
+            "evaluations",
+            "evaluations-before",
+            "evaluations-after",
+            "recipe",
+            "history",
+            "report",
+        )
+    ),
     "metrics.jsonl",
 )
 

@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from diva_rs.distributed import alone
 from diva_rs.errors import DataError
 from diva_rs.run.callbacks import Callback, JsonLines
-from diva_rs.run.evaluator import Evaluation, Evaluator
+from diva_rs.run.evaluation import Evaluation
+from diva_rs.run.evaluator import Evaluator
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loader import Progress, ResumableLoader, death_of_worker
 from diva_rs.run.non_finite import READ_EVERY, NonFiniteMonitor
@@ -263,8 +264,9 @@ class Run:
         """Make the result, and write it where there is a folder."""
         trainer, steps = self.trainer, self.progress.steps
         # Scores and history of rank 0 are every rank's, so that a script continues alike on all.
-        found = {} if self.evaluator is None else self.evaluator.report()
-        self.history, found = self.ranks.facts((self.history, found))[0]
+        evaluator = self.evaluator
+        found, results = ({}, {}) if evaluator is None else (evaluator.report(), evaluator.results)
+        self.history, found, results = self.ranks.facts((self.history, found, results))[0]
         report = {
             **describe_models(trainer),
             "steps": steps,
@@ -278,7 +280,7 @@ class Run:
             **found,
         }
         models = (trainer.projector, self.recipe, trainer.clip, trained_denoiser(trainer))
-        result = PostTrainResult(self.history, report, *models)
+        result = PostTrainResult(self.history, report, *models, evaluations=results)
         if self.folder is not None:
             result.save(self.folder.path)
         if self.ranks.first and result.stopped is not None:

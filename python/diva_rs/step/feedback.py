@@ -19,7 +19,8 @@ class FeedbackLoss(nn.Module):
     CLIP's vision tower runs inside ordinary autograd, so hooks, DDP's reducers and gradient scalers see what
     they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector
     and the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
-    ``find_unused_parameters=True`` or hand over the vision model only.
+    ``find_unused_parameters=True`` or hand over the vision model only. A copy (``copy.deepcopy``, torch's
+    ``AveragedModel``, EMA helpers) has its own CLIP and projector, and shares the teacher.
 
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
@@ -97,7 +98,7 @@ class FeedbackLoss(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The draw counters, as a tensor so that every checkpoint format can hold them."""
-        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64)
+        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the draw counters."""
@@ -110,13 +111,18 @@ class _Feedback(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: FeedbackLoss, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
         modules = module.step_modules
-        found = modules.step.at_tokens(tokens.detach(), inputs.images, inputs.targets)
+        # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
+        # before a GradScaler multiplies them.
+        wide = tokens.detach().to(modules.dtype)
+        found = modules.step.at_tokens(wide, inputs.images, inputs.targets)
         module.losses, d_tokens, d_bridge, _ = found
         modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
+        ctx.dtypes = (tokens.dtype, *(parameter.dtype for parameter in bridge))
         return module.losses["loss"].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return None, None, *(gradient * grad.to(gradient.dtype) for gradient in ctx.saved_tensors)
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        return None, None, *((gradient * grad.to(gradient.dtype)).to(dtype) for gradient, dtype in pairs)

@@ -4,11 +4,12 @@
 between them, the reader that makes tensors of a batch, and the native step that joins them.
 """
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.native.choose import choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
 from diva_rs.step.terms import Term, named_terms
@@ -38,8 +40,12 @@ class StepModules:
         unet: Any,
         recipe: Recipe,
         terms: Mapping[str, tuple[float, Term]] | None = None,
+        *,
+        projector: nn.Module | None = None,
+        original: tuple[Any, Any] | None = None,
     ) -> None:
-        self.recipe = recipe
+        """``projector`` and ``original`` are those of the modules that these are a copy of."""
+        self.recipe, self._terms = recipe, terms
         added = named_terms(terms)
         self.tower = adapt(clip)
         self.parameters = self.tower.named_parameters()
@@ -58,14 +64,15 @@ class StepModules:
         teacher = Teacher.of(unet)
         at_precision = teacher.training if trained else teacher.to_precision
         self.teacher = at_precision(recipe.precision)
-        self.projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
-        self.projector.to(device=self.device, dtype=self.dtype)
-        self.bridge = _bridge(self.tower, self.projector, recipe)
+        if projector is None:
+            projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
+        self.projector = projector.to(device=self.device, dtype=self.dtype)
+        self.bridge = make_bridge(self.tower, self.projector, recipe)
         with self.plain():
             self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
-        self._original = self._untouched() if recipe.anchor or added else None
+        self._original = original or (self._untouched() if recipe.anchor or added else None)
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
         self.parts: dict[str, dict[str, nn.Parameter]] = {
             "tower": self.parameters,
@@ -92,6 +99,21 @@ class StepModules:
         # The names of the losses, in the order of the logs.
         anchor = ("anchor",) if recipe.anchor else ()
         self.loss_names = ("loss", "denoising", *anchor, *(name for name, _, _ in added))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "StepModules":
+        """Over copies of CLIP and the projector; teacher, terms and untouched model are shared."""
+        if self.teacher.trainable:
+            raise ConfigError("the denoiser trains in place and is not copied: copy or average .clip instead")
+        clip, projector = copy.deepcopy((self._clip, self.projector), memo)
+        return StepModules(
+            clip, self.teacher, self.recipe, self._terms, projector=projector, original=self._original
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a FeedbackLoss is not pickled: save feedback.state_dict(), and load it into a new FeedbackLoss "
+            "that is made from clip, unet and recipe"
+        )
 
     @property
     def backend(self) -> dict[str, str]:
@@ -213,7 +235,7 @@ class StepModules:
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()
         network = choose_tower(tower, self.recipe, self._tokens_of(tower)).network
-        return network, _bridge(tower, self.projector, self.recipe)
+        return network, make_bridge(tower, self.projector, self.recipe)
 
     def _tokens_of(self, tower: Tower) -> Any:
         if self.recipe.precision != "bf16":
@@ -237,28 +259,6 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Module:
-    """The trained map from CLIP's embedding (width) to the condition (condition_width), seeded by the recipe.
-
-    "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025).
-
-    >>> make_projector(Recipe(projector="linear"), 768, 1024)
-    Linear(in_features=768, out_features=1024, bias=True)
-    """
-    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
-    home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
-        if recipe.projector == "linear":
-            return nn.Linear(width, condition_width, **home)
-        return nn.Sequential(
-            nn.LayerNorm(width, **home),
-            nn.Linear(width, condition_width, **home),
-            nn.GELU(),
-            nn.Linear(condition_width, condition_width, **home),
-        )
-
-
 def as_recipe(recipe: Recipe | str | None) -> Recipe:
     """The recipe itself, the preset of that name, or the defaults.
 
@@ -276,10 +276,3 @@ def as_recipe(recipe: Recipe | str | None) -> Recipe:
             "(Recipe.from_dict makes one of a mapping)"
         )
     return recipe or Recipe()
-
-
-def _bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.Bridge:
-    norm = None if tower.norm is None else (tower.norm.weight, tower.norm.bias, tower.norm.eps)
-    proj = None if tower.proj is None else (tower.proj, tower.proj_transposed)
-    weights = dict(projector.named_parameters())
-    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +62,14 @@ class Trainer:
         self.pending = 0  # samples whose gradient waits in `.grad` for `apply`
         # Of the last step; tensors stay on the device until somebody reads them.
         self.metrics: dict[str, Any] = {}
-        with (
-            self.step_modules.plain()
-        ):  # buffers made under a caller's inference_mode could not be updated outside it
+        # Buffers made under a caller's inference_mode could not be updated outside it.
+        with self.step_modules.plain():
             self._stages = Stages(self.recipe, self.step_modules.parts)
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigError(
+            "a Trainer is not copied or pickled: copy or average trainer.clip, and save trainer.state_dict()"
+        )
 
     @property
     def projector(self) -> nn.Module:

@@ -56,7 +56,8 @@ class TextTime:
             text = noisy.new_zeros(1, self.text_width)
         if time_ids is None:
             height, width = (side * self.factor() for side in noisy.shape[-2:])
-            time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+            sizes = [[height, width, 0, 0, height, width]]
+            time_ids = torch.tensor(sizes, dtype=torch.float32, device="cpu")
         return {
             "text_embeds": moved(text.detach(), noisy.device, noisy.dtype),
             "time_ids": moved(time_ids.detach(), noisy.device),
