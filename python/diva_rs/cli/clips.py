@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._base.files import check_files, check_model
+from diva_rs._base.files import as_path, check_files, check_model
 from diva_rs._base.hub import check_weights, hub_reason, variant_of
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
@@ -30,7 +30,7 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     tag or weights file behind a colon; without one its weights are random, and a note says so. Raises
     ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
-    folder = Path(spec).expanduser()
+    folder = as_path(spec)
     if (folder / "config.json").is_file():
         model = _from_transformers(folder)
     elif (folder / "open_clip_config.json").is_file():
@@ -132,7 +132,7 @@ def _check_open_clip(name: str, pretrained: str) -> bool | None:
         _note(f"{name} without :PRETRAINED starts from random weights")
         return False
     tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag and Path(pretrained).expanduser().exists():
+    if not tag and as_path(pretrained).exists():
         return None
     if not tag and pretrained not in tags:
         near = hint(pretrained, tags) or f": its tags are {', '.join(tags) or 'none'}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diva_rs._base.files import check_files
+from diva_rs._base.files import as_path, check_files
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs._base.tensors import available_device
@@ -59,7 +59,7 @@ def load_other(
     ``spec`` is as for `load_clip`, or a file of weights or a run folder with clip.safetensors, whose weights
     are put into a new model of ``of``.
     """
-    path = Path(spec).expanduser()
+    path = as_path(spec)
     if not path.is_file() and not (path / "clip.safetensors").is_file():
         return load_scored(spec, device, tokenizer)
     clip = load_clip(of, device, "fp32").eval()
@@ -70,7 +70,7 @@ def load_other(
 
 def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
-    folder = Path(spec).expanduser()
+    folder = as_path(spec)
     if (folder / "config.json").is_file():
         return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or spec)
     from open_clip.transform import PreprocessCfg, image_transform_v2

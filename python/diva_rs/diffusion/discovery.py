@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from diva_rs._base.files import as_path
 from diva_rs._base.hub import mirror
 from diva_rs._base.stored import check_stored
 from diva_rs.clip import unwrap
@@ -120,7 +121,7 @@ class Parts:
         return model
 
     def _opened(self, source: str) -> Any:
-        folder = Path(source).expanduser()
+        folder = as_path(source)
         if folder.is_dir():
             self._root = _root_of(folder)
             names = (*folders(), "") if self._root == str(folder) else (folder.name,)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
-from diva_rs._base.files import make_folder, replacing, write_json, write_text
+from diva_rs._base.files import as_path, make_folder, names_in, replacing, write_json, write_text
 from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
 from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
@@ -68,10 +68,10 @@ def to_transformers(
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
     check_fresh(config, weights)
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
-    others = {file.name for file in folder.iterdir()} - _FILES if folder.is_dir() else set()
+    others = set(names_in(folder)) - _FILES
     if others:
         raise DataError(f"{folder} holds {min(others)!r}, which no export wrote: choose another folder")
     make_folder(folder.parent)
