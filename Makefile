@@ -4,18 +4,22 @@
 VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 PYTHON ?= python3
+TORCH  ?= 2.15.0
 # torch-sys asks `python3` for its libtorch: it has to find the one of this environment.
 export PATH := $(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Another value makes cargo build torch-sys again.
+export LIBTORCH_USE_PYTORCH := $(TORCH)
 
-SOURCES := Cargo.toml Cargo.lock pyproject.toml $(shell find src .cargo -type f)
-TORCH   := $(VENV)/.torch
+SOURCES := Cargo.toml Cargo.lock build.rs pyproject.toml $(shell find src .cargo -type f)
+STAMP   := $(VENV)/.torch
 NATIVE  := $(VENV)/.native
 # Where `cargo test` finds libtorch at run time.
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
-.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench notebooks clean
+.PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench
+.PHONY: wheel torch-matrix gpu-bundle notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +31,7 @@ demo: $(NATIVE) ## post-train a tiny CLIP and measure what it gains and loses, t
 
 test: test-rust test-python ## everything that a change must pass
 
-test-rust: $(TORCH)
+test-rust: $(STAMP)
 	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --quiet
 
 test-python: $(NATIVE)
@@ -43,21 +47,21 @@ lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python lab tests notebooks conftest.py
-	$(BIN)/ruff check python lab tests notebooks conftest.py
+	$(BIN)/ruff format --check python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff check python lab tests notebooks conftest.py build_backend.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python lab tests notebooks conftest.py
-	$(BIN)/ruff format python lab tests notebooks conftest.py
+	$(BIN)/ruff check --fix python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff format python lab tests notebooks conftest.py build_backend.py
 
 fuzz: $(NATIVE) ## nightly: 12,000 damaged files, 20,000 hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
 	cd tests && $(BIN)/python -m fuzz native --cases 20000
 
 # torch-sys's C++ stays as it is (gcc's sanitizer is another than rustc's), but its memory is watched: the allocator is.
-sanitize: $(TORCH) ## the Rust tests under AddressSanitizer: src/slices.rs and everything that reads through it
+sanitize: $(STAMP) ## the Rust tests under AddressSanitizer: src/slices.rs and everything that reads through it
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CXXFLAGS=-fno-sanitize=address ASAN_OPTIONS=detect_leaks=0 \
 	LD_LIBRARY_PATH=$(LIBTORCH) cargo test --lib --target x86_64-unknown-linux-gnu --target-dir target/sanitize
 
@@ -66,18 +70,27 @@ SIZE ?= microworld
 bench: $(NATIVE) ## the step against plain PyTorch, as ratios within one run; SIZE="half published" for more
 	$(BIN)/python -m lab bench --size $(SIZE) --output benches/results
 
+wheel: $(NATIVE) ## a wheel for this Python and torch in dist/; libtorch is not in it, but that of the installed torch
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+torch-matrix: $(NATIVE) ## build, install and try beside every supported torch: about ten minutes and 10 GB for each
+	$(BIN)/python -m lab torch-matrix
+
+gpu-bundle: ## a folder for a GPU machine without Rust and network: make gpu-bundle PYTHON=3.12 TORCH=2.11
+	python3 -m lab.gpu_bundle --python $(PYTHON:python%=%) --torch $(TORCH)
+
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
 	$(BIN)/python notebooks/execute.py
 
 clean: ## forget the build and the environment
 	rm -rf target $(VENV) python/diva_rs/*.so
 
-$(TORCH): pyproject.toml
+$(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet "torch==2.13.0" "maturin>=1.8,<2" numpy setuptools
+	$(BIN)/pip install --quiet "torch==$(TORCH)" "maturin>=1.8,<2" numpy setuptools wheel
 	touch $@
 
-$(NATIVE): $(TORCH) $(SOURCES)
+$(NATIVE): $(STAMP) $(SOURCES)
 	maturin develop --release --extras dev --quiet
 	touch $@

@@ -1,7 +1,7 @@
-//! Compiles the two C++ files against the libtorch that torch-sys found.
+//! Compiles the two C++ files against the libtorch that torch-sys found, and notes its version.
 
-use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 const SOURCES: [&str; 2] = ["src/autograd/node.cpp", "src/threads/team.cpp"];
 
@@ -14,13 +14,26 @@ fn main() {
         return;
     };
     let headers = libraries.with_file_name("include");
+    println!("cargo:rustc-env=DIVA_TORCH={}", version(&headers));
     cc::Build::new()
         .cpp(true)
-        .std("c++17")
         .include(headers.join("torch/csrc/api/include"))
         .include(headers)
         .flag_if_supported("-fopenmp") // libtorch's threads; torch-sys links their library
         .warnings(false)
         .files(SOURCES)
         .compile("diva_libtorch");
+}
+
+/// `2.13.0`, from torch's own header.
+fn version(headers: &Path) -> String {
+    let header = headers.join("torch/headeronly/version.h");
+    println!("cargo:rerun-if-changed={}", header.display());
+    let text = fs::read_to_string(header).unwrap_or_default();
+    let part = |name: &str| {
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")));
+        value.unwrap_or("?").trim().to_owned()
+    };
+    format!("{}.{}.{}", part("MAJOR"), part("MINOR"), part("PATCH"))
 }

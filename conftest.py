@@ -30,6 +30,7 @@ _FOLDERS = {
     "shapes_folder": "builders.benchmarks",
     "captions_folder": "builders.benchmarks",
     "photos_folder": "builders.benchmarks",
+    "sugarcrepe_folder": "builders.detail",
 }
 
 

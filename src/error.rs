@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use tch::{Kind, TchError, Tensor};
+use crate::torch::{Kind, TchError, Tensor};
 
 pub type Result<T> = std::result::Result<T, DivaError>;
 

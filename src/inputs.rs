@@ -3,8 +3,8 @@
 //! Everything is made on the student's device and in its dtype. From the host to CUDA it travels through pinned memory
 //! (the caller pins what a loader gave) and nobody waits for it.
 
-use tch::kind::Element;
-use tch::{no_grad_guard, Kind, Tensor};
+use crate::torch::kind::Element;
+use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use crate::draws::{posterior_noise, DrawPlan, TokenRule};
 use crate::error::{DivaError, Result};

@@ -40,6 +40,7 @@ mod simd;
 pub mod slices;
 pub mod step;
 pub mod threads;
+pub mod torch;
 pub mod train;
 pub mod vision;
 

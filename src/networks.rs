@@ -4,9 +4,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::torch::Tensor;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tch::Tensor;
 
 use crate::denoiser::dit::DiTTransformer2D;
 use crate::denoiser::unet_2d_condition::UNet2DCondition;

@@ -2,7 +2,7 @@
 //!
 //! No function reads a value on the host, and every constant is filled on the device of the images.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 
@@ -184,7 +184,7 @@ fn unknown(field: &str, found: &str, known: &str) -> DivaError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::torch::Device;
 
     const PIXELS: Pixels = Pixels {
         convention: Convention::Unit,

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::mem::{align_of, size_of};
 use std::slice;
 
-use tch::kind::Element;
-use tch::{Device, Kind, Tensor};
+use crate::torch::kind::Element;
+use crate::torch::{Device, Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 

@@ -7,7 +7,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};

@@ -1,6 +1,6 @@
 //! A whole training step: from images to updated weights, without leaving this crate.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 use crate::feedback::Losses;

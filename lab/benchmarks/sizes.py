@@ -1,6 +1,6 @@
 """The model sizes, as configurations of open_clip, diffusers and transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diva_rs._base.settings import hint
@@ -146,11 +146,14 @@ SIZES = {
 
 
 def find(name: str) -> Size:
-    """The size of that name.
+    """The size of that name; ``published@8`` is ``published`` with a batch of 8.
 
     >>> find("microworld").latent_shape
     (4, 16, 16)
+    >>> find("published@8").batch
+    8
     """
-    if name not in SIZES:
+    base, _, batch = name.partition("@")
+    if base not in SIZES or (batch and not batch.isdecimal()):
         raise ConfigError(f"size={name!r} is unknown{hint(name, SIZES) or ': one of ' + ', '.join(SIZES)}")
-    return SIZES[name]
+    return replace(SIZES[base], name=name, batch=int(batch)) if batch else SIZES[base]

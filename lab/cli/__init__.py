@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from diva_rs.cli import run
-from lab.cli import ablate, bench, photographs, pretrain, published_sizes, study
+from lab.cli import ablate, bench, photographs, pretrain, published_sizes, study, torch_matrix
 
 _COMMANDS = {
     "bench": bench,
@@ -12,6 +12,7 @@ _COMMANDS = {
     "ablate": ablate,
     "photographs": photographs,
     "published-sizes": published_sizes,
+    "torch-matrix": torch_matrix,
 }
 
 

@@ -12,16 +12,13 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
+from diva_rs._base.torch_version import check, mismatch
 
-_TORCH = "2.13.0"  # the libtorch that the native module was built against
-if torch.__version__.split("+")[0] != _TORCH:
-    raise ImportError(
-        f"diva_rs was built against torch {_TORCH}, but torch {torch.__version__} is installed: "
-        f"pip install torch=={_TORCH}"
-    )
-
-import diva_rs._native as _native  # noqa: E402  (torch's libraries must be loaded first)
+try:
+    import diva_rs._native as _native  # after torch, whose libraries it needs
+except ImportError as err:  # another torch lacks functions that it calls
+    raise (mismatch() or err) from err
+check(_native.__torch__)
 from diva_rs.errors import (  # noqa: E402
     ConfigError,
     DataError,

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 __version__: str
+__torch__: str
 __all__ = [
     "Batch",
     "Bridge",
@@ -21,6 +22,7 @@ __all__ = [
     "Step",
     "Tape",
     "View",
+    "__torch__",
     "__version__",
     "augment_seed",
     "lr_factor",

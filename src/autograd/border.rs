@@ -5,8 +5,8 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
 use std::slice;
 
-use tch::{no_grad_guard, Tensor};
-use torch_sys::C_tensor;
+use crate::torch::sys::C_tensor;
+use crate::torch::{no_grad_guard, Tensor};
 
 use super::Backward;
 use crate::error::{DivaError, Result};

@@ -4,7 +4,7 @@
 //!
 //! The node is C++ (`node.cpp`), as autograd's interface is.
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use crate::error::Result;
 
@@ -37,9 +37,9 @@ pub fn apply<B: Backward + 'static>(
 mod tests {
     use super::*;
     use crate::error::DivaError;
+    use crate::torch::{Device, Kind};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::Arc;
-    use tch::{Device, Kind};
 
     /// a * b with a factor on its gradients, so that they differ from autograd's.
     struct Product {
@@ -106,7 +106,7 @@ mod tests {
         let (c, alive) = product(&leaf(2.0, false)?, &leaf(5.0, false)?)?;
         assert!(!c.requires_grad() && !alive.load(Ordering::SeqCst));
         let (a, b) = (leaf(2.0, true)?, leaf(5.0, true)?);
-        let (c, alive) = tch::no_grad(|| product(&a, &b))?;
+        let (c, alive) = crate::torch::no_grad(|| product(&a, &b))?;
         assert!(!c.requires_grad() && !alive.load(Ordering::SeqCst));
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The backward pass of one part of a network.
 
-use tch::{with_grad, Tensor};
+use crate::torch::{with_grad, Tensor};
 
 use crate::error::{DivaError, Result};
 

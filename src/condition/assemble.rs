@@ -1,6 +1,6 @@
 //! Visual rows and text become the condition, by libtorch operations.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::plan::Plan;
 use super::OP;

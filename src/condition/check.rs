@@ -1,7 +1,7 @@
 //! Do the parameters fit each other, and a gradient its condition? Only shapes, dtypes and devices
 //! are looked at.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::plan::Plan;
 use super::sizes::{place, rank, same_device, Sizes};

@@ -21,7 +21,7 @@ mod sizes;
 
 use std::convert::Infallible;
 
-use tch::{with_grad, Kind, Tensor};
+use crate::torch::{with_grad, Kind, Tensor};
 
 use crate::autograd::pull::{leaf, pull};
 use crate::error::{DivaError, Result};

@@ -1,6 +1,6 @@
 //! The sizes of one pass, and whether tokens, text and choice fit the bridge.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::sizes::{rank, same_device, Sizes};
 use super::{Bridge, Recap, TextJoin, OP};

@@ -1,7 +1,7 @@
 //! The trained projector from CLIP's joint space (D) to the width of the condition (C): DIVA's
 //! single linear layer, or GenHancer's LayerNorm - Linear - GELU - Linear.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::{layer_norm, OP};
 use crate::error::{DivaError, Result};

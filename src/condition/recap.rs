@@ -1,7 +1,7 @@
 //! Which tokens take part, by libtorch operations: any device, any layout, any floating dtype. The
 //! sizes of every intermediate value follow from the shapes of the inputs alone.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::plan::Plan;
 use super::{Norm, OP};

@@ -1,6 +1,6 @@
 //! The sizes that the parameters fix, and the checks of a single tensor.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::OP;
 use crate::error::{DivaError, Result};

@@ -1,6 +1,6 @@
 //! Both paths of the bridge against libtorch's autograd through the definition of the condition.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::error::DivaError;
@@ -183,7 +183,7 @@ fn rebuilt(bridge: &Bridge, params: &[Tensor]) -> Bridge {
 
 #[test]
 fn every_gradient_matches_autograd_on_both_paths() -> Result<()> {
-    tch::manual_seed(1);
+    crate::torch::manual_seed(1);
     let plain = normal(&[BATCH, 1 + PATCHES, WIDTH]);
     let strided = plain.transpose(1, 2).contiguous().transpose(1, 2);
     for recap in RECAPS {
@@ -235,7 +235,7 @@ fn params_are_named_in_a_fixed_order() -> Result<()> {
 
 #[test]
 fn embed_is_the_pooled_embedding_with_a_graph() -> Result<()> {
-    tch::manual_seed(2);
+    crate::torch::manual_seed(2);
     for which in 0..5 {
         let head = head(which);
         let tokens = normal(&[BATCH, 1 + PATCHES, WIDTH]).set_requires_grad(true);

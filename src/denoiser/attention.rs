@@ -1,6 +1,6 @@
 //! diffusers attention_processor.py `Attention` with its projections, as transformers of denoisers have it.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::layers::{linear, linear_without_bias};
 use crate::error::Result;

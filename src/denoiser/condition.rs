@@ -1,6 +1,6 @@
 //! What a prediction is conditioned on, by the slot through which it enters a network.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use crate::error::{floating, DivaError, Result};
 
@@ -108,7 +108,7 @@ impl Condition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::torch::Device;
 
     fn condition() -> Tensor {
         Tensor::arange(12, (Kind::Double, Device::Cpu)).view([2, 3, 2]).set_requires_grad(true)

@@ -1,6 +1,6 @@
 //! Timestep embeddings: sinusoids of a number, and the two-layer network that reads them.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::layers::linear;
 use crate::error::{DivaError, Result};

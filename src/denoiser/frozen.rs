@@ -1,6 +1,6 @@
 //! The weights of a network that is never trained.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 use crate::nn::Store;
@@ -34,7 +34,7 @@ pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&st
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
+    use crate::torch::Device;
 
     fn entry(key: &str, kind: Kind) -> (String, Tensor) {
         (key.to_string(), Tensor::zeros([2], (kind, Device::Cpu)))

@@ -1,7 +1,7 @@
 //! Layers whose bias is known to be there, or known not to be: in a denoiser the architecture decides that, so a bias
 //! that a checkpoint lacks is a missing key and not a layer without bias.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use crate::error::Result;
 use crate::nn::{Conv2d, LayerNorm, Linear, Path};

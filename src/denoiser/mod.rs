@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 

@@ -1,6 +1,6 @@
 //! The penalty that keeps the pooled embedding near the untouched model's, where text can find it.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::term::{Scope, Term};
 use super::view::View;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::term::{Scope, Term};
 use super::view::View;

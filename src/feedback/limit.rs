@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 /// The most images that fit into the denoiser's memory: unknown until a pass did not fit. Clones share it.
 #[derive(Clone, Debug, Default)]

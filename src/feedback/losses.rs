@@ -1,6 +1,6 @@
 //! Losses by name.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::Result;
 

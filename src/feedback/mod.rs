@@ -7,7 +7,7 @@
 //! [`passes`]: the second cut, N draws in as many passes as memory allows ([`limit`]); [`targets`]: what a batch is
 //! denoised from; [`losses`]: losses by name.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::condition::Bridge;
 use crate::error::{DivaError, Result};

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use super::limit::{enough, MemoryLimit};
 use super::losses::Losses;

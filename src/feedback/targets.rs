@@ -1,6 +1,6 @@
 //! What a batch of samples is denoised from.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 

@@ -1,6 +1,6 @@
 //! Terms: what is minimised, each by its name.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::losses::{sum, Losses};
 use super::view::View;

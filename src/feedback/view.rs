@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::targets::Targets;
 use crate::condition::{embed, Head};

@@ -1,7 +1,7 @@
 //! The activations of CLIP towers and denoisers, by the names that their configurations use.
 
+use crate::torch::Tensor;
 use serde::Deserialize;
-use tch::Tensor;
 
 use crate::error::Result;
 

@@ -1,6 +1,6 @@
 //! The gated unit of denoisers' feed-forward layers.
 
-use tch::{Device, Tensor};
+use crate::torch::{Device, Tensor};
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
@@ -55,11 +55,11 @@ fn at_both(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use crate::torch::Kind;
 
     #[test]
     fn the_gradient_is_autograds() -> Result<()> {
-        tch::manual_seed(0);
+        crate::torch::manual_seed(0);
         for size in [[1, 1, 2], [2, 3, 10], [3, 700, 128]] {
             let both = Tensor::randn(size, (Kind::Double, Device::Cpu)).set_requires_grad(true);
             let halves = both.f_chunk(2, -1)?;

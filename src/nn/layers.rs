@@ -1,6 +1,6 @@
 //! Linear, convolution, norms.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::mixed::mixed_linear;
 use super::weights::Path;
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_convolution_as_a_product_is_the_convolution() -> Result<()> {
-        tch::manual_seed(0);
+        crate::torch::manual_seed(0);
         let randn = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu));
         for (kernel, stride, padding, side) in
             [(3, 1, 1, 5), (3, 2, 1, 6), (3, 2, 0, 7), (1, 1, 0, 4), (2, 2, 0, 6)]

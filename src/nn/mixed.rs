@@ -5,7 +5,7 @@
 //! which for a whole tower is half of the weights' memory again. Here the weight is cast in both
 //! passes and not kept between them.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
@@ -55,11 +55,11 @@ impl Backward for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use crate::torch::{Device, Kind};
 
     #[test]
     fn gradients_are_those_of_a_cast_within_the_graph() -> Result<()> {
-        tch::manual_seed(0);
+        crate::torch::manual_seed(0);
         let randn = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu)).set_requires_grad(true);
         for (biased, frozen) in [(true, false), (false, false), (true, true)] {
             let (x, weight, bias) = (randn(&[2, 3, 5]), randn(&[7, 5]), randn(&[7]));

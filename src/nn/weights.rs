@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::Div;
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 
@@ -114,7 +114,7 @@ impl Path<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use crate::torch::{Device, Kind};
 
     fn store() -> Store {
         let tensor = || Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));

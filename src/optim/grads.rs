@@ -1,6 +1,6 @@
 //! All gradients at once: their norm, clipping and scaling. Nothing here reads a value on the host.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::{in_range, Optimizer};
 use crate::error::{DivaError, Result};
@@ -13,7 +13,7 @@ impl Optimizer {
         if let Some(max) = max {
             in_range(OP, "the maximal norm (None: no clipping)", max)?;
         }
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         let mut grads = self.grads(OP)?;
         let mut norms = Vec::with_capacity(grads.len());
         for grad in &grads {
@@ -52,7 +52,7 @@ impl Optimizer {
                 format!("the factor is {factor}: it must be finite in float32"),
             ));
         }
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         for mut grad in self.grads(OP)? {
             let _ = grad.f_mul_scalar_(factor)?;
         }

@@ -13,7 +13,7 @@ mod state; // names and tensors of the state, out and in
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 use rule::Scalars;
@@ -62,7 +62,7 @@ impl Optimizer {
         if groups.is_empty() {
             return Err(DivaError::config(OP, "no parameter group was given: pass at least one"));
         }
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         let mut keys = HashSet::new();
         let mut addresses = HashMap::new();
         let mut built = Vec::with_capacity(groups.len());
@@ -133,7 +133,7 @@ impl Optimizer {
         for &factor in factors {
             in_range(OP, "the learning-rate factor", factor)?;
         }
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         // Every gradient is looked at before the first weight moves: a refused step changes nothing.
         let mut moves = Vec::new();
         for (group, factor) in self.groups.iter_mut().zip(factors) {

@@ -1,7 +1,7 @@
 //! How one parameter moves. Few libtorch calls and at most one temporary per parameter: a CLIP tower has hundreds of
 //! small ones.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::in_range;
 use crate::error::{DivaError, Result};

@@ -1,6 +1,6 @@
 //! One parameter of the caller: what may be trained, and that it stays what it was.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::rule::{Method, Rule};
 use crate::error::{DivaError, Result};

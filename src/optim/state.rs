@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::rule::Rule;
 use super::slot::Slot;
@@ -30,7 +30,7 @@ impl Optimizer {
 
     /// Copies a state back in. Strict: every key exactly once with its shape and dtype; otherwise nothing changes.
     pub fn load_state(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         let mut given = Given::new(state)?;
         let mut steps = Vec::new();
         let mut copies = Vec::new();

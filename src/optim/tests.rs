@@ -1,7 +1,7 @@
 //! Groups and skipped steps; parity with torch.optim is in tests/step/test_optim.py.
 
+use crate::torch::{Kind, Tensor};
 use proptest::prelude::*;
-use tch::{Kind, Tensor};
 
 use super::*;
 

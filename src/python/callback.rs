@@ -1,8 +1,8 @@
 //! Python callables in the place of native networks.
 
+use crate::torch::Tensor;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
-use tch::Tensor;
 
 use super::enter::raise;
 use super::list::List;

@@ -22,6 +22,9 @@ mod term;
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     crate::threads::forked(); // from here on, a process that is forked runs without libtorch's threads
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("__torch__", env!("DIVA_TORCH"))?;
+    // Python reads this sentence in the file where the module cannot be loaded.
+    module.add("__doc__", concat!("The native core, built against torch ", env!("DIVA_TORCH"), "."))?;
     draws::register(module)?;
     schedule::register(module)?;
     condition::register(module)?;

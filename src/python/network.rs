@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
+use crate::torch::Tensor;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyFloat, PyList, PyTuple};
 use pythonize::depythonize;
-use tch::Tensor;
 
 use super::enter::{enter, lock, raise};
 use super::number::number;

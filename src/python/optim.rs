@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
+use crate::torch::Tensor;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use tch::Tensor;
 
 use super::enter::{enter, enter_step, lock, raise};
 use super::list::List;

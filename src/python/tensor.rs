@@ -1,10 +1,10 @@
 //! Tensors that cross the door. Nested ones and kinds that tch has no name for are refused on the way in, by the name
 //! of their argument: the core could not even ask for their size or kind without a panic.
 
+use crate::torch::PyTensor as Plain;
+use crate::torch::Tensor;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use pyo3_tch::PyTensor as Plain;
-use tch::Tensor;
 
 use super::enter::raise;
 use crate::error::DivaError;

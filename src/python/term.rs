@@ -1,7 +1,7 @@
 //! `_native.View`: what a term of the loss that is a Python callable sees, and that term.
 
+use crate::torch::Tensor;
 use pyo3::prelude::*;
-use tch::Tensor;
 
 use super::callback::python;
 use super::enter::{enter_step, raise};

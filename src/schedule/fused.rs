@@ -3,8 +3,8 @@
 
 use std::ops::{Add, Mul, Sub};
 
-use tch::kind::Element;
-use tch::{Kind, Tensor};
+use crate::torch::kind::Element;
+use crate::torch::{Kind, Tensor};
 
 use super::levels::Levels;
 use super::Prediction;

@@ -3,7 +3,7 @@
 
 use std::sync::Mutex;
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use crate::error::{self, DivaError, Result};
 use crate::slices;
@@ -87,7 +87,7 @@ pub fn host_table(op: &'static str, name: &str, table: &Tensor) -> Result<(Tenso
     if table.dim() != 1 || table.numel() == 0 {
         return Err(DivaError::shape(op, name, table, "(T,), one entry per timestep"));
     }
-    let _guard = tch::no_grad_guard();
+    let _guard = crate::torch::no_grad_guard();
     let table = table.f_to_device(Device::Cpu)?.f_contiguous()?.f_detach_copy()?;
     let wide = table.f_to_kind(Kind::Double)?;
     let values = slices::view::<f64>(&wide)?.to_vec();

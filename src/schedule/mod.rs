@@ -13,7 +13,7 @@ mod weights;
 
 use std::sync::{Mutex, MutexGuard};
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 use crate::slices;
@@ -143,7 +143,7 @@ impl Schedule {
     /// `get_velocity` and `scale_noise`.
     pub fn add_noise(&self, latents: &Tensor, noise: &Tensor, timesteps: &Tensor) -> Result<Noised> {
         const OP: &str = "Schedule.add_noise";
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         let kind = levels::floating(OP, "latents", latents)?;
         let noise_kind = levels::kind(OP, "noise", noise)?;
         let shape = latents.size();
@@ -204,7 +204,7 @@ impl Schedule {
     /// See `weights.rs`.
     pub fn weights(&self, timesteps: &Tensor, min_snr: f64, like: &Tensor) -> Result<Tensor> {
         const OP: &str = "Schedule.weights";
-        let _guard = tch::no_grad_guard();
+        let _guard = crate::torch::no_grad_guard();
         let kind = levels::floating(OP, "like", like)?;
         if !(min_snr.is_finite() && min_snr > 0.0) {
             let what = format!("min_snr is {min_snr}, expected a finite number above 0 (5 in the paper)");

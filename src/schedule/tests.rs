@@ -1,4 +1,4 @@
-use tch::IndexOp;
+use crate::torch::IndexOp;
 
 use super::*;
 

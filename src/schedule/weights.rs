@@ -14,7 +14,7 @@
 //! Each is written so that neither `snr = 0` (a schedule with zero terminal SNR) nor `snr = inf`
 //! (no noise at all) gives a NaN: the limits are 1 and 0 for epsilon.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::Prediction;
 use crate::error::Result;

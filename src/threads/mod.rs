@@ -13,7 +13,7 @@ pub use team::{consume, each, forked, map, rows, try_consume};
 /// may use.
 pub fn spread<T: Send>(numbers: &mut [T], size: usize, work: impl Fn(usize, &mut [T]) + Sync) {
     let parts = numbers.len().div_ceil(size);
-    let width = usize::try_from(tch::get_num_threads()).unwrap_or(1).min(parts);
+    let width = usize::try_from(crate::torch::get_num_threads()).unwrap_or(1).min(parts);
     let queue = Mutex::new(numbers.chunks_mut(size).enumerate());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
     let drain = || {

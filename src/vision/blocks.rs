@@ -1,6 +1,6 @@
 //! The pre-norm transformer block: x + s1 attention(norm1(x)), then x + s2 mlp(norm2(x)).
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::config::Config;
 use super::layouts::{BlockNames, Projections};

@@ -1,7 +1,7 @@
 //! What a tower's weights do not say.
 
+use crate::torch::Kind;
 use serde::Deserialize;
-use tch::Kind;
 
 use super::layouts::Layout;
 use crate::error::{DivaError, Result};

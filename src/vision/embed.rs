@@ -1,6 +1,6 @@
 //! Pixels to tokens: patch convolution, class and register tokens, positions.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::config::{Config, Positions, Resize};
 use super::layouts::Names;

@@ -1,6 +1,6 @@
 //! Loading where the configuration, not the checkpoint, says whether a bias exists: a missing one is an error.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::error::Result;
 use crate::nn::{LayerNorm, Linear, Path};

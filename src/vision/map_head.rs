@@ -3,7 +3,7 @@
 //! timm/layers/attention_pool.py (AttentionPoolLatent), transformers/models/siglip/modeling_siglip.py
 //! (SiglipMultiheadAttentionPoolingHead).
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::blocks::{Mlp, MlpSizes};
 use super::config::Config;

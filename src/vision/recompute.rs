@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tch::{no_grad_guard, with_grad, Tensor};
+use crate::torch::{no_grad_guard, with_grad, Tensor};
 
 use super::vit::Vit;
 use crate::error::Result;

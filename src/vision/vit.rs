@@ -1,6 +1,6 @@
 //! The tower: embedding, blocks, pooling, and the layers of the library's head that cannot wait.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::blocks::{Block, Mlp, MlpSizes};
 use super::config::{Config, HeadLayer, Pool};

@@ -73,10 +73,17 @@ class CLIP(nn.Module):
     """The full model; vision heads are width // 64 in the original, which its loaders take for granted."""
 
     def __init__(
-        self, embed: int = 24, resolution: int = 32, patch: int = 8, width: int = 64, layers: int = 2
+        self,
+        embed: int = 24,
+        resolution: int = 32,
+        patch: int = 8,
+        width: int = 64,
+        layers: int = 2,
+        context: int = 8,
+        vocabulary: int = 64,
     ) -> None:
         super().__init__()
-        self.context_length, self.vocab_size, text = 8, 64, 64
+        self.context_length, self.vocab_size, text = context, vocabulary, 64
         self.visual = VisionTransformer(resolution, patch, width, layers, width // 64, embed)
         mask = torch.full((self.context_length, self.context_length), float("-inf")).triu(1)
         self.transformer = Transformer(text, 1, 1, mask)

@@ -9,12 +9,12 @@ import open_clip
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from builders.benchmarks import captions_folder, photos_folder, shapes_folder
 from builders.cli import MODEL, SCORED, SCORED_CONFIG, message
 from builders.clips import IMAGE, clip_variants
 from builders.mmvp import mmvp_folder
+from builders.texts import word_tokenizer
 from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import main
 from diva_rs.cli.models import load_other, load_scored
@@ -166,12 +166,9 @@ def test_a_transformers_folder_brings_its_processor(capsys, tmp_path, name):
     family(size=square, crop_size=square).save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"holds no tokenizer\.json or vocab"):
         load_scored(str(folder), CPU)
-    words = {word: n for n, word in enumerate(["<pad>", "<end>", "<unk>", "a", "photo", "of", "thing"])}
-    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
-    ).save_pretrained(folder)
+    word_tokenizer(64, 2 if "siglip" in name else model.config.text_config.eos_token_id).save_pretrained(
+        folder
+    )
     root = mmvp_folder(tmp_path, pairs=1)
     save_weights(tmp_path / "run.safetensors", model.state_dict())
     told = run(capsys, "mmvp", "--clip", folder, "--data", root, "--compare", tmp_path / "run.safetensors")

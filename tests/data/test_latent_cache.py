@@ -11,10 +11,10 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from builders.pictures import picture
+from builders.pictures import encoded, picture, write_tar
 from diva_rs import Recipe, Teacher
 from diva_rs._base.checkpoint import write_manifest
-from diva_rs.data import LatentCache, folder_loader, latent_store, vae_input
+from diva_rs.data import LatentCache, Views, folder_loader, latent_store, shard_loader, vae_input
 from diva_rs.data.latent_store import Facts, Store, StoreWriter, content_hash
 from diva_rs.errors import ConfigError, DataError, ShapeError
 
@@ -147,6 +147,19 @@ def test_a_folder_is_cached_with_its_loader(place, tmp_path):
         DataError, match=r"batch 0, sample 0 \(id \d+\): .* or its pixels are not those that were cached"
     ):
         next(iter(augmented))
+
+
+def test_a_cache_keeps_its_loaders_accounting_and_tells_equal_names_apart(tmp_path):
+    for shard in range(2):
+        members = [("0.png", encoded(shard, kind="png")), ("0.json", b"{}")]
+        write_tar(tmp_path / f"{shard}.tar", members)
+    loader = shard_loader(f"{tmp_path}/{{0,1}}.tar", 4, SIZE, 0, views=Views(crops=2))
+    cache = LatentCache.build(loader, Plain(), tmp_path / "latents")
+    assert str(LatentCache.open(tmp_path / "latents").accounting) == str(loader.accounting)
+    assert (cache.accounting.used, cache.accounting.total, len(cache)) == (2, 4, 4)
+    [batch] = cache.wrap(loader)
+    assert len(set(batch["ids"].tolist())) == 2 and not torch.equal(*batch["latents"])
+    assert LatentCache.build(batches(), Plain(), tmp_path / "plain").accounting.used == 6
 
 
 def test_images_that_were_never_cached_are_errors(place):

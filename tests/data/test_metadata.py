@@ -153,10 +153,18 @@ def test_a_chunk_of_png_that_is_too_short_is_ignored(kind):
     assert np.array_equal(np.array(decode(data, "x")), np.array(decode(plain, "x")))
 
 
+def test_a_header_of_jpeg_that_is_too_short_is_ignored():
+    plain = saved("JPEG", 6)
+    for marker in (b"\xff\xe0\x00\x09JFIF\0\1\1", b"\xff\xee\x00\x08Adobe\0"):
+        data = plain[:2] + marker + plain[2:]
+        assert np.array_equal(np.array(decode(data, "x")), np.array(decode(plain, "x")))
+
+
 def test_metadata_behind_the_pixels_may_be_cut_off_but_no_pixel():
-    webp = saved("WEBP", lossless=True)
-    for cut in (webp[: webp.index(b"EXIF") + 12], webp[: webp.index(b"XMP ")]):
-        assert np.array_equal(np.array(decode(cut, "x")), np.array(decode(webp, "x")))
+    webp = saved("WEBP", 6, lossless=True)
+    assert np.array_equal(np.array(decode(webp[:-5], "x")), np.array(decode(webp, "x")))  # amid XMP data
+    unturned = decode(webp[: webp.index(b"EXIF") + 12], "x")
+    assert np.array_equal(np.array(unturned), np.array(load(webp, "x")))
     for data in (
         webp[: webp.index(b"VP8L") + 400],
         saved("PNG")[:-300],

@@ -187,11 +187,15 @@ def test_a_transformers_processor_serves_as_the_transform():
 
 
 def _tokenizer(**settings):
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = ["<pad>", "<end>", "<unk>", *["a", "photo", "of", "one", "cat", "two", "dogs"]]
+    words = ["<pad>", "<unk>", *["a", "photo", "of", "one", "cat", "two", "dogs"]]
+    words += [f"other{n}" for n in range(63 - len(words))] + ["<end>"]
     inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        "<unk> $A <end>", special_tokens=[("<unk>", 1), ("<end>", 63)]
+    )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", **settings
     )

@@ -320,7 +320,7 @@ def test_the_mode_is_restored_after_an_error(own):
 def test_embeddings_that_are_not_finite_are_an_error(root):
     model = PlantedCLIP(PAIRS)
     model.encode_image = lambda pixels: torch.full((2, 271), float("nan"))
-    with pytest.raises(DataError, match=r"1\.jpg and .*2\.jpg are not finite"):
+    with pytest.raises(DataError, match=r"1\.jpg \(question 1, row 2\) is not finite"):
         mmvp_vlm(model, preprocess, tokenize, root)
 
 

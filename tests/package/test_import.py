@@ -1,4 +1,4 @@
-"""Importing diva_rs: quick, without the optional libraries, against one torch version only."""
+"""Importing diva_rs: quick, without the optional libraries, against one minor version of torch."""
 
 import importlib
 import json
@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 import diva_rs
+import diva_rs._native as _native
 import diva_rs.microworld.models
 from diva_rs import DependencyError, microworld
+from diva_rs._base.torch_version import SUPPORTED
+from lab.torch_matrix import VERSIONS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,11 +41,13 @@ def test_the_import_loads_hardly_anything_beyond_torch():
     assert len([name for name in added if name.startswith("diva_rs")]) <= 5
 
 
-def test_another_torch_version_is_refused_by_both_names():
-    code = """
+def test_another_minor_version_of_torch_is_refused_by_both_names():
+    major, minor, patch = _native.__torch__.split(".")
+    other, later = f"{major}.{int(minor) + 1}.0.dev20260101+cpu", f"{major}.{minor}.{int(patch) + 1}+cu130"
+    code = f"""
 import json, sys, torch
 seen = []
-for version in ("2.12.1", "2.14.0.dev20260101+cpu", "2.13.0+cu130"):
+for version in ("{other}", "{later}"):
     torch.__version__ = version
     for name in [name for name in sys.modules if name.startswith("diva_rs")]:
         del sys.modules[name]
@@ -48,18 +58,44 @@ for version in ("2.12.1", "2.14.0.dev20260101+cpu", "2.13.0+cu130"):
         seen.append(str(err))
 print(json.dumps(seen))
 """
-    old, new, local = fresh(code)
-    for found, version in ((old, "2.12.1"), (new, "2.14.0.dev20260101+cpu")):
-        assert found == (
-            f"diva_rs was built against torch 2.13.0, but torch {version} is installed: "
-            "pip install torch==2.13.0"
-        )
-    assert local is None  # a build for another device of the same version
+    refused, taken = fresh(code)
+    assert f"built against torch {_native.__torch__}, but torch {other} is installed" in refused
+    assert "pip install --force-reinstall --no-deps diva-rs" in refused
+    assert taken is None
 
 
-def test_the_version_that_is_asked_for_is_the_one_that_is_installed_with():
-    text = (ROOT / "pyproject.toml").read_text()
-    assert f'"torch=={diva_rs._TORCH}"' in text
+def test_a_module_that_cannot_be_loaded_is_read_for_its_torch(tmp_path):
+    code = f"""
+import json, pathlib, shutil, sys, torch
+package = shutil.copytree({str(Path(diva_rs.__file__).parent)!r}, {str(tmp_path / "diva_rs")!r})
+[native] = pathlib.Path(package).glob("_native*.so")
+native.write_bytes(b"no library, built against torch 2.1.0.")
+sys.path.insert(0, {str(tmp_path)!r})
+try:
+    import diva_rs
+except ImportError as err:
+    first = str(err)
+native.write_bytes(b"no library")
+try:
+    import diva_rs
+except ImportError as err:
+    print(json.dumps([first, str(err)]))
+"""
+    named, unnamed = fresh(code)
+    assert "built against torch 2.1.0, but torch" in named
+    assert "invalid ELF header" in unnamed or "file too short" in unnamed
+
+
+def test_the_supported_versions_are_the_same_everywhere():
+    found = re.fullmatch(r"torch>=2\.(\d+),<2\.(\d+)", SUPPORTED)
+    oldest, newest = int(found[1]), int(found[2]) - 1
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert SUPPORTED in project["dependencies"]
+    assert f'SUPPORTED = "{SUPPORTED}"' in (ROOT / "build_backend.py").read_text()
+    header = (ROOT / ".cargo" / "torch_versions.h").read_text()
+    assert f"MINOR < {oldest} || TORCH_VERSION_MINOR > {newest}" in header
+    assert f"TORCH  ?= 2.{newest}." in (ROOT / "Makefile").read_text()
+    assert {int(version.split(".")[1]) for version in VERSIONS} == set(range(oldest, newest + 1))
     assert f'version = "{diva_rs.__version__}"' in (ROOT / "Cargo.toml").read_text()
 
 

@@ -177,3 +177,12 @@ def test_the_core_has_no_circle():
 )
 def test_circles_are_found(edges, found):
     assert circles(edges) == found
+
+
+def test_one_file_names_the_crates_of_libtorch():
+    named = {
+        file.relative_to(ROOT / "src").as_posix()
+        for file in (ROOT / "src").rglob("*.rs")
+        if re.search(r"\b(tch|torch_sys|pyo3_tch)\b", re.sub(r"//.*", "", file.read_text(encoding="utf-8")))
+    }
+    assert named == {"torch.rs"}

@@ -9,16 +9,21 @@ from itertools import pairwise
 
 import pytest
 import torch
+from open_clip.transform import image_transform
 from PIL import Image
 from scipy.stats import binomtest
 
 import diva_rs
+from builders.benchmarks import photos_folder
+from builders.detail import naturalbench
 from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, probes, retrieval, zero_shot
+from builders.mmvp import mmvp_folder
 from builders.pages import parsed
 from builders.small import images, small_clip, small_teacher
+from builders.texts import tokenize
 from diva_rs import Recipe
 from diva_rs.errors import DependencyError
-from diva_rs.evaluation import PATTERNS, report
+from diva_rs.evaluation import PATTERNS, Drift, mmvp_vlm, pairs, report, zero_shot_folder
 from diva_rs.report import charts
 from diva_rs.report.charts import COLOURS
 
@@ -135,7 +140,7 @@ def test_the_planted_flips_are_found(full):
     assert list(table) == ["Pattern", *PATTERNS, "Average"]
     # 27 and 35 of 135; the exact test of ten against two flips is 79 / 2048.
     before, after, difference, reading = table["Average"]
-    assert (before, after) == (f"20.0 ({wilson(27)})", f"25.9 ({wilson(35)})")
+    assert (before, after) == (f"27 of 135: 20.0 ({wilson(27)})", f"35 of 135: 25.9 ({wilson(35)})")
     assert difference.startswith("+5.9 (") and reading == "higher after"
     assert "exact McNemar p = 0.039" in full.one("section", id="mmvp").text
     assert "10 pairs became right, 2 became wrong, 123 stayed" in full.one("section", id="mmvp").text
@@ -160,7 +165,7 @@ def test_a_flipped_pair_shows_its_images_and_decisions(full):
 
 def test_retention(full):
     rows = cells(full, "Zero-shot scores")[1:]
-    accuracy = ["75.0 (68.6 to 80.5)", "60.0 (53.1 to 66.5)"]
+    accuracy = ["150 of 200: 75.0 (68.6 to 80.5)", "120 of 200: 60.0 (53.1 to 66.5)"]
     assert rows[0] == ["cifar10 (acc1)", *accuracy, rows[0][3], "lower after"]
     assert rows[1][0] == "Image folder" and rows[1][3:] == ["0.0 (0.0 to 0.0)", "no difference shown"]
     assert cells(full, "Retrieval scores")[1] == [
@@ -168,6 +173,11 @@ def test_retention(full):
         *("80.0", "79.5", "\N{MINUS SIGN}0.5", "not tested"),
     ]
     assert "birdsnap could not be scored: clip-benchmark has no such set" in full.text
+    keys = {key.one("dt").text: [part.text for part in key.all("dd")] for key in full.one("dl").all("div")}
+    assert keys["MMVP-VLM average"][0] == "27 → 35 of 135"
+    assert keys["MMVP-VLM average"][1].startswith("20.0 → 25.9 %, +5.9 points")
+    assert keys["Retention, image folder"][0] == "30 → 30 of 50"
+    assert keys["Retention, zero-shot"][0] == "75.0 → 60.0 %"
     accuracy = cells(full, "Accuracy on the test images")[1]
     assert accuracy[:1] + accuracy[-1:] == ["patches", "higher after"] and accuracy[3].startswith("+40.0 (")
     assert cells(full, "Images of each probe")[2] == ["patches", "after", "80", "20", "40", "0.1"]
@@ -187,9 +197,10 @@ def test_a_difference_is_called_shown_only_where_interval_and_exact_test_agree(t
     file = report.write(post_trained(), tmp_path, before=mmvp(BEFORE), after=mmvp(after))
     page = parsed(file.read_text())
     assert cells(page, "MMVP-VLM")[-1][-1] == reading
-    key = page.one("dl").all("div")[-1]
+    key, retention = page.one("dl").all("div")[-2:]
     assert key.attributes["class"] == {"lower after": "worse"}.get(reading, "plain")
     assert key.all("dd")[1].text.endswith(reading)
+    assert retention.all("dd")[0].text == "not measured"
 
 
 def test_scores_of_different_embeddings_carry_a_warning(tmp_path):
@@ -204,7 +215,7 @@ def test_what_was_not_measured_is_said_with_the_code_that_measures_it(bare):
     assert len(missing) == 5  # the patterns, zero-shot, retrieval, probes, drift
     for block in missing:
         compile(block.one("pre").text, "report", "exec")
-        assert "not measured" in block.text or "was measured neither" in block.text
+        assert "This page has no result of " in block.text and "while training" not in block.text
     lists = re.findall(r"from diva_rs.evaluation import (.*)", "".join(block.text for block in missing))
     names = {name for names in lists for name in names.split(", ")}
     assert names == {"mmvp_vlm", "zero_shot", "retrieval", "linear_probe", "drift", "report"}
@@ -219,7 +230,7 @@ def test_one_side_alone_is_shown_and_not_compared(tmp_path, side):
     given = {side: [mmvp(BEFORE), zero_shot(150), folder(20)]}
     page = parsed(report.write(post_trained(), tmp_path, **given).read_text())
     assert cells(page, f"MMVP-VLM {side}")[-1] == ["Average", "27 of 135", "20.0", wilson(27)]
-    assert f"not measured {other} post-training" in page.one("section", id="mmvp").text
+    assert f"no result of MMVP-VLM {other} post-training" in page.one("section", id="mmvp").text
     rows = cells(page, "Zero-shot scores")
     assert [row[-1] for row in rows[1:]] == ["not compared", "not compared"]
     assert rows[1][1 if other == "before" else 2] == "not measured"
@@ -351,6 +362,50 @@ def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
     assert trained["Images"] == "a list of 3 batches"
     visual = sum(parameter.numel() for parameter in result.clip.visual.parameters())
     assert trained["Trained parameters, clip"] == f"{visual:,}"
+
+
+def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
+    """Its own results, in place of words that nothing was measured; those that are given go first."""
+    root, transform = mmvp_folder(tmp_path / "MMVP", pairs=1), image_transform(32, is_train=False)
+    naturalbench(tmp_path / "natural", ["group", "text", "none"])
+    (tmp_path / "of").mkdir()
+    photos = photos_folder(tmp_path / "of")
+    result = diva_rs.post_train(
+        small_clip(),
+        small_teacher(),
+        [images(2)],
+        output_dir=tmp_path / "run",
+        # A number of a result is enough.
+        evaluate={
+            "mmvp": lambda clip: mmvp_vlm(clip, transform, tokenize, root).average,
+            "natural": lambda clip: pairs(clip, transform, tokenize, tmp_path / "natural"),
+            "folder": lambda clip: zero_shot_folder(clip, transform, tokenize, photos),
+            "mine": lambda clip: 1.0,
+            "drift": Drift(small_clip(), torch.randn(2, 3, 32, 32)),
+        },
+        best="mmvp",
+        best_on_test=True,
+        progress=False,
+    )
+    pages = [parsed(report.write(run, tmp_path / "a").read_text()) for run in (result, tmp_path / "run")]
+    for page in pages:
+        missing = [div.text for div in page.all("div") if div.attributes.get("class") == "missing"]
+        assert len(missing) == 2 and all(
+            "while training: mmvp, natural, folder, " in text for text in missing
+        )
+        assert cells(page, "MMVP-VLM")[-1][-1] == "no difference shown"
+        assert "Image folder" in page.one("section", id="retention").text
+        assert "chosen by their score on MMVP-VLM, a test set" in page.one("header").text
+        assert "not measured" not in page.one("dl").text
+        rows = cells(page, "NaturalBench")[1:]
+        assert [row[0] for row in rows] == [
+            f"NaturalBench-Retrieval ({n})" for n in ("group", "text", "image")
+        ]
+        assert rows[0][1].startswith("0 of 3: 0.0 (")
+    for anchor in ANCHORS[2:]:
+        assert pages[0].one("section", id=anchor).text == pages[1].one("section", id=anchor).text
+    given = parsed(report.write(result, tmp_path / "a", before=mmvp(BEFORE), after=mmvp(AFTER)).read_text())
+    assert cells(given, "MMVP-VLM")[-1][1].startswith("27 of 135: 20.0")
 
 
 def test_a_resumed_run_says_where_it_was_interrupted(tmp_path):

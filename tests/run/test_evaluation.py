@@ -3,19 +3,24 @@
 import json
 import random
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import image_transform
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import diva_rs
+from builders import texts
+from builders.benchmarks import photos_folder
 from builders.clips import pixels
+from builders.mmvp import mmvp_folder
 from builders.runs import weights
 from builders.small import images, small_clip
 from diva_rs import ConfigError, DataError
-from diva_rs.evaluation import Drift, report
+from diva_rs.evaluation import Drift, mmvp_vlm, report, zero_shot_folder
 
 
 def train(teacher, clip=None, loader=None, **given):
@@ -288,6 +293,60 @@ def test_a_stopped_run_is_read_back_and_goes_on_under_another_guard(teacher, tmp
     # And anew.
     result = train(teacher, small_clip(), steps=1, output_dir=tmp_path, resume=False)
     assert not (tmp_path / "best").exists() and not (tmp_path / "evaluations.json").exists()
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Metrics over MMVP-VLM, as a result and as a number of one, and over an image folder."""
+    root, transform = mmvp_folder(tmp_path / "MMVP", pairs=1), image_transform(32, is_train=False)
+    photos = photos_folder(tmp_path)
+    given = (transform, texts.tokenize)
+    return {
+        "mmvp": lambda clip: mmvp_vlm(clip, *given, root),
+        "average": lambda clip: mmvp_vlm(clip, *given, root).average,
+        "folder": lambda clip: {"of": zero_shot_folder(clip, *given, photos)},
+    }
+
+
+@pytest.mark.parametrize("name", ["mmvp", "average"])
+def test_best_does_not_go_by_a_test_set(teacher, tmp_path, scored, name, recwarn):
+    given = {"evaluate": scored, "output_dir": tmp_path / "run"}
+    with pytest.raises(ConfigError, match=rf"best='{name}' goes by MMVP-VLM, a test set.*half='validation'"):
+        train(teacher, best=name, **given)
+    assert "chosen_on_test" not in train(teacher, best="folder/of", **given).report["evaluation"]
+    # Also where the run is resumed, and the score is named later.
+    with pytest.raises(ConfigError, match="a test set"):
+        train(teacher, best=name, **given)
+    result = train(teacher, best=name, best_on_test=True, **given, resume=False)
+    assert result.report["evaluation"]["chosen_on_test"] == "MMVP-VLM"
+    assert not [warning for warning in recwarn if "retention" in str(warning.message)]
+
+
+def test_detail_alone_is_warned_of_once(teacher, scored):
+    drift = Drift(small_clip(), torch.randn(2, 3, 32, 32))
+    with pytest.warns(UserWarning, match="retention is not measured. Add a score") as caught:
+        train(teacher, evaluate={"mmvp": scored["average"], "drift": drift}, eval_every=2)
+    assert sum("retention" in str(warning.message) for warning in caught) == 1
+    with warnings.catch_warnings(record=True) as others:
+        train(teacher, evaluate={"mmvp": scored["mmvp"], "mine": Planted(1.0, 2.0)})
+    assert not [warning for warning in others if "retention" in str(warning.message)]
+
+
+def test_results_are_kept_before_after_and_of_the_best(teacher, tmp_path, scored):
+    steady = {"score": Planted(9.0, 8.0, 1.0), **scored}
+    guarded = {"evaluate": steady, "guard": {"score": 5}, "eval_every": 1, "output_dir": tmp_path}
+    result = train(teacher, **guarded)
+    assert result.stopped.endswith("those of step 1")
+    assert result.evaluations["before"]["score"] == []
+    before, after = (result.evaluations[moment]["mmvp"][0] for moment in ("before", "after"))
+    assert (before["name"], before["kind"], before["is_test_set"]) == ("MMVP-VLM", "detail", True)
+    # Those of the weights that the model has now.
+    assert after["result"]["average"] == result.report["evaluation"]["best"]["mmvp"]
+    assert json.loads(json.dumps(result.evaluations["after"])) == json.loads(
+        (tmp_path / "evaluations-after.json").read_text()
+    )
+    again = train(teacher, small_clip(), **guarded)
+    assert again.evaluations == json.loads(json.dumps(result.evaluations))
 
 
 def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):

@@ -11,12 +11,13 @@ from typing import Any, NoReturn
 
 import diva_rs._native as _native
 from diva_rs._base.settings import hint
-from diva_rs.cli import cache, demo, eval, export, info, report, train
+from diva_rs.cli import cache, compare, demo, eval, export, info, report, train
 from diva_rs.errors import ConfigError, DivaError
 
 _COMMANDS = {
     "train": train,
     "eval": eval,
+    "compare": compare,
     "cache": cache,
     "export": export,
     "report": report,

@@ -31,4 +31,5 @@ def run(args: argparse.Namespace) -> int:
         loader, teacher, options.out, recipe, dtype=options.dtype, overwrite=options.overwrite
     )
     print(cache.describe())
+    print(cache.accounting)
     return 0

@@ -1,7 +1,7 @@
 """What a reader used and what it left out."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,10 +59,11 @@ class Accounting:
         if picture:
             self.pictures.add(reason)
 
-    def is_image(self, name: str, head: Callable[[], bytes]) -> bool:
+    def is_image(self, name: str, head: Callable[[], bytes | None]) -> bool:
         """Whether a file's name is that of an image that is read; otherwise the file is counted as left out.
 
-        ``head`` gives the file's first bytes, by which a picture under another name is recognised.
+        ``head`` gives the file's first bytes, by which a picture under another name is recognised, or None
+        if they cannot be read.
         """
         reason = _reason(name)
         if reason is None:
@@ -93,15 +94,6 @@ class Accounting:
         """``used``, and ``left_out`` with the count and the example of each reason, for JSON."""
         return {"used": self.used, "left_out": {why: asdict(left) for why, left in self.left_out.items()}}
 
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> "Accounting":
-        """The accounting that `to_dict` gave.
-
-        >>> Accounting.from_dict(Accounting(3).to_dict()).used
-        3
-        """
-        return cls(saved["used"], {why: LeftOut(**left) for why, left in saved["left_out"].items()})
-
     def log(self, what: str) -> None:
         """Log one line: a warning if something was left out that looks like a picture, otherwise INFO."""
         logger.log(logging.WARNING if self.pictures else logging.INFO, "%s: %s", what, self)
@@ -127,5 +119,5 @@ def _reason(name: str) -> str | None:
     return f"with the ending .{ending}" if usual else "with an unknown ending"
 
 
-def _is_picture(head: bytes) -> bool:
-    return head.startswith(_SIGNATURES) or head[8:12] in _BRANDS
+def _is_picture(head: bytes | None) -> bool:
+    return head is None or head.startswith(_SIGNATURES) or head[8:12] in _BRANDS

@@ -78,8 +78,7 @@ def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MA
         except (DivaError, MemoryError, pil.DecompressionBombError):
             raise
         except Exception:
-            file.seek(0)
-            plain = bare(file.read(4 * max_pixels))  # at most the largest picture, uncompressed
+            plain = bare(file, 4 * max_pixels)  # the bytes of the largest picture, uncompressed
             if plain is not None:
                 with suppress(Exception):
                     return _loaded(io.BytesIO(plain), name, max_pixels)
@@ -104,7 +103,10 @@ def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
             continue
         width, height = image.size
         if width * height > max_pixels:
-            raise DataError(f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}")
+            raise DataError(
+                f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}: scale it down, or "
+                "give the loader a larger max_pixels"
+            )
         image.load()
         with suppress(Exception):
             image.getexif()  # some formats read it from the file

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diva_rs._base.files import open_regular
+from diva_rs._base.files import as_path, open_regular
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
@@ -108,7 +108,7 @@ class ImageFolder(Images, Dataset[Any]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(transform, size, seed, on_bad_image, max_pixels)
-        self.root = Path(root)
+        self.root = as_path(root)
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")
@@ -117,7 +117,9 @@ class ImageFolder(Images, Dataset[Any]):
         self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            found = f"; {self.accounting}" if self.accounting.left_out else ""
+            found = ""
+            if self.accounting.left_out:
+                found = f"; {self.accounting}: convert pictures to JPEG or PNG; shard_loader reads tar files"
             raise DataError(
                 f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
             )
@@ -210,9 +212,9 @@ def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 
 
-def _head(path: str) -> bytes:
+def _head(path: str) -> bytes | None:
     try:
         with open_regular(path) as file:
             return file.read(16)
-    except OSError:  # a pipe, a broken link
-        return b""
+    except OSError:  # a broken link, perhaps to a folder of pictures
+        return None

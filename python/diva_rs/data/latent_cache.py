@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diva_rs._base.files import beside, make_folder
+from diva_rs._base.files import as_path, beside, make_folder
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
 from diva_rs.data.checks import Place, check_finite, check_images
@@ -62,20 +62,29 @@ class LatentCache(Store):
         if dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
         check_loader(loader)
-        path = Path(folder).absolute()
+        path = as_path(folder).absolute()
         check_place(path, overwrite)
         make_folder(path.parent)
-        views = loader.views if isinstance(loader, ImageLoader) else None
+        ours = loader if isinstance(loader, ImageLoader) else None
+        images = 0
         with beside(path) as place:
             place.mkdir()
             writer = StoreWriter(place, getattr(torch, dtype))
-            batches = loader.every_view() if isinstance(loader, ImageLoader) else loader
+            batches = loader if ours is None else ours.every_view()
             for number, item in enumerate(tqdm(batches, desc="encode latents", unit="batch", disable=None)):
-                encoder.add(read_batch(item, number), number, writer)
+                batch = read_batch(item, number)
+                encoder.add(batch, number, writer)
+                images += len(batch)
             if writer.shape is None:
                 raise DataError("the loader gave no image: there is nothing to cache")
-            made_by, described = identity(teacher), str(teacher.describe())
-            writer.finish(Facts(describe=described, teacher=made_by, view=encoder.view(), views=views))
+            facts = Facts(
+                describe=str(teacher.describe()),
+                teacher=identity(teacher),
+                view=encoder.view(),
+                views=None if ours is None else ours.views,
+                accounting=Accounting(images) if ours is None else ours.accounting,
+            )
+            writer.finish(facts)
         return cls.open(path)
 
     @classmethod
@@ -88,7 +97,7 @@ class LatentCache(Store):
         std: Three = OPENAI_STD,
     ) -> "LatentCache":
         """Open a complete cache, and check that ``teacher`` and ``recipe``, where given, made it."""
-        cache = cls(Path(folder).absolute())
+        cache = cls(as_path(folder).absolute())
         if teacher is not None:
             cache._compare(cache.facts.teacher, "another VAE", identity(teacher))
         if recipe is not None:
@@ -119,6 +128,11 @@ class LatentCache(Store):
     def views(self) -> Views | None:
         """The cached views, for ``folder_loader(..., views=cache.views)``; None: one view of each image."""
         return self.facts.views
+
+    @property
+    def accounting(self) -> Accounting | None:
+        """The images that the cache was made from, and what its loader left out; None in older caches."""
+        return self.facts.accounting
 
     def describe(self) -> str:
         """One line: how many latents of which shape, made by what."""

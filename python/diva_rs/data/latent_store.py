@@ -18,8 +18,9 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
-from diva_rs._base.files import write_json
+from diva_rs._base.files import names_in, write_json
 from diva_rs._base.optional import one_line
+from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.errors import DataError, ShapeError, WeightsError
 
@@ -37,6 +38,7 @@ class Facts(BaseModel, extra="forbid"):
     teacher: dict[str, Any]  # the VAE: configuration, and a fingerprint of its encoder's weights
     view: dict[str, Any]  # how images became the VAE's input
     views: Views | None
+    accounting: Accounting | None = None
 
 
 def content_hash(pixels: Array) -> bytes:
@@ -96,7 +98,7 @@ class StoreWriter:
         if self._rows:
             self._flush()
         content = torch.frombuffer(bytearray(b"".join(self._checks)), dtype=torch.uint8).reshape(-1, 16)
-        check = torch.tensor(list(self._checks.values()), dtype=torch.int64)
+        check = torch.tensor(list(self._checks.values()), dtype=torch.int64, device="cpu")
         save_weights(self.folder / _INDEX, {"content": content, "check": check})
         write_json(self.folder / _FACTS, facts.model_dump(mode="json"))
         write_manifest(self.folder, (_INDEX, _FACTS))
@@ -162,7 +164,7 @@ class Store:
         self._files: list[Tensor] = []  # of equally many rows, except the last
         while count > 0:
             name = _LATENTS.format(len(self._files))
-            latents = load_weights(self.folder / name).get("latents", torch.empty(0))
+            latents = load_weights(self.folder / name).get("latents", torch.empty(0, device="cpu"))
             first = self._files[0] if self._files else latents
             shape = (min(len(first), count), *first.shape[1:])
             fits = latents.ndim == 4 and latents.shape == shape and latents.dtype == first.dtype
@@ -179,7 +181,7 @@ class Store:
 
 def check_place(folder: Path, overwrite: bool) -> None:
     """Raise DataError if a new store may not replace what is at ``folder``."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = names_in(folder)
     if not names and (folder.is_dir() or not folder.exists()):
         return
     known = (_INDEX, _FACTS, MANIFEST)

@@ -125,13 +125,14 @@ class ImageLoader:
             num_workers=workers,
             collate_fn=_counted,
             prefetch_factor=prefetch,
+            worker_init_fn=on_the_host,
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         )
         # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
         # samples that each worker has read.
         self.position: tuple[int, ...] = self._origin()
         self._accounts = dict[str, Accounting]()  # of each shard that was read
-        self._logged = ""
+        self._logged, self._warned = "", set[str]()
         if hasattr(dataset, "reports"):
             dataset.reports = True
         else:
@@ -223,11 +224,12 @@ class ImageLoader:
 
     def _keep(self, accounts: Mapping[str, Accounting]) -> None:
         """Keep the accounting of each shard as it is after most of its members were read."""
-        warned = self.accounting.pictures
         for shard, account in accounts.items():
             if account.total >= self._accounts.get(shard, account).total:
                 self._accounts[shard] = account
-        if not self.accounting.pictures <= warned:
+        pictures = set[str]().union(*(account.pictures for account in accounts.values()))
+        if not pictures <= self._warned:
+            self._warned |= pictures
             self._log()
 
     def _log(self) -> None:
@@ -260,6 +262,11 @@ class ImageLoader:
                 yield batch
         finally:
             dataset.start = ()
+
+
+def on_the_host(worker: int) -> None:
+    """Starts a worker of a DataLoader: a batch on another default device would never arrive."""
+    torch.set_default_device("cpu")
 
 
 def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:

@@ -6,9 +6,10 @@ Pillow refuses a file for damage in a text, a profile or a camera's notes. Such 
 import struct
 import zlib
 from contextlib import suppress
-from typing import Any
+from typing import Any, BinaryIO
 
 _ORIENTATION = 0x0112
+_KEPT = {b"JFIF\0": 16, b"Exif\0\0": 8, b"Adobe": 14}  # segments of a JPEG file, with their least length
 # The tags of a TIFF file, all below 533, that are words or the size of the print; those above are profiles,
 # notes and extensions.
 _WORDS = frozenset([*range(269, 273), 282, 283, 285, 286, 287, 296, 297, 305, 306, 315, 316])
@@ -24,12 +25,14 @@ def upright(image: Any) -> Any:
     return image if method is None else image.transpose(method)
 
 
-def bare(data: bytes) -> bytes | None:
-    """A copy of an image file without metadata; None if its format or structure is not known."""
+def bare(file: BinaryIO, most: int) -> bytes | None:
+    """An image file of at most ``most`` bytes without its metadata; None if its format is not known."""
+    file.seek(0)
+    head = file.read(16)
     for start, copy in _FORMATS.items():
-        if data.startswith(start) or data[4:].startswith(start):
+        if head.startswith(start) or head[4:].startswith(start):
             with suppress(struct.error, IndexError):
-                return copy(data)
+                return copy(head + file.read(most))
     return None
 
 
@@ -47,24 +50,34 @@ def _png(data: bytes) -> bytes:
 
 
 def _jpeg(data: bytes) -> bytes:
-    """Without comments and application data, except Adobe's, which names the colours."""
+    """Of comments and application data, those alone that are EXIF data or name the colours."""
     kept, place = [data[:2]], 2
     while data[place] == 0xFF and data[place + 1] != 0xDA:
         (length,) = struct.unpack_from(">H", data, place + 2)
-        if not 0xE0 <= data[place + 1] <= 0xEF or data[place + 1] == 0xEE:
-            kept.append(data[place : place + length + 2])
+        segment = data[place : place + length + 2]
+        extra = 0xE0 <= segment[1] <= 0xEF or segment[1] == 0xFE
+        if not extra or any(
+            segment[4:].startswith(start) and length >= most for start, most in _KEPT.items()
+        ):
+            kept.append(segment)
         place += length + 2
     return b"".join([*kept, data[place:]])
 
 
 def _webp(data: bytes) -> bytes:
-    """The picture alone. What lies behind it may be cut off."""
-    place = 12
-    while data[place : place + 4] not in (b"VP8 ", b"VP8L"):
-        place += 8 + struct.unpack_from("<I", data, place + 4)[0] + data[place + 4] % 2
-    (length,) = struct.unpack_from("<I", data, place + 4)
-    picture = data[place : place + 8 + length] + bytes(length % 2)
-    return b"RIFF" + struct.pack("<I", 4 + len(picture)) + b"WEBP" + picture
+    """Without profile and XMP data, and without what is cut off."""
+    kept, place, exif = [], 12, 0
+    while place + 8 <= len(data):
+        (length,) = struct.unpack_from("<I", data, place + 4)
+        chunk = data[place : place + 8 + length]
+        place += 8 + length + length % 2
+        if len(chunk) == 8 + length and chunk[:4] not in (b"ICCP", b"XMP "):
+            kept.append(chunk + bytes(length % 2))
+            exif |= 8 * (chunk[:4] == b"EXIF")
+    if kept[0].startswith(b"VP8X"):  # its flags name the chunks: of animation 2, EXIF 8, transparency 16
+        kept[0] = kept[0][:8] + bytes([kept[0][8] & 18 | exif]) + kept[0][9:]
+    picture = b"WEBP" + b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(picture)) + picture
 
 
 def _tiff(data: bytes) -> bytes:

@@ -94,7 +94,8 @@ def latents_of(
         if len(seeds) != len(images):
             raise ShapeError(f"{len(seeds)} seeds for {len(images)} images: one per sample")
         # Drawn on the host: the same on every device.
-        rows = [torch.randn(shape, generator=torch.Generator().manual_seed(int(seed))) for seed in seeds]
+        draws = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        rows = [torch.randn(shape, generator=draw, device="cpu") for draw in draws]
         noise = torch.stack(rows)
         noise = moved(noise.pin_memory() if images.is_cuda else noise, images.device, images.dtype)
     if noise is not None and tuple(noise.shape) != (len(images), *shape):
@@ -140,7 +141,9 @@ def _scaled(config: Any, latents: Tensor) -> Tensor:
     scale = float(config.scaling_factor)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
-        mean, std = (torch.tensor(row, dtype=latents.dtype).view(1, -1, 1, 1) for row in (mean, std))
+        mean, std = (
+            torch.tensor(row, dtype=latents.dtype, device="cpu").view(1, -1, 1, 1) for row in (mean, std)
+        )
         return (latents - moved(mean, latents.device)) * scale / moved(std, latents.device)
     shift = getattr(config, "shift_factor", None)
     return (latents if shift is None else latents - float(shift)) * scale

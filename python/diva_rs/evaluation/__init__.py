@@ -7,15 +7,22 @@ the other model's by ``before.compare(after)``. Scores are in per cent.
 import importlib
 from typing import Any
 
+from diva_rs.evaluation.bank import Bank
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
+from diva_rs.evaluation.captions import captions
 from diva_rs.evaluation.counted import Counted
+from diva_rs.evaluation.detail import Decision, DetailResult, score_benchmark
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
+from diva_rs.evaluation.formats import find_benchmarks, read_benchmark
+from diva_rs.evaluation.items import Benchmark
 from diva_rs.evaluation.mmvp_folder import PATTERNS
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
+from diva_rs.evaluation.pairs import pairs
 from diva_rs.evaluation.probes import linear_probe
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
+from diva_rs.evaluation.scoring import Scoring
 from diva_rs.evaluation.statistics import (
     Comparison,
     compare_outcomes,
@@ -30,9 +37,13 @@ __all__ = [
     "EMBEDDINGS",
     "PATTERNS",
     "SUITES",
+    "Bank",
+    "Benchmark",
     "Comparison",
     "Counted",
     "DatasetScore",
+    "Decision",
+    "DetailResult",
     "Drift",
     "DriftResult",
     "Embedder",
@@ -41,9 +52,12 @@ __all__ = [
     "MmvpPair",
     "MmvpVlmResult",
     "ProbeScore",
+    "Scoring",
     "SuiteResult",
+    "captions",
     "compare_outcomes",
     "drift",
+    "find_benchmarks",
     "image_embedding",
     "image_features",
     "linear_cka",
@@ -51,7 +65,10 @@ __all__ = [
     "mcnemar_exact",
     "mmvp_vlm",
     "paired_bootstrap",
+    "pairs",
+    "read_benchmark",
     "retrieval",
+    "score_benchmark",
     "smallest_difference",
     "wilson_interval",
     "zero_shot",

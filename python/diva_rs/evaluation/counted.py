@@ -5,7 +5,7 @@ from typing import Any
 
 from diva_rs.errors import DataError
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of, tally
 
 
 class Counted(Result):
@@ -19,7 +19,16 @@ class Counted(Result):
     kind: str
     is_test_set: bool
     confidence: float  # of the intervals
-    unit: str = "items"
+
+    @property
+    def title(self) -> str:
+        """What was scored, in lines and tables."""
+        return self.name
+
+    @property
+    def unit(self) -> str:
+        """What is counted."""
+        return "items"
 
     @property
     def outcomes(self) -> tuple[bool, ...]:
@@ -30,6 +39,21 @@ class Counted(Result):
     def identities(self) -> tuple[Any, ...]:
         """What was asked, item by item: two scores compare where these are equal."""
         raise NotImplementedError
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The category of each item."""
+        raise NotImplementedError
+
+    @property
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """(right, asked) of each category."""
+        return tally(zip(self.categories, self.outcomes, strict=True))
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Wilson's interval of each category, in per cent."""
+        return {name: interval_of(*counts, self.confidence) for name, counts in self.counts.items()}
 
     @property
     def right(self) -> int:
@@ -59,18 +83,31 @@ class Counted(Result):
     @property
     def line(self) -> str:
         """The score in one line: the count, its interval in per cent, the share."""
-        return counted_line(self.name, self.right, self.asked, self.interval, self.unit)
+        return counted_line(self.title, self.right, self.asked, self.interval, self.unit)
 
     def compare(self, other: Any, resamples: int = 10_000, seed: int = 0) -> Comparison:
         """This model (before) against ``other`` (after), scored on the same items in the same order.
 
         Raises DataError if the items differ.
         """
+        self._same_items(other)
+        rest = (self.confidence, resamples, seed)
+        return compare_outcomes(self.outcomes, other.outcomes, self.title, *rest)
+
+    def compare_categories(self, other: Any, resamples: int = 10_000, seed: int = 0) -> dict[str, Comparison]:
+        """As `compare`, for the items of each category."""
+        self._same_items(other)
+        sides: dict[str, tuple[list[bool], list[bool]]] = {}
+        for name, *both in zip(self.categories, self.outcomes, other.outcomes, strict=True):
+            for side, right in zip(sides.setdefault(name, ([], [])), both, strict=True):
+                side.append(bool(right))
+        rest = (self.confidence, resamples, seed)
+        return {name: compare_outcomes(old, new, name, *rest) for name, (old, new) in sides.items()}
+
+    def _same_items(self, other: Any) -> None:
         if self.identities != other.identities:
             places = [str(getattr(result, "root", "")) or result.name for result in (self, other)]
             raise DataError(f"the results are of different {self.unit}, from {' and '.join(places)}")
-        rest = (self.confidence, resamples, seed)
-        return compare_outcomes(self.outcomes, other.outcomes, self.name, *rest)
 
 
 def counted_line(

@@ -5,6 +5,7 @@ gives; numbers compare only under the same one. Source: github baaivision/DIVA, 
 run_DIVA_with_*.py, whose random choice of tokens is here a function of the seed and the question's id.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.clip import Tower, adapt
 from diva_rs.data.augment import image_pixels
 from diva_rs.errors import ConfigError, ShapeError, shown
 from diva_rs.evaluation.measures import device_of
+from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
 
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
-Tokens = Any
-"""A tensor (B, length) of token ids, or what a transformers tokenizer returns."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,14 @@ def library_embedding(model: nn.Module, tower: Tower | None, pixels: Tensor) -> 
         features = tower.embed(tower.tokens(pixels))
     else:
         raise ConfigError(f"{type(model).__name__} has neither encode_image nor get_image_features")
+    found: Tensor = first_of(features)
     # open_clip's pool_type="none" projects the whole sequence; its first row is the class token.
-    return features[:, 0] if features.ndim == 3 else features
+    return found[:, 0] if found.ndim == 3 else found
+
+
+def first_of(features: Any) -> Any:
+    """The embedding where a tower of open_clip gives its tokens as well (``output_tokens``)."""
+    return features[0] if isinstance(features, (tuple, list)) else features
 
 
 def pooled(features: Any) -> Tensor:
@@ -144,7 +151,8 @@ class Embedder:
     ) -> None:
         self.model: Any = clip
         self.transform = image_transform(preprocess)
-        self.tokenize = text_tokenizer(tokenizer, clip)
+        _check_scale(self.transform, preprocess, clip)
+        self.tokenize = TextSide.of(clip).checked(tokenizer)
         self.embedding = image_embedding(embedding)
         self.seed = seed
         self.device = device_of(clip)
@@ -168,7 +176,7 @@ class Embedder:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
         named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
         if not hasattr(self.model, "get_text_features"):
-            return self.model.encode_text(named["input_ids"])  # type: ignore[no-any-return]
+            return first_of(self.model.encode_text(named["input_ids"]))  # type: ignore[no-any-return]
         if "siglip" in str(getattr(self.model.config, "model_type", "")):
             named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
         return pooled(self.model.get_text_features(**named))
@@ -184,31 +192,40 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
         )
 
     def transform(image: Any) -> Tensor:
-        pixels = preprocess(image)
+        with torch.device("cpu"):  # whatever the default device
+            pixels = preprocess(image)
         # Integers would be cast later on and scored as if they were normalised.
         return image_pixels(pixels, "preprocess", "give the model's own transform")
 
     def process(image: Any) -> Tensor:
         processor = getattr(preprocess, "image_processor", preprocess)
-        pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
+        with torch.device("cpu"):
+            pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return pixels[0]
 
-    return process if _of_transformers(preprocess) else transform
+    return process if of_transformers(preprocess) else transform
 
 
-def text_tokenizer(tokenizer: Any, clip: nn.Module) -> Callable[[Sequence[str]], Tokens]:
-    """Texts -> token ids; transformers tokenizers pad to the model's length, as their models were trained."""
-    if _of_transformers(tokenizer):
-        own = getattr(tokenizer, "tokenizer", tokenizer)
-        config = getattr(getattr(clip, "config", None), "text_config", None)
-        length = getattr(config, "max_position_embeddings", 77)
-        padded = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-        return lambda texts: own(list(texts), **padded)
-    return lambda texts: tokenizer(list(texts))
+def _check_scale(transform: Callable[[Any], Tensor], preprocess: Any, clip: Any) -> None:
+    """Warn if a white image does not come out as the model's own mean and deviation make it.
 
-
-def _of_transformers(value: Any) -> bool:
-    return any(cls.__module__.startswith("transformers.") for cls in type(value).__mro__)
+    open_clip's models hold them; those of other libraries do not say what they were trained on.
+    """
+    visual = getattr(clip, "visual", None)
+    mean, std = (getattr(visual, name, None) for name in ("image_mean", "image_std"))
+    if mean is None or std is None:
+        return
+    white = require("PIL.Image", extra="data").new("RGB", (64, 64), (255, 255, 255))
+    found = transform(white).float().flatten(1).mean(dim=1)
+    expected = (1 - found.new_tensor(mean)) / found.new_tensor(std)
+    if found.shape != expected.shape or not torch.allclose(found, expected, atol=0.05):
+        given, own = ([round(value, 2) for value in side.tolist()] for side in (found, expected))
+        warnings.warn(
+            f"preprocess turns white into {given}, the model's own mean and deviation into {own}: it is "
+            "another model's, and pixels on a wrong scale are scored",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _names(transform: Any) -> list[str]:

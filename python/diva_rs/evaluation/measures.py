@@ -4,6 +4,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import nn
 
 from diva_rs.clip import unwrap
 from diva_rs.errors import ConfigError, a_type, shown
+from diva_rs.evaluation.result import results_made
 
 Metric = Callable[[nn.Module], Any]
-_SCORES = ("average", "accuracy", "cosine")  # of the results of diva_rs.evaluation
+_SCORES = ("per_cent", "accuracy", "cosine")  # of the results of diva_rs.evaluation
 
 
 def as_metrics(metrics: Any) -> dict[str, Metric]:
@@ -30,21 +32,36 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
 def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
     """Every metric of the model as it is now: name -> score.
 
-    A metric returns a number, a result of `diva_rs.evaluation` (its average, accuracy or cosine counts), or a
+    A metric returns a number, a result of `diva_rs.evaluation` (its share or cosine counts), or a
     mapping of numbers, which are called "name/key". Modes, gradients and the global random generators are as
     before afterwards.
 
     >>> measure({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
     {'bias/mean': 0.5, 'bias/max': 2.0}
     """
-    scores: dict[str, float] = {}
+    return {score: value for score, (value, _) in measured(metrics, clip).items()}
+
+
+def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[float, list[Any]]]:
+    """As `measure`, with the results that each score is made of: those that have a kind.
+
+    Also of a metric that returns only a number of a result, such as ``mmvp_vlm(...).average``.
+    """
+    scores: dict[str, tuple[float, list[Any]]] = {}
     with undisturbed(clip) as model:
         for name, metric in metrics.items():
-            found = metric(model)
+            with results_made() as made:
+                found = metric(model)
+            inside = {id(part) for result in made for part in chain(*filter(_tuple, vars(result).values()))}
+            results = [result for result in made if hasattr(result, "kind") and id(result) not in inside]
             parts = found if isinstance(found, Mapping) else {"": found}
             for key, value in parts.items():
-                scores[f"{name}/{key}" if key else name] = _number(value, name)
+                scores[f"{name}/{key}" if key else name] = _number(value, name), results
     return scores
+
+
+def _tuple(value: Any) -> bool:
+    return isinstance(value, tuple)
 
 
 def _number(value: Any, name: str) -> float:

@@ -5,7 +5,6 @@ from typing import Any
 
 from diva_rs.evaluation.counted import Counted, counted_table
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import interval_of, tally
 
 # The first eight are those of the official script's output.
 _COLUMNS = (
@@ -55,6 +54,11 @@ class MmvpVlmResult(Counted):
         return tuple(pair.statements for pair in self.pairs)
 
     @property
+    def categories(self) -> tuple[str, ...]:
+        """The pattern of each pair."""
+        return tuple(pair.pattern for pair in self.pairs)
+
+    @property
     def average(self) -> float:
         """Mean of the nine pattern accuracies, in per cent: the published number."""
         return sum(self.patterns.values()) / len(self.patterns)
@@ -68,16 +72,6 @@ class MmvpVlmResult(Counted):
     def patterns(self) -> dict[str, float]:
         """Accuracy of each visual pattern in per cent, in the official order."""
         return {name: 100 * right / total for name, (right, total) in self.counts.items()}
-
-    @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """(correct pairs, pairs) of each pattern."""
-        return tally((pair.pattern, pair.correct) for pair in self.pairs)
-
-    @property
-    def intervals(self) -> dict[str, tuple[float, float]]:
-        """Wilson interval of each pattern in per cent."""
-        return {name: interval_of(*counts, self.confidence) for name, counts in self.counts.items()}
 
     def __str__(self) -> str:
         rows = [*self.counts.items(), ("average", (self.right, self.asked))]

@@ -4,23 +4,20 @@ Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code d
 scripts/evaluate_vlm.py), in float32 and, if tokens are drawn, by seed.
 """
 
-import math
 import os
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import normalize
-from tqdm import tqdm
 
-from diva_rs.data.decode import load
-from diva_rs.errors import DataError
+from diva_rs.evaluation.bank import Bank
 from diva_rs.evaluation.embedder import Combine, Embedder
+from diva_rs.evaluation.items import Picture
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.evaluation.mmvp_folder import Question, QuestionPair, read_pairs
+from diva_rs.evaluation.mmvp_folder import QuestionPair, read_pairs
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.statistics import check_confidence
+
+PROMPT = "a photo of "
 
 
 def mmvp_vlm(
@@ -69,35 +66,53 @@ def mmvp_vlm(
     check_confidence(confidence)
     pairs = read_pairs(root)
     with evaluating(clip) as model:
-        embedder = Embedder(model, preprocess, tokenizer, embedding, seed)
-        bar = tqdm(pairs, desc="MMVP-VLM", unit="pair", disable=not progress)
-        scored = tuple(_score(embedder, pair) for pair in bar)
-    name = embedder.embedding.name
+        # Two at a time, as published: larger batches may differ in the last bit.
+        bank = Bank(Embedder(model, preprocess, tokenizer, embedding, seed), 2, progress)
+        bank.add(part for pair in pairs for part in (*captions_of(pair), *pictures_of(pair)))
+        scored = tuple(_score(bank, pair) for pair in pairs)
+    name = bank.embedder.embedding.name
     return MmvpVlmResult(scored, name, type(model).__name__, str(root), seed, confidence)
 
 
-def _score(embedder: Embedder, pair: QuestionPair) -> MmvpPair:
+def captions_of(pair: QuestionPair) -> tuple[str, str]:
+    """The two statements as the model reads them."""
     first, second = pair.questions
-    ids = (first.id, second.id)
-    pixels = [_pixels(embedder, *one) for one in zip(pair.images, pair.questions, strict=True)]
-    images = embedder.encode_image(torch.stack(pixels).to(embedder.device), ids).float()
-    statements = (first.statement, second.statement)
-    tokens = embedder.tokenize([f"a photo of {statement}" for statement in statements])
-    texts = embedder.encode_text(tokens.to(embedder.device)).float()
-    if embedder.embedding.normalized:
-        images = normalize(images, dim=-1)
-    # For each statement the softmax share of the first image.
-    one, two = (100 * normalize(texts, dim=-1) @ images.T).softmax(dim=-1)[:, 0].tolist()
-    scores = (one, two)
-    if not all(map(math.isfinite, scores)):
-        raise DataError(f"the embeddings of {pair.images[0]} and {pair.images[1]} are not finite")
+    return PROMPT + first.statement, PROMPT + second.statement
+
+
+def pictures_of(pair: QuestionPair) -> tuple[Picture, Picture]:
+    """The two images; the question's id keys the tokens that are drawn."""
+    one, two = (
+        Picture(str(path), f"{path} (question {question.id}, row {question.row})", path, question.id)
+        for path, question in zip(pair.images, pair.questions, strict=True)
+    )
+    return one, two
+
+
+def similarity(texts: Tensor, images: Tensor) -> Tensor:
+    """The logits of the official code."""
+    return 100 * texts @ images.T
+
+
+def first_shares(logits: Tensor) -> tuple[float, float]:
+    """(2, 2) -> for each statement the softmax share of the first image; it is picked above one half."""
+    one, two = logits.softmax(dim=-1)[:, 0].tolist()
+    return one, two
+
+
+def _score(bank: Bank, pair: QuestionPair) -> MmvpPair:
+    first, second = pair.questions
+    scores = first_shares(similarity(bank.rows(captions_of(pair)), bank.rows(pictures_of(pair))))
     picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
     expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
-    files = (str(pair.images[0]), str(pair.images[1]))
     return MmvpPair(
-        pair.pattern, first.type, ids, statements, files, scores, picked, expected, picked == expected
+        pair.pattern,
+        first.type,
+        (first.id, second.id),
+        (first.statement, second.statement),
+        (str(pair.images[0]), str(pair.images[1])),
+        scores,
+        picked,
+        expected,
+        picked == expected,
     )
-
-
-def _pixels(embedder: Embedder, path: Path, question: Question) -> Tensor:
-    return embedder.transform(load(path, f"{path} (question {question.id}, row {question.row})"))

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diva_rs.data import Accounting
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.counted import Counted, counted_line, counted_table
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, tally
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 
 _COLUMNS = ("dataset", "metric", "value", "low", "high", "items", "missing")
 
@@ -158,6 +159,7 @@ class FolderResult(Counted):
     confidence: float = 0.95
     name: str = "zero-shot"
     is_test_set: bool = False
+    accounting: Accounting = field(default_factory=Accounting)  # what the folder holds besides
     kind = "retention"
     unit = "images"
 
@@ -177,9 +179,9 @@ class FolderResult(Counted):
         return self.per_cent
 
     @property
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Class name -> (right, images)."""
-        return tally((named, named == picked) for _, named, picked in self.predictions)
+    def categories(self) -> tuple[str, ...]:
+        """The class of each image."""
+        return tuple(named for _, named, _ in self.predictions)
 
     @property
     def per_class(self) -> dict[str, float]:
@@ -188,12 +190,14 @@ class FolderResult(Counted):
 
     def __str__(self) -> str:
         rows = [*self.counts.items(), ("all", (self.right, self.asked))]
-        return counted_table(rows, self.unit, self.confidence, self.name)
+        table = counted_table(rows, self.unit, self.confidence, self.name)
+        return f"{table}\n{self.accounting}" if self.accounting.left_out else table
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         scores = ("right", "asked", "interval", "accuracy", "per_class", "counts")
-        return {**{name: getattr(self, name) for name in scores}, **vars(self)}
+        found = {name: getattr(self, name) for name in scores}
+        return {**found, **vars(self), "accounting": self.accounting.to_dict()}
 
     def records(self) -> list[dict[str, Any]]:
         """One row per image."""
@@ -226,6 +230,9 @@ class DriftResult(Result):
     # before, up to a rotation and a scale of the space.
     cka: float
     cosines: tuple[float, ...] = field(repr=False)  # one per image
+    name = "drift"
+    kind = "drift"
+    is_test_set = False
 
     def __str__(self) -> str:
         found = f"mean cosine {self.cosine:.4f}, lowest {self.lowest:.4f}, linear CKA {self.cka:.4f}"

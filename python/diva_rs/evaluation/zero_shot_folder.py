@@ -51,35 +51,37 @@ def zero_shot_folder(
     listed = ImageFolder(root)
     files = listed.names
     folders = [file.partition("/")[0] for file in files]
-    _check_folders(Path(root), set(folders), classes)
+    _check_folders(listed.root, set(folders), classes)
     listed.accounting.log(f"zero-shot classification of {root}")
     if loose := [file for file in files if "/" not in file]:
-        raise DataError(f"{Path(root) / loose[0]} is in no class folder: move it into that of its class")
+        raise DataError(f"{listed.root / loose[0]} is in no class folder: move it into that of its class")
     names = {folder: folder.replace("_", " ") for folder in folders} if classes is None else dict(classes)
     for folder in folders:
         if folder not in names:
-            raise DataError(f"{Path(root) / folder}: classes does not name this folder")
+            raise DataError(f"{listed.root / folder}: classes does not name this folder")
     kinds = list(names.values())
     picked: list[str] = []
     with evaluating(clip) as model:
         embedder = Embedder(model, preprocess, tokenizer)
         texts = torch.stack([_class_vector(embedder, name, templates) for name in kinds])
         for start in range(0, len(files), batch):
-            paths = [Path(root) / file for file in files[start : start + batch]]
+            paths = [listed.root / file for file in files[start : start + batch]]
             pixels = torch.stack([embedder.transform(decode(path, str(path))) for path in paths])
             images = normalize(embedder.encode_image(pixels.to(embedder.device)), dim=-1)
             picked += [kinds[number] for number in (images @ texts.T).argmax(dim=1).tolist()]
     rows = tuple(
         (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
     )
-    return FolderResult(rows, type(model).__name__, str(root), confidence)
+    kind_of_model = type(model).__name__
+    return FolderResult(rows, kind_of_model, str(root), confidence, accounting=listed.accounting)
 
 
 def _check_folders(root: Path, used: set[str], classes: Mapping[str, str] | None) -> None:
     """Raise DataError for a class folder without an image: a class fewer makes the score higher."""
     for folder in sorted(root.iterdir()):
         asked = not folder.name.startswith(".") if classes is None else folder.name in classes
-        if asked and folder.is_dir() and folder.name not in used:
+        is_class = folder.is_dir() or not folder.exists()  # a broken link
+        if asked and is_class and folder.name not in used:
             ImageFolder(folder)  # says why it gives no image
             raise DataError(f"class folder {folder} is a link to a folder that is read already: remove one")
 

@@ -82,7 +82,7 @@ class Tokenizer:
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         length = context_length or self.context_length
         texts = [texts] if isinstance(texts, str) else texts
-        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        ids = torch.zeros(len(texts), length, dtype=torch.int64, device="cpu")
         for row, text in zip(ids, texts, strict=True):
             words = [_START, *str(text).rstrip(" .").split(), _END]
             unknown = [word for word in words if word not in self._ids]
@@ -90,7 +90,7 @@ class Tokenizer:
                 raise DataError(f"{shown(unknown[0])} in {shown(text)} is not a word of the microworld")
             if len(words) > length:
                 raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")
-            row[: len(words)] = torch.tensor([self._ids[word] for word in words])
+            row[: len(words)] = torch.tensor([self._ids[word] for word in words], device="cpu")
         return ids
 
 

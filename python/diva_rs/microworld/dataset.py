@@ -63,7 +63,8 @@ class World:
 
     def labels(self, numbers: Sequence[int]) -> Tensor:
         """Value indices (B, 10) int64, in the order of `VALUES`."""
-        return torch.tensor([self.scene(number).labels() for number in numbers], dtype=torch.int64)
+        labels = [self.scene(number).labels() for number in numbers]
+        return torch.tensor(labels, dtype=torch.int64, device="cpu")
 
     def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
         """Short captions: the object, and each attribute with probability ``share``.

@@ -249,7 +249,7 @@ def _check_positions(embeddings: Any) -> None:
     plain = table.padding_idx is None and table.max_norm is None and not table.scale_grad_by_freq
     expect(plain and not table.sparse, "its position embedding is not a plain table")
     if not order.is_meta:
-        count = torch.arange(int(table.weight.shape[0]))
+        count = torch.arange(int(table.weight.shape[0]), device="cpu")
         expect(torch.equal(order.flatten().cpu(), count), "its position_ids are not 0, 1, 2, ...")
 
 

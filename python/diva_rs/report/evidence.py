@@ -9,7 +9,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from diva_rs._base.files import as_path
 from diva_rs.errors import ConfigError, DataError, a_type
+from diva_rs.evaluation.detail import DetailResult
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.report.run import read_json
@@ -17,6 +19,7 @@ from diva_rs.report.run import read_json
 # A key that only this kind of result has in its JSON.
 _KINDS: dict[str, Any] = {
     "benchmark": MmvpVlmResult,
+    "rules": DetailResult,
     "task": SuiteResult,
     "predictions": FolderResult,
     "validation": ProbeScore,
@@ -29,64 +32,82 @@ class Side:
     """The evaluations of one model, at most one of each kind."""
 
     mmvp: MmvpVlmResult | None = None
+    detail: dict[str, DetailResult] = field(default_factory=dict)  # by benchmark
     suites: dict[str, SuiteResult] = field(default_factory=dict)  # by task
     folder: FolderResult | None = None
     probes: dict[str, ProbeScore] = field(default_factory=dict)  # by kind of features
     drift: DriftResult | None = None
 
+    @property
+    def kinds(self) -> set[str]:
+        """Of which kinds the evaluations are: "detail", "retention"."""
+        found = (self.mmvp, *self.detail.values(), self.folder, *self.suites.values())
+        return {result.kind for result in found if result is not None}
 
-def gather(given: Any, side: str) -> Side:
-    """The evaluations of one model, ``side`` "before" or "after", that `write` was given."""
+
+def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
+    """The evaluations of one model, ``side`` "before" or "after", that `write` was given.
+
+    ``measured`` are results of the run itself, as dicts: those of a kind that was not given.
+    """
     several = isinstance(given, Iterable) and not isinstance(given, (str, Mapping))
-    found: dict[str, Any] = {"suites": {}, "probes": {}}
+    found: dict[str, Any] = {"detail": {}, "suites": {}, "probes": {}}
     for result in _results(given if several else [] if given is None else [given], side):
-        match result:
-            case MmvpVlmResult():
-                place, name = found, "mmvp"
-            case FolderResult():
-                place, name = found, "folder"
-            case DriftResult():
-                place, name = found, "drift"
-            case SuiteResult():
-                place, name = found["suites"], result.task
-            case ProbeScore():
-                place, name = found["probes"], result.features
-            case _:
-                kind = a_type(result)
-                raise ConfigError(
-                    f"{side} holds {kind}: give results of diva_rs.evaluation, or files of them"
-                )
+        place, name = _place(found, result, side)
         if name in place:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
         place[name] = result
+    for content in measured:
+        result = decoded(content, Path(f"evaluations-{side}.json"))
+        place, name = _place(found, result, side)
+        place.setdefault(name, result)
     return Side(**found)
+
+
+def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any], str]:
+    """Where a result belongs among those of one side."""
+    match result:
+        case MmvpVlmResult():
+            return found, "mmvp"
+        case DetailResult():
+            return found["detail"], result.name
+        case FolderResult():
+            return found, "folder"
+        case DriftResult():
+            return found, "drift"
+        case SuiteResult():
+            return found["suites"], result.task
+        case ProbeScore():
+            return found["probes"], result.features
+    kind = a_type(result)
+    raise ConfigError(f"{side} holds {kind}: give results of diva_rs.evaluation, or files of them")
 
 
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from _read(Path(entry).expanduser(), side)
+            yield from results_in(as_path(entry), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:
             yield entry
 
 
-def _read(file: Path, side: str) -> Iterator[Any]:
+def results_in(file: Path, side: str = "before") -> Iterator[Any]:
+    """The results in a file of ``to_json`` or of ``diva-rs eval --out``; of two models those of a side."""
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
+        kept = content.get("retention") or {}
+        yield from (decoded(part, file) for part in (kept.get(side, kept.get("scores")),) if part)
         content = content.get(side, content.get("scores"))
     # The results of one `linear_probe` are a mapping of them.
     parts = list(content.values()) if isinstance(content, dict) else []
     probes = parts and all(isinstance(part, dict) and "validation" in part for part in parts)
     for part in parts if probes else [content]:
-        result = _decoded(part, file)
-        if fault := _fault(result):
-            raise DataError(f"{file}: {fault}")
-        yield result
+        yield decoded(part, file)
 
 
-def _decoded(content: Any, file: Path) -> Any:
+def decoded(content: Any, file: Path) -> Any:
     """The result object, its fields checked strictly; computed values in the file are left out."""
     kinds = [kind for key, kind in _KINDS.items() if isinstance(content, dict) and key in content]
     if not kinds:
@@ -95,12 +116,15 @@ def _decoded(content: Any, file: Path) -> Any:
         )
     try:
         text = json.dumps(_unpacked(content), allow_nan=False)
-        return TypeAdapter(kinds[0]).validate_json(text, strict=True)
+        result = TypeAdapter(kinds[0]).validate_json(text, strict=True)
     except ValidationError as err:
         first = err.errors()[0]
         raise DataError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from err
     except ValueError as err:
         raise DataError(f"{file}: {err}") from err
+    if fault := _fault(result):
+        raise DataError(f"{file}: {fault}")
+    return result
 
 
 def _unpacked(content: Any) -> Any:

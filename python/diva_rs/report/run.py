@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.result import PostTrainResult
@@ -30,6 +30,8 @@ class Run:
     report: Mapping[str, Any]  # what was trained on what; empty while the run has not ended
     notes: tuple[str, ...] = ()  # what could not be read, in words
     origin: Mapping[str, Any] = field(default_factory=dict)  # run.json: fingerprints, and the run's starts
+    # "before" and "after" -> the results of diva_rs.evaluation that were measured, as dicts
+    results: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of a logged number, NaN if a log has none."""
@@ -70,6 +72,12 @@ class Run:
         return {name: rows[name] for name in moments if isinstance(rows.get(name), Mapping)}
 
     @property
+    def chosen_on_test(self) -> str:
+        """The test sets by which the weights in best/ were chosen; empty for none."""
+        found = self.report.get("evaluation")
+        return str(found.get("chosen_on_test") or "") if isinstance(found, Mapping) else ""
+
+    @property
     def scores(self) -> list[str]:
         """The names of the scores measured while training."""
         return list(dict.fromkeys(name for row in self.evaluation.values() for name in row if name != "step"))
@@ -96,8 +104,10 @@ class Run:
 def read_run(run: PostTrainResult | str | os.PathLike[str]) -> Run:
     """The record of a result, or of a run folder; DataError names a file that is missing or damaged."""
     if isinstance(run, PostTrainResult):
-        return Run(run.recipe.name, run.recipe, _logs(run.history, "the result's history"), run.report)
-    folder = Path(run).expanduser()
+        logs = _logs(run.history, "the result's history")
+        results = {moment: _measured(found, "the result") for moment, found in run.evaluations.items()}
+        return Run(run.recipe.name, run.recipe, logs, run.report, results=results)
+    folder = as_path(run)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
     try:
@@ -112,7 +122,12 @@ def read_run(run: PostTrainResult | str | os.PathLike[str]) -> Run:
     )
     if not (folder / "report.json").exists():
         notes.append("There is no report.json: the run has not ended, or an error ended it.")
-    return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin)
+    results = {
+        moment: _measured(_content(file, dict), str(file))
+        for moment in ("before", "after")
+        if (file := folder / f"evaluations-{moment}.json").exists()
+    }
+    return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin, results)
 
 
 def read_json(file: Path) -> Any:
@@ -142,6 +157,14 @@ def positive(value: Any) -> float | None:
     """A positive number of a JSON file; None for any other value."""
     found = number(value)
     return found if found > 0 else None
+
+
+def _measured(found: Mapping[str, Any], where: str) -> list[Any]:
+    """The results in what `post_train` keeps of its evaluations."""
+    try:
+        return [entry["result"] for entries in found.values() for entry in entries]
+    except (TypeError, LookupError) as err:
+        raise DataError(f"{where} holds no evaluations of post_train") from err
 
 
 def _history(folder: Path, notes: list[str]) -> tuple[dict[str, float], ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.files import make_folder, read_bytes, write_text
+from diva_rs._base.files import as_path, make_folder, read_bytes, write_text
 from diva_rs.data.decode import decode, load
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
@@ -44,7 +44,7 @@ def write(
         folder: where to write; by default the run folder.
         before: evaluations of CLIP before post-training: result objects of `diva_rs.evaluation`, or
             files that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of
-            each kind.
+            each kind. A kind that is not given is that of the run's own ``evaluate``, if it has one.
         after: those of CLIP after it, and the drift.
         note: a sentence or two for the head of the page: what the run was for.
         pictures: caption -> image file; they have a section of their own.
@@ -58,7 +58,9 @@ def write(
         if not isinstance(run, (str, os.PathLike)):
             raise ConfigError("folder is missing: a PostTrainResult has no folder to write the report to")
         folder = run
-    page = _page(record, gather(before, "before"), gather(after, "after"), note, pictures or {})
+    own = record.results
+    old, new = gather(before, "before", own.get("before", ())), gather(after, "after", own.get("after", ()))
+    page = _page(record, old, new, note, pictures or {})
     place = make_folder(folder) / "report.html"
     write_text(place, page)
     return place
@@ -66,7 +68,7 @@ def write(
 
 def picture(path: str | os.PathLike[str]) -> str:
     """An image file as a data URI, unchanged. Raises DataError if it is damaged or too large."""
-    file = Path(path)
+    file = as_path(path)
     try:
         content = read_bytes(file, _MOST_BYTES)
     except OSError as err:

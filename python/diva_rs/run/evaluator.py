@@ -4,9 +4,8 @@ Training is not disturbed: the weights after a run are the same bits with and wi
 """
 
 import math
-import operator
 import time
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,98 +13,51 @@ import torch
 from torch import Tensor
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import replacing, write_json
+from diva_rs._base.files import names_in, replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
-from diva_rs.errors import ConfigError, DataError, WeightsError, shown
-from diva_rs.evaluation.measures import Metric, as_metrics, measure
+from diva_rs.errors import ConfigError, DataError, WeightsError
+from diva_rs.evaluation.measures import measured
+from diva_rs.run.evaluation import Evaluation
 from diva_rs.run.folder import read_record, with_nan
 from diva_rs.run.provenance import trained_denoiser
 from diva_rs.run.result import save_models
 from diva_rs.step.trainer import Trainer
 
-ARGUMENTS = ("evaluate", "eval_every", "best", "guard")
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
-_BEST_FILES = {"clip.safetensors", "projector.safetensors", "denoiser.safetensors", "scores.json"}
-
-
-@dataclass(frozen=True)
-class Bound:
-    """A bound of a score: "min" and "max" are values, "drop" is below the score before training."""
-
-    kind: str
-    value: float
-
-    @classmethod
-    def of(cls, bound: Any) -> "Bound":
-        """From a number, the lowest score allowed, or a pair of kind and number; raises ValueError."""
-        kind, value = bound if isinstance(bound, (tuple, list)) else ("min", bound)
-        if kind not in ("min", "max", "drop") or not math.isfinite(value) or (kind == "drop" and value < 0):
-            raise ValueError(bound)
-        return cls(kind, float(value))
-
-    def broken_by(self, score: float, before: float) -> str | None:
-        """How a score, which was ``before`` before training, breaks the bound ("below 0.5"); None where
-        it does not. A score that is not a number does.
-        """
-        limit = before - self.value if self.kind == "drop" else self.value
-        if self.kind == "max":
-            return None if score <= limit else f"above {limit:g}"
-        return None if score >= limit else f"below {limit:g}"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """`post_train`'s arguments of the same names, checked.
-
-    >>> Evaluation.of({"one": lambda clip: 1.0}, guard={"one": 0.5}).guard
-    {'one': Bound(kind='min', value=0.5)}
-    """
-
-    evaluate: dict[str, Metric]
-    eval_every: int | None
-    best: tuple[str, str] | None  # a score, and whether "max" or "min" is better
-    guard: dict[str, Bound]
-
-    @classmethod
-    def of(
-        cls, evaluate: Any = None, eval_every: int | None = None, best: Any = None, guard: Any = None
-    ) -> "Evaluation | None":
-        """From `post_train`'s arguments; None where there is nothing to evaluate."""
-        if evaluate is None:
-            if (eval_every, best, guard) != (None, None, None):
-                raise ConfigError("eval_every, best and guard need scores: give evaluate= as well")
-            return None
-        if eval_every is not None and operator.index(eval_every) < 1:
-            raise ConfigError(f"eval_every={eval_every}: give a number of steps from 1, or None")
-        pair = (best, "max") if isinstance(best, str) else best
-        if pair is not None and not (isinstance(pair, (tuple, list)) and [*pair[1:]] in (["max"], ["min"])):
-            raise ConfigError(f"best={shown(best)}: give a score, or (score, 'min') where lower is better")
-        try:
-            bounds = {name: Bound.of(bound) for name, bound in dict(guard or {}).items()}
-        except (TypeError, ValueError, OverflowError) as err:
-            raise ConfigError(
-                f"guard={shown(guard)}: give a mapping of scores to the lowest score that is allowed, or to "
-                "('min', lowest), ('max', highest) or ('drop', points below the score before training)"
-            ) from err
-        return cls(as_metrics(evaluate), eval_every, None if pair is None else (pair[0], pair[1]), bounds)
+_VALIDATION = (
+    "Choose by another score, such as the validation half of its pairs: evaluation.pairs(..., "
+    "half='validation'), on the command line --pairs FOLDER"
+)
+# score -> its results: name, kind, is_test_set, and the result as a dict
+Results = dict[str, list[dict[str, Any]]]
+_BEST_FILES = {
+    "clip.safetensors",
+    "projector.safetensors",
+    "denoiser.safetensors",
+    "scores.json",
+    "evaluations.json",
+}
 
 
 class Evaluator:
     """The evaluations of one run: their scores, and the weights that are kept.
 
-    In the run's folder ``evaluations.json`` holds every score, and ``best`` the kept weights.
+    In the run's folder ``evaluations.json`` holds every score, ``evaluations-before.json`` and ``-after``
+    hold the results that the first and the last scores are made of, and ``best`` the kept weights.
     """
 
     def __init__(self, evaluation: Evaluation, trainer: Trainer, folder: Path | None) -> None:
         self.evaluation, self.trainer, self.folder = evaluation, trainer, folder
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self.results: dict[str, Results] = {}  # of "before" and "after"
+        self._kept_results: Results | None = None
         self._kept: dict[str, Tensor] | None = None
         self._kept_row: dict[str, float] | None = None
         if folder is None:
             return
-        others = {file.name for file in (folder / "best").glob("*")} - _BEST_FILES
+        others = set(names_in(folder / "best")) - _BEST_FILES
         if others:
             raise DataError(
                 f"{folder / 'best'} holds {min(others)!r}, which no run wrote: choose another folder"
@@ -124,20 +76,34 @@ class Evaluator:
         return None
 
     def begin(self) -> None:
-        """Measure before the first step, and check that ``best`` and ``guard`` name scores."""
-        if self.rows:
-            return
-        scores = self.measure(self.trainer.steps_done)
+        """Measure before the first step, and check the scores that ``best`` and ``guard`` name."""
         best = self.evaluation.best
-        for name in (*(best[:1] if best else ()), *self.evaluation.guard):
-            if name not in scores:
-                near = hint(name, scores) or f": measured are {', '.join(scores)}"
-                raise ConfigError(f"best and guard name scores, and {name!r} is not one{near}")
-        taken = sorted(scores.keys() & {*_LOGGED, *self.trainer.loss_names})
-        if taken:
-            raise ConfigError(f"a score is named {taken[0]!r}, which the log uses already: rename it")
-        if self.stopped is not None:
-            raise ConfigError(f"guard: {self.stopped}, before the first step: nothing was trained")
+        if not self.rows:
+            scores = self.measure(self.trainer.steps_done)
+            for name in (*(best[:1] if best else ()), *self.evaluation.guard):
+                if name not in scores:
+                    near = hint(name, scores) or f": measured are {', '.join(scores)}"
+                    raise ConfigError(f"best and guard name scores, and {name!r} is not one{near}")
+            taken = sorted(scores.keys() & {*_LOGGED, *self.trainer.loss_names})
+            if taken:
+                raise ConfigError(f"a score is named {taken[0]!r}, which the log uses already: rename it")
+            if self.stopped is not None:
+                raise ConfigError(f"guard: {self.stopped}, before the first step: nothing was trained")
+        if self._chosen_on_test and best and not self.evaluation.best_on_test:
+            raise ConfigError(
+                f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
+                f"weights that it chose. {_VALIDATION}. best_on_test=True (--best-on-test) allows it, and "
+                "the report says so"
+            )
+        measured_first = self.results["before"].values()
+        kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}
+        if kinds == {"detail"} and all(measured_first):
+            warnings.warn(
+                "evaluate measures detail alone: retention is not measured. Add a score of what CLIP could "
+                "before, for example zero_shot_folder of diva_rs.evaluation on a folder of classes",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def due(self, step: int) -> bool:
         """Whether this step is evaluated."""
@@ -150,10 +116,13 @@ class Evaluator:
         """
         started = time.perf_counter()
         with alone():
-            scores = measure(self.evaluation.evaluate, self.trainer.clip)
+            found = measured(self.evaluation.evaluate, self.trainer.clip)
+        scores = {name: value for name, (value, _) in found.items()}
+        results = {name: [_entry(result) for result in made] for name, (_, made) in found.items()}
+        self._keep_results("after" if self.rows else "before", results)
         self.rows.append({"step": step, **scores})
         if self._is_best():
-            self._keep()
+            self._keep(results)
         if self.folder is not None:
             write_json(self.folder / "evaluations.json", self.rows)
         self.seconds += time.perf_counter() - started
@@ -173,20 +142,41 @@ class Evaluator:
         with torch.no_grad():
             for name, parameter in self.trainer.parameters().items():
                 parameter.copy_(self._kept[name])
+        self._keep_results("after", self._kept_results or {})
 
     def report(self) -> dict[str, Any]:
-        """For the result: the scores before and after, the best, and why the run was stopped."""
+        """For the result: the scores before and after, what they are scores of, the best, and why the run was
+        stopped.
+        """
         found: dict[str, Any] = {
             "before": self.rows[0],
             "after": self.rows[-1],
             "seconds": round(self.seconds, 3),
+            "of": {
+                name: [{key: value for key, value in entry.items() if key != "result"} for entry in entries]
+                for name, entries in self.results.get("before", {}).items()
+            },
         }
+        if self._chosen_on_test:
+            found["chosen_on_test"] = self._chosen_on_test
         why = self.stopped
         if self._kept_row is not None:
             found["best"] = self._kept_row
             if why is not None:
                 why += f"; the weights are those of step {self._kept_row['step']}"
         return {"evaluation": found, "stopped": why}
+
+    @property
+    def _chosen_on_test(self) -> str:
+        """The test sets by which ``best`` chooses, with commas between them; empty for none."""
+        best, known = self.evaluation.best, self.results.get("before", {})
+        entries = known.get(best[0], []) if best else []
+        return ", ".join(dict.fromkeys(entry["name"] for entry in entries if entry["is_test_set"]))
+
+    def _keep_results(self, moment: str, results: Results) -> None:
+        self.results[moment] = results
+        if self.folder is not None:
+            write_json(self.folder / f"evaluations-{moment}.json", results)
 
     def _is_best(self) -> bool:
         best = self.evaluation.best
@@ -199,21 +189,24 @@ class Evaluator:
         new, old = (-score if direction == "min" else score for score in scores)
         return new > old or (math.isnan(old) and not math.isnan(new))
 
-    def _keep(self) -> None:
+    def _keep(self, results: Results) -> None:
         trainer = self.trainer
         # On the host: a second CLIP may not fit beside the teacher.
         self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trainer.parameters().items()}
-        self._kept_row = self.rows[-1]
+        self._kept_row, self._kept_results = self.rows[-1], results
         if self.folder is not None:
             with replacing(self.folder / "best") as beside:
                 beside.mkdir()
                 save_models(beside, trainer.clip, trainer.projector, trained_denoiser(trainer))
                 write_json(beside / "scores.json", self._kept_row)
+                write_json(beside / "evaluations.json", results)
 
     def _read_back(self, folder: Path) -> None:
         """Read what earlier starts of this run measured, up to the step where it resumes."""
         done = self.trainer.steps_done
         self.rows = [row for row in _read_rows(folder / "evaluations.json") if row["step"] <= done]
+        for moment in ("before", "after") if self.rows else ():
+            self.results[moment] = read_record(folder / f"evaluations-{moment}.json") or {}
         kept = _read_rows(folder / "best" / "scores.json")
         if not kept or kept[0]["step"] not in [row["step"] for row in self.rows]:
             return  # of a step that comes again
@@ -226,6 +219,12 @@ class Evaluator:
         except KeyError as err:
             raise WeightsError(f"{folder / 'best'} holds no {err}: resume=False starts again") from err
         self._kept_row = kept[0]
+        self._kept_results = read_record(folder / "best" / "evaluations.json")
+
+
+def _entry(result: Any) -> dict[str, Any]:
+    facts = {name: getattr(result, name) for name in ("name", "kind", "is_test_set")}
+    return {**facts, "result": result.to_dict()}
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:

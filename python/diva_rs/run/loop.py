@@ -11,7 +11,8 @@ from tqdm.auto import tqdm
 from diva_rs.distributed import alone
 from diva_rs.errors import DataError
 from diva_rs.run.callbacks import Callback, JsonLines
-from diva_rs.run.evaluator import Evaluation, Evaluator
+from diva_rs.run.evaluation import Evaluation
+from diva_rs.run.evaluator import Evaluator
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loader import Progress, ResumableLoader, death_of_worker
 from diva_rs.run.non_finite import READ_EVERY, NonFiniteMonitor
@@ -239,13 +240,18 @@ class Run:
         step = self.progress.steps
         if self.folder is None or step in (0, self._saved):
             return
+        with held_interrupts() as hold:
+            hold()
+            self._write_checkpoint(self.folder, step)
+
+    def _write_checkpoint(self, folder: RunFolder, step: int) -> None:
         state = self.trainer.state_dict()
         # Batches that were read for the next step are read again after a resume.
         state["counters"].update(epoch=self.progress.epoch, samples_seen=self.progress.seen)
         self.monitor.read()
         run = {"progress": asdict(self.progress), "skipped": self.monitor.skipped}
         run["seconds"] = time.perf_counter() - self._started
-        self.folder.save({**state, "run": run}, step, self.recipe.keep)
+        folder.save({**state, "run": run}, step, self.recipe.keep)
         self._saved = step
 
     def _save_after(self, error: BaseException) -> None:
@@ -263,8 +269,9 @@ class Run:
         """Make the result, and write it where there is a folder."""
         trainer, steps = self.trainer, self.progress.steps
         # Scores and history of rank 0 are every rank's, so that a script continues alike on all.
-        found = {} if self.evaluator is None else self.evaluator.report()
-        self.history, found = self.ranks.facts((self.history, found))[0]
+        evaluator = self.evaluator
+        found, results = ({}, {}) if evaluator is None else (evaluator.report(), evaluator.results)
+        self.history, found, results = self.ranks.facts((self.history, found, results))[0]
         report = {
             **describe_models(trainer),
             "steps": steps,
@@ -278,7 +285,7 @@ class Run:
             **found,
         }
         models = (trainer.projector, self.recipe, trainer.clip, trained_denoiser(trainer))
-        result = PostTrainResult(self.history, report, *models)
+        result = PostTrainResult(self.history, report, *models, evaluations=results)
         if self.folder is not None:
             result.save(self.folder.path)
         if self.ranks.first and result.stopped is not None:

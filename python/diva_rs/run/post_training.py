@@ -16,7 +16,7 @@ from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.callbacks import Callback, as_callback
-from diva_rs.run.evaluator import ARGUMENTS, Evaluation
+from diva_rs.run.evaluation import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
 from diva_rs.run.loop import Run
 from diva_rs.run.ranks import start
@@ -35,6 +35,7 @@ class PostTrainFields(RecipeFields, total=False):
     evaluate: Callable[[Any], Any] | Mapping[str, Callable[[Any], Any]] | None
     eval_every: int | None
     best: str | tuple[str, str] | None
+    best_on_test: bool
     guard: Mapping[str, Any] | None
 
 
@@ -84,7 +85,9 @@ def post_train(
                 the last step; the scores are in the history. Training is the same to the bit.
             eval_every: measure after every so many steps as well.
             best: the score whose best weights are kept in ``output_dir/best``; ``(score, "min")``
-                where lower is better.
+                where lower is better. A score of a test set, such as MMVP-VLM, is refused.
+            best_on_test: whether ``best`` may be the score of a test set, which the report then
+                says.
             guard: score -> the lowest value allowed, or ``("max", highest)``, or ``("drop",
                 points)`` below the score before training. When a bound is broken the run stops,
                 ``report["stopped"]`` says why, and the model gets the best weights that kept every
@@ -92,7 +95,8 @@ def post_train(
 
     Returns:
         A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far has ``interrupted`` set,
-        and with an ``output_dir`` the checkpoint is written.
+        and with an ``output_dir`` the checkpoint is written. SIGTERM, as well as SIGHUP, SIGUSR1 and
+        SIGUSR2 where they have no handler, end it in the same way, and then the process.
 
     Raises:
         ConfigError, DataError, ShapeError, DeviceError: what is wrong, where, and what to do. No

@@ -32,6 +32,8 @@ class PostTrainResult:
         recipe: the recipe as it was run.
         clip: the caller's CLIP, the same object, now trained.
         denoiser: the caller's denoiser where it was trained, else None.
+        evaluations: "before" and "after" -> score -> the results that it is made of, as dicts:
+            name, kind ("detail" or "retention"), is_test_set, result.
     """
 
     history: list[dict[str, float]]
@@ -40,6 +42,7 @@ class PostTrainResult:
     recipe: Recipe
     clip: nn.Module = field(repr=False)
     denoiser: nn.Module | None = field(default=None, repr=False)
+    evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
     @property
     def interrupted(self) -> bool:
@@ -97,6 +100,8 @@ class PostTrainResult:
         write_json(folder / "recipe.json", self.recipe.to_dict())
         write_json(folder / "history.json", self.history)
         write_json(folder / "report.json", self.report)
+        for moment, results in self.evaluations.items():
+            write_json(folder / f"evaluations-{moment}.json", results)
         return folder
 
 

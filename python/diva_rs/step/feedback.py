@@ -98,7 +98,7 @@ class FeedbackLoss(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The draw counters, as a tensor so that every checkpoint format can hold them."""
-        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64)
+        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore the draw counters."""

@@ -1,7 +1,7 @@
 //! Visual rows and text into the condition in one pass, and the mirror: the gradient of each stored
 //! row.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::real::{add, rows_of, Real};
 use super::{size, Map};

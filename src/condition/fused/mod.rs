@@ -7,7 +7,7 @@ mod real;
 mod rows;
 mod scatter;
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::plan::Plan;
 use super::{Norm, Recap, OP};

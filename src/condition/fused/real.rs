@@ -4,7 +4,7 @@
 
 use std::ops::{Add, AddAssign, Mul, Sub};
 
-use tch::kind::Element;
+use crate::torch::kind::Element;
 
 const LANES: usize = 8;
 

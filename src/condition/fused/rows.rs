@@ -1,6 +1,6 @@
 //! Forward: gathers (or averages) the tokens behind each row and normalises them in one pass.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::real::{add, rows_of, stats, Real};
 use super::{Affine, Map};

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::real::{add, rows_of, stats, sum, sum_pairs, Real};
 use super::{Affine, Back, Map};

@@ -1,7 +1,7 @@
 //! One transformer block: attention and feed-forward, each scaled, shifted and gated by timestep and label (adaLN-Zero,
 //! arXiv 2212.09748 section 3.2).
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::config::{Config, Label};
 use crate::denoiser::attention::Attention;

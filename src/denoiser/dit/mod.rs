@@ -2,7 +2,7 @@
 //!
 //! [`config`]: what a DiT is built from; [`block`]: what it is made of; [`positions`]: where its patches are.
 
-use tch::{no_grad_guard, Kind, Tensor};
+use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use super::condition::{Condition, Slots};
 use super::embeddings::Sinusoids;

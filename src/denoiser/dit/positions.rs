@@ -1,6 +1,6 @@
 //! Two-dimensional sine-cosine positions: stored ones at the size of training, computed ones at any other.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::config::Config;
 use crate::error::Result;

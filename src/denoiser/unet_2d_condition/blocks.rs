@@ -3,7 +3,7 @@
 //! Down, mid and up blocks are names in the checkpoint alone: what runs is one list of ResNets (with the transformer
 //! behind each, where there is one) and changes of resolution.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::config::{Block, Config, OP};
 use super::given::Given;

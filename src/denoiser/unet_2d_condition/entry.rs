@@ -1,6 +1,6 @@
 //! The ways into a UNet: through the cross-attention, through the time embedding, and SDXL's added embedding.
 
-use tch::{Kind, Tensor};
+use crate::torch::{Kind, Tensor};
 
 use super::config::{ClassEmbed, Config, OP};
 use crate::denoiser::embeddings::{Sinusoids, TimestepEmbedding};

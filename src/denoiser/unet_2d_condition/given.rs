@@ -1,6 +1,6 @@
 //! What the units of a UNet read beside the image.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use crate::denoiser::KeysValues;
 

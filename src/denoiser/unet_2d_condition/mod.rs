@@ -3,7 +3,7 @@
 //! [`config`]: what a UNet is built from; [`entry`]: how the condition gets in; [`blocks`], [`resnet`] and
 //! [`transformer`]: what it is made of; [`recompute`]: the same gradient with the memory of one unit.
 
-use tch::{no_grad_guard, Kind, Tensor};
+use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use super::condition::{Condition, Slots};
 use super::embeddings::{Sinusoids, TimestepEmbedding};

@@ -1,7 +1,7 @@
 //! Gradient checkpointing: the forward pass keeps each unit's input alone, and the backward pass runs one unit at a time
 //! again, this time with its graph.
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use super::blocks::Input;
 use super::given::Given;

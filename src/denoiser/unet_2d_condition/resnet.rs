@@ -1,6 +1,6 @@
 //! ResNet blocks and the changes of resolution between them.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::config::{Config, TimeScaleShift};
 use crate::denoiser::layers::{conv, linear, narrowed};

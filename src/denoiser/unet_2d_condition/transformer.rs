@@ -1,6 +1,6 @@
 //! The transformers of a UNet, whose cross-attention reads the condition.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::config::Config;
 use super::given::Given;

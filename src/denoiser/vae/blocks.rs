@@ -1,6 +1,6 @@
 //! What the encoder is made of: ResNets without a timestep, halving of the resolution, attention between pixels.
 
-use tch::Tensor;
+use crate::torch::Tensor;
 
 use super::config::Config;
 use crate::denoiser::layers::{conv, linear};

@@ -2,7 +2,7 @@
 //!
 //! [`config`]: what it is built from; [`blocks`]: what it is made of. It never computes a gradient.
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use super::frozen::frozen;
 use super::layers::conv;

@@ -1,7 +1,7 @@
 //! Attention by libtorch's matrix products, some scores at a time. In bf16 its fused CPU kernel
 //! takes 1.4 to 1.9 times as long for 256 to 4,096 tokens, and four times as long for 64.
 
-use tch::{no_grad_guard, Tensor};
+use crate::torch::{no_grad_guard, Tensor};
 
 use super::{merge_heads, split_heads};
 use crate::error::Result;

@@ -1,6 +1,6 @@
 //! Multi-head attention between projected queries, keys and values.
 
-use tch::{Device, Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 

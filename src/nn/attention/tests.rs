@@ -21,7 +21,7 @@ fn error(ours: &Tensor, theirs: &Tensor) -> Result<f64> {
 }
 
 fn inputs(sizes: (i64, i64, i64), width: i64, size: f64) -> [Tensor; 3] {
-    tch::manual_seed(0);
+    crate::torch::manual_seed(0);
     let randn = |length| Tensor::randn([sizes.0, length, width], (Kind::Double, Device::Cpu));
     [randn(sizes.1) * size, randn(sizes.2), randn(sizes.2)]
 }
@@ -109,7 +109,7 @@ mod of_flash {
 
     #[test]
     fn views_and_expanded_queries_are_read_as_they_stand() -> Result<()> {
-        tch::manual_seed(1);
+        crate::torch::manual_seed(1);
         let packed = Tensor::randn([2, 50, 3 * 32], (Kind::BFloat16, Device::Cpu));
         let parts = packed.f_chunk(3, 2)?;
         let probe = Tensor::randn([1, 1, 32], (Kind::BFloat16, Device::Cpu)).f_expand([2, -1, -1], false)?;
@@ -144,13 +144,13 @@ mod of_flash {
             return Ok(());
         }
         let weight = Tensor::randn([2, 500, 64], (Kind::BFloat16, Device::Cpu));
-        let before = tch::get_num_threads();
+        let before = crate::torch::get_num_threads();
         let mut found = Vec::new();
         for threads in [1, 3] {
-            tch::set_num_threads(threads);
+            crate::torch::set_num_threads(threads);
             found.push(all(&half, &weight, |[q, k, v]| flash(q, k, v, 4))?);
         }
-        tch::set_num_threads(before);
+        crate::torch::set_num_threads(before);
         assert_eq!(found[0], found[1]);
         Ok(())
     }

@@ -77,7 +77,7 @@ def _sinusoids(level: int, width: int) -> Tensor:
     # diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings
     embeddings = require("diffusers.models.embeddings", extra="diffusers")
     found: Tensor = embeddings.get_timestep_embedding(
-        torch.tensor([level]), width, flip_sin_to_cos=True, downscale_freq_shift=0
+        torch.tensor([level], device="cpu"), width, flip_sin_to_cos=True, downscale_freq_shift=0
     )
     return found
 

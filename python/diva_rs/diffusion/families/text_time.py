@@ -85,8 +85,8 @@ class TextTime:
             text = noisy.new_zeros(1, self.sizes[0])
         if time_ids is None:
             size = [side * self.factor() for side in noisy.shape[-2:]]
-            last = size if self.sizes[1] == _SIZES else [_SCORE]
-            time_ids = torch.tensor([[*size, 0, 0, *last]], dtype=torch.float32)
+            ids = [*size, 0, 0, *(size if self.sizes[1] == _SIZES else [_SCORE])]
+            time_ids = torch.tensor([ids], dtype=torch.float32, device="cpu")
         return {
             "text_embeds": moved(text.detach(), noisy.device, noisy.dtype),
             "time_ids": moved(time_ids.detach(), noisy.device),

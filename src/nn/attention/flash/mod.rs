@@ -3,9 +3,9 @@
 //! Scores, sums and gradients are float32; factors of products are rounded to bf16, as they are in
 //! libtorch's fused kernels.
 
+use crate::torch::{Device, Kind, Tensor};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use tch::{Device, Kind, Tensor};
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;

@@ -1,0 +1,51 @@
+"""``diva-rs compare``: two models by their decisions on the same items."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diva_rs.cli.tables import TELLS, comparison
+from diva_rs.errors import DataError
+from diva_rs.report.evidence import results_in
+
+HELP = "compare the scores of two models: exact McNemar test, by category"
+USAGE = "diva-rs compare BEFORE AFTER"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    for side in ("before", "after"):
+        text = "a JSON file that diva-rs eval or to_json wrote, or the folder of a model in a suite's folder"
+        parser.add_argument(side, metavar=side.upper(), help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare; returns the exit code."""
+    sides = [_results(Path(place), side) for place, side in ((args.before, "before"), (args.after, "after"))]
+    before, after = sides
+    both = [name for name in before if name in after]
+    if not both:
+        raise DataError(
+            f"{args.before} and {args.after} hold no score of the same name: {', '.join(before)} and "
+            f"{', '.join(after)}"
+        )
+    for name in both:
+        print(*comparison(before[name], after[name]), sep="\n")
+    print(f"\n{TELLS}")
+    for name in before.keys() ^ after.keys():
+        print(f"\n{name} is in {args.before if name in before else args.after} alone")
+    return 0
+
+
+def _results(place: Path, side: str) -> dict[str, Any]:
+    """Name -> result, of a file or of the files of a folder."""
+    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    found = {result.name: result for file in files for result in _counted(file, side)}
+    if not found:
+        raise DataError(f"{place} holds no scores that count items")
+    return found
+
+
+def _counted(file: Path, side: str) -> Iterator[Any]:
+    return (result for result in results_in(file, side) if hasattr(result, "compare_categories"))

@@ -1,0 +1,299 @@
+"""``diva-rs eval suite``: every benchmark in a folder, for one model or many."""
+
+import glob
+import hashlib
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diva_rs._base.checkpoint import load_weights
+from diva_rs._base.files import make_folder, write_json
+from diva_rs._base.optional import one_line
+from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
+from diva_rs.cli.tables import NOT_MEASURED, by_rule
+from diva_rs.clip.weights import fill
+from diva_rs.clip.wrappers import own_weights
+from diva_rs.data import ImageFolder
+from diva_rs.errors import ConfigError, DataError, DivaError
+from diva_rs.evaluation import (
+    Bank,
+    Embedder,
+    find_benchmarks,
+    read_benchmark,
+    score_benchmark,
+    zero_shot_folder,
+)
+from diva_rs.evaluation.formats import formats
+from diva_rs.evaluation.items import Picture
+from diva_rs.evaluation.measures import evaluating
+from diva_rs.report.evidence import decoded
+from diva_rs.report.run import read_json
+
+RETENTION = "retention"
+_FOLDER = "diva-scores"
+_MODELS = ("config.json", "open_clip_config.json")  # of a folder that is a model by itself
+_TRAINED = "parameters.safetensors"  # of a checkpoint of a run
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model on one data set."""
+
+    data: str
+    model: str
+    result: Any
+    seconds: float
+    images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without the single decisions, which have files of their own."""
+        facts = ("name", "kind", "is_test_set", "root")
+        scores = {
+            getattr(part, "rule", "accuracy"): {
+                name: getattr(part, name) for name in ("right", "asked", "interval", "per_cent", "counts")
+            }
+            for part in by_rule(self.result)
+        }
+        speed = {"seconds": self.seconds, "images_per_second": self.images / max(self.seconds, 1e-9)}
+        about = {name: getattr(self.result, name) for name in facts}
+        return {"data": self.data, **about, "scores": scores, **speed}
+
+
+def run(options: Any) -> int:
+    """Score, print and write; the exit code is 1 where a data set or a model could not be scored."""
+    folder = make_folder(options.out or _FOLDER)
+    failed: list[tuple[str, str]] = []
+    sets = dict(_read(options, failed))
+    device = pick_device(options.device)
+    rows: list[Row] = []
+    for spec in (specs := _models(options)):
+        try:
+            model = _load(spec, specs[0], options, device)
+            for row in _scored(spec, model, sets, options, folder, failed):
+                rows.append(row)
+                write_json(folder / "suite.json", _content(rows, failed))
+        except DivaError as err:
+            failed.append((spec, str(err)))
+    write_json(folder / "suite.json", _content(rows, failed))
+    print(*_table(rows), sep="\n")
+    for name, reason in failed:
+        print(f"failed: {name}: {reason}")
+    print(f"\nscores in {folder / 'suite.json'}; beside it the decisions of each model and data set as CSV")
+    return 1 if failed else 0
+
+
+def _read(options: Any, failed: list[tuple[str, str]]) -> Iterator[tuple[str, Any]]:
+    """(name, benchmark) of every data set in the folder, and last the image folder for retention."""
+    found = list(find_benchmarks(options.data))
+    if not found:
+        looked = "; ".join(f"{name}: {kind.LOOKS_FOR}" for name, kind in formats().items())
+        raise DataError(f"--data {options.data} and the folders in it hold no known benchmark. {looked}")
+    for place, name in found:
+        title = name if place == Path(options.data).expanduser() else f"{place.name}-{name}"
+        try:
+            yield title, read_benchmark(place, name, options.images, options.half)
+        except DivaError as err:
+            failed.append((title, str(err)))
+    if options.retention is not None:
+        yield RETENTION, ImageFolder(options.retention)
+
+
+def _models(options: Any) -> list[str]:
+    """The models that --clip and --compare name, patterns filled in.
+
+    A pattern stands alone or after ``MODEL:``, whose weights the files then are.
+    """
+    specs: list[str] = []
+    for flag, text in (("--clip", options.clip), ("--compare", options.compare)):
+        if text is None or not glob.has_magic(text):
+            specs += [text] if text else []
+            continue
+        name, colon, pattern = text.rpartition(":")
+        matches = sorted(glob.glob(str(Path(pattern).expanduser())))
+        if not matches:
+            raise ConfigError(f"{flag} {text}: nothing matches {pattern}")
+        specs += [f"{name}{colon}{match}" for match in matches]
+    return list(dict.fromkeys(specs))
+
+
+def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
+    """The model of a spec: as for `load_clip`, weights of the first model, or ``MODEL[:TAG]:WEIGHTS``."""
+    name, _, place = spec.rpartition(":")
+    path = Path(place).expanduser()
+    if not path.exists() or any((path / file).is_file() for file in _MODELS):
+        return load_scored(spec, device, options.tokenizer)
+    of = name or first
+    if of == spec:
+        raise ConfigError(
+            f"{spec} holds weights without their model: give --clip 'MODEL:PATTERN', or --clip MODEL and "
+            "--compare PATTERN"
+        )
+    if name and ":" not in name and (path / _TRAINED).is_file():
+        raise ConfigError(f"{place} holds trained parts alone: name their start, --clip '{name}:TAG:PATTERN'")
+    if name and ":" not in name:
+        file = path / "clip.safetensors" if path.is_dir() else path
+        return load_scored(f"{name}:{file}", device, options.tokenizer)
+    base = load_scored(of, device, options.tokenizer)
+    if not (path / _TRAINED).is_file():
+        return load_other(place, base, device, of, options.tokenizer)
+    own, trained = own_weights(base[0]), load_weights(path / _TRAINED)
+    foreign = [key for key in trained.keys() - own if not key.startswith(("projector.", "denoiser."))]
+    if foreign:
+        raise ConfigError(f"{place}: {min(foreign)} is no weight of {of}: score the run's clip.safetensors")
+    fill(base[0], {**own, **{key: value for key, value in trained.items() if key in own}}, place)
+    return base
+
+
+def _scored(
+    spec: str, model: Scored, sets: dict[str, Any], options: Any, folder: Path, failed: list[tuple[str, str]]
+) -> Iterator[Row]:
+    """The scores of one model; what an earlier call has written of the same model and data is read."""
+    weights = _digest_of_weights(model[0])
+    name = re.sub(r"[^\w.-]+", "-", spec).strip("-")[-80:]
+    place = make_folder(folder / f"{name}-{weights[:8]}")
+    with evaluating(model[0]) as clip:
+        embedder = Embedder(clip, *model[1:], options.embedding, options.seed)
+        bank = Bank(embedder, options.batch, options.progress)
+        for name, data in sets.items():
+            file = place / f"{name}{'' if options.half is None else f'-{options.half}'}.json"
+            key = _digest(weights, options, _parts(data))
+            row = _earlier(file, key, (name, spec))
+            if row is None:
+                if options.progress:
+                    print(f"{spec}: {name}", file=sys.stderr)
+                try:
+                    row = Row(name, spec, *_score(model, data, bank, options))
+                except Exception as err:  # one data set must not cost the others
+                    failed.append(
+                        (f"{spec}, {name}", str(err) if isinstance(err, DivaError) else one_line(err))
+                    )
+                    continue
+                about = {"key": key, "seconds": row.seconds, "images": row.images, "model": spec}
+                row.result.to_csv(file.with_suffix(".csv"))
+                write_json(file, {**row.result.to_dict(), "suite": about})
+            yield row
+
+
+def _score(model: Scored, data: Any, bank: Bank, options: Any) -> tuple[Any, float, int]:
+    """The result, the seconds, and how many images were embedded."""
+    started, before = time.perf_counter(), bank.counts["images"]
+    if isinstance(data, ImageFolder):
+        rest = {"templates": options.template, "batch": options.batch}
+        result: Any = zero_shot_folder(*model, options.retention, **rest)
+        images = result.asked
+    else:
+        result = score_benchmark(data, bank)
+        images = bank.counts["images"] - before
+    return result, time.perf_counter() - started, images
+
+
+def _earlier(file: Path, key: str, names: tuple[str, str]) -> Row | None:
+    """What an earlier call has written; None if there is nothing, or of another model, data or setting."""
+    try:
+        content = read_json(file)
+        about = content["suite"]
+        if about["key"] != key:
+            return None
+        return Row(*names, decoded(content, file), float(about["seconds"]), int(about["images"]))
+    except (DataError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _content(rows: list[Row], failed: list[tuple[str, str]]) -> dict[str, Any]:
+    """The suite for JSON: the scores of each model, and what failed."""
+    models: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        models.setdefault(row.model, []).append(row.to_dict())
+    return {"models": models, "failed": dict(failed), "retention": _kept(rows)}
+
+
+def _kept(rows: list[Row]) -> dict[str, str]:
+    """The retention of each model in words; the models without one are left out."""
+    kept = [row for row in rows if row.result.kind == "retention"]
+    return {
+        row.model: f"{row.result.right} of {row.result.asked}, {row.result.per_cent:.1f} %" for row in kept
+    }
+
+
+def _table(rows: list[Row]) -> Iterator[str]:
+    """One line per data set, rule and model: counts first, the retention beside each score of detail."""
+    kept, labels = _kept(rows), _labels([row.model for row in rows])
+    header = ("score", "model", "right of asked", "95% interval", "%", "retention", "seconds", "images/s")
+    table = [header]
+    for name in dict.fromkeys(row.data for row in rows):
+        for row in (row for row in rows if row.data == name):
+            speed = (f"{row.seconds:.1f}", f"{row.images / max(row.seconds, 1e-9):.0f}")
+            for part in by_rule(row.result):
+                low, high = part.interval
+                beside = kept.get(row.model, NOT_MEASURED) if part.kind == "detail" else ""
+                counts = (f"{part.right} of {part.asked}", f"[{low:.1f}, {high:.1f}]", f"{part.per_cent:.1f}")
+                table.append((part.title, labels[row.model], *counts, beside, *speed))
+                speed = ("", "")
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        cells = [
+            f"{cell:>{width}}" if place in (2, 3, 4, 6, 7) else f"{cell:<{width}}"
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _labels(specs: list[str]) -> dict[str, str]:
+    """The models by what their names do not share: the folders of several runs.
+
+    >>> _labels(["B-32:runs/a/clip.safetensors", "B-32:runs/b/clip.safetensors"])
+    {'B-32:runs/a/clip.safetensors': 'a', 'B-32:runs/b/clip.safetensors': 'b'}
+    """
+    parts = {spec: re.split("[:/]", spec) for spec in specs}
+    if len(parts) < 2:
+        return {spec: spec for spec in specs}
+    start, end = (
+        sum(1 for _ in takewhile(lambda same: len({*same}) == 1, zip(*rows, strict=False)))
+        for rows in ([*parts.values()], [part[::-1] for part in parts.values()])
+    )
+    return {spec: "/".join(part[start : len(part) - end]) or spec for spec, part in parts.items()}
+
+
+def _digest(weights: str, options: Any, parts: Iterator[str]) -> str:
+    """Of everything that a score depends on."""
+    settings = (options.embedding, options.seed, options.tokenizer, options.template, options.batch)
+    digest = hashlib.sha256(repr((weights, settings)).encode())
+    for part in parts:
+        digest.update(part.encode())
+    return digest.hexdigest()
+
+
+def _parts(data: Any) -> Iterator[str]:
+    """What a data set asks, item by item; of files the name, size and time."""
+    if isinstance(data, ImageFolder):
+        yield from (_file(Path(data.root, name)) for name in data.names)
+        return
+    for task in data.tasks:
+        yield f"\0{task.rule}"
+        for item in task.items:
+            yield f"\0{item.id}\0{item.category}"
+    for part in data.parts():
+        picture = isinstance(part, Picture)
+        yield "\0" + (
+            _file(part.source) if picture and isinstance(part.source, Path) else getattr(part, "key", part)
+        )
+
+
+def _file(path: Path) -> str:
+    state = path.stat()
+    return f"\0{path}\0{state.st_size}\0{state.st_mtime_ns}"
+
+
+def _digest_of_weights(clip: Any) -> str:
+    digest = hashlib.sha256(type(clip).__name__.encode())
+    for name, value in own_weights(clip).items():
+        digest.update(f"\0{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

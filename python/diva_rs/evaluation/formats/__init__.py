@@ -1,0 +1,103 @@
+"""The benchmarks of fine detail that are read from a local folder: one module of this folder each.
+
+A module holds what `Format` names. Another package adds a format by an entry point of the group
+``diva_rs.benchmarks`` that names its module.
+"""
+
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+
+from diva_rs._base.settings import hint
+from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.evaluation.items import Benchmark
+
+PARTS = ("data", "test", "images")  # folders in which formats look as well
+
+
+class Format(Protocol):
+    """One published format: a module, or any object with these names."""
+
+    NAME: str  # in arguments
+    KIND: str  # "pairs": two images with two captions; "captions": options to choose from
+    LOOKS_FOR: str  # the files by which a folder is recognised, for messages
+
+    def matches(self, root: Path) -> bool:
+        """Whether the folder has this format."""
+
+    def read(self, root: Path, images: Path | None) -> Benchmark:
+        """Read it; ``images`` is the folder of its images, where they lie elsewhere. Raises DataError."""
+
+
+@functools.cache
+def formats() -> dict[str, Format]:
+    """Every format, by name."""
+    others = [entry.load() for entry in entry_points(group="diva_rs.benchmarks")]
+    own = [importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    return {found.NAME: found for found in (*others, *own)}
+
+
+def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
+    """(folder, name of its format) of ``folder`` and the folders directly in it that hold a benchmark.
+
+    >>> [name for _, name in find_benchmarks(mmvp_folder)]
+    ['mmvp-vlm']
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: give the one that holds the benchmarks")
+    below = sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))
+    here = [name for name, found in formats().items() if found.matches(root)]
+    yield from ((root, name) for name in here)
+    for place in below:
+        for name, found in formats().items():
+            # The parts of a benchmark that was found in `root` itself.
+            part = name in here and place.name in PARTS
+            if not part and found.matches(place):
+                yield place, name
+
+
+def read_benchmark(
+    root: str | os.PathLike[str],
+    name: str | None = None,
+    images: str | os.PathLike[str] | None = None,
+    half: str | None = None,
+    kind: str | None = None,
+) -> Benchmark:
+    """Read the benchmark in a folder and check it.
+
+    Args:
+        name: of its format, one of `formats`; by default the one that the folder's files show.
+        images: the folder of its images, where it is not beside the captions.
+        half: "validation" or "test", one of two fixed halves of the items (see `Benchmark.half`).
+        kind: "pairs" or "captions", to take formats of that kind alone.
+
+    Raises DataError if the folder holds none, several, or one that is not as published.
+
+    >>> read_benchmark(mmvp_folder).name
+    'MMVP-VLM'
+    """
+    place = Path(root).expanduser()
+    if not place.is_dir():
+        raise DataError(f"{place} is not a folder: give the one that holds the benchmark")
+    known = {key: found for key, found in formats().items() if kind in (None, found.KIND)}
+    if name is not None and name not in known:
+        raise ConfigError(
+            f"benchmark={shown(name)} is not known{hint(name, known) or ': ' + ', '.join(known)}"
+        )
+    names = [name] if name else [key for key, found in known.items() if found.matches(place)]
+    if not names:
+        looked = "; ".join(f"{key}: {found.LOOKS_FOR}" for key, found in known.items())
+        raise DataError(f"{place} holds no benchmark that is known. Looked for {looked}")
+    if len(names) > 1:
+        raise ConfigError(f"{place} holds {' and '.join(names)}: name one with benchmark=")
+    where = None if images is None else Path(images).expanduser()
+    if where is not None and not where.is_dir():
+        raise DataError(f"images={where} is not a folder")
+    benchmark = known[names[0]].read(place, where).check()
+    return benchmark if half is None else benchmark.half(half)

@@ -1,0 +1,106 @@
+"""Reading of annotation files: every fault is a DataError that names the file and the place in it."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from diva_rs._base.files import read_text
+from diva_rs.errors import DataError, a_type, shown
+from diva_rs.evaluation.items import Item, Picture
+
+_LONGEST = 1 << 28  # bytes of an annotation file
+
+
+def read_json(path: Path, kind: type) -> Any:
+    """The list or dict of a JSON file; a key that is there twice is an error."""
+    content = _json(_text(path), str(path))
+    if not isinstance(content, kind):
+        raise DataError(f"{path} holds {a_type(content)}, expected {a_type(kind())}")
+    return content
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, object) of each line of a JSONL file; empty lines are skipped."""
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            row = _json(line, where)
+            if not isinstance(row, dict):
+                raise DataError(f"{where} holds {a_type(row)}, expected an object")
+            yield where, row
+
+
+def text_field(row: Any, names: str | Iterable[str], where: str) -> str:
+    """The text of the first of these fields that the row has."""
+    names = [names] if isinstance(names, str) else list(names)
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} is {a_type(row)}, expected an object with {' or '.join(names)}")
+    for name in names:
+        if row.get(name) is not None:
+            value = row[name]
+            if isinstance(value, str) and value.strip():
+                return value
+            raise DataError(f"{where}: {name} is {shown(value)}, expected a text")
+    raise DataError(f"{where} has no {' or '.join(names)}; it has {', '.join(map(str, row)) or 'nothing'}")
+
+
+class ImageFolders:
+    """Finds the image files that annotations name, in one of several folders.
+
+    The first of the folders that holds an image is searched first for the next.
+    """
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+    def find(self, name: str, where: str) -> Picture:
+        """The picture of a relative path; DataError if no folder has it."""
+        for place, folder in enumerate(self.folders):
+            path = folder / name
+            if path.is_file():
+                self.folders.insert(0, self.folders.pop(place))
+                return Picture.of_file(path, where)
+        looked = ", ".join(map(str, self.folders)) or "no folder of images"
+        raise DataError(
+            f"{where}: the image {name} is missing: looked in {looked}; images= gives another folder"
+        )
+
+
+def coco_folders(root: Path, images: Path | None) -> ImageFolders:
+    """Where the images of COCO val2017 usually lie."""
+    if images is not None:
+        return ImageFolders([images, images / "val2017"])
+    below = ("val2017", "images", "coco/val2017", "images/val2017", "coco/images/val2017", "")
+    return ImageFolders([place / name for place in (root, root.parent) for name in below])
+
+
+def pair_item(row: Any, name: str, where: str, pictures: tuple[Picture, Picture], category: str = "") -> Item:
+    """An item of two captions and two images; captions are ``caption_0`` or ``text_0``, and so on."""
+    texts = [text_field(row, (f"caption_{n}", f"text_{n}"), where) for n in (0, 1)]
+    return Item(name, category or "all", (texts[0], texts[1]), pictures, where)
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path, _LONGEST).removeprefix("\ufeff")
+    except OSError as err:
+        raise DataError(f"{os.fspath(path)} cannot be read: {err.strerror or err}") from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path} is not UTF-8 text: {err}") from err
+
+
+def _json(text: str, where: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(f"{where}: the key {shown(twice)} is there twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{where} is no JSON: {err}") from err

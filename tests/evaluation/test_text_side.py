@@ -1,0 +1,158 @@
+"""A tokenizer that is not the model's is refused by name; those of every library are taken."""
+
+import open_clip
+import pytest
+import torch
+import transformers
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from builders.clips import IMAGE, clip_variants
+from builders.mmvp import mmvp_folder
+from builders.small import small_clip
+from builders.texts import tokenize
+from diva_rs import export
+from diva_rs.errors import ConfigError
+from diva_rs.evaluation import Embedder, mmvp_vlm, zero_shot_folder
+from diva_rs.evaluation.text_side import TextSide
+
+TEXTS = ["a photo of one cat", "a photo of two dogs facing left"]
+WITH_END = ["open_clip-gelu", "open_clip-custom-text", "timm-siglip", "transformers-clip", "openai"]
+EVERY = [*WITH_END, "open_clip-coca", "transformers-metaclip2", "transformers-siglip"]
+VARIANTS = clip_variants()
+preprocess = image_transform_v2(PreprocessCfg(size=IMAGE), is_train=False)
+
+
+def rows(length=8, end=63, start=62):
+    """A tokenizer with rows of another length, or another end token."""
+
+    def words(texts):
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        for row, text in zip(ids, texts, strict=True):
+            found = [1 + sum(map(ord, word)) % 30 for word in text.split()[-length + 2 :]]
+            row[: len(found) + 2] = torch.tensor([start, *found, end])
+        return ids
+
+    return words
+
+
+def fast(words=64, side="right", pad="<pad>"):
+    """A tokenizer of transformers with this many words."""
+    names = ["<pad>", "<unk>", "a", "photo", "of", "one", "cat", "two", "dogs"][: words - 1]
+    names += [f"other{n}" for n in range(words - 1 - len(names))] + ["<end>"]
+    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("<unk>", 1), ("<end>", words - 1)]
+    inner.post_processor = processors.TemplateProcessing("<unk> $A <end>", special_tokens=special)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=pad, unk_token="<unk>", eos_token="<end>", padding_side=side
+    )
+
+
+def tokens_of(name, tokenizer):
+    return Embedder(VARIANTS[name]().eval(), preprocess, tokenizer).tokenize(TEXTS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_models_own_rows_are_taken(name):
+    assert torch.equal(tokens_of(name, tokenize), tokenize(TEXTS))
+    ids = tokens_of(name, fast())["input_ids"]
+    assert ids.shape == (2, 8) and ids[0].tolist() == [1, 2, 3, 4, 5, 6, 63, 0]
+
+
+@pytest.mark.parametrize("length", [6, 12])
+@pytest.mark.parametrize("name", EVERY)
+def test_rows_of_another_length_are_refused(name, length):
+    with pytest.raises(
+        ConfigError, match=f"rows of {length} tokens, the model's text tower takes 8: give the tok"
+    ):
+        tokens_of(name, rows(length))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tokens_beyond_the_vocabulary_are_refused(name):
+    with pytest.raises(ConfigError, match="gives the token 64, the model's vocabulary is 0 to 63"):
+        tokens_of(name, rows(end=64))
+    with pytest.raises(ConfigError, match="gives the token -1"):
+        tokens_of(name, rows(start=-1))
+
+
+@pytest.mark.parametrize("name", WITH_END)
+def test_a_text_without_the_models_end_token_is_refused(name):
+    with pytest.raises(ConfigError, match="'a photo of one cat' do not hold the end token 63"):
+        tokens_of(name, rows(end=39))
+    with pytest.raises(ConfigError, match="end token 63"):
+        tokens_of(name, rows(end=39, start=63))  # it is the start there
+
+
+@pytest.mark.parametrize("name", ["open_clip-coca", "transformers-siglip"])
+def test_towers_that_read_at_a_fixed_place_need_no_end_token(name):
+    assert tokens_of(name, rows(end=39)).shape == (2, 8)
+
+
+@pytest.mark.parametrize("words", [3, 40, 300])
+def test_a_foreign_vocabulary_is_refused(words):
+    with pytest.raises(ConfigError, match=rf"\(.*\) has {words} tokens, the model 64: it is another model's"):
+        tokens_of("transformers-siglip", fast(words))
+    with pytest.raises(ConfigError, match="another model's"):
+        tokens_of("open_clip-gelu", open_clip.get_tokenizer("ViT-B-32"))
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says():
+    assert tokens_of("transformers-clip", fast(side="left"))["input_ids"][0].tolist() == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+        63,
+        0,
+    ]
+
+
+def test_siglip_reads_lower_case_texts():
+    seen = []
+    tokens = TextSide(lower=True).checked(lambda texts: seen.extend(texts) or tokenize(texts))(["A Cat"])
+    assert seen == ["a cat"] and torch.equal(tokens, tokenize(["a cat"]))
+    assert TextSide.of(VARIANTS["transformers-siglip"]()).lower
+    assert not TextSide.of(VARIANTS["transformers-clip"]()).lower
+
+
+@pytest.mark.parametrize(
+    "tokenizer,message",
+    [
+        (None, "tokenizer is a NoneType: give the tokenizer of the model"),
+        ("ViT-B-32", "tokenizer is a str"),
+        (transformers.CLIPImageProcessor(), "tokenizer is a CLIPImageProcessor.*, which has no tokenizer"),
+        (fast(pad=None), "has no pad token"),
+        (lambda texts: [[1, 2]], "gave a list for 2 texts"),
+        (lambda texts: torch.zeros(1, 8, dtype=torch.int64), r"gave torch\.int64 \(1, 8\) for 2 texts"),
+        (lambda texts: torch.zeros(2, 8), r"gave torch\.float32 \(2, 8\) for 2 texts"),
+    ],
+)
+def test_what_is_no_tokenizer_is_named(tokenizer, message):
+    with pytest.raises(ConfigError, match=message):
+        tokens_of("transformers-clip", tokenizer)
+
+
+def test_an_exported_folder_has_no_tokenizer_and_the_scores_say_so(tmp_path):
+    """transformers makes a tokenizer of a few words where the files are missing."""
+    folder = export.to_transformers(small_clip(), tmp_path / "exported")
+    processor = transformers.CLIPImageProcessor.from_pretrained(folder)
+    model = transformers.CLIPModel.from_pretrained(folder)
+    root = mmvp_folder(tmp_path / "mmvp", pairs=1)
+    with pytest.raises(ConfigError, match="which has no tokenizer: give the tokenizer of the model"):
+        mmvp_vlm(model, processor, processor, root)
+    with pytest.raises(ConfigError, match="folder without tokenizer files, such as an exported one"):
+        zero_shot_folder(model, processor, fast(3), root / "MLLM_VLM Images")
+
+
+@pytest.mark.parametrize("name", ["open_clip-gelu", "open_clip-custom-text"])
+def test_a_tower_that_gives_its_tokens_too_is_scored_the_same(tmp_path, name):
+    root, model = mmvp_folder(tmp_path, pairs=1), VARIANTS[name]()
+    before = mmvp_vlm(model, preprocess, tokenize, root)
+    model.visual.output_tokens = True
+    if hasattr(model, "text"):
+        model.text.output_tokens = True
+    assert mmvp_vlm(model, preprocess, tokenize, root) == before
