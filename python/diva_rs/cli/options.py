@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.data.decode import MAX_PIXELS
@@ -146,7 +146,7 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A TOML file's top level and its ``[recipe]`` table, with underscores in the names."""
     try:
-        text = read_text(path, _MOST_BYTES)
+        text = read_text(as_path(path), _MOST_BYTES)
         if text.count(".") > _MOST_DOTS:
             raise ValueError(f"more than {_MOST_DOTS} dots")
         content = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}

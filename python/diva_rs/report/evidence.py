@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from diva_rs._base.files import as_path
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.detail import DetailResult
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
@@ -87,7 +88,7 @@ def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from results_in(Path(entry).expanduser(), side)
+            yield from results_in(as_path(entry), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.files import make_folder, read_bytes, write_text
+from diva_rs._base.files import as_path, make_folder, read_bytes, write_text
 from diva_rs.data.decode import decode, load
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
@@ -69,7 +69,7 @@ def write(
 
 def picture(path: str | os.PathLike[str]) -> str:
     """An image file as a data URI, unchanged. Raises DataError if it is damaged or too large."""
-    file = Path(path)
+    file = as_path(path)
     try:
         content = read_bytes(file, _MOST_BYTES)
     except OSError as err:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import replacing, write_json
+from diva_rs._base.files import names_in, replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
 from diva_rs.errors import ConfigError, DataError, WeightsError
@@ -57,7 +57,7 @@ class Evaluator:
         self._kept_row: dict[str, float] | None = None
         if folder is None:
             return
-        others = {file.name for file in (folder / "best").glob("*")} - _BEST_FILES
+        others = set(names_in(folder / "best")) - _BEST_FILES
         if others:
             raise DataError(
                 f"{folder / 'best'} holds {min(others)!r}, which no run wrote: choose another folder"
