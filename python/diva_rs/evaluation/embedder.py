@@ -187,8 +187,8 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     image = getattr(preprocess, "image_processor", preprocess)
     if not callable(image) or hasattr(image, "convert_ids_to_tokens"):
         raise ConfigError(
-            f"preprocess is {a_type(image)}: give the model's own transform for validation, or a processor of "
-            "transformers"
+            f"preprocess is {a_type(image)}: give the model's own transform for validation, or a processor "
+            "of transformers"
         )
     random = [name for name in _names(preprocess) if name.startswith("Random")]
     if random:
