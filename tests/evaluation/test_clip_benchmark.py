@@ -350,8 +350,9 @@ def encoded_as(path):
 def test_pictures_left_out_of_a_class_are_logged(photos, caplog):
     image("red").save(photos / "cat" / "9.HEIC", "PNG")
     (photos / "notes").mkdir()
-    zero_shot_folder(ColourCLIP(), preprocess, tokenize, photos, NAMED)
-    assert "6 images used, 1 left out: 1 with the ending .heic (cat/9.HEIC)" in caplog.text
+    result = zero_shot_folder(ColourCLIP(), preprocess, tokenize, photos, NAMED)
+    line = "6 images used, 1 left out: 1 with the ending .heic (cat/9.HEIC)"
+    assert line in caplog.text and str(result).endswith(line) and result.to_dict()["accounting"]["used"] == 6
 
 
 def test_a_folder_is_scored_by_class(photos):

@@ -42,11 +42,11 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     else:
         name, _, pretrained = spec.partition(":")
         quick_gelu = _check_open_clip(name, pretrained)
-        if quick_gelu is None:
+        if quick_gelu is None and not pretrained.endswith((".npz", ".npy")):
             model = _from_file(name, pretrained)
         else:
             model = _from_open_clip(
-                name, pretrained, pretrained=pretrained or None, force_quick_gelu=quick_gelu
+                name, pretrained, pretrained=pretrained or None, force_quick_gelu=bool(quick_gelu)
             )
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
 
