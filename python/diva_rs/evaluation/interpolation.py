@@ -89,7 +89,7 @@ class InterpolationSweep(Result):
         self._check(metric, *at_least)
         if metric in self.test_sets and not best_on_test:
             raise ConfigError(
-                f"{metric} is a score of {self.test_sets[metric]}, a test set, which is too good for the alpha "
+                f"{metric} is a score of {self.test_sets[metric]}, a test set, and too good for the alpha "
                 f"that it chose. {VALIDATION}, or give best_on_test=True"
             )
         kept = [row for row in self.rows if all(row[name] >= bound for name, bound in at_least.items())]
