@@ -16,6 +16,7 @@ import torch
 from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.optional import one_line
+from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
 from diva_rs.cli.tables import NOT_MEASURED, by_rule
 from diva_rs.clip.weights import fill
@@ -150,7 +151,8 @@ def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
     foreign = [key for key in trained.keys() - own if not key.startswith(("projector.", "denoiser."))]
     if foreign:
         raise ConfigError(f"{place}: {min(foreign)} is no weight of {of}: score the run's clip.safetensors")
-    fill(base[0], {**own, **{key: value for key, value in trained.items() if key in own}}, place)
+    both = {**own, **{key: value for key, value in trained.items() if key in own}}
+    fill(base[0], both, place, facts_of_checkpoint(path))
     return base
 
 
