@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -192,6 +194,16 @@ def test_a_data_set_is_never_looked_for_in_a_folder_of_another_name(tmp_path):
     shapes_folder(tmp_path)
     own = zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path / "shapes", "wds/shapes", **QUIET)
     assert own["wds/shapes"].items == 8
+
+
+def test_a_shard_that_ends_between_two_images_is_not_scored(tmp_path):
+    shapes_folder(tmp_path)
+    shard = tmp_path / "shapes" / "test" / "0.tar"
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-2].offset
+    os.truncate(shard, last)
+    with pytest.raises(DataError, match=r"0\.tar is no whole tar: its end mark is missing"):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, "wds/shapes", **QUIET)
 
 
 def test_what_cannot_be_had_is_listed_with_its_reason(tmp_path):

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs.data.loader import on_the_host
+from diva_rs.data.tars import check_end
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
@@ -165,31 +166,23 @@ def open_dataset(
                 raise DataError(f"{file} is missing")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off on purpose
-        dataset = builder.build_dataset(
-            dataset_name=name,
-            root=place,
-            transform=embedder.transform,
-            split=settings.split,
-            download=settings.download,
-            task=_TASKS[task],
-        )
+        ways = {"split": settings.split, "download": settings.download, "task": _TASKS[task]}
+        dataset = builder.build_dataset(name, place, embedder.transform, **ways)
     if type(dataset).__name__ == "ImageFolder" and len(dataset.class_to_idx) != len(dataset.classes):
         # It numbers classes by its sub-folders, which clip-benchmark names by a fixed list.
         folders, classes = len(dataset.class_to_idx), len(dataset.classes)
         raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {classes} classes")
-    loader: DataLoader[Any]
-    if webdataset:
-        # webdataset raises an error if there are more workers than shards.
-        count = Path(place, settings.split, "nshards.txt")
-        workers = min(settings.workers, int(count.read_text())) if count.is_file() else 1
-        batches = dataset.batched(settings.batch)
-        loader = DataLoader(batches, None, num_workers=workers, worker_init_fn=on_the_host)
-    else:
-        collate, workers = builder.get_dataset_collate_fn(name), settings.workers
-        loader = DataLoader(
-            dataset, settings.batch, num_workers=workers, collate_fn=collate, worker_init_fn=on_the_host
-        )
-    return Opened(name, dataset, loader)
+    rest: dict[str, Any] = {"worker_init_fn": on_the_host, "num_workers": settings.workers}
+    if not webdataset:
+        collate = builder.get_dataset_collate_fn(name)
+        return Opened(name, dataset, DataLoader(dataset, settings.batch, collate_fn=collate, **rest))
+    # webdataset raises an error if there are more workers than shards.
+    count = Path(place, settings.split, "nshards.txt")
+    shards = int(count.read_text()) if count.is_file() else 0
+    for number in range(shards):
+        check_end(count.with_name(f"{number}.tar"))
+    rest["num_workers"] = min(settings.workers, shards) if shards else 1
+    return Opened(name, dataset, DataLoader(dataset.batched(settings.batch), None, **rest))
 
 
 def place_of(root: str | os.PathLike[str], name: str) -> str:
