@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diva_rs._base.files import check_files, check_model
+from diva_rs._base.files import as_path, check_files, check_model
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs._base.stored import read_facts
@@ -60,7 +60,7 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     tag or weights file behind a colon; without one its weights are random, and a note says so. Raises
     ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
-    folder = Path(spec).expanduser()
+    folder = as_path(spec)
     if (folder / "config.json").is_file():
         model = _from_transformers(folder)
     elif (folder / "open_clip_config.json").is_file():
@@ -95,7 +95,7 @@ def load_other(
     ``spec`` is as for `load_clip`, or a file of weights or a run folder with clip.safetensors, whose weights
     are put into a new model of ``of``.
     """
-    path = Path(spec).expanduser()
+    path = as_path(spec)
     if not path.is_file() and not (path / "clip.safetensors").is_file():
         return load_scored(spec, device, tokenizer)
     clip = load_clip(of, device, "fp32").eval()
@@ -106,7 +106,7 @@ def load_other(
 
 def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
-    folder = Path(spec).expanduser()
+    folder = as_path(spec)
     if (folder / "config.json").is_file():
         return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or spec)
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -241,7 +241,7 @@ def _check_open_clip(name: str, pretrained: str) -> bool | None:
         _note(f"{name} without :PRETRAINED starts from random weights")
         return False
     tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag and Path(pretrained).expanduser().exists():
+    if not tag and as_path(pretrained).exists():
         return None
     if not tag and pretrained not in tags:
         near = hint(pretrained, tags) or f": its tags are {', '.join(tags) or 'none'}"

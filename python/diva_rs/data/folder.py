@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diva_rs._base.files import as_path, open_regular
+from diva_rs._base.files import as_path, is_hidden, open_regular
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
@@ -199,9 +199,9 @@ def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         for name in below:
-            if name.startswith("."):
+            if is_hidden(name):
                 accounting.leave_out("hidden", _relative(os.path.join(folder, name), root) + "/")
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         for name in sorted(files):
             path = os.path.join(folder, name)
             if accounting.is_image(_relative(path, root), partial(_head, path)):
