@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from diva_rs._base.files import make_folder, names_in
-from diva_rs.cli.models import check_data, load_clip, load_images, pick_device
+from diva_rs.cli.clips import load_clip
+from diva_rs.cli.models import check_data, load_images, pick_device
 from diva_rs.cli.options import TrainOptions, add_options, settings
 from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.clip import adapt

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from diva_rs._base.files import open_regular
 from diva_rs.data.accounting import Accounting
@@ -88,7 +88,9 @@ def _images(
 ) -> Iterator[Member]:
     """The image members of a shard, up to its damage."""
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+        # A file may hold several tars, one after the other.
+        reading: Any = {"mode": "r|*", "tarinfo": _StrictInfo, "ignore_zeros": True}
+        with open_regular(shard) as file, tarfile.open(fileobj=file, **reading) as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else a shard's headers stay in memory
                 name = posixpath.normpath(info.name)
@@ -126,9 +128,13 @@ class _StrictInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
+        ended, tar.ended = getattr(tar, "ended", False), False  # type: ignore[attr-defined]
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the proper end: a block of zeros
+            tar.ended = True  # type: ignore[attr-defined]
+            raise  # the proper end of a tar: a block of zeros
         except tarfile.HeaderError as err:
+            if ended and isinstance(err, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                raise  # the end of the file
             raise tarfile.ReadError(f"{err}" if tar.offset else f"not a tar file ({err})") from err

@@ -217,7 +217,7 @@ def _check_scale(transform: Callable[[Any], Tensor], preprocess: Any, clip: Any)
         return
     white = require("PIL.Image", extra="data").new("RGB", (64, 64), (255, 255, 255))
     found = transform(white).float().flatten(1).mean(dim=1)
-    expected = (1 - torch.tensor(mean)) / torch.tensor(std)
+    expected = (1 - found.new_tensor(mean)) / found.new_tensor(std)
     if found.shape != expected.shape or not torch.allclose(found, expected, atol=0.05):
         given, own = ([round(value, 2) for value in side.tolist()] for side in (found, expected))
         warnings.warn(

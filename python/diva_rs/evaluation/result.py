@@ -55,6 +55,7 @@ class Result:
 def results_made() -> Iterator[list[Result]]:
     """The results that are made inside, also by a function that returns only a number of one.
 
+    >>> from diva_rs.evaluation import zero_shot_folder
     >>> with results_made() as made:
     ...     value = diva_rs.evaluation.zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
     >>> [result.kind for result in made]
