@@ -15,7 +15,7 @@ ENTRY = {
 
 
 def test_the_table_has_the_newest_torch_first_and_names_what_failed():
-    passed = {name: True for name in ("build", "install", *torch_matrix.CHECKS)}
+    passed = dict.fromkeys(("build", "install", *torch_matrix.CHECKS), True)
     known = {
         "2.9.1": {**ENTRY, "checks": {"build": False}},
         "2.15.0": {**ENTRY, "checks": passed, "libraries": {"diffusers": "0.42.1"}},
