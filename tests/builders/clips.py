@@ -144,6 +144,7 @@ _VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "open_clip-no-pool": partial(_open_clip, pool_type="none"),
     "open_clip-oblong": partial(_open_clip, image_size=(32, 16)),
     "open_clip-coca": _coca,
+    "open_clip-coca-narrow": partial(_coca, embed=EMBED),
     "open_clip-coca-avg": partial(_coca, pool_type="avg"),
     "open_clip-coca-parallel": partial(_coca, attentional_pool="parallel"),
     "open_clip-coca-cascade": partial(_coca, attentional_pool="cascade"),
@@ -239,5 +240,6 @@ def library_patches(model: nn.Module, images: Tensor) -> Tensor:
     raw = visual.forward_intermediates(images, indices=1, output_fmt="NLC", intermediates_only=True)
     tokens = raw["image_intermediates"][-1]
     if visual.attn_pool is not None and visual.attn_pool_contrastive is None:
-        return visual.attn_pool.ln_k(tokens) @ visual.proj
+        alone = visual.attn_pool(tokens.flatten(0, 1).unsqueeze(1))[:, 0]  # each patch is the only one
+        return visual.ln_post(alone).unflatten(0, tokens.shape[:2]) @ visual.proj
     return visual.ln_post(tokens) @ visual.proj

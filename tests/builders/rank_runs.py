@@ -247,6 +247,15 @@ def interrupted(place: Path, world: int) -> dict[str, Any]:
     return train(callbacks=[stop])
 
 
+def terminated(place: Path, world: int) -> None:
+    """A launcher ends both ranks, after step 3 and while the first image of step 4 is read."""
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    train(loader(data=Counted(19, end)), callbacks=[At(3, end)], output_dir=place / "terminated")
+
+
 def _spoil(steps: range, **fields: Any) -> dict[str, Any]:
     """Five steps of two images per rank, in some of which rank 1's denoiser predicts NaN."""
     from builders import small
@@ -323,7 +332,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
         run.__name__: run
         for run in (
             counted, from_folder, from_shards, unequal, own_batches, with_files, guarded, interrupted, begun,
-            continued, killed, resumed, raising, other_teacher, spoilt, spoilt_on,
+            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on,
         )
     },
 }  # fmt: skip

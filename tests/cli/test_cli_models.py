@@ -11,7 +11,8 @@ from torch import nn
 
 from builders.cli import CONFIG, MODEL
 from builders.small import small_clip
-from diva_rs.cli.models import load_clip
+from diva_rs.cli.clips import load_clip
+from diva_rs.cli.models import load_other
 from diva_rs.clip.export import to_open_clip
 from diva_rs.clip.libraries.open_clip import names_for
 from diva_rs.errors import ConfigError, WeightsError
@@ -111,7 +112,7 @@ def test_a_transformers_folder_that_lacks_a_weight_or_holds_something_else(tmp_p
     ):
         load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(WeightsError, match="could not be loaded"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors is empty: download it again"):
         load(tmp_path)
     transformers.BertConfig(architectures=["BertModel"]).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="holds a BertModel, which has no vision tower"):
@@ -208,3 +209,19 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     for place in (tmp_path, f"~/{tmp_path.name}"):
         assert torch.equal(load(f"{MODEL}:{place}").visual.proj, own.visual.proj)
+
+
+def test_weights_to_compare_with_take_the_same_pixels(tmp_path, capsys):
+    device = torch.device("cpu")
+    own, other = (
+        f"{MODEL}:{to_open_clip(open_clip.create_model(MODEL, **settings), tmp_path / name)}"
+        for name, settings in (
+            ("a.safetensors", {}),
+            ("b.safetensors", {"force_preprocess_cfg": {"mean": (0.5, 0.5, 0.5)}}),
+        )
+    )
+    first = (load(own), None, None)
+    place = other.split(":")[1]
+    with pytest.raises(WeightsError, match=r"pixels mean was \[0\.5, 0\.5, 0\.5\], is .*give NAME:"):
+        load_other(place, first, device, own)
+    assert load_other(own.split(":")[1], first, device, own)[1:] == (None, None)

@@ -65,9 +65,25 @@ def test_the_guard_from_the_command_line(train, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["stopped"].endswith("those of step 0")
 
 
+def test_best_goes_by_the_validation_half(scene, train, tmp_path, capsys):
+    assert train("--mmvp", scene / "mmvp", "--best", "mmvp") == 2
+    told = capsys.readouterr().err
+    assert "goes by MMVP-VLM, a test set" in told and "--pairs FOLDER" in told and "--best-on-test" in told
+    assert train("--pairs", scene / "mmvp", "--best", "pairs") == 0
+    told = capsys.readouterr().out
+    assert "a test set" not in told and told.splitlines()[-1] == "retention not measured (--zero-shot FOLDER)"
+    flags = ("--mmvp", scene / "mmvp", "--zero-shot", photos_of(scene), "--best", "mmvp", "--best-on-test")
+    assert train(*flags, "--overwrite") == 0
+    told = capsys.readouterr().out
+    assert "best was chosen by MMVP-VLM, a test set" in told and "retention not measured" not in told
+
+
 def test_slips(train, capsys):
     assert train("--guard", "drift=0.9") == 2
-    assert "--guard needs a score: give --mmvp, --zero-shot or --drift as well" in capsys.readouterr().err
+    assert (
+        "--guard needs a score: give --pairs, --mmvp, --zero-shot or --drift as well"
+        in capsys.readouterr().err
+    )
     for text in ("drift", "drift=much", "drift=drop:much", "a=1,b"):
         with pytest.raises(ConfigError, match="cannot be read: SCORE=LOWEST"):
             bounds(text)

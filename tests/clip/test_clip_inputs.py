@@ -79,10 +79,6 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"Linear is not a CLIP model of a known library. Supported are .*OpenAI.*CLIPModel",
     ),
     "another visual": (unknown_visual, r"CLIP \(its visual is a Flatten\) is not a CLIP model of a known"),
-    "attentional pooling into another width": (
-        lambda: open_clip_model(attentional_pool=True, attn_pooler_heads=4, attn_pooler_queries=3),
-        "patches of width 32 to queries of width 16",
-    ),
     "SigLIP without its head": (headless_siglip, "vision_use_head=False"),
     "an open_clip before 2.30": (old_open_clip, r"`patch_dropout` as in an open_clip before 2\.30"),
     "scripted": (lambda: torch.jit.script(nn.Linear(2, 2)), r"compiled by torch\.jit.*jit=False"),

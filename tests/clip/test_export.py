@@ -328,7 +328,11 @@ def test_the_command_line(models, exported, tmp_path, capsys):
         return cli.main(["export", "--clip", f"small-vit:{weights}", *map(str, flags)])
 
     assert export("--to", "transformers", "--out", tmp_path / "tower", "--vision-only") == 0
-    assert f'transformers.CLIPVisionModel.from_pretrained("{tmp_path / "tower"}")' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'transformers.CLIPVisionModel.from_pretrained("{tmp_path / "tower"}")' in printed
+    assert "LLaVA" not in printed
+    assert export("--to", "transformers", "--out", tmp_path / "siglip-like") == 0
+    assert 'LLaVA picks the class by the path: give one without "siglip"' in capsys.readouterr().out
     theirs = load_weights(tmp_path / "tower" / "model.safetensors")
     assert torch.equal(theirs["visual_projection.weight"], models["vit"].visual.proj.T)
     assert not any(key.startswith("text_model") for key in theirs)

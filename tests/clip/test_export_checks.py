@@ -15,7 +15,7 @@ from diva_rs._base.checkpoint import load_weights
 from diva_rs.clip import adapt
 from diva_rs.clip.export import to_open_clip, to_openai, to_transformers
 from diva_rs.clip.wrappers import own_weights
-from diva_rs.errors import WeightsError
+from diva_rs.errors import ConfigError, WeightsError
 
 VARIANTS = clip_variants()
 
@@ -154,6 +154,17 @@ def test_an_activation_of_the_callers_is_not_left_out(tmp_path):
         block.mlp.gelu = Gelu()
     with pytest.raises(WeightsError, match=r"mlp\.gelu is a .*Gelu, which open_clip does not build"):
         to_open_clip(clip, tmp_path / "clip.safetensors")
+
+
+def test_an_adapter_that_the_model_never_runs_is_named(tmp_path):
+    clip = exports.model("vit")
+    attention = clip.visual.transformer.resblocks[1].attn
+    attention.out_proj = Adapted(attention.out_proj)
+    message = r"the adapter on .*resblocks\.1\.attn\.out_proj has no effect.*leave out_proj out"
+    with pytest.raises(ConfigError, match=message):
+        to_transformers(PeftModel(clip), tmp_path / "e")
+    with pytest.raises(ConfigError, match=message):
+        adapt(PeftModel(clip))
 
 
 @pytest.mark.parametrize("name", ["vit", "transformers-clip"])

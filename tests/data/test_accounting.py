@@ -144,6 +144,16 @@ def test_shards_log_their_accounting_after_a_pass(tmp_path, caplog):
     )
 
 
+def test_tars_written_one_after_the_other_are_all_read(tmp_path):
+    parts = [write_tar(tmp_path / f"{i}.tar", [(f"{i}.jpg", encoded(i))]).read_bytes() for i in range(3)]
+    (tmp_path / "all.tar").write_bytes(b"".join(parts))
+    loader = shard_loader(tmp_path / "all.tar", 4, 8, 0)
+    assert [len(batch["ids"]) for batch in loader] == [3] and loader.accounting.used == 3
+    (tmp_path / "all.tar").write_bytes(b"".join(parts)[:-9000])
+    with pytest.raises(DataError, match="truncated or damaged shard"):
+        list(shard_loader(tmp_path / "all.tar", 4, 8, 0))
+
+
 def test_links_in_shards_are_counted(tmp_path):
     path = tmp_path / "a.tar"
     fill(tmp_path / "a", {"0.jpg": encoded()})

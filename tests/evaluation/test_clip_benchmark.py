@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -97,7 +99,7 @@ def test_clip_benchmarks_own_converter_writes_what_is_read(tmp_path):
     assert result["wds/colours"].value == 100 and result["wds/colours"].items == 4
 
 
-def test_a_data_set_that_clip_benchmark_knows_as_a_folder(tmp_path):
+def test_a_data_set_that_clip_benchmark_knows_as_a_folder(tmp_path, caplog):
     # fer2013: an image folder of seven classes under root/test, with clip-benchmark's names for them.
     for number, name in enumerate(["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]):
         folder = tmp_path / "fer2013" / "test" / name
@@ -107,9 +109,25 @@ def test_a_data_set_that_clip_benchmark_knows_as_a_folder(tmp_path):
     score = zero_shot(clip, clip_pixels, texts.tokenize, tmp_path, "fer2013", **QUIET)["fer2013"]
     assert score.items == 7 and set(score.metrics) == {"acc1", "acc5", "mean_per_class_recall"}
     assert score.metrics["acc5"] >= score.metrics["acc1"] == pytest.approx(score.value)
+    # What torchvision leaves out is said, also endings that diva_rs's own readers take.
+    for name in ("1.HEIC", "2.avif"):
+        shutil.copy(folder / "0.png", folder / name)
+    with caplog.at_level("INFO"):
+        zero_shot(clip, clip_pixels, texts.tokenize, tmp_path, "fer2013", **QUIET)
+    assert (
+        "zero-shot on fer2013: 7 images used, 2 left out: 1 with the ending .heic (surprise/1.HEIC), "
+        "1 with the ending .avif (surprise/2.avif)"
+    ) in caplog.text
     shutil.rmtree(tmp_path / "fer2013" / "test" / "fear")
     with pytest.raises(DataError, match="fer2013/test has 6 class folders, but the data set has 7 classes"):
         zero_shot(clip, clip_pixels, texts.tokenize, tmp_path, "fer2013", **QUIET)
+
+
+def test_a_shard_that_would_not_be_read_is_an_error(tmp_path):
+    root = shapes_folder(tmp_path, shards=3)
+    (root / "shapes" / "test" / "nshards.txt").write_text("2")
+    with pytest.raises(DataError, match=r"nshards\.txt says 2 shards, and 3 are there"):
+        zero_shot(ColourCLIP(), preprocess, tokenize, root, "wds/shapes", **QUIET)
 
 
 def test_retrieval_finds_what_a_planted_model_knows(tmp_path):
@@ -192,6 +210,16 @@ def test_a_data_set_is_never_looked_for_in_a_folder_of_another_name(tmp_path):
     shapes_folder(tmp_path)
     own = zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path / "shapes", "wds/shapes", **QUIET)
     assert own["wds/shapes"].items == 8
+
+
+def test_a_shard_that_ends_between_two_images_is_not_scored(tmp_path):
+    shapes_folder(tmp_path)
+    shard = tmp_path / "shapes" / "test" / "0.tar"
+    with tarfile.open(shard) as tar:
+        last = tar.getmembers()[-2].offset
+    os.truncate(shard, last)
+    with pytest.raises(DataError, match=r"0\.tar is no whole tar: its end mark is missing"):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, "wds/shapes", **QUIET)
 
 
 def test_what_cannot_be_had_is_listed_with_its_reason(tmp_path):
@@ -322,8 +350,9 @@ def encoded_as(path):
 def test_pictures_left_out_of_a_class_are_logged(photos, caplog):
     image("red").save(photos / "cat" / "9.HEIC", "PNG")
     (photos / "notes").mkdir()
-    zero_shot_folder(ColourCLIP(), preprocess, tokenize, photos, NAMED)
-    assert "6 images used, 1 left out: 1 with the ending .heic (cat/9.HEIC)" in caplog.text
+    result = zero_shot_folder(ColourCLIP(), preprocess, tokenize, photos, NAMED)
+    line = "6 images used, 1 left out: 1 with the ending .heic (cat/9.HEIC)"
+    assert line in caplog.text and str(result).endswith(line) and result.to_dict()["accounting"]["used"] == 6
 
 
 def test_a_folder_is_scored_by_class(photos):

@@ -245,4 +245,7 @@ def test_texts_of_the_same_tokens_are_a_tie_and_wrong(tmp_path):
     def cut(texts):
         return model.tokenize([text.replace("blue", "red") for text in texts])
 
-    assert captions(model, preprocess, cut, tmp_path).right == 0
+    with pytest.warns(
+        UserWarning, match=r"SugarCrepe: 3 items have texts with the same tokens, first .*key 0"
+    ):
+        assert captions(model, preprocess, cut, tmp_path).right == 0

@@ -20,7 +20,7 @@ from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
 from diva_rs._base.files import write_json
-from diva_rs.cli.models import load_clip
+from diva_rs.cli.clips import load_clip
 from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
 from diva_rs.data import LatentCache, folder_loader, shard_loader

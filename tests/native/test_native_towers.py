@@ -60,6 +60,7 @@ _POOLER = "attn_pool is a open_clip.transformer.AttentionalPooler"
 FALLBACK = {
     "open_clip-custom-block": "resblocks.0 is a open_clip.transformer.CustomResidualAttentionBlock",
     "open_clip-coca": _POOLER,
+    "open_clip-coca-narrow": _POOLER,
     "open_clip-coca-avg": _POOLER,
     "open_clip-coca-parallel": _POOLER,
     "open_clip-coca-cascade": _POOLER,

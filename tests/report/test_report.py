@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 
 import diva_rs
 from builders.benchmarks import photos_folder
+from builders.detail import naturalbench
 from builders.evaluations import drift, folder, jpeg_of, mmvp, post_trained, probes, retrieval, zero_shot
 from builders.mmvp import mmvp_folder
 from builders.pages import parsed
@@ -22,7 +23,7 @@ from builders.small import images, small_clip, small_teacher
 from builders.texts import tokenize
 from diva_rs import Recipe
 from diva_rs.errors import DependencyError
-from diva_rs.evaluation import PATTERNS, Drift, mmvp_vlm, report, zero_shot_folder
+from diva_rs.evaluation import PATTERNS, Drift, DriftResult, mmvp_vlm, pairs, report, zero_shot_folder
 from diva_rs.report import charts
 from diva_rs.report.charts import COLOURS
 
@@ -139,7 +140,7 @@ def test_the_planted_flips_are_found(full):
     assert list(table) == ["Pattern", *PATTERNS, "Average"]
     # 27 and 35 of 135; the exact test of ten against two flips is 79 / 2048.
     before, after, difference, reading = table["Average"]
-    assert (before, after) == (f"20.0 ({wilson(27)})", f"25.9 ({wilson(35)})")
+    assert (before, after) == (f"27 of 135: 20.0 ({wilson(27)})", f"35 of 135: 25.9 ({wilson(35)})")
     assert difference.startswith("+5.9 (") and reading == "higher after"
     assert "exact McNemar p = 0.039" in full.one("section", id="mmvp").text
     assert "10 pairs became right, 2 became wrong, 123 stayed" in full.one("section", id="mmvp").text
@@ -164,7 +165,7 @@ def test_a_flipped_pair_shows_its_images_and_decisions(full):
 
 def test_retention(full):
     rows = cells(full, "Zero-shot scores")[1:]
-    accuracy = ["75.0 (68.6 to 80.5)", "60.0 (53.1 to 66.5)"]
+    accuracy = ["150 of 200: 75.0 (68.6 to 80.5)", "120 of 200: 60.0 (53.1 to 66.5)"]
     assert rows[0] == ["cifar10 (acc1)", *accuracy, rows[0][3], "lower after"]
     assert rows[1][0] == "Image folder" and rows[1][3:] == ["0.0 (0.0 to 0.0)", "no difference shown"]
     assert cells(full, "Retrieval scores")[1] == [
@@ -172,6 +173,11 @@ def test_retention(full):
         *("80.0", "79.5", "\N{MINUS SIGN}0.5", "not tested"),
     ]
     assert "birdsnap could not be scored: clip-benchmark has no such set" in full.text
+    keys = {key.one("dt").text: [part.text for part in key.all("dd")] for key in full.one("dl").all("div")}
+    assert keys["MMVP-VLM average"][0] == "27 → 35 of 135"
+    assert keys["MMVP-VLM average"][1].startswith("20.0 → 25.9 %, +5.9 points")
+    assert keys["Retention, image folder"][0] == "30 → 30 of 50"
+    assert keys["Retention, zero-shot"][0] == "75.0 → 60.0 %"
     accuracy = cells(full, "Accuracy on the test images")[1]
     assert accuracy[:1] + accuracy[-1:] == ["patches", "higher after"] and accuracy[3].startswith("+40.0 (")
     assert cells(full, "Images of each probe")[2] == ["patches", "after", "80", "20", "40", "0.1"]
@@ -361,6 +367,7 @@ def test_a_real_run_and_its_folder_give_the_same_report(tmp_path):
 def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
     """Its own results, in place of words that nothing was measured; those that are given go first."""
     root, transform = mmvp_folder(tmp_path / "MMVP", pairs=1), image_transform(32, is_train=False)
+    naturalbench(tmp_path / "natural", ["group", "text", "none"])
     (tmp_path / "of").mkdir()
     photos = photos_folder(tmp_path / "of")
     result = diva_rs.post_train(
@@ -371,8 +378,10 @@ def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
         # A number of a result is enough.
         evaluate={
             "mmvp": lambda clip: mmvp_vlm(clip, transform, tokenize, root).average,
+            "natural": lambda clip: pairs(clip, transform, tokenize, tmp_path / "natural"),
             "folder": lambda clip: zero_shot_folder(clip, transform, tokenize, photos),
             "mine": lambda clip: 1.0,
+            "broken": lambda clip: DriftResult(math.nan, math.nan, math.nan, (math.nan,)),
             "drift": Drift(small_clip(), torch.randn(2, 3, 32, 32)),
         },
         best="mmvp",
@@ -383,16 +392,21 @@ def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
     for page in pages:
         missing = [div.text for div in page.all("div") if div.attributes.get("class") == "missing"]
         assert len(missing) == 2 and all(
-            "while training: mmvp, folder, mine, drift" in text for text in missing
+            "while training: mmvp, natural, folder, " in text for text in missing
         )
         assert cells(page, "MMVP-VLM")[-1][-1] == "no difference shown"
         assert "Image folder" in page.one("section", id="retention").text
         assert "chosen by their score on MMVP-VLM, a test set" in page.one("header").text
-        assert "Retention" not in page.one("dl").text
+        assert "not measured" not in page.one("dl").text
+        rows = cells(page, "NaturalBench")[1:]
+        assert [row[0] for row in rows] == [
+            f"NaturalBench-Retrieval ({n})" for n in ("group", "text", "image")
+        ]
+        assert rows[0][1].startswith("0 of 3: 0.0 (")
     for anchor in ANCHORS[2:]:
         assert pages[0].one("section", id=anchor).text == pages[1].one("section", id=anchor).text
     given = parsed(report.write(result, tmp_path / "a", before=mmvp(BEFORE), after=mmvp(AFTER)).read_text())
-    assert cells(given, "MMVP-VLM")[-1][1].startswith("20.0")
+    assert cells(given, "MMVP-VLM")[-1][1].startswith("27 of 135: 20.0")
 
 
 def test_a_resumed_run_says_where_it_was_interrupted(tmp_path):

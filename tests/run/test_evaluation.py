@@ -311,7 +311,7 @@ def scored(tmp_path):
 @pytest.mark.parametrize("name", ["mmvp", "average"])
 def test_best_does_not_go_by_a_test_set(teacher, tmp_path, scored, name, recwarn):
     given = {"evaluate": scored, "output_dir": tmp_path / "run"}
-    with pytest.raises(ConfigError, match=rf"best='{name}' goes by MMVP-VLM, a test set.*validation half"):
+    with pytest.raises(ConfigError, match=rf"best='{name}' goes by MMVP-VLM, a test set.*half='validation'"):
         train(teacher, best=name, **given)
     assert "chosen_on_test" not in train(teacher, best="folder/of", **given).report["evaluation"]
     # Also where the run is resumed, and the score is named later.

@@ -267,7 +267,7 @@ def test_slips_in_resume_are_named(teacher, four, tmp_path, resume):
 
 def test_what_a_killed_writer_left_is_swept_away(teacher, four, tmp_path):
     killed(teacher, four, tmp_path, 3)
-    for left in ("checkpoints/.step-00000004.99.tmp", ".run.json.99.tmp"):
+    for left in ("checkpoints/.step-00000004.99999999.tmp", ".run.json.99999999.tmp"):
         (tmp_path / left).mkdir()
         (tmp_path / left / "half").touch()
     with open(tmp_path / "metrics.jsonl", "a") as file:

@@ -12,7 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diva_rs._base.files import old, open_regular, read_text, replacing, sync, write_json
+from diva_rs._base.files import (
+    as_path,
+    make_folder,
+    names_in,
+    old,
+    open_regular,
+    read_text,
+    replacing,
+    sync,
+    write_json,
+)
 from diva_rs._base.optional import one_line
 from diva_rs.errors import DataError, WeightsError, a_type, shown
 
@@ -41,7 +51,7 @@ def save_weights(
     """
     # Copies: safetensors refuses views of one storage, and a later step must not change what is written.
     own = _copies(weights)
-    with replacing(Path(path)) as beside:
+    with replacing(as_path(path)) as beside:
         # transformers 4.x refuses a file that does not say which library its tensors are of.
         try:
             about = {} if facts is None else {FACTS: json.dumps(facts)}
@@ -65,7 +75,7 @@ def save_torch(path: str | os.PathLike[str], weights: Mapping[str, Tensor]) -> N
     {'weight': tensor([1., 1.])}
     """
     own = _copies(weights)  # a view would be written with all of its storage
-    with replacing(Path(path)) as beside:
+    with replacing(as_path(path)) as beside:
         with open(beside, "wb") as file:
             torch.save(own, file)
         sync(beside)
@@ -78,6 +88,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Traceback (most recent call last):
     diva_rs.errors.WeightsError: nowhere.safetensors cannot be read as safetensors: ...
     """
+    path = as_path(path)
     try:
         open_regular(path).close()
         weights = dict(load_file(path))
@@ -103,15 +114,16 @@ def save_state(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> Path
     >>> sorted(file.name for file in folder.iterdir())
     ['manifest.json', 'optimizer.safetensors', 'parameters.safetensors', 'state.json']
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     check_place(folder)
+    make_folder(folder.parent)
     for key in ("parameters", "optimizer"):
         if not isinstance(state, Mapping) or not isinstance(state.get(key), Mapping):
             raise WeightsError(f"state is not the state of a Trainer: it has no tensors under {key!r}")
     facts = {key: state[key] for key in ("counters", "recipe", "run") if key in state}
     try:
         with replacing(folder) as beside:
-            beside.mkdir(parents=True)
+            beside.mkdir()
             save_weights(beside / "parameters.safetensors", state["parameters"])
             save_weights(beside / "optimizer.safetensors", state["optimizer"])
             write_json(beside / "state.json", facts)
@@ -132,7 +144,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Traceback (most recent call last):
     diva_rs.errors.WeightsError: nowhere/manifest.json cannot be read: ...
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not folder.exists() and old(folder).exists():
         folder = old(folder)  # the machine went down between the two renames of `replacing`
     verify(folder, _STATE_FILES)
@@ -151,7 +163,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def check_place(folder: Path) -> None:
     """Raise DataError if ``folder`` holds other files, which `save_state` would remove."""
     known = {*_STATE_FILES, MANIFEST}
-    others = {file.name for file in folder.iterdir()} - known if folder.is_dir() else set()
+    others = set(names_in(folder)) - known
     if others:
         raise DataError(
             f"{folder} holds {min(others)!r}, which is not part of a checkpoint: choose another folder"

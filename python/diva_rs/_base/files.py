@@ -1,19 +1,20 @@
 """Safe reading of files that may be anything, and writing of files that are whole or not there.
 
 Reading never waits for a pipe, reads a device or fills the memory. Writing goes to a place beside the target,
-is synced, and then renamed.
+is synced, and then renamed. A new file has the mode that the umask leaves, a replaced one keeps its own.
 """
 
+import errno
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diva_rs._base.leftovers import remove, sweep, temporary_of
 from diva_rs.errors import DataError, DivaError
 
 _KINDS = (
@@ -25,7 +26,33 @@ _KINDS = (
 )
 # No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # what `_temporary` gives
+# A file system that cannot sync (CIFS, FUSE, WSL).
+_NO_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EBADF,
+    errno.EPERM,
+    errno.EACCES,
+)
+# What systems put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
+_OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A caller's path; a leading ``~`` or ``~user`` is that user's home folder.
+
+    >>> as_path("~/runs/a") == Path.home() / "runs" / "a"
+    True
+    """
+    return Path(os.path.expanduser(path))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The sorted names in a folder without hidden files and what systems create; none if it is no folder."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(name for name in names if not name.startswith(".") and name not in _OF_SYSTEMS)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -93,7 +120,7 @@ def check_model(folder: Path) -> None:
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder and its parents if they are missing; ``~`` is the home folder. Raises DataError."""
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as err:
@@ -123,6 +150,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
         raise DataError(f"{path} could not be written ({err}): nothing at that path was changed") from err
+    try:
+        sync(path.parent)
+    except OSError as err:
+        raise DataError(f"{path} was written, but may be lost if the machine fails: {err}") from err
 
 
 @contextmanager
@@ -132,38 +163,43 @@ def beside(path: Path) -> Iterator[Path]:
         raise DataError(
             f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
         )
-    place = _temporary(path)
+    # A folder, since libraries write temporary files beside the one that they are given.
+    temporary = temporary_of(path)
+    sweep(path.parent, path.name)
     try:
-        _remove(place)
+        remove(temporary)
+        temporary.mkdir()
+        place = temporary / path.name
+        place.touch()
+        mode = place.stat().st_mode  # what umask and folder leave; safetensors takes it away
+        place.unlink()
         yield place
+        _keep_access(place, path, mode)
         _into_place(place, path)
     finally:
-        _remove(place)
+        remove(temporary)
 
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that a crash leaves no half of it under its name."""
-    aside = _temporary(folder)
-    _remove(aside)
+    aside = temporary_of(folder)
+    remove(aside)
     with suppress(FileNotFoundError):
         os.replace(folder, aside)
-    _remove(aside)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed writers have left in ``folder``."""
-    for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            _remove(path)
+    remove(aside)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a folder, are on the disk, if the file system can say so."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as err:
+        if err.errno not in _NO_SYNC:
+            raise
 
 
 def old(path: Path) -> Path:
@@ -175,28 +211,27 @@ def _into_place(place: Path, path: Path) -> None:
     moved = place.is_dir() and path.is_dir()
     try:
         if moved:  # a rename replaces a file, but not a folder that is not empty
-            _remove(old(path))
+            remove(old(path))
             os.replace(path, old(path))
         os.replace(place, path)
     except BaseException:
         if moved and not path.exists():
             os.rename(old(path), path)
         raise
-    sync(path.parent)
-    if moved:
-        _remove(old(path))
+    if path.is_dir():
+        remove(old(path))
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+def _keep_access(place: Path, path: Path, mode: int) -> None:
+    """Give new files the mode and the group of those that they replace, and others at least ``mode``."""
+    for new in (place, *place.rglob("*")):
+        before = path / new.relative_to(place)
+        with suppress(OSError):  # file systems without modes or groups
+            if before.exists() and before.is_dir() == new.is_dir():
+                new.chmod(stat.S_IMODE(before.stat().st_mode))
+                os.chown(new, -1, before.stat().st_gid)
+            elif new.is_file():
+                new.chmod(stat.S_IMODE(new.stat().st_mode | mode))
 
 
 def _finite(content: Any) -> Any:

@@ -1,16 +1,22 @@
 """``diva-rs export``: a CLIP as other code loads it."""
 
 import argparse
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from diva_rs._base.files import as_path
+from diva_rs._base.optional import require
+from diva_rs.cli.clips import load_clip
 from diva_rs.cli.flags import Options, add_flags, given
-from diva_rs.cli.models import load_clip, pick_device, tokenizer_of
+from diva_rs.cli.models import pick_device, tokenizer_of
 from diva_rs.cli.options import CLIP
-from diva_rs.clip import export
+from diva_rs.clip import export, facts
 from diva_rs.errors import ConfigError
+
+_LLAVA = 'note: LLaVA picks the class by the path: give one {} "siglip" in it'
 
 HELP = "write a CLIP for open_clip, for transformers (LLaVA) or for OpenAI's clip"
 USAGE = "diva-rs export --clip MODEL[:WEIGHTS] --to open_clip|transformers|openai --out PATH [options]"
@@ -48,11 +54,11 @@ def run(args: argparse.Namespace) -> int:
     elif options.to == "openai":
         path = export.to_openai(clip, options.out, half=options.half)
     else:
-        own = tokenizer_of(options.clip) if _has_tokenizer(Path(options.clip)) else None
+        own = tokenizer_of(options.clip) if _has_tokenizer(as_path(options.clip)) else None
         path = export.to_transformers(clip, options.out, vision_only=options.vision_only, processor=own)
         if not options.vision_only and not _has_tokenizer(path):
             print(f"{path} has no tokenizer: diva-rs eval needs --tokenizer, or the model's own saved there")
-    print(f"{path} is written; it loads with\n  {_how(options.to, path, options.clip)}")
+    print(f"{path} is written; it loads with\n  {_how(options.to, path, options.clip, clip)}")
     return 0
 
 
@@ -60,13 +66,29 @@ def _has_tokenizer(folder: Path) -> bool:
     return (folder / "tokenizer_config.json").is_file()
 
 
-def _how(layout: str, path: Path, spec: str) -> str:
+def _how(layout: str, path: Path, spec: str, clip: Any) -> str:
     """The line of Python that loads the file."""
     if layout == "openai":
         return f'clip.load("{path}")'
     if layout == "open_clip":
-        folder = Path(spec).exists() or spec.startswith(("hf-hub:", "local-dir:"))
-        name = "NAME" if folder else spec.split(":")[0]
-        return f'open_clip.create_model_and_transforms("{name}", pretrained="{path}")'
-    siglip = "siglip" in (path / "config.json").read_text(encoding="utf-8")
-    return f'transformers.{"Siglip" if siglip else "CLIP"}VisionModel.from_pretrained("{path}")'
+        library = require("open_clip", extra="open-clip")
+        listed = library.list_models()
+        quick = "quick_gelu" in facts(clip)["vision"]["activation"]
+        name = spec.partition(":")[0]
+        name = name if name in listed else "NAME"
+        twin = f"{name}-quickgelu"
+        built = name in listed and library.get_model_config(name).get("quick_gelu")
+        forced = ", force_quick_gelu=True" if quick and not built else ""
+        if forced and twin in listed:
+            name, forced = twin, ""
+        return f'open_clip.create_model_and_transforms("{name}", pretrained="{path}"{forced})'
+    family = _family(path)
+    siglip, named = "Siglip" in family, "siglip" in str(path).lower()
+    llava = "" if siglip == named else f"\n{_LLAVA.format('with' if siglip else 'without')}"
+    return f'transformers.{family}VisionModel.from_pretrained("{path}"){llava}'
+
+
+def _family(folder: Path) -> str:
+    """CLIP, Siglip or MetaClip2, by the folder's configuration."""
+    name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    return str(name).split("Model")[0].removesuffix("Vision")

@@ -5,11 +5,20 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pydantic import field_validator
+
+from diva_rs._base.files import as_path
 from diva_rs.recipes.settings import Settings, kind, schemas
 
 
 class Options(Settings):
-    """The settings of a command; each field is a flag."""
+    """The settings of a command; each field is a flag. A path may begin with ``~``, the home folder."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_home(cls, value: Any) -> Any:
+        model, colon, path = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+        return f"{model}{colon}{as_path(path)}" if path.startswith("~") else value
 
     @classmethod
     def label(cls, field: str) -> str:

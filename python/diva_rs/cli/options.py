@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs._base.settings import hint
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.data.decode import MAX_PIXELS
@@ -77,12 +77,16 @@ class TrainOptions(ImageOptions):
     """steps between two evaluations; none: before and after training"""
     mmvp: Text | None = None
     """measure MMVP-VLM: the folder with Questions.csv"""
+    pairs: Text | None = None
+    """measure the validation half of a benchmark of pairs, by which --best may go: its folder"""
     zero_shot: Text | None = None
     """measure zero-shot accuracy: an image folder with a folder per class"""
     drift: Count | None = None
     """measure drift: mean cosine to the original on so many training images"""
     best: Text | None = None
-    """score whose best weights are kept in OUTPUT_DIR/best: mmvp, zero_shot, drift"""
+    """score whose best weights are kept in OUTPUT_DIR/best: pairs, zero_shot, drift, mmvp"""
+    best_on_test: bool = False
+    """whether --best may go by a test set (mmvp), which the report then says"""
     guard: Text | None = None
     """stop where a score falls below: drift=0.95, or zero_shot=drop:1 (below the start's)"""
     tensorboard: Text | None = None
@@ -142,7 +146,7 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A TOML file's top level and its ``[recipe]`` table, with underscores in the names."""
     try:
-        text = read_text(path, _MOST_BYTES)
+        text = read_text(as_path(path), _MOST_BYTES)
         if text.count(".") > _MOST_DOTS:
             raise ValueError(f"more than {_MOST_DOTS} dots")
         content = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}

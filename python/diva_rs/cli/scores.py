@@ -8,17 +8,19 @@ import torch
 
 from diva_rs.cli.models import belongings, load_images
 from diva_rs.cli.options import TrainOptions
+from diva_rs.cli.tables import NOT_MEASURED
 from diva_rs.clip import adapt
 from diva_rs.data import Views, clip_input
 from diva_rs.errors import ConfigError
-from diva_rs.evaluation import Drift, mmvp_vlm, zero_shot_folder
+from diva_rs.evaluation import Drift, mmvp_vlm, pairs, zero_shot_folder
 from diva_rs.recipes.recipe import Recipe
 
 
 def scoring(options: TrainOptions, clip: Any, teacher: Any, recipe: Recipe) -> dict[str, Any]:
     """``evaluate``, ``eval_every``, ``best`` and ``guard`` of `post_train`; empty where no score is named."""
     evaluate: dict[str, Callable[[Any], Any]] = {}
-    measures: dict[str, Any] = {"mmvp": mmvp_vlm, "zero_shot": zero_shot_folder}
+    validation = partial(pairs, half="validation")
+    measures: dict[str, Any] = {"mmvp": mmvp_vlm, "pairs": validation, "zero_shot": zero_shot_folder}
     for name, measure in measures.items():
         root = getattr(options, name)
         if root is not None:
@@ -30,8 +32,9 @@ def scoring(options: TrainOptions, clip: Any, teacher: Any, recipe: Recipe) -> d
     given = [name for name, value in others.items() if value is not None]
     if given and not evaluate:
         raise ConfigError(
-            f"{options.label(given[0])} needs a score: give --mmvp, --zero-shot or --drift as well"
+            f"{options.label(given[0])} needs a score: give --pairs, --mmvp, --zero-shot or --drift as well"
         )
+    others["best_on_test"] = options.best_on_test
     return {"evaluate": evaluate, **others} if evaluate else {}
 
 
@@ -74,6 +77,11 @@ def scores_table(found: Mapping[str, Any]) -> str:
     for name in names:
         values = (row.get(name, float("nan")) for row in rows.values())
         lines.append(f"{name:<{width}}" + "".join(f"{value:>10.4g}" for value in values))
+    kinds = {entry["kind"] for entries in found.get("of", {}).values() for entry in entries}
+    if "detail" in kinds and "retention" not in kinds:
+        lines.append(f"{NOT_MEASURED} (--zero-shot FOLDER)")
+    if "chosen_on_test" in found:
+        lines.append(f"best was chosen by {found['chosen_on_test']}, a test set: its score there is too good")
     return "\n".join(lines)
 
 

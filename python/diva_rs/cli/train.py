@@ -5,8 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import make_folder
-from diva_rs.cli.models import check_data, load_clip, load_images, pick_device
+from diva_rs._base.files import make_folder, names_in
+from diva_rs.cli.clips import load_clip
+from diva_rs.cli.models import check_data, load_images, pick_device
 from diva_rs.cli.options import TrainOptions, add_options, settings
 from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.clip import adapt
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare_folder(path: str, overwrite: bool) -> Path:
     folder = make_folder(path)
-    if any(folder.iterdir()) and not (folder / "run.json").exists() and not overwrite:
+    if names_in(folder) and not (folder / "run.json").exists() and not overwrite:
         raise ConfigError(
             f"--output-dir {folder} is not empty and holds no run to resume: choose another folder, or give "
             "--overwrite"

@@ -7,7 +7,7 @@ from torch import nn
 
 from diva_rs.clip.libraries import libraries
 from diva_rs.clip.tower import Tower
-from diva_rs.clip.wrappers import unwrap
+from diva_rs.clip.wrappers import check_adapters, unwrap
 from diva_rs.errors import ConfigError
 
 
@@ -64,6 +64,7 @@ def _why_not(model: nn.Module, visual: nn.Module | None) -> str:
 
 
 def _check_trainable(tower: Tower) -> None:
+    check_adapters(tower.module)
     for key, parameter in tower.module.named_parameters():
         if not parameter.is_leaf:
             raise ConfigError(

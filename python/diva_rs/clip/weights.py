@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._base.files import as_path
 from diva_rs._base.stored import Stored, checked, read_stored
 from diva_rs.clip.facts import Facts, check_facts, differences, facts
 from diva_rs.clip.wrappers import own_weights
@@ -39,7 +39,7 @@ def stored(source: Any, name: str) -> Stored:
         return Stored(checked(source, name))
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(f"{name} is {a_type(source)}: give a model, a state dict or a file")
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir():
         inside = [path / file for file in _IN_FOLDERS if (path / file).is_file()]
         if not inside:

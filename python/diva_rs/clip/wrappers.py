@@ -38,10 +38,24 @@ def merged(clip: nn.Module) -> nn.Module:
         model = inner
     if not any(hasattr(module, _MERGE) for module in model.modules()):
         return unwrap(model)
+    check_adapters(model)
     holder: Any = nn.ModuleDict({"model": copy.deepcopy(model)})
     while tuned := next((path for path, module in holder.named_modules() if hasattr(module, _MERGE)), None):
         holder.set_submodule(tuned, unwrap(holder.get_submodule(tuned).merge_and_unload()))
     return unwrap(holder["model"])
+
+
+def check_adapters(model: nn.Module) -> None:
+    """Raise ConfigError naming an adapter that the model never runs, so that it neither trains nor counts."""
+    for path, module in model.named_modules():
+        # torch's attention reads the weights of out_proj and does not call it. An adapter of the whole
+        # attention, whose base_layer it is, takes care of that.
+        own = isinstance(module, nn.MultiheadAttention) and not path.endswith("base_layer")
+        if own and type(module.out_proj).forward is not nn.Linear.forward:
+            raise ConfigError(
+                f"the adapter on {path}.out_proj has no effect, since nn.MultiheadAttention reads the weight "
+                "beneath it: leave out_proj out of the adapter's target_modules"
+            )
 
 
 def _inside(model: Any) -> nn.Module | None:

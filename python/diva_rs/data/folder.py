@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diva_rs._base.files import open_regular
+from diva_rs._base.files import as_path, open_regular
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
@@ -108,7 +108,7 @@ class ImageFolder(Images, Dataset[Any]):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         super().__init__(transform, size, seed, on_bad_image, max_pixels)
-        self.root = Path(root)
+        self.root = as_path(root)
         if not self.root.is_dir():
             what = "is a file" if self.root.exists() else "does not exist"
             raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")

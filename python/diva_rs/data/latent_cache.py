@@ -2,14 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diva_rs._base.files import beside, make_folder
+from diva_rs._base.files import as_path, beside, make_folder
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
@@ -63,7 +62,7 @@ class LatentCache(Store):
         if dtype not in ("float32", "float16"):
             raise ConfigError(f"dtype={shown(dtype)} is unknown: one of 'float32', 'float16'")
         check_loader(loader)
-        path = Path(folder).absolute()
+        path = as_path(folder).absolute()
         check_place(path, overwrite)
         make_folder(path.parent)
         ours = loader if isinstance(loader, ImageLoader) else None
@@ -98,7 +97,7 @@ class LatentCache(Store):
         std: Three = OPENAI_STD,
     ) -> "LatentCache":
         """Open a complete cache, and check that ``teacher`` and ``recipe``, where given, made it."""
-        cache = cls(Path(folder).absolute())
+        cache = cls(as_path(folder).absolute())
         if teacher is not None:
             cache._compare(cache.facts.teacher, "another VAE", identity(teacher))
         if recipe is not None:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
-from diva_rs._base.files import write_json
+from diva_rs._base.files import names_in, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
@@ -181,7 +181,7 @@ class Store:
 
 def check_place(folder: Path, overwrite: bool) -> None:
     """Raise DataError if a new store may not replace what is at ``folder``."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    names = names_in(folder)
     if not names and (folder.is_dir() or not folder.exists()):
         return
     known = (_INDEX, _FACTS, MANIFEST)

@@ -132,7 +132,7 @@ class ImageLoader:
         # samples that each worker has read.
         self.position: tuple[int, ...] = self._origin()
         self._accounts = dict[str, Accounting]()  # of each shard that was read
-        self._logged = ""
+        self._logged, self._warned = "", set[str]()
         if hasattr(dataset, "reports"):
             dataset.reports = True
         else:
@@ -224,11 +224,12 @@ class ImageLoader:
 
     def _keep(self, accounts: Mapping[str, Accounting]) -> None:
         """Keep the accounting of each shard as it is after most of its members were read."""
-        warned = self.accounting.pictures
         for shard, account in accounts.items():
             if account.total >= self._accounts.get(shard, account).total:
                 self._accounts[shard] = account
-        if not self.accounting.pictures <= warned:
+        pictures = set[str]().union(*(account.pictures for account in accounts.values()))
+        if not pictures <= self._warned:
+            self._warned |= pictures
             self._log()
 
     def _log(self) -> None:

@@ -157,7 +157,7 @@ def _expand(pattern: Paths) -> list[str]:
     expand_urls = require("webdataset.shardlists", extra="data").expand_urls
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
     shards: list[str] = []
-    for part in [os.fspath(one) for one in patterns]:
+    for part in [os.path.expanduser(one) for one in patterns]:
         if "://" in part or part.startswith(("pipe:", "-")):  # webdataset would fetch or run it
             raise ConfigError(f"shards {part!r}: only local files are read; download them or mount the store")
         try:

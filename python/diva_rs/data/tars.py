@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from diva_rs._base.files import open_regular
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.decode import EXTENSIONS, BadImage
 from diva_rs.data.keys import name_key
+from diva_rs.errors import DataError
 
 _MOST_HEADER = 1 << 16  # bytes of a name or of other extended headers
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
@@ -40,6 +42,17 @@ def labels(shards: Sequence[str]) -> list[str]:
         depth += 1
         found = ["/".join(p[-depth:]) if f in repeated else f for f, p in zip(found, parts, strict=True)]
     return found
+
+
+def check_end(shard: Path) -> None:
+    """Raise DataError for an uncompressed tar that ends early, which other readers take for its end."""
+    try:
+        with open_regular(shard) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
+            if file.read() != bytes(1024):
+                raise DataError(f"{shard} is no whole tar: its end mark is missing; get the file again")
+    except OSError as err:
+        raise DataError(f"{shard} cannot be read: {err.strerror or err}") from err
 
 
 def read_images(shard: str, label: str, most: int, account: Accounting) -> Iterator[Member | BadImage]:
@@ -75,7 +88,9 @@ def _images(
 ) -> Iterator[Member]:
     """The image members of a shard, up to its damage."""
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=_StrictInfo) as tar:
+        # A file may hold several tars, one after the other.
+        reading: Any = {"mode": "r|*", "tarinfo": _StrictInfo, "ignore_zeros": True}
+        with open_regular(shard) as file, tarfile.open(fileobj=file, **reading) as tar:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else a shard's headers stay in memory
                 name = posixpath.normpath(info.name)
@@ -113,9 +128,13 @@ class _StrictInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
+        ended, tar.ended = getattr(tar, "ended", False), False  # type: ignore[attr-defined]
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the proper end: a block of zeros
+            tar.ended = True  # type: ignore[attr-defined]
+            raise  # the proper end of a tar: a block of zeros
         except tarfile.HeaderError as err:
+            if ended and isinstance(err, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+                raise  # the end of the file
             raise tarfile.ReadError(f"{err}" if tar.offset else f"not a tar file ({err})") from err

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from diva_rs._base.files import as_path
+from diva_rs._base.hub import mirror
+from diva_rs._base.stored import check_stored
 from diva_rs.clip import unwrap
 from diva_rs.diffusion.families import family_of, folders, supported
 from diva_rs.diffusion.loading import denoiser_name, load_part
@@ -13,6 +16,7 @@ from diva_rs.errors import ConfigError, WeightsError, a_type
 
 # A repository on the Hub is owner/name; anything that looks like a path is none.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SINGLE = (".safetensors", ".ckpt", ".bin", ".pth", ".pt", ".gguf")
 _NAMES = {"vae": "VAE", "text_encoder": "text encoder"}
 _ARGUMENTS = {"vae": "vae", "scheduler": "scheduler"}
 
@@ -117,11 +121,15 @@ class Parts:
         return model
 
     def _opened(self, source: str) -> Any:
-        folder = Path(source).expanduser()
+        folder = as_path(source)
         if folder.is_dir():
             self._root = _root_of(folder)
             names = (*folders(), "") if self._root == str(folder) else (folder.name,)
             held = [name for name in names if (Path(self._root) / name / "config.json").is_file()]
+            if not held and any(file.suffix in _SINGLE for file in folder.iterdir()):
+                raise ConfigError(f"{folder} holds no config.json: {_single_file('PATH')}")
+            if not held and (folder / "snapshots").is_dir():
+                raise ConfigError(f"{folder} is a cache of the Hub: give a folder in {folder / 'snapshots'}")
             if not held:
                 inside = ", ".join(folders())
                 raise ConfigError(f"{folder} is no diffusers folder: no config.json in it, nor in {inside}")
@@ -134,9 +142,14 @@ class Parts:
                 raise ConfigError(
                     f"{source} is no folder here, and the Hugging Face Hub did not supply it: {err}"
                 ) from err
+        elif folder.exists():
+            check_stored(folder)
+            raise ConfigError(f"{folder} is one file: {_single_file(str(folder))}")
         else:
+            repository = mirror(folder.name) or "OWNER/NAME"
             raise ConfigError(
-                f"{folder} {'is a file' if folder.exists() else 'does not exist'}; expected {_expected()}"
+                f"{folder} does not exist; expected {_expected()}. Such a folder is a download: hf download "
+                f"{repository} --local-dir {folder}"
             )
         self._where["unet"] = f"from {self._root}/{name}" if name else f"from {self._root}"
         return load_part(self._root, name)
@@ -155,6 +168,13 @@ def _expected() -> str:
     return (
         f"{supported()}, a pipeline that holds one, a diffusers folder, a repository on the Hugging Face "
         "Hub, a diva_rs.Teacher, or Teacher(predict=...) for any other model"
+    )
+
+
+def _single_file(path: str) -> str:
+    return (
+        "diffusers loads one file of weights with StableDiffusionPipeline (or the pipeline of its family)"
+        f'.from_single_file("{path}"): pass that pipeline, or the folder that its save_pretrained writes'
     )
 
 

@@ -1,18 +1,13 @@
 """Loading one part of a diffusers folder or Hub repository, strictly: no weight is ever left to chance."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diva_rs._base.files import check_model
+from diva_rs._base.hub import check_weights, hub_reason, variant_of
 from diva_rs._base.optional import one_line, require
 from diva_rs.errors import ConfigError, DivaError, WeightsError, shown
-
-# Hugging Face's names of weight files: name[.variant][-00001-of-00002].safetensors
-_WEIGHTS = re.compile(
-    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
-)
 
 
 def load_part(root: str, name: str) -> Any:
@@ -26,6 +21,7 @@ def load_part(root: str, name: str) -> Any:
     try:
         if Path(place).is_dir():
             check_model(Path(place))
+            check_weights(Path(place))
         if name.startswith("tokenizer"):
             kind = require("transformers", extra="diffusers").CLIPTokenizer
             tokenizer = kind.from_pretrained(root, subfolder=name)
@@ -39,14 +35,8 @@ def load_part(root: str, name: str) -> Any:
     except DivaError:
         raise
     except Exception as err:  # json, safetensors, pickle, OS and network errors of two libraries
-        raise WeightsError(f"{place} could not be loaded: {one_line(err)}") from err
-
-
-def variant_of(folder: Path) -> str | None:
-    """The variant ("fp16") of a folder that has its weights in that variant alone, otherwise None."""
-    matches = [_WEIGHTS.fullmatch(file.name) for file in folder.glob("*")]
-    variants = {match[1] for match in matches if match}
-    return variants.pop() if len(variants) == 1 else None
+        reason = one_line(err) if Path(root).is_dir() else hub_reason(err, root)
+        raise WeightsError(f"{place} could not be loaded: {reason}") from err
 
 
 def denoiser_name(root: str, names: Sequence[str]) -> str:
@@ -55,7 +45,7 @@ def denoiser_name(root: str, names: Sequence[str]) -> str:
     try:
         index = diffusers.DiffusionPipeline.load_config(root)
     except Exception as err:
-        raise WeightsError(f"{root}/model_index.json could not be read: {err}") from err
+        raise WeightsError(hub_reason(err, root)) from err
     return next((name for name in names if name in index), names[0])
 
 
@@ -74,8 +64,7 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
         raise ConfigError(f"{place} is a {class_name}, which is no {base.__name__} of diffusers")
     if name == "scheduler":
         return kind.from_pretrained(root, **subfolder)
-    variant = variant_of(Path(root) / name)
-    model, info = kind.from_pretrained(root, variant=variant, output_loading_info=True, **subfolder)
+    model, info = _from_pretrained(kind, root, name)
     _strict(place, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
 
@@ -91,12 +80,26 @@ def _text_encoder(root: str, name: str, place: str) -> Any:
             "own pipeline and pass Teacher(unet, text_condition=...)"
         )
     kind = getattr(transformers, class_name)
-    variant = variant_of(Path(root) / name)
-    model, info = kind.from_pretrained(root, subfolder=name, variant=variant, output_loading_info=True)
+    model, info = _from_pretrained(kind, root, name)
     # Extra keys are usual here: text encoders are published inside files of a whole CLIP.
     _strict(place, info, ("missing_keys", "mismatched_keys"))
     # One prompt is encoded once: float32 costs nothing and half precision is not on every CPU.
     return model.float()
+
+
+def _from_pretrained(kind: Any, root: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """The model and its loading info; in half precision where there is no other."""
+    settings = {"output_loading_info": True, **({"subfolder": name} if name else {})}
+    variant, here = variant_of(Path(root) / name), Path(root).is_dir()
+    try:
+        return kind.from_pretrained(root, variant=variant, **settings)  # type: ignore[no-any-return]
+    except OSError as err:
+        if here:
+            raise
+        try:  # a repository does not say which variants it has
+            return kind.from_pretrained(root, variant="fp16", **settings)  # type: ignore[no-any-return]
+        except OSError:
+            raise err from None
 
 
 def _strict(place: str, info: dict[str, Any], kinds: tuple[str, ...]) -> None:

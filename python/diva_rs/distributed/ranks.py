@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from diva_rs._base.world import local_rank, rank_and_world
+from diva_rs.distributed.signals import Notice
 from diva_rs.errors import RankError
 
 _TIMEOUT = timedelta(days=1)  # of a fact, such as the end of an evaluation on rank 0
@@ -24,18 +25,22 @@ class Ranks:
 
     Attributes:
         rank, world, local: this rank, the number of ranks, and this rank's number on its machine.
-        stopping: whether Ctrl-C was pressed on this rank.
 
     >>> ranks = Ranks()
     >>> ranks.world, ranks.numbers(3, 0), ranks.facts("here")
     (1, [[3, 0]], ['here'])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, notice: Notice | None = None) -> None:
+        self._notice = notice
         self.rank, self.world = rank_and_world()
         self.local = local_rank(self.rank) if self.world > 1 else 0
-        self.stopping = False
         self._hosts: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if self.world > 1 else None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether Ctrl-C, or a signal that ends the process, came to this rank."""
+        return self._notice is not None and self._notice.stopping
 
     @property
     def first(self) -> bool:

@@ -1,17 +1,15 @@
 """The time in which the ranks work together: joined at its begin, left at its end."""
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 
 from diva_rs._base.world import launched
 from diva_rs.distributed.ranks import Ranks
+from diva_rs.distributed.signals import noticed
 from diva_rs.errors import DeviceError
 
 
@@ -22,7 +20,8 @@ def session() -> Iterator[Ranks]:
     torch.distributed is initialized where the caller has not done it, and only then shut down
     again. An exception in the block is recorded for torchrun, which shows it and ends or restarts
     the other ranks. On several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the
-    same step; a second one raises.
+    same step; a second one raises. SIGTERM and its like do the same, or raise KeyboardInterrupt on
+    one rank, and have their usual effect when the ranks have parted (see `noticed`).
 
     Raises DeviceError where the ranks cannot be joined, RankError where another one fails or is lost.
 
@@ -30,24 +29,25 @@ def session() -> Iterator[Ranks]:
     ...     ranks.world
     1
     """
-    joined = _join()
-    try:
-        ranks = Ranks()
+    with noticed() as notice:
+        joined = _join()
         try:
-            with _noted_interrupts(ranks):
+            ranks = Ranks(notice)
+            notice.together = ranks.world > 1
+            try:
                 yield ranks
                 ranks.wait()
-        except Exception as err:
-            from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+            except Exception as err:
+                from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-            # Where torchrun looks for it; under another launcher nothing happens.
-            get_error_handler().record_exception(err)
-            raise
+                # Where torchrun looks for it; under another launcher nothing happens.
+                get_error_handler().record_exception(err)
+                raise
+            finally:
+                ranks.close()
         finally:
-            ranks.close()
-    finally:
-        if joined:
-            dist.destroy_process_group()
+            if joined:
+                dist.destroy_process_group()
 
 
 def _join() -> bool:
@@ -72,24 +72,3 @@ def _join() -> bool:
             f"MASTER_ADDR and MASTER_PORT announce: {err}. Without a launcher, unset these variables"
         ) from err
     return True
-
-
-@contextmanager
-def _noted_interrupts(ranks: Ranks) -> Iterator[None]:
-    """On several ranks, note the first Ctrl-C instead of raising it. An ignored signal stays ignored."""
-    before = signal.getsignal(signal.SIGINT)
-    main_thread = threading.current_thread() is threading.main_thread()
-    if ranks.world == 1 or not callable(before) or not main_thread:
-        yield
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if ranks.stopping:
-            raise KeyboardInterrupt
-        ranks.stopping = True
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

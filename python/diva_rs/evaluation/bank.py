@@ -60,14 +60,14 @@ class Bank:
         return {kind: count / self.seconds[kind] for kind, count in self.counts.items() if count}
 
     def _embed(
-        self, kind: str, parts: Sequence[T], embed: Callable[[Sequence[T]], Tensor], batch: int
+        self, kind: str, parts: Sequence[T], embed: Callable[[Sequence[T]], list[Tensor]], batch: int
     ) -> None:
         started = time.perf_counter()
         with tqdm(total=len(parts), desc=kind, disable=not (self.progress and parts)) as bar:
             for start in range(0, len(parts), batch):
                 some = parts[start : start + batch]
                 rows = embed(some)
-                good = rows.isfinite().all(dim=1).tolist()
+                good = torch.stack(rows).isfinite().all(dim=1).tolist()
                 if not all(good):
                     part = some[good.index(False)]
                     name = part.name if isinstance(part, Picture) else repr(part)
@@ -77,19 +77,19 @@ class Bank:
         self.counts[kind] += len(parts)
         self.seconds[kind] += time.perf_counter() - started
 
-    def _texts(self, texts: Sequence[str]) -> Tensor:
+    def _texts(self, texts: Sequence[str]) -> list[Tensor]:
         tokens: Any = self.embedder.tokenize(texts)
         ids = tokens if isinstance(tokens, Tensor) else tokens["input_ids"]
         rows = normalize(self.embedder.encode_text(tokens.to(self.embedder.device)).float(), dim=-1)
         # Texts of the same tokens, for example cut off before they differ, are a tie to the bit.
         keys = [tuple(row) for row in ids.tolist()]
-        return torch.stack([self._tokens.setdefault(key, row) for key, row in zip(keys, rows, strict=True)])
+        return [self._tokens.setdefault(key, row) for key, row in zip(keys, rows, strict=True)]
 
-    def _images(self, pictures: Sequence[Picture]) -> Tensor:
+    def _images(self, pictures: Sequence[Picture]) -> list[Tensor]:
         pixels = torch.stack([self._pixels(picture) for picture in pictures]).to(self.embedder.device)
         named = [int(sample_keys([p.key if p.id is None else p.id])[0]) for p in pictures]
         rows = self.embedder.encode_image(pixels, named).float()
-        return normalize(rows, dim=-1) if self.embedder.embedding.normalized else rows
+        return list(normalize(rows, dim=-1) if self.embedder.embedding.normalized else rows)
 
     def _pixels(self, picture: Picture) -> Tensor:
         return self.embedder.transform(load(picture.source, picture.name))

@@ -7,19 +7,15 @@ import contextlib
 import io
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
-from diva_rs.data.loader import on_the_host
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
+from diva_rs.evaluation.datasets import Opened, Settings, open_dataset
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
@@ -38,48 +34,6 @@ SUITES = {
         "retrieval": ("flickr30k", "mscoco_captions"),
     }
 }
-# In a suite, but in no release of clip-benchmark.
-_ABSENT = {"birdsnap": "clip-benchmark does not have it: build it as a webdataset (wds/birdsnap)"}
-# What clip-benchmark would fetch with wget even with download=False, relative to the data set's root.
-_NEEDED = {
-    "imagenetv2": ("ImageNetV2-matched-frequency",),
-    "mscoco_captions": ("val2014", "coco_{split}_karpathy.json"),
-    "flickr30k": ("flickr30k_{split}_karpathy.txt",),
-    "flickr8k": ("flickr8k_{split}_karpathy.txt",),
-}
-# clip-benchmark's names of the tasks.
-_TASKS = {"zero-shot": "zeroshot_classification", "retrieval": "zeroshot_retrieval"}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How data sets are read."""
-
-    split: str = "test"
-    batch: int = 64  # images at a time
-    workers: int = 2  # processes that read images
-    download: bool = False  # whether clip-benchmark may run wget, gdown or kaggle for missing data sets
-    webdataset: bool = False  # whether the names of a suite mean webdataset folders, as "wds/<name>" does
-    recall: Sequence[int] = (1, 5, 10)  # the k of recall@k, for retrieval; the first one is the score
-    confidence: float = 0.95  # of the intervals
-    progress: bool = True  # whether clip-benchmark's progress bars are shown
-    # Is given the result so far after every data set: a suite that is interrupted then loses none.
-    done: Callable[[SuiteResult], Any] | None = None
-
-
-class Opened:
-    """A data set that was found: the loader that clip-benchmark takes, which counts its images."""
-
-    def __init__(self, name: str, dataset: Any, loader: Any) -> None:
-        self.name, self.dataset, self.loader, self.images = name, dataset, loader, 0
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self.loader:
-            self.images += len(batch[0])
-            yield batch
 
 
 def run_suite(
@@ -145,70 +99,6 @@ def _running(device: torch.device, progress: bool) -> Iterator[None]:
         if not progress:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
-
-
-def open_dataset(
-    name: str, embedder: Embedder, root: str | os.PathLike[str], settings: Settings, task: str
-) -> Opened:
-    """The data set of that name in clip-benchmark; DataError if it is missing and may not be downloaded."""
-    builder = require("clip_benchmark.datasets.builder", extra="eval")
-    if name in _ABSENT:
-        raise DataError(_ABSENT[name])
-    place = place_of(root, name)
-    webdataset = name.startswith("wds/")
-    if not settings.download and "://" not in place:
-        if not Path(place).is_dir():
-            raise DataError(f"there is no folder {place} (download=True lets clip-benchmark fetch it)")
-        for part in ("{split}/nshards.txt",) if webdataset else _NEEDED.get(name, ()):
-            file = Path(place, part.format(split=settings.split))
-            if not file.exists():
-                raise DataError(f"{file} is missing")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"WebDataset\(shardshuffle")  # it is off on purpose
-        dataset = builder.build_dataset(
-            dataset_name=name,
-            root=place,
-            transform=embedder.transform,
-            split=settings.split,
-            download=settings.download,
-            task=_TASKS[task],
-        )
-    if type(dataset).__name__ == "ImageFolder" and len(dataset.class_to_idx) != len(dataset.classes):
-        # It numbers classes by its sub-folders, which clip-benchmark names by a fixed list.
-        folders, classes = len(dataset.class_to_idx), len(dataset.classes)
-        raise DataError(f"{dataset.root} has {folders} class folders, but the data set has {classes} classes")
-    loader: DataLoader[Any]
-    if webdataset:
-        # webdataset raises an error if there are more workers than shards.
-        count = Path(place, settings.split, "nshards.txt")
-        workers = min(settings.workers, int(count.read_text())) if count.is_file() else 1
-        batches = dataset.batched(settings.batch)
-        loader = DataLoader(batches, None, num_workers=workers, worker_init_fn=on_the_host)
-    else:
-        collate, workers = builder.get_dataset_collate_fn(name), settings.workers
-        loader = DataLoader(
-            dataset, settings.batch, num_workers=workers, collate_fn=collate, worker_init_fn=on_the_host
-        )
-    return Opened(name, dataset, loader)
-
-
-def place_of(root: str | os.PathLike[str], name: str) -> str:
-    """Where a data set lies: in the folder of its name, below ``root``, or ``root`` itself.
-
-    Braces are filled in. Never in a folder of another name: an image folder of other data would be scored.
-
-    >>> place_of("data/{dataset_cleaned}/v2", "wds/vtab/resisc45"), place_of("data", "vtab/resisc45")
-    ('data/vtab-resisc45/v2', 'data/vtab-resisc45')
-    """
-    text, short = os.path.expanduser(os.fspath(root)), name.removeprefix("wds/")
-    cleaned = short.replace("/", "-")
-    if "{" in text:
-        try:
-            return text.format(dataset=short, dataset_cleaned=cleaned)
-        except (KeyError, IndexError, ValueError) as err:
-            known = "{dataset} and {dataset_cleaned}"
-            raise ConfigError(f"root={text!r}: only {known} are filled in") from err
-    return text if "://" in text or Path(text).name == cleaned else str(Path(text, cleaned))
 
 
 def zero_shot(

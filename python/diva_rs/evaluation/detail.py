@@ -1,5 +1,6 @@
 """Scores of fine detail: every decision of a benchmark, by rule and category."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -118,6 +119,7 @@ class DetailResult(Counted):
 def score_benchmark(benchmark: Benchmark, bank: Bank, confidence: float = 0.95) -> DetailResult:
     """Score a benchmark with the embeddings of a `Bank`, which computes those that it does not hold."""
     bank.add(benchmark.parts(), benchmark.batch)
+    _warn_of_ties(benchmark, bank)
     rules = {task.rule: tuple(_decisions(task, bank, benchmark.similarity)) for task in benchmark.tasks}
     return DetailResult(
         name=benchmark.name,
@@ -132,6 +134,23 @@ def score_benchmark(benchmark: Benchmark, bank: Bank, confidence: float = 0.95) 
         confidence=confidence,
         per_second=bank.per_second(),
     )
+
+
+def _warn_of_ties(benchmark: Benchmark, bank: Bank) -> None:
+    """Warn of items whose options are one to the model."""
+    alike = [
+        item
+        for item in benchmark.tasks[0].items
+        for side in (item.rows, item.columns)
+        if len({id(bank[part]) for part in side}) < len(side)
+    ]
+    if alike:
+        warnings.warn(
+            f"{benchmark.name}: {len(alike)} items have texts with the same tokens, first {alike[0].where}: "
+            "cut off at the model's context, or words that the tokenizer does not know. They count as wrong",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _decisions(task: Task, bank: Bank, similarity: Similarity) -> Iterator[Decision]:

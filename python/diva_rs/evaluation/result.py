@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import write_json, write_text
+from diva_rs._base.files import as_path, write_json, write_text
 
 _MADE: ContextVar[list["Result"] | None] = ContextVar("results", default=None)
 
@@ -36,8 +36,9 @@ class Result:
 
     def to_json(self, path: str | os.PathLike[str]) -> Path:
         """Write `to_dict` atomically; returns the path. Raises DataError if it cannot be written."""
-        write_json(Path(path), self.to_dict())
-        return Path(path)
+        file = as_path(path)
+        write_json(file, self.to_dict())
+        return file
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write `records` atomically; returns the path. Raises DataError if it cannot be written."""
@@ -45,16 +46,18 @@ class Result:
         table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(records)
-        write_text(Path(path), text.getvalue())
-        return Path(path)
+        file = as_path(path)
+        write_text(file, text.getvalue())
+        return file
 
 
 @contextmanager
 def results_made() -> Iterator[list[Result]]:
     """The results that are made inside, also by a function that returns only a number of one.
 
+    >>> from diva_rs.evaluation import zero_shot_folder
     >>> with results_made() as made:
-    ...     value = zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
+    ...     value = diva_rs.evaluation.zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
     >>> [result.kind for result in made]
     ['retention']
     """

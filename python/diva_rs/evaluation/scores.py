@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from diva_rs.data import Accounting
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.counted import Counted, counted_line, counted_table
 from diva_rs.evaluation.result import Result
@@ -158,6 +159,7 @@ class FolderResult(Counted):
     confidence: float = 0.95
     name: str = "zero-shot"
     is_test_set: bool = False
+    accounting: Accounting = field(default_factory=Accounting)  # what the folder holds besides
     kind = "retention"
     unit = "images"
 
@@ -188,12 +190,14 @@ class FolderResult(Counted):
 
     def __str__(self) -> str:
         rows = [*self.counts.items(), ("all", (self.right, self.asked))]
-        return counted_table(rows, self.unit, self.confidence, self.name)
+        table = counted_table(rows, self.unit, self.confidence, self.name)
+        return f"{table}\n{self.accounting}" if self.accounting.left_out else table
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         scores = ("right", "asked", "interval", "accuracy", "per_class", "counts")
-        return {**{name: getattr(self, name) for name in scores}, **vars(self)}
+        found = {name: getattr(self, name) for name in scores}
+        return {**found, **vars(self), "accounting": self.accounting.to_dict()}
 
     def records(self) -> list[dict[str, Any]]:
         """One row per image."""

@@ -38,7 +38,8 @@ class TextSide:
             if isinstance(words, nn.Embedding):
                 break
         else:
-            return cls(vocabulary=getattr(config, "vocab_size", None))
+            sizes = (getattr(part, "vocab_size", None) for part in (config, model))
+            return cls(vocabulary=next((size for size in sizes if isinstance(size, int) and size), None))
         places = getattr(inner, "position_embedding", getattr(inner, "positional_embedding", None))
         context = None if places is None else len(getattr(places, "weight", places))
         if getattr(text, "cls_emb", None) is not None:  # CoCa appends a token of its own

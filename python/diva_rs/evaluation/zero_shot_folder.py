@@ -72,7 +72,8 @@ def zero_shot_folder(
     rows = tuple(
         (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
     )
-    return FolderResult(rows, type(model).__name__, str(root), confidence)
+    kind_of_model = type(model).__name__
+    return FolderResult(rows, kind_of_model, str(root), confidence, accounting=listed.accounting)
 
 
 def _check_folders(root: Path, used: set[str], classes: Mapping[str, str] | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs.clip.weights import fill
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import DataError
@@ -30,7 +30,7 @@ class Microworld:
     """
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         if not (self.folder / "manifest.json").is_file():
             how = "`python -m lab pretrain --output-dir FOLDER` makes one"
             raise DataError(f"{self.folder} holds no manifest.json: {how}")

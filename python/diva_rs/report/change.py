@@ -7,6 +7,7 @@ from diva_rs.report.words import between, level, points
 
 Interval = tuple[float, float]
 Score = tuple[float, Interval | None]  # in per cent, with the interval of this score alone
+Counts = tuple[int, int] | None  # (right, asked); None for a score that does not count items
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Change:
     found: Comparison | None = None  # the paired comparison on the same items
     confidence: float = 0.95  # of all intervals
     note: str = ""  # why the two cannot be compared, in place of a reading
+    counts: tuple[Counts, Counts] = (None, None)  # before and after
 
     @property
     def before(self) -> float | None:
@@ -75,6 +77,17 @@ class Change:
         return {1: "higher after", -1: "lower after", 0: "no difference shown"}[self.shown]
 
     @property
+    def head(self) -> tuple[str, str]:
+        """The two scores at a glance, and the rest in words: counts first, where there are some."""
+        old, new = ("?" if score is None else f"{score[0]:.1f}" for score in self.scores)
+        share = f"{old} → {new} %"
+        if self.counts == (None, None):
+            return share, self.sentence
+        before, after = ("?" if counts is None else str(counts[0]) for counts in self.counts)
+        asked = next(counts[1] for counts in self.counts if counts)
+        return f"{before} → {after} of {asked}", f"{share}, {self.sentence}"
+
+    @property
     def sentence(self) -> str:
         """Difference, interval and reading in one line."""
         if self.difference is None:
@@ -92,14 +105,15 @@ class Change:
         if self.difference is not None:
             difference = points(self.difference)
             difference += f" ({_points_between(self.found.interval)})" if self.found else ""
-        return (self.label, *map(_score, self.scores), difference, self.reading)
+        return (self.label, *map(_score, self.scores, self.counts), difference, self.reading)
 
 
-def _score(score: Score | None) -> str:
+def _score(score: Score | None, counts: Counts) -> str:
     if score is None:
         return "not measured"
     value, interval = score
-    return f"{value:.1f}" + ("" if interval is None else f" ({between(interval)})")
+    count = "" if counts is None else f"{counts[0]} of {counts[1]}: "
+    return f"{count}{value:.1f}" + ("" if interval is None else f" ({between(interval)})")
 
 
 def _points_between(interval: Interval) -> str:

@@ -3,12 +3,14 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from diva_rs._base.files import as_path
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.detail import DetailResult
 from diva_rs.evaluation.mmvp_result import MmvpVlmResult
@@ -57,9 +59,10 @@ def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
         place[name] = result
     for content in measured:
-        result = decoded(content, Path(f"evaluations-{side}.json"))
-        place, name = _place(found, result, side)
-        place.setdefault(name, result)
+        with suppress(DataError):  # of a run that diverged: the scores are not finite, as their table shows
+            result = decoded(content, Path(f"evaluations-{side}.json"))
+            place, name = _place(found, result, side)
+            place.setdefault(name, result)
     return Side(**found)
 
 
@@ -85,7 +88,7 @@ def _place(found: dict[str, Any], result: Any, side: str) -> tuple[dict[str, Any
 def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
     for entry in entries:
         if isinstance(entry, (str, os.PathLike)):
-            yield from results_in(Path(entry).expanduser(), side)
+            yield from results_in(as_path(entry), side)
         elif isinstance(entry, Mapping) and any(isinstance(value, ProbeScore) for value in entry.values()):
             yield from entry.values()
         else:
@@ -93,7 +96,14 @@ def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
 
 
 def results_in(file: Path, side: str = "before") -> Iterator[Any]:
-    """The results in a file of ``to_json`` or of ``diva-rs eval --out``; of two models those of a side."""
+    """The results in a file of ``to_json`` or of ``diva-rs eval --out``, or in a folder of them.
+
+    Of a file about two models, those of one side.
+    """
+    if file.is_dir():
+        for one in sorted(file.glob("*.json")):
+            yield from results_in(one, side)
+        return
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
         kept = content.get("retention") or {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.result import PostTrainResult
@@ -107,7 +107,7 @@ def read_run(run: PostTrainResult | str | os.PathLike[str]) -> Run:
         logs = _logs(run.history, "the result's history")
         results = {moment: _measured(found, "the result") for moment, found in run.evaluations.items()}
         return Run(run.recipe.name, run.recipe, logs, run.report, results=results)
-    folder = Path(run).expanduser()
+    folder = as_path(run)
     if not folder.is_dir():
         raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
     try:

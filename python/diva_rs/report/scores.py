@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
-from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
+from diva_rs.evaluation.scores import DriftResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 from diva_rs.report.change import Change, Score
 from diva_rs.report.charts import Chart, differences, dumbbells, histogram, radar
@@ -15,19 +15,50 @@ from diva_rs.report.words import count, points
 
 def overall(before: Side, after: Side) -> list[Change]:
     """The changes at the head of the page."""
-    mmvp = _whole("MMVP-VLM average", before.mmvp, after.mmvp)
-    folder = _whole("Image folder", before.folder, after.folder)
-    return [change for change in (mmvp, folder) if change is not None]
+    found = [_whole("MMVP-VLM average", before.mmvp, after.mmvp)]
+    found += [rows[0] for _, rows in details(before, after)]
+    found.append(_whole("Retention, image folder", before.folder, after.folder))
+    for task in dict.fromkeys([*before.suites, *after.suites]):
+        sides = (before.suites.get(task), after.suites.get(task))
+        old, new = (None if side is None else (side.average, None) for side in sides)
+        found.append(Change(f"Retention, {task}", (old, new)))
+    return [change for change in found if change is not None]
+
+
+def details(before: Side, after: Side) -> Iterator[tuple[str, list[Change]]]:
+    """(benchmark, its changes) of those of fine detail beside MMVP-VLM: by rule, and by category."""
+    for name in dict.fromkeys([*before.detail, *after.detail]):
+        old, new = before.detail.get(name), after.detail.get(name)
+        one = old or new
+        assert one is not None
+        rows = []
+        for rule in one.rules:
+            sides = [side if side is None or rule not in side.rules else side[rule] for side in (old, new)]
+            rows.append(_whole(f"{name} ({rule})", *sides))
+        yield name, [*(row for row in rows if row is not None), *_categories(old, new)]
+
+
+def _categories(old: Any, new: Any) -> list[Change]:
+    """The changes of each category, where there are several and both sides were scored."""
+    if old is None or new is None or len(old.counts) < 2:
+        return []
+    found = old.compare_categories(new)
+    return [_category(name, old, new, found[name]) for name in old.counts]
+
+
+def _category(name: str, old: Any, new: Any, found: Comparison) -> Change:
+    scores = [
+        (100 * right / asked, side.intervals[name])
+        for side in (old, new)
+        for right, asked in [side.counts[name]]
+    ]
+    counts = (old.counts[name], new.counts[name])
+    return Change(name, (scores[0], scores[1]), found, old.confidence, counts=counts)
 
 
 def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list[Chart]]:
     """The changes of the nine patterns and, last, of their average; charts of them."""
-    changes = []
-    for name in old.patterns:
-        before, after = ([p.correct for p in side.pairs if p.pattern == name] for side in (old, new))
-        found = compare_outcomes(before, after, name, old.confidence)
-        scores = [(side.patterns[name], side.intervals[name]) for side in (old, new)]
-        changes.append(Change(name, (scores[0], scores[1]), found, old.confidence))
+    changes = _categories(old, new)
     average = _whole("Average", old, new)
     assert average is not None
     every, what = [*changes, average], "MMVP-VLM accuracy"
@@ -76,7 +107,7 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(Change(name, (_score(old), _score(new)), found))
+        changes.append(Change(name, (_probe(old), _probe(new)), found))
     return changes
 
 
@@ -90,17 +121,19 @@ def cosines(drift: DriftResult) -> Chart:
 
 
 def _whole(label: str, old: Any, new: Any) -> Change | None:
-    """The change of a result that has one score: MMVP-VLM or an image folder; None if there is no result."""
+    """The change of a result that counts items; None if there is no result."""
     if old is None and new is None:
         return None
     found = old.compare(new) if old and new else None
-    return Change(label, (_score(old), _score(new)), found, (old or new).confidence)
+    scores = [None if side is None else (side.per_cent, side.interval) for side in (old, new)]
+    counts = [None if side is None else (side.right, side.asked) for side in (old, new)]
+    return Change(
+        label, (scores[0], scores[1]), found, (old or new).confidence, counts=(counts[0], counts[1])
+    )
 
 
-def _score(result: MmvpVlmResult | FolderResult | ProbeScore | None) -> Score | None:
-    if result is None:
-        return None
-    return (result.average if isinstance(result, MmvpVlmResult) else result.accuracy, result.interval)
+def _probe(result: ProbeScore | None) -> Score | None:
+    return None if result is None else (result.accuracy, result.interval)
 
 
 def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
@@ -113,9 +146,16 @@ def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
     changes = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         metrics = [side[name].metric for side in sides if name in side]
-        before, after = ((side[name].value, side[name].interval) if name in side else None for side in sides)
+        scored = [side.get(name) for side in sides]
+        before, after = (None if score is None else (score.value, score.interval) for score in scored)
+        old_counts, new_counts = (
+            None if score is None or score.right is None else (score.right, score.asked) for score in scored
+        )
         found = compared.get(name)
         paired = found if isinstance(found, Comparison) else None
         note = "" if metrics[0] == metrics[-1] else "different metrics"
-        changes.append(Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note))
+        counts = (old_counts, new_counts)
+        changes.append(
+            Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note, counts)
+        )
     return changes

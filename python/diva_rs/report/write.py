@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.files import make_folder, read_bytes, write_text
+from diva_rs._base.files import as_path, make_folder, read_bytes, write_text
 from diva_rs.data.decode import decode, load
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
@@ -43,8 +43,9 @@ def write(
         run: a `PostTrainResult`, or a run folder, also of a run that has not ended.
         folder: where to write; by default the run folder.
         before: evaluations of CLIP before post-training: result objects of `diva_rs.evaluation`, or
-            files that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of
-            each kind. A kind that is not given is that of the run's own ``evaluate``, if it has one.
+            files that ``to_json`` or ``diva-rs eval --out`` wrote, or the folder of a model in a
+            suite's; one, or a list with at most one of each kind. For a kind that is not
+            given, the run's own ``evaluate`` counts.
         after: those of CLIP after it, and the drift.
         note: a sentence or two for the head of the page: what the run was for.
         pictures: caption -> image file; they have a section of their own.
@@ -68,7 +69,7 @@ def write(
 
 def picture(path: str | os.PathLike[str]) -> str:
     """An image file as a data URI, unchanged. Raises DataError if it is damaged or too large."""
-    file = Path(path)
+    file = as_path(path)
     try:
         content = read_bytes(file, _MOST_BYTES)
     except OSError as err:

@@ -9,9 +9,9 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from diva_rs._base.files import as_path
 from diva_rs._base.optional import require
 from diva_rs.errors import ConfigError, DataError, a_type, shown
 
@@ -68,7 +68,7 @@ class TensorBoard(Callback):
     def __init__(self, log_dir: str | PathLike[str]) -> None:
         # Imported by its own name first: torch.utils.tensorboard names a missing one less plainly.
         require("tensorboard")
-        self._log_dir = str(log_dir)
+        self._log_dir = str(as_path(log_dir))
 
     @cached_property
     def _writer(self) -> Any:
@@ -134,7 +134,7 @@ class JsonLines(Callback):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = as_path(path)
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Raise DataError before the first step if the file cannot be written."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import replacing, write_json
+from diva_rs._base.files import names_in, replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
 from diva_rs.errors import ConfigError, DataError, WeightsError
@@ -26,7 +26,8 @@ from diva_rs.step.trainer import Trainer
 
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
 _VALIDATION = (
-    "Choose by a score that is not reported, such as the validation half of its pairs (half='validation')"
+    "Choose by another score, such as the validation half of its pairs: evaluation.pairs(..., "
+    "half='validation'), on the command line --pairs FOLDER"
 )
 # score -> its results: name, kind, is_test_set, and the result as a dict
 Results = dict[str, list[dict[str, Any]]]
@@ -56,7 +57,7 @@ class Evaluator:
         self._kept_row: dict[str, float] | None = None
         if folder is None:
             return
-        others = {file.name for file in (folder / "best").glob("*")} - _BEST_FILES
+        others = set(names_in(folder / "best")) - _BEST_FILES
         if others:
             raise DataError(
                 f"{folder / 'best'} holds {min(others)!r}, which no run wrote: choose another folder"
@@ -91,7 +92,8 @@ class Evaluator:
         if self._chosen_on_test and best and not self.evaluation.best_on_test:
             raise ConfigError(
                 f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
-                f"weights that it chose. {_VALIDATION}. best_on_test=True allows it, and the report says so"
+                f"weights that it chose. {_VALIDATION}. best_on_test=True (--best-on-test) allows it, and "
+                "the report says so"
             )
         measured_first = self.results["before"].values()
         kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}

@@ -26,14 +26,14 @@ from typing import Any
 from diva_rs._base.checkpoint import check_place, load_state, save_state
 from diva_rs._base.files import (
     make_folder,
-    open_regular,
     read_lines,
     read_text,
     remove_folder,
-    sweep,
+    sync,
     write_json,
     write_text,
 )
+from diva_rs._base.leftovers import sweep
 from diva_rs.errors import ConfigError, DataError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 
@@ -98,8 +98,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
         """Write a checkpoint, then remove all but the last ``keep`` and the best."""
-        with suppress(FileNotFoundError), open_regular(self.metrics) as file:
-            os.fsync(file.fileno())  # the rows up to the checkpoint must not get lost
+        with suppress(FileNotFoundError):
+            sync(self.metrics)  # the rows up to the checkpoint must not get lost
         save_state(self.checkpoint(step), state)
         spared = {*self.steps()[-keep:], step, self.best().get("step")}
         for old in self.steps():
@@ -200,7 +200,7 @@ class RunFolder:
     def _locked(self) -> int:
         """Lock the folder until the process ends. Unlike flock, workers do not inherit the lock."""
         try:
-            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as err:
             raise DataError(f"{self.path} cannot be written to: {err.strerror or err}") from err
         try:

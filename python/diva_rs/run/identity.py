@@ -12,13 +12,13 @@ def identity_of(loader: Any) -> dict[str, Any]:
     """What is known of a loader that decides which images come and in which order, as JSON values.
 
     diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
-    its dataset and sampler, their lengths and seeds, and for an iterable dataset batch and workers;
-    of another iterable its class and length. An iterator has none.
+    the length of its dataset, its sampler and their seeds, and for an iterable dataset batch and
+    workers; of another iterable its class and length. Of an iterator nothing is known.
 
     >>> identity_of([torch.zeros(2, 3, 8, 8)])
     {'class': 'list', 'batches': 1}
     >>> identity_of(torch.utils.data.DataLoader(range(6), batch_size=2))
-    {'dataset': 'range', 'images': 6, 'sampler': 'SequentialSampler'}
+    {'images': 6, 'sampler': 'SequentialSampler'}
     """
     if callable(getattr(loader, "identity", None)):
         return _known(loader.identity())
@@ -33,7 +33,9 @@ def identity_of(loader: Any) -> dict[str, Any]:
 def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for number, data in enumerate(datasets):
-        found = {"dataset": type(data).__name__, "images": _length(data)}
+        found: dict[str, Any] = {"images": _length(data)}
+        if found["images"] is None:
+            found["dataset"] = type(data).__name__
         if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset
             text = " ".join(map(str, data.indices))
             found["indices"] = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -240,13 +240,18 @@ class Run:
         step = self.progress.steps
         if self.folder is None or step in (0, self._saved):
             return
+        with held_interrupts() as hold:
+            hold()
+            self._write_checkpoint(self.folder, step)
+
+    def _write_checkpoint(self, folder: RunFolder, step: int) -> None:
         state = self.trainer.state_dict()
         # Batches that were read for the next step are read again after a resume.
         state["counters"].update(epoch=self.progress.epoch, samples_seen=self.progress.seen)
         self.monitor.read()
         run = {"progress": asdict(self.progress), "skipped": self.monitor.skipped}
         run["seconds"] = time.perf_counter() - self._started
-        self.folder.save({**state, "run": run}, step, self.recipe.keep)
+        folder.save({**state, "run": run}, step, self.recipe.keep)
         self._saved = step
 
     def _save_after(self, error: BaseException) -> None:

@@ -95,7 +95,8 @@ def post_train(
 
     Returns:
         A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far has ``interrupted`` set,
-        and with an ``output_dir`` the checkpoint is written.
+        and with an ``output_dir`` the checkpoint is written. SIGTERM, as well as SIGHUP, SIGUSR1 and
+        SIGUSR2 where they have no handler, end it in the same way, and then the process.
 
     Raises:
         ConfigError, DataError, ShapeError, DeviceError: what is wrong, where, and what to do. No

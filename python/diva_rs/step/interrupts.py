@@ -1,4 +1,4 @@
-"""Ctrl-C waits until an update is complete, so that no weight is left halfway."""
+"""Signals wait until an update is complete, so that no weight is left halfway."""
 
 import signal
 import threading
@@ -7,22 +7,24 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+_HELD = ("SIGINT", "SIGCHLD", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
 
 @contextmanager
 def held_interrupts() -> Iterator[Callable[[], None]]:
     """Gives ``hold``: after it is called, Ctrl-C waits until the end of the block; before, it does not.
 
     A block inside another one shares its ``hold``: what was held is delivered when the outer block ends.
-    The death of a child process waits too where a handler is set: a ``DataLoader`` raises an error then.
-    Python delivers both in the main thread only.
+    Other signals that have a handler wait too: SIGTERM, and the death of a child process, at which a
+    ``DataLoader`` raises an error. Python delivers them in the main thread only.
 
     >>> with held_interrupts() as hold:
     ...     hold()  # from here on Ctrl-C waits
     """
-    handlers: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-    if hasattr(signal, "SIGCHLD") and callable(signal.getsignal(signal.SIGCHLD)):
-        handlers[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD)
-    outer = handlers[signal.SIGINT]
+    numbers = [number for name in _HELD if (number := getattr(signal, name, None)) is not None]
+    found = {number: signal.getsignal(number) for number in numbers}
+    outer = found[signal.SIGINT]
+    handlers: dict[int, Any] = {n: found[n] for n in found if n == signal.SIGINT or callable(found[n])}
     if outer is None or threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
@@ -37,8 +39,16 @@ def held_interrupts() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in sorted(deferred.kept):
-            signal.raise_signal(number)
+        _deliver(sorted(deferred.kept))
+
+
+def _deliver(numbers: list[int]) -> None:
+    """Raise the signals, each one also where a handler before it raises an exception."""
+    if numbers:
+        try:
+            signal.raise_signal(numbers[0])
+        finally:
+            _deliver(numbers[1:])
 
 
 class _Deferred:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_torch, save_weights
-from diva_rs._base.files import make_folder
+from diva_rs._base.files import as_path, make_folder
 from diva_rs.clip.export.checks import check_dense, check_layers
 from diva_rs.clip.export.layouts import clip_rules, convert
 from diva_rs.clip.export.source import HIGHEST, Source, read
@@ -109,7 +109,7 @@ def _write(
     endings: tuple[str, ...],
     about: Facts | None = None,
 ) -> Path:
-    file = Path(path).expanduser()
+    file = as_path(path)
     if file.suffix not in endings:
         raise ConfigError(
             f"{file} ends in {file.suffix!r}: a file that ends in {' or '.join(endings)} is needed"

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
-from diva_rs._base.files import make_folder, replacing, write_json, write_text
+from diva_rs._base.files import as_path, make_folder, names_in, replacing, write_json, write_text
 from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
 from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
 from diva_rs.clip.export.vocabulary import tokenizer_files
-from diva_rs.clip.libraries.transformers import class_of, family_of
+from diva_rs.clip.libraries.transformers import class_of, family_of, processor_of
 from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError, DataError
 
@@ -36,22 +36,25 @@ def to_transformers(
 
     From a full model, ``CLIPModel`` or ``SiglipModel``, the vision classes load as well, which is how LLaVA
     takes its vision tower: ``CLIPVisionModel.from_pretrained(path)`` and
-    ``CLIPImageProcessor.from_pretrained(path)``. The keys are those that releases from 4.28 to 5.x load
+    ``CLIPImageProcessor.from_pretrained(path)``. LLaVA picks the class by the folder's path, not by
+    config.json: the name of a SigLIP's needs ``siglip`` in it, that of a CLIP's ``clip`` and no ``siglip``.
+    The keys are those that releases from 4.28 to 5.x load
     (tried with 4.28.1, 4.37.2, which LLaVA 1.5 needs, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and
     from 4.50.3 on if its towers differ in width). Raises ConfigError or WeightsError naming what
     transformers does not compute, DataError if the folder holds other files; then nothing has changed.
 
     Args:
         clip: an open_clip model over a ViT or a timm SigLIP, a ViT of OpenAI's `clip`, or a transformers CLIP
-            or SigLIP, full or vision only.
+            or SigLIP, full or vision only. The adapters of a `PeftModel` are merged in a copy.
         path: the folder; an earlier export is replaced as a whole. It is returned.
         vision_only: leave the text tower out: ``CLIPVisionModelWithProjection`` or ``SiglipVisionModel``.
             From open_clip this also exports models whose text tower transformers cannot hold.
         processor: a processor, image processor or tokenizer of transformers to save with the model. The part
             that it leaves out is written: the image processor's configuration, with the pixel statistics,
-            size and resizing that open_clip keeps in the model, or those of the family; and the tokenizer of
-            a full model that uses OpenAI's vocabulary. Other vocabularies (SigLIP's) are not part of a model:
-            a folder without their tokenizer has no texts, so give it here.
+            size and resizing that open_clip keeps in the model, those in the folder of a transformers model,
+            or those of the family; and the tokenizer of a full model that uses OpenAI's vocabulary. Other
+            vocabularies (SigLIP's) are not part of a model: a folder without their tokenizer has no texts,
+            so give it here.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
@@ -66,10 +69,10 @@ def to_transformers(
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
     check_fresh(config, weights)
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
-    others = {file.name for file in folder.iterdir()} - _FILES if folder.is_dir() else set()
+    others = set(names_in(folder)) - _FILES
     if others:
         raise DataError(f"{folder} holds {min(others)!r}, which no export wrote: choose another folder")
     make_folder(folder.parent)
@@ -107,7 +110,7 @@ def _of_transformers(model: Any, family: Family, vision_only: bool) -> Parts:
         # CLIPModel reads its own projection_dim; the classes that load one tower of it read the tower's.
         for tower in ("vision_config", "text_config"):
             content[tower]["projection_dim"] = content["projection_dim"]
-    return content, weights, preprocessor(family, int(vision.image_size))
+    return content, weights, processor_of(model) or preprocessor(family, int(vision.image_size))
 
 
 def _of_source(source: Source) -> Parts:

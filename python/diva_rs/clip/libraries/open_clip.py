@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from diva_rs._base.optional import require
 from diva_rs.clip.heads import split_head
 from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD, Tower, three, two
-from diva_rs.errors import ConfigError
 
 SUPPORTED = "open_clip models with a VisionTransformer (CLIP, CustomTextCLIP, CoCa)"
 
@@ -29,10 +28,9 @@ def build(model: nn.Module, where: str = "") -> Tower:
     v: Any = model
     unused: frozenset[str] = frozenset()
     # "tok", and "none", where the library projects the whole sequence: token 0 is its first row.
-    last, tap = [v.ln_post], _sequence
+    last, tap, width = [v.ln_post], _sequence, int(v.positional_embedding.shape[1])
     if getattr(v, "attn_pool", None) is not None:
-        _check_pooler(v)
-        last, tap = [], _attentional
+        last, tap, width = [], _attentional, int(v.attn_pool.query.shape[1])
         if v.attn_pool_contrastive is not None and v.attn_pool_type == "parallel":
             # These queries feed the caption decoder only.
             unused = frozenset(f"attn_pool.{key}" for key, _ in v.attn_pool.named_parameters())
@@ -44,6 +42,7 @@ def build(model: nn.Module, where: str = "") -> Tower:
         where,
         last,
         tap=lambda pixels: tap(v, pixels),
+        width=width,
         family="open_clip",
         image_size=two(v.image_size),
         mean=three(cfg.get("mean", getattr(v, "image_mean", None)), OPENAI_MEAN),
@@ -54,17 +53,16 @@ def build(model: nn.Module, where: str = "") -> Tower:
 
 
 def vit_tower(
-    v: Any, where: str, last: Iterable[nn.Module], tap: Callable[[Tensor], Tensor], **others: Any
+    v: Any, where: str, last: Iterable[nn.Module], tap: Callable[[Tensor], Tensor], width: int, **others: Any
 ) -> Tower:
     """The tower over a ViT with the parts of CLIP's; ``last`` are its layers between ``tap`` and ``proj``."""
     head = split_head(last)
-    positions, width = (int(size) for size in v.positional_embedding.shape)
     return Tower(
         name=type(v).__name__,
         module=v,
         norm=head.norm,
         proj=v.proj,
-        patches=positions - 1,
+        patches=int(v.positional_embedding.shape[0]) - 1,
         width=width,
         embed_dim=width if v.proj is None else int(v.proj.shape[1]),
         where=where,
@@ -102,7 +100,9 @@ def _average(v: Any, pixels: Tensor) -> Tensor:
 
 
 def _attentional(v: Any, pixels: Tensor) -> Tensor:
-    """Token 0 is the pooled query; the patches are what the pooler's attention reads: after its LayerNorm."""
+    """Token 0 is the pooled query. Patches are in its space, as wide as the embedding: the values that the
+    pooler's attention averages. (With a contrastive pooler both spaces are one.)
+    """
     tokens = _sequence(v, pixels)
     if v.attn_pool_contrastive is not None:
         tokens = v.ln_post(tokens)
@@ -110,20 +110,21 @@ def _attentional(v: Any, pixels: Tensor) -> Tensor:
         pooled, patches = v.attn_pool_contrastive(queries), tokens
     else:
         pooled = v.ln_post(v.attn_pool(tokens))  # (B, Q, W)
-        patches = v.attn_pool.ln_k(tokens)  # (B, 1 + P, W)
+        patches = v.ln_post(_values(v.attn_pool, tokens))  # (B, 1 + P, W)
         if v.pool_type == "avg":
             pooled = pooled[:, 1:].mean(dim=1, keepdim=True)
     return torch.cat([pooled[:, :1], patches[:, 1:]], dim=1)
 
 
-def _check_pooler(v: Any) -> None:
-    width, pooled = int(v.positional_embedding.shape[1]), int(v.attn_pool.query.shape[1])
-    if width != pooled:
-        raise ConfigError(
-            f"this {type(v).__name__} pools by attention from patches of width {width} to queries of width "
-            f"{pooled}, and one projector cannot take both. Supported are models whose embed_dim equals the "
-            "vision width, and all models without attentional_pool"
-        )
+def _values(pooler: Any, tokens: Tensor) -> Tensor:
+    """(B, N, W) -> (B, N, D): what the pooler's attention gives for a token that it attends to alone."""
+    attention = pooler.attn
+    weight = attention.v_proj_weight if attention.in_proj_weight is None else attention.in_proj_weight
+    value = nn.functional.linear(
+        pooler.ln_k(tokens), weight[-attention.embed_dim :], attention.in_proj_bias[-attention.embed_dim :]
+    )
+    values: Tensor = attention.out_proj(value)
+    return values
 
 
 def names_for(weights: Mapping[str, Tensor]) -> list[str]:

@@ -49,6 +49,7 @@ def build(model: nn.Module, where: str = "") -> Tower:
         where,
         [v.ln_post],
         tap,
+        width=int(v.positional_embedding.shape[1]),
         family="openai",
         image_size=(side * rows, side * columns),
         rebuild=lambda copied: build(copied, where),
