@@ -70,7 +70,7 @@ struct Foreign final : Node {
   Free free_message;
 };
 
-// Nodes count their references themselves, or up to torch 2.11 a std::shared_ptr does.
+// Nodes count their references themselves, or up to torch 2.12 a std::shared_ptr does.
 template <class Kind, class... Arguments>
 auto make_node(Arguments... arguments) {
   if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Kind>) {
