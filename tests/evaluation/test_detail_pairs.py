@@ -87,7 +87,7 @@ def test_two_models_are_compared_item_by_item_and_by_category(tmp_path):
     change = old.compare(new)
     assert change.lost == (0,) and change.gained == (1, 2)
     assert str(change).startswith(f"{tmp_path.name} (group): 2 -> 3 of 7 right (+1), 28.6 -> 42.9")
-    assert str(change).endswith("with 3 flips the smallest difference that differs from chance is 6")
+    assert str(change).endswith("at 3 flips a difference below 6 is within chance")
     parts = old.compare_categories(new)
     assert {name: (part.items, len(part.gained), len(part.lost)) for name, part in parts.items()} == {
         "odd": (4, 1, 1),

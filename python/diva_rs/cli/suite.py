@@ -81,6 +81,9 @@ def run(options: Any) -> int:
                 write_json(folder / "suite.json", _content(rows, failed))
         except DivaError as err:
             failed.append((spec, str(err)))
+        except KeyboardInterrupt:
+            print(f"the scores so far are in {folder}: the same command resumes", file=sys.stderr)
+            raise
     write_json(folder / "suite.json", _content(rows, failed))
     print(*_table(rows), sep="\n")
     for name, reason in failed:
