@@ -49,7 +49,7 @@ print(torch.cuda.get_device_name(), "CUDA", torch.version.cuda, "torch", torch._
 PY
 "$python" -m pytest lab/tests/test_cuda_step.py
 if [ -n "$quick" ]; then
-    "$python" -m torch.distributed.run --standalone --nproc_per_node=2 lab/benchmarks/one_gpu.py || true
+    "$python" -m torch.distributed.run --standalone --nproc_per_node=2 -m lab.benchmarks.one_gpu || true
     exec "$python" -m lab bench --device cuda --size published published@8 published@16 --precision bf16 \
         --rounds 2 --rows step memory ${options[@]+"${options[@]}"} --output "$output"
 fi

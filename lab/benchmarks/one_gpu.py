@@ -1,6 +1,6 @@
 """Two ranks on one GPU: a few steps of a tiny CLIP, then the weights of both ranks are compared.
 
-`torchrun --standalone --nproc_per_node=2 lab/benchmarks/one_gpu.py`. NCCL refuses two ranks on one device in
+`torchrun --standalone --nproc_per_node=2 -m lab.benchmarks.one_gpu`. NCCL refuses two ranks on one device in
 many of its versions; then gloo is used.
 """
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -69,6 +70,16 @@ struct Foreign final : Node {
   Free free_message;
 };
 
+// Nodes count their references themselves, or up to torch 2.12 a std::shared_ptr does.
+template <class Kind, class... Arguments>
+auto make_node(Arguments... arguments) {
+  if constexpr (std::is_base_of_v<c10::intrusive_ptr_target, Kind>) {
+    return c10::make_intrusive<Kind>(arguments...);
+  } else {
+    return std::make_shared<Kind>(arguments...);
+  }
+}
+
 }  // namespace
 
 // Makes `output`, a tensor without history, depend on `inputs` through a node that owns `state` from here on; where no
@@ -76,7 +87,7 @@ struct Foreign final : Node {
 // `diva_free`, or null.
 extern "C" char* diva_attach(
     Tensor* output, Tensor* const* inputs, size_t count, void* state, Apply apply, Drop drop, Free free_message) {
-  auto node = c10::make_intrusive<Foreign>(state, apply, drop, free_message);
+  auto node = make_node<Foreign>(state, apply, drop, free_message);
   try {
     bool any = false;
     torch::autograd::edge_list edges;

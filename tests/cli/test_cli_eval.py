@@ -10,16 +10,20 @@ import pytest
 import torch
 import transformers
 
+from builders import detail
 from builders.benchmarks import captions_folder, photos_folder, shapes_folder
 from builders.cli import MODEL, SCORED, SCORED_CONFIG, message
 from builders.clips import IMAGE, clip_variants
+from builders.evaluations import post_trained
 from builders.mmvp import mmvp_folder
 from builders.texts import word_tokenizer
+from diva_rs import evaluation
 from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import main
 from diva_rs.cli.models import load_other, load_scored
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.evaluation import mmvp_vlm
+from diva_rs.evaluation import benchmark, mmvp_vlm
+from diva_rs.report import write
 
 CPU = torch.device("cpu")
 
@@ -61,6 +65,38 @@ def test_mmvp_under_a_published_embedding(capsys, tmp_path, clip):
     assert stored["scores"]["pairs"] == json.loads(json.dumps(expected.to_dict()))["pairs"]
 
 
+@pytest.mark.parametrize("task", ["pairs", "captions"])
+def test_detail_of_two_models_with_retention_beside_it(capsys, tmp_path, weights, clip, task):
+    detail.pairs_jsonl(tmp_path / "pairs", ["group", "none", "text"])
+    detail.sugarcrepe(tmp_path / "captions", {"swap_obj": [True] * 3, "add_att": [True] * 2})
+    argv = [task, "--clip", clip, "--data", tmp_path / task, "--compare", weights / "after"]
+    photos = photos_folder(tmp_path)
+    told = run(capsys, *argv, "--retention", photos, "--out", tmp_path / "out")
+    before, after = (
+        getattr(evaluation, task)(
+            *load_scored(f"{SCORED}:{weights}/{place}/clip.safetensors", CPU), tmp_path / task
+        )
+        for place in ("before", "after")
+    )
+    lines = told.splitlines()
+    assert sum(line.startswith("retention: zero-shot  2 of 4 images right") for line in lines) == 2
+    assert str(before.compare(after)) in lines and "tells: the smallest difference" in told
+    rules = [line.split("  ")[0] for line in lines if line.endswith("McNemar p  tells")]
+    assert rules == [before[rule].title for rule in before.rules]
+    stored = json.loads((tmp_path / "out" / f"{task}.json").read_text())
+    assert stored["after"]["scores"][before.rule]["right"] == after.right
+    assert stored["retention"]["change"]["items"] == 4
+    with open(tmp_path / "out" / f"{task}-after.csv", newline="") as opened:
+        assert len(list(csv.DictReader(opened))) == sum(map(len, after.rules.values()))
+    assert "retention not measured (--retention FOLDER)" in run(capsys, *argv)
+    # The page and the comparison read what was written.
+    file = str(tmp_path / "out" / f"{task}.json")
+    assert main(["compare", file, file]) == 0
+    assert f"{before.title}  " in capsys.readouterr().out
+    page = write(post_trained(), tmp_path / "page", before=file, after=file).read_text()
+    assert f"{before.right} → {after.right} of {before.asked}" in page and "Retention, image folder" in page
+
+
 def test_zero_shot_on_an_image_folder(capsys, tmp_path, weights, clip):
     photos = photos_folder(tmp_path)
     argv = ["zero-shot", "--clip", clip, "--data", photos, "--template", "a {}", "--template", "one {c}"]
@@ -84,6 +120,24 @@ def test_zero_shot_and_retrieval_on_data_sets(capsys, tmp_path, weights, clip):
     assert "mean_recall@1" in told and told.rstrip().endswith(" points")
 
 
+def test_an_interrupted_suite_has_written_its_finished_data_sets(capsys, tmp_path, monkeypatch, clip):
+    captions_folder(shapes_folder(tmp_path))
+    find = benchmark.open_dataset
+
+    def interrupted(name, *rest):
+        if name == "wds/captions":
+            raise KeyboardInterrupt
+        return find(name, *rest)
+
+    monkeypatch.setattr(benchmark, "open_dataset", interrupted)
+    argv = ["eval", "zero-shot", "--clip", clip, "--data", str(tmp_path), "--workers", "0", "--no-progress"]
+    out = tmp_path / "out"
+    assert main([*argv, "--datasets", "wds/shapes,birdsnap,wds/captions", "--out", str(out)]) != 0
+    stored = json.loads((out / "zero-shot.json").read_text())["scores"]
+    assert stored["scores"][0]["items"] == 8 and list(stored["missing"]) == ["birdsnap"]
+    assert "wds/shapes" in (out / "zero-shot.csv").read_text()
+
+
 RETRIEVAL = ("retrieval", "--clip", SCORED, "--data", ".")
 MMVP = ("mmvp", "--clip", SCORED, "--data", ".")
 MISTAKES = [
@@ -95,6 +149,10 @@ MISTAKES = [
     ((*MMVP, "--seed", "x"), "--seed='x': it must be an integer of at least 0"),
     ((*RETRIEVAL, "--recall", "a"), "--recall='a': it must be one or more values, each an integer"),
     (MMVP, "holds no file Questions.csv"),
+    ((*MMVP, "--half", "test"), "--half has no meaning for eval mmvp: it goes with pairs, captions, suite"),
+    ((*RETRIEVAL, "--retention", "."), "--retention has no meaning for eval retrieval: it goes with mmvp"),
+    ((*MMVP, "--retention", "no/such"), "--retention no/such: there is no such folder"),
+    (("pairs", *MMVP[1:], "--benchmark", "winogruond"), "did you mean 'winoground'"),
     (RETRIEVAL, "no data set is named"),
     ((*MMVP, "--embeding"), "unknown argument '--embeding'; did you mean '--embedding'"),
 ]

@@ -1,6 +1,7 @@
 """CLIP models that the command line builds from a name, a file or a folder."""
 
 import json
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -11,7 +12,10 @@ from torch import nn
 
 from builders.cli import CONFIG, MODEL
 from builders.small import small_clip
-from diva_rs.cli.models import load_clip
+from diva_rs._base.stored import read_facts
+from diva_rs.cli import suite
+from diva_rs.cli.clips import load_clip
+from diva_rs.cli.models import load_other
 from diva_rs.clip.export import to_open_clip
 from diva_rs.clip.libraries.open_clip import names_for
 from diva_rs.errors import ConfigError, WeightsError
@@ -208,3 +212,31 @@ def test_the_folder_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path.parent))
     for place in (tmp_path, f"~/{tmp_path.name}"):
         assert torch.equal(load(f"{MODEL}:{place}").visual.proj, own.visual.proj)
+
+
+def test_weights_to_compare_with_take_the_same_pixels(tmp_path, capsys):
+    device = torch.device("cpu")
+    own, other = (
+        f"{MODEL}:{to_open_clip(open_clip.create_model(MODEL, **settings), tmp_path / name)}"
+        for name, settings in (
+            ("a.safetensors", {}),
+            ("b.safetensors", {"force_preprocess_cfg": {"mean": (0.5, 0.5, 0.5)}}),
+        )
+    )
+    first = (load(own), None, None)
+    place = other.split(":")[1]
+    with pytest.raises(WeightsError, match=r"pixels mean was \[0\.5, 0\.5, 0\.5\], is .*give NAME:"):
+        load_other(place, first, device, own)
+    assert load_other(own.split(":")[1], first, device, own)[1:] == (None, None)
+
+
+def test_a_checkpoint_of_a_run_with_another_activation_is_refused(quick, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    save_file({"visual.proj": small_clip().visual.proj.data}, folder / "parameters.safetensors")
+    base = to_open_clip(open_clip.create_model(MODEL), tmp_path / "base.safetensors")
+    spec, options = f"{MODEL}:{base}:{folder}", SimpleNamespace(tokenizer=None)
+    suite._load(spec, spec, options, torch.device("cpu"))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"clip_computes": read_facts(quick)}))
+    with pytest.raises(WeightsError, match=r"activation was \['quick_gelu'\], is \['gelu'\]"):
+        suite._load(spec, spec, options, torch.device("cpu"))

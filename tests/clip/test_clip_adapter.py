@@ -1,15 +1,19 @@
 """What `adapt` reads off a model besides its numbers: wrappers, keys, sizes, pixel statistics."""
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from builders.clips import clip_variants, pixels
 from diva_rs.clip import Tower, adapt, check_quick_gelu
+from diva_rs.clip.export import to_transformers
 
 VARIANTS = clip_variants()
 
@@ -139,3 +143,17 @@ def test_a_tower_is_its_own_adaptation_and_its_text_names_family_and_sizes() -> 
     assert isinstance(tower, Tower) and adapt(tower) is tower
     text = "Tower(timm, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 32)"
     assert repr(tower) == text
+
+
+def test_pixel_statistics_of_a_folder_are_those_of_its_processor(tmp_path: Path) -> None:
+    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
+    VARIANTS["transformers-clip"]().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    for kind in (transformers.CLIPModel, transformers.CLIPVisionModel):
+        tower = adapt(kind.from_pretrained(tmp_path))
+        assert (tower.mean, tower.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert tower.frozen_copy().mean == tower.mean
+    folder = to_transformers(transformers.CLIPModel.from_pretrained(tmp_path), tmp_path / "exported")
+    assert json.loads((folder / "preprocessor_config.json").read_text()) == own
+    (tmp_path / "preprocessor_config.json").write_text("[")
+    assert adapt(transformers.CLIPModel.from_pretrained(tmp_path)).mean == open_clip.OPENAI_DATASET_MEAN

@@ -349,6 +349,7 @@ def test_images_are_read_as_they_are_stored(own):
         ({"embedding": "official-openia"}, "embedding='official-openia' is not known"),
         ({"embedding": "official-openai"}, "PlantedCLIP is not a CLIP model of a known library"),
         ({"confidence": 95}, "confidence=95"),
+        ({"preprocess": None}, "preprocess is a NoneType: give the model's own transform"),
         ({"preprocess": image_transform(32, is_train=True)}, "preprocess draws random numbers"),
     ],
 )

@@ -23,7 +23,7 @@ from builders.small import images, small_clip, small_teacher
 from builders.texts import tokenize
 from diva_rs import Recipe
 from diva_rs.errors import DependencyError
-from diva_rs.evaluation import PATTERNS, Drift, mmvp_vlm, pairs, report, zero_shot_folder
+from diva_rs.evaluation import PATTERNS, Drift, DriftResult, mmvp_vlm, pairs, report, zero_shot_folder
 from diva_rs.report import charts
 from diva_rs.report.charts import COLOURS
 
@@ -381,6 +381,7 @@ def test_a_run_that_was_watched_shows_what_it_measured(tmp_path):
             "natural": lambda clip: pairs(clip, transform, tokenize, tmp_path / "natural"),
             "folder": lambda clip: zero_shot_folder(clip, transform, tokenize, photos),
             "mine": lambda clip: 1.0,
+            "broken": lambda clip: DriftResult(math.nan, math.nan, math.nan, (math.nan,)),
             "drift": Drift(small_clip(), torch.randn(2, 3, 32, 32)),
         },
         best="mmvp",

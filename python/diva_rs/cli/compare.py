@@ -1,12 +1,13 @@
 """``diva-rs compare``: two models by their decisions on the same items."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diva_rs._base.files import as_path
 from diva_rs.cli.tables import TELLS, comparison
 from diva_rs.errors import DataError
+from diva_rs.evaluation import Counted
 from diva_rs.report.evidence import results_in
 
 HELP = "compare the scores of two models: exact McNemar test, by category"
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; returns the exit code."""
-    sides = [_results(Path(place), side) for place, side in ((args.before, "before"), (args.after, "after"))]
+    sides = [
+        _results(as_path(place), side) for place, side in ((args.before, "before"), (args.after, "after"))
+    ]
     before, after = sides
     both = [name for name in before if name in after]
     if not both:
@@ -39,13 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _results(place: Path, side: str) -> dict[str, Any]:
-    """Name -> result, of a file or of the files of a folder."""
-    files = sorted(place.glob("*.json")) if place.is_dir() else [place]
-    found = {result.name: result for file in files for result in _counted(file, side)}
+    """Name -> result."""
+    found = {result.name: result for result in results_in(place, side) if isinstance(result, Counted)}
     if not found:
         raise DataError(f"{place} holds no scores that count items")
     return found
-
-
-def _counted(file: Path, side: str) -> Iterator[Any]:
-    return (result for result in results_in(file, side) if hasattr(result, "compare_categories"))

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -91,6 +92,10 @@ def run(args: argparse.Namespace) -> int:
     if task not in known:
         raise ConfigError(f"eval {task}: one of {', '.join(known)} is needed{hint(task, known)}")
     options = EvalOptions(**given(vars(args), EvalOptions))
+    foreign = options.model_fields_set - {*_COMMON, *_USED[task]}
+    for name in (name for name in EvalOptions.model_fields if name in foreign):
+        others = ", ".join(other for other in known if name in _USED[other])
+        raise ConfigError(f"{options.label(name)} has no meaning for eval {task}: it goes with {others}")
     check_data(options.data)
     if options.retention is not None:
         check_data(options.retention, "--retention")
@@ -102,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     first = load_scored(options.clip, device, options.tokenizer)
     other = options.compare and load_other(options.compare, first, device, options.clip, options.tokenizer)
     before = score(*first)
-    kept = _retention(options, task, first)
+    kept = _retention(options, first)
     print(before, *retention_line(before, kept), sep="\n")
     content: dict[str, Any] = {"clip": options.clip, "scores": before.to_dict()}
     content["retention"] = kept and {"scores": kept.to_dict()}
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         changes = before.compare(after)
         changes = changes if isinstance(changes, dict) else {task: changes}
         print(f"\n{options.compare}\n{after}")
-        kept_after = _retention(options, task, other)
+        kept_after = _retention(options, other)
         print(*retention_line(after, kept_after), "", *_lines(changes, before, after), sep="\n")
         parts = {
             name: change.to_dict() if isinstance(change, Result) else change
@@ -134,12 +139,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _retention(options: EvalOptions, task: str, model: Scored) -> Any:
-    """The zero-shot result beside a score of detail; None where it is not asked for."""
+def _retention(options: EvalOptions, model: Scored) -> Any:
+    """The zero-shot result beside a score of detail; None without --retention."""
     if options.retention is None:
         return None
-    if task in ("zero-shot", "retrieval"):
-        raise ConfigError(f"eval {task} measures retention itself: --retention goes with scores of detail")
     return evaluation.zero_shot_folder(
         *model, options.retention, templates=options.template, batch=options.batch
     )
@@ -165,9 +168,21 @@ def _zero_shot(options: EvalOptions) -> Callable[..., Any]:
 def _datasets(score: Callable[..., Any], options: EvalOptions) -> Callable[..., Any]:
     names = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
     used = ("suite", "split", "batch", "workers", "webdataset", "download", "progress", "recall")
-    return partial(
-        score, root=options.data, datasets=names, **{name: getattr(options, name) for name in used}
-    )
+    settings = {name: getattr(options, name) for name in used}
+    sides = iter(["before", "after"] if options.compare else [""])
+
+    def scored(*model: Any) -> Any:
+        done = None if options.out is None else partial(_keep, make_folder(options.out), next(sides))
+        return score(*model, root=options.data, datasets=names, done=done, **settings)
+
+    return scored
+
+
+def _keep(folder: Path, side: str, result: Any) -> None:
+    """Write what is finished, so that an interrupted suite loses none of it."""
+    name = f"{result.task}-{side}".removesuffix("-")
+    write_json(folder / f"{name}.json", {"scores": result.to_dict()})
+    result.to_csv(folder / f"{name}.csv")
 
 
 _TASKS: dict[str, Callable[[EvalOptions], Callable[..., Any]]] = {
@@ -176,6 +191,20 @@ _TASKS: dict[str, Callable[[EvalOptions], Callable[..., Any]]] = {
     "captions": partial(_detail, evaluation.captions),
     "zero-shot": _zero_shot,
     "retrieval": partial(_datasets, evaluation.retrieval),
+}
+
+
+_COMMON = ("clip", "data", "compare", "tokenizer", "out", "device", "progress")
+_DETAIL = ("retention", "template", "embedding", "seed", "batch")
+_DATASETS = ("datasets", "suite", "split", "batch", "workers", "webdataset", "download")
+# The other flags of each task: one that does not go with a task would be ignored without a word.
+_USED: dict[str, tuple[str, ...]] = {
+    "mmvp": _DETAIL,
+    "pairs": (*_DETAIL, "benchmark", "images", "half"),
+    "captions": (*_DETAIL, "benchmark", "images", "half"),
+    "zero-shot": (*_DATASETS, "template"),
+    "retrieval": (*_DATASETS, "recall"),
+    "suite": (*_DETAIL, "images", "half"),
 }
 
 

@@ -12,11 +12,12 @@ from diva_rs._base.settings import hint
 from diva_rs._base.tensors import available_device
 from diva_rs.cli.clips import LOCAL, SCHEMES, load_clip
 from diva_rs.cli.options import ImageOptions
-from diva_rs.clip import adapt
+from diva_rs.clip import adapt, facts
+from diva_rs.clip.facts import differences
 from diva_rs.clip.weights import fill, stored
 from diva_rs.data import ImageLoader, Views, folder_loader, shard_loader
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 
 # The files of each, and what to do where they are missing.
@@ -65,6 +66,11 @@ def load_other(
     clip = load_clip(of, device, "fp32").eval()
     weights, about = stored(path, "--compare")
     fill(clip, weights, spec, about)
+    found = differences(about or {}, facts(clip), ("pixels",))
+    if found:
+        raise WeightsError(
+            f"--compare {spec}: {'; '.join(found)}: give NAME:{spec}, which takes its own pixels"
+        )
     return clip, *first[1:]
 
 

@@ -41,7 +41,7 @@ def facts(clip: Any) -> Facts:
 
     ``"vision"`` and ``"text"`` hold the activations (by transformers' names), the numbers of heads, the
     LayerNorms' eps, and how the tower pools; ``"pixels"`` the image size (H, W), mean, std and resizing;
-    ``"diva_rs"`` the version of this package.
+    ``"model"`` and ``"tower"`` the class, the library and the sizes; ``"diva_rs"`` this package's version.
 
     >>> facts(clip)["vision"]["activation"], facts(clip)["pixels"]["size"]
     (['gelu'], [32, 32])
@@ -52,16 +52,17 @@ def facts(clip: Any) -> Facts:
             warnings.simplefilter("ignore")  # of pixel statistics, which are written here
             tower = adapt(model, training=False)
     except ConfigError:  # a ResNet: open_clip's file of it is written as well
-        vision, pixels = getattr(model, "visual", model), {}
+        vision, pixels, sizes = getattr(model, "visual", model), {}, {}
     else:
         vision = tower.module
+        sizes = {name: getattr(tower, name) for name in ("family", "patches", "width", "embed_dim")}
         pixels = {"size": list(tower.image_size), "mean": list(tower.mean), "std": list(tower.std)}
     inside = set(vision.modules())
     others = [module for module in model.modules() if module not in inside]
     cfg = getattr(vision, "preprocess_cfg", None) or {}
     pixels |= {name: cfg[name] for name in ("interpolation", "resize_mode") if name in cfg}
     found = {"vision": _computed(inside), "text": _computed(others), "pixels": pixels}
-    return {"diva_rs": _native.__version__, "model": type(model).__name__, **found}
+    return {"diva_rs": _native.__version__, "model": type(model).__name__, "tower": sizes, **found}
 
 
 def differences(

@@ -18,7 +18,7 @@ from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.clip import Tower, adapt
 from diva_rs.data.augment import image_pixels
-from diva_rs.errors import ConfigError, ShapeError, shown
+from diva_rs.errors import ConfigError, ShapeError, a_type, shown
 from diva_rs.evaluation.measures import device_of
 from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
@@ -151,7 +151,7 @@ class Embedder:
     ) -> None:
         self.model: Any = clip
         self.transform = image_transform(preprocess)
-        _check_scale(self.transform, preprocess, clip)
+        _check_scale(self.transform, clip)
         self.tokenize = TextSide.of(clip).checked(tokenizer)
         self.embedding = image_embedding(embedding)
         self.seed = seed
@@ -184,6 +184,12 @@ class Embedder:
 
 def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     """PIL image -> (3, H, W); raises ConfigError for a transform that draws: no two runs would agree."""
+    image = getattr(preprocess, "image_processor", preprocess)
+    if not callable(image) or hasattr(image, "convert_ids_to_tokens"):
+        raise ConfigError(
+            f"preprocess is {a_type(image)}: give the model's own transform for validation, or a processor "
+            "of transformers"
+        )
     random = [name for name in _names(preprocess) if name.startswith("Random")]
     if random:
         raise ConfigError(
@@ -206,7 +212,7 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     return process if of_transformers(preprocess) else transform
 
 
-def _check_scale(transform: Callable[[Any], Tensor], preprocess: Any, clip: Any) -> None:
+def _check_scale(transform: Callable[[Any], Tensor], clip: Any) -> None:
     """Warn if a white image does not come out as the model's own mean and deviation make it.
 
     open_clip's models hold them; those of other libraries do not say what they were trained on.

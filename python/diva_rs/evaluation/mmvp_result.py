@@ -1,6 +1,6 @@
 """The result of MMVP-VLM: every decision, the scores made of them, and how sure they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diva_rs.evaluation.counted import Counted, counted_table
@@ -40,6 +40,7 @@ class MmvpVlmResult(Counted):
     confidence: float = 0.95  # of the intervals
     name: str = "MMVP-VLM"
     is_test_set: bool = True
+    per_second: dict[str, float] = field(default_factory=dict, compare=False)  # images, texts embedded
     kind = "detail"
     unit = "pairs"
 
@@ -79,7 +80,7 @@ class MmvpVlmResult(Counted):
 
     def to_dict(self) -> dict[str, Any]:
         """Scores, intervals and every pair, for JSON; in per cent, except the pairs' shares."""
-        facts = ("model", "embedding", "root", "seed", "confidence")
+        facts = ("model", "embedding", "root", "seed", "confidence", "is_test_set", "per_second")
         scores = ("right", "asked", "interval", "average", "patterns", "intervals")
         return {
             "benchmark": self.name,

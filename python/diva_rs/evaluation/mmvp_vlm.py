@@ -70,8 +70,8 @@ def mmvp_vlm(
         bank = Bank(Embedder(model, preprocess, tokenizer, embedding, seed), 2, progress)
         bank.add(part for pair in pairs for part in (*captions_of(pair), *pictures_of(pair)))
         scored = tuple(_score(bank, pair) for pair in pairs)
-    name = bank.embedder.embedding.name
-    return MmvpVlmResult(scored, name, type(model).__name__, str(root), seed, confidence)
+    about = (bank.embedder.embedding.name, type(model).__name__, str(root), seed, confidence)
+    return MmvpVlmResult(scored, *about, per_second=bank.per_second())
 
 
 def captions_of(pair: QuestionPair) -> tuple[str, str]:

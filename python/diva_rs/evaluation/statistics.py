@@ -131,8 +131,7 @@ class Comparison(Result):
             f"{self.name}: {old} -> {new} of {self.items} right ({new - old:+}), {self.before:.1f} -> "
             f"{self.after:.1f} ({self.difference:+.1f} points, {self.confidence:.0%} interval {low:+.1f} to "
             f"{high:+.1f}); {len(self.gained)} gained, {len(self.lost)} lost of {self.items}, exact McNemar "
-            f"p = {self.p_value:.3g}; with {flips} flips the smallest difference that differs from chance is "
-            f"{self.resolvable}"
+            f"p = {self.p_value:.3g}; at {flips} flips a difference below {self.resolvable} is within chance"
         )
 
     @property
@@ -159,8 +158,7 @@ def compare_outcomes(
 
     >>> print(compare_outcomes([True] * 30 + [False] * 70, [True] * 40 + [False] * 60, "MMVP-VLM"))
     MMVP-VLM: 30 -> 40 of 100 right (+10), 30.0 -> 40.0 (+10.0 points, 95% interval +5.0 to +16.0); 10 gained,
-    0 lost of 100, exact McNemar p = 0.00195; with 10 flips the smallest difference that differs from chance
-    is 8
+    0 lost of 100, exact McNemar p = 0.00195; at 10 flips a difference below 8 is within chance
     """
     low, high = paired_bootstrap(before, after, confidence, resamples, seed)
     gained, lost = _flips(before, after)

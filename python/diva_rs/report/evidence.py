@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,10 @@ def gather(given: Any, side: str, measured: Iterable[Any] = ()) -> Side:
             raise ConfigError(f"{side} holds two {name} results: give one of each kind")
         place[name] = result
     for content in measured:
-        result = decoded(content, Path(f"evaluations-{side}.json"))
-        place, name = _place(found, result, side)
-        place.setdefault(name, result)
+        with suppress(DataError):  # of a run that diverged: the scores are not finite, as their table shows
+            result = decoded(content, Path(f"evaluations-{side}.json"))
+            place, name = _place(found, result, side)
+            place.setdefault(name, result)
     return Side(**found)
 
 
@@ -94,7 +96,14 @@ def _results(entries: Iterable[Any], side: str) -> Iterator[Any]:
 
 
 def results_in(file: Path, side: str = "before") -> Iterator[Any]:
-    """The results in a file of ``to_json`` or of ``diva-rs eval --out``; of two models those of a side."""
+    """The results in a file of ``to_json`` or of ``diva-rs eval --out``, or in a folder of them.
+
+    Of a file about two models, those of one side.
+    """
+    if file.is_dir():
+        for one in sorted(file.glob("*.json")):
+            yield from results_in(one, side)
+        return
     content = read_json(file)
     if isinstance(content, dict) and "clip" in content:  # of ``diva-rs eval --out``
         kept = content.get("retention") or {}

@@ -43,8 +43,9 @@ def write(
         run: a `PostTrainResult`, or a run folder, also of a run that has not ended.
         folder: where to write; by default the run folder.
         before: evaluations of CLIP before post-training: result objects of `diva_rs.evaluation`, or
-            files that ``to_json`` or ``diva-rs eval --out`` wrote; one, or a list with at most one of
-            each kind. A kind that is not given is that of the run's own ``evaluate``, if it has one.
+            files that ``to_json`` or ``diva-rs eval --out`` wrote, or the folder of a model in a
+            suite's; one, or a list with at most one of each kind. For a kind that is not
+            given, the run's own ``evaluate`` counts.
         after: those of CLIP after it, and the drift.
         note: a sentence or two for the head of the page: what the run was for.
         pictures: caption -> image file; they have a section of their own.

@@ -14,7 +14,7 @@ from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
 from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
 from diva_rs.clip.export.vocabulary import tokenizer_files
-from diva_rs.clip.libraries.transformers import class_of, family_of
+from diva_rs.clip.libraries.transformers import class_of, family_of, processor_of
 from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError, DataError
 
@@ -51,9 +51,10 @@ def to_transformers(
             From open_clip this also exports models whose text tower transformers cannot hold.
         processor: a processor, image processor or tokenizer of transformers to save with the model. The part
             that it leaves out is written: the image processor's configuration, with the pixel statistics,
-            size and resizing that open_clip keeps in the model, or those of the family; and the tokenizer of
-            a full model that uses OpenAI's vocabulary. Other vocabularies (SigLIP's) are not part of a model:
-            a folder without their tokenizer has no texts, so give it here.
+            size and resizing that open_clip keeps in the model, those in the folder of a transformers model,
+            or those of the family; and the tokenizer of a full model that uses OpenAI's vocabulary. Other
+            vocabularies (SigLIP's) are not part of a model: a folder without their tokenizer has no texts,
+            so give it here.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
@@ -67,7 +68,7 @@ def to_transformers(
         config, weights, images = _of_source(read(model, vision_only))
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
-    check_fresh(config, weights)
+    check_fresh(config, weights, model)
     folder = as_path(path)
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")
@@ -109,7 +110,7 @@ def _of_transformers(model: Any, family: Family, vision_only: bool) -> Parts:
         # CLIPModel reads its own projection_dim; the classes that load one tower of it read the tower's.
         for tower in ("vision_config", "text_config"):
             content[tower]["projection_dim"] = content["projection_dim"]
-    return content, weights, preprocessor(family, int(vision.image_size))
+    return content, weights, processor_of(model) or preprocessor(family, int(vision.image_size))
 
 
 def _of_source(source: Source) -> Parts:

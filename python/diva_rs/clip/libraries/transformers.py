@@ -5,13 +5,17 @@ is before `post_layernorm`, which only the pooled token goes through; SigLIP's i
 vision-only classes keep their parts in `.vision_model`, later in themselves.
 """
 
+import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._base.files import read_text
 from diva_rs.clip.heads import split_head
-from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, Tower, two
+from diva_rs.clip.tower import HALF, OPENAI_MEAN, OPENAI_STD, Tower, Triple, three, two
 from diva_rs.clip.wrappers import unwrap
 from diva_rs.errors import ConfigError
 
@@ -56,13 +60,25 @@ def matches(model: nn.Module) -> bool:
 def build(model: Any, where: str = "") -> Tower:
     """The tower over a transformers CLIP or SigLIP model."""
     name, siglip = type(model).__name__, family_of(model) == "siglip"
+    given = processor_of(model)
+    mean, std = (HALF, HALF) if siglip else (OPENAI_MEAN, OPENAI_STD)
+    statistics = three(given.get("image_mean"), mean), three(given.get("image_std"), std)
     if not hasattr(model, "text_model"):
-        return _over(model, name, siglip, where)
+        return _over(model, name, siglip, where, statistics)
     part = VisionPart(unwrap(model.vision_model), getattr(model, "visual_projection", None))
-    return _over(part, name, siglip, "vision_model")
+    return _over(part, name, siglip, "vision_model", statistics)
 
 
-def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
+def processor_of(model: Any) -> dict[str, Any]:
+    """The image processor's configuration in the folder that a model was loaded from; empty without one."""
+    content: Any = {}
+    folder = getattr(model, "name_or_path", "")
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads(read_text(Path(folder, "preprocessor_config.json"))) if folder else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _over(module: nn.Module, name: str, siglip: bool, where: str, statistics: tuple[Triple, Triple]) -> Tower:
     part: Any = module
     core: Any = unwrap(part.vision_model) if hasattr(part, "vision_model") else part
     if siglip and getattr(core, "head", None) is None:
@@ -93,10 +109,10 @@ def _over(module: nn.Module, name: str, siglip: bool, where: str) -> Tower:
         width=head.width(width),
         embed_dim=head.embed_dim(width),
         image_size=two(core.config.image_size),
-        mean=HALF if siglip else OPENAI_MEAN,
-        std=HALF if siglip else OPENAI_STD,
+        mean=statistics[0],
+        std=statistics[1],
         where=where,
         stem=core.embeddings.patch_embedding,
         tap=tap,
-        rebuild=lambda copied: _over(copied, name, siglip, where),
+        rebuild=lambda copied: _over(copied, name, siglip, where, statistics),
     )
