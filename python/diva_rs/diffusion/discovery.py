@@ -94,7 +94,8 @@ class Parts:
             except WeightsError:
                 if Path(self._root).is_dir():
                     raise
-        return None if config is None else int(config.projection_dim)
+        width = getattr(config, "projection_dim", None)
+        return None if width is None else int(width)
 
     def noises_images(self) -> bool:
         """Whether the pipeline noises image embeddings, as those of Stable unCLIP do."""
