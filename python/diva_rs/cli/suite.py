@@ -16,8 +16,9 @@ import torch
 from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import as_path, make_folder, write_json
 from diva_rs._base.optional import one_line
+from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
-from diva_rs.cli.tables import NOT_MEASURED, by_rule
+from diva_rs.cli.tables import NOT_MEASURED, by_rule, left_out
 from diva_rs.clip.weights import fill
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.data import ImageFolder
@@ -85,7 +86,8 @@ def run(options: Any) -> int:
             print(f"the scores so far are in {folder}: the same command resumes", file=sys.stderr)
             raise
     write_json(folder / "suite.json", _content(rows, failed))
-    print(*_table(rows), sep="\n")
+    notes = dict.fromkeys(line for row in rows for line in left_out(row.result))
+    print(*_table(rows), *notes, sep="\n")
     for name, reason in failed:
         print(f"failed: {name}: {reason}")
     print(f"\nscores in {folder / 'suite.json'}; beside it the decisions of each model and data set as CSV")
@@ -150,7 +152,8 @@ def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
     foreign = [key for key in trained.keys() - own if not key.startswith(("projector.", "denoiser."))]
     if foreign:
         raise ConfigError(f"{place}: {min(foreign)} is no weight of {of}: score the run's clip.safetensors")
-    fill(base[0], {**own, **{key: value for key, value in trained.items() if key in own}}, place)
+    both = {**own, **{key: value for key, value in trained.items() if key in own}}
+    fill(base[0], both, place, facts_of_checkpoint(path))
     return base
 
 
