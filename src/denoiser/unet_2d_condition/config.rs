@@ -45,8 +45,6 @@ pub struct TextTime {
     pub addition_time_embed_dim: i64,
     /// Pixels per latent along a side, for the sizes of an image that is not cropped.
     pub pixels_per_latent: i64,
-    /// Of SDXL's refiner, which takes it instead of the target size.
-    pub aesthetic_score: Option<f64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -8,13 +8,13 @@ use crate::denoiser::layers::linear;
 use crate::error::{DivaError, Result};
 use crate::nn::{Activation, Linear, Path};
 
+const SIZES: i64 = 6; // original height and width, crop top and left, target height and width
+
 /// Tensors that are the same for every sample and every step.
 #[derive(Default)]
 pub struct Fixed {
     /// (1, L, D): what the cross-attention reads where the condition enters elsewhere.
     pub encoder_hidden_states: Option<Tensor>,
-    /// (1, n): what the class embedding reads behind the condition.
-    pub noise_level: Option<Tensor>,
     /// (1, n): SDXL's pooled text.
     pub text_embeds: Option<Tensor>,
     /// (1, m): SDXL's sizes; without them those of the noisy image.
@@ -27,11 +27,10 @@ impl Fixed {
         for (name, tensor) in tensors {
             let place = match name.as_str() {
                 "encoder_hidden_states" => &mut fixed.encoder_hidden_states,
-                "noise_level" => &mut fixed.noise_level,
                 "text_embeds" => &mut fixed.text_embeds,
                 "time_ids" => &mut fixed.time_ids,
                 other => {
-                    let known = "known are encoder_hidden_states, noise_level, text_embeds and time_ids";
+                    let known = "known are encoder_hidden_states, text_embeds and time_ids";
                     return Err(DivaError::config(
                         OP,
                         format!("fixed has an unknown tensor {other:?}; {known}"),
@@ -65,9 +64,7 @@ impl Fixed {
 /// Stable unCLIP: the pooled condition is the image embedding, text is cross-attended.
 pub struct ClassEntry {
     embedding: ClassEmbedding,
-    text: Tensor,                // (1, L, D)
-    noise_level: Option<Tensor>, // (1, n)
-    /// Of the pooled condition.
+    text: Tensor, // (1, L, D)
     pub width: i64,
 }
 
@@ -94,33 +91,16 @@ impl ClassEntry {
         let name = "encoder_hidden_states";
         let text = fixed.encoder_hidden_states.as_ref().ok_or_else(|| absent(name))?;
         let text = Fixed::checked(name, text, 3, Some(config.cross_attention_dim), like)?;
-        let Some(level) = &fixed.noise_level else {
-            return Ok(ClassEntry { embedding, text, noise_level: None, width });
-        };
-        let level = Fixed::checked("noise_level", level, 2, None, like)?;
-        let width = width - level.size2()?.1;
-        if width < 1 {
-            return Err(DivaError::shape(
-                OP,
-                "noise_level",
-                &level,
-                "(1, n), narrower than the class embedding",
-            ));
-        }
-        Ok(ClassEntry { embedding, text, noise_level: Some(level), width })
+        Ok(ClassEntry { embedding, text, width })
     }
 
     /// pooled (B, width) -> what is added to the time embedding (B, T), what is cross-attended (B, L, D).
     pub fn forward(&self, pooled: &Tensor) -> Result<(Tensor, Tensor)> {
-        let batch = pooled.size2()?.0;
-        let labels = match &self.noise_level {
-            Some(level) => Tensor::f_cat(&[pooled, &level.f_expand([batch, -1], false)?], 1)?,
-            None => pooled.shallow_clone(),
-        };
         let embedded = match &self.embedding {
-            ClassEmbedding::Projection(embedding) => embedding.forward(&labels)?,
-            ClassEmbedding::Simple(linear) => linear.forward(&labels)?,
+            ClassEmbedding::Projection(embedding) => embedding.forward(pooled)?,
+            ClassEmbedding::Simple(linear) => linear.forward(pooled)?,
         };
+        let batch = pooled.size2()?.0;
         Ok((embedded, self.text.f_expand([batch, -1, -1], false)?))
     }
 }
@@ -132,7 +112,6 @@ pub struct AddedEntry {
     text: Tensor,             // (1, n)
     time_ids: Option<Tensor>, // (1, m) float32
     pixels_per_latent: i64,
-    aesthetic_score: Option<f64>,
 }
 
 impl AddedEntry {
@@ -152,15 +131,14 @@ impl AddedEntry {
         let wide = like.f_to_kind(Kind::Float)?; // sizes in pixels are beyond the precision of bfloat16
         let time_ids =
             fixed.time_ids.as_ref().map(|ids| Fixed::checked("time_ids", ids, 2, None, &wide)).transpose()?;
-        let aesthetic_score = text_time.aesthetic_score;
         let ids = match &time_ids {
             Some(ids) => ids.size2()?.1,
-            None => ids_of((0, 0), aesthetic_score).len() as i64,
+            None => SIZES,
         };
         let text = fixed.text_embeds.as_ref().ok_or_else(|| absent("text_embeds"))?;
         let text = Fixed::checked("text_embeds", text, 2, Some(total - ids * each), like)?;
         let embedding = TimestepEmbedding::load(path, total, config.time_embedding_dim, Activation::Silu)?;
-        Ok(Some(AddedEntry { sinusoids, embedding, text, time_ids, pixels_per_latent, aesthetic_score }))
+        Ok(Some(AddedEntry { sinusoids, embedding, text, time_ids, pixels_per_latent }))
     }
 
     /// What is added to the time embedding of latents of this size: (1, T).
@@ -176,22 +154,12 @@ impl AddedEntry {
 
     /// The time_ids of an image that is not cropped, filled in on the device.
     fn sizes(&self, (height, width): (i64, i64)) -> Result<Tensor> {
-        let size = (height * self.pixels_per_latent, width * self.pixels_per_latent);
+        let (height, width) = (height * self.pixels_per_latent, width * self.pixels_per_latent);
         let place = self.text.f_narrow(1, 0, 1)?.f_to_kind(Kind::Float)?;
-        let ids = ids_of(size, self.aesthetic_score).into_iter().map(|id| place.f_full_like(id));
-        Ok(Tensor::f_cat(&ids.collect::<std::result::Result<Vec<_>, _>>()?, 1)?)
+        let ids = [height, width, 0, 0, height, width].map(|size| place.f_full_like(size as f64));
+        let ids = ids.into_iter().collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(Tensor::f_cat(&ids, 1)?)
     }
-}
-
-/// Original height and width, crop top and left; then the target height and width, or the refiner's score.
-fn ids_of((height, width): (i64, i64), aesthetic_score: Option<f64>) -> Vec<f64> {
-    let (height, width) = (height as f64, width as f64);
-    let mut ids = vec![height, width, 0.0, 0.0];
-    match aesthetic_score {
-        Some(score) => ids.push(score),
-        None => ids.extend([height, width]),
-    }
-    ids
 }
 
 fn absent(name: &str) -> DivaError {

@@ -63,10 +63,10 @@ class StableUnclip(UNet):
         plan = super().native()
         if isinstance(plan, str):
             return plan
-        fixed = {**plan.fixed, "encoder_hidden_states": self._text(next(self.model.parameters()))}
         if self._level is not None:
-            fixed["noise_level"] = self._level
-        return NativePlan(plan.kind, plan.fields, fixed)
+            return "it reads a noise level behind the image embedding"
+        text = self._text(next(self.model.parameters()))
+        return NativePlan(plan.kind, plan.fields, {**plan.fixed, "encoder_hidden_states": text})
 
     def _text(self, like: Tensor) -> Tensor:
         assert self.text_width is not None

@@ -92,13 +92,13 @@ class TextTime:
             "time_ids": moved(time_ids.detach(), noisy.device),
         }
 
-    def native(self, weight: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The native network's configuration and its fixed inputs, for weights like ``weight``."""
+    def native(self, weight: Tensor) -> tuple[dict[str, int], dict[str, Tensor]] | str:
+        """The native network's configuration and fixed inputs for weights like ``weight``, or why not."""
         text_width, ids = self.sizes
+        if self.time_ids is None and ids != _SIZES:
+            return "its aesthetic score is not given: added_cond_kwargs with time_ids would"
         text = self.text if self.text is not None else weight.new_zeros(1, text_width)
-        score = None if ids == _SIZES else _SCORE
-        fields: dict[str, Any] = {"addition_time_embed_dim": self.each, "aesthetic_score": score}
-        fixed = {"text_embeds": text.detach()}
+        fields, fixed = {"addition_time_embed_dim": self.each}, {"text_embeds": text.detach()}
         if self.time_ids is None:
             return {**fields, "pixels_per_latent": self.factor()}, fixed
         return {**fields, "pixels_per_latent": 1}, {**fixed, "time_ids": self.time_ids}

@@ -66,7 +66,10 @@ class UNet(Family):
     def native(self) -> NativePlan | str:
         if self.added is None:
             return NativePlan("unet_2d_condition", {"text_time": None})
-        fields, fixed = self.added.native(next(self.model.parameters()))
+        added = self.added.native(next(self.model.parameters()))
+        if isinstance(added, str):
+            return added
+        fields, fixed = added
         return NativePlan("unet_2d_condition", {"text_time": fields}, fixed)
 
 
