@@ -232,3 +232,13 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
     assert (trainer.steps_done, trainer.pending) == (1, 0)
     same(trainer.clip.state_dict(), expected.clip.state_dict())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_equal_weights_and_facts_give_equal_files(tmp_path):
+    """safetensors writes its metadata in another order each time."""
+    for number in range(8):
+        weights = {"b é": torch.ones(3), 'a"\n': torch.zeros(2, 2)}
+        checkpoint.save_weights(tmp_path / f"{number}.safetensors", weights, {"of": "é\t"})
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
+    found = checkpoint.load_weights(tmp_path / "0.safetensors")
+    assert found.keys() == weights.keys() and all(found[name].equal(weights[name]) for name in weights)

@@ -22,7 +22,7 @@ from diva_rs._base.checkpoint import save_weights
 from diva_rs.cli import main
 from diva_rs.cli.models import load_other, load_scored
 from diva_rs.errors import ConfigError, WeightsError
-from diva_rs.evaluation import mmvp_vlm
+from diva_rs.evaluation import benchmark, mmvp_vlm
 from diva_rs.report import write
 
 CPU = torch.device("cpu")
@@ -118,6 +118,24 @@ def test_zero_shot_and_retrieval_on_data_sets(capsys, tmp_path, weights, clip):
     assert stored["before"]["scores"][0]["items"] == 8 and list(stored["after"]["missing"]) == ["birdsnap"]
     told = run(capsys, "retrieval", *common, "--datasets", "wds/captions", "--recall", "1,2")
     assert "mean_recall@1" in told and told.rstrip().endswith(" points")
+
+
+def test_an_interrupted_suite_has_written_its_finished_data_sets(capsys, tmp_path, monkeypatch, clip):
+    captions_folder(shapes_folder(tmp_path))
+    find = benchmark.open_dataset
+
+    def interrupted(name, *rest):
+        if name == "wds/captions":
+            raise KeyboardInterrupt
+        return find(name, *rest)
+
+    monkeypatch.setattr(benchmark, "open_dataset", interrupted)
+    argv = ["eval", "zero-shot", "--clip", clip, "--data", str(tmp_path), "--workers", "0", "--no-progress"]
+    out = tmp_path / "out"
+    assert main([*argv, "--datasets", "wds/shapes,birdsnap,wds/captions", "--out", str(out)]) != 0
+    stored = json.loads((out / "zero-shot.json").read_text())["scores"]
+    assert stored["scores"][0]["items"] == 8 and list(stored["missing"]) == ["birdsnap"]
+    assert "wds/shapes" in (out / "zero-shot.csv").read_text()
 
 
 RETRIEVAL = ("retrieval", "--clip", SCORED, "--data", ".")

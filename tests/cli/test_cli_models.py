@@ -1,6 +1,7 @@
 """CLIP models that the command line builds from a name, a file or a folder."""
 
 import json
+from types import SimpleNamespace
 
 import open_clip
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 
 from builders.cli import CONFIG, MODEL
 from builders.small import small_clip
+from diva_rs._base.stored import read_facts
+from diva_rs.cli import suite
 from diva_rs.cli.clips import load_clip
 from diva_rs.cli.models import load_other
 from diva_rs.clip.export import to_open_clip
@@ -225,3 +228,15 @@ def test_weights_to_compare_with_take_the_same_pixels(tmp_path, capsys):
     with pytest.raises(WeightsError, match=r"pixels mean was \[0\.5, 0\.5, 0\.5\], is .*give NAME:"):
         load_other(place, first, device, own)
     assert load_other(own.split(":")[1], first, device, own)[1:] == (None, None)
+
+
+def test_a_checkpoint_of_a_run_with_another_activation_is_refused(quick, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step-00000001"
+    folder.mkdir(parents=True)
+    save_file({"visual.proj": small_clip().visual.proj.data}, folder / "parameters.safetensors")
+    base = to_open_clip(open_clip.create_model(MODEL), tmp_path / "base.safetensors")
+    spec, options = f"{MODEL}:{base}:{folder}", SimpleNamespace(tokenizer=None)
+    suite._load(spec, spec, options, torch.device("cpu"))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"clip_computes": read_facts(quick)}))
+    with pytest.raises(WeightsError, match=r"activation was \['quick_gelu'\], is \['gelu'\]"):
+        suite._load(spec, spec, options, torch.device("cpu"))

@@ -46,6 +46,7 @@ def run(capsys, tmp_path, weights, benchmarks):
 
 def test_everything_in_the_folder_for_every_model_of_a_pattern(run, tmp_path, weights, benchmarks):
     photos = photos_folder(tmp_path)
+    (photos / "cat" / "notes.txt").write_text("of the cat")
     told, content = run("--retention", photos)
     specs = [f"{SCORED}:{weights}/{place}/clip.safetensors" for place in ("after", "before")]
     assert list(content["models"]) == specs and content["failed"] == {}
@@ -59,7 +60,8 @@ def test_everything_in_the_folder_for_every_model_of_a_pattern(run, tmp_path, we
     lines = told.splitlines()
     columns = ["score", "model", "right of asked", "95% interval", "%", "retention", "seconds", "images/s"]
     assert re.split(r" {2,}", lines[0]) == columns
-    assert len(lines[1:-2]) == 2 * (3 + 3 + 3 + 1)
+    assert len(lines[1:-3]) == 2 * (3 + 3 + 3 + 1)
+    assert lines[-3].startswith(f"{photos}: 4 images used, 1 left out")
     assert all(re.search(r" (after|before) .* 2 of 4, 50\.0 %", line) for line in lines[1:19])
     rows = list(csv.DictReader(next(tmp_path.glob("scores/*before*/mine-pairs.csv")).open(newline="")))
     assert len(rows) == 9 and {row["rule"] for row in rows} == {"group", "text", "image"}

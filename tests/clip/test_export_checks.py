@@ -209,6 +209,13 @@ def test_the_configuration_names_the_widest_dtype_and_the_librarys_class(tmp_pat
     assert config["torch_dtype"] == "float32" and config["architectures"] == ["CLIPModel"]
 
 
+def test_a_configuration_that_was_changed_alone_is_another_model(tmp_path):
+    clip = exports.model("transformers-clip")
+    clip.config.vision_config.hidden_act = "gelu"
+    with pytest.raises(WeightsError, match=r"vision activation was \['quick_gelu'\], is \['gelu'\]"):
+        to_transformers(clip, tmp_path / "e")
+
+
 def test_openais_layout_takes_no_adapters_either(tmp_path):
     clip = exports.model("openai")
     path = "visual.transformer.resblocks.1.mlp.c_fc"

@@ -27,6 +27,10 @@ def test_activations_are_recognised_by_what_they_compute(name):
     assert activation(ACT2FN[name]) == name
 
 
+def test_an_activation_that_works_in_place():
+    assert activation(nn.ReLU(inplace=True)) == "relu"
+
+
 @pytest.mark.parametrize("layer", [nn.Identity(), nn.Dropout(0.5), nn.Linear(13, 13), nn.Flatten()])
 def test_other_layers_are_no_activation(layer):
     assert activation(layer.train()) is None and layer.training

@@ -125,12 +125,22 @@ HOSTILE = {
     "crepe, gap": (
         "crepe",
         edit("swap_obj.json", lambda rows: rows.pop("2")),
-        r"swap_obj\.json: key 2 is missing, in all 1 of 4: the file has 3 items, the published one 245",
+        r"key 2 is missing, between 1 and 3: the file has 3 items, the published one 245",
     ),
     "crepe, key twice": (
         "crepe",
         lambda root: (root / "swap_obj.json").write_text('{"0": 1, "0": 2}'),
         "the key '0' is there twice",
+    ),
+    "crepe, far gap": (
+        "crepe",
+        edit("swap_obj.json", lambda rows: rows.update({"99999999": rows["0"]})),
+        "key 4 is missing, between 3 and 99999999",
+    ),
+    "crepe, no JSON": (
+        "crepe",
+        lambda root: (root / "swap_obj.json").write_text("<html>"),
+        r"swap_obj\.json is no JSON: it begins with '<'",
     ),
     "crepe, no number": (
         "crepe",
@@ -145,7 +155,7 @@ HOSTILE = {
     "crepe, no negative": (
         "crepe",
         edit("swap_obj.json", lambda rows: rows["1"].pop("negative_caption")),
-        "key 1 has no negative_caption",
+        "key 1 has no text as negative_caption",
     ),
     "crepe, empty": ("crepe", lambda root: [f.write_text("{}") for f in root.glob("*.json")], "has no items"),
     "plus, id twice": (
@@ -157,7 +167,7 @@ HOSTILE = {
     "plus, no second caption": (
         "plus",
         edit("swap_obj.json", lambda rows: rows[2].pop("caption2")),
-        "entry 2 has no caption2",
+        "entry 2 has no text as caption2",
     ),
     "up, three options": (
         "up",

@@ -8,7 +8,7 @@ import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 
 from builders.clips import IMAGE, clip_variants
-from builders.detail import PLANS, Planted, naturalbench, pair_rows, pairs_jsonl, picture, table
+from builders.detail import Planted, naturalbench, pair_rows, pairs_jsonl, picture, table
 from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.texts import tokenize as words
 from diva_rs.errors import ConfigError, DataError
@@ -184,7 +184,7 @@ HOSTILE = {
     ),
     "no caption": (
         rewrite(lambda rows: rows[1].pop("caption_1")),
-        r"line 2 has no caption_1 or text_1; it has image_0",
+        r"line 2 has no text as caption_1 or text_1; its fields are image_0",
     ),
     "empty caption": (
         rewrite(lambda rows: rows[1].update(caption_1=" ")),
@@ -275,8 +275,9 @@ def test_folders_that_hold_none_or_several_are_named(tmp_path):
         score(model, tmp_path)
     with pytest.raises(ConfigError, match="benchmark='winogruond' is not known; did you mean 'winoground'"):
         score(model, tmp_path / "a", benchmark="winogruond")
+    with pytest.raises(ConfigError, match="batch=0: a number of images from 1"):
+        score(model, tmp_path / "a", batch=0)
     naturalbench(tmp_path / "a", MIXED)
     with pytest.raises(ConfigError, match="holds naturalbench and pairs: name one with benchmark="):
         score(model, tmp_path / "a")
     assert score(model, tmp_path / "a", benchmark="pairs").right == 2
-    assert len(PLANS) == 5

@@ -1,6 +1,7 @@
 """What the evaluation scores, held against the libraries' own embeddings and the official rules in words."""
 
 import csv
+import re
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from builders.clips import IMAGE, clip_variants, library_embedding, library_patc
 from builders.mmvp import mmvp_folder
 from builders.texts import tokenize
 from diva_rs.clip import adapt
+from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD
 from diva_rs.errors import ConfigError, ShapeError
 from diva_rs.evaluation import EMBEDDINGS, mmvp_vlm
 from diva_rs.evaluation.embedder import Embedder, image_embedding, image_transform
@@ -176,6 +178,17 @@ def test_scoring_is_exact_float32_and_leaves_torchs_settings(monkeypatch, legacy
     finally:
         torch.set_float32_matmul_precision("highest")
         backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("mean,warned", [(OPENAI_MEAN, False), ((0.5, 0.5, 0.5), True)])
+def test_pixels_on_another_models_scale_are_warned_of(recwarn, mean, warned):
+    model = VARIANTS["open_clip-gelu"]()
+    model.visual.image_mean, model.visual.image_std = mean, OPENAI_STD  # as open_clip's factory sets them
+    embedder(model)
+    words = (
+        r"preprocess turns white into \[1.93, 2.07, 2.15\], the model's own mean and deviation into \[1.86"
+    )
+    assert any(re.match(words, str(warning.message)) for warning in recwarn) == warned
 
 
 def test_a_transformers_processor_serves_as_the_transform():

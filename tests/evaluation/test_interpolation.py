@@ -6,13 +6,16 @@ import random
 import numpy as np
 import pytest
 import torch
+from open_clip.transform import image_transform
 from safetensors.torch import save_file
 
 import diva_rs
+from builders import texts
 from builders.clips import pixels
+from builders.mmvp import mmvp_folder
 from builders.small import small_clip
 from diva_rs import ConfigError, WeightsError
-from diva_rs.evaluation import Drift, DriftResult
+from diva_rs.evaluation import Drift, DriftResult, mmvp_vlm, pairs
 from diva_rs.evaluation.measures import measure
 
 
@@ -139,6 +142,19 @@ def test_a_sweep_scores_every_alpha_and_leaves_the_model_as_it_was(two, tmp_path
         sweep.best("size", drift=2)
     with pytest.raises(ConfigError, match=r"no score 'dirft'.*drift"):
         sweep.best("dirft")
+
+
+def test_the_best_alpha_is_not_chosen_by_a_test_set(tmp_path):
+    root, transform = mmvp_folder(tmp_path / "MMVP", pairs=1), image_transform(32, is_train=False)
+    clip, given = small_clip(), (transform, texts.tokenize, root)
+    metrics = {
+        "mmvp": lambda clip: mmvp_vlm(clip, *given).average,
+        "validation": lambda clip: pairs(clip, *given, half="validation"),
+    }
+    sweep = diva_rs.interpolation_sweep(small_clip(seed=1), clip, metrics, alphas=(0, 1))
+    with pytest.raises(ConfigError, match=r"mmvp is a score of MMVP-VLM, a test set.*half='validation'"):
+        sweep.best("mmvp")
+    assert sweep.best("validation") in sweep.rows and sweep.best("mmvp", best_on_test=True) in sweep.rows
 
 
 def test_the_plots(two):

@@ -80,6 +80,10 @@ def _weights(folder: Path) -> None:
     save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)})
 
 
+def _scripted(folder: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4))), folder / "w.pt")
+
+
 def _saved(folder: Path) -> None:
     torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt")
 
@@ -253,6 +257,7 @@ READERS: dict[str, FileReader] = {
     "run folder": FileReader(_run_folder, _read_run_folder, 8),
     "evaluations": FileReader(_evaluations, lambda folder: _read_rows(folder / "e.json"), 4),
     "torch.save": FileReader(_saved, lambda folder: weights_of(folder / "w.pt", "before"), 6),
+    "TorchScript": FileReader(_scripted, lambda folder: weights_of(folder / "w.pt", "before"), 4),
     "transformers CLIP": FileReader(_transformers, _folder_of_clip, 4),
     "open_clip folder": FileReader(_open_clip, _folder_of_clip, 4),
     "PyTorch weights": FileReader(_pytorch, _read_pytorch, 4),

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torchvision.transforms import Resize
 
 import diva_rs
 from builders.pictures import encoded, write_tar
@@ -101,6 +102,13 @@ def plain(data, dataset=Numbered, **given):
     return DataLoader(dataset(), **{"batch_size": 4, **given})
 
 
+def listed(data, paths="abcdefghijkl", transform=None):
+    """A dataset that keeps a list of its files, each with its class."""
+    dataset = Numbered(len(paths))
+    dataset.samples, dataset.transform = [(f"/data/{path}.jpg", 0) for path in paths], transform
+    return DataLoader(dataset, batch_size=2)
+
+
 @pytest.mark.parametrize(
     ("make", "first", "second"),
     [
@@ -155,6 +163,13 @@ def test_every_image_of_the_pass_comes_once(teacher, data, keys, tmp_path, make,
             {"part": range(20)},
             {"part": range(4, 24)},
             r"the loader's indices was \w+, is \w+",
+        ),
+        (listed, {"paths": "abcdefghijkl"}, {"paths": "abcdefghijlk"}, r"the loader's files was \w+, is \w+"),
+        (
+            listed,
+            {"transform": Resize(16)},
+            {"transform": Resize(24)},
+            r"transform was Resize\(size=16.*size=24",
         ),
         (lambda data, count: [images(4)] * count, {"count": 6}, {"count": 8}, "batches was 6, is 8"),
     ],

@@ -1,6 +1,8 @@
 """What a run leaves: its folder, weights that plain libraries load, the plot, and its numbers."""
 
+import html
 import json
+import logging
 import math
 import os
 import tracemalloc
@@ -12,10 +14,12 @@ from safetensors.torch import load_file
 
 import diva_rs
 from builders.clips import clip_variants
+from builders.pictures import encoded
 from builders.runs import train, weights
 from builders.small import SIDE, images, small_clip
 from diva_rs import DataError, Recipe
 from diva_rs._base.checkpoint import load_state
+from diva_rs.data import folder_loader
 from diva_rs.run.folder import RunFolder
 
 
@@ -202,3 +206,18 @@ def test_a_hole_in_the_log_costs_no_row_and_no_memory(tmp_path):
     with pytest.raises(DataError, match=r"metrics\.jsonl cannot be read: .*more than 1073741824 bytes"):
         run.rows(2)
     run.close()
+
+
+def test_what_the_loader_left_out_is_in_log_result_and_report(teacher, tmp_path, caplog):
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png", "c.heic", "d.heic", "notes.txt"):
+        (tmp_path / "photos" / name).write_bytes(encoded(kind="png"))
+    (tmp_path / "photos" / "b.png").write_bytes(b"cut off")
+    loader = folder_loader(tmp_path / "photos", batch=2, size=SIDE, workers=0, on_bad_image="skip")
+    with caplog.at_level(logging.INFO, "diva_rs"):
+        result = train(teacher, loader, output_dir=tmp_path / "run")
+    counts = "1 image used, 4 left out: 2 with the ending .heic (c.heic), "
+    assert counts in result.report["data"] and "1 unreadable (" in result.report["data"]
+    assert f"the run read {result.report['data']}" in caplog.text
+    page = html.unescape(diva_rs.report.write(tmp_path / "run").read_text())
+    assert page.count(counts) == 1 and f"on ImageFolder('{tmp_path}/photos', 2 images); recipe" in page

@@ -62,6 +62,7 @@ def save_weights(
             ) from err
         except SafetensorError as err:
             raise OSError(str(err)) from err
+        _sort_metadata(beside)
         sync(beside)
 
 
@@ -226,6 +227,18 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"weights[{shown(name)}] is sparse or quantized: call .to_dense() or dequantize()"
             )
     return own
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: safetensors shuffles it, equal files would differ."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _sha256(path: Path) -> str:

@@ -49,10 +49,18 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a name is of a hidden file or folder, or one that systems put into folders.
+
+    >>> is_hidden(".DS_Store"), is_hidden("Thumbs.db"), is_hidden("cats")
+    (True, True, False)
+    """
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
 def names_in(folder: Path) -> list[str]:
-    """The sorted names in a folder without hidden files and what systems create; none if it is no folder."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in names if not name.startswith(".") and name not in _OF_SYSTEMS)
+    """The sorted names in a folder that are not hidden; none if it is no folder."""
+    return sorted(name for name in (os.listdir(folder) if folder.is_dir() else ()) if not is_hidden(name))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

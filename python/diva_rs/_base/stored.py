@@ -144,13 +144,14 @@ def _is_state_dict(value: Any) -> bool:
 
 def _why(err: Exception) -> str:
     """One line in place of torch's paragraph."""
-    text = str(err)
+    text = f"{type(err).__name__}: {err}"
     named = re.search(r"GLOBAL ([\w.]+)", text)
     if named:
         return (
             f"holds Python objects ({named[1]}) beside tensors, which are not loaded from a file: save "
             "model.state_dict() alone"
         )
-    if re.search(r"central directory|zip archive|[Rr]an out of input|truncated|EOF", text):
+    if re.search(r"BadZipFile|central directory|zip archive|[Rr]an out of input|truncated|EOF", text):
         return f"is damaged or incomplete: {_AGAIN}"
-    return f"cannot be read as weights: {one_line(err).split('. ')[0]}"
+    inner = re.search(r"WeightsUnpickler error: (.*)", text)
+    return f"cannot be read as weights: {inner[1] if inner else one_line(err).split('. ')[0]}"

@@ -13,11 +13,12 @@ from diva_rs._base.hub import check_weights, hub_reason, variant_of
 from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs._base.stored import read_facts
-from diva_rs.clip.facts import activations, check_facts, facts
+from diva_rs.clip.facts import Facts, activations, check_facts, facts
 from diva_rs.clip.libraries.open_clip import names_for
 from diva_rs.clip.tower import HALF, three
 from diva_rs.clip.weights import fill, stored, weights_of
 from diva_rs.errors import ConfigError, WeightsError
+from diva_rs.run.folder import read_record
 
 SCHEMES = ("hf-hub:", "local-dir:")  # of open_clip's model names
 LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder must not ask on the terminal
@@ -49,6 +50,13 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
                 name, pretrained, pretrained=pretrained or None, force_quick_gelu=bool(quick_gelu)
             )
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
+
+
+def facts_of_checkpoint(folder: Path) -> Facts | None:
+    """What the CLIP of the run computes that a checkpoint is of; None where run.json does not say it."""
+    content = read_record(folder.resolve().parents[1] / "run.json")
+    about = content.get("clip_computes") if isinstance(content, dict) else None
+    return about if isinstance(about, dict) else None
 
 
 def _from_open_clip(name: str, files: str | Path, **settings: Any) -> nn.Module:

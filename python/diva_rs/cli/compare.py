@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from diva_rs._base.files import as_path
 from diva_rs.cli.tables import TELLS, comparison
 from diva_rs.errors import DataError
 from diva_rs.evaluation import Counted
@@ -22,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; returns the exit code."""
-    sides = [_results(Path(place), side) for place, side in ((args.before, "before"), (args.after, "after"))]
+    sides = [
+        _results(as_path(place), side) for place, side in ((args.before, "before"), (args.after, "after"))
+    ]
     before, after = sides
     both = [name for name in before if name in after]
     if not both:

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -167,9 +168,21 @@ def _zero_shot(options: EvalOptions) -> Callable[..., Any]:
 def _datasets(score: Callable[..., Any], options: EvalOptions) -> Callable[..., Any]:
     names = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
     used = ("suite", "split", "batch", "workers", "webdataset", "download", "progress", "recall")
-    return partial(
-        score, root=options.data, datasets=names, **{name: getattr(options, name) for name in used}
-    )
+    settings = {name: getattr(options, name) for name in used}
+    sides = iter(["before", "after"] if options.compare else [""])
+
+    def scored(*model: Any) -> Any:
+        done = None if options.out is None else partial(_keep, make_folder(options.out), next(sides))
+        return score(*model, root=options.data, datasets=names, done=done, **settings)
+
+    return scored
+
+
+def _keep(folder: Path, side: str, result: Any) -> None:
+    """Write what is finished, so that an interrupted suite loses none of it."""
+    name = f"{result.task}-{side}".removesuffix("-")
+    write_json(folder / f"{name}.json", {"scores": result.to_dict()})
+    result.to_csv(folder / f"{name}.csv")
 
 
 _TASKS: dict[str, Callable[[EvalOptions], Callable[..., Any]]] = {

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import make_folder, write_json
+from diva_rs._base.files import as_path, make_folder, write_json
 from diva_rs._base.optional import one_line
+from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
-from diva_rs.cli.tables import NOT_MEASURED, by_rule
+from diva_rs.cli.tables import NOT_MEASURED, by_rule, left_out
 from diva_rs.clip.weights import fill
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.data import ImageFolder
@@ -85,7 +86,8 @@ def run(options: Any) -> int:
             print(f"the scores so far are in {folder}: the same command resumes", file=sys.stderr)
             raise
     write_json(folder / "suite.json", _content(rows, failed))
-    print(*_table(rows), sep="\n")
+    notes = dict.fromkeys(line for row in rows for line in left_out(row.result))
+    print(*_table(rows), *notes, sep="\n")
     for name, reason in failed:
         print(f"failed: {name}: {reason}")
     print(f"\nscores in {folder / 'suite.json'}; beside it the decisions of each model and data set as CSV")
@@ -99,7 +101,7 @@ def _read(options: Any, failed: list[tuple[str, str]]) -> Iterator[tuple[str, An
         looked = "; ".join(f"{name}: {kind.LOOKS_FOR}" for name, kind in formats().items())
         raise DataError(f"--data {options.data} and the folders in it hold no known benchmark. {looked}")
     for place, name in found:
-        title = name if place == Path(options.data).expanduser() else f"{place.name}-{name}"
+        title = name if place == as_path(options.data) else f"{place.name}-{name}"
         try:
             yield title, read_benchmark(place, name, options.images, options.half)
         except DivaError as err:
@@ -119,7 +121,7 @@ def _models(options: Any) -> list[str]:
             specs += [text] if text else []
             continue
         name, colon, pattern = text.rpartition(":")
-        matches = sorted(glob.glob(str(Path(pattern).expanduser())))
+        matches = sorted(glob.glob(str(as_path(pattern))))
         if not matches:
             raise ConfigError(f"{flag} {text}: nothing matches {pattern}")
         specs += [f"{name}{colon}{match}" for match in matches]
@@ -129,7 +131,7 @@ def _models(options: Any) -> list[str]:
 def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
     """The model of a spec: as for `load_clip`, weights of the first model, or ``MODEL[:TAG]:WEIGHTS``."""
     name, _, place = spec.rpartition(":")
-    path = Path(place).expanduser()
+    path = as_path(place)
     if not path.exists() or any((path / file).is_file() for file in _MODELS):
         return load_scored(spec, device, options.tokenizer)
     of = name or first
@@ -150,7 +152,8 @@ def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
     foreign = [key for key in trained.keys() - own if not key.startswith(("projector.", "denoiser."))]
     if foreign:
         raise ConfigError(f"{place}: {min(foreign)} is no weight of {of}: score the run's clip.safetensors")
-    fill(base[0], {**own, **{key: value for key, value in trained.items() if key in own}}, place)
+    both = {**own, **{key: value for key, value in trained.items() if key in own}}
+    fill(base[0], both, place, facts_of_checkpoint(path))
     return base
 
 

@@ -16,7 +16,15 @@ def retention_line(result: Any, kept: Any) -> list[str]:
     """The line of a retention score beside a score of detail; none beside another score."""
     if result.kind != "detail":
         return []
-    return [f"{NOT_MEASURED} (--retention FOLDER)" if kept is None else f"retention: {kept.line}"]
+    if kept is None:
+        return [f"{NOT_MEASURED} (--retention FOLDER)"]
+    return [f"retention: {kept.line}", *left_out(kept)]
+
+
+def left_out(result: Any) -> list[str]:
+    """The line about what a folder holds that was not scored, where there is such."""
+    accounting = getattr(result, "accounting", None)
+    return [f"{result.root}: {accounting}"] if accounting and accounting.left_out else []
 
 
 def comparison(before: Any, after: Any) -> Iterator[str]:

@@ -136,7 +136,7 @@ def activation(layer: nn.Module) -> str | None:
     was = layer.training
     try:
         with torch.no_grad():
-            values = layer.eval()(points)
+            values = layer.eval()(points.clone())  # some work in place
     except Exception:  # a layer of another kind, which takes other inputs
         return None
     finally:

@@ -5,17 +5,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from diva_rs.errors import ConfigError, a_type
 
-_HOLDERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 _MERGE = "merge_and_unload"  # of peft's models
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, DataParallel, AveragedModel, torch.compile and peft's
-    PeftModel, in any order.
+    """The model inside torch.compile, peft's PeftModel, and wrappers that hold it alone as ``module``
+    (DistributedDataParallel, DataParallel, AveragedModel, timm's ModelEmaV3), in any order.
 
     >>> inner = nn.Linear(2, 2)
     >>> unwrap(nn.DataParallel(inner)) is inner
@@ -61,7 +59,8 @@ def check_adapters(model: nn.Module) -> None:
 def _inside(model: Any) -> nn.Module | None:
     """What a wrapper holds; None for a model."""
     inner: nn.Module | None = None
-    if isinstance(model, _HOLDERS):
+    alone = [name for name, _ in model.named_children()] == ["module"]
+    if alone and next(model.parameters(recurse=False), None) is None:
         inner = model.module
     elif "_orig_mod" in model._modules:  # torch._dynamo.OptimizedModule
         inner = model._modules["_orig_mod"]

@@ -1,7 +1,6 @@
 """A folder of images, at any depth, as a dataset and as a loader."""
 
 import os
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diva_rs._base.files import as_path, open_regular
+from diva_rs._base.files import as_path, is_hidden, open_regular
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
 from diva_rs.data.keys import name_key
-from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of
+from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of, text_of
 from diva_rs.errors import ConfigError, DataError, shown
 
 
@@ -55,9 +54,8 @@ class Images:
 
     def identity(self) -> dict[str, Any]:
         """What decides which images come and how they are cropped, as JSON values."""
-        transform = re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(self.transform).split()))
-        views = None if self.views is None else repr(self.views)
-        return {"dataset": type(self).__name__, "seed": self.seed, "transform": transform, "views": views}
+        facts = {"dataset": type(self).__name__, "seed": self.seed, "transform": text_of(self.transform)}
+        return {**facts, "views": None if self.views is None else repr(self.views)}
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
@@ -199,9 +197,9 @@ def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         for name in below:
-            if name.startswith("."):
+            if is_hidden(name):
                 accounting.leave_out("hidden", _relative(os.path.join(folder, name), root) + "/")
-        below[:] = sorted(name for name in below if not name.startswith("."))
+        below[:] = sorted(name for name in below if not is_hidden(name))
         for name in sorted(files):
             path = os.path.join(folder, name)
             if accounting.is_image(_relative(path, root), partial(_head, path)):

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -275,6 +276,11 @@ def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:
     for path in paths[:: max(1, len(paths) // _SIZED)]:
         digest.update(f"{os.path.getsize(path) if os.path.exists(path) else None} ".encode())
     return digest.hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """The ``repr`` of an object in one line, without addresses."""
+    return re.sub(" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
 
 
 def _counted(samples: Sequence[Any]) -> tuple[int, int, dict[str, Any]]:

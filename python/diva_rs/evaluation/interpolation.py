@@ -6,7 +6,7 @@ to the fine-tuned weights often keeps most of what training gained and most of w
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from diva_rs._base.settings import hint
 from diva_rs.clip.weights import alike, fill, weights_of
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.errors import ConfigError, WeightsError, shown
-from diva_rs.evaluation.measures import as_metrics, measure
+from diva_rs.evaluation.measures import VALIDATION, as_metrics, measured, names_of_test_sets
 from diva_rs.evaluation.result import Result
 
 if TYPE_CHECKING:
@@ -69,20 +69,29 @@ class InterpolationSweep(Result):
     """Scores along the line; prints as a table."""
 
     rows: tuple[dict[str, float], ...]  # one per alpha, in the order given: alpha, and each score by its name
+    test_sets: dict[str, str] = field(default_factory=dict)  # of scores of test sets: score -> their names
 
     @property
     def metrics(self) -> list[str]:
         """The names of the scores."""
         return [name for name in self.rows[0] if name != "alpha"]
 
-    def best(self, metric: str, **at_least: float) -> dict[str, float]:
+    def best(self, metric: str, *, best_on_test: bool = False, **at_least: float) -> dict[str, float]:
         """The row with the highest ``metric`` among those that keep every bound of ``at_least``.
+
+        A score of a test set, such as MMVP-VLM, raises ConfigError unless ``best_on_test`` is set: the score
+        of an alpha that it chose is too good.
 
         >>> rows = ({"alpha": 0.0, "mmvp": 20.0, "top1": 75.0}, {"alpha": 1.0, "mmvp": 26.0, "top1": 70.0})
         >>> InterpolationSweep(rows).best("mmvp", top1=74.0)["alpha"]
         0.0
         """
         self._check(metric, *at_least)
+        if metric in self.test_sets and not best_on_test:
+            raise ConfigError(
+                f"{metric} is a score of {self.test_sets[metric]}, a test set, and too good for the alpha "
+                f"that it chose. {VALIDATION}, or give best_on_test=True"
+            )
         kept = [row for row in self.rows if all(row[name] >= bound for name, bound in at_least.items())]
         if not kept:
             bounds = ", ".join(f"{name} >= {bound:g}" for name, bound in at_least.items())
@@ -168,11 +177,13 @@ def interpolation_sweep(
         kept if source is model else weights_of(source, name)
         for source, name in ((before, "before"), (after, "after"))
     )
-    rows = []
+    rows, tests = [], dict[str, str]()
     try:
         for alpha in alphas:
             interpolate(old, new, alpha, into=model)
-            rows.append({"alpha": float(alpha), **measure(named, model)})
+            found = measured(named, model)
+            rows.append({"alpha": float(alpha), **{name: value for name, (value, _) in found.items()}})
+            tests |= {name: sets for name, (_, made) in found.items() if (sets := names_of_test_sets(made))}
     finally:
         fill(model, kept)
-    return InterpolationSweep(tuple(rows))
+    return InterpolationSweep(tuple(rows), tests)

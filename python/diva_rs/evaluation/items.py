@@ -5,6 +5,7 @@ counts as wrong: an option is picked only if its similarity is above that of eve
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ class Picture:
     @classmethod
     def of_file(cls, path: Path, where: str, number: int | None = None) -> "Picture":
         """The image at ``path``; DataError with ``where`` if there is none."""
-        if not path.is_file():
+        if not os.path.isfile(path):  # False also for names that no file can have
             raise DataError(f"{where}: the image {path} is missing")
         return cls(str(path), str(path), path, number)
 

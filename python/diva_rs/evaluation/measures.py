@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -16,6 +16,10 @@ from diva_rs.errors import ConfigError, a_type, shown
 from diva_rs.evaluation.result import results_made
 
 Metric = Callable[[nn.Module], Any]
+VALIDATION = (
+    "Choose by another score, such as the validation half of its pairs: evaluation.pairs(..., "
+    "half='validation')"
+)
 _SCORES = ("per_cent", "accuracy", "cosine")  # of the results of diva_rs.evaluation
 
 
@@ -58,6 +62,11 @@ def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[
             for key, value in parts.items():
                 scores[f"{name}/{key}" if key else name] = _number(value, name), results
     return scores
+
+
+def names_of_test_sets(results: Iterable[Any]) -> str:
+    """The names of the test sets among the results, with commas between them; empty for none."""
+    return ", ".join(dict.fromkeys(result.name for result in results if result.is_test_set))
 
 
 def _tuple(value: Any) -> bool:

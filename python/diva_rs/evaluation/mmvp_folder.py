@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import as_path, read_text
 from diva_rs._base.settings import hint
 from diva_rs.data.decode import EXTENSIONS
 from diva_rs.errors import DataError, shown
@@ -56,7 +56,7 @@ class QuestionPair(NamedTuple):
 
 def read_pairs(root: str | os.PathLike[str]) -> list[QuestionPair]:
     """Every pair of the benchmark in ``root``; errors name the file and the row that are not as published."""
-    root = Path(root).expanduser()
+    root = as_path(root)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds Questions.csv")
     file = _find(root, ("Questions.csv",), "file")

@@ -43,7 +43,13 @@ def text_field(row: Any, names: str | Iterable[str], where: str) -> str:
             if isinstance(value, str) and value.strip():
                 return value
             raise DataError(f"{where}: {name} is {shown(value)}, expected a text")
-    raise DataError(f"{where} has no {' or '.join(names)}; it has {', '.join(map(str, row)) or 'nothing'}")
+    fields = ", ".join(map(str, row)) or "none"
+    raise DataError(f"{where} has no text as {' or '.join(names)}; its fields are {fields}")
+
+
+def texts(values: Iterable[Any], name: str, where: str) -> tuple[str, ...]:
+    """The values of the field ``name``, each of which has to be a text."""
+    return tuple(text_field({f"{name} {n}": value}, f"{name} {n}", where) for n, value in enumerate(values))
 
 
 class ImageFolders:
@@ -59,7 +65,7 @@ class ImageFolders:
         """The picture of a relative path; DataError if no folder has it."""
         for place, folder in enumerate(self.folders):
             path = folder / name
-            if path.is_file():
+            if os.path.isfile(path):  # False also for names that no file can have
                 self.folders.insert(0, self.folders.pop(place))
                 return Picture.of_file(path, where)
         looked = ", ".join(map(str, self.folders)) or "no folder of images"

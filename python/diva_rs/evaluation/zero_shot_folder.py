@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from diva_rs._base.files import is_hidden
 from diva_rs.data import ImageFolder
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, shown
@@ -79,7 +80,7 @@ def zero_shot_folder(
 def _check_folders(root: Path, used: set[str], classes: Mapping[str, str] | None) -> None:
     """Raise DataError for a class folder without an image: a class fewer makes the score higher."""
     for folder in sorted(root.iterdir()):
-        asked = not folder.name.startswith(".") if classes is None else folder.name in classes
+        asked = not is_hidden(folder.name) if classes is None else folder.name in classes
         is_class = folder.is_dir() or not folder.exists()  # a broken link
         if asked and is_class and folder.name not in used:
             ImageFolder(folder)  # says why it gives no image

@@ -17,7 +17,7 @@ from diva_rs._base.files import names_in, replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
 from diva_rs.errors import ConfigError, DataError, WeightsError
-from diva_rs.evaluation.measures import measured
+from diva_rs.evaluation.measures import VALIDATION, measured
 from diva_rs.run.evaluation import Evaluation
 from diva_rs.run.folder import read_record, with_nan
 from diva_rs.run.provenance import trained_denoiser
@@ -25,10 +25,6 @@ from diva_rs.run.result import save_models
 from diva_rs.step.trainer import Trainer
 
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
-_VALIDATION = (
-    "Choose by another score, such as the validation half of its pairs: evaluation.pairs(..., "
-    "half='validation'), on the command line --pairs FOLDER"
-)
 # score -> its results: name, kind, is_test_set, and the result as a dict
 Results = dict[str, list[dict[str, Any]]]
 _BEST_FILES = {
@@ -92,8 +88,8 @@ class Evaluator:
         if self._chosen_on_test and best and not self.evaluation.best_on_test:
             raise ConfigError(
                 f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
-                f"weights that it chose. {_VALIDATION}. best_on_test=True (--best-on-test) allows it, and "
-                "the report says so"
+                f"weights that it chose. {VALIDATION}, on the command line --pairs "
+                "FOLDER. best_on_test=True (--best-on-test) allows it, and the report says so"
             )
         measured_first = self.results["before"].values()
         kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}

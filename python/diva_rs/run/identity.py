@@ -1,10 +1,14 @@
 """What a loader is: what must be the same where a run resumes in the middle of a pass."""
 
 import hashlib
+import os
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from torch.utils.data import IterableDataset
 
+from diva_rs.data.loader import text_of
 from diva_rs.run.loader import datasets_of, generators_of, samplers_of
 
 
@@ -12,8 +16,9 @@ def identity_of(loader: Any) -> dict[str, Any]:
     """What is known of a loader that decides which images come and in which order, as JSON values.
 
     diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
-    the length of its dataset, its sampler and their seeds, and for an iterable dataset batch and
-    workers; of another iterable its class and length. Of an iterator nothing is known.
+    the length of its dataset, its list of files and its ``transform``, the sampler and its seeds,
+    and for an iterable dataset batch and workers; of another iterable its class and length. Of an
+    iterator nothing is known.
 
     >>> identity_of([torch.zeros(2, 3, 8, 8)])
     {'class': 'list', 'batches': 1}
@@ -37,12 +42,32 @@ def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
         if found["images"] is None:
             found["dataset"] = type(data).__name__
         if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset
-            text = " ".join(map(str, data.indices))
-            found["indices"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+            found["indices"] = _digest(map(str, data.indices))
+        if getattr(data, "transform", None) is not None:
+            found["transform"] = text_of(data.transform)
+        names = [_names(value) for value in getattr(data, "__dict__", {}).values()]
+        files = [listed for listed in names if listed and len(listed) == found["images"]]
+        if files:
+            found["files"] = _digest(name for listed in files for name in listed)
         if callable(getattr(data, "identity", None)):
             found |= data.identity()
         facts |= {f"{name} of part {number}" if number else name: value for name, value in found.items()}
     return facts
+
+
+def _names(value: Any) -> list[str]:
+    """The ends of the paths in a list of paths, or of pairs of a path and a label; empty for others."""
+    listed = value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind == "U" else value
+    if not isinstance(listed, (list, tuple)):
+        return []
+    firsts = [entry[0] if isinstance(entry, (list, tuple)) and entry else entry for entry in listed]
+    if not all(isinstance(first, (str, os.PathLike)) for first in firsts):
+        return []
+    return ["/".join(os.fspath(first).split(os.sep)[-2:]) for first in firsts]
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:

@@ -288,6 +288,7 @@ class Run:
         result = PostTrainResult(self.history, report, *models, evaluations=results)
         if self.folder is not None:
             result.save(self.folder.path)
+        _log.info("the run read %s", report["data"])
         if self.ranks.first and result.stopped is not None:
             _log.warning("the guard ended the run after %d steps: %s", steps, result.stopped)
         if self.ranks.first and interrupted:

@@ -73,13 +73,19 @@ def trained_denoiser(trainer: Trainer) -> nn.Module | None:
 
 
 def describe_data(loader: Any) -> str:
-    """The images in one line: their dataset's ``repr``, or its class and length.
+    """The images in one line: their dataset, and what diva_rs's own loaders used and left out.
 
     >>> describe_data([torch.zeros(2, 3, 8, 8)])
     'a list of 1 batch'
     >>> describe_data(torch.utils.data.DataLoader(range(6), batch_size=2))
     'range(0, 6)'
     """
+    accounting = getattr(loader, "accounting", None)
+    return _name_of_data(loader) if accounting is None else f"{_name_of_data(loader)}: {accounting}"
+
+
+def _name_of_data(loader: Any) -> str:
+    """The ``repr`` of the loader's dataset, or its class and length."""
     if isinstance(loader, (list, tuple)):
         return f"a {type(loader).__name__} of {len(loader)} batch{'' if len(loader) == 1 else 'es'}"
     data = getattr(loader, "dataset", None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs._base.optional import one_line, require
+from diva_rs.clip.facts import differences, facts
 from diva_rs.errors import WeightsError
 
 _LIBRARIES = ("open_clip.", "timm.", "transformers.", "torch.", "torchvision.")
@@ -53,10 +54,11 @@ def check_layers(model: nn.Module) -> None:
                 raise WeightsError(f"{where} is no part of {library}'s {cls.__name__}: {_MERGE}")
 
 
-def check_fresh(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Compare weights with those of a new model of transformers, built from ``config`` without memory.
+def check_fresh(config: Mapping[str, Any], weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Compare weights and model with a new model of transformers, built from ``config`` without memory.
 
-    Raises WeightsError naming a key that one of the two lacks, or a shape. Without transformers installed
+    Raises WeightsError naming a key that one of the two lacks, a shape, or what one computes and the other
+    does not (an activation that was changed in the configuration alone). Without transformers installed
     nothing is compared: the rules of the layout have all keys.
     """
     if find_spec("transformers") is None:
@@ -79,6 +81,9 @@ def check_fresh(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Non
             raise WeightsError(
                 f"{key} is {tuple(value.shape)}, in a {kind.__name__} {tuple(expected[key].shape)}"
             )
+    found = differences(facts(model), facts(fresh))
+    if found:
+        raise WeightsError(f"the {kind.__name__} of this configuration is another model: {'; '.join(found)}")
 
 
 def own_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

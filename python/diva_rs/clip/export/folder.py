@@ -68,7 +68,7 @@ def to_transformers(
         config, weights, images = _of_source(read(model, vision_only))
     else:
         config, weights, images = _of_transformers(model, family, vision_only)
-    check_fresh(config, weights)
+    check_fresh(config, weights, model)
     folder = as_path(path)
     if folder.is_file():
         raise DataError(f"{folder} is a file: a folder is written")

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
+from diva_rs._base.files import as_path, is_hidden
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.items import Benchmark
@@ -48,10 +49,10 @@ def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]
     >>> [name for _, name in find_benchmarks(mmvp_folder)]
     ['mmvp-vlm']
     """
-    root = Path(folder).expanduser()
+    root = as_path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds the benchmarks")
-    below = sorted(place for place in root.iterdir() if place.is_dir() and not place.name.startswith("."))
+    below = sorted(place for place in root.iterdir() if place.is_dir() and not is_hidden(place.name))
     here = [name for name, found in formats().items() if found.matches(root)]
     yield from ((root, name) for name in here)
     for place in below:
@@ -82,7 +83,7 @@ def read_benchmark(
     >>> read_benchmark(mmvp_folder).name
     'MMVP-VLM'
     """
-    place = Path(root).expanduser()
+    place = as_path(root)
     if not place.is_dir():
         raise DataError(f"{place} is not a folder: give the one that holds the benchmark")
     known = {key: found for key, found in formats().items() if kind in (None, found.KIND)}
@@ -96,7 +97,7 @@ def read_benchmark(
         raise DataError(f"{place} holds no benchmark that is known. Looked for {looked}")
     if len(names) > 1:
         raise ConfigError(f"{place} holds {' and '.join(names)}: name one with benchmark=")
-    where = None if images is None else Path(images).expanduser()
+    where = None if images is None else as_path(images)
     if where is not None and not where.is_dir():
         raise DataError(f"images={where} is not a folder")
     benchmark = known[names[0]].read(place, where).check()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.items import Benchmark, Item, Part, Task, first_right
-from diva_rs.evaluation.reading import ImageFolders, read_json, text_field
+from diva_rs.evaluation.reading import ImageFolders, read_json, text_field, texts
 
 NAME, KIND = "spec", "captions"
 _SUBSETS = ("count", "relative_size", "absolute_size", "relative_spatial", "absolute_spatial", "existence")
@@ -47,15 +47,15 @@ def _items(file: Path, subset: str, rule: str, folder: Path) -> Iterator[Item]:
         keys, label = row.get("keys"), row.get("label")
         if not isinstance(keys, list) or len(keys) < 2:
             raise DataError(f"{where}: keys is {shown(keys)}, expected two options or more")
-        texts = [text_field({str(n): key}, str(n), where) for n, key in enumerate(keys)]
+        names = list(texts(keys, "key", where))
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(keys):
             raise DataError(f"{where}: label is {shown(label)}, expected a number from 0 to {len(keys) - 1}")
         # The right one first, as the rule expects.
-        texts.insert(0, texts.pop(label))
-        options: tuple[Part, ...] = tuple(texts)
+        names.insert(0, names.pop(label))
+        options: tuple[Part, ...] = tuple(names)
         one: tuple[Part, ...] = (query,)
         if rule == "image2text":
             one = (pictures.find(query, where),)
         else:
-            options = tuple(pictures.find(text, where) for text in texts)
+            options = tuple(pictures.find(name, where) for name in names)
         yield Item(f"{subset}/{place}", subset, options, one, where)

@@ -1,5 +1,7 @@
 """SugarCrepe (Hsieh et al., arXiv 2306.14610): seven files of captions and negatives for COCO's val2017."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,11 @@ def files_of(root: Path, opening: str) -> dict[str, Path]:
         for file in (root / f"{name}.json", root / "data" / f"{name}.json"):
             if file.is_file():
                 with file.open("rb") as content:
-                    if content.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == opening.encode():
-                        found.setdefault(name, file)
+                    first = content.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("latin-1")
+                if first not in ("{", "["):
+                    raise DataError(f"{file} is no JSON: it begins with {first!r}")
+                if first == opening:
+                    found.setdefault(name, file)
     return found
 
 
@@ -56,13 +61,14 @@ def read(root: Path, images: Path | None) -> Benchmark:
 def _ordered(content: dict[str, Any], file: Path, published: int) -> list[str]:
     """The keys in order. Published files may have gaps; in others a gap is an item that was lost."""
     for key in content:
-        if not key.isdecimal():
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", key):
             raise DataError(f"{file}: the key {shown(key)} is no number")
-    numbers = {int(key) for key in content}
-    gaps = sorted(set(range(max(numbers, default=0))) - numbers)
-    if gaps and len(content) != published:
-        raise DataError(
-            f"{file}: key {gaps[0]} is missing, in all {len(gaps)} of {max(numbers) + 1}: the file has "
-            f"{len(content)} items, the published one {published}"
-        )
-    return sorted(content, key=int)
+    keys = sorted(content, key=int)
+    if len(content) != published:
+        for before, after in itertools.pairwise(map(int, keys)):
+            if after != before + 1:
+                raise DataError(
+                    f"{file}: key {before + 1} is missing, between {before} and {after}: the file has "
+                    f"{len(content)} items, the published one {published}"
+                )
+    return keys

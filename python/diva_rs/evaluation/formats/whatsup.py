@@ -6,7 +6,7 @@ from pathlib import Path
 
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.items import Benchmark, Item, Task, first_right
-from diva_rs.evaluation.reading import ImageFolders, coco_folders, read_json, text_field
+from diva_rs.evaluation.reading import ImageFolders, coco_folders, read_json, text_field, texts
 
 NAME, KIND = "whatsup", "captions"
 # File -> its name, and the two pairs of prepositions that make a set.
@@ -81,7 +81,7 @@ def _controlled(file: Path, subset: str, images: Path | None) -> Iterator[tuple[
         options = row.get("caption_options")
         if not isinstance(options, list) or len(options) != 4:
             raise DataError(f"{where}: caption_options is {shown(options)}, expected four texts")
-        captions = tuple(text_field({str(n): text}, str(n), where) for n, text in enumerate(options))
+        captions = texts(options, "option", where)
         scene = _SCENE.fullmatch(Path(path).stem)
         if scene is None:
             raise DataError(f"{where}: no two objects and preposition in the file name {Path(path).name}")
@@ -107,6 +107,6 @@ def _two_options(file: Path, subset: str, images: Path | None) -> Iterator[Item]
         where = f"{file}, entry {place}"
         if not isinstance(row, list) or len(row) != 3:
             raise DataError(f"{where} is {shown(row)}, expected [image id, right caption, wrong caption]")
-        captions = tuple(text_field({str(n): text}, str(n), where) for n, text in enumerate(row[1:], 1))
+        captions = texts(row[1:], "caption", where)
         name = f"{str(row[0]).zfill(12) if coco else row[0]}.jpg"
         yield Item(f"{subset}/{place}", subset, captions, (pictures.find(name, where),), where, name)
