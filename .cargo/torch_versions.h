@@ -19,7 +19,7 @@
 using DivaTwo = std::tuple<at::Tensor, at::Tensor>;
 
 namespace torch {
-#if TORCH_VERSION_MINOR >= 15
+#if TORCH_VERSION_MINOR >= 14
 DIVA_LACKING(at::Tensor, cholesky)
 DIVA_LACKING(at::Tensor, cholesky_out)
 DIVA_LACKING(DivaTwo, qr)
