@@ -38,12 +38,13 @@ NOTED = (
 
 def main(versions: list[str], folder: Path) -> int:
     """Try each version (by default all supported ones); returns how many failed."""
-    file = RESULTS.with_suffix(".json")
-    known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    file, known = RESULTS.with_suffix(".json"), {}
+    RESULTS.parent.mkdir(exist_ok=True)
     for version in versions or VERSIONS:
         print(f"torch {version}", flush=True)
-        known[version] = {**stamp(), **_try(version, folder.resolve() / version)}
-        RESULTS.parent.mkdir(exist_ok=True)
+        entry = {**stamp(), **_try(version, folder.resolve() / version)}
+        known = json.loads(file.read_text()) if file.exists() else {}
+        known[version] = entry
         file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         RESULTS.with_suffix(".md").write_text(page(known))
     return sum(not all(known[version]["checks"].values()) for version in versions or VERSIONS)

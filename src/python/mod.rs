@@ -24,7 +24,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("__torch__", env!("DIVA_TORCH"))?;
     // Python reads this sentence in the file where the module cannot be loaded.
-    module.add("__doc__", concat!("The native core, built against torch ", env!("DIVA_TORCH"), "."))?;
+    module.setattr("__doc__", concat!("The native core, built against torch ", env!("DIVA_TORCH"), "."))?;
     draws::register(module)?;
     schedule::register(module)?;
     condition::register(module)?;

@@ -14,17 +14,8 @@ from builders.texts import tokenize
 from diva_rs import FeedbackLoss, evaluation, post_train
 from diva_rs.data import ImageLoader, LatentCache, Views, folder_loader, shard_loader
 
-root = Path(sys.argv[1])
-for name in ("cat/0.png", "cat/1.png", "dog/2.png"):
-    path = root / "photos" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(int(path.stem), kind="png"))
-write_tar(root / "0.tar", [(f"{i}.png", encoded(i, kind="png")) for i in range(3)])
-mmvp_folder(root / "mmvp")
-scored = image_transform(32, is_train=False), tokenize
-settings = {"optimizer": "adamw", "lr": 1e-3, "progress": False, "checkpoint_every": 1}
-models = [small_clip() for _ in range(6)]
-teacher = small_teacher()
+SCORED = image_transform(32, is_train=False), tokenize
+SETTINGS = {"optimizer": "adamw", "lr": 1e-3, "progress": False, "checkpoint_every": 1}
 
 
 class Made(torch.utils.data.Dataset):
@@ -39,7 +30,7 @@ def batches(loader):
     return [{key: value.tolist() for key, value in batch.items()} for batch in loader]
 
 
-def everything(device):
+def everything(root, device, models, teacher):
     folder = root / device
     loaders = {n: folder_loader(root / "photos", 2, SIDE, n, seed=3) for n in (0, 1)}
     yield [batches(loader) for loader in loaders.values()]
@@ -47,9 +38,9 @@ def everything(device):
     yield batches(ImageLoader(Made(), 2, 1))
     viewed = folder_loader(root / "photos", 2, SIDE, 1, views=Views(2, True))
     yield batches(LatentCache.build(viewed, teacher, folder / "latents").wrap(viewed))
-    post_train(models.pop(), teacher, loaders[1], output_dir=folder / "run", steps=2, **settings)
+    post_train(models.pop(), teacher, loaders[1], output_dir=folder / "run", steps=2, **SETTINGS)
     clip = models.pop()
-    again = {**settings, "output_dir": folder / "run", "resume": "force"}
+    again = {**SETTINGS, "output_dir": folder / "run", "resume": "force"}
     result = post_train(clip, teacher, loaders[1], steps=4, **again)
     yield [row["loss"] for row in result.history]
     loss = FeedbackLoss(clip, teacher)
@@ -58,14 +49,25 @@ def everything(device):
     gradients = {n: p.grad.tolist() for n, p in clip.named_parameters() if p.grad is not None}
     assert gradients
     yield gradients
-    yield evaluation.zero_shot_folder(clip, *scored, root / "photos").counts
-    yield evaluation.mmvp_vlm(clip, *scored, root / "mmvp").average
+    yield evaluation.zero_shot_folder(clip, *SCORED, root / "photos").counts
+    yield evaluation.mmvp_vlm(clip, *SCORED, root / "mmvp").average
     yield str(evaluation.drift(models.pop(), clip, [batch]))
 
 
-# The lazy device is one that every machine has.
-host = list(everything("cpu"))
-torch._lazy.ts_backend.init()
-torch.set_default_device("lazy")
-for expected, found in zip(host, everything("lazy"), strict=True):
-    assert found == expected
+def main(root):
+    for name in ("cat/0.png", "cat/1.png", "dog/2.png"):
+        path = root / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(int(path.stem), kind="png"))
+    write_tar(root / "0.tar", [(f"{i}.png", encoded(i, kind="png")) for i in range(3)])
+    mmvp_folder(root / "mmvp")
+    models, teacher = [small_clip() for _ in range(6)], small_teacher()
+    host = list(everything(root, "cpu", models, teacher))
+    torch._lazy.ts_backend.init()  # a device that every machine has
+    torch.set_default_device("lazy")
+    for expected, found in zip(host, everything(root, "lazy", models, teacher), strict=True):
+        assert found == expected
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

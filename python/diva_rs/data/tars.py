@@ -17,6 +17,7 @@ from diva_rs.data.keys import name_key
 from diva_rs.errors import DataError
 
 _MOST_HEADER = 1 << 16  # bytes of a name or of other extended headers
+_MOST_ZEROS = 1 << 15  # blocks of 512 bytes after a tar; more is a hole of a broken download
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 
 
@@ -128,13 +129,15 @@ class _StrictInfo(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictInfo":
-        ended, tar.ended = getattr(tar, "ended", False), False  # type: ignore[attr-defined]
+        zeros, tar.zeros = getattr(tar, "zeros", 0), 0  # type: ignore[attr-defined]
         try:
             return super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            tar.ended = True  # type: ignore[attr-defined]
+            tar.zeros = zeros + 1  # type: ignore[attr-defined]
+            if tar.zeros > _MOST_ZEROS:  # type: ignore[attr-defined]
+                raise tarfile.ReadError(f"{_MOST_ZEROS // 2048} MiB of zeros") from None
             raise  # the proper end of a tar: a block of zeros
         except tarfile.HeaderError as err:
-            if ended and isinstance(err, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+            if zeros and isinstance(err, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
                 raise  # the end of the file
             raise tarfile.ReadError(f"{err}" if tar.offset else f"not a tar file ({err})") from err
