@@ -75,6 +75,7 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
         return {**built, "checks": {"build": False}}
     built["wheel_mib"] = round(wheel.stat().st_size / 2**20, 1)
     installed = call(*pip, f"diva-rs[dev] @ {wheel.as_uri()}", f"torch=={version}")
+    installed &= call(*pip, "--force-reinstall", "--no-deps", str(wheel))  # over an earlier one of this version
     noted = subprocess.run(
         [str(python), "-c", NOTED, "torch", *LIBRARIES], env=env, capture_output=True, text=True
     )
