@@ -25,15 +25,16 @@ fn main() {
         .compile("diva_libtorch");
 }
 
-/// `2.13.0`, from torch's own header.
+/// `2.13.0`, from torch's own header, which is in one of two places.
 fn version(headers: &Path) -> String {
-    let header = headers.join("torch/headeronly/version.h");
+    let places = ["torch/headeronly/version.h", "torch/csrc/api/include/torch/version.h"];
+    let header = places.map(|place| headers.join(place)).into_iter().find(|place| place.exists());
+    let header = header.unwrap_or_else(|| panic!("{} holds no version.h of torch", headers.display()));
     println!("cargo:rerun-if-changed={}", header.display());
     let text = fs::read_to_string(header).unwrap_or_default();
     let part = |name: &str| {
-        let value =
-            text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")));
-        value.unwrap_or("?").trim().to_owned()
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")));
+        value.unwrap_or_else(|| panic!("torch's version.h has no TORCH_VERSION_{name}")).trim().to_owned()
     };
     format!("{}.{}.{}", part("MAJOR"), part("MINOR"), part("PATCH"))
 }

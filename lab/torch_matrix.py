@@ -75,7 +75,9 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
         return {**built, "checks": {"build": False}}
     built["wheel_mib"] = round(wheel.stat().st_size / 2**20, 1)
     installed = call(*pip, f"diva-rs[dev] @ {wheel.as_uri()}", f"torch=={version}")
-    installed &= call(*pip, "--force-reinstall", "--no-deps", str(wheel))  # over an earlier one of this version
+    installed &= call(
+        *pip, "--force-reinstall", "--no-deps", str(wheel)
+    )  # over an earlier one of this version
     noted = subprocess.run(
         [str(python), "-c", NOTED, "torch", *LIBRARIES], env=env, capture_output=True, text=True
     )
@@ -87,7 +89,7 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
 def page(known: dict[str, Any]) -> str:
     """The table, newest torch first."""
     names = ["build", "install", *CHECKS]
-    head = ["torch", *names, "build, s", "wheel, MiB", *LIBRARIES, "commit", "date", "machine"]
+    head = ["torch", *names, "wheel, s", "wheel, MiB", *LIBRARIES, "commit", "date", "machine"]
     rows = [head, ["---"] * len(head)]
     for version, entry in sorted(known.items(), key=lambda pair: [-int(n) for n in pair[0].split(".")]):
         checks = ["passed" if entry["checks"].get(name) else "**failed**" for name in names]
@@ -102,6 +104,9 @@ def page(known: dict[str, Any]) -> str:
 newest libraries that fit, and runs
 
 {calls}
+
+"wheel, s" is the time of the wheel where torch-sys had been built before; building torch-sys takes about two
+and a half minutes more, most of them for its generated C++.
 
 {table}
 """
