@@ -33,7 +33,8 @@ fn version(headers: &Path) -> String {
     println!("cargo:rerun-if-changed={}", header.display());
     let text = fs::read_to_string(header).unwrap_or_default();
     let part = |name: &str| {
-        let value = text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")));
+        let value =
+            text.lines().find_map(|line| line.strip_prefix(&format!("#define TORCH_VERSION_{name} ")));
         value.unwrap_or_else(|| panic!("torch's version.h has no TORCH_VERSION_{name}")).trim().to_owned()
     };
     format!("{}.{}.{}", part("MAJOR"), part("MINOR"), part("PATCH"))

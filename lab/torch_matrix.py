@@ -38,7 +38,8 @@ NOTED = (
 
 def main(versions: list[str], folder: Path) -> int:
     """Try each version (by default all supported ones); returns how many failed."""
-    file, known = RESULTS.with_suffix(".json"), {}
+    file = RESULTS.with_suffix(".json")
+    known: dict[str, Any] = {}
     RESULTS.parent.mkdir(exist_ok=True)
     for version in versions or VERSIONS:
         print(f"torch {version}", flush=True)

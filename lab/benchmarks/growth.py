@@ -74,7 +74,7 @@ class _Watched:
         self.wall, self.cpu, self.calls = 0.0, 0.0, 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        tokens: Tensor = _Tapped.apply(pixels, self.handle, self)  # type: ignore[no-untyped-call]
+        tokens: Tensor = _Tapped.apply(pixels, self.handle, self)
         return tokens
 
     def clocked(self, call: Any) -> Any:

@@ -78,9 +78,7 @@ class FeedbackLoss(nn.Module):
         modules = self.step_modules
         inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
         tokens = modules.tokens(inputs.images)
-        loss: Tensor = _Feedback.apply(  # type: ignore[no-untyped-call]
-            self, inputs, tokens, *modules.bridge_parameters()
-        )
+        loss: Tensor = _Feedback.apply(self, inputs, tokens, *modules.bridge_parameters())
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
             modules.guard.report()  # pixels on a device are checked without waiting; here is the one read
