@@ -13,9 +13,10 @@ import tempfile
 from pathlib import Path
 
 import maturin
-from maturin import build_editable, build_sdist, get_requires_for_build_sdist  # noqa: F401
+from maturin import build_sdist, get_requires_for_build_sdist  # noqa: F401
 from wheel.wheelfile import WheelFile
 
+WRAPPER = Path(__file__).with_name(".cargo") / "cxx"
 SUPPORTED = "torch>=2.9,<2.16"
 
 
@@ -47,12 +48,17 @@ def get_requires_for_build_editable(config_settings=None):
     return get_requires_for_build_wheel(config_settings)
 
 
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    _prepare()
+    return maturin.build_editable(wheel_directory, config_settings, metadata_directory)
+
+
 def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     """As maturin builds it; its version and its dependency name the minor version of torch."""
     torch = importlib.metadata.version("torch")
     _check(f"torch=={torch}")
     minor = ".".join(torch.split(".")[:2])
-    os.environ["LIBTORCH_USE_PYTORCH"] = torch  # another value makes cargo build torch-sys again
+    _prepare()
     with tempfile.TemporaryDirectory() as folder, WheelFile(_built(folder, config_settings)) as built:
         name, version = built.parsed_filename["name"], built.parsed_filename["ver"]
         named = f"{version}+torch{minor}"
@@ -75,6 +81,13 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
                 if not member.filename.endswith(".dist-info/RECORD"):  # WheelFile writes one
                     wheel.writestr(member, content)
     return file.name
+
+
+def _prepare():
+    """Cargo builds torch-sys again for another torch, and can run the compiler's wrapper."""
+    os.environ["LIBTORCH_USE_PYTORCH"] = importlib.metadata.version("torch")
+    if not os.access(WRAPPER, os.X_OK):  # source archives keep no executable bit
+        WRAPPER.chmod(0o755)
 
 
 def _built(folder, config_settings):

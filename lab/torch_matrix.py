@@ -7,6 +7,8 @@ builds the wheel there, runs a few tests of the suite against the installed pack
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -67,11 +69,12 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
     pip = ("-m", "pip", "install", "--quiet")
     call(*pip, f"torch=={version}", "maturin>=1.8,<2", "numpy", "setuptools", "wheel>=0.43")
     wheels, start = environment / "wheels", time.monotonic()
+    shutil.rmtree(wheels, ignore_errors=True)  # a wheel of an earlier time is not this build's
     call(
         "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), "."
     )
     built: dict[str, Any] = {"build_seconds": round(time.monotonic() - start)}
-    wheel = max(wheels.glob("*.whl"), key=lambda path: path.stat().st_mtime, default=None)
+    wheel = next(wheels.glob("*.whl"), None)
     if wheel is None:
         return {**built, "checks": {"build": False}}
     built["wheel_mib"] = round(wheel.stat().st_size / 2**20, 1)
@@ -98,7 +101,7 @@ def page(known: dict[str, Any]) -> str:
         libraries = [entry.get("libraries", {}).get(name, "") for name in LIBRARIES]
         rows.append([version, *checks, *sizes, *libraries, entry["commit"], entry["date"], entry["machine"]])
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    calls = "\n".join(f"* {name}: `python {' '.join(call)}`" for name, call in CHECKS.items())
+    calls = "\n".join(f"* {name}: `{shlex.join(['python', *call])}`" for name, call in CHECKS.items())
     return f"""# Beside every supported torch
 
 `make torch-matrix` builds the wheel in an environment of each version, installs it there with the
@@ -106,8 +109,7 @@ newest libraries that fit, and runs
 
 {calls}
 
-"wheel, s" is the time of the wheel where torch-sys had been built before; building torch-sys takes about two
-and a half minutes more, most of them for its generated C++.
+"wheel, s" is the time of `pip wheel`: longer where torch-sys was built in it, next to none where nothing was.
 
 {table}
 """
