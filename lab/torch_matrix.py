@@ -1,6 +1,6 @@
 """Build, install and try the package beside every supported torch, and record what happened.
 
-`python -m lab torch-matrix [VERSION ...] [--python 3.10] [--beside 'transformers==4.50.*' ...]` makes one
+`python -m lab torch-matrix [VERSION ...] [--python 3.10] [--beside 'transformers==4.57.*' ...]` makes one
 virtual environment per version below `--folder`, builds the wheel there, runs a few tests of the suite
 against the installed package, and updates `lab/results/torch-matrix.md`, and the figures as JSON beside it.
 """

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="REQUIREMENT",
         default=[],
-        help="of other libraries, such as 'transformers==4.50.*' [default: the newest that fit]",
+        help="of other libraries, such as 'transformers==4.57.*' [default: the newest that fit]",
     )
     parser.add_argument(
         "--folder",
