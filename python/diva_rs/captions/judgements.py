@@ -65,9 +65,9 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
     Raises DataError where all sets of a name have less than two draws.
 
     >>> colour = ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))
-    >>> losses = [np.array([[0.1, 0.2, 0.1, 0.2], [0.5, 0.4, 0.5, 0.4]])[[i % 2, 1 - i % 2]] for i in range(8)]
-    >>> judgements = Judgements({key: [Evidence(colour, each)] for key, each in enumerate(losses)})
-    >>> judgements.values(3), judgements[3][0].posterior.round(1)
+    >>> red = np.array([[0.1, 0.2, 0.1, 0.2], [0.5, 0.4, 0.5, 0.4]])
+    >>> judgements = Judgements({key: [Evidence(colour, red if key % 2 else red[::-1])] for key in range(8)})
+    >>> judgements.values(2), judgements[2][0].posterior.round(1)
     ({'colour': 'blue'}, array([0., 1.]))
     """
 

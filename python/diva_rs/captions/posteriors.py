@@ -1,8 +1,8 @@
 """From denoising losses to posteriors: when draws suffice, temperature and reliability without labels.
 
 The losses of one contrast set are (K, n): K captions, n draws with the noise and timesteps shared by all
-captions. The even and the odd draws are two independent halves, each of which names a best caption. How often
-they agree says how reliable a name's sets are, and how well one half predicts the other gives the temperature.
+captions. The even and the odd draws are two independent halves, each of which has a best caption. How often
+they agree says how reliable a name's sets are; how well one predicts the other gives the temperature.
 """
 
 from collections import Counter
