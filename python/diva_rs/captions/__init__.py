@@ -8,6 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.judgements import Evidence, Judgements, Verdict
+    from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
 
@@ -15,10 +17,22 @@ if TYPE_CHECKING:
 _NAMES = {
     "Attribute": "vocabulary",
     "ContrastSet": "sets",
+    "Evidence": "judgements",
+    "Judgements": "judgements",
+    "Reliability": "posteriors",
+    "Verdict": "judgements",
     "Vocabulary": "vocabulary",
 }
 
-__all__ = ["Attribute", "ContrastSet", "Vocabulary"]
+__all__ = [
+    "Attribute",
+    "ContrastSet",
+    "Evidence",
+    "Judgements",
+    "Reliability",
+    "Verdict",
+    "Vocabulary",
+]
 
 
 def __getattr__(name: str) -> Any:
