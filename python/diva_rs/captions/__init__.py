@@ -8,7 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.negatives import swaps
+    from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
     from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 _NAMES = {
     "Attribute": "vocabulary",
     "ContrastSet": "sets",
+    "Evidence": "judgements",
+    "Judgements": "judgements",
+    "Reliability": "posteriors",
+    "Verdict": "judgements",
     "Vocabulary": "vocabulary",
     "from_loader": "sources",
     "from_values": "sources",
@@ -28,6 +34,10 @@ _NAMES = {
 __all__ = [
     "Attribute",
     "ContrastSet",
+    "Evidence",
+    "Judgements",
+    "Reliability",
+    "Verdict",
     "Vocabulary",
     "from_loader",
     "from_values",

@@ -1,7 +1,7 @@
 """Hard negatives: a caption with one of its words swapped for another of the vocabulary."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,8 +31,21 @@ def swaps(
     colour ('A red car turns left', 'An orange car turns left')
     side ('A red car turns left', 'A red car turns right')
     """
-    chosen = (vocabulary.SUBJECT, *vocabulary.attributes) if names is None else names
-    return tuple(one for name in chosen for one in _sets(caption, vocabulary, name))
+    every = (vocabulary.SUBJECT, *vocabulary.attributes)
+    chosen = every if names is None else tuple(names)
+    found = [(name, match) for name in every for match in _finder(vocabulary, name)[0].finditer(caption)]
+    spans = {match.span() for _, match in found}
+    made = [
+        _set(caption, vocabulary, name, match)
+        for name, match in found
+        if name in chosen and not any(_inside(match.span(), span) for span in spans)
+    ]
+    return tuple(one for one in made if one is not None)
+
+
+def _inside(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether a match is a part of a longer one, as "plain" of "against a plain background"."""
+    return span != other and other[0] <= span[0] and span[1] <= other[1]
 
 
 class _Form(NamedTuple):
@@ -77,27 +90,26 @@ def _any(texts: Iterable[str]) -> str:
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
-def _sets(caption: str, vocabulary: Vocabulary, name: str) -> Iterator[ContrastSet]:
-    pattern, texts, forms = _finder(vocabulary, name)
+def _set(caption: str, vocabulary: Vocabulary, name: str, match: re.Match[str]) -> ContrastSet | None:
+    """The set of one word that was found; None where no other word fits there."""
+    _, texts, forms = _finder(vocabulary, name)
     counts = name in vocabulary.attributes and vocabulary.attributes[name].counts
-    for match in pattern.finditer(caption):
-        found = texts.get(match.group().lower())
-        if found is None:  # a letter that equals another without case, and has no other lower case
-            continue
-        before, after = caption[: match.start()], caption[match.end() :]
-        many = found.many
-        if name == vocabulary.SUBJECT and vocabulary.plural(found.word) == found.word:  # sheep
-            many = not _ARTICLE.search(before)
-        other = _renumbered(after, vocabulary, not many) if counts else None
-        variants = {caption: found.word}
-        for form in forms:
-            rest = after if form.many == many else other
-            if rest is not None and form.word != found.word:
-                text = _cased(match.group(), found.text, form.text)
-                loud = text.isupper() and len(text) > 1
-                variants.setdefault(_with_article(before, form.text, loud) + text + rest, form.word)
-        if len(variants) > 1:
-            yield ContrastSet(name, tuple(variants), tuple(variants.values()))
+    found = texts.get(match.group().lower())
+    if found is None:  # a letter that equals another without case, and has no other lower case
+        return None
+    before, after = caption[: match.start()], caption[match.end() :]
+    many = found.many
+    if name == vocabulary.SUBJECT and vocabulary.plural(found.word) == found.word:  # sheep
+        many = not _ARTICLE.search(before)
+    other = _renumbered(after, vocabulary, not many) if counts else None
+    variants = {caption: found.word}
+    for form in forms:
+        rest = after if form.many == many else other
+        if rest is not None and form.word != found.word:
+            text = _cased(match.group(), found.text, form.text)
+            loud = text.isupper() and len(text) > 1
+            variants.setdefault(_with_article(before, form.text, loud) + text + rest, form.word)
+    return ContrastSet(name, tuple(variants), tuple(variants.values())) if len(variants) > 1 else None
 
 
 def _renumbered(after: str, vocabulary: Vocabulary, many: bool) -> str | None:
