@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_rs import ConfigError, DataError
@@ -93,6 +93,7 @@ def test_each_word_of_a_caption_has_a_set():
 PHOTOGRAPHS = Vocabulary.photographs()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_swap_back_gives_the_caption(data):
     """A vocabulary's own sentences: each set of the sentence is found again, and each variant leads back."""
@@ -108,6 +109,7 @@ def test_a_swap_back_gives_the_caption(data):
     assert {one.name for one in swaps(caption, PHOTOGRAPHS, names)} == set(names)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_caption_has_swaps_or_none(caption):
     for one in swaps(caption, PHOTOGRAPHS):
