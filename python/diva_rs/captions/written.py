@@ -32,7 +32,7 @@ class Files(Protocol):
 
 
 class Writer:
-    """Writes an image's judged values as captions: the subject and a random part of the rest, in random order.
+    """Writes an image's judged values as captions: the subject, and in any order a part of the others.
 
     The template, the part and the order are a function of (seed, sample key, epoch, number of the caption).
 
@@ -42,11 +42,6 @@ class Writer:
         seed: decides the draws.
 
     Raises ConfigError for judgements without a vocabulary.
-
-    >>> writer = Writer(judged, share=1.0)
-    >>> key = next(iter(judged))
-    >>> writer.caption(key) == writer.caption(key)
-    True
     """
 
     def __init__(self, judged: Judgements, share: float = 0.5, seed: int = 0) -> None:
@@ -101,8 +96,8 @@ class Writer:
     ) -> int:
         """Write webdataset shards ``00000.tar``, ...: image, caption (``.txt``) and values (``.json``).
 
-        open_clip trains on them (``--dataset-type webdataset``) and finds their sizes in ``sizes.json``. Files
-        of JPEG, PNG and WebP are copied; those of other formats, and turned ones, become upright PNG. With
+        open_clip trains on them (``--dataset-type webdataset``) and finds their sizes in ``sizes.json``.
+        JPEG, PNG and WebP files are copied; others, and those that are turned by EXIF data, become PNG. With
         several ``captions``, an image is there several times. Otherwise as `to_jsonl`; returns the number of
         samples.
         """
@@ -145,7 +140,7 @@ class Writer:
                 f"none of {total} images has a judged value: give the images that were judged, read as then"
             )
         level = logging.WARNING if used < total else logging.INFO
-        logger.log(level, "%s images have captions; %s without a judged value are left out", used, total - used)
+        logger.log(level, "%s images have captions, %s have no judged value", used, total - used)
 
 
 def _encoded(name: str, data: bytes) -> tuple[str, bytes]:
