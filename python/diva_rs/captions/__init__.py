@@ -11,14 +11,17 @@ if TYPE_CHECKING:
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
+    from diva_rs.captions.term import CaptionTerm, KeepTerm
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
 
 # Public names and their modules, imported on first use.
 _NAMES = {
     "Attribute": "vocabulary",
+    "CaptionTerm": "term",
     "ContrastSet": "sets",
     "Evidence": "judgements",
     "Judgements": "judgements",
+    "KeepTerm": "term",
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
@@ -26,9 +29,11 @@ _NAMES = {
 
 __all__ = [
     "Attribute",
+    "CaptionTerm",
     "ContrastSet",
     "Evidence",
     "Judgements",
+    "KeepTerm",
     "Reliability",
     "Verdict",
     "Vocabulary",
