@@ -1,6 +1,6 @@
 """Terms of the loss over texts: images towards judged captions, and zero-shot answers as they were."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from random import Random
 from typing import Any, NamedTuple
@@ -147,12 +147,13 @@ class _Chosen(NamedTuple):
     posterior: np.ndarray[Any, Any]
 
 
-def judged_keys(judged: Judgements, keys: Sequence[int]) -> dict[int, int]:
+def judged_keys(judged: Judgements, keys: Iterable[int]) -> dict[int, int]:
     """Row of the batch -> key, of the images that have judgements."""
-    found = {row: int(key) for row, key in enumerate(keys) if int(key) in judged}
+    numbers = [int(key) for key in keys]
+    found = {row: key for row, key in enumerate(numbers) if key in judged}
     if not found:
         raise DataError(
-            f"no image of the batch was judged, the first one's key is {int(keys[0])}: the loader must give "
+            f"no image of the batch was judged, the first one's key is {numbers[0]}: the loader must give "
             "the same ids as when its images were judged"
         )
     return found

@@ -72,13 +72,13 @@ class Texts:
         """The logits (..., M, N) of image embeddings (..., M, D), of any length, and texts (..., N, D)."""
         return self._scale * (normalize(images, dim=-1) @ texts.mT) + self._bias
 
-    def _embedded(self, texts: Sequence[str]) -> list[Tensor]:
+    def _embedded(self, texts: list[str]) -> list[Tensor]:
         """In batches of one size: a text's embedding is the same to the bit whatever the others are."""
         rows = []
         with evaluating(self.model) as model:
             for start in range(0, len(texts), self._batch):
                 some = texts[start : start + self._batch]
-                full = [*some, *some[:1] * (self._batch - len(some))]
+                full = some + some[:1] * (self._batch - len(some))
                 found = text_embedding(model, self._tokenize(full).to(self.device))
                 rows.append(normalize(found, dim=-1)[: len(some)])
         return rows
