@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
@@ -18,6 +19,7 @@ _NAMES = {
     "Attribute": "vocabulary",
     "ContrastSet": "sets",
     "Evidence": "judgements",
+    "Judge": "judge",
     "Judgements": "judgements",
     "Reliability": "posteriors",
     "Verdict": "judgements",
@@ -28,6 +30,7 @@ __all__ = [
     "Attribute",
     "ContrastSet",
     "Evidence",
+    "Judge",
     "Judgements",
     "Reliability",
     "Verdict",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,15 @@ class Verdict:
 class Judgements(Mapping[int, tuple[Verdict, ...]]):
     """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`).
 
-    Temperature and reliability are those of all sets of one name, over all images.
+    Temperature and reliability are those of all sets of one name, over all images: computed when a verdict is
+    first read.
 
     Args:
         evidence: the losses by sample key.
         vocabulary: what the sets were made from, if they were.
+        given: by sample key, name -> word of what was not judged.
 
-    Raises DataError where all sets of a name have less than two draws.
+    Reading verdicts raises DataError where all sets of a name have less than two draws.
 
     >>> colour = ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))
     >>> red = np.array([[0.1, 0.2, 0.1, 0.2], [0.5, 0.4, 0.5, 0.4]])
@@ -72,27 +75,42 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
     """
 
     def __init__(
-        self, evidence: Mapping[int, Sequence[Evidence]], vocabulary: Vocabulary | None = None
+        self,
+        evidence: Mapping[int, Sequence[Evidence]],
+        vocabulary: Vocabulary | None = None,
+        given: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
         self.evidence = {int(key): tuple(sets) for key, sets in evidence.items()}
-        self.vocabulary = vocabulary
-        by_name: dict[str, list[Evidence]] = {}
-        for sets in self.evidence.values():
-            for each in sets:
-                by_name.setdefault(each.set.name, []).append(each)
-        losses = {name: [each.losses for each in sets] for name, sets in by_name.items()}
-        for name, several in losses.items():
-            if all(each.shape[1] < 2 for each in several):
+        self.vocabulary, self.given = vocabulary, given or {}
+        self._verdicts: dict[int, tuple[Verdict, ...]] = {}
+
+    @cached_property
+    def temperatures(self) -> Mapping[str, float]:
+        """The temperature of the posteriors, by set name."""
+        return {name: temperature([each.losses for each in sets]) for name, sets in self._by_name.items()}
+
+    @cached_property
+    def reliability(self) -> Mapping[str, Reliability]:
+        """The reliability, by set name."""
+        return {
+            name: reliability([each.losses for each in sets], [each.set.words for each in sets])
+            for name, sets in self._by_name.items()
+        }
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, list[Evidence]]:
+        """The sets with two halves of draws."""
+        found: dict[str, list[Evidence]] = {}
+        for each in (each for sets in self.evidence.values() for each in sets):
+            found.setdefault(each.set.name, []).append(each)
+        for name, sets in found.items():
+            found[name] = [each for each in sets if each.losses.shape[1] > 1]
+            if not found[name]:
                 raise DataError(
                     f"no set {shown(name)} has two draws: temperature and reliability compare two halves of "
                     "the draws, use draws=2 or more"
                 )
-        words = {name: [each.set.words for each in sets] for name, sets in by_name.items()}
-        self.temperatures: Mapping[str, float] = {name: temperature(each) for name, each in losses.items()}
-        self.reliability: Mapping[str, Reliability] = {
-            name: reliability(each, words[name]) for name, each in losses.items()
-        }
-        self._verdicts: dict[int, tuple[Verdict, ...]] = {}
+        return found
 
     def __getitem__(self, key: int) -> tuple[Verdict, ...]:
         key = int(key)
@@ -107,10 +125,12 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         return len(self.evidence)
 
     def values(self, key: int) -> dict[str, str]:  # type: ignore[override]
-        """The judged word by set name, of the sets that have a weight, and the subject in any case."""
-        subject = Vocabulary.SUBJECT
+        """The judged word by set name, of the sets that have a weight; the subject in any case."""
+        subject, given = Vocabulary.SUBJECT, self.given.get(int(key), {})
         subjects = () if self.vocabulary is None else self.vocabulary.subjects
         found = {subject: subjects[0]} if len(subjects) == 1 else {}
+        if subject in given:
+            found[subject] = given[subject]
         for verdict in self[key]:
             if verdict.weight > 0 or verdict.set.name == subject:
                 found[verdict.set.name] = verdict.set.words[verdict.best]
