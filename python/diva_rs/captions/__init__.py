@@ -1,7 +1,7 @@
 """Caption feedback: captions that differ in one thing, judged by a diffusion model, as a target for CLIP.
 
-`Vocabulary` makes contrast sets from a list of words; other sets come from files, from captions and from
-functions.
+`Vocabulary` makes contrast sets from a list of words. Others come from a file (`read_sets`), a loader
+(`from_loader`), a user's captions (`swaps`), a dict or a function (`sets_of`).
 """
 
 import importlib
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
+    from diva_rs.captions.negatives import swaps
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
+    from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
 
 # Public names and their modules, imported on first use.
@@ -24,6 +26,11 @@ _NAMES = {
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
+    "from_loader": "sources",
+    "from_values": "sources",
+    "read_sets": "sources",
+    "sets_of": "sources",
+    "swaps": "negatives",
 }
 
 __all__ = [
@@ -35,6 +42,11 @@ __all__ = [
     "Reliability",
     "Verdict",
     "Vocabulary",
+    "from_loader",
+    "from_values",
+    "read_sets",
+    "sets_of",
+    "swaps",
 ]
 
 

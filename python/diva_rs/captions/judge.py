@@ -163,7 +163,7 @@ class Judge:
             for key, each_last, each_values in zip(keys[part].tolist(), last, values, strict=True):
                 evidence[key] = tuple(each_last.values())
                 given[key] = {name: word for name, word in each_values.items() if name not in each_last}
-        return Judgements(evidence, vocabulary, given)
+        return Judgements(evidence, vocabulary, given=given)
 
     def settings(self) -> dict[str, Any]:
         """What decides the losses, beside the teacher.
@@ -272,7 +272,9 @@ def _checked(latents: Tensor, keys: Any, each: Sequence[Any]) -> Array:
     """The keys of the images, all different."""
     found: Array = sample_keys(keys)
     if not len(latents) == len(found) == len(each):
-        raise ShapeError(f"{len(latents)} latents, {len(found)} keys, {len(each)} sets: one of each per image")
+        raise ShapeError(
+            f"{len(latents)} latents, {len(found)} keys, {len(each)} sets: one of each per image"
+        )
     if len(np.unique(found)) < len(found):
         values, counts = np.unique(found, return_counts=True)
         raise DataError(f"key {values[counts.argmax()]} occurs twice: each image needs its own")

@@ -1,14 +1,17 @@
 """What a diffusion model says about images: losses of contrast sets, and the calibrated verdicts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from diva_rs._base.files import as_path
 from diva_rs.captions.posteriors import Reliability, informs, posterior, reliability, temperature
 from diva_rs.captions.sets import ContrastSet
+from diva_rs.captions.store import Facts, Row, read, write
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.errors import DataError, shown
 
@@ -20,13 +23,16 @@ class Evidence:
     """The denoising losses of one contrast set of one image, before calibration.
 
     set      the captions
-    losses   (K, n) float32 or float64, by draw: noise and timestep are the same for all captions
+    losses   (K, n) by draw, as float64: noise and timestep are the same for all captions
     settled  whether further draws were not needed
     """
 
     set: ContrastSet
     losses: Array
     settled: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", np.asarray(self.losses, np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +61,19 @@ class Verdict:
 
 
 class Judgements(Mapping[int, tuple[Verdict, ...]]):
-    """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`).
+    """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`), in its order.
 
     Temperature and reliability are those of all sets of one name, over all images: computed when a verdict is
     first read.
 
     Args:
-        evidence: the losses by sample key.
+        evidence: the losses by sample key; the judgements are in the order of the keys.
         vocabulary: what the sets were made from, if they were.
-        given: by sample key, name -> word of what was not judged.
+        facts: what a folder of judgements says of them, with temperatures and reliability, which are then
+            not calibrated again.
+        given: name -> word of what was not judged, by sample key.
 
-    Reading verdicts raises DataError where all sets of a name have less than two draws.
+    Reading a verdict raises DataError where all sets of a name have less than two draws.
 
     >>> colour = ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))
     >>> red = np.array([[0.1, 0.2, 0.1, 0.2], [0.5, 0.4, 0.5, 0.4]])
@@ -78,39 +86,51 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         self,
         evidence: Mapping[int, Sequence[Evidence]],
         vocabulary: Vocabulary | None = None,
+        facts: Facts | None = None,
         given: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
-        self.evidence = {int(key): tuple(sets) for key, sets in evidence.items()}
+        self.evidence = {int(key): tuple(sets) for key, sets in sorted(evidence.items())}
         self.vocabulary, self.given = vocabulary, given or {}
+        self._facts = facts
         self._verdicts: dict[int, tuple[Verdict, ...]] = {}
 
     @cached_property
+    def facts(self) -> Facts:
+        """What is said of all judgements together."""
+        return _calibrated(self.evidence) if self._facts is None else self._facts
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Judgements":
+        """What `save`, `judge_images` or ``diva-rs judge`` wrote; it needs no model.
+
+        Raises DataError naming a file that is missing, damaged or no file of judgements.
+        """
+        facts, vocabulary, rows = read(as_path(folder))
+        return cls(evidence_of(rows), vocabulary, facts)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder, in place of judgements that it holds; it appears whole. Raises DataError.
+
+        >>> import tempfile
+        >>> colour = ContrastSet("colour", ("a red car", "a blue car"))
+        >>> judgements = Judgements({7: [Evidence(colour, np.array([[0.1, 0.2], [0.5, 0.4]]))]})
+        >>> folder = tempfile.mkdtemp() + "/judged"
+        >>> judgements.save(folder)
+        >>> Judgements.load(folder)[7][0].draws
+        2
+        """
+        rows = [Row.of(key, sets) for key, sets in self.evidence.items()]
+        write(as_path(folder).absolute(), rows, self.facts, self.vocabulary)
+
+    @property
     def temperatures(self) -> Mapping[str, float]:
-        """The temperature of the posteriors, by set name."""
-        return {name: temperature([each.losses for each in sets]) for name, sets in self._by_name.items()}
+        """By set name."""
+        return self.facts.temperatures
 
-    @cached_property
+    @property
     def reliability(self) -> Mapping[str, Reliability]:
-        """The reliability, by set name."""
-        return {
-            name: reliability([each.losses for each in sets], [each.set.words for each in sets])
-            for name, sets in self._by_name.items()
-        }
-
-    @cached_property
-    def _by_name(self) -> Mapping[str, list[Evidence]]:
-        """The sets with two halves of draws."""
-        found: dict[str, list[Evidence]] = {}
-        for each in (each for sets in self.evidence.values() for each in sets):
-            found.setdefault(each.set.name, []).append(each)
-        for name, sets in found.items():
-            found[name] = [each for each in sets if each.losses.shape[1] > 1]
-            if not found[name]:
-                raise DataError(
-                    f"no set {shown(name)} has two draws: temperature and reliability compare two halves of "
-                    "the draws, use draws=2 or more"
-                )
-        return found
+        """By set name."""
+        return self.facts.reliability
 
     def __getitem__(self, key: int) -> tuple[Verdict, ...]:
         key = int(key)
@@ -141,3 +161,31 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         likely = posterior(losses, self.temperatures[name])
         weight = self.reliability[name].weight if informs(likely) else 0.0
         return Verdict(evidence.set, losses, likely, evidence.losses.shape[1], evidence.settled, weight)
+
+
+def evidence_of(rows: Iterable[Row]) -> dict[int, list[Evidence]]:
+    """The evidence in rows of a folder, by sample key."""
+    return {
+        row.key: [Evidence(each.set, np.array(each.losses), each.settled) for each in row.sets]
+        for row in rows
+    }
+
+
+def _calibrated(evidence: Mapping[int, Sequence[Evidence]]) -> Facts:
+    """Temperature and reliability of each set name."""
+    by_name: dict[str, list[Evidence]] = {}
+    for sets in evidence.values():
+        for each in sets:
+            by_name.setdefault(each.set.name, []).append(each)
+    temperatures, reliabilities = {}, {}
+    for name, sets in by_name.items():
+        sets = [each for each in sets if each.losses.shape[1] > 1]
+        if not sets:
+            raise DataError(
+                f"no set {shown(name)} has two draws: temperature and reliability compare two halves of the "
+                "draws, use draws=2 or more"
+            )
+        losses = [each.losses for each in sets]
+        temperatures[name] = temperature(losses)
+        reliabilities[name] = reliability(losses, [each.set.words for each in sets])
+    return Facts(temperatures=temperatures, reliability=reliabilities)
