@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diva_rs.captions.sets import ContrastSet
     from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
+    from diva_rs.captions.written import Writer
 
 # Public names and their modules, imported on first use.
 _NAMES = {
@@ -26,6 +27,7 @@ _NAMES = {
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
+    "Writer": "written",
     "from_loader": "sources",
     "from_values": "sources",
     "read_sets": "sources",
@@ -42,6 +44,7 @@ __all__ = [
     "Reliability",
     "Verdict",
     "Vocabulary",
+    "Writer",
     "from_loader",
     "from_values",
     "read_sets",
