@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.negatives import swaps
     from diva_rs.captions.posteriors import Reliability
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
     from diva_rs.captions.term import CaptionTerm, KeepTerm
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
+    from diva_rs.captions.written import Writer
 
 # Public names and their modules, imported on first use.
 _NAMES = {
@@ -22,11 +24,13 @@ _NAMES = {
     "CaptionTerm": "term",
     "ContrastSet": "sets",
     "Evidence": "judgements",
+    "Judge": "judge",
     "Judgements": "judgements",
     "KeepTerm": "term",
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
+    "Writer": "written",
     "from_loader": "sources",
     "from_values": "sources",
     "read_sets": "sources",
@@ -39,11 +43,13 @@ __all__ = [
     "CaptionTerm",
     "ContrastSet",
     "Evidence",
+    "Judge",
     "Judgements",
     "KeepTerm",
     "Reliability",
     "Verdict",
     "Vocabulary",
+    "Writer",
     "from_loader",
     "from_values",
     "read_sets",
