@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from builders.judged import IMAGES, WORDS, KeyedJudge, images, judged
+from builders.keyed_judge import IMAGES, WORDS, KeyedJudge, images, judged
 from builders.pictures import picture
 from builders.run_ranks import environment
 from diva_rs.captions import Judgements
@@ -143,7 +143,7 @@ def test_unreadable_images_are_counted(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kills_while_files_are_written_change_no_byte(tmp_path, straight):
-    command = [sys.executable, "-m", "builders.judged", str(tmp_path)]
+    command = [sys.executable, "-m", "builders.keyed_judge", str(tmp_path)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     runs, kills = json.loads(done.stdout)
