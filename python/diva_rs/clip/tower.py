@@ -157,8 +157,8 @@ class Tower:
             self._warned = True
             warnings.warn(
                 f"{len(active)} layers of the vision tower ({active[0]}, ...) are in train mode: their "
-                "output depends on unseeded random numbers or on the rest of the batch, and the run cannot be "
-                f"replayed exactly. Call {self.call}eval() to avoid this; gradients still flow.",
+                "output depends on unseeded random numbers or on the rest of the batch, and the run cannot "
+                f"be replayed exactly. Call {self.call}eval() to avoid this; gradients still flow.",
                 UserWarning,
                 stacklevel=3,
             )

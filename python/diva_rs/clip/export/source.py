@@ -183,12 +183,12 @@ def _siglip(visual: Any, text: Config | None) -> tuple[Config, Config | None, Co
     vision = _blocks("visual.trunk", width, trunk.blocks, [trunk.norm, pool.norm], [pool])
     side = _square(trunk.patch_embed.img_size, "image_size")
     vision.update(_images("siglip", side, _square(trunk.patch_embed.patch_size, "the patch")))
-    mean, std, *resizing = _pixels(visual, "siglip")
+    mean, std, crop, resample = _pixels(visual, "siglip")
     if (mean, std) == (OPENAI_MEAN, OPENAI_STD):
         # open_clip sets OpenAI's on a SigLIP that comes from a file; its weights are trained on 0.5.
         mean, std = HALF, HALF
     text = None if text is None else {**text, "projection_size": width}
-    return vision, text, preprocessor("siglip", side, mean, std, *resizing)
+    return vision, text, preprocessor("siglip", side, mean, std, crop, resample)
 
 
 def _images(family: Family, side: int, patch: int) -> Config:
@@ -199,10 +199,11 @@ def _images(family: Family, side: int, patch: int) -> Config:
 def _blocks(where: str, width: int, blocks: Any, norms: list[Any], pools: Iterable[Any] = ()) -> Config:
     """A stack of pre-norm transformer blocks of open_clip or timm, all alike, and timm's pooling."""
     mlps = [part.mlp for part in (*blocks, *pools)]
-    hidden, activations = (
-        [next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None) for mlp in mlps]
-        for names in (("c_fc", "fc1"), ("gelu", "act"))
-    )
+
+    def layers(*names: str) -> list[Any]:
+        return [next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None) for mlp in mlps]
+
+    hidden, activations = layers("c_fc", "fc1"), layers("gelu", "act")
     if None in activations:
         raise ConfigError(f"{where}: no other layout has blocks with such an MLP")
     heads = [layer.num_heads for layer in (*(block.attn for block in blocks), *pools)]
