@@ -87,9 +87,10 @@ def read_sets(
 ) -> dict[int, tuple[ContrastSet, ...]]:
     """The contrast sets of a JSONL file: a line for each set, or for each caption.
 
-    Each line names its image: by ``file``, the path below the image folder (of an image in a shard,
-    ``0000.tar/000.jpg``), or by ``id``, as the loader yields it. Then it has ``name`` and ``captions`` (and
-    perhaps ``words``), one set; or ``caption``, whose words are swapped by ``vocabulary`` (see `swaps`)::
+    Each line names its image: by ``file`` (or ``file_name``), the path below the image folder, of an image in
+    a shard ``0000.tar/000.jpg``; or by ``id``, as the loader yields it. Then it has ``name`` and ``captions``
+    (and perhaps ``words``), one set; or ``caption`` (or ``text``), whose words are swapped by ``vocabulary``
+    (see `swaps`)::
 
         {"file": "cats/1.jpg", "name": "colour", "captions": ["a red cat", "a black cat"]}
         {"file": "cats/2.jpg", "caption": "two black cats on a table"}
@@ -104,15 +105,17 @@ def read_sets(
         if "captions" in row or vocabulary is None:
             sets: tuple[ContrastSet, ...] = (_set(row, where),)
         else:
-            sets = swaps(text_field(row, "caption", where), vocabulary)
+            sets = swaps(text_field(row, ("caption", "text"), where), vocabulary)
         found[key] = (*found.get(key, ()), *sets)
     return found
 
 
-def _key(row: Mapping[str, Any], where: str, folder: Path | None) -> int:
+def _key(row: Any, where: str, folder: Path | None) -> int:
     """The sample key of the image that a row names."""
-    if "file" in row:
-        name = text_field(row, "file", where)
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where} holds {a_type(row)}, an object is needed")
+    if "file" in row or "file_name" in row:
+        name = text_field(row, ("file", "file_name"), where)
         if folder is not None and not os.path.isfile(folder / name):  # False also for no file's name
             raise DataError(f"{where}: the image {name} is missing in {folder}")
         return name_key(name)

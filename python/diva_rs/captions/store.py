@@ -88,7 +88,7 @@ class Facts(BaseModel, extra="forbid", frozen=True):
     accounting: Accounting | None = None
 
 
-class _Contents(Facts):
+class _Contents(Facts, frozen=True):
     """The content of ``judgements.json``."""
 
     format: Literal["diva-rs judgements 1"] = "diva-rs judgements 1"

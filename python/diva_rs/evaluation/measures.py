@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from diva_rs.clip import unwrap
+from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, a_type, shown
 from diva_rs.evaluation.result import results_made
 
@@ -98,7 +99,7 @@ def evaluating(clip: Any) -> Iterator[Any]:
     model = clip if hasattr(clip, "encode_image") and not isinstance(clip, nn.Module) else unwrap(clip)
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
-        with torch.no_grad(), torch.autocast(device_of(model).type, enabled=False), _exact_arithmetic():
+        with torch.no_grad(), no_autocast(device_of(model)), _exact_arithmetic():
             if isinstance(model, nn.Module):
                 half = any(value.dtype in (torch.float16, torch.bfloat16) for value in model.parameters())
                 model = copy.deepcopy(model).float().eval() if half else model.eval()
