@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "Bridge",
     "DrawPlan",
+    "Judge",
     "Network",
     "Optimizer",
     "Pixels",
@@ -160,6 +161,10 @@ class View:
     def targets(self) -> Tensor: ...
     @property
     def timesteps(self) -> Tensor: ...
+    @property
+    def keys(self) -> npt.NDArray[np.uint64]: ...
+    @property
+    def epoch(self) -> int: ...
 
 @final
 class Step:
@@ -193,8 +198,28 @@ class Step:
     def denoiser_limit(self) -> int | None: ...
     def changed_limit(self) -> int | None: ...
     def at_tokens(
-        self, tokens: Tensor, images: Tensor, targets: _Targets
+        self, tokens: Tensor, images: Tensor, targets: _Targets, batch: Batch | None = None
     ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
+
+@final
+class Judge:
+    def __new__(
+        cls,
+        denoiser: Callable[..., Tensor] | Network,
+        schedule: Schedule,
+        loss: str = "mse",
+        batch: int | None = None,
+    ) -> Judge: ...
+    def losses(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        texts: Tensor,
+        pairs: npt.NDArray[np.int64],
+    ) -> Tensor: ...
+    @property
+    def limit(self) -> int | None: ...
 
 @final
 class Recording: ...

@@ -1,24 +1,64 @@
 """Caption feedback: captions that differ in one thing, judged by a diffusion model, as a target for CLIP.
 
-`Vocabulary` makes contrast sets from a list of words; other sets come from files, from captions and from
-functions.
+`Vocabulary` makes contrast sets from a list of words. Others come from a file (`read_sets`), a loader
+(`from_loader`), a user's captions (`swaps`), a dict or a function (`sets_of`).
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.guesses import Guesses
+    from diva_rs.captions.judge import Judge
+    from diva_rs.captions.judgements import Evidence, Judgements, Verdict
+    from diva_rs.captions.negatives import swaps
+    from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
+    from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
+    from diva_rs.captions.term import CaptionTerm, KeepTerm
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
+    from diva_rs.captions.written import Writer
 
 # Public names and their modules, imported on first use.
 _NAMES = {
     "Attribute": "vocabulary",
+    "CaptionTerm": "term",
     "ContrastSet": "sets",
+    "Evidence": "judgements",
+    "Guesses": "guesses",
+    "Judge": "judge",
+    "Judgements": "judgements",
+    "KeepTerm": "term",
+    "Reliability": "posteriors",
+    "Verdict": "judgements",
     "Vocabulary": "vocabulary",
+    "Writer": "written",
+    "from_loader": "sources",
+    "from_values": "sources",
+    "read_sets": "sources",
+    "sets_of": "sources",
+    "swaps": "negatives",
 }
 
-__all__ = ["Attribute", "ContrastSet", "Vocabulary"]
+__all__ = [
+    "Attribute",
+    "CaptionTerm",
+    "ContrastSet",
+    "Evidence",
+    "Guesses",
+    "Judge",
+    "Judgements",
+    "KeepTerm",
+    "Reliability",
+    "Verdict",
+    "Vocabulary",
+    "Writer",
+    "from_loader",
+    "from_values",
+    "read_sets",
+    "sets_of",
+    "swaps",
+]
 
 
 def __getattr__(name: str) -> Any:
