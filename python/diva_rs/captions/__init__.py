@@ -24,6 +24,7 @@ _NAMES = {
     "CaptionTerm": "term",
     "ContrastSet": "sets",
     "Evidence": "judgements",
+    "Guesses": "guesses",
     "Judge": "judge",
     "Judgements": "judgements",
     "KeepTerm": "term",
