@@ -1,7 +1,7 @@
 """A judge without a denoiser, whose losses are a function of key and captions; and runs that are killed.
 
-`python -m builders.keyed_judge FOLDER` kills runs in FOLDER/0, FOLDER/1, ... while they write, and starts them
-again until they end.
+`python -m builders.keyed_judge FOLDER` kills runs in FOLDER/0, FOLDER/1, ... while they write, and starts
+them again until they end.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class KeyedJudge:
     """What `judge_images` calls of a `Judge`."""
 
     def __init__(self, **settings: Any) -> None:
-        self.teacher = small_teacher()
+        self.teacher, self.encode = small_teacher(), first_words  # which is not called
         self.given = {"draws": 4, "timestep_range": (0, 500), **settings}
         self.judged = list[int]()  # keys, in the order of the calls
 

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.guesses import Guesses
     from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.negatives import swaps
@@ -44,6 +45,7 @@ __all__ = [
     "CaptionTerm",
     "ContrastSet",
     "Evidence",
+    "Guesses",
     "Judge",
     "Judgements",
     "KeepTerm",

@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -21,7 +22,10 @@ from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.settings import Count, Whole
 
 HELP = "judge which words fit images best, by a diffusion model, for training with captions"
-USAGE = "diva-rs judge --data FOLDER|SHARDS --teacher FOLDER --clip MODEL --vocabulary FILE --out FOLDER [options]"
+USAGE = (
+    "diva-rs judge --data FOLDER|SHARDS --teacher FOLDER --clip MODEL --vocabulary FILE|photographs "
+    "--out FOLDER [options]"
+)
 
 _PHOTOGRAPHS = "photographs"
 
@@ -35,11 +39,11 @@ class JudgeOptions(ImageOptions):
     """TOML file of words, or photographs: the words for photographs that come with diva_rs"""
     out: Text
     """folder for the judgements, judged.html and judged.csv; a run that was interrupted goes on in it"""
-    draws: Annotated[Count, Field(ge=2)] = 8
+    draws: Count = 8
     """draws of noise and timestep for each set of captions, at most"""
-    first: Annotated[Count, Field(ge=2)] = 2
+    first: Count = 2
     """draws after which a set may be settled"""
-    settle: Annotated[float, Field(gt=0)] = 3.0
+    settle: float = 3.0
     """standard errors that the best caption must be ahead for a set to be settled"""
     rounds: Count = 2
     """how often each attribute is judged, with the others as they stand"""
@@ -52,7 +56,7 @@ class JudgeOptions(ImageOptions):
     image_size: Count | None = None
     """side in pixels of the images that are judged; none: the teacher's"""
     batch: Count | None = None
-    """captions of images that are denoised at a time; none: as many as fit"""
+    """images that are denoised at a time; none: as many as fit"""
     seed: Whole = 0
     """of the draws"""
     progress: bool = True
@@ -68,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Judge; returns the exit code. Under a launcher each rank judges its share, and rank 0 writes the page."""
+    """Judge; returns the exit code. Under a launcher each rank judges its share; rank 0 writes the page."""
     from diva_rs.report.judged import Summary, write_judged
     from diva_rs.run.judging import judge_images
 
@@ -77,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     known = options.vocabulary == _PHOTOGRAPHS
     vocabulary = Vocabulary.photographs() if known else Vocabulary.read(options.vocabulary)
     place = launched()
-    device = pick_device(options.device, 0 if place is None else place.local)
+    own = f"cuda:{place.local}" if place is not None and torch.cuda.is_available() else None
+    device = pick_device(options.device or own)
     teacher = Teacher(options.teacher, device=device).to_precision(options.precision)
     clip = load_clip(options.clip, device, "fp32")
     guesses = Guesses(clip, tokenizer_of(options.tokenizer or options.clip), vocabulary)
@@ -97,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         page = write_judged(judged, options.out, names, lambda keys: _pictures(loader, keys))
         for name, chance, _, accuracy, _, weight, draws in Summary(judged).rows():
             print(f"{name}: accuracy {accuracy} %, chance {chance} %; {weight} % carry weight; {draws} draws")
-        print(judged.accounting, page, sep="\n")
+        print(judged.facts.accounting, page, sep="\n")
     return 0
 
 

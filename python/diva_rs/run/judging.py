@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diva_rs.captions.judge import Judge
 from diva_rs.captions.judgements import Judgements, evidence_of
 from diva_rs.captions.store import Row, Unfinished
 from diva_rs.captions.vocabulary import Vocabulary
@@ -18,7 +19,6 @@ from diva_rs.data.checks import Place, check_images
 from diva_rs.data.keys import sample_keys
 from diva_rs.data.latent_store import content_hash, hash_of_weights
 from diva_rs.data.pixels import vae_input
-from diva_rs.diffusion import Teacher
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import DataError
 from diva_rs.recipes.recipe import Recipe
@@ -30,7 +30,7 @@ Guess = Callable[[Tensor], Sequence[Mapping[str, str]]]
 
 
 def judge_images(
-    judge: Any,
+    judge: Judge,
     loader: Iterable[Any],
     vocabulary: Vocabulary,
     folder: str | os.PathLike[str],
@@ -46,8 +46,8 @@ def judge_images(
     each rank judges its own images.
 
     Args:
-        loader: batches with ``images`` in [0, 1] and ``ids``, such as ``folder_loader(..., scale=None)``;
-            ``latents`` in it are used.
+        loader: batches with ``images`` in [0, 1], of the size that the teacher is to see, and ``ids``, such
+            as ``folder_loader(..., size=512, scale=None)``; ``latents`` in it are used.
         guess: the words to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
         rounds: see `Judge.describe`.
         overwrite: whether to replace the judgements that ``folder`` holds.
@@ -62,12 +62,12 @@ def judge_images(
     >>> loader = [{"images": torch.rand(2, 3, 16, 16), "ids": ["a.png", "b.png"]}]
     >>> start = lambda images: [{"colour": "red"}] * len(images)
     >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start, progress=False)
-    >>> len(judged), str(judged.accounting)
+    >>> len(judged), str(judged.facts.accounting)
     (2, '2 images used, none left out')
     """
     check_loader(loader)
     made_by = {
-        "teacher": _fingerprint(judge.teacher),
+        "teacher": _fingerprint(judge),
         "vocabulary": vocabulary.digest,
         "judge": judge.settings(),
         "guess": guess.identity() if hasattr(guess, "identity") else "a function",
@@ -105,7 +105,7 @@ class _Judging:
     """Judges the images of batches that are not in the store yet."""
 
     def __init__(
-        self, judge: Any, vocabulary: Vocabulary, guess: Guess, rounds: int, store: Unfinished
+        self, judge: Judge, vocabulary: Vocabulary, guess: Guess, rounds: int, store: Unfinished
     ) -> None:
         self.judge, self.vocabulary, self.guess = judge, vocabulary, guess
         self.rounds, self.store = rounds, store
@@ -133,17 +133,23 @@ class _Judging:
         images = batch.images[chosen]
         keys = np.fromiter(new, np.uint64, len(new))
         latents = self._latents(images) if batch.latents is None else batch.latents[chosen]
-        found = self.judge.describe(latents, keys, self.vocabulary, self.guess(images), self.rounds).evidence
-        self.store.add(Row.of(key, found[key], contents[index]) for key, index in new.items())
+        found = self.judge.describe(latents, keys, self.vocabulary, self.guess(images), self.rounds)
+        self.store.add(
+            Row.of(key, found.evidence[key], found.given.get(key), contents[index])
+            for key, index in new.items()
+        )
 
     def _latents(self, images: Tensor) -> Tensor:
-        teacher = self.judge.teacher
+        teacher, (height, width) = self.judge.teacher, images.shape[-2:]
         home = images.to(teacher.device, torch.float32)
-        return teacher.encode(vae_input(home, Recipe(pixels="unit"), teacher.image_size))
+        return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
 
 
-def _fingerprint(teacher: Teacher) -> dict[str, str]:
-    """What decides the losses of a teacher: its weights, its schedule, and the precision it computes in."""
+def _fingerprint(judge: Judge) -> dict[str, str]:
+    """What decides the losses: the teacher's weights, schedule and precision."""
+    teacher = judge.teacher
+    if judge.encode is None:
+        teacher.texts([""])  # its encoders are loaded when they are used
     weights = {
         f"{number} {type(module).__name__}": hash_of_weights(module)
         for number, module in enumerate(teacher.modules(), start=1)
