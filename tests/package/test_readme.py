@@ -47,6 +47,7 @@ SHORTER = [
     ("Train in stages", "batch=4", "batch=4, log_every=1"),
     ("Keep what CLIP could before", "steps=2000", "steps=4"),
     ("Keep what CLIP could before", "eval_every=200", "eval_every=2"),
+    ("2. Judge the photographs", "size=512", "size=32"),
     ("4. Train on the judgements", "steps=500", "steps=2, log_every=1"),
 ]
 
