@@ -122,9 +122,7 @@ def _errors(name: str) -> Iterator[None]:
     except pil.UnidentifiedImageError as err:
         raise DataError(f"{name}: not an image that Pillow can read") from err
     except pil.DecompressionBombError as err:
-        raise DataError(
-            f"{name}: {err} PIL.Image.MAX_IMAGE_PIXELS is Pillow's limit for this format"
-        ) from err
+        raise DataError(f"{name}: {err} That limit is PIL.Image.MAX_IMAGE_PIXELS") from err
     except OSError as err:
         reason = str(err.strerror or err)
         raise DataError(f"{name}: {'truncated image' if 'truncated' in reason.lower() else reason}") from err

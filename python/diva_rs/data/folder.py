@@ -113,8 +113,8 @@ class ImageFolder(Images, Dataset[Any]):
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
             raise DataError(
-                f"image folder {self.root} holds no image: looked for {kinds} at any depth; {self.accounting}. "
-                "Convert other pictures to JPEG or PNG; shard_loader reads tar files"
+                f"image folder {self.root} holds no image: looked for {kinds} at any depth; "
+                f"{self.accounting}. Convert other pictures to JPEG or PNG; shard_loader reads tar files"
             )
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
 
