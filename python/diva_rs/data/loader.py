@@ -61,8 +61,8 @@ class KeyedSampler(Sampler[int]):
     """
 
     def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
-        self.ids = ids.astype(np.uint64, casting="same_kind")
-        self.seed, self.shuffle, self.epoch, self.even = seed, shuffle, 0, True
+        self.ids, self.seed, self.shuffle = ids.astype(np.uint64), seed, shuffle
+        self.epoch, self.even = 0, True
         self.start: tuple[int, ...] = ()  # samples of this rank that the next iteration leaves out
 
     def set_epoch(self, epoch: int) -> None:
