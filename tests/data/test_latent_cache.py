@@ -232,7 +232,7 @@ def test_files_of_two_caches_do_not_mix(place, tmp_path):
     with pytest.raises(DataError, match=rf"row \d, in {LATENTS}, does not match its checksum"):
         list(LatentCache.open(place).wrap(batches()))
     shutil.copy(tmp_path / "other" / "index.safetensors", place / "index.safetensors")
-    with pytest.raises(DataError, match=r"index.safetensors is damaged: its checksum differs"):
+    with pytest.raises(DataError, match=r"index.safetensors is damaged: its size or checksum differs"):
         LatentCache.open(place)
 
 

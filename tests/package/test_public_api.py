@@ -203,6 +203,6 @@ def test_a_state_is_not_written_over_the_working_folder(teacher, tmp_path, monke
 
 
 def test_a_dtype_that_safetensors_does_not_have_leaves_no_file(tmp_path):
-    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors"):
+    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors lacks"):
         checkpoint.save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2, dtype=torch.complex128)})
     assert not list(tmp_path.iterdir())

@@ -96,9 +96,7 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError, MemoryError) as err:
         raise WeightsError(f"{path} cannot be read as safetensors: {one_line(err)}") from err
     if max(map(len, weights), default=0) > LONGEST:
-        raise WeightsError(
-            f"{path} contains a parameter name of more than {LONGEST} characters: it is damaged"
-        )
+        raise WeightsError(f"{path} is damaged: it holds a name of more than {LONGEST} characters")
     return weights
 
 
@@ -160,7 +158,9 @@ def check_place(folder: Path) -> None:
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """Write the size and SHA-256 of each file into ``manifest.json``."""
-    write_json(folder / MANIFEST, {name: _entry(folder / name) for name in sorted(names)})
+    files = {name: folder / name for name in sorted(names)}
+    entries = {n: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for n, file in files.items()}
+    write_json(folder / MANIFEST, entries)
 
 
 def verify(folder: Path, names: Iterable[str]) -> None:
@@ -171,14 +171,13 @@ def verify(folder: Path, names: Iterable[str]) -> None:
         entry = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(entry, dict):
             raise WeightsError(f"{path} is not the manifest of this folder: it does not list {name}")
+        file = folder / name
         try:
-            found = _entry(folder / name)
+            intact = file.stat().st_size == entry.get("bytes") and _sha256(file) == entry.get("sha256")
         except OSError as err:
-            raise WeightsError(f"{folder / name} cannot be read: {err}") from err
-        if found != entry:
-            raise WeightsError(
-                f"{folder / name} is damaged: its size or its checksum differs from that in {MANIFEST}"
-            )
+            raise WeightsError(f"{file} cannot be read: {err}") from err
+        if not intact:
+            raise WeightsError(f"{file} is damaged: its size or checksum differs from that in {MANIFEST}")
 
 
 def read_json(path: Path) -> Any:
@@ -194,7 +193,9 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own: dict[str, Tensor] = {}
     for name, value in weights.items():
         if not isinstance(name, str) or not is_dense(value) or value.is_meta:
-            raise WeightsError(f"weights[{shown(name)}] is {described(value)}: a dense tensor is needed")
+            raise WeightsError(
+                f"weights[{shown(name)}] is {described(value)}: a dense tensor that holds values is needed"
+            )
         own[name] = value.detach().cpu().contiguous().clone()
     return own
 
@@ -211,10 +212,9 @@ def _sort_metadata(path: Path) -> None:
             file.write(text.ljust(length))
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            size += len(block)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
