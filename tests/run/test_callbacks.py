@@ -107,7 +107,7 @@ def test_a_function_is_called_at_each_log():
 
 
 def test_what_is_no_callback_is_refused():
-    with pytest.raises(ConfigError, match=r"callback <class .* is a type: an object with the hooks"):
+    with pytest.raises(ConfigError, match=r"callback <class .* is a type: a diva_rs.callbacks.Callback, or"):
         as_callback(Callback)
     with pytest.raises(ConfigError, match="callback 'tensorboard' is a str"):
         as_callback("tensorboard")

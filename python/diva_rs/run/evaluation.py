@@ -27,9 +27,7 @@ class Bound:
         return cls(kind, float(value))
 
     def broken_by(self, score: float, before: float) -> str | None:
-        """How a score, which was ``before`` before training, breaks the bound ("below 0.5"); None where
-        it does not. A score that is not a number does.
-        """
+        """How a score, at first ``before``, breaks the bound ("below 0.5"), as NaN does; None if not."""
         limit = before - self.value if self.kind == "drop" else self.value
         if self.kind == "max":
             return None if score <= limit else f"above {limit:g}"
@@ -78,5 +76,4 @@ class Evaluation:
                 f"guard={shown(guard)}: give a mapping of scores to the lowest score that is allowed, or to "
                 "('min', lowest), ('max', highest) or ('drop', points below the score before training)"
             ) from err
-        chosen = None if pair is None else (pair[0], pair[1])
-        return cls(as_metrics(evaluate), eval_every, chosen, bounds, bool(best_on_test))
+        return cls(as_metrics(evaluate), eval_every, pair and tuple(pair), bounds, bool(best_on_test))

@@ -16,9 +16,8 @@ def identity_of(loader: Any) -> dict[str, Any]:
     """What is known of a loader that decides which images come and in which order, as JSON values.
 
     diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
-    the length of its dataset, its list of files and its ``transform``, the sampler and its seeds,
-    and for an iterable dataset batch and workers; of another iterable its class and length. Of an
-    iterator nothing is known.
+    the length, the files and the ``transform`` of its dataset, the sampler and its seeds, and for an
+    iterable dataset batch and workers; of another iterable its class and length; of an iterator nothing.
 
     >>> identity_of([torch.zeros(2, 3, 8, 8)])
     {'class': 'list', 'batches': 1}
@@ -45,10 +44,10 @@ def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
             found["indices"] = _digest(map(str, data.indices))
         if getattr(data, "transform", None) is not None:
             found["transform"] = text_of(data.transform)
-        names = [_names(value) for value in getattr(data, "__dict__", {}).values()]
-        files = [listed for listed in names if listed and len(listed) == found["images"]]
+        names = map(_names, getattr(data, "__dict__", {}).values())
+        files = [name for listed in names if len(listed) == found["images"] for name in listed]
         if files:
-            found["files"] = _digest(name for listed in files for name in listed)
+            found["files"] = _digest(files)
         if callable(getattr(data, "identity", None)):
             found |= data.identity()
         facts |= {f"{name} of part {number}" if number else name: value for name, value in found.items()}
@@ -72,15 +71,13 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:
     """What decides the order in which a DataLoader reads its dataset."""
-    facts: dict[str, Any] = {}
     if isinstance(dataset, IterableDataset):
         # The workers take turns by batches; a single one gives the same order in any batches.
-        facts["workers"] = max(1, getattr(loader, "num_workers", 1))
-        facts["batch"] = getattr(loader, "batch_size", None) if facts["workers"] > 1 else None
-        return facts
+        workers = max(1, getattr(loader, "num_workers", 1))
+        return {"workers": workers, "batch": getattr(loader, "batch_size", None) if workers > 1 else None}
     sampler, batches, inner = samplers_of(loader)
     own = sampler if inner is None else inner
-    facts["sampler"] = None if own is None else type(own).__name__
+    facts: dict[str, Any] = {"sampler": None if own is None else type(own).__name__}
     facts |= {f"sampler's {name}": getattr(own, name, None) for name in ("seed", "shuffle", "replacement")}
     if batches is not None and type(batches).__module__ != "torch.utils.data.sampler":
         facts["batch sampler"] = type(batches).__name__

@@ -78,11 +78,8 @@ class ResumableLoader:
         if not self._skips:
             self._seed(epoch)
             if any(place) and not isinstance(loader, (list, tuple)):
-                _log.warning(
-                    "%d samples are read again and skipped; that they are the same as before depends on the "
-                    "loader (%s)",
-                    *(sum(place), type(loader).__name__),
-                )
+                text = "%d samples are read again and skipped; that they are the same depends on the loader"
+                _log.warning(f"{text} (%s)", sum(place), type(loader).__name__)
         elif any(place):
             loader.start_at(place)
         try:
@@ -117,13 +114,11 @@ class ResumableLoader:
         if self._passes != 2 or not getattr(self.loader, "persistent_workers", False):
             return
         for data in datasets_of(self.loader):
-            values = vars(data).values() if hasattr(data, "__dict__") else ()
-            shared = any(_is_shared(value) for value in values)
-            if callable(getattr(data, "set_epoch", None)) and not shared:
+            tensors = [v for v in getattr(data, "__dict__", {}).values() if isinstance(v, torch.Tensor)]
+            if callable(getattr(data, "set_epoch", None)) and not any(v.is_shared() for v in tensors):
                 _log.warning(
-                    "persistent_workers=True: the loader's workers keep the %s of the first pass, which "
-                    "set_epoch does not reach, so every pass may show the same order and crops; give "
-                    "persistent_workers=False",
+                    "set_epoch does not reach the %s of the loader's workers, so every pass may show the same "
+                    "order and crops; give persistent_workers=False",
                     type(data).__name__,
                 )
 
@@ -178,10 +173,6 @@ def samplers_of(loader: Any) -> list[Any]:
     """The samplers of a DataLoader; None in place of one that is missing."""
     batches = getattr(loader, "batch_sampler", None)
     return [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
-
-
-def _is_shared(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and bool(value.is_shared())  # type: ignore[no-untyped-call]
 
 
 def datasets_of(loader: Any) -> list[Any]:

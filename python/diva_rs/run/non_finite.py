@@ -45,8 +45,7 @@ class NonFiniteMonitor:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.skipped = most, 0
-        self._streak = 0
+        self.most, self.skipped, self._streak = most, 0, 0
         self._last = ""  # which step was the last to be skipped, and its samples
         self._batches: list[tuple[str, Tensor]] = []  # since the last step: samples, mean loss
         self._steps: list[_Step] = []
@@ -59,8 +58,8 @@ class NonFiniteMonitor:
 
     def step(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Note that the batches since the last step were one, with this loss and gradient norm."""
-        samples, losses = [name for name, _ in self._batches], [value for _, value in self._batches]
-        self._steps.append(_Step(step, samples, [loss.detach(), norm, *losses]))
+        losses = [value for _, value in self._batches]
+        self._steps.append(_Step(step, [name for name, _ in self._batches], [loss.detach(), norm, *losses]))
         self._batches = []
 
     def read(self) -> None:
@@ -79,9 +78,8 @@ class NonFiniteMonitor:
         """Raise DivaError where more than ``most`` updates in a row were skipped."""
         if self._streak > self.most:
             raise DivaError(
-                f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, "
-                f"the last at {self._last}: lower lr, use precision='fp32', or look at these images; "
-                "max_skipped allows more"
+                f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, the "
+                f"last at {self._last}: lower lr, use precision='fp32', or look at these images"
             )
 
     def _look(self, step: int, loss: float, norm: float, parts: list[tuple[float, str]]) -> None:
