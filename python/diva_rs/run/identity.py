@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from diva_rs.data.loader import text_of
-from diva_rs.run.loader import datasets_of, generators_of, samplers_of
+from diva_rs.run.loader import datasets_of, generators_of, length_of, samplers_of
 
 
 def identity_of(loader: Any) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def identity_of(loader: Any) -> dict[str, Any]:
     datasets = datasets_of(loader)
     if datasets:
         return _known(_of_datasets(datasets) | _of_order(loader, datasets[0]))
-    facts = {"class": type(loader).__name__, "batches": _length(loader)}
+    facts = {"class": type(loader).__name__, "batches": length_of(loader)}
     facts["batch"] = getattr(loader, "batch_size", None)
     return {} if hasattr(loader, "__next__") else _known(facts)
 
@@ -37,7 +37,7 @@ def identity_of(loader: Any) -> dict[str, Any]:
 def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for number, data in enumerate(datasets):
-        found: dict[str, Any] = {"images": _length(data)}
+        found: dict[str, Any] = {"images": length_of(data)}
         if found["images"] is None:
             found["dataset"] = type(data).__name__
         if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset
@@ -88,10 +88,3 @@ def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     plain = (str, int, float, bool)
     return {name: value for name, value in facts.items() if isinstance(value, plain)}
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        return None

@@ -117,7 +117,7 @@ class ResumableLoader:
             tensors = [v for v in getattr(data, "__dict__", {}).values() if isinstance(v, torch.Tensor)]
             if callable(getattr(data, "set_epoch", None)) and not any(v.is_shared() for v in tensors):
                 _log.warning(
-                    "set_epoch does not reach the %s of the loader's workers, so every pass may show the same "
+                    "set_epoch does not reach the %s of the loader's workers, so passes may show the same "
                     "order and crops; give persistent_workers=False",
                     type(data).__name__,
                 )
@@ -196,3 +196,11 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     """The random generators of a DataLoader and of its samplers."""
     owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
     return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())
+
+
+def length_of(data: Any) -> int | None:
+    """The length of a loader or a dataset; None where it has none."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None

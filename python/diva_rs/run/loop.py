@@ -71,9 +71,9 @@ class Run:
 
     def train(self, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
-        interrupted = False
-        if self.evaluator is not None:
-            self.evaluator.begin()
+        interrupted, evaluator = False, self.evaluator
+        if evaluator is not None:
+            evaluator.begin()
         self._call("on_train_begin", self.trainer)
         hidden = not (show_progress and self.ranks.first)
         total, done = self.recipe.steps, self.progress.steps
@@ -82,9 +82,8 @@ class Run:
                 try:
                     self._loop()
                     step = self.progress.steps
-                    if self.evaluator is not None and self.evaluator.rows[-1]["step"] != step:
-                        # The end of a pass whose length was not known.
-                        self._write_log(self.evaluator.measure(step))
+                    if evaluator is not None and evaluator.rows[-1]["step"] != step:
+                        self._write_log(evaluator.measure(step))  # the end of a pass of unknown length
                 except KeyboardInterrupt:
                     interrupted = True
                 if (self.history[-1]["step"] if self.history else 0) != self.progress.steps:
@@ -96,8 +95,8 @@ class Run:
         self.trainer.discard()  # the caller's model keeps no gradient of the last step
         self._save()
         if self._is_stopped():
-            if self.evaluator is not None:
-                self.evaluator.restore()
+            if evaluator is not None:
+                evaluator.restore()
             self.ranked.share_state()
         return self._finish(interrupted)
 
@@ -111,10 +110,9 @@ class Run:
                 if self._advance(given) and self._is_done():
                     return
             if not self._read.places:
-                raise DataError(
-                    f"the loader gave no batch in pass {epoch + 1}, after {self.progress.steps} steps: it is "
-                    "empty, or can be iterated only once; give a DataLoader or a list, or fewer steps"
-                )
+                where = f"in pass {epoch + 1}, after {self.progress.steps} steps"
+                why = "it is empty, or can be iterated only once: give a DataLoader or a list, or fewer steps"
+                raise DataError(f"the loader gave no batch {where}: {why}")
             if self.one_pass:
                 self._end_pass()
                 return
@@ -122,10 +120,8 @@ class Run:
 
     def _advance(self, given: Round) -> bool:
         """Train on a round of batches; returns whether that completed a step."""
-        read, samples = self._read, given.samples
-        self._read = replace(
-            read, places=given.places, seen=read.seen + samples, samples=read.samples + samples
-        )
+        read, new = self._read, given.samples
+        self._read = replace(read, places=given.places, seen=read.seen + new, samples=read.samples + new)
         complete = self._pending >= (self.recipe.batch or 1)
         seen = self.trainer.samples_seen
         with held_interrupts():  # a Ctrl-C that waits for the update comes when the step is noted
@@ -154,10 +150,8 @@ class Run:
     def _note_step(self) -> None:
         if self.recipe.batch is not None and self._pending > self.recipe.batch and not self._warned:
             self._warned = True
-            _log.warning(
-                "a step takes %d samples, not batch=%d: the loader's batches do not add up to it",
-                *(self._pending, self.recipe.batch),
-            )
+            text = "a step takes %d samples, not batch=%d: the loader's batches do not add up to it"
+            _log.warning(text, self._pending, self.recipe.batch)
         self.progress = self._read = replace(self._read, steps=self.progress.steps + 1)
         metrics = self.trainer.metrics
         self.monitor.step(self.progress.steps, metrics["loss"], metrics["grad_norm"])
