@@ -78,7 +78,7 @@ def describe_data(loader: Any) -> str:
     """The images in one line: their dataset, and what diva_rs's own loaders used and left out.
 
     >>> describe_data([torch.zeros(2, 3, 8, 8)])
-    'list, 1 batches'
+    'a list of 1 batch'
     >>> describe_data(torch.utils.data.DataLoader(range(6), batch_size=2))
     'range(0, 6)'
     """
@@ -88,6 +88,8 @@ def describe_data(loader: Any) -> str:
 
 def _name_of_data(loader: Any) -> str:
     """The ``repr`` of the loader's dataset, or its class and length."""
+    if isinstance(loader, (list, tuple)):
+        return f"a {type(loader).__name__} of {len(loader)} batch{'' if len(loader) == 1 else 'es'}"
     data = getattr(loader, "dataset", None)
     data = loader if data is None else data
     said = "" if isinstance(data, (list, tuple, torch.Tensor)) else " ".join(repr(data).split())

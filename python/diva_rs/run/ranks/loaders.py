@@ -45,12 +45,12 @@ def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
 
 def is_divided(loader: DataLoader[Any]) -> bool:
     """Whether a DataLoader reads this rank's part of its dataset."""
-    # Of accelerate's BatchSamplerShard, and of samplers like torch's; then accelerate's mark on a loader.
-    marks = ("process_index", "num_replicas")
-    sharded = any(
-        isinstance(p, KeyedSampler) or any(hasattr(p, m) for m in marks) for p in samplers_of(loader)
-    )
-    return sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
+    parts = samplers_of(loader)
+    # accelerate's BatchSamplerShard has the first, a sampler like torch's the second; a loader that
+    # accelerate has prepared has the last.
+    marked = any(hasattr(part, mark) for part in parts for mark in ("process_index", "num_replicas"))
+    known = any(isinstance(part, KeyedSampler) for part in parts)
+    return marked or known or bool(getattr(loader, "_is_accelerate_prepared", False))
 
 
 def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | None:
