@@ -142,7 +142,8 @@ class ImageLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration: its order and its crops."""
-        for part in (self.dataset, self.sampler):
+        parts: list[Any] = [self.dataset, self.sampler]
+        for part in parts:
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
 

@@ -76,4 +76,5 @@ class Evaluation:
                 f"guard={shown(guard)}: give a mapping of scores to the lowest score that is allowed, or to "
                 "('min', lowest), ('max', highest) or ('drop', points below the score before training)"
             ) from err
-        return cls(as_metrics(evaluate), eval_every, pair and tuple(pair), bounds, bool(best_on_test))
+        chosen = None if pair is None else (pair[0], pair[1])
+        return cls(as_metrics(evaluate), eval_every, chosen, bounds, bool(best_on_test))

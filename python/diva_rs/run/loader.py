@@ -114,8 +114,9 @@ class ResumableLoader:
         if self._passes != 2 or not getattr(self.loader, "persistent_workers", False):
             return
         for data in datasets_of(self.loader):
-            tensors = [v for v in getattr(data, "__dict__", {}).values() if isinstance(v, torch.Tensor)]
-            if callable(getattr(data, "set_epoch", None)) and not any(v.is_shared() for v in tensors):
+            values = getattr(data, "__dict__", {}).values()
+            shared = any(isinstance(v, torch.Tensor) and v.is_shared() for v in values)  # type: ignore[no-untyped-call]
+            if callable(getattr(data, "set_epoch", None)) and not shared:
                 _log.warning(
                     "set_epoch does not reach the %s of the loader's workers, so passes may show the same "
                     "order and crops; give persistent_workers=False",
