@@ -20,9 +20,7 @@ from diva_rs.errors import DataError, DivaError
 # No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
 # A file system that cannot sync (CIFS, FUSE, WSL).
-_NO_SYNC = [
-    getattr(errno, name) for name in ["EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EPERM", "EACCES"]
-]
+_NO_SYNC = ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EPERM", "EACCES")
 # What systems put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
 _OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
@@ -192,7 +190,7 @@ def sync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as err:
-        if err.errno not in _NO_SYNC:
+        if errno.errorcode.get(err.errno or 0) not in _NO_SYNC:
             raise
 
 

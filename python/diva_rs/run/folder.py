@@ -41,14 +41,8 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_JSON = (
-    "run",
-    "best",
-    "recipe",
-    "history",
-    "report",
-    *(f"evaluations{x}" for x in ("", "-before", "-after")),
-)
+_EVALUATIONS = ("evaluations", "evaluations-before", "evaluations-after")
+_JSON = ("run", "best", "recipe", "history", "report", *_EVALUATIONS)
 _WEIGHTS = ("clip.safetensors", "projector.safetensors", "denoiser.safetensors")
 
 
