@@ -62,6 +62,7 @@ _NAMES = {
 # Public modules, and where each one lies.
 _MODULES = {
     "callbacks": "run.callbacks",
+    "captions": "captions",
     "checkpoint": "_base.checkpoint",
     "clip": "clip",
     "data": "data",

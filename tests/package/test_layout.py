@@ -19,6 +19,7 @@ STOREYS = (
     ("native",),
     ("step",),
     ("evaluation",),
+    ("captions",),
     ("run",),
     ("report",),
     ("microworld",),

@@ -12,27 +12,18 @@ everything else stands at its top level under the flag's name::
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from diva_rs._base.files import as_path, read_text
 from diva_rs._base.settings import hint
+from diva_rs._base.toml import read_toml
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.data.decode import MAX_PIXELS
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.settings import Count, Whole
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-# Far more than a configuration has. tomllib needs memory with the square of the parts of a dotted key.
-_MOST_BYTES, _MOST_DOTS = 1 << 16, 1000
 
 Text = Annotated[str, Field(min_length=1)]
 CLIP = "open_clip MODEL[:PRETRAINED tag or file], hf-hub:..., or a transformers or open_clip folder"
@@ -145,15 +136,7 @@ def settings(args: argparse.Namespace, cls: type[_T]) -> tuple[_T, Recipe]:
 
 def _read_config(path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A TOML file's top level and its ``[recipe]`` table, with underscores in the names."""
-    try:
-        text = read_text(as_path(path), _MOST_BYTES)
-        if text.count(".") > _MOST_DOTS:
-            raise ValueError(f"more than {_MOST_DOTS} dots")
-        content = {name.replace("-", "_"): value for name, value in tomllib.loads(text).items()}
-    except OSError as err:
-        raise ConfigError(f"config {path} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:  # not all of them are TOMLDecodeError
-        raise ConfigError(f"config {path} is not valid TOML: {err}") from err
+    content = {name.replace("-", "_"): value for name, value in read_toml(path, "config").items()}
     table = content.pop("recipe", {})
     if isinstance(table, str):
         content["recipe"], table = table, {}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import BaseModel, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
 from diva_rs._base.files import names_in, write_json
@@ -58,13 +58,19 @@ def identity(teacher: Any) -> dict[str, Any]:
         return {"config": {}, "weights": _hash(str(teacher.describe()).encode())}
     if teacher.vae is None:
         return {"config": {}, "weights": "none: works on pixels"}
+    config = {key: value for key, value in dict(teacher.vae.config).items() if not key.startswith("_")}
+    encoder = hash_of_weights(teacher.vae, without=("decoder.", "post_quant_conv."))
+    return {"config": json.loads(json.dumps(config, default=str)), "weights": encoder}
+
+
+def hash_of_weights(module: nn.Module, without: tuple[str, ...] = ()) -> str:
+    """A hash of a module's weights, rounded to bf16; ``without`` are the beginnings of names left out."""
     parts = []
-    for name, weight in sorted(teacher.vae.state_dict().items()):
-        if not name.startswith(("decoder.", "post_quant_conv.")):
+    for name, weight in sorted(module.state_dict().items()):
+        if not name.startswith(without):
             rounded = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
             parts.append(f"{name} {tuple(weight.shape)} {_hash(rounded.numpy().tobytes())}".encode())
-    config = {key: value for key, value in dict(teacher.vae.config).items() if not key.startswith("_")}
-    return {"config": json.loads(json.dumps(config, default=str)), "weights": _hash(b"\n".join(parts))}
+    return _hash(b"\n".join(parts))
 
 
 class StoreWriter:

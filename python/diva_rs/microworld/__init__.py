@@ -1,12 +1,19 @@
 """The microworld: a procedural world in which a tiny CLIP can be as blind to detail as the real one.
 
 Scenes of ten attributes (`Scene`, `scene`), their pictures (`render`), short and detailed captions
-(`caption`), a word tokenizer (`Tokenizer`), splits that share no scene (`World`), pairs that differ in one
-attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification of objects
-(`zero_shot_objects`), and the checkpoints of the tiny models (`Microworld`).
+(`caption`), the words of these (`vocabulary`), a word tokenizer (`Tokenizer`), splits that share no scene
+(`World`), pairs that differ in one attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification
+of objects (`zero_shot_objects`), and the checkpoints of the tiny models (`Microworld`).
 """
 
-from diva_rs.microworld.captions import DETAILS, Tokenizer, caption, detailed_caption, short_caption
+from diva_rs.microworld.captions import (
+    DETAILS,
+    Tokenizer,
+    caption,
+    detailed_caption,
+    short_caption,
+    vocabulary,
+)
 from diva_rs.microworld.dataset import SPLITS, World, pictures
 from diva_rs.microworld.models import image_embeddings, new_clip, text_embeddings
 from diva_rs.microworld.pretrained import Microworld
@@ -37,5 +44,6 @@ __all__ = [
     "scene",
     "short_caption",
     "text_embeddings",
+    "vocabulary",
     "zero_shot_objects",
 ]

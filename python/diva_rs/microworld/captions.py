@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs.captions.vocabulary import Attribute, Vocabulary
 from diva_rs.errors import DataError, shown
-from diva_rs.microworld.scenes import VALUES, Scene, checked_attribute
+from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, checked_attribute
 
 # Two words per attribute: which attribute, and which value.
 _PHRASES = {
@@ -41,6 +42,18 @@ def caption(scene: Scene, details: Iterable[str] = ()) -> str:
     name = scene.value("object")
     article = "an" if name[0] in "aeiou" else "a"
     return " ".join([f"a photo of {article} {name}", *phrases])
+
+
+def vocabulary() -> Vocabulary:
+    """The world's words, which make the captions of `caption`; the subjects are the objects.
+
+    >>> values = {"subject": "fish", "count": "two", "colour": "blue"}
+    >>> vocabulary().caption(values, ["count", "colour"])
+    'a photo of a fish numbering two coloured blue'
+    """
+    pattern = {attribute: name for name, attribute in PATTERNS.items()}
+    words = {name: Attribute(VALUES[name], _PHRASES[name], pattern=pattern[name]) for name in DETAILS}
+    return Vocabulary(words, subjects=VALUES["object"])
 
 
 def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:

@@ -92,18 +92,19 @@ def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:
         small = decode(path if Path(path).exists() else Path(root, path), path)
     except (DataError, OSError, ValueError):  # a name that no file can have is a ValueError
         return None
-    small.thumbnail((side, side))
+    return jpeg(small, side)
+
+
+def jpeg(image: Any, side: int = 224) -> str:
+    """A PIL image as a JPEG of at most ``side`` pixels a side, as a data URI."""
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
-    small.save(buffer, format="JPEG", quality=82)
+    image.save(buffer, format="JPEG", quality=82)
     return _uri("image/jpeg", buffer.getvalue())
 
 
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) -> str:
-    """The page. Every text is escaped: names and prompts cannot add markup."""
+def rendered(template: str, **values: Any) -> str:
+    """A page of ``templates``. Every text is escaped: names and prompts cannot add markup."""
     environment = Environment(
         loader=PackageLoader("diva_rs.report"),
         autoescape=True,
@@ -113,8 +114,16 @@ def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) ->
     )
     filters = (words.figure, words.between, words.level, words.duration, words.count, positive, thumbnail)
     environment.filters.update({function.__name__: function for function in filters})
-    return environment.get_template("page.html").render(
-        version=_native.__version__,
+    return environment.get_template(template).render(version=_native.__version__, **values)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _page(run: Run, before: Side, after: Side, note: str, pictures: Pictures) -> str:
+    return rendered(
+        "page.html",
         run=run,
         preset=presets().get(run.recipe.name),
         before=before,

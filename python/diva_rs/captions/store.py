@@ -1,0 +1,251 @@
+"""Judged images on disk: a finished folder, and the images of a run that has not ended.
+
+``losses-00000.jsonl``, ...  one line per image, in the order of the keys: see `Row`
+``judgements.json``          what made them, and what calibration found: see `Facts`
+``vocabulary.toml``          the words, where the sets are those of a vocabulary
+``manifest.json``            size and SHA-256 of these files
+``parts/``                   of a run that has not ended: what makes the losses, in ``plan.json``, and the
+                             images that are finished, in a file for each batch, named by its digest
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
+from diva_rs._base.files import (
+    as_path,
+    make_folder,
+    names_in,
+    old,
+    read_bytes,
+    remove_folder,
+    replacing,
+    write_json,
+    write_text,
+)
+from diva_rs._base.leftovers import sweep
+from diva_rs._base.optional import one_line
+from diva_rs.captions.vocabulary import Vocabulary
+from diva_rs.data.accounting import Accounting
+from diva_rs.errors import ConfigError, DataError, WeightsError
+
+_FACTS, _WORDS, _LOSSES = "judgements.json", "vocabulary.toml", "losses-{:05}.jsonl"
+_PARTS, _PLAN = "parts", "plan.json"
+_KNOWN = (_FACTS, _WORDS, MANIFEST, _PARTS, "losses-?????.jsonl", "judged.csv", "judged.html")
+_IMAGES = 4096  # in a file of a finished folder
+_MOST_BYTES = 1 << 31  # of a file
+
+
+class Measured(BaseModel, extra="forbid", frozen=True):
+    """A contrast set of an image and its losses, K lists of one loss per draw."""
+
+    name: str
+    captions: tuple[str, ...]
+    words: tuple[str, ...]
+    losses: tuple[tuple[float, ...], ...]
+    settled: bool
+
+
+class Row(BaseModel, extra="forbid", frozen=True):
+    """A judged image: its sample key, a hash of its content ("": not recorded), and its sets."""
+
+    key: int
+    content: str
+    sets: tuple[Measured, ...]
+
+    @classmethod
+    def of(cls, key: int, evidence: Iterable[Any], content: str = "") -> "Row":
+        """The row of an image from the `Evidence` of its sets."""
+        sets = [
+            Measured(
+                name=each.set.name,
+                captions=each.set.captions,
+                words=each.set.words,
+                losses=each.losses.tolist(),
+                settled=each.settled,
+            )
+            for each in evidence
+        ]
+        return cls(key=key, content=content, sets=tuple(sets))
+
+
+class Facts(BaseModel, extra="forbid", frozen=True):
+    """The content of ``judgements.json``."""
+
+    format: Literal["diva-rs judgements 1"] = "diva-rs judgements 1"
+    made_by: dict[str, Any]  # teacher, settings, digest of the vocabulary: what decides the losses
+    images: int
+    files: int  # of losses
+    vocabulary: str | None  # its digest
+    temperatures: dict[str, float]
+    reliability: dict[str, dict[str, float]]
+    accounting: Accounting | None = None
+
+
+class Unfinished:
+    """The images in ``folder`` that are finished, while others are judged.
+
+    A folder of a run that was interrupted is continued, and a finished one too: its data may have new images.
+    Several processes may add rows to one folder. Raises ConfigError, naming what differs, where another
+    teacher, vocabulary or setting made the losses in it; DataError where it holds other files, or damaged
+    ones.
+
+    >>> import tempfile
+    >>> store = Unfinished(tempfile.mkdtemp() + "/judged", {"seed": 0})
+    >>> store.add([Row(key=7, content="", sets=())])
+    >>> Unfinished(store.folder, {"seed": 0}).rows
+    {7: Row(key=7, content='', sets=())}
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], made_by: Mapping[str, Any], overwrite: bool = False
+    ) -> None:
+        self.folder = as_path(folder).absolute()
+        self.made_by: dict[str, Any] = json.loads(json.dumps(made_by))
+        self.rows: dict[int, Row] = {}
+        _check_place(self.folder)
+        if overwrite:
+            remove_folder(self.folder)
+        elif not self.folder.exists() and old(self.folder).exists():
+            os.rename(old(self.folder), self.folder)  # the machine went down between the renames of `finish`
+        self._parts = make_folder(self.folder / _PARTS)
+        sweep(self._parts)
+        if (self.folder / _FACTS).exists():
+            facts, _, rows = read(self.folder)
+            self._compare(facts.made_by)
+            self.rows = {row.key: row for row in rows}
+        plan = self._parts / _PLAN
+        if plan.exists():
+            self._compare(_plan(plan))
+        else:
+            write_json(plan, self.made_by)
+        self.gather()
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Write finished images to the disk."""
+        new = list(rows)
+        text = _lines(new)
+        write_text(self._parts / f"{_digest(text.encode())}.jsonl", text)
+        self.rows.update({row.key: row for row in new})
+
+    def gather(self) -> None:
+        """Read the images that are finished, also those of other processes."""
+        for name in names_in(self._parts):
+            file = self._parts / name
+            if name != _PLAN:
+                content = _content(file)
+                if file.stem != _digest(content):
+                    raise DataError(f"{file} is damaged, or is no file of judged images: remove it")
+                self.rows.update({row.key: row for row in _rows(content, file)})
+
+    def finish(self, facts: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> None:
+        """Write the finished folder in place of this one; ``facts`` are temperatures and the like."""
+        write(self.folder, self.rows.values(), {**facts, "made_by": self.made_by}, vocabulary)
+
+    def _compare(self, saved: Mapping[str, Any]) -> None:
+        was, now = dict(_flat(saved)), dict(_flat(self.made_by))
+        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        if names:
+            lines = (f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in names)
+            raise ConfigError(
+                f"the judgements in {self.folder} were made otherwise ({'; '.join(lines)}): choose another "
+                "folder, or overwrite them"
+            )
+
+
+def write(
+    folder: Path, rows: Iterable[Row], facts: Mapping[str, Any], vocabulary: Vocabulary | None = None
+) -> None:
+    """Write a finished folder in place of what was there; it appears whole. Raises DataError."""
+    _check_place(folder)
+    ordered = sorted(rows, key=lambda row: row.key)
+    starts = range(0, len(ordered), _IMAGES)
+    digest = None if vocabulary is None else vocabulary.digest
+    content = Facts(images=len(ordered), files=len(starts), vocabulary=digest, **facts)
+    make_folder(folder.parent)
+    with replacing(folder) as place:
+        place.mkdir()
+        for number, start in enumerate(starts):
+            write_text(place / _LOSSES.format(number), _lines(ordered[start : start + _IMAGES]))
+        if vocabulary is not None:
+            write_text(place / _WORDS, vocabulary.to_toml())
+        write_json(place / _FACTS, content.model_dump(mode="json"))
+        write_manifest(place, names_in(place))
+
+
+def read(folder: Path) -> tuple[Facts, Vocabulary | None, list[Row]]:
+    """What `write` wrote; DataError names a file that is missing, damaged or another one."""
+    if not folder.exists() and old(folder).exists():
+        folder = old(folder)
+    if not (folder / MANIFEST).is_file():
+        what = "holds images of a run that has not ended" if (folder / _PARTS).is_dir() else "is not one"
+        raise DataError(f"{folder}: a folder of judgements is needed, and this {what}: run diva-rs judge")
+    try:
+        verify(folder, [_FACTS])
+        facts = Facts.model_validate_json(_content(folder / _FACTS))
+        files = [_LOSSES.format(number) for number in range(facts.files)]
+        words = [] if facts.vocabulary is None else [_WORDS]
+        verify(folder, [*files, *words])
+        rows = [row for file in files for row in _rows(_content(folder / file), folder / file)]
+        vocabulary = Vocabulary.read(folder / _WORDS) if words else None
+    except ValidationError as err:
+        raise DataError(f"{folder / _FACTS} cannot be used: {one_line(err)}") from err
+    except (WeightsError, ConfigError) as err:
+        raise DataError(f"{err}; make the judgements again") from err
+    return facts, vocabulary, rows
+
+
+def _check_place(folder: Path) -> None:
+    """Raise DataError if there is something else than judgements at ``folder``."""
+    others = [name for name in names_in(folder) if not any(fnmatch(name, known) for known in _KNOWN)]
+    if others or (folder.exists() and not folder.is_dir()):
+        raise DataError(f"{folder / (others or [''])[0]} is no file of judgements: choose another folder")
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(f"{row.model_dump_json()}\n" for row in rows)
+
+
+def _rows(content: bytes, file: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            rows.append(Row.model_validate_json(line))
+        except ValidationError as err:
+            raise DataError(f"{file}, line {number}, is no judged image: {one_line(err)}") from err
+    return rows
+
+
+def _plan(file: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(_content(file))
+    except (ValueError, RecursionError) as err:
+        raise DataError(f"{file} is damaged: {one_line(err)}: overwrite the folder") from err
+    if not isinstance(plan, dict):
+        raise DataError(f"{file} is damaged: overwrite the folder")
+    return plan
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return read_bytes(file, _MOST_BYTES)
+    except OSError as err:
+        raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _flat(facts: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The entries of a mapping and of those within it, under names such as "teacher weights"."""
+    for name, value in facts.items():
+        inner = isinstance(value, Mapping)
+        yield from _flat(value, f"{before}{name} ") if inner else [(f"{before}{name}", value)]
