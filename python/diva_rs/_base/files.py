@@ -26,20 +26,12 @@ _OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOS
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A caller's path; a leading ``~`` or ``~user`` is that user's home folder.
-
-    >>> as_path("~/runs/a") == Path.home() / "runs" / "a"
-    True
-    """
+    """A caller's path; a leading ``~`` or ``~user`` is that user's home folder."""
     return Path(os.path.expanduser(path))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is of a hidden file or folder, or one that systems put into folders.
-
-    >>> is_hidden(".DS_Store"), is_hidden("Thumbs.db"), is_hidden("cats")
-    (True, True, False)
-    """
+    """Whether a name is of a hidden file or folder, or one that systems put into folders."""
     return name.startswith(".") or name in _OF_SYSTEMS
 
 
@@ -92,23 +84,18 @@ def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) 
 
 def check_files(path: str | os.PathLike[str]) -> None:
     """Raise OSError unless a path, and everything in it, is a folder or a regular file that can be opened."""
-    if not os.path.isdir(path):
-        open_regular(path).close()
-        return
-    for folder, _, files in os.walk(path):
+    for folder, _, files in os.walk(path) if os.path.isdir(path) else [("", [], [os.fspath(path)])]:
         for name in files:
-            open_regular(Path(folder, name)).close()
+            open_regular(os.path.join(folder, name)).close()
 
 
 def check_model(folder: Path) -> None:
-    """As `check_files` for a model's folder; raises ValueError for a bad config.json.
-
-    A library would build a model larger than any published one for hours, or allocate all memory.
+    """As `check_files` for a model's folder; raises ValueError for a config.json of a model larger than any
+    published one, which a library would build for hours.
     """
     check_files(folder)
-    config = folder / "config.json"
-    if config.exists():
-        _check_sizes(json.loads(read_text(config)), "")
+    if (folder / "config.json").exists():
+        _check_sizes(json.loads(read_text(folder / "config.json")), "")
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -19,10 +19,10 @@ _COPY = 3.0  # seconds in which a second Ctrl-C is a launcher's copy of the term
 
 
 class Notice:
-    """A handler of the signals that end a process, which are its `number` until the run has ended.
+    """A handler of the signals that end a process; the first is its `number`, later ones change nothing.
 
     On one rank it raises KeyboardInterrupt; with ``together`` it sets ``stopping``, which all ranks
-    look at after each batch. Later signals change nothing: SIGKILL is for those who cannot wait.
+    look at after each batch.
     """
 
     def __init__(self) -> None:

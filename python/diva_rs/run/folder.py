@@ -93,8 +93,8 @@ class RunFolder:
                 remove_folder(self.checkpoint(old))
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, or None where there is none. Damaged ones are set aside with a
-        warning; WeightsError where all are damaged.
+        """The newest intact checkpoint; None if there is none. Damaged ones are set aside with a warning;
+        WeightsError where all are damaged.
         """
         damaged: list[WeightsError] = []
         for step in reversed(self.steps()):
@@ -157,9 +157,7 @@ class RunFolder:
         self._remove("metrics.jsonl", *_WEIGHTS, *(f"{name}.json" for name in _JSON))
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The log up to ``step``. Later rows and cut-off lines are removed from the file; those steps
-        come again.
-        """
+        """The log up to ``step``. Later rows, whose steps come again, and cut-off lines are removed."""
         lines, rows = [], []
         try:
             for line in read_lines(self.metrics, _LONGEST_LOG) if self.metrics.exists() else ():

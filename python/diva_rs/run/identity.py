@@ -18,11 +18,6 @@ def identity_of(loader: Any) -> dict[str, Any]:
     diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
     the length, the files and the ``transform`` of its dataset, the sampler and its seeds, and for an
     iterable dataset batch and workers; of another iterable its class and length; of an iterator nothing.
-
-    >>> identity_of([torch.zeros(2, 3, 8, 8)])
-    {'class': 'list', 'batches': 1}
-    >>> identity_of(torch.utils.data.DataLoader(range(6), batch_size=2))
-    {'images': 6, 'sampler': 'SequentialSampler'}
     """
     if callable(getattr(loader, "identity", None)):
         return _known(loader.identity())

@@ -38,16 +38,13 @@ class Progress:
 
 
 class ResumableLoader:
-    """A loader whose passes can begin at any sample.
+    """A loader whose passes can begin at any sample. ``waited`` are the seconds of waiting for it.
 
     A loader with ``start_at(position)`` and ``position``, as diva_rs's own, starts there without
     decoding what lies before. Any other one is read up to there, and a batch across the place is
     cut. While such a loader is read, the global random generators of torch, NumPy and ``random``
     are seeded from the seed and the epoch and used by nobody else, so a ``DataLoader(shuffle=True)``
     gives the same order again. So are its own generators, which have their state again afterwards.
-
-    Attributes:
-        waited: seconds in which training waited for the loader, in this process.
 
     >>> loader = ResumableLoader([torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 8, 8)], seed=0)
     >>> [(place, len(batch)) for place, batch in loader.read(epoch=0, place=(3,))]
@@ -177,12 +174,7 @@ def samplers_of(loader: Any) -> list[Any]:
 
 
 def datasets_of(loader: Any) -> list[Any]:
-    """The dataset of a loader and those within it, as of a ``Subset`` or a ``ConcatDataset``.
-
-    >>> from torch.utils.data import DataLoader, Subset
-    >>> [type(data).__name__ for data in datasets_of(DataLoader(Subset(range(6), [1, 2])))]
-    ['Subset', 'range']
-    """
+    """The dataset of a loader and those within it, as of a ``Subset`` or a ``ConcatDataset``."""
     owners = [loader]
     for owner in owners:
         many = getattr(owner, "datasets", ())

@@ -28,8 +28,7 @@ _log = logging.getLogger("diva_rs")
 class Run:
     """One run of the loop, from its start or from the checkpoint in its folder.
 
-    Attributes:
-        progress: where the run stands after its last whole step.
+    ``progress`` is where it stands after its last whole step.
     """
 
     def __init__(

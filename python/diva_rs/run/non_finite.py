@@ -38,10 +38,8 @@ class NonFiniteMonitor:
     """Counts the updates that were skipped, and warns of losses that jump.
 
     The optimizer itself skips an update whose loss or gradient is not finite, on the device. Loss
-    and gradient are those of all ranks, so every rank counts alike.
-
-    Attributes:
-        skipped: updates that were skipped, as far as they were read.
+    and gradient are those of all ranks, so every rank counts alike. ``skipped`` counts the updates
+    that were skipped, as far as they were read.
     """
 
     def __init__(self, most: int) -> None:

@@ -75,13 +75,7 @@ def trained_denoiser(trainer: Trainer) -> nn.Module | None:
 
 
 def describe_data(loader: Any) -> str:
-    """The images in one line: their dataset, and what diva_rs's own loaders used and left out.
-
-    >>> describe_data([torch.zeros(2, 3, 8, 8)])
-    'a list of 1 batch'
-    >>> describe_data(torch.utils.data.DataLoader(range(6), batch_size=2))
-    'range(0, 6)'
-    """
+    """The images in one line: their dataset, and what diva_rs's own loaders used and left out."""
     accounting = getattr(loader, "accounting", None)
     return _name_of_data(loader) if accounting is None else f"{_name_of_data(loader)}: {accounting}"
 

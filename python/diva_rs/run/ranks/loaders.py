@@ -54,10 +54,7 @@ def is_divided(loader: DataLoader[Any]) -> bool:
 
 
 def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | None:
-    """Optimizer steps of one pass at the recipe's ``batch``; None where a rank cannot tell its length.
-
-    To be called by all ranks.
-    """
+    """Optimizer steps of one pass at the recipe's ``batch``, on all ranks; None where a length is unknown."""
     own = length_of(loader)
     lengths = [row[0] for row in ranks.numbers(-1 if own is None else own)]
     if not any(lengths):
@@ -77,15 +74,8 @@ def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | Non
 def places_on(
     loader: Any, places: tuple[tuple[int, ...], ...], world: int
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Where each of ``world`` ranks continues the pass in which other ranks stood at ``places``.
-
-    None where it cannot be continued: the images that were read are then not the first of the order
-    in which ``loader`` deals them out to the ranks.
-
-    >>> from diva_rs.data.loader import KeyedSampler
-    >>> loader = DataLoader(range(12), batch_size=2, sampler=KeyedSampler(torch.arange(12).numpy(), seed=0))
-    >>> places_on(loader, ((4,), (4,)), world=1)
-    ((8,),)
+    """Where each of ``world`` ranks continues the pass in which other ranks stood at ``places``. None where
+    what they read is not the beginning of the order in which ``loader`` deals images out to the ranks.
     """
     loader = _without_cache(loader)
     if len(places) in (0, world):
