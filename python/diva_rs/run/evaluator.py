@@ -53,10 +53,12 @@ class Evaluator:
         self.rows: list[dict[str, float]] = []
         self.results: dict[str, Results] = {}  # of "before" and "after"
         self._kept: _Kept | None = None
-        others = set() if folder is None else set(names_in(folder / "best")) - _BEST_FILES
+        if folder is None or not evaluation.evaluate:
+            return
+        others = set(names_in(folder / "best")) - _BEST_FILES
         if others:
             raise DataError(f"{folder}/best holds {min(others)!r}, which no run wrote: choose another folder")
-        if folder is not None and trainer.steps_done:
+        if trainer.steps_done:
             self._read_back(folder)
 
     @property
@@ -72,6 +74,8 @@ class Evaluator:
     def begin(self) -> None:
         """Measure before the first step, and check the scores that ``best`` and ``guard`` name."""
         best = self.evaluation.best
+        if not self.evaluation.evaluate:
+            return
         if not self.rows:
             scores = self.measure(self.trainer.steps_done)
             for name in (*(best[:1] if best else ()), *self.evaluation.guard):
@@ -98,8 +102,8 @@ class Evaluator:
 
     def due(self, step: int) -> bool:
         """Whether this step is evaluated."""
-        every = self.evaluation.eval_every
-        return step == self.trainer.recipe.steps or (every is not None and step % every == 0)
+        every, last = self.evaluation.eval_every, self.trainer.recipe.steps
+        return bool(self.evaluation.evaluate) and (step == last or (every is not None and step % every == 0))
 
     def measure(self, step: int) -> dict[str, float]:
         """Measure the model, write the scores, and keep the weights if they are the best."""
@@ -132,6 +136,8 @@ class Evaluator:
 
     def report(self) -> dict[str, Any]:
         """The scores before and after, what they are scores of, the best, and why the run was stopped."""
+        if not self.rows:
+            return {}
         found: dict[str, Any] = {"before": self.rows[0], "after": self.rows[-1]}
         found["seconds"], found["of"] = round(self.seconds, 3), {}
         for name, entries in self.results.get("before", {}).items():

@@ -38,7 +38,7 @@ class Run:
         folder: RunFolder | None,
         callbacks: list[Callback],
         resume: bool | str,
-        evaluation: Evaluation | None,
+        evaluation: Evaluation,
         one_pass: bool,
     ) -> None:
         self.ranked, self.ranks, self.trainer = ranked, ranked.ranks, ranked.trainer
@@ -57,13 +57,12 @@ class Run:
             self._restore(folder, open_run(folder, self.ranked, self.loader, resume, one_pass))
             # Before the caller's callbacks, so that one that fails loses no row.
             self.callbacks.insert(0, JsonLines(folder.metrics))
-        self.evaluates = evaluation is not None
-        self.evaluator = None
-        if evaluation is not None and self.ranks.first:  # the others wait
-            self.evaluator = Evaluator(evaluation, self.trainer, None if folder is None else folder.path)
+        self._evaluates = bool(evaluation.evaluate)
+        own = evaluation if self.ranks.first else Evaluation()  # the other ranks wait
+        self.evaluator = Evaluator(own, self.trainer, None if folder is None else folder.path)
         ranked.share_state()
-        own = (self.progress, self.history, self.monitor.skipped)
-        self.progress, self.history, self.monitor.skipped = self.ranks.facts(own)[0]
+        state = (self.progress, self.history, self.monitor.skipped)
+        self.progress, self.history, self.monitor.skipped = self.ranks.facts(state)[0]
         self._read = self.progress  # with the batches that were read since the last step
         # Of the last log: time, samples, seconds of waiting.
         self._last_log = (time.perf_counter(), self.progress.samples, 0.0)
@@ -71,8 +70,7 @@ class Run:
     def train(self, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
         interrupted, evaluator = False, self.evaluator
-        if evaluator is not None:
-            evaluator.begin()
+        evaluator.begin()
         self._call("on_train_begin", self.trainer)
         hidden = not (show_progress and self.ranks.first)
         total, done = self.recipe.steps, self.progress.steps
@@ -81,7 +79,7 @@ class Run:
                 try:
                     self._loop()
                     step = self.progress.steps
-                    if evaluator is not None and evaluator.rows[-1]["step"] != step:
+                    if evaluator.rows and evaluator.rows[-1]["step"] != step:
                         self._write_log(evaluator.measure(step))  # the end of a pass of unknown length
                 except KeyboardInterrupt:
                     interrupted = True
@@ -94,8 +92,7 @@ class Run:
         self.trainer.discard()  # the caller's model keeps no gradient of the last step
         self._save()
         if self._is_stopped():
-            if evaluator is not None:
-                evaluator.restore()
+            evaluator.restore()
             self.ranked.share_state()
         return self._finish(interrupted)
 
@@ -160,14 +157,14 @@ class Run:
         step, recipe, evaluator = self.progress.steps, self.recipe, self.evaluator
         self._bar.update()
         self._call("on_step", step, self.trainer.metrics)
-        scores = evaluator.measure(step) if evaluator is not None and evaluator.due(step) else {}
+        scores = evaluator.measure(step) if evaluator.due(step) else {}
         if scores or step % recipe.log_every == 0 or step == recipe.steps:
             self._write_log(scores)
         # At the same steps on every rank, so that all end here.
         if step % min(recipe.log_every, READ_EVERY) == 0:
             self.monitor.read()
             self.monitor.check()
-        best = None if evaluator is None else evaluator.best_score(step)
+        best = evaluator.best_score(step)
         if best is not None or (recipe.checkpoint_every is not None and step % recipe.checkpoint_every == 0):
             self._save()
         if self.folder is not None and best is not None:
@@ -179,8 +176,7 @@ class Run:
 
     def _is_stopped(self) -> bool:
         """Whether the guard ends the run, which only rank 0 measures."""
-        stopped = self.evaluator is not None and self.evaluator.stopped is not None
-        return self.evaluates and bool(self.ranks.numbers(int(stopped))[0][0])
+        return self._evaluates and bool(self.ranks.numbers(int(self.evaluator.stopped is not None))[0][0])
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call rank 0's callbacks; the other ranks wait at their next batch."""
@@ -195,7 +191,7 @@ class Run:
             return
         self.trainer.step_modules.guard.report()
         self.monitor.read()
-        now = time.perf_counter() - (0.0 if self.evaluator is None else self.evaluator.seconds)
+        now = time.perf_counter() - self.evaluator.seconds
         then, samples, waited = self._last_log
         elapsed = max(now - then, 1e-9)
         metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
@@ -262,9 +258,8 @@ class Run:
         """Make the result, and write it where there is a folder."""
         trainer, steps = self.trainer, self.progress.steps
         # Scores and history of rank 0 are every rank's, so that a script continues alike on all.
-        evaluator = self.evaluator
-        found, results = ({}, {}) if evaluator is None else (evaluator.report(), evaluator.results)
-        self.history, found, results = self.ranks.facts((self.history, found, results))[0]
+        own = (self.history, self.evaluator.report(), self.evaluator.results)
+        self.history, found, results = self.ranks.facts(own)[0]
         report = {
             **describe_models(trainer),
             "steps": steps,
