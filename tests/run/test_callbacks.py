@@ -2,7 +2,8 @@
 
 import json
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -82,22 +83,14 @@ def test_a_broken_library_is_not_reported_as_missing(monkeypatch, tmp_path):
 
 
 def test_wandb_gets_the_recipe_the_metrics_and_the_report(monkeypatch):
-    calls = []
-    summary = SimpleNamespace(update=lambda report: calls.append(("summary", report)))
-    record = SimpleNamespace(
-        log=lambda metrics, step: calls.append(("log", step, metrics)),
-        summary=summary,
-        finish=lambda: calls.append(("finish",)),
-    )
-    wandb = ModuleType("wandb")
-    wandb.init = lambda **given: calls.append(("init", given)) or record
+    wandb = Mock()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     run(WandB("see", mode="offline", config={"data": "cc3m"}))
-    assert [call[0] for call in calls] == ["init", "log", "log", "summary", "finish"]
     config = {**TRAINER.recipe.to_dict(), "data": "cc3m"}
-    assert calls[0][1] == {"project": "see", "mode": "offline", "config": config}
-    assert calls[1] == ("log", 10, {"train/loss": 0.5, "train/lr": 1e-5})
-    assert calls[3] == ("summary", RESULT.report)
+    logs = [call.log({"train/loss": m["loss"], "train/lr": m["lr"]}, step=step) for step, m in LOGS]
+    assert wandb.mock_calls == [call.init(project="see", mode="offline", config=config)]
+    record = wandb.init.return_value
+    assert record.mock_calls == [*logs, call.summary.update(RESULT.report), call.finish()]
 
 
 def test_a_function_is_called_at_each_log():
