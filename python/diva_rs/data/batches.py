@@ -75,10 +75,9 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     """Read what a loader yielded; ``number`` is the batch's number, for messages.
 
     Accepted: a tensor or NumPy array of images (B, 3, H, W); a tuple or list whose first entry is one (labels
-    after it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and optionally
-    ``latents`` and ``ids`` (other keys are ignored). Pixel ranges are checked by `check_images`, not here.
-
-    Raises DataError for anything else, ShapeError for a part of a wrong shape, dtype or length.
+    after it are ignored); a mapping with ``images`` or ``pixel_values``, and optionally ``latents`` and
+    ``ids`` (other keys are ignored). Raises DataError for anything else, ShapeError for a part of a wrong
+    shape, dtype or length.
 
     >>> len(read_batch((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))))
     2
@@ -97,12 +96,7 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
 
 
 def check_loader(loader: Any) -> None:
-    """Raise DataError or ConfigError for what cannot be a loader of batches.
-
-    >>> check_loader(torch.zeros(8, 3, 4, 4))
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: loader is one array <torch.float32 (8, 3, 4, 4)>: give an iterable of ...
-    """
+    """Raise DataError or ConfigError for what cannot be a loader of batches."""
     if isinstance(loader, (Tensor, np.ndarray)):  # its rows would be read as batches
         raise DataError(f"loader is one array {described(loader)}: give an iterable of batches: [images]")
     if isinstance(loader, (str, os.PathLike)):

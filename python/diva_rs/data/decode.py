@@ -66,7 +66,7 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
 
 
 def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
-    """As `decode`, in the mode and the orientation in which the file holds the picture."""
+    """As `decode`, in the mode and the orientation of the file."""
     pil = require("PIL.Image", extra="data")
     with _errors(name), _strict(), _opened(source) as file:
         try:
@@ -134,9 +134,8 @@ def _errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Pillow's LOAD_TRUNCATED_IMAGES is off while a thread is in this block.
-
-    Other libraries switch it on for the whole process; half an image would then train as grey.
+    """Pillow's LOAD_TRUNCATED_IMAGES, which others switch on, is off while a thread is in this block: half
+    an image would train as grey.
     """
     global _users, _lenient
     files: Any = require("PIL.ImageFile", extra="data")

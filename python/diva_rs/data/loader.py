@@ -130,8 +130,7 @@ class ImageLoader:
     def accounting(self) -> Accounting:
         """The images that the loader uses, and what it leaves out and why.
 
-        It is complete from the start for a folder, and after a pass for shards. Unreadable images are left
-        out when they are met.
+        Complete from the start for a folder, and after a pass for shards, except for unreadable images.
         """
         start = getattr(self.dataset, "accounting", Accounting()) + Accounting()
         found = sum((self._accounts[shard] for shard in sorted(self._accounts)), start)
@@ -148,10 +147,8 @@ class ImageLoader:
                 part.set_epoch(epoch)
 
     def identity(self) -> dict[str, Any]:
-        """What decides which images come, in which order and how they are cropped, as JSON values.
-
-        Two loaders with one identity can continue each other's epoch from a ``position``. The batch size is
-        not part of it, and the number of workers only for shards.
+        """What decides which images come, in which order and how they are cropped, as JSON values: loaders
+        of one identity can continue each other's epoch from a ``position``.
         """
         own = getattr(self.dataset, "identity", lambda: {"dataset": type(self.dataset).__name__})
         if self.sampler is None:
@@ -160,7 +157,7 @@ class ImageLoader:
 
     @property
     def views(self) -> Views | None:
-        """The fixed `Views` of the images; None where an epoch shows new crops, or always the same."""
+        """The fixed `Views` of the images, if any."""
         return getattr(self.dataset, "views", None)
 
     def every_view(self) -> Iterator[dict[str, Any]]:

@@ -108,9 +108,7 @@ class ImageShards(Images, IterableDataset[Any]):
         rng = random.Random(name.encode("utf-8", "surrogateescape"))
         return wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(images)  # type: ignore[no-any-return]
 
-    def _images_of(
-        self, shard: str, label: str, accounts: dict[str, Accounting]
-    ) -> Iterator[Member | BadImage]:
+    def _images_of(self, shard: str, label: str, accounts: dict[str, Any]) -> Iterator[Member | BadImage]:
         account = Accounting()
         for image in read_images(shard, label, 3 * max(self.max_pixels, MAX_PIXELS), account):
             accounts[label] = account
@@ -164,7 +162,7 @@ def _expand(pattern: Paths) -> list[str]:
         except (ValueError, AssertionError) as err:
             raise ConfigError(f"shards {part!r}: {err}") from err
         for path in paths:
-            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            found = [path] if os.path.exists(path) else sorted(glob.glob(path))
             if not found or not os.path.isfile(found[0]):
                 raise DataError(f"shard {path!r} does not exist: looked for it as part of {part!r}")
             shards += found
