@@ -17,7 +17,7 @@ from builders import texts
 from builders.benchmarks import photos_folder
 from builders.clips import pixels
 from builders.mmvp import mmvp_folder
-from builders.runs import weights
+from builders.runs import Stop, stop_at, weights
 from builders.small import images, small_clip
 from diva_rs import ConfigError, DataError
 from diva_rs.evaluation import Drift, mmvp_vlm, report, zero_shot_folder
@@ -194,14 +194,6 @@ def test_ctrl_c_in_a_metric_ends_the_run_cleanly(teacher):
     assert clip.training
 
 
-def interrupted_at(step):
-    def hook(now, metrics):
-        if now == step:
-            raise RuntimeError("the machine went down")
-
-    return hook
-
-
 def test_a_resumed_run_has_measured_and_kept_the_same(teacher, tmp_path):
     def run(folder, clip, **given):
         metrics = {"drift": Drift(clip, pixels(clip, 4))}
@@ -211,8 +203,8 @@ def test_a_resumed_run_has_measured_and_kept_the_same(teacher, tmp_path):
     straight, once = small_clip(), tmp_path / "once"
     result = run(once, straight)
     broken, twice = small_clip(), tmp_path / "twice"
-    with pytest.raises(RuntimeError, match="went down"):
-        run(twice, broken, callbacks=[interrupted_at(5)])
+    with pytest.raises(Stop):
+        run(twice, broken, callbacks=[stop_at(5)])
     broken = small_clip()
     resumed = run(twice, broken)
     assert same(straight.state_dict(), broken.state_dict())

@@ -10,6 +10,7 @@ from torchvision.transforms import Resize
 
 import diva_rs
 from builders.pictures import encoded, write_tar
+from builders.runs import Stop, stop_at
 from builders.small import images, small_clip
 from diva_rs import ConfigError
 from diva_rs.data import ImageFolder, ImageLoader, KeyedSampler, collate, folder_loader, shard_loader
@@ -46,15 +47,6 @@ def keys(monkeypatch):
     return found
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at_three(step, metrics):
-    if step == 3:
-        raise Stop
-
-
 def train(teacher, loader, folder, recipe=RECIPE, **given):
     given = {"progress": False, **given}
     return diva_rs.post_train(small_clip(), teacher, loader, recipe, output_dir=folder, **given)
@@ -62,7 +54,7 @@ def train(teacher, loader, folder, recipe=RECIPE, **given):
 
 def cut(teacher, loader, folder, **given):
     with pytest.raises(Stop):
-        train(teacher, loader, folder, callbacks=[stop_at_three], **given)
+        train(teacher, loader, folder, callbacks=[stop_at(3)], **given)
 
 
 def folder(data, name="photos", **given):

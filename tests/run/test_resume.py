@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import diva_rs
+from builders.runs import Stop, same, stop_at
 from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs import ConfigError, WeightsError
 from diva_rs._base.checkpoint import load_state
@@ -31,20 +32,6 @@ def four():
     return [images(2, seed=n) for n in range(4)]
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    """A callback that fails after this step, as a crash would."""
-
-    def stop(at, metrics):
-        if at == step:
-            raise Stop
-
-    return stop
-
-
 def train(teacher, loader, folder, clip=None, **given):
     clip = small_clip() if clip is None else clip
     return diva_rs.post_train(clip, teacher, loader, output_dir=folder, **{**FIELDS, **given})
@@ -56,17 +43,6 @@ def killed(teacher, loader, folder, at, **given):
         train(teacher, loader, folder, callbacks=[stop_at(at)], **given)
     if at % 2:
         shutil.rmtree(folder / "checkpoints" / f"step-{at:08d}")
-
-
-def weights(result):
-    projector = {f"projector.{name}": value for name, value in result.projector.state_dict().items()}
-    return {**result.clip.state_dict(), **projector}
-
-
-def same(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def rows(folder):
