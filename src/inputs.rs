@@ -8,7 +8,7 @@ use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use crate::draws::{posterior_noise, DrawPlan, TokenRule};
 use crate::error::{DivaError, Result};
-use crate::feedback::Targets;
+use crate::feedback::{Keyed, Targets};
 use crate::pixels::{Convention, Pixels, Size};
 
 /// Images that the VAE sees at a time.
@@ -54,6 +54,12 @@ pub struct Batch {
     pub seed: u64,
 }
 
+impl Batch {
+    pub fn keyed(&self) -> Keyed {
+        Keyed { keys: self.keys.clone(), epoch: self.epoch }
+    }
+}
+
 /// Called between the parts of a step; its error ends the step.
 pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
 
@@ -85,8 +91,8 @@ impl Reader {
             (None, None, None) => return Err(nothing()),
         };
         let (timesteps, noise, choice) = self.drawn(batch, kind)?;
-        let targets =
-            Targets { latents: own(&latents)?, noise, timesteps, choice, text: batch.text.shallow_clone() };
+        let (latents, text) = (own(&latents)?, batch.text.shallow_clone());
+        let targets = Targets { latents, noise, timesteps, choice, text, keyed: Some(batch.keyed()) };
         Ok((own(&pixels)?, targets))
     }
 

@@ -27,7 +27,7 @@ pub use limit::MemoryLimit;
 pub(crate) use losses::sum;
 pub use losses::Losses;
 pub use passes::Teacher;
-pub use targets::Targets;
+pub use targets::{Keyed, Targets};
 pub use term::{Scope, Term, TermGrads};
 pub use view::{Make, Pass, View};
 

@@ -4,6 +4,13 @@ use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
 
+/// Which samples a batch holds: the keys of their draws, one for each, and the pass over the data.
+#[derive(Clone)]
+pub struct Keyed {
+    pub keys: Vec<u64>,
+    pub epoch: u64,
+}
+
 /// What a batch of B samples is denoised from, N draws each.
 pub struct Targets {
     pub latents: Tensor,        // (B, ...)
@@ -11,6 +18,8 @@ pub struct Targets {
     pub timesteps: Tensor,      // (B, N) int64
     pub choice: Option<Tensor>, // (B, N, k) int64
     pub text: Tensor,           // (1 | B, L, C)
+    /// `None`: nobody said which samples these are.
+    pub keyed: Option<Keyed>,
 }
 
 impl Targets {
@@ -47,6 +56,7 @@ impl Targets {
             timesteps: self.timesteps.shallow_clone(),
             choice: self.choice.as_ref().map(Tensor::shallow_clone),
             text: self.text.shallow_clone(),
+            keyed: self.keyed.clone(),
         }
     }
 
@@ -63,6 +73,10 @@ impl Targets {
             } else {
                 part(&self.text)?
             },
+            keyed: self.keyed.as_ref().map(|keyed| Keyed {
+                keys: keyed.keys.iter().skip(start as usize).take(length as usize).copied().collect(),
+                epoch: keyed.epoch,
+            }),
         })
     }
 }

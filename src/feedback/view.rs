@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::torch::Tensor;
 
-use super::targets::Targets;
+use super::targets::{Keyed, Targets};
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
 
@@ -33,6 +33,7 @@ struct Parts {
     predictions: Lazy,
     targets: Lazy,
     timesteps: Tensor,
+    keyed: Option<Keyed>,
     pass: Option<Pass>,
 }
 
@@ -61,6 +62,7 @@ impl View {
             predictions: Lazy::new("predictions", Some(make.predictions)),
             targets: Lazy::new("targets", Some(make.targets)),
             timesteps: targets.timesteps.shallow_clone(),
+            keyed: targets.keyed.clone(),
             pass: None,
         }))
     }
@@ -79,6 +81,7 @@ impl View {
             predictions: of("predictions", &pass.prediction),
             targets: of("targets", &pass.target),
             timesteps: by_sample(&pass.timesteps, draws)?,
+            keyed: None,
             pass: Some(pass),
         }))
     }
@@ -115,6 +118,12 @@ impl View {
     /// (B, N) int64
     pub fn timesteps(&self) -> Tensor {
         self.parts().timesteps.shallow_clone()
+    }
+
+    /// Which samples these are.
+    pub fn keyed(&self) -> Result<Keyed> {
+        let missing = || DivaError::config("terms", "this view has no keys: give the step a Batch");
+        self.parts().keyed.clone().ok_or_else(missing)
     }
 
     /// The draws of this view, in the order in which they went through the denoiser.

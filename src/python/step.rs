@@ -163,7 +163,9 @@ impl Step {
     }
 
     /// (losses by name, gradient at the tokens, gradients of the bridge's parameters in the order of
-    /// `Bridge.param_names`, gradients of the denoiser's trained parameters or None).
+    /// `Bridge.param_names`, gradients of the denoiser's trained parameters or None). `batch`: what the terms' view has the
+    /// keys and the epoch of.
+    #[pyo3(signature = (tokens, images, targets, batch=None))]
     #[allow(clippy::type_complexity)]
     fn at_tokens<'py>(
         &self,
@@ -171,9 +173,11 @@ impl Step {
         tokens: Given,
         images: Given,
         targets: GivenTargets,
+        batch: Option<&PyBatch>,
     ) -> PyResult<(Bound<'py, PyDict>, PyTensor, Vec<PyTensor>, Vec<Option<PyTensor>>)> {
+        let keyed = batch.map(|batch| lock(&batch.0).keyed());
         let (tokens, images, targets) =
-            (tokens.named("tokens")?, images.named("images")?, self::targets(targets)?);
+            (tokens.named("tokens")?, images.named("images")?, self::targets(targets, keyed)?);
         let found = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
         let bridge = found.bridge.into_iter().map(PyTensor).collect();
         let denoiser = found.denoiser.into_iter().map(|gradient| gradient.map(PyTensor)).collect();

@@ -1,6 +1,7 @@
 //! `_native.View`: what a term of the loss that is a Python callable sees, and that term.
 
 use crate::torch::Tensor;
+use numpy::PyArray1;
 use pyo3::prelude::*;
 
 use super::callback::python;
@@ -12,7 +13,8 @@ use crate::feedback::{Scope, Term, View};
 /// What a term of the loss sees: the whole batch of a step. Each tensor is computed when it is first read.
 ///
 /// ``tokens`` (B, 1+P, W); ``pooled`` and ``original`` (B, D), the embeddings of the student and of the untouched model;
-/// ``predictions`` and ``targets`` (B, N, ...); ``timesteps`` (B, N).
+/// ``predictions`` and ``targets`` (B, N, ...); ``timesteps`` (B, N). On the host: ``keys`` (B,),
+/// uint64, of the samples (see `sample_keys`), and ``epoch``, the pass over the data.
 #[pyclass(frozen, name = "View", module = "diva_rs._native")]
 struct PyView(View);
 
@@ -46,6 +48,16 @@ impl PyView {
     #[getter]
     fn timesteps(&self) -> PyTensor {
         PyTensor(self.0.timesteps())
+    }
+
+    #[getter]
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyArray1<u64>>> {
+        Ok(PyArray1::from_vec(py, self.0.keyed().map_err(raise)?.keys))
+    }
+
+    #[getter]
+    fn epoch(&self) -> PyResult<u64> {
+        Ok(self.0.keyed().map_err(raise)?.epoch)
     }
 }
 

@@ -2,23 +2,22 @@
 
 import random
 
+import numpy as np
 import pytest
 
-from diva_rs.captions import Vocabulary
-from diva_rs.captions.store import Measured, Row, Unfinished, read
+from diva_rs.captions import ContrastSet, Evidence, Judgements, Vocabulary
+from diva_rs.captions.store import Facts, Measured, Row, Unfinished, read
 from diva_rs.errors import ConfigError, DataError
 
 WORDS = Vocabulary({"colour": ("red", "blue")}, subjects=("car", "dog"))
 MADE_BY = {"teacher": {"UNet": "abc", "VAE": "def"}, "vocabulary": WORDS.digest, "rounds": 2}
-FACTS = {"temperatures": {"colour": 0.125}, "reliability": {}}
+FACTS = Facts(temperatures={"colour": 0.125}, reliability={})
 
 
 def row(key, content="c"):
     chosen = WORDS.set_of("colour", {"subject": "car"})
     losses = ((0.1 + key / 7, 0.2), (1 / 3, 1e-12))
-    measured = Measured(
-        name="colour", captions=chosen.captions, words=chosen.words, losses=losses, settled=key % 2 == 0
-    )
+    measured = Measured(set=chosen, losses=losses, settled=key % 2 == 0)
     return Row(key=key, content=content, sets=(measured,))
 
 
@@ -44,7 +43,7 @@ def finished(place, rows=ROWS):
 def test_what_is_written_is_read(place):
     facts, vocabulary, rows = read(finished(place))
     assert rows == sorted(ROWS, key=lambda row: row.key) and vocabulary == WORDS
-    assert facts.made_by == MADE_BY and facts.temperatures == FACTS["temperatures"] and facts.images == 5
+    assert facts.made_by == MADE_BY and facts.temperatures == FACTS.temperatures and facts.images == 5
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -145,3 +144,26 @@ def test_foreign_files_are_named_and_kept(place, tmp_path):
     (store.folder / "parts" / "note.txt").write_text("mine")
     with pytest.raises(DataError, match=r"note\.txt is damaged, or is no file of judged images"):
         store.gather()
+
+
+def test_judgements_are_loaded_as_they_were_saved(place):
+    rng = np.random.default_rng(0)
+    chosen = [WORDS.set_of("colour", {"subject": subject}) for subject in WORDS.subjects]
+    own = ContrastSet("mine", ("a", 'b \u2028 "c"', "d"))
+    evidence = {}
+    for key in (9, 2**64 - 1, 3):
+        colour = rng.random((2, 4), np.float32) + np.array([[0.0], [key % 2]])
+        evidence[key] = [Evidence(chosen[key % 2], colour, True), Evidence(own, rng.random((3, 2)))]
+    saved = Judgements(evidence, WORDS)
+    saved.save(place)
+    loaded = Judgements.load(place)
+    assert list(loaded) == list(saved) == [3, 9, 2**64 - 1] and len(loaded) == 3
+    assert saved.facts.model_dump().items() <= loaded.facts.model_dump().items()
+    for key in saved:
+        assert loaded.values(key) == saved.values(key)
+        for one, other in zip(saved[key], loaded[key], strict=True):
+            assert one.set == other.set and (one.draws, one.settled) == (other.draws, other.settled)
+            assert np.array_equal(one.losses, other.losses) and one.weight == other.weight
+            assert np.array_equal(one.posterior, other.posterior)
+    loaded.save(place)
+    assert Judgements.load(place).facts == loaded.facts

@@ -5,7 +5,7 @@ import itertools
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diva_rs import ConfigError, DataError, evaluation
@@ -109,6 +109,7 @@ VOCABULARIES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(VOCABULARIES)
 def test_a_vocabulary_is_a_value(tmp_path_factory, words):
     path = tmp_path_factory.getbasetemp() / "words.toml"

@@ -197,7 +197,7 @@ HOSTILE = {
     "no JSON": (lambda root: (root / "pairs.jsonl").write_text("{"), r"pairs\.jsonl, line 1 is no JSON"),
     "no object": (
         lambda root: (root / "pairs.jsonl").write_text("[1]\n"),
-        r"line 1 holds a list, expected an object",
+        r"line 1 is a list, expected an object",
     ),
     "key twice": (
         lambda root: (root / "pairs.jsonl").write_text('{"id": 1, "id": 2}'),
@@ -225,10 +225,10 @@ def test_a_damaged_folder_is_an_error_that_names_the_line(tmp_path, name):
 @pytest.mark.parametrize(
     "damage,message",
     [
-        (lambda rows: rows[1].pop("index"), "entry 1 has no index"),
+        (lambda rows: rows[1].pop("caption_0"), "entry 1 has no text as caption_0 or text_0"),
         (lambda rows: rows[1].update(index=0), "entry 1: the id 0 is that of .*entry 0 as well"),
         (lambda rows: rows[1].update(image_0="9.jpg"), r"entry 1: the image 9\.jpg is missing: looked in"),
-        (lambda rows: rows.insert(1, [1]), "entry 1 is a list, expected an object with image_0"),
+        (lambda rows: rows.insert(1, [1]), "entry 1 is a list, expected an object with caption_0"),
     ],
 )
 def test_a_damaged_naturalbench_is_named(tmp_path, damage, message):

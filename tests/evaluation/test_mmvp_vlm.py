@@ -21,7 +21,7 @@ from builders.mmvp import (
 )
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.evaluation import PATTERNS, mmvp_vlm, wilson_interval
-from diva_rs.evaluation.mmvp_folder import read_pairs
+from diva_rs.evaluation.formats.mmvp import read_pairs
 
 PAIRS = range(135)
 
@@ -132,7 +132,7 @@ SPELLINGS = [
 def test_every_spelling_of_the_types_is_found(tmp_path, folders, types):
     pairs = read_pairs(mmvp_folder(tmp_path, folders=folders, types=types, pairs=1))
     assert [pair.pattern for pair in pairs] == list(PATTERNS)
-    assert all(image.is_file() for pair in pairs for image in pair.images)
+    assert all(picture.source.is_file() for pair in pairs for picture in pair.pictures)
 
 
 def test_other_image_formats_and_a_byte_order_mark_are_read(own):

@@ -93,7 +93,13 @@ def calls() -> dict[str, Call]:
         "Pixels.vae_input": Call(of("Pixels", "vae_input"), {"images": images, "size": (16, 16)}),
         "Step.changed_limit": Call(of("Step", "changed_limit"), {}),
         "Step.at_tokens": Call(
-            of("Step", "at_tokens"), {"tokens": tokens, "images": images, "targets": targets}
+            of("Step", "at_tokens"),
+            {
+                "tokens": tokens,
+                "images": images,
+                "targets": targets,
+                "batch": made["Step.train"].arguments["1"],
+            },
         ),
         "Network.tokens": Call(tower.tokens, {"images": images}),
         "Network.record": Call(tower.record, {"images": images}),

@@ -1,11 +1,13 @@
 """Terms of the caller: the gradient of plain autograd, at any micro-batch size."""
 
+import numpy as np
 import pytest
 import torch
 
 from builders.autograd_step import AutogradStep
 from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import ConfigError, FeedbackLoss, Recipe, ShapeError, Trainer
+from diva_rs.step.draws import sample_keys
 
 SAMPLES = 5
 FIELDS = {"precision": "fp64", "draws": 2, "choose": 4, "anchor": 0.2}
@@ -118,6 +120,28 @@ def test_a_term_sees_the_whole_batch_once(micro_batch):
 
     trainer_of({"look": (1.0, look)}, micro_batch=micro_batch).train(images(4))
     assert seen == [((4, 20), (4, 17, 32), (4, 2, 4, 8, 8), (4, 2))]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("face", [Trainer, FeedbackLoss])
+def test_a_term_sees_the_samples_keys_and_the_epoch(face, micro_batch):
+    seen = []
+
+    def look(view):
+        seen.append((view.keys.dtype, view.keys.tolist(), view.epoch))
+        return view.pooled.sum()
+
+    recipe = Recipe(**FIELDS, micro_batch=micro_batch)
+    models = small_clip(torch.float64), small_teacher(torch.float64)
+    step = face(*models, recipe, terms={"look": (1.0, look)})
+    run = step.train if isinstance(step, Trainer) else step
+    ids = ["a", "b", "c"]
+    run(images(3), ids)
+    step.set_epoch(4)
+    run(images(2))
+    run(images(2))
+    numbers = sample_keys(ids).tolist()
+    assert seen == [(np.uint64, numbers, 0), (np.uint64, [0, 1], 4), (np.uint64, [2, 3], 4)]
 
 
 def test_gradients_of_batches_and_terms_add_up():

@@ -1,7 +1,7 @@
 """Caption feedback: captions that differ in one thing, judged by a diffusion model, as a target for CLIP.
 
-`Vocabulary` makes contrast sets from a list of words; other sets come from files, from captions and from
-functions.
+`Vocabulary` makes contrast sets from a list of words. Others come from a file (`read_sets`), a loader
+(`from_loader`), a user's captions (`swaps`), a dict or a function (`sets_of`).
 """
 
 import importlib
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
+    from diva_rs.captions.negatives import swaps
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
+    from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
+    from diva_rs.captions.written import Writer
 
 # Public names and their modules, imported on first use.
 _NAMES = {
@@ -22,6 +25,12 @@ _NAMES = {
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
+    "Writer": "written",
+    "from_loader": "sources",
+    "from_values": "sources",
+    "read_sets": "sources",
+    "sets_of": "sources",
+    "swaps": "negatives",
 }
 
 __all__ = [
@@ -32,6 +41,12 @@ __all__ = [
     "Reliability",
     "Verdict",
     "Vocabulary",
+    "Writer",
+    "from_loader",
+    "from_values",
+    "read_sets",
+    "sets_of",
+    "swaps",
 ]
 
 

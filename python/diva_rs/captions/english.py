@@ -23,11 +23,20 @@ def noun_phrase(count: str | None, adjectives: Sequence[str], noun: str) -> str:
     ('the dark sky', 'an herb', 'cars')
     """
     words = [*adjectives, noun]
-    own = [match.group(1) if (match := _OWN.match(word)) else "" for word in words]
-    bare = [_OWN.sub("", word, count=1) if mark else word for word, mark in zip(words, own, strict=True)]
+    own, plain = zip(*map(split_article, words), strict=True)
     definite = own[-1] if own[-1] in ("the", "some") else ""
-    first = definite or own[0] or article(bare[0]) if count is None else count or definite
-    return " ".join([first, *bare]).strip()
+    first = definite or own[0] or article(plain[0]) if count is None else count or definite
+    return " ".join([first, *plain]).strip()
+
+
+def split_article(word: str) -> tuple[str, str]:
+    """The article that a word brings, or nothing, and the rest.
+
+    >>> split_article("the sky"), split_article("thesis")
+    (('the', 'sky'), ('', 'thesis'))
+    """
+    match = _OWN.match(word)
+    return (match.group(1), word[match.end() :]) if match else ("", word)
 
 
 def article(text: str) -> str:

@@ -1,13 +1,16 @@
 """What a diffusion model says about images: losses of contrast sets, and the calibrated verdicts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from diva_rs._base.files import as_path
 from diva_rs.captions.posteriors import Reliability, informs, posterior, reliability, temperature
 from diva_rs.captions.sets import ContrastSet
+from diva_rs.captions.store import Facts, Row, read, write
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.errors import DataError, shown
 
@@ -19,13 +22,16 @@ class Evidence:
     """The denoising losses of one contrast set of one image, before calibration.
 
     set      the captions
-    losses   (K, n) float32 or float64, by draw: noise and timestep are the same for all captions
+    losses   (K, n) by draw, as float64: noise and timestep are the same for all captions
     settled  whether further draws were not needed
     """
 
     set: ContrastSet
     losses: Array
     settled: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "losses", np.asarray(self.losses, np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +60,15 @@ class Verdict:
 
 
 class Judgements(Mapping[int, tuple[Verdict, ...]]):
-    """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`).
+    """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`), in its order.
 
     Temperature and reliability are those of all sets of one name, over all images.
 
     Args:
-        evidence: the losses by sample key.
+        evidence: the losses by sample key; the judgements are in the order of the keys.
         vocabulary: what the sets were made from, if they were.
+        record: what a folder of judgements says of them, with temperatures and reliability, which are then
+            not calibrated again.
 
     Raises DataError where all sets of a name have less than two draws.
 
@@ -72,27 +80,48 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
     """
 
     def __init__(
-        self, evidence: Mapping[int, Sequence[Evidence]], vocabulary: Vocabulary | None = None
+        self,
+        evidence: Mapping[int, Sequence[Evidence]],
+        vocabulary: Vocabulary | None = None,
+        facts: Facts | None = None,
     ) -> None:
-        self.evidence = {int(key): tuple(sets) for key, sets in evidence.items()}
+        self.evidence = {int(key): tuple(sets) for key, sets in sorted(evidence.items())}
         self.vocabulary = vocabulary
-        by_name: dict[str, list[Evidence]] = {}
-        for sets in self.evidence.values():
-            for each in sets:
-                by_name.setdefault(each.set.name, []).append(each)
-        losses = {name: [each.losses for each in sets] for name, sets in by_name.items()}
-        for name, several in losses.items():
-            if all(each.shape[1] < 2 for each in several):
-                raise DataError(
-                    f"no set {shown(name)} has two draws: temperature and reliability compare two halves of "
-                    "the draws, use draws=2 or more"
-                )
-        words = {name: [each.set.words for each in sets] for name, sets in by_name.items()}
-        self.temperatures: Mapping[str, float] = {name: temperature(each) for name, each in losses.items()}
-        self.reliability: Mapping[str, Reliability] = {
-            name: reliability(each, words[name]) for name, each in losses.items()
-        }
+        self.facts = _calibrated(self.evidence) if facts is None else facts
         self._verdicts: dict[int, tuple[Verdict, ...]] = {}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Judgements":
+        """What `save`, `judge_images` or ``diva-rs judge`` wrote; it needs no model.
+
+        Raises DataError naming a file that is missing, damaged or no file of judgements.
+        """
+        facts, vocabulary, rows = read(as_path(folder))
+        return cls(evidence_of(rows), vocabulary, facts)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder, in place of judgements that it holds; it appears whole. Raises DataError.
+
+        >>> import tempfile
+        >>> colour = ContrastSet("colour", ("a red car", "a blue car"))
+        >>> judgements = Judgements({7: [Evidence(colour, np.array([[0.1, 0.2], [0.5, 0.4]]))]})
+        >>> folder = tempfile.mkdtemp() + "/judged"
+        >>> judgements.save(folder)
+        >>> Judgements.load(folder)[7][0].draws
+        2
+        """
+        rows = [Row.of(key, sets) for key, sets in self.evidence.items()]
+        write(as_path(folder).absolute(), rows, self.facts, self.vocabulary)
+
+    @property
+    def temperatures(self) -> Mapping[str, float]:
+        """By set name."""
+        return self.facts.temperatures
+
+    @property
+    def reliability(self) -> Mapping[str, Reliability]:
+        """By set name."""
+        return self.facts.reliability
 
     def __getitem__(self, key: int) -> tuple[Verdict, ...]:
         key = int(key)
@@ -121,3 +150,30 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         likely = posterior(losses, self.temperatures[name])
         weight = self.reliability[name].weight if informs(likely) else 0.0
         return Verdict(evidence.set, losses, likely, evidence.losses.shape[1], evidence.settled, weight)
+
+
+def evidence_of(rows: Iterable[Row]) -> dict[int, list[Evidence]]:
+    """The evidence in rows of a folder, by sample key."""
+    return {
+        row.key: [Evidence(each.set, np.array(each.losses), each.settled) for each in row.sets]
+        for row in rows
+    }
+
+
+def _calibrated(evidence: Mapping[int, Sequence[Evidence]]) -> Facts:
+    """Temperature and reliability of each set name."""
+    by_name: dict[str, list[Evidence]] = {}
+    for sets in evidence.values():
+        for each in sets:
+            by_name.setdefault(each.set.name, []).append(each)
+    temperatures, reliabilities = {}, {}
+    for name, sets in by_name.items():
+        losses = [each.losses for each in sets]
+        if all(each.shape[1] < 2 for each in losses):
+            raise DataError(
+                f"no set {shown(name)} has two draws: temperature and reliability compare two halves of the "
+                "draws, use draws=2 or more"
+            )
+        temperatures[name] = temperature(losses)
+        reliabilities[name] = reliability(losses, [each.set.words for each in sets])
+    return Facts(temperatures=temperatures, reliability=reliabilities)

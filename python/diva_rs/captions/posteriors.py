@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from diva_rs.evaluation.statistics import wilson_interval
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _SCALES = np.logspace(-3, 3, 241)  # of temperatures, in units of the usual difference between captions
@@ -31,6 +33,7 @@ class Reliability:
     chance     the accuracy of a guess, 1 / K
     images     contrast sets that were compared
     above      whether the agreement is above that of chance by more than two standard errors
+    interval   of the accuracy: where it is with 95 % confidence, by Wilson's interval of the agreement
     """
 
     agreement: float
@@ -38,6 +41,7 @@ class Reliability:
     chance: float
     images: int
     above: bool
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def weight(self) -> float:
@@ -116,12 +120,18 @@ def reliability(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> Reliab
     guess = float(np.mean([1 / len(losses) for losses, _ in pairs]))
     liking = _by_liking([names for _, names in pairs], bests)
     above = agreement > liking + _ERRORS * np.sqrt(liking * (1 - liking) / len(pairs))
-    # As it would be without a liking for words, of which chance is the agreement by itself.
+    ends = (agreement, *wilson_interval(round(agreement * len(pairs)), len(pairs)))
+    accuracy, low, high = (_accuracy(end, liking, guess) for end in ends)
+    return Reliability(agreement, accuracy, guess, len(pairs), bool(above), (low, high))
+
+
+def _accuracy(agreement: float, liking: float, guess: float) -> float:
+    """The accuracy of one half of the draws: see `Reliability`."""
+    # The agreement without a liking for words, of which chance is the agreement by itself.
     fair = guess + (1 - guess) * (agreement - liking) / (1 - liking) if liking < 1 else guess
     share = guess / (1 - guess)  # 1 / (K - 1)
     root = share**2 - (1 + share) * (share - fair)
-    accuracy = (share + np.sqrt(max(root, 0.0))) / (1 + share)
-    return Reliability(agreement, float(min(accuracy, 1.0)), guess, len(pairs), bool(above))
+    return float(min((share + np.sqrt(max(root, 0.0))) / (1 + share), 1.0))
 
 
 def _halves(losses: Array) -> list[tuple[Array, int]]:

@@ -16,7 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, model_validator
+from typing_extensions import Self
 
 from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
 from diva_rs._base.files import (
@@ -32,6 +33,8 @@ from diva_rs._base.files import (
 )
 from diva_rs._base.leftovers import sweep
 from diva_rs._base.optional import one_line
+from diva_rs.captions.posteriors import Reliability
+from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.data.accounting import Accounting
 from diva_rs.errors import ConfigError, DataError, WeightsError
@@ -44,13 +47,17 @@ _MOST_BYTES = 1 << 31  # of a file
 
 
 class Measured(BaseModel, extra="forbid", frozen=True):
-    """A contrast set of an image and its losses, K lists of one loss per draw."""
+    """A contrast set of an image and its losses: K lists of one loss for each draw."""
 
-    name: str
-    captions: tuple[str, ...]
-    words: tuple[str, ...]
+    set: ContrastSet
     losses: tuple[tuple[float, ...], ...]
     settled: bool
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.losses) != len(self.set) or len(set(map(len, self.losses))) != 1:
+            raise ValueError(f"losses of {len(self.set)} captions, equally many of each, are needed")
+        return self
 
 
 class Row(BaseModel, extra="forbid", frozen=True):
@@ -61,32 +68,33 @@ class Row(BaseModel, extra="forbid", frozen=True):
     sets: tuple[Measured, ...]
 
     @classmethod
-    def of(cls, key: int, evidence: Iterable[Any], content: str = "") -> "Row":
+    def of(cls, key: int, evidence: Iterable[Any], content: str = "") -> Self:
         """The row of an image from the `Evidence` of its sets."""
-        sets = [
-            Measured(
-                name=each.set.name,
-                captions=each.set.captions,
-                words=each.set.words,
-                losses=each.losses.tolist(),
-                settled=each.settled,
-            )
-            for each in evidence
-        ]
+        sets = [Measured(set=e.set, losses=e.losses.tolist(), settled=e.settled) for e in evidence]
         return cls(key=key, content=content, sets=tuple(sets))
 
 
 class Facts(BaseModel, extra="forbid", frozen=True):
+    """What is said of all judgements of a folder.
+
+    temperatures, reliability  by set name
+    made_by                    teacher, settings, digest of the vocabulary: what decides the losses
+    accounting                 the images that were read, and what was left out
+    """
+
+    temperatures: dict[str, float]
+    reliability: dict[str, Reliability]
+    made_by: dict[str, Any] = {}
+    accounting: Accounting | None = None
+
+
+class _Contents(Facts, frozen=True):
     """The content of ``judgements.json``."""
 
     format: Literal["diva-rs judgements 1"] = "diva-rs judgements 1"
-    made_by: dict[str, Any]  # teacher, settings, digest of the vocabulary: what decides the losses
     images: int
     files: int  # of losses
     vocabulary: str | None  # its digest
-    temperatures: dict[str, float]
-    reliability: dict[str, dict[str, float]]
-    accounting: Accounting | None = None
 
 
 class Unfinished:
@@ -145,9 +153,10 @@ class Unfinished:
                     raise DataError(f"{file} is damaged, or is no file of judged images: remove it")
                 self.rows.update({row.key: row for row in _rows(content, file)})
 
-    def finish(self, facts: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> None:
-        """Write the finished folder in place of this one; ``facts`` are temperatures and the like."""
-        write(self.folder, self.rows.values(), {**facts, "made_by": self.made_by}, vocabulary)
+    def finish(self, facts: Facts, vocabulary: Vocabulary | None = None) -> None:
+        """Write the finished folder in place of this one."""
+        made = facts.model_copy(update={"made_by": self.made_by})
+        write(self.folder, self.rows.values(), made, vocabulary)
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
         was, now = dict(_flat(saved)), dict(_flat(self.made_by))
@@ -160,15 +169,14 @@ class Unfinished:
             )
 
 
-def write(
-    folder: Path, rows: Iterable[Row], facts: Mapping[str, Any], vocabulary: Vocabulary | None = None
-) -> None:
+def write(folder: Path, rows: Iterable[Row], facts: Facts, vocabulary: Vocabulary | None = None) -> None:
     """Write a finished folder in place of what was there; it appears whole. Raises DataError."""
     _check_place(folder)
     ordered = sorted(rows, key=lambda row: row.key)
     starts = range(0, len(ordered), _IMAGES)
     digest = None if vocabulary is None else vocabulary.digest
-    content = Facts(images=len(ordered), files=len(starts), vocabulary=digest, **facts)
+    about = {"images": len(ordered), "files": len(starts), "vocabulary": digest}
+    content = _Contents(**{**dict(facts), **about})
     make_folder(folder.parent)
     with replacing(folder) as place:
         place.mkdir()
@@ -189,7 +197,7 @@ def read(folder: Path) -> tuple[Facts, Vocabulary | None, list[Row]]:
         raise DataError(f"{folder}: a folder of judgements is needed, and this {what}: run diva-rs judge")
     try:
         verify(folder, [_FACTS])
-        facts = Facts.model_validate_json(_content(folder / _FACTS))
+        facts = _Contents.model_validate_json(_content(folder / _FACTS))
         files = [_LOSSES.format(number) for number in range(facts.files)]
         words = [] if facts.vocabulary is None else [_WORDS]
         verify(folder, [*files, *words])

@@ -166,6 +166,14 @@ class Vocabulary:
             raise ConfigError(f"the vocabulary has no attribute {shown(name)}{near}")
         return self.attributes[name].words
 
+    def plural(self, subject: str) -> str:
+        """The plural of a subject.
+
+        >>> Vocabulary.photographs().plural("mouse")
+        'mice'
+        """
+        return self._plurals.get(subject) or plural_of(subject)
+
     def caption(
         self, values: Mapping[str, str], order: Iterable[str] | None = None, template: int = 0
     ) -> str:
@@ -192,7 +200,7 @@ class Vocabulary:
         default = self.subjects[0] if len(self.subjects) == 1 else _THING
         noun = values.get(self.SUBJECT) or default
         if any(values[name] in attribute.plural for name, attribute in said.items()):
-            noun = self._plurals.get(noun, f"{_THING}s")
+            noun = self.plural(noun)
             counts = counts or [""]
         phrases = [
             attribute.phrase.replace("{}", values[name])

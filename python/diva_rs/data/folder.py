@@ -1,7 +1,7 @@
 """A folder of images, at any depth, as a dataset and as a loader."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diva_rs._base.files import as_path, is_hidden, open_regular
+from diva_rs._base.files import as_path, is_hidden, open_regular, read_bytes
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
 from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
@@ -124,6 +124,17 @@ class ImageFolder(Images, Dataset[Any]):
     def __getitem__(self, index: int) -> dict[str, Any] | BadImage:
         path = self.root / self.names[index]  # an IndexError ends a `for` over the folder
         return self.sample(path, int(self.ids[index]), str(path))
+
+    def files(self) -> Iterator[tuple[int, str, Callable[[], bytes]]]:
+        """The id and the relative path of each image file, and a function that reads its content."""
+        for key, name in zip(self.ids.tolist(), self.names, strict=True):
+            yield key, name, partial(self._content, self.root / name)
+
+    def _content(self, path: Path) -> bytes:
+        try:
+            return read_bytes(path, 3 * max(self.max_pixels, MAX_PIXELS))
+        except OSError as err:
+            raise BadImage(str(path), err.strerror or str(err)).error() from err
 
     def identity(self) -> dict[str, Any]:
         """What decides which images come and how they are cropped; not where the folder is."""

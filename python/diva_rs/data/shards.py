@@ -3,7 +3,8 @@
 import glob
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -72,6 +73,14 @@ class ImageShards(Images, IterableDataset[Any]):
         files = digest_of(self.labels, self.shards)
         facts = {"shards": len(self.shards), "files": files, "shuffle": self.shuffle}
         return {**super().identity(), **facts}
+
+    def files(self) -> Iterator[tuple[int, str, Callable[[], bytes]]]:
+        """The id of each image, its shard and name there, and a function that gives its content, in order."""
+        for shard, label in zip(self.shards, self.labels, strict=True):
+            for found in self._images_of(shard, label, {}):
+                if isinstance(found, BadImage):
+                    raise found.error()
+                yield found.key, found.path, partial(bytes, found.data)
 
     def __iter__(self) -> Iterator[dict[str, Any] | BadImage]:
         info = get_worker_info()

@@ -9,20 +9,17 @@ from typing import Any
 
 from diva_rs.evaluation.bank import Bank
 from diva_rs.evaluation.benchmark import SUITES, retrieval, zero_shot
-from diva_rs.evaluation.captions import captions
 from diva_rs.evaluation.counted import Counted
 from diva_rs.evaluation.detail import Decision, DetailResult, score_benchmark
 from diva_rs.evaluation.embedder import EMBEDDINGS, Embedder, ImageEmbedding, image_embedding
 from diva_rs.evaluation.features import Drift, drift, image_features, linear_cka
 from diva_rs.evaluation.formats import find_benchmarks, read_benchmark
+from diva_rs.evaluation.formats.mmvp import PATTERNS
 from diva_rs.evaluation.items import Benchmark
-from diva_rs.evaluation.mmvp_folder import PATTERNS
-from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
-from diva_rs.evaluation.mmvp_vlm import mmvp_vlm
-from diva_rs.evaluation.pairs import pairs
+from diva_rs.evaluation.mmvp_vlm import MmvpPair, MmvpVlmResult, mmvp_vlm
 from diva_rs.evaluation.probes import linear_probe
 from diva_rs.evaluation.scores import DatasetScore, DriftResult, FolderResult, ProbeScore, SuiteResult
-from diva_rs.evaluation.scoring import Scoring
+from diva_rs.evaluation.scoring import Scoring, captions, pairs
 from diva_rs.evaluation.statistics import (
     Comparison,
     compare_outcomes,

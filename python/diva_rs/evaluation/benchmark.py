@@ -36,71 +36,6 @@ SUITES = {
 }
 
 
-def run_suite(
-    task: str,
-    score: Callable[[Embedder, Opened, Settings], DatasetScore],
-    embedder: tuple[Any, Any, Any],
-    root: str | os.PathLike[str],
-    datasets: str | Sequence[str],
-    suite: str | None,
-    given: dict[str, Any],
-) -> SuiteResult:
-    """Score (clip, preprocess, tokenizer) on every data set that is found."""
-    settings = Settings(**given)
-    check_confidence(settings.confidence)
-    names = [datasets] if isinstance(datasets, str) else list(datasets)
-    if suite is not None:
-        if suite not in SUITES:
-            near = hint(suite, SUITES) or f": known are {', '.join(SUITES)}"
-            raise ConfigError(f"suite={shown(suite)} is not known{near}")
-        names += [f"wds/{name}" if settings.webdataset else name for name in SUITES[suite][task]]
-    if not names:
-        raise ConfigError('no data set is named: give datasets=["cifar10", ...] or suite="diva"')
-    require("clip_benchmark", extra="eval")
-    scores: list[DatasetScore] = []
-    missing: dict[str, str] = {}
-    with evaluating(embedder[0]) as model:
-        ready = Embedder(model, *embedder[1:])
-        for name in dict.fromkeys(names):
-            if settings.progress:
-                print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not name it
-            try:
-                opened = open_dataset(name, ready, root, settings, task)
-                with _running(ready.device, settings.progress):
-                    scores.append(score(ready, opened, settings))
-            except (torch.OutOfMemoryError, DependencyError, ConfigError):
-                raise
-            except DataError as err:
-                missing[name] = str(err)
-            except SystemExit:
-                missing[name] = "clip-benchmark exited: a download tool is missing"
-            except Exception as err:
-                missing[name] = one_line(err)
-            if scores and settings.done is not None:
-                settings.done(_result(task, scores, missing, model, settings))
-    if not scores:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise DataError(f"no data set was found: {reasons}")
-    return _result(task, scores, missing, model, settings)
-
-
-def _result(
-    task: str, scores: list[DatasetScore], missing: dict[str, str], model: Any, settings: Settings
-) -> SuiteResult:
-    return SuiteResult(task, tuple(scores), dict(missing), type(model).__name__, settings.confidence)
-
-
-@contextlib.contextmanager
-def _running(device: torch.device, progress: bool) -> Iterator[None]:
-    """clip-benchmark takes a device by its type: on CUDA the model's own is the current one."""
-    with contextlib.ExitStack() as stack:
-        if device.type == "cuda":
-            stack.enter_context(torch.cuda.device(device))
-        if not progress:
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield
-
-
 def zero_shot(
     clip: Any,
     preprocess: Any,
@@ -128,7 +63,7 @@ def zero_shot(
     >>> result["wds/shapes"].metric, result["wds/shapes"].items
     ('acc1', 8)
     """
-    return run_suite("zero-shot", _classify, (clip, preprocess, tokenizer), root, datasets, suite, settings)
+    return _run("zero-shot", _classify, (clip, preprocess, tokenizer), root, (datasets, suite), settings)
 
 
 def retrieval(
@@ -151,7 +86,72 @@ def retrieval(
     >>> result["wds/captions"].metric, sorted(result["wds/captions"].metrics)[0]
     ('mean_recall@1', 'image_retrieval_recall@1')
     """
-    return run_suite("retrieval", _retrieve, (clip, preprocess, tokenizer), root, datasets, suite, settings)
+    return _run("retrieval", _retrieve, (clip, preprocess, tokenizer), root, (datasets, suite), settings)
+
+
+def _run(
+    task: str,
+    score: Callable[[Embedder, Opened, Settings], DatasetScore],
+    parts: tuple[Any, Any, Any],
+    root: str | os.PathLike[str],
+    asked: tuple[str | Sequence[str], str | None],
+    given: dict[str, Any],
+) -> SuiteResult:
+    """Score (clip, preprocess, tokenizer) on every data set that is found."""
+    settings = Settings(**given)
+    check_confidence(settings.confidence)
+    names = _names(task, *asked, settings.webdataset)
+    require("clip_benchmark", extra="eval")
+    scores: list[DatasetScore] = []
+    missing: dict[str, str] = {}
+    with evaluating(parts[0]) as model:
+
+        def result() -> SuiteResult:
+            kind = type(model).__name__
+            return SuiteResult(task, tuple(scores), dict(missing), kind, settings.confidence)
+
+        embedder = Embedder(model, *parts[1:])
+        for name in names:
+            if settings.progress:
+                print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not name it
+            try:
+                opened = open_dataset(name, embedder, root, settings, task)
+                with _running(embedder.device, settings.progress):
+                    scores.append(score(embedder, opened, settings))
+            except (torch.OutOfMemoryError, DependencyError, ConfigError):
+                raise
+            except DataError as err:
+                missing[name] = str(err)
+            except SystemExit:
+                missing[name] = "clip-benchmark exited: a download tool is missing"
+            except Exception as err:
+                missing[name] = one_line(err)
+            if scores and settings.done is not None:
+                settings.done(result())
+    if not scores:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise DataError(f"no data set was found: {reasons}")
+    return result()
+
+
+def _names(task: str, datasets: str | Sequence[str], suite: str | None, webdataset: bool) -> list[str]:
+    names = [datasets] if isinstance(datasets, str) else list(datasets)
+    if suite is not None:
+        if suite not in SUITES:
+            near = hint(suite, SUITES) or f": known are {', '.join(SUITES)}"
+            raise ConfigError(f"suite={shown(suite)} is not known{near}")
+        names += [f"wds/{name}" if webdataset else name for name in SUITES[suite][task]]
+    if not names:
+        raise ConfigError('no data set is named: give datasets=["cifar10", ...] or suite="diva"')
+    return list(dict.fromkeys(names))
+
+
+@contextlib.contextmanager
+def _running(device: torch.device, progress: bool) -> Iterator[None]:
+    """clip-benchmark takes a device by its type: on CUDA the model's own is the current one."""
+    here = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with here, contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> DatasetScore:
@@ -166,10 +166,9 @@ def _classify(embedder: Embedder, opened: Opened, settings: Settings) -> Dataset
         name = "mean_average_precision"
         precision = 100 * float(measures.average_precision_per_class(logits, target).mean())
         return DatasetScore(opened.name, name, precision, None, opened.images, {name: precision})
-    picked = logits.argmax(dim=1)
-    outcomes = (picked == target).tolist()
-    right, items = sum(outcomes), len(outcomes)
-    recalls = [float((picked[target == kind] == kind).float().mean()) for kind in target.unique()]
+    outcomes = (logits.argmax(dim=1) == target).tolist()
+    right, items, hit = sum(outcomes), len(outcomes), torch.tensor(outcomes)
+    recalls = [float(hit[target == kind].float().mean()) for kind in target.unique()]
     metrics = {"acc1": 100 * right / items, "mean_per_class_recall": 100 * sum(recalls) / len(recalls)}
     if len(classes) >= 5:
         # Not by clip-benchmark's own `accuracy`, which fails under NumPy 2.4 and later.

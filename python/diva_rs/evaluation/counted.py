@@ -5,7 +5,7 @@ from typing import Any
 
 from diva_rs.errors import DataError
 from diva_rs.evaluation.result import Result
-from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of, tally
+from diva_rs.evaluation.statistics import Comparison, compare_outcomes, interval_of
 
 
 class Counted(Result):
@@ -31,29 +31,35 @@ class Counted(Result):
         return "items"
 
     @property
+    def answers(self) -> tuple[tuple[Any, str, bool], ...]:
+        """(what was asked, its category, whether it is right), item by item."""
+        raise NotImplementedError
+
+    @property
     def outcomes(self) -> tuple[bool, ...]:
         """For each item, in order, whether it is right."""
-        raise NotImplementedError
-
-    @property
-    def identities(self) -> tuple[Any, ...]:
-        """What was asked, item by item: two scores compare where these are equal."""
-        raise NotImplementedError
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The category of each item."""
-        raise NotImplementedError
+        return tuple(right for _, _, right in self.answers)
 
     @property
     def counts(self) -> dict[str, tuple[int, int]]:
         """(right, asked) of each category."""
-        return tally(zip(self.categories, self.outcomes, strict=True))
+        right, parts = self.outcomes, self._places().items()
+        return {name: (sum(right[place] for place in own), len(own)) for name, own in parts}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of right items of each category, in per cent."""
+        return {name: 100 * right / asked for name, (right, asked) in self.counts.items()}
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson's interval of each category, in per cent."""
         return {name: interval_of(*counts, self.confidence) for name, counts in self.counts.items()}
+
+    @property
+    def average(self) -> float:
+        """Mean over the categories, in per cent."""
+        return sum(self.shares.values()) / len(self.shares)
 
     @property
     def right(self) -> int:
@@ -63,7 +69,7 @@ class Counted(Result):
     @property
     def asked(self) -> int:
         """How many items were scored."""
-        return len(self.outcomes)
+        return len(self.answers)
 
     @property
     def per_cent(self) -> float:
@@ -90,39 +96,43 @@ class Counted(Result):
 
         Raises DataError if the items differ.
         """
-        self._same_items(other)
-        rest = (self.confidence, resamples, seed)
-        return compare_outcomes(self.outcomes, other.outcomes, self.title, *rest)
+        return self._compare(other, {self.title: range(self.asked)}, resamples, seed)[self.title]
 
     def compare_categories(self, other: Any, resamples: int = 10_000, seed: int = 0) -> dict[str, Comparison]:
         """As `compare`, for the items of each category."""
-        self._same_items(other)
-        sides: dict[str, tuple[list[bool], list[bool]]] = {}
-        for name, *both in zip(self.categories, self.outcomes, other.outcomes, strict=True):
-            for side, right in zip(sides.setdefault(name, ([], [])), both, strict=True):
-                side.append(bool(right))
-        rest = (self.confidence, resamples, seed)
-        return {name: compare_outcomes(old, new, name, *rest) for name, (old, new) in sides.items()}
+        return self._compare(other, self._places(), resamples, seed)
 
-    def _same_items(self, other: Any) -> None:
-        if self.identities != other.identities:
+    def _places(self) -> dict[str, list[int]]:
+        places: dict[str, list[int]] = {}
+        for place, (_, category, _) in enumerate(self.answers):
+            places.setdefault(category, []).append(place)
+        return places
+
+    def _compare(self, other: Any, parts: dict[str, Any], resamples: int, seed: int) -> dict[str, Comparison]:
+        if [row[:2] for row in self.answers] != [row[:2] for row in other.answers]:
             places = [str(getattr(result, "root", "")) or result.name for result in (self, other)]
             raise DataError(f"the results are of different {self.unit}, from {' and '.join(places)}")
+        old, new, rest = self.outcomes, other.outcomes, (self.confidence, resamples, seed)
+        return {
+            name: compare_outcomes([old[n] for n in own], [new[n] for n in own], name, *rest)
+            for name, own in parts.items()
+        }
 
 
 def counted_line(
     name: str, right: int, asked: int, interval: tuple[float, float], unit: str = "items", width: int = 0
 ) -> str:
-    """One score as a line, counts first.
+    """One score as a line, counts first; with a ``width`` of the name, as a line of a table.
 
     >>> counted_line("MMVP-VLM", 31, 135, (16.7, 30.7), "pairs")
     'MMVP-VLM  31 of 135 pairs right  [16.7, 30.7]  23.0 %'
     """
     low, high = interval
-    count = f"{right:>4} of {asked:<5} {unit} right" if width else f"{right} of {asked} {unit} right"
-    ends = f"[{low:4.1f}, {high:5.1f}]" if width else f"[{low:.1f}, {high:.1f}]"
-    share = f"{100 * right / asked:5.1f} %" if width else f"{100 * right / asked:.1f} %"
-    return f"{name:<{width}}  {count}  {ends}  {share}"
+    share = 100 * right / asked
+    if not width:
+        return f"{name}  {right} of {asked} {unit} right  [{low:.1f}, {high:.1f}]  {share:.1f} %"
+    count = f"{right:>4} of {asked:<5} {unit} right"
+    return f"{name:<{width}}  {count}  [{low:4.1f}, {high:5.1f}]  {share:5.1f} %"
 
 
 def counted_table(

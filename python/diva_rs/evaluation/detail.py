@@ -42,6 +42,7 @@ class DetailResult(Counted):
     confidence: float = 0.95  # of the intervals
     per_second: dict[str, float] = field(default_factory=dict, compare=False)  # images and texts embedded
     kind = "detail"
+    computed = ("kind", "scores")
 
     def __getitem__(self, rule: str) -> "DetailResult":
         """The result by another rule. Raises ConfigError if there is none of that name."""
@@ -60,71 +61,53 @@ class DetailResult(Counted):
         return self.units[self.rule]
 
     @property
-    def outcomes(self) -> tuple[bool, ...]:
-        """For each item, whether it is right."""
-        return tuple(decision.right for decision in self.rules[self.rule])
+    def answers(self) -> tuple[tuple[Any, str, bool], ...]:
+        """((rule, id), category, whether it is right), item by item."""
+        return tuple(((self.rule, one.id), one.category, one.right) for one in self.rules[self.rule])
 
     @property
-    def identities(self) -> tuple[Any, ...]:
-        """The rule, and the id of each item."""
-        return tuple((self.rule, decision.id) for decision in self.rules[self.rule])
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """The category of each item."""
-        return tuple(decision.category for decision in self.rules[self.rule])
-
-    @property
-    def average(self) -> float:
-        """Mean over the categories, in per cent: the published number of MMVP-VLM."""
-        return sum(100 * right / asked for right, asked in self.counts.values()) / len(self.counts)
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """The scores of each rule."""
+        facts = ("right", "asked", "interval", "per_cent", "average", "counts")
+        return {rule: {name: getattr(self[rule], name) for name in facts} for rule in self.rules}
 
     def __str__(self) -> str:
-        several = len(self.counts) > 1
-        blocks = []
+        lines = []
         for rule in self.rules:
             result = self[rule]
-            rows = list(result.counts.items()) if several else []
-            rows.append(("all" if several else rule, (result.right, result.asked)))
-            blocks.append(counted_table(rows, result.unit, self.confidence, result.title))
-        lines = [*blocks, *(f"missing: {name}" for name in self.missing)]
+            rows, whole = result.counts.items(), (result.right, result.asked)
+            listed = [*rows, ("all", whole)] if len(rows) > 1 else [(rule, whole)]
+            lines.append(counted_table(listed, result.unit, self.confidence, result.title))
+        lines += [f"missing: {name}" for name in self.missing]
         if self.per_second:
             rates = ", ".join(f"{rate:.3g} {kind}" for kind, rate in self.per_second.items())
             lines.append(f"embedded per second: {rates}")
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Scores by rule and category, and every decision, for JSON."""
-        scores = {}
-        for rule in self.rules:
-            result = self[rule]
-            facts = ("right", "asked", "interval", "per_cent", "average", "counts")
-            scores[rule] = {name: getattr(result, name) for name in facts}
-        rest = {name: value for name, value in vars(self).items() if name != "rules"}
-        rules = {rule: [one.to_dict() for one in found] for rule, found in self.rules.items()}
-        return {**rest, "kind": self.kind, "scores": scores, "rules": rules}
-
     def records(self) -> list[dict[str, Any]]:
         """One row per item and rule."""
-        return list(self._rows())
-
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        for rule, decisions in self.rules.items():
-            for one in decisions:
-                scores = " ".join(f"{score:.9g}" for score in one.scores)
-                about = {"benchmark": self.name, "rule": rule, "id": one.id, "category": one.category}
-                yield {**about, "scores": scores, "right": int(one.right)}
+        return [
+            {
+                "benchmark": self.name,
+                "rule": rule,
+                "id": one.id,
+                "category": one.category,
+                "scores": " ".join(f"{score:.9g}" for score in one.scores),
+                "right": int(one.right),
+            }
+            for rule, decisions in self.rules.items()
+            for one in decisions
+        ]
 
 
 def score_benchmark(benchmark: Benchmark, bank: Bank, confidence: float = 0.95) -> DetailResult:
     """Score a benchmark with the embeddings of a `Bank`, which computes those that it does not hold."""
     bank.add(benchmark.parts(), benchmark.batch)
     _warn_of_ties(benchmark, bank)
-    rules = {task.rule: tuple(_decisions(task, bank, benchmark.similarity)) for task in benchmark.tasks}
     return DetailResult(
         name=benchmark.name,
         rule=benchmark.tasks[0].rule,
-        rules=rules,
+        rules={task.rule: tuple(_decisions(task, bank, benchmark.similarity)) for task in benchmark.tasks},
         units={task.rule: task.unit for task in benchmark.tasks},
         model=type(bank.embedder.model).__name__,
         embedding=bank.embedder.embedding.name,
@@ -139,15 +122,15 @@ def score_benchmark(benchmark: Benchmark, bank: Bank, confidence: float = 0.95) 
 def _warn_of_ties(benchmark: Benchmark, bank: Bank) -> None:
     """Warn of items whose options are one to the model."""
     alike = [
-        item
+        item.where
         for item in benchmark.tasks[0].items
         for side in (item.rows, item.columns)
         if len({id(bank[part]) for part in side}) < len(side)
     ]
     if alike:
         warnings.warn(
-            f"{benchmark.name}: {len(alike)} items have texts with the same tokens, first {alike[0].where}: "
-            "cut off at the model's context, or words that the tokenizer does not know. They count as wrong",
+            f"{benchmark.name}: {len(alike)} items have texts with the same tokens, first {alike[0]}: cut "
+            "off at the model's context, or words that the tokenizer does not know. They count as wrong",
             UserWarning,
             stacklevel=4,
         )

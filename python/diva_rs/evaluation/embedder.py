@@ -157,10 +157,7 @@ class Embedder:
         self.seed = seed
         self.device = device_of(clip)
         self._tower: Tower | None = None
-        if not hasattr(clip, "encode_text") and not hasattr(clip, "get_text_features"):
-            raise ConfigError(
-                f"{type(clip).__name__} has no text tower: load the full model (e.g. CLIPModel)"
-            )
+        check_text_tower(clip)
         if self.embedding.combine is not None:
             self._tower = adapt(clip, training=False)
 
@@ -174,12 +171,23 @@ class Embedder:
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
-        named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
-        if not hasattr(self.model, "get_text_features"):
-            return first_of(self.model.encode_text(named["input_ids"]))  # type: ignore[no-any-return]
-        if "siglip" in str(getattr(self.model.config, "model_type", "")):
-            named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
-        return pooled(self.model.get_text_features(**named))
+        return text_embedding(self.model, tokens)
+
+
+def text_embedding(model: Any, tokens: Tokens) -> Tensor:
+    """What a tokenizer gives, on the model's device -> (B, D), before L2 normalisation."""
+    named = {"input_ids": tokens} if isinstance(tokens, Tensor) else dict(tokens)
+    if not hasattr(model, "get_text_features"):
+        return first_of(model.encode_text(named["input_ids"]))  # type: ignore[no-any-return]
+    if "siglip" in str(getattr(model.config, "model_type", "")):
+        named.pop("attention_mask", None)  # SigLIP is trained on padded texts without a mask
+    return pooled(model.get_text_features(**named))
+
+
+def check_text_tower(model: Any) -> None:
+    """Raise ConfigError for a model that embeds no texts."""
+    if not hasattr(model, "encode_text") and not hasattr(model, "get_text_features"):
+        raise ConfigError(f"{type(model).__name__} has no text tower: load the full model (e.g. CLIPModel)")
 
 
 def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:

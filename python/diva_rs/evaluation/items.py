@@ -16,7 +16,6 @@ from diva_rs.errors import ConfigError, DataError, shown
 
 HALVES = ("validation", "test")
 
-
 Similarity = Callable[[Tensor, Tensor], Tensor]
 """Embeddings (R, D) and (C, D) -> similarities (R, C)."""
 
@@ -124,11 +123,9 @@ class Benchmark:
                 raise DataError(f"{self.root}: {self.name} has no items")
             seen: dict[str, Item] = {}
             for item in task.items:
-                if item.id in seen:
-                    raise DataError(
-                        f"{item.where}: the id {item.id} is that of {seen[item.id].where} as well"
-                    )
-                seen[item.id] = item
+                known = seen.setdefault(item.id, item)
+                if known is not item:
+                    raise DataError(f"{item.where}: the id {item.id} is that of {known.where} as well")
                 for side in (item.rows, item.columns):
                     _distinct(item, side)
         return self
@@ -145,7 +142,7 @@ def _half(name: str) -> str:
 
 
 def _distinct(item: Item, side: Sequence[Part]) -> None:
-    seen: dict[str, int] = {}
+    seen: set[str] = set()
     for place, part in enumerate(side):
         text = part.key if isinstance(part, Picture) else " ".join(part.split())
         if not text:
@@ -153,7 +150,7 @@ def _distinct(item: Item, side: Sequence[Part]) -> None:
         if text in seen:
             what = f"image {part.name}" if isinstance(part, Picture) else f"caption {shown(part)}"
             raise DataError(f"{item.where}: the {what} is there twice: no answer can be right")
-        seen[text] = place
+        seen.add(text)
 
 
 def text_right(m: Tensor) -> bool:
@@ -172,10 +169,10 @@ def first_right(m: Tensor) -> bool:
 
 
 def pair_tasks(items: Sequence[Item], image: Rule = image_right) -> dict[str, Task]:
-    """The three scores of items with two captions and two images, by name."""
+    """The three scores of items with two captions and two images, by name; the first one counts."""
     rules: dict[str, Rule] = {
+        "group": lambda m: text_right(m) and image(m),
         "text": text_right,
         "image": image,
-        "group": lambda m: text_right(m) and image(m),
     }
     return {name: Task(name, tuple(items), rule, "pairs") for name, rule in rules.items()}

@@ -5,19 +5,88 @@ scripts/evaluate_vlm.py), in float32 and, if tokens are drawn, by seed.
 """
 
 import os
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
-
 from diva_rs.evaluation.bank import Bank
+from diva_rs.evaluation.counted import Counted, counted_table
 from diva_rs.evaluation.embedder import Combine, Embedder
-from diva_rs.evaluation.items import Picture
+from diva_rs.evaluation.formats.mmvp import QuestionPair, first_shares, read_pairs, similarity
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.evaluation.mmvp_folder import QuestionPair, read_pairs
-from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.result import Result
 from diva_rs.evaluation.statistics import check_confidence
 
-PROMPT = "a photo of "
+# The first eight are those of the official script's output.
+_COLUMNS = (
+    *("qid1", "qid2", "pred1", "pred2", "gt1", "gt2", "q1score", "q2score"),
+    *("correct", "pattern", "type", "statement1", "statement2", "image1", "image2"),
+)
+
+
+@dataclass(frozen=True)
+class MmvpPair(Result):
+    """One pair of images and the two decisions on it."""
+
+    pattern: str  # one of `PATTERNS`, by the pair's place in the file
+    type: str  # as the file spells it
+    ids: tuple[int, int]  # question ids of the two rows
+    statements: tuple[str, str]  # without "a photo of "
+    images: tuple[str, str]  # the two files, first row's first
+    scores: tuple[float, float]  # for each statement, the softmax share of the first image, in [0, 1]
+    picked: tuple[int, int]  # for each statement, the image it picks: 1 or 2
+    expected: tuple[int, int]  # the image it should pick: 1 for an odd id, 2 for an even one
+    correct: bool  # both picked as expected
+
+
+@dataclass(frozen=True)
+class MmvpVlmResult(Counted):
+    """The score of one model on MMVP-VLM; the published number is `average`, over the nine patterns."""
+
+    pairs: tuple[MmvpPair, ...]  # in file order
+    embedding: str = "pooled"  # which image embedding was scored
+    model: str = ""  # its class
+    root: str = ""  # the benchmark's folder
+    seed: int = 0  # of the drawn tokens, if the embedding draws any
+    confidence: float = 0.95  # of the intervals
+    name: str = "MMVP-VLM"
+    is_test_set: bool = True
+    per_second: dict[str, float] = field(default_factory=dict, compare=False)  # images, texts embedded
+    kind = "detail"
+    unit = "pairs"
+    computed = ("benchmark", "right", "asked", "interval", "average", "patterns", "intervals")
+
+    @property
+    def benchmark(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
+    def answers(self) -> tuple[tuple[Any, str, bool], ...]:
+        """(statements, pattern, whether it is correct) of each pair, in file order."""
+        return tuple((pair.statements, pair.pattern, pair.correct) for pair in self.pairs)
+
+    @property
+    def per_cent(self) -> float:
+        """The average."""
+        return self.average
+
+    @property
+    def patterns(self) -> dict[str, float]:
+        """Accuracy of each visual pattern in per cent, in the official order."""
+        return self.shares
+
+    def __str__(self) -> str:
+        rows = [*self.counts.items(), ("average", (self.right, self.asked))]
+        return counted_table(rows, self.unit, self.confidence, f"{self.name} ({self.embedding})")
+
+    def records(self) -> list[dict[str, Any]]:
+        """One row per pair. The first eight columns are those of the official script's output."""
+        rows = []
+        for pair in self.pairs:
+            decisions = [f"img{number}" for number in (*pair.picked, *pair.expected)]
+            about = (int(pair.correct), pair.pattern, pair.type, *pair.statements, *pair.images)
+            rows.append(dict(zip(_COLUMNS, (*pair.ids, *decisions, *pair.scores, *about), strict=True)))
+        return rows
 
 
 def mmvp_vlm(
@@ -68,41 +137,15 @@ def mmvp_vlm(
     with evaluating(clip) as model:
         # Two at a time, as published: larger batches may differ in the last bit.
         bank = Bank(Embedder(model, preprocess, tokenizer, embedding, seed), 2, progress)
-        bank.add(part for pair in pairs for part in (*captions_of(pair), *pictures_of(pair)))
+        bank.add(part for pair in pairs for part in (*pair.captions, *pair.pictures))
         scored = tuple(_score(bank, pair) for pair in pairs)
     about = (bank.embedder.embedding.name, type(model).__name__, str(root), seed, confidence)
     return MmvpVlmResult(scored, *about, per_second=bank.per_second())
 
 
-def captions_of(pair: QuestionPair) -> tuple[str, str]:
-    """The two statements as the model reads them."""
-    first, second = pair.questions
-    return PROMPT + first.statement, PROMPT + second.statement
-
-
-def pictures_of(pair: QuestionPair) -> tuple[Picture, Picture]:
-    """The two images; the question's id keys the tokens that are drawn."""
-    one, two = (
-        Picture(str(path), f"{path} (question {question.id}, row {question.row})", path, question.id)
-        for path, question in zip(pair.images, pair.questions, strict=True)
-    )
-    return one, two
-
-
-def similarity(texts: Tensor, images: Tensor) -> Tensor:
-    """The logits of the official code."""
-    return 100 * texts @ images.T
-
-
-def first_shares(logits: Tensor) -> tuple[float, float]:
-    """(2, 2) -> for each statement the softmax share of the first image; it is picked above one half."""
-    one, two = logits.softmax(dim=-1)[:, 0].tolist()
-    return one, two
-
-
 def _score(bank: Bank, pair: QuestionPair) -> MmvpPair:
     first, second = pair.questions
-    scores = first_shares(similarity(bank.rows(captions_of(pair)), bank.rows(pictures_of(pair))))
+    scores = first_shares(similarity(bank.rows(pair.captions), bank.rows(pair.pictures)))
     picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
     expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
     return MmvpPair(
@@ -110,7 +153,7 @@ def _score(bank: Bank, pair: QuestionPair) -> MmvpPair:
         first.type,
         (first.id, second.id),
         (first.statement, second.statement),
-        (str(pair.images[0]), str(pair.images[1])),
+        (pair.pictures[0].key, pair.pictures[1].key),
         scores,
         picked,
         expected,

@@ -8,28 +8,41 @@ from typing import Any
 
 from diva_rs._base.files import read_text
 from diva_rs.errors import DataError, a_type, shown
-from diva_rs.evaluation.items import Item, Picture
+from diva_rs.evaluation.items import Benchmark, Item, Picture, pair_tasks
 
 _LONGEST = 1 << 28  # bytes of an annotation file
 
 
+def text_of(path: Path) -> str:
+    """The UTF-8 text of a file, without a byte order mark."""
+    try:
+        return read_text(path, _LONGEST).removeprefix("\ufeff")
+    except OSError as err:
+        raise DataError(f"{path} cannot be read: {err.strerror or err}") from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path} is not UTF-8 text: {err}") from err
+
+
+def entries(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, entry) of each entry of a list in JSON."""
+    for place, row in enumerate(read_json(path, list)):
+        yield f"{path}, entry {place}", row
+
+
 def read_json(path: Path, kind: type) -> Any:
     """The list or dict of a JSON file; a key that is there twice is an error."""
-    content = _json(_text(path), str(path))
+    content = _json(text_of(path), str(path))
     if not isinstance(content, kind):
         raise DataError(f"{path} holds {a_type(content)}, expected {a_type(kind())}")
     return content
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, object) of each line of a JSONL file; empty lines are skipped."""
-    for number, line in enumerate(_text(path).splitlines(), 1):
+def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, entry) of each line of a JSONL file; empty lines are skipped."""
+    for number, line in enumerate(text_of(path).splitlines(), 1):
         if line.strip():
             where = f"{path}, line {number}"
-            row = _json(line, where)
-            if not isinstance(row, dict):
-                raise DataError(f"{where} holds {a_type(row)}, expected an object")
-            yield where, row
+            yield where, _json(line, where)
 
 
 def text_field(row: Any, names: str | Iterable[str], where: str) -> str:
@@ -73,6 +86,16 @@ class ImageFolders:
             f"{where}: the image {name} is missing: looked in {looked}; images= gives another folder"
         )
 
+    def picture(self, row: Any, name: str, where: str) -> Picture:
+        """The picture in a field of a row: a path, its bytes, or a mapping with one of them."""
+        cell = row[name] if isinstance(row.get(name), (dict, bytes)) else text_field(row, name, where)
+        content = cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
+        if isinstance(content, bytes) and content:
+            return Picture.of_bytes(content, f"{where}, {name}")
+        if isinstance(content, str) and content:
+            return self.find(content, where)
+        raise DataError(f"{where}, {name} is {a_type(cell)} without an image: bytes or a path are expected")
+
 
 def coco_folders(root: Path, images: Path | None) -> ImageFolders:
     """Where the images of COCO val2017 usually lie."""
@@ -82,19 +105,28 @@ def coco_folders(root: Path, images: Path | None) -> ImageFolders:
     return ImageFolders([place / name for place in (root, root.parent) for name in below])
 
 
-def pair_item(row: Any, name: str, where: str, pictures: tuple[Picture, Picture], category: str = "") -> Item:
-    """An item of two captions and two images; captions are ``caption_0`` or ``text_0``, and so on."""
-    texts = [text_field(row, (f"caption_{n}", f"text_{n}"), where) for n in (0, 1)]
-    return Item(name, category or "all", (texts[0], texts[1]), pictures, where)
+def pairs_of(
+    rows: Iterable[tuple[str, Any]],
+    name: str,
+    root: Path,
+    images: Path | None,
+    category: str = "category",
+    **about: Any,
+) -> Benchmark:
+    """The pairs of rows with ``image_0``, ``caption_0`` (or ``text_0``), and so on.
 
-
-def _text(path: Path) -> str:
-    try:
-        return read_text(path, _LONGEST).removeprefix("\ufeff")
-    except OSError as err:
-        raise DataError(f"{os.fspath(path)} cannot be read: {err.strerror or err}") from err
-    except UnicodeDecodeError as err:
-        raise DataError(f"{path} is not UTF-8 text: {err}") from err
+    ``category`` is their optional field of that name. An ``id`` or ``index`` names them, else their place.
+    """
+    folders = [root, root / "images", root / "data"] if images is None else [images, images / "images"]
+    found, items = ImageFolders(folders), []
+    for where, row in rows:
+        captions = [text_field(row, (f"caption_{n}", f"text_{n}"), where) for n in (0, 1)]
+        pictures = [found.picture(row, f"image_{n}", where) for n in (0, 1)]
+        kind = "all" if row.get(category) is None else text_field(row, category, where)
+        number = row.get("id", row.get("index"))
+        title = where.rpartition(" ")[2] if number is None else str(number)
+        items.append(Item(title, kind, (captions[0], captions[1]), (pictures[0], pictures[1]), where))
+    return Benchmark(name, tuple(pair_tasks(items).values()), str(root), **about)
 
 
 def _json(text: str, where: str) -> Any:

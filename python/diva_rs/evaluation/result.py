@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from diva_rs._base.files import as_path, write_json, write_text
 
@@ -17,14 +17,16 @@ _MADE: ContextVar[list["Result"] | None] = ContextVar("results", default=None)
 class Result:
     """The base of the results, which are frozen dataclasses."""
 
+    computed: ClassVar[tuple[str, ...]] = ()  # scores that `to_dict` holds beside the fields
+
     def __post_init__(self) -> None:
         made = _MADE.get()
         if made is not None:
             made.append(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, for JSON; the outcomes of items as one string of 0 and 1."""
-        content = dict(vars(self))
+        """The fields and what is computed of them, for JSON; outcomes as one string of 0 and 1."""
+        content = {name: _plain(getattr(self, name)) for name in (*self.computed, *vars(self))}
         if "outcomes" in content:
             content["outcomes"] = "".join("01"[right] for right in content["outcomes"])
         return content
@@ -42,20 +44,26 @@ class Result:
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write `records` atomically; returns the path. Raises DataError if it cannot be written."""
-        records, text = self.records(), io.StringIO()
+        file, records, text = as_path(path), self.records(), io.StringIO()
         table = csv.DictWriter(text, list(records[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(records)
-        file = as_path(path)
         write_text(file, text.getvalue())
         return file
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 @contextmanager
 def results_made() -> Iterator[list[Result]]:
     """The results that are made inside, also by a function that returns only a number of one.
 
-    >>> from diva_rs.evaluation import zero_shot_folder
     >>> with results_made() as made:
     ...     value = diva_rs.evaluation.zero_shot_folder(clip, preprocess, tokenizer, photos_folder).accuracy
     >>> [result.kind for result in made]

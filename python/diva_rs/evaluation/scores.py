@@ -71,6 +71,7 @@ class SuiteResult(Result):
     confidence: float = 0.95  # of the intervals
     kind = "retention"
     is_test_set = True
+    computed = ("average",)
 
     @property
     def name(self) -> str:
@@ -89,12 +90,11 @@ class SuiteResult(Result):
 
     def __getitem__(self, dataset: str) -> DatasetScore:
         """The score on one data set. Raises DataError if it has none, with the reason."""
-        for score in self.scores:
-            if score.dataset == dataset:
-                return score
-        known = ", ".join(score.dataset for score in self.scores)
-        reason = self.missing.get(dataset, f"the data sets are {known}")
-        raise DataError(f"no score for {shown(dataset)}: {reason}")
+        scores = {score.dataset: score for score in self.scores}
+        if dataset not in scores:
+            reason = self.missing.get(dataset, f"the data sets are {', '.join(scores)}")
+            raise DataError(f"no score for {shown(dataset)}: {reason}")
+        return scores[dataset]
 
     def compare(
         self, other: "SuiteResult", resamples: int = 10_000, seed: int = 0
@@ -131,11 +131,6 @@ class SuiteResult(Result):
         lines += [f"{name:<{width}}  missing: {reason}" for name, reason in self.missing.items()]
         return "\n".join(lines)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        scores = [score.to_dict() for score in self.scores]
-        return {**vars(self), "average": self.average, "scores": scores}
-
     def records(self) -> list[dict[str, Any]]:
         """One row per data set; missing ones hold their reason."""
         rows: list[dict[str, Any]] = []
@@ -162,16 +157,12 @@ class FolderResult(Counted):
     accounting: Accounting = field(default_factory=Accounting)  # what the folder holds besides
     kind = "retention"
     unit = "images"
+    computed = ("right", "asked", "interval", "accuracy", "per_class", "counts")
 
     @property
-    def outcomes(self) -> tuple[bool, ...]:
-        """For each image, whether its class was picked."""
-        return tuple(named == picked for _, named, picked in self.predictions)
-
-    @property
-    def identities(self) -> tuple[Any, ...]:
-        """The file and class of each image."""
-        return tuple(row[:2] for row in self.predictions)
+    def answers(self) -> tuple[tuple[Any, str, bool], ...]:
+        """(file, class, whether it was picked) of each image."""
+        return tuple((file, named, named == picked) for file, named, picked in self.predictions)
 
     @property
     def accuracy(self) -> float:
@@ -179,32 +170,19 @@ class FolderResult(Counted):
         return self.per_cent
 
     @property
-    def categories(self) -> tuple[str, ...]:
-        """The class of each image."""
-        return tuple(named for _, named, _ in self.predictions)
-
-    @property
     def per_class(self) -> dict[str, float]:
         """Class name -> accuracy in per cent."""
-        return {name: 100 * right / asked for name, (right, asked) in self.counts.items()}
+        return self.shares
 
     def __str__(self) -> str:
         rows = [*self.counts.items(), ("all", (self.right, self.asked))]
         table = counted_table(rows, self.unit, self.confidence, self.name)
         return f"{table}\n{self.accounting}" if self.accounting.left_out else table
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        scores = ("right", "asked", "interval", "accuracy", "per_class", "counts")
-        found = {name: getattr(self, name) for name in scores}
-        return {**found, **vars(self), "accounting": self.accounting.to_dict()}
-
     def records(self) -> list[dict[str, Any]]:
         """One row per image."""
-        return [
-            {"file": file, "class": named, "picked": picked, "correct": int(named == picked)}
-            for file, named, picked in self.predictions
-        ]
+        columns = ("file", "class", "picked", "correct")
+        return [dict(zip(columns, (*row, int(row[1] == row[2])), strict=True)) for row in self.predictions]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a folder and a model to the result of a benchmark of fine detail."""
+"""Scores of fine detail: which of two captions belongs to which of two images, which of several fits one."""
 
 import os
 from dataclasses import dataclass
@@ -25,15 +25,77 @@ class Scoring:
     confidence: float = 0.95  # of the intervals
 
 
-def score_folder(
+def pairs(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    benchmark: str | None = None,
+    **settings: Any,
+) -> DetailResult:
+    """Score pairs of images with a caption each: MMVP-VLM, NaturalBench-Retrieval, Winoground, VisMin, yours.
+
+    * "text": for both images the own caption is more similar than the other one.
+    * "image": for both captions the own image is more similar than the other one.
+    * "group": both. It is the score of the result; ``result["text"]`` and ``result["image"]`` are the others.
+
+    A tie counts as wrong. MMVP-VLM's score is "image", by the rules of its official code (see `mmvp_vlm`), in
+    which a tie picks the second image.
+
+    Args:
+        clip, preprocess, tokenizer: as for `mmvp_vlm`.
+        root: the folder, in the published format, or one with a ``pairs.jsonl``: an object per line with
+            ``image_0``, ``image_1`` (paths relative to the folder), ``caption_0``, ``caption_1``, and
+            optionally ``category`` and ``id``.
+        benchmark: "mmvp-vlm", "naturalbench", "winoground", "vismin" or "pairs"; by default the format that
+            the folder's files show.
+        settings: fields of `Scoring`.
+
+    A missing image or field, an id or key that is there twice, and equal captions raise DataError.
+
+    >>> result = pairs(clip, preprocess, tokenizer, mmvp_folder)
+    >>> result.asked, list(result.rules), result.kind
+    (135, ['image', 'text', 'group'], 'detail')
+    """
+    return _score((clip, preprocess, tokenizer), root, benchmark, "pairs", Scoring(**settings))
+
+
+def captions(
+    clip: Any,
+    preprocess: Any,
+    tokenizer: Any,
+    root: str | os.PathLike[str],
+    benchmark: str | None = None,
+    **settings: Any,
+) -> DetailResult:
+    """Score the choice among captions or images: SugarCrepe, SugarCrepe++, What'sUp, SPEC.
+
+    * SugarCrepe: the caption beats the negative.
+    * SugarCrepe++: "image-to-text": both captions beat the negative; ``result["text-only"]``: the captions
+      are more similar to each other than either is to the negative.
+    * What'sUp: "single": the right one of the options; ``result["pair"]`` and ``result["set"]``: all
+      photographs of two opposite prepositions, or of the same two objects, are right.
+    * SPEC: "image2text"; ``result["text2image"]``.
+
+    A tie counts as wrong. Categories are the subsets; ``result.missing`` names published ones that are not
+    there. ``benchmark`` is "sugarcrepe", "sugarcrepe++", "whatsup" or "spec"; of the settings, ``images`` is
+    the folder of COCO's val2017 or of Visual Genome, if it is neither in the folder nor beside it. The rest
+    is as for `pairs`; a gap in the keys and a wrong label raise DataError as well.
+
+    >>> result = captions(clip, preprocess, tokenizer, sugarcrepe_folder)
+    >>> print(result.line)
+    SugarCrepe (image-to-text)  ... of 6 items right  [...]  ... %
+    """
+    return _score((clip, preprocess, tokenizer), root, benchmark, "captions", Scoring(**settings))
+
+
+def _score(
     model: tuple[Any, Any, Any],
     root: str | os.PathLike[str],
     benchmark: str | None,
     kind: str,
-    given: dict[str, Any],
+    settings: Scoring,
 ) -> DetailResult:
-    """Read a benchmark of a kind and score (clip, preprocess, tokenizer) on it."""
-    settings = Scoring(**given)
     check_confidence(settings.confidence)
     found = read_benchmark(root, benchmark, settings.images, settings.half, kind)
     with evaluating(model[0]) as clip:

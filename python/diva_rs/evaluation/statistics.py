@@ -6,7 +6,7 @@ Psychometrika 12 (1947) 153, in its exact binomial form; B. Efron, Ann. Stat. 7 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +35,6 @@ def interval_of(right: int, total: int, confidence: float) -> tuple[float, float
     """`wilson_interval` in per cent."""
     low, high = wilson_interval(right, total, confidence)
     return 100 * low, 100 * high
-
-
-def tally(outcomes: Iterable[tuple[str, bool]]) -> dict[str, tuple[int, int]]:
-    """(right, all) of each name, from a name and whether it was right for each item."""
-    counts: dict[str, tuple[int, int]] = {}
-    for name, right in outcomes:
-        hits, total = counts.get(name, (0, 0))
-        counts[name] = (hits + right, total + 1)
-    return counts
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
@@ -162,11 +153,11 @@ def compare_outcomes(
     """
     low, high = paired_bootstrap(before, after, confidence, resamples, seed)
     gained, lost = _flips(before, after)
-    items, old, new = len(before), sum(map(bool, before)), sum(map(bool, after))
+    items = len(before)
     return Comparison(
         name=name,
-        before=100 * old / items,
-        after=100 * new / items,
+        before=100 * sum(map(bool, before)) / items,
+        after=100 * sum(map(bool, after)) / items,
         difference=100 * (len(gained) - len(lost)) / items,
         interval=(100 * low, 100 * high),
         p_value=mcnemar_exact(len(gained), len(lost)),
@@ -183,9 +174,9 @@ def _flips(before: Sequence[bool], after: Sequence[bool]) -> tuple[tuple[int, ..
     """The positions of the items that were gained, and of those that were lost."""
     if len(before) != len(after) or len(before) == 0:
         raise ShapeError(f"{len(before)} outcomes before and {len(after)} after: one per item is needed")
-    both = list(enumerate(zip(before, after, strict=True)))
-    gained = tuple(i for i, (old, new) in both if new and not old)
-    return gained, tuple(i for i, (old, new) in both if old and not new)
+    old, new = (np.asarray(side, dtype=bool) for side in (before, after))
+    gained, lost = (np.flatnonzero(side).tolist() for side in (new & ~old, old & ~new))
+    return tuple(gained), tuple(lost)
 
 
 def check_confidence(confidence: float) -> None:
@@ -206,9 +197,8 @@ class Change:
     seeds: int  # how many
 
     def __str__(self) -> str:
-        if self.seeds == 1:
-            return f"{self.difference:+.1f}"
-        return f"{self.difference:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        interval = "" if self.seeds == 1 else f" [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.difference:+.1f}{interval}"
 
 
 def change(before: Sequence[float], after: Sequence[float], confidence: float = 0.95) -> Change:

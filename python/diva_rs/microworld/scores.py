@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs.errors import ConfigError, shown
-from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.mmvp_vlm import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes, wilson_interval
 from diva_rs.microworld.captions import Tokenizer, caption
 from diva_rs.microworld.dataset import World, pictures

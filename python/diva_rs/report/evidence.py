@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from diva_rs._base.files import as_path
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.detail import DetailResult
-from diva_rs.evaluation.mmvp_result import MmvpVlmResult
+from diva_rs.evaluation.mmvp_vlm import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
 from diva_rs.report.run import read_json
 

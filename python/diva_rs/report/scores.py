@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from diva_rs.evaluation.mmvp_result import MmvpPair, MmvpVlmResult
+from diva_rs.evaluation.mmvp_vlm import MmvpPair, MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 from diva_rs.report.change import Change, Score

@@ -112,7 +112,7 @@ class _Feedback(torch.autograd.Function):
         # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
         # before a GradScaler multiplies them.
         wide = tokens.detach().to(modules.dtype)
-        found = modules.step.at_tokens(wide, inputs.images, inputs.targets)
+        found = modules.step.at_tokens(wide, inputs.images, inputs.targets, inputs.batch)
         module.losses, d_tokens, d_bridge, _ = found
         modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)

@@ -32,6 +32,7 @@ class Inputs:
 
     images: Tensor  # (B, 3, H, W), normalised for CLIP
     targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]  # latents, noise, timesteps, choice, text
+    batch: _native.Batch  # what they were made of
 
 
 class Reader:
@@ -95,7 +96,11 @@ class Reader:
 
     def read(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
         """The tensors of a step: `batch`, and everything that the native step does before the networks."""
-        return Inputs(*self.native.read(self.batch(item, ids, epoch, draws, seen)))
+        return self.made(self.batch(item, ids, epoch, draws, seen))
+
+    def made(self, batch: _native.Batch) -> Inputs:
+        """The tensors of a step, of what `batch` gave."""
+        return Inputs(*self.native.read(batch), batch)
 
     def _checked(self, item: Any, ids: Any) -> Batch:
         """The item, checked where it comes from: on the host before the copy, on a device without waiting."""

@@ -133,7 +133,7 @@ class StepModules:
     def inputs(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
         """The step's tensors of a loader's item, for callers who run the tower: see `Reader.read`."""
         self.check_home()
-        return Inputs(*self.reader.native.read(self._batch(item, ids, epoch, draws, seen)))
+        return self.reader.made(self._batch(item, ids, epoch, draws, seen))
 
     def _batch(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> _native.Batch:
         self._check("denoiser")

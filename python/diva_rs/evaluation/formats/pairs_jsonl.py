@@ -8,8 +8,8 @@ id                    optional: its name in results, by default the number of th
 
 from pathlib import Path
 
-from diva_rs.evaluation.items import Benchmark, pair_tasks
-from diva_rs.evaluation.reading import ImageFolders, pair_item, read_json_lines, text_field
+from diva_rs.evaluation.items import Benchmark
+from diva_rs.evaluation.reading import pairs_of, read_json_lines
 
 NAME, KIND, LOOKS_FOR = "pairs", "pairs", "pairs.jsonl"
 
@@ -21,15 +21,5 @@ def matches(root: Path) -> bool:
 
 def read(root: Path, images: Path | None) -> Benchmark:
     """The pairs of the folder, which is no published test set."""
-    found = ImageFolders([root] if images is None else [images])
-    items = []
-    for where, row in read_json_lines(root / "pairs.jsonl"):
-        names = [text_field(row, f"image_{n}", where) for n in (0, 1)]
-        pictures = (found.find(names[0], where), found.find(names[1], where))
-        category = text_field(row, "category", where) if row.get("category") is not None else ""
-        number = row.get("id")
-        name = where.rpartition(" ")[2] if number is None else str(number)
-        items.append(pair_item(row, name, where, pictures, category))
-    tasks = pair_tasks(items)
-    ordered = tuple(tasks[rule] for rule in ("group", "text", "image"))
-    return Benchmark(root.resolve().name, ordered, str(root), is_test_set=False)
+    rows = read_json_lines(root / "pairs.jsonl")
+    return pairs_of(rows, root.resolve().name, root, images, is_test_set=False)

@@ -64,11 +64,10 @@ def _ordered(content: dict[str, Any], file: Path, published: int) -> list[str]:
         if not re.fullmatch("0|[1-9][0-9]{0,8}", key):
             raise DataError(f"{file}: the key {shown(key)} is no number")
     keys = sorted(content, key=int)
-    if len(content) != published:
-        for before, after in itertools.pairwise(map(int, keys)):
-            if after != before + 1:
-                raise DataError(
-                    f"{file}: key {before + 1} is missing, between {before} and {after}: the file has "
-                    f"{len(content)} items, the published one {published}"
-                )
+    for before, after in itertools.pairwise(map(int, keys)):
+        if len(keys) != published and after != before + 1:
+            raise DataError(
+                f"{file}: key {before + 1} is missing, between {before} and {after}: the file has "
+                f"{len(keys)} items, the published one {published}"
+            )
     return keys

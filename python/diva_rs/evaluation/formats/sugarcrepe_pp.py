@@ -7,7 +7,7 @@ from torch import Tensor
 from diva_rs.errors import DataError
 from diva_rs.evaluation.formats.sugarcrepe import PUBLISHED, files_of
 from diva_rs.evaluation.items import Benchmark, Item, Task
-from diva_rs.evaluation.reading import coco_folders, read_json, text_field
+from diva_rs.evaluation.reading import coco_folders, entries, text_field
 
 NAME, KIND = "sugarcrepe++", "captions"
 LOOKS_FOR = "replace_att.json, swap_obj.json, ... that hold lists"
@@ -24,8 +24,7 @@ def read(root: Path, images: Path | None) -> Benchmark:
     files, pictures = files_of(root, "["), coco_folders(root, images)
     seeing, reading = [], []
     for subset, file in files.items():
-        for place, row in enumerate(read_json(file, list)):
-            where = f"{file}, entry {place}"
+        for where, row in entries(file):
             one, two, negative = (
                 text_field(row, field, where) for field in ("caption", "caption2", "negative_caption")
             )

@@ -6,7 +6,8 @@ Some published rows are reported to have their images swapped; scores are those 
 from pathlib import Path
 
 from diva_rs.evaluation.items import Benchmark
-from diva_rs.evaluation.tables import columns, pairs_of_table
+from diva_rs.evaluation.reading import pairs_of
+from diva_rs.evaluation.tables import columns, rows_of
 
 NAME, KIND = "vismin", "pairs"
 LOOKS_FOR = "parquet or a saved datasets folder with image_0, image_1, caption_0, caption_1, category"
@@ -20,4 +21,4 @@ def matches(root: Path) -> bool:
 
 def read(root: Path, images: Path | None) -> Benchmark:
     """The pairs; categories are the kinds of change."""
-    return pairs_of_table("VisMin", root, images, ("category",))
+    return pairs_of(rows_of(root), "VisMin", root, images)

@@ -6,27 +6,25 @@ from pathlib import Path
 
 from diva_rs.errors import DataError, shown
 from diva_rs.evaluation.items import Benchmark, Item, Task, first_right
-from diva_rs.evaluation.reading import ImageFolders, coco_folders, read_json, text_field, texts
+from diva_rs.evaluation.reading import ImageFolders, coco_folders, entries, text_field, texts
 
 NAME, KIND = "whatsup", "captions"
-# File -> its name, and the two pairs of prepositions that make a set.
-_CONTROLLED = {
+_SUBSETS: dict[str, tuple[str, tuple[tuple[str, str], ...]]] = {
+    # File -> its name, and the two pairs of prepositions that make a set in the controlled ones.
     "controlled_images_dataset.json": ("controlled A", (("left", "right"), ("on", "under"))),
     "controlled_clevr_dataset.json": ("controlled B", (("left", "right"), ("front", "behind"))),
+    "coco_qa_one_obj.json": ("COCO, one object", ()),
+    "coco_qa_two_obj.json": ("COCO, two objects", ()),
+    "vg_qa_one_obj.json": ("VG, one object", ()),
+    "vg_qa_two_obj.json": ("VG, two objects", ()),
 }
-_TWO_OPTIONS = {
-    "coco_qa_one_obj.json": "COCO, one object",
-    "coco_qa_two_obj.json": "COCO, two objects",
-    "vg_qa_one_obj.json": "VG, one object",
-    "vg_qa_two_obj.json": "VG, two objects",
-}
-LOOKS_FOR = ", ".join([*_CONTROLLED, *_TWO_OPTIONS])
+LOOKS_FOR = ", ".join(_SUBSETS)
 _SCENE = re.compile(r"([^_]+)_(left|right|on|under|in[-_]front|front|behind)(?:_of)?_(.+)")
 
 
 def matches(root: Path) -> bool:
     """Whether there is a file of a subset."""
-    return any((root / name).is_file() for name in (*_CONTROLLED, *_TWO_OPTIONS))
+    return any((root / name).is_file() for name in _SUBSETS)
 
 
 def read(root: Path, images: Path | None) -> Benchmark:
@@ -39,9 +37,12 @@ def read(root: Path, images: Path | None) -> Benchmark:
     pairs: dict[str, tuple[str, ...]] = {}
     sets: dict[str, tuple[str, ...]] = {}
     missing = []
-    for name, (subset, prepositions) in _CONTROLLED.items():
+    for name, (subset, prepositions) in _SUBSETS.items():
         if not (root / name).is_file():
             missing.append(subset)
+            continue
+        if not prepositions:
+            items += _two_options(root / name, subset, images)
             continue
         scenes: dict[str, dict[str, str]] = {}
         for objects, preposition, item in _controlled(root / name, subset, images):
@@ -57,11 +58,6 @@ def read(root: Path, images: Path | None) -> Benchmark:
                     raise DataError(f"{root / name}: the set {objects} lacks {', '.join(lost)}")
                 pairs[f"{objects}/{'-'.join(pair)}"] = tuple(found[one] for one in pair)
             sets[objects] = tuple(found.values())
-    for name, subset in _TWO_OPTIONS.items():
-        if (root / name).is_file():
-            items += _two_options(root / name, subset, images)
-        else:
-            missing.append(subset)
     tasks = [Task("single", tuple(items), first_right)]
     if sets:
         controlled = tuple(item for item in items if item.shared in sets)
@@ -75,8 +71,7 @@ def _controlled(file: Path, subset: str, images: Path | None) -> Iterator[tuple[
     root = file.parent
     near = [root, root / "data", root.parent] if images is None else [images, images.parent]
     pictures = ImageFolders(near)
-    for place, row in enumerate(read_json(file, list)):
-        where = f"{file}, entry {place}"
+    for where, row in entries(file):
         path = text_field(row, "image_path", where)
         options = row.get("caption_options")
         if not isinstance(options, list) or len(options) != 4:
@@ -92,8 +87,7 @@ def _controlled(file: Path, subset: str, images: Path | None) -> Iterator[tuple[
                 f"which the file name {Path(path).name} does"
             )
         picture = pictures.find(path.removeprefix("data/"), where)
-        objects = f"{subset}/{scene[1]} {scene[3]}"
-        name = f"{subset}/{Path(path).stem}"
+        objects, name = f"{subset}/{scene[1]} {scene[3]}", f"{subset}/{Path(path).stem}"
         yield objects, preposition, Item(name, subset, captions, (picture,), where, objects)
 
 
@@ -103,8 +97,7 @@ def _two_options(file: Path, subset: str, images: Path | None) -> Iterator[Item]
     near = [root, root.parent] if images is None else [images, images.parent]
     others = ImageFolders([*(place / "vg_images" for place in near), *near])
     pictures = coco_folders(root, images) if coco else others
-    for place, row in enumerate(read_json(file, list)):
-        where = f"{file}, entry {place}"
+    for place, (where, row) in enumerate(entries(file)):
         if not isinstance(row, list) or len(row) != 3:
             raise DataError(f"{where} is {shown(row)}, expected [image id, right caption, wrong caption]")
         captions = texts(row[1:], "caption", where)

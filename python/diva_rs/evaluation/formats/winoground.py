@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from diva_rs.evaluation.items import Benchmark
-from diva_rs.evaluation.tables import columns, pairs_of_table
+from diva_rs.evaluation.reading import pairs_of
+from diva_rs.evaluation.tables import columns, rows_of
 
 NAME, KIND = "winoground", "pairs"
 LOOKS_FOR = "parquet or a saved datasets folder with image_0, image_1, caption_0, caption_1, collapsed_tag"
@@ -16,4 +17,4 @@ def matches(root: Path) -> bool:
 
 def read(root: Path, images: Path | None) -> Benchmark:
     """The pairs; categories are the collapsed tags."""
-    return pairs_of_table("Winoground", root, images, ("collapsed_tag",))
+    return pairs_of(rows_of(root), "Winoground", root, images, "collapsed_tag")

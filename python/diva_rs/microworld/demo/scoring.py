@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diva_rs.evaluation import linear_probe
-from diva_rs.evaluation.mmvp_result import MmvpVlmResult
+from diva_rs.evaluation.mmvp_vlm import MmvpVlmResult
 from diva_rs.evaluation.scores import DatasetScore, ProbeScore, SuiteResult
 from diva_rs.evaluation.statistics import change, compare_outcomes
 from diva_rs.microworld import PATTERNS, VALUES, World, image_embeddings, mini_mmvp, zero_shot_objects
