@@ -193,9 +193,8 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     own: dict[str, Tensor] = {}
     for name, value in weights.items():
         if not isinstance(name, str) or not is_dense(value) or value.is_meta:
-            raise WeightsError(
-                f"weights[{shown(name)}] is {described(value)}: a dense tensor that holds values is needed"
-            )
+            what = f"weights[{shown(name)}] is {described(value)}"
+            raise WeightsError(f"{what}: a dense tensor that holds values is needed")
         own[name] = value.detach().cpu().contiguous().clone()
     return own
 

@@ -75,10 +75,9 @@ class NonFiniteMonitor:
     def check(self) -> None:
         """Raise DivaError where more than ``most`` updates in a row were skipped."""
         if self._streak > self.most:
-            raise DivaError(
-                f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, the "
-                f"last at {self._last}: lower lr, use precision='fp32', or look at these images"
-            )
+            what = f"{self._streak} updates in a row were skipped, whose loss or gradient was not finite"
+            advice = "lower lr, use precision='fp32', or look at these images"
+            raise DivaError(f"{what}, the last at {self._last}: {advice}")
 
     def _look(self, step: int, loss: float, norm: float, parts: list[tuple[float, str]]) -> None:
         """Count and log one step; ``parts`` are the loss and the samples of each batch of this rank."""
@@ -97,10 +96,9 @@ class NonFiniteMonitor:
             bound = usual + max(_JUMP * spread, _LEAST * abs(usual))
             if loss > bound:
                 worst, samples = max(parts, default=(bound, ""))
-                _log.warning(
-                    "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s",
-                    *(loss, step, len(self._losses), usual, samples if worst > bound else _ELSEWHERE),
-                )
+                named = samples if worst > bound else _ELSEWHERE
+                text = "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s"
+                _log.warning(text, loss, step, len(self._losses), usual, named)
         self._losses.append(loss)
 
 

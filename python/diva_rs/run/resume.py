@@ -56,10 +56,8 @@ def open_run(
         return None
     progress = progress_of(state)
     if recipe.steps is not None and recipe.steps < progress.steps:
-        raise ConfigError(
-            f"steps={recipe.steps}, but the run in {folder.path} has done {progress.steps} steps already: "
-            "give more, or resume=False, which starts again"
-        )
+        done = f"the run in {folder.path} has done {progress.steps} steps already"
+        raise ConfigError(f"steps={recipe.steps}, but {done}: give more, or resume=False to start again")
     world = ranked.ranks.world
     places = places_on(loader.loader, progress.places, world)
     changes = [] if resume == "force" else _changes(earlier, recipe, was, models, one_pass)
@@ -69,8 +67,7 @@ def open_run(
     if changes and resume != "force":
         raise ConfigError(
             f"the run in {folder.path} differs from this one ({'; '.join(changes)}): give the same "
-            'settings, resume="force" to continue with the new ones, resume=False to start again, or '
-            "another output_dir"
+            'settings, resume="force" to continue with the new ones, or resume=False to start again'
         )
     if recipe.anchor and was.get("clip_start") != models["clip_start"]:
         raise ConfigError(
