@@ -185,7 +185,7 @@ class RunFolder:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             os.close(handle)
-            raise ConfigError(f"another process writes into {self.path}: choose another folder") from err
+            raise ConfigError(f"another process is writing into {self.path}: choose another one") from err
         except OSError:
             pass  # a file system without locks
         return handle

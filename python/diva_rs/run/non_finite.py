@@ -76,7 +76,7 @@ class NonFiniteMonitor:
         """Raise DivaError where more than ``most`` updates in a row were skipped."""
         if self._streak > self.most:
             what = f"{self._streak} updates in a row were skipped, whose loss or gradient was not finite"
-            advice = "lower lr, use precision='fp32', or look at these images"
+            advice = "lower lr, use precision='fp32', or look at these images; max_skipped allows more"
             raise DivaError(f"{what}, the last at {self._last}: {advice}")
 
     def _look(self, step: int, loss: float, norm: float, parts: list[tuple[float, str]]) -> None:
