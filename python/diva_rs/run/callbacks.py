@@ -38,7 +38,7 @@ class Callback:
         """Before the first step; ``trainer`` holds the recipe and the models."""
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """After each optimizer step, from 1. Metrics may be tensors on the device, which to read is to wait."""
+        """After each optimizer step, from 1; to read a metric that is on the device is to wait for it."""
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         """Every ``log_every`` steps and after the last; ``metrics`` are a row of the result's history."""
