@@ -14,7 +14,7 @@ _log = logging.getLogger("diva_rs")
 
 # Slurm, torchrun and preemption send SIGTERM, a terminal that closes SIGHUP, batch systems a user
 # signal some time before SIGKILL.
-_NOTICES = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_NOTICES: tuple[int, ...] = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _COPY = 3.0  # seconds in which a second Ctrl-C is a launcher's copy of the terminal's
 
 
