@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-import diva_rs
+from builders import runs
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DivaError, Recipe, Trainer
 from diva_rs.data.batches import Batch
@@ -37,8 +37,7 @@ class Spoil:
 
 
 def train(teacher, loader, **given):
-    given = {"progress": False, "log_every": 1, "draws": 1, "lr": 1e-2, **given}
-    return diva_rs.post_train(small_clip(), teacher, loader, **given)
+    return runs.train(teacher, loader, **{"draws": 1, "lr": 1e-2, **given})
 
 
 def weights(result):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import Resize
 
 import diva_rs
+from builders import runs
 from builders.pictures import encoded, write_tar
 from builders.runs import Stop, stop_at
 from builders.small import images, small_clip
@@ -48,8 +49,7 @@ def keys(monkeypatch):
 
 
 def train(teacher, loader, folder, recipe=RECIPE, **given):
-    given = {"progress": False, **given}
-    return diva_rs.post_train(small_clip(), teacher, loader, recipe, output_dir=folder, **given)
+    return runs.train(teacher, loader, recipe, output_dir=folder, **given)
 
 
 def cut(teacher, loader, folder, **given):
