@@ -24,7 +24,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_share, 1)))
 
 # Name in an example -> module under tests/builders that makes it. Folders are made in `tmp_path`.
-_MODELS = dict.fromkeys(("clip", "teacher", "unet", "result", "preprocess", "tokenizer"), "builders.examples")
+_MODELS = {
+    **dict.fromkeys(("clip", "teacher", "unet", "result", "preprocess", "tokenizer"), "builders.examples"),
+    "judged": "builders.judged",
+}
 _FOLDERS = {
     "mmvp_folder": "builders.mmvp",
     "shapes_folder": "builders.benchmarks",

@@ -13,6 +13,7 @@ __all__ = [
     "Batch",
     "Bridge",
     "DrawPlan",
+    "Judge",
     "Network",
     "Optimizer",
     "Pixels",
@@ -199,6 +200,26 @@ class Step:
     def at_tokens(
         self, tokens: Tensor, images: Tensor, targets: _Targets, batch: Batch | None = None
     ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
+
+@final
+class Judge:
+    def __new__(
+        cls,
+        denoiser: Callable[..., Tensor] | Network,
+        schedule: Schedule,
+        loss: str = "mse",
+        batch: int | None = None,
+    ) -> Judge: ...
+    def losses(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        texts: Tensor,
+        pairs: npt.NDArray[np.int64],
+    ) -> Tensor: ...
+    @property
+    def limit(self) -> int | None: ...
 
 @final
 class Recording: ...

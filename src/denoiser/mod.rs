@@ -94,6 +94,13 @@ impl KeysValues {
         let parts = self.0.iter().map(|(keys, values)| Ok((part(keys)?, part(values)?)));
         Ok(KeysValues(parts.collect::<Result<_>>()?))
     }
+
+    /// Those of the samples `index` (n,).
+    pub fn select(&self, index: &Tensor) -> Result<KeysValues> {
+        let row = |tensor: &Tensor| tensor.f_index_select(0, index);
+        let parts = self.0.iter().map(|(keys, values)| Ok((row(keys)?, row(values)?)));
+        Ok(KeysValues(parts.collect::<Result<_>>()?))
+    }
 }
 
 /// One network for several owners: the object that Python holds and the step that runs it.

@@ -25,7 +25,7 @@ impl Distance {
     }
 
     /// One loss per sample, the mean over everything but the batch, in float32 or better: (B, ...) -> (B,).
-    fn per_sample(self, prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
+    pub(super) fn per_sample(self, prediction: &Tensor, target: &Tensor) -> Result<Tensor> {
         if prediction.size() != target.size() {
             let expected = format!("{:?} like the target", target.size());
             return Err(DivaError::shape("feedback", "prediction", prediction, expected));

@@ -5,7 +5,7 @@
 //!
 //! [`term`]: what is minimised, each by its name; [`denoise`], [`anchor`]: the built-in terms; [`view`]: what a term sees;
 //! [`passes`]: the second cut, N draws in as many passes as memory allows ([`limit`]); [`targets`]: what a batch is
-//! denoised from; [`losses`]: losses by name.
+//! denoised from; [`losses`]: losses by name; [`captions`]: the second cut as a classifier, which trains nothing.
 
 use crate::torch::Tensor;
 
@@ -13,6 +13,7 @@ use crate::condition::Bridge;
 use crate::error::{DivaError, Result};
 
 mod anchor;
+mod captions;
 mod denoise;
 mod limit;
 mod losses;
@@ -22,6 +23,7 @@ mod term;
 mod view;
 
 pub use anchor::Anchor;
+pub use captions::Captioned;
 pub use denoise::{Denoise, Distance};
 pub use limit::MemoryLimit;
 pub(crate) use losses::sum;

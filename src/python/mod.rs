@@ -7,6 +7,7 @@ mod condition;
 mod draws;
 mod enter;
 mod inputs;
+mod judge;
 mod list;
 mod network;
 mod number;
@@ -31,6 +32,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     inputs::register(module)?;
     optim::register(module)?;
     step::register(module)?;
+    judge::register(module)?;
     term::register(module)?;
     network::register(module)
 }

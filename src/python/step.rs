@@ -36,7 +36,7 @@ fn tower(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn VisionTower>> {
 }
 
 /// A native denoiser where the object is one, otherwise a callable (see [`CallbackDenoiser`]).
-fn denoiser(object: &Bound<'_, PyAny>) -> PyResult<Arc<Mutex<dyn Denoiser>>> {
+pub(super) fn denoiser(object: &Bound<'_, PyAny>) -> PyResult<Arc<Mutex<dyn Denoiser>>> {
     match object.downcast::<PyNetwork>() {
         Ok(native) => native.get().denoiser(),
         Err(_) => Ok(Arc::new(Mutex::new(CallbackDenoiser::new(object)?))),
@@ -52,7 +52,7 @@ fn named<'py>(py: Python<'py>, losses: &Losses) -> PyResult<Bound<'py, PyDict>> 
 }
 
 /// Runs the handlers of signals that arrived.
-fn signals() -> Result<()> {
+pub(super) fn signals() -> Result<()> {
     python(|py| py.check_signals())
 }
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from builders.reference import ReferenceStep, gradients_of
 from diva_rs import Trainer
+from diva_rs.step.draws import sample_keys
 
 
 class AutogradStep:
@@ -19,10 +20,10 @@ class AutogradStep:
         self.projector, self.unet = copy.deepcopy(trainer.projector), copy.deepcopy(trainer.teacher.unet)
         self.unet.requires_grad_(train_denoiser)
 
-    def run(self, images: Tensor) -> tuple[dict[str, float], dict[str, Tensor]]:
+    def run(self, images: Tensor, ids: list[int] | None = None) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Losses by name, and the gradients by the names of `Trainer.parameters`."""
         trainer, recipe = self.trainer, self.trainer.recipe
-        inputs = trainer.step_modules.inputs(images, None, trainer.epoch, None, trainer.samples_seen)
+        inputs = trainer.step_modules.inputs(images, ids, trainer.epoch, None, trainer.samples_seen)
         latents, noise, timesteps, choice, text = inputs.targets
         plain = ReferenceStep(self.clip, self.unet, None, None, text, self.projector, recipe.to_dict())
         schedule = trainer.teacher.schedule
@@ -40,6 +41,8 @@ class AutogradStep:
             predictions=torch.stack(predictions, 1),
             targets=torch.stack(targets, 1),
             timesteps=timesteps,
+            keys=sample_keys(range(len(images)) if ids is None else ids),
+            epoch=trainer.epoch,
         )
         losses = {"denoising": (view.predictions - view.targets).square().mean()}
         if recipe.anchor:

@@ -20,6 +20,7 @@ from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
 from diva_rs._base.files import write_json
+from diva_rs.captions import Vocabulary, read_sets
 from diva_rs.cli.clips import load_clip
 from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
@@ -92,6 +93,20 @@ _NEEDED = {"clip": MODEL, "teacher": "t", "data": "d", "output_dir": "o"}
 
 def _read_config(folder: Path) -> None:
     settings(argparse.Namespace(config=str(folder / "run.toml"), **_NEEDED), TrainOptions)
+
+
+def _words(folder: Path) -> None:
+    (folder / "words.toml").write_text(Vocabulary.photographs().to_toml())
+
+
+def _caption_sets(folder: Path) -> None:
+    one = {"id": 3, "name": "colour", "captions": ["a red car", "a blue car"], "words": ["red", "blue"]}
+    rows = [one, {"file": "a/1.jpg", "caption": "two red cars on a table"}, {**one, "id": "b"}]
+    (folder / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_caption_sets(folder: Path) -> None:
+    read_sets(folder / "sets.jsonl", Vocabulary.photographs())
 
 
 _KINDS = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "png", "ppm"]
@@ -207,6 +222,8 @@ READERS: dict[str, FileReader] = {
         12,
     ),
     "config": FileReader(_config, _read_config, 12),
+    "vocabulary": FileReader(_words, lambda folder: Vocabulary.read(folder / "words.toml").to_toml(), 6),
+    "caption sets": FileReader(_caption_sets, _read_caption_sets, 6),
     "images": FileReader(_images, _read_images, 15),
     "shard": FileReader(_shard, _read_shard, 15),
     "latents": FileReader(

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 import diva_rs
+from builders.judged import given
 from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
+from builders.texts import tokenize
 from diva_rs import FeedbackLoss, Recipe, Trainer
+from diva_rs.captions import CaptionTerm, KeepTerm
 
 VARIANTS = {
     "default": {},
@@ -71,6 +74,16 @@ def test_every_way_in_reads_nothing(item):
     else:
         batch["pixel_values"] = batch.pop("images")
     assert Trainer(small_clip().to("meta"), teacher, Recipe(backend="native")).step(batch).is_meta
+
+
+@pytest.mark.parametrize("face", [Trainer, FeedbackLoss])
+def test_terms_over_texts_read_nothing(face):
+    clip = small_clip().to("meta")
+    terms = {"captions": CaptionTerm(given(), clip, tokenize), "keep": KeepTerm(clip, tokenize, ["a", "b"])}
+    step = face(clip, meta_teacher(), terms={name: (0.5, term) for name, term in terms.items()})
+    run = step.step if face is Trainer else step
+    for ids in ([10, 11, 13], [12, 14, 11]):
+        assert run({"images": torch.empty(3, 3, SIDE, SIDE, device="meta"), "ids": ids}).is_meta
 
 
 def test_host_batches_go_to_the_device():

@@ -8,20 +8,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.negatives import swaps
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
     from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
+    from diva_rs.captions.term import CaptionTerm, KeepTerm
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
     from diva_rs.captions.written import Writer
 
 # Public names and their modules, imported on first use.
 _NAMES = {
     "Attribute": "vocabulary",
+    "CaptionTerm": "term",
     "ContrastSet": "sets",
     "Evidence": "judgements",
+    "Judge": "judge",
     "Judgements": "judgements",
+    "KeepTerm": "term",
     "Reliability": "posteriors",
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
@@ -35,9 +40,12 @@ _NAMES = {
 
 __all__ = [
     "Attribute",
+    "CaptionTerm",
     "ContrastSet",
     "Evidence",
+    "Judge",
     "Judgements",
+    "KeepTerm",
     "Reliability",
     "Verdict",
     "Vocabulary",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,15 +63,17 @@ class Verdict:
 class Judgements(Mapping[int, tuple[Verdict, ...]]):
     """The verdicts of images by sample key, a whole number (`diva_rs.draws.sample_keys`), in its order.
 
-    Temperature and reliability are those of all sets of one name, over all images.
+    Temperature and reliability are those of all sets of one name, over all images: computed when a verdict is
+    first read.
 
     Args:
         evidence: the losses by sample key; the judgements are in the order of the keys.
         vocabulary: what the sets were made from, if they were.
-        record: what a folder of judgements says of them, with temperatures and reliability, which are then
+        facts: what a folder of judgements says of them, with temperatures and reliability, which are then
             not calibrated again.
+        given: name -> word of what was not judged, by sample key.
 
-    Raises DataError where all sets of a name have less than two draws.
+    Reading a verdict raises DataError where all sets of a name have less than two draws.
 
     >>> colour = ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))
     >>> red = np.array([[0.1, 0.2, 0.1, 0.2], [0.5, 0.4, 0.5, 0.4]])
@@ -84,11 +87,17 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         evidence: Mapping[int, Sequence[Evidence]],
         vocabulary: Vocabulary | None = None,
         facts: Facts | None = None,
+        given: Mapping[int, Mapping[str, str]] | None = None,
     ) -> None:
         self.evidence = {int(key): tuple(sets) for key, sets in sorted(evidence.items())}
-        self.vocabulary = vocabulary
-        self.facts = _calibrated(self.evidence) if facts is None else facts
+        self.vocabulary, self.given = vocabulary, given or {}
+        self._facts = facts
         self._verdicts: dict[int, tuple[Verdict, ...]] = {}
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What is said of all judgements together."""
+        return _calibrated(self.evidence) if self._facts is None else self._facts
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Judgements":
@@ -136,10 +145,12 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         return len(self.evidence)
 
     def values(self, key: int) -> dict[str, str]:  # type: ignore[override]
-        """The judged word by set name, of the sets that have a weight, and the subject in any case."""
-        subject = Vocabulary.SUBJECT
+        """The judged word by set name, of the sets that have a weight; the subject in any case."""
+        subject, given = Vocabulary.SUBJECT, self.given.get(int(key), {})
         subjects = () if self.vocabulary is None else self.vocabulary.subjects
         found = {subject: subjects[0]} if len(subjects) == 1 else {}
+        if subject in given:
+            found[subject] = given[subject]
         for verdict in self[key]:
             if verdict.weight > 0 or verdict.set.name == subject:
                 found[verdict.set.name] = verdict.set.words[verdict.best]
@@ -168,12 +179,13 @@ def _calibrated(evidence: Mapping[int, Sequence[Evidence]]) -> Facts:
             by_name.setdefault(each.set.name, []).append(each)
     temperatures, reliabilities = {}, {}
     for name, sets in by_name.items():
-        losses = [each.losses for each in sets]
-        if all(each.shape[1] < 2 for each in losses):
+        sets = [each for each in sets if each.losses.shape[1] > 1]
+        if not sets:
             raise DataError(
                 f"no set {shown(name)} has two draws: temperature and reliability compare two halves of the "
                 "draws, use draws=2 or more"
             )
+        losses = [each.losses for each in sets]
         temperatures[name] = temperature(losses)
         reliabilities[name] = reliability(losses, [each.set.words for each in sets])
     return Facts(temperatures=temperatures, reliability=reliabilities)

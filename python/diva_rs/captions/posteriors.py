@@ -86,12 +86,10 @@ def settled(losses: Array, errors: float) -> bool:
 
 
 def temperature(sets: Sequence[Array]) -> float:
-    """The temperature of sets (K, n) of one name, without labels.
+    """The temperature of sets (K, n) of one name, n at least 2, without labels.
 
     It maximises the likelihood of one half's best caption under the posterior of the other half, both ways;
     of temperatures that are about equally likely it is the largest.
-
-    Raises DataError where no set has two draws.
     """
     halves = [pair for losses in sets for pair in _halves(losses)]
     size = max(len(losses) for losses, _ in halves)
@@ -110,19 +108,15 @@ def temperature(sets: Sequence[Array]) -> float:
 
 
 def reliability(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> Reliability:
-    """The reliability of sets (K, n) of one name, whose captions differ in ``words`` (K each).
-
-    Raises DataError where no set has two draws.
-    """
-    pairs = [(losses, names) for losses, names in zip(sets, words, strict=True) if losses.shape[1] > 1]
-    bests = [[best for _, best in _halves(losses)] for losses, _ in pairs]
+    """The reliability of sets (K, n) of one name, n at least 2; their captions differ in ``words`` (K)."""
+    bests = [[best for _, best in _halves(losses)] for losses in sets]
     agreement = float(np.mean([first == second for first, second in bests]))
-    guess = float(np.mean([1 / len(losses) for losses, _ in pairs]))
-    liking = _by_liking([names for _, names in pairs], bests)
-    above = agreement > liking + _ERRORS * np.sqrt(liking * (1 - liking) / len(pairs))
-    ends = (agreement, *wilson_interval(round(agreement * len(pairs)), len(pairs)))
+    guess = float(np.mean([1 / len(losses) for losses in sets]))
+    liking = _by_liking(words, bests)
+    above = agreement > liking + _ERRORS * np.sqrt(liking * (1 - liking) / len(sets))
+    ends = (agreement, *wilson_interval(round(agreement * len(sets)), len(sets)))
     accuracy, low, high = (_accuracy(end, liking, guess) for end in ends)
-    return Reliability(agreement, accuracy, guess, len(pairs), bool(above), (low, high))
+    return Reliability(agreement, accuracy, guess, len(sets), bool(above), (low, high))
 
 
 def _accuracy(agreement: float, liking: float, guess: float) -> float:
@@ -136,8 +130,6 @@ def _accuracy(agreement: float, liking: float, guess: float) -> float:
 
 def _halves(losses: Array) -> list[tuple[Array, int]]:
     """The mean losses (K,) of each half of the draws, with the best caption of the other half."""
-    if losses.shape[1] < 2:
-        return []
     first, second = losses[:, ::2].mean(1), losses[:, 1::2].mean(1)
     return [(first, int(second.argmin())), (second, int(first.argmin()))]
 

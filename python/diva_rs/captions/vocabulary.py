@@ -191,24 +191,21 @@ class Vocabulary:
             if word not in words:
                 near = hint(word, words) or f": one of {', '.join(words)}"
                 raise ConfigError(f"{name} has no word {shown(word)}{near}")
-        first = [name for name in order or () if self.words(name)]
-        named = [name for name in dict.fromkeys([*first, *self.attributes]) if values.get(name)]
-        said = {name: self.attributes[name] for name in named if name != self.SUBJECT}
-        plain = [name for name in self.attributes if name in said and said[name].phrase is None]
-        counts = [values[name] for name in plain if said[name].counts]
-        adjectives = [values[name] for name in plain if not said[name].counts]
-        default = self.subjects[0] if len(self.subjects) == 1 else _THING
-        noun = values.get(self.SUBJECT) or default
-        if any(values[name] in attribute.plural for name, attribute in said.items()):
+        first = [name for name in order or () if self.words(name) and values.get(name)]
+        said = {name: one for name, one in self.attributes.items() if values.get(name)}
+        plain = [(values[name], one.counts) for name, one in said.items() if one.phrase is None]
+        counts = [word for word, count in plain if count]
+        noun = values.get(self.SUBJECT) or (self.subjects[0] if len(self.subjects) == 1 else _THING)
+        if any(values[name] in one.plural for name, one in said.items()):
             noun = self.plural(noun)
             counts = counts or [""]
-        phrases = [
-            attribute.phrase.replace("{}", values[name])
-            for name, attribute in said.items()
-            if attribute.phrase is not None
+        parts = [
+            noun_phrase(" ".join(counts) if counts else None, [w for w, count in plain if not count], noun)
         ]
-        text = noun_phrase(" ".join(counts) if counts else None, adjectives, noun)
-        return self.templates[template].replace("{}", " ".join([text, *phrases]))
+        for name in dict.fromkeys([*first, *said]):
+            if name in said and (phrase := said[name].phrase) is not None:
+                parts.append(phrase.replace("{}", values[name]))
+        return self.templates[template].replace("{}", " ".join(parts))
 
     def set_of(self, name: str, values: Mapping[str, str], template: int = 0) -> ContrastSet:
         """The contrast set in which ``name`` varies over its words and the other values are as given."""

@@ -226,6 +226,22 @@ class Teacher:
             return torch.zeros(1, 1, self.condition_width, device=self.device, dtype=self.dtype)
         return self._text.tokens(prompt, self.condition_width, family.encode)
 
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Text tokens (M, L, `condition_width`) of M prompts, as `text` gives them, without gradients.
+
+        Raises ConfigError for a model that has no text encoder or a ``text_condition``.
+
+        >>> teacher.texts(["a cat", "a dog"])
+        Traceback (most recent call last):
+        diva_rs.errors.ConfigError: this teacher has one text_condition for every prompt: give ...
+        """
+        fault = "this teacher has one text_condition for every prompt" if self._text.given is not None else ""
+        if not self.family.text_joins or self.family.text_width is None:
+            fault = f"a {type(self.given).__name__} reads no text"
+        if fault:
+            raise ConfigError(f"{fault}: give what encodes texts as (M, L, C), Judge(teacher, encode=f)")
+        return self._text.encoded(prompts, self.condition_width, self.family.encode)
+
     @property
     def unet(self) -> nn.Module:
         """The denoiser."""

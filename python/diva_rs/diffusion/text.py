@@ -13,6 +13,7 @@ from diva_rs.diffusion.frozen import freeze, home, moved, no_autocast
 from diva_rs.errors import ConfigError, DataError, ShapeError
 
 _CLIP_TEXT = {"CLIPTextModel", "CLIPTextModelWithProjection"}
+_PROMPTS = 64  # that are encoded together
 
 
 class Parts(Protocol):
@@ -23,6 +24,9 @@ class Parts(Protocol):
 
     def need(self, name: str) -> Any:
         """The part, or a ConfigError that says where it was looked for."""
+
+
+Encode = Callable[[Sequence[str], Parts], Tensor]
 
 
 class TextSource:
@@ -39,23 +43,31 @@ class TextSource:
         self.given = None if given is None else moved(_checked(given, width, joins), device)
         self._cache: dict[str, Tensor] = {}
 
-    def tokens(self, prompt: str, width: int, encode: Callable[[str, Parts], Tensor]) -> Tensor:
+    def tokens(self, prompt: str, width: int, encode: Encode) -> Tensor:
         """Text tokens (1 | B, L, width) for a prompt, without gradients."""
         if self.given is not None:
             return self.given
         if prompt not in self._cache:
-            tokens = encode(prompt, self.parts)
-            if tokens.shape[-1] != width:
-                raise ShapeError(
-                    f"the text encoder's tokens are {tokens.shape[-1]} wide, the denoiser reads a width of "
-                    f"{width}: they belong to different models; pass Teacher(unet, text_condition=...)"
-                )
-            self._cache[prompt] = moved(tokens, self.device)
+            self._cache[prompt] = self.encoded([prompt], width, encode)
         return self._cache[prompt]
 
+    def encoded(self, prompts: Sequence[str], width: int, encode: Encode) -> Tensor:
+        """Text tokens (M, L, width) of M prompts, some at a time, without gradients; none are kept."""
+        parts = [
+            encode(prompts[start : start + _PROMPTS], self.parts)
+            for start in range(0, len(prompts), _PROMPTS)
+        ]
+        tokens = torch.cat(parts)
+        if tokens.shape[-1] != width:
+            raise ShapeError(
+                f"the text encoder's tokens are {tokens.shape[-1]} wide, the denoiser reads a width of "
+                f"{width}: they belong to different models; pass Teacher(unet, text_condition=...)"
+            )
+        return moved(tokens, self.device)
 
-def encode_prompt(prompt: str, parts: Parts, names: Sequence[str], penultimate: bool) -> Tensor:
-    """One prompt through CLIP text encoders: (1, L, C), without gradients; their states stand side by side.
+
+def encode_prompts(prompts: Sequence[str], parts: Parts, names: Sequence[str], penultimate: bool) -> Tensor:
+    """M prompts through CLIP text encoders: (M, L, C), without gradients; their states stand side by side.
 
     What exceeds the tokenizer's length is cut off, with a warning. Encoders that a model does not have are
     left out. With ``penultimate`` False it gives the last hidden state, as diffusers'
@@ -63,7 +75,7 @@ def encode_prompt(prompt: str, parts: Parts, names: Sequence[str], penultimate: 
     StableDiffusionXLPipeline.encode_prompt.
     """
     pairs = _encoders(parts, names)
-    states = [_states(prompt, tokenizer, encoder, penultimate) for tokenizer, encoder in pairs]
+    states = [_states(prompts, tokenizer, encoder, penultimate) for tokenizer, encoder in pairs]
     return torch.cat([state.to(states[0].device) for state in states], dim=-1)
 
 
@@ -94,18 +106,19 @@ def _encoders(parts: Parts, names: Sequence[str]) -> list[tuple[Any, Any]]:
     return pairs or [(parts.need("tokenizer"), parts.need("text_encoder"))]
 
 
-def _states(prompt: str, tokenizer: Any, encoder: Any, penultimate: bool) -> Tensor:
+def _states(prompts: Sequence[str], tokenizer: Any, encoder: Any, penultimate: bool) -> Tensor:
     freeze(encoder)
     device, _ = home(encoder, "the text encoder")
     length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
-    whole = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    if len(whole) > length:
+    prompts = list(prompts)
+    longest = max(map(len, tokenizer(prompts, truncation=False, verbose=False).input_ids))
+    if longest > length:
         warnings.warn(
-            f"the prompt is {len(whole)} tokens long, the text encoder reads {length}: the rest is cut off",
+            f"the prompt is {longest} tokens long, the text encoder reads {length}: the rest is cut off",
             UserWarning,
             stacklevel=2,
         )
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     highest, entries = int(tokens.input_ids.max()), int(encoder.config.vocab_size)
     if highest >= entries:
         raise ConfigError(
@@ -117,7 +130,7 @@ def _states(prompt: str, tokenizer: Any, encoder: Any, penultimate: bool) -> Ten
     with (
         torch.no_grad(),
         no_autocast(device),
-        library_errors("the text encoder", f"a prompt of {length} tokens"),
+        library_errors("the text encoder", f"{len(prompts)} prompts of {length} tokens"),
     ):
         output = encoder(
             tokens.input_ids.to(device),

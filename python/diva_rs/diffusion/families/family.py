@@ -1,14 +1,14 @@
 """What a family of denoisers answers about one model: slots, text, prediction, native network."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from diva_rs.diffusion.condition import Condition, Slots
-from diva_rs.diffusion.text import Parts, encode_prompt
+from diva_rs.diffusion.text import Parts, encode_prompts
 from diva_rs.errors import ConfigError
 
 
@@ -90,9 +90,9 @@ class Family(ABC):
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return (self.channels, int(height), int(width))
 
-    def encode(self, prompt: str, parts: Parts) -> Tensor:
-        """Text tokens (1, L, `text_width`) of a prompt, as in the model's own pipeline."""
-        return encode_prompt(prompt, parts, self.text_encoders, penultimate=False)
+    def encode(self, prompts: Sequence[str], parts: Parts) -> Tensor:
+        """Text tokens (M, L, `text_width`) of M prompts, as in the model's own pipeline."""
+        return encode_prompts(prompts, parts, self.text_encoders, penultimate=False)
 
     def native(self) -> NativePlan | str:
         """The native network for this model, or the reason why there is none."""

@@ -1,11 +1,12 @@
 """Stable Diffusion XL: two text encoders, pooled text and image sizes (arXiv 2307.01952)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from diva_rs.diffusion.families.unet import UNet
-from diva_rs.diffusion.text import Parts, encode_prompt
+from diva_rs.diffusion.text import Parts, encode_prompts
 
 
 class SDXL(UNet):
@@ -19,8 +20,8 @@ class SDXL(UNet):
             return False
         return bool(model.config.addition_embed_type == "text_time")
 
-    def encode(self, prompt: str, parts: Parts) -> Tensor:
-        return encode_prompt(prompt, parts, self.text_encoders, penultimate=True)
+    def encode(self, prompts: Sequence[str], parts: Parts) -> Tensor:
+        return encode_prompts(prompts, parts, self.text_encoders, penultimate=True)
 
 
 FAMILY = SDXL

@@ -1,0 +1,164 @@
+"""Terms of the loss over texts: images towards judged captions, and zero-shot answers as they were."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax, logsigmoid, softmax
+
+from diva_rs._native import View
+from diva_rs.captions.judgements import Judgements, Verdict
+from diva_rs.captions.texts import Form, Texts
+from diva_rs.captions.vocabulary import Vocabulary
+from diva_rs.data.keys import augment_seed
+from diva_rs.errors import ConfigError, DataError
+
+
+class CaptionTerm:
+    """Caption feedback: how far CLIP's softmax over contrast sets is from the diffusion model's posteriors.
+
+    The loss of an image is the mean over its chosen sets of ``weight * KL(posterior || softmax of CLIP's
+    logits)``, and that of a batch the mean over its images. Only sets with a weight are chosen; an image
+    without one counts as 0, so that micro-batches and ranks add up to the mean over all images.
+
+    Args:
+        judged: the judgements by sample key, which is made of the loader's ``ids``.
+        clip: the model that trains. Its text tower and logit scale are used, which do not train.
+        tokenizer: the model's own.
+        sets: most sets of an image in a step. They are drawn by (seed, key, epoch).
+        context: the probability that a caption says one of the image's other judged values, drawn likewise.
+            The subject is always said. Sets that no vocabulary made stay as they are.
+        temperature: the posteriors are taken to the power ``1 / temperature`` and normalised: above 1 they
+            are flatter than they were judged, below 1 sharper.
+        form: "softmax" over the captions of a set; "sigmoid": the sum over its captions of the KL of their
+            probabilities under SigLIP's logits (arXiv 2303.15343); None: that in which the model was trained.
+        seed: decides the draws.
+
+    Raises ConfigError where a setting is out of range, and in a step DataError where the judgements hold no
+    image of the batch.
+
+    >>> term = CaptionTerm(judged, clip, tokenizer)
+    >>> trainer = Trainer(clip, teacher, terms={"captions": (0.3, term)})
+    >>> ids = list(judged)[:2]
+    >>> loss = trainer.step(torch.rand(2, 3, 32, 32), ids)
+    >>> trainer.loss_names
+    ('loss', 'denoising', 'captions')
+    """
+
+    def __init__(
+        self,
+        judged: Judgements,
+        clip: Any,
+        tokenizer: Any,
+        sets: int = 2,
+        context: float = 0.5,
+        temperature: float = 1.0,
+        form: Form | None = None,
+        seed: int = 0,
+    ) -> None:
+        if sets < 1 or temperature <= 0 or not 0 <= context <= 1:
+            raise ConfigError(
+                f"sets={sets}, context={context}, temperature={temperature}: sets is at least 1, context is "
+                "from 0 to 1, and temperature above 0"
+            )
+        self.judged, self.texts = judged, Texts(clip, tokenizer, form)
+        self.sets, self.context, self.temperature, self.seed = sets, context, temperature, seed
+
+    def __call__(self, view: View) -> Tensor:
+        pooled = view.pooled
+        loss = pooled.new_zeros(())
+        chosen = sorted(self._chosen(view), key=lambda one: len(one.captions))
+        for size, group in groupby(chosen, key=lambda one: len(one.captions)):
+            rows, shares, captions, posteriors = zip(*group, strict=True)
+            texts = self.texts([caption for several in captions for caption in several])
+            # Indexing with a tensor has a deterministic gradient on CUDA, index_select has not.
+            images = pooled[torch.tensor(rows, device="cpu").to(pooled.device)].unsqueeze(1)
+            logits = self.texts.logits(images, texts.view(len(rows), size, -1)).squeeze(1)
+            apart = self._apart(logits, like(pooled, np.stack(posteriors)))
+            loss = loss + apart @ like(pooled, np.array(shares))
+        return loss
+
+    def _chosen(self, view: View) -> Iterator["_Chosen"]:
+        keys = judged_keys(self.judged, view.keys)
+        for row, key in keys.items():
+            random = Random(augment_seed(self.seed, key, view.epoch))
+            verdicts = [verdict for verdict in self.judged[key] if verdict.weight > 0]
+            verdicts = sorted(verdicts, key=lambda _: random.random())[: self.sets]
+            for verdict in verdicts:
+                powers = verdict.posterior ** (1 / self.temperature)
+                share = verdict.weight / len(verdicts) / len(view.keys)
+                captions = self._captions(verdict, self.judged.values(key), random)
+                yield _Chosen(row, share, captions, powers / powers.sum())
+
+    def _captions(self, verdict: Verdict, values: Mapping[str, str], random: Random) -> Sequence[str]:
+        """The captions of a set, in which a part of the image's other values is said."""
+        vocabulary, given = self.judged.vocabulary, verdict.set
+        if vocabulary is None or given.name not in vocabulary.names():
+            return given.captions
+        said = {
+            name: word
+            for name, word in values.items()
+            if name == Vocabulary.SUBJECT or random.random() < self.context
+        }
+        made = vocabulary.set_of(given.name, said)
+        return made.captions if made.words == given.words else given.captions
+
+    def _apart(self, logits: Tensor, posteriors: Tensor) -> Tensor:
+        """(S, K), (S, K) -> (S,): the divergence from the posteriors, of which some may be 0."""
+        if self.texts.form == "softmax":
+            return kl_div(log_softmax(logits, 1), posteriors, reduction="none").sum(1)
+        right = kl_div(logsigmoid(logits), posteriors, reduction="none")
+        return (right + kl_div(logsigmoid(-logits), 1 - posteriors, reduction="none")).sum(1)
+
+
+class KeepTerm:
+    """What keeps zero-shot: CLIP's softmax over a bank of texts stays what it was before training.
+
+    The mean over the batch of KL(softmax of the untouched model's logits || softmax of the student's), at the
+    model's logit scale. Arguments are as for `CaptionTerm`.
+
+    Args:
+        texts: two or more, such as one sentence for each class.
+
+    >>> keep = KeepTerm(clip, tokenizer, ["a photo of a cat", "a photo of a dog"])
+    >>> loss = Trainer(clip, teacher, terms={"keep": (0.1, keep)}).step(torch.rand(2, 3, 32, 32))
+    """
+
+    def __init__(self, clip: Any, tokenizer: Any, texts: Sequence[str]) -> None:
+        if isinstance(texts, str) or len(texts) < 2:
+            raise ConfigError("texts is to hold two or more texts, such as one for each class")
+        self.texts = Texts(clip, tokenizer)
+        self.bank = self.texts(texts)  # (T, D)
+
+    def __call__(self, view: View) -> Tensor:
+        before = softmax(self.texts.logits(view.original, self.bank), 1)
+        after = log_softmax(self.texts.logits(view.pooled, self.bank), 1)
+        return kl_div(after, before.detach(), reduction="batchmean")
+
+
+class _Chosen(NamedTuple):
+    row: int  # of the batch
+    share: float  # of the batch's loss
+    captions: Sequence[str]
+    posterior: np.ndarray[Any, Any]
+
+
+def judged_keys(judged: Judgements, keys: Iterable[int]) -> dict[int, int]:
+    """Row of the batch -> key, of the images that have judgements."""
+    numbers = [int(key) for key in keys]
+    found = {row: key for row, key in enumerate(numbers) if key in judged}
+    if not found:
+        raise DataError(
+            f"no image of the batch was judged, the first one's key is {numbers[0]}: the loader must give "
+            "the same ids as when its images were judged"
+        )
+    return found
+
+
+def like(tensor: Tensor, values: np.ndarray[Any, Any]) -> Tensor:
+    """Numbers of the host in the dtype and on the device of a tensor."""
+    return torch.from_numpy(values).to(tensor.dtype).to(tensor.device)

@@ -1,0 +1,68 @@
+//! `_native.Judge`: the denoising losses of images under captions.
+
+use numpy::PyReadonlyArray2;
+use pyo3::prelude::*;
+
+use super::enter::{enter_step, raise};
+use super::number::number;
+use super::schedule::PySchedule;
+use super::step::{denoiser, signals};
+use super::tensor::{Given, PyTensor};
+use crate::feedback::{Captioned, Distance, MemoryLimit, Teacher};
+
+/// A denoiser, native or a callable, and the most images at a time.
+#[pyclass(frozen, module = "diva_rs._native")]
+struct Judge {
+    teacher: Teacher,
+    distance: Distance,
+}
+
+#[pymethods]
+impl Judge {
+    #[new]
+    #[pyo3(signature = (denoiser, schedule, loss="mse", batch=None))]
+    fn new(
+        denoiser: &Bound<'_, PyAny>,
+        schedule: PyRef<'_, PySchedule>,
+        loss: &str,
+        #[pyo3(from_py_with = number)] batch: Option<usize>,
+    ) -> PyResult<Self> {
+        let distance = Distance::parse(loss).map_err(raise)?;
+        let (denoiser, schedule) = (self::denoiser(denoiser)?, schedule.0.clone());
+        Ok(Judge { teacher: Teacher { denoiser, schedule, batch, limit: MemoryLimit::default() }, distance })
+    }
+
+    /// The losses (R, N), by draw, of R pairs (image, text) int64 (R, 2), without gradients: latents (B, ...), noise
+    /// (B, N, ...), timesteps (B, N), texts (M, L, C). All texts of an image see the same noise and timesteps. In float32, or
+    /// float64 for such latents.
+    fn losses(
+        &self,
+        py: Python<'_>,
+        latents: Given,
+        noise: Given,
+        timesteps: Given,
+        texts: Given,
+        pairs: PyReadonlyArray2<'_, i64>,
+    ) -> PyResult<PyTensor> {
+        let pairs = pairs.as_array().rows().into_iter().map(|pair| (pair[0], pair[1])).collect();
+        let given = Captioned {
+            latents: latents.named("latents")?,
+            noise: noise.named("noise")?,
+            timesteps: timesteps.named("timesteps")?,
+            texts: texts.named("texts")?,
+            pairs,
+        };
+        let (teacher, distance) = (self.teacher.clone(), self.distance);
+        enter_step(py, move || teacher.caption_losses(&given, distance, &signals)).map(PyTensor)
+    }
+
+    /// The most images that fit into the denoiser's memory at a time; None while all have fitted.
+    #[getter]
+    fn limit(&self) -> Option<usize> {
+        self.teacher.limit.limit()
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Judge>()
+}
