@@ -27,6 +27,7 @@ import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
+from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
 from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
@@ -327,7 +328,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
         run.__name__: run
         for run in (
             counted, from_folder, from_shards, unequal, own_batches, with_files, guarded, interrupted, begun,
-            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on,
+            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip
