@@ -110,7 +110,9 @@ def _entries(model: Planted, plans: Sequence[str], folder: Path, ending: str) ->
 def naturalbench(root: Path, plans: Sequence[str]) -> Planted:
     """``metadata.json`` and ``images``."""
     model = Planted()
-    entries = [{"index": n, **entry} for n, entry in enumerate(_entries(model, plans, root / "images", "jpg"))]
+    entries = [
+        {"index": n, **entry} for n, entry in enumerate(_entries(model, plans, root / "images", "jpg"))
+    ]
     (root / "metadata.json").write_text(json.dumps(entries))
     return model
 
