@@ -16,8 +16,8 @@ from lab.published_sizes import ROOT
 
 LIMIT = 64  # MiB
 FILES = ("lab", "tests", "conftest.py", "pyproject.toml")
-LIBRARIES = ("open_clip_torch", "diffusers", "transformers", "psutil", "pytest", "pytest-timeout")
-BUILD = ("maturin>=1.8,<2", "numpy", "setuptools", "wheel>=0.43")
+LIBRARIES = ("numpy", "open_clip_torch", "diffusers", "transformers", "psutil", "pytest", "pytest-timeout")
+BUILD = ("maturin>=1.8,<2", "setuptools", "wheel>=0.43")  # stays here
 
 
 def main(python: str, torch: str, folder: Path, environments: Path) -> int:
@@ -39,9 +39,11 @@ def main(python: str, torch: str, folder: Path, environments: Path) -> int:
 
     if not bin.exists():
         subprocess.run([interpreter, "-m", "venv", str(environment)], check=True)
-    wanted = f"torch=={torch}" + (".*" if torch.count(".") == 1 else "")
-    pip("install", "--quiet", wanted, *BUILD)
-    there = set(pip("freeze").splitlines())
+    wanted, brought = f"torch=={torch}" + (".*" if torch.count(".") == 1 else ""), environment / "torch.txt"
+    if not brought.exists():  # what torch brings itself: an environment of an earlier time holds more
+        pip("install", "--quiet", wanted, *BUILD)
+        brought.write_text(pip("freeze", "--all"))
+    there = set(brought.read_text().splitlines())
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
