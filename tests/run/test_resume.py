@@ -196,7 +196,7 @@ def test_an_anchor_needs_the_clip_that_the_run_began_from(teacher, four, tmp_pat
 def test_two_processes_do_not_share_a_folder(teacher, four, tmp_path):
     fork = multiprocessing.get_context("fork")
     ready, go = fork.Event(), fork.Event()
-    child = fork.Process(target=lambda: (RunFolder(tmp_path), ready.set(), go.wait()))
+    child = fork.Process(target=lambda: (RunFolder(tmp_path), ready.set(), go.wait()), daemon=True)
     child.start()
     ready.wait()
     with pytest.raises(ConfigError, match="another process is writing into"):
