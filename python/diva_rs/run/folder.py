@@ -114,7 +114,7 @@ class RunFolder:
 
     def best(self) -> dict[str, Any]:
         """Step and score of the best checkpoint; empty where nothing was scored."""
-        return read_record(self.path / "best.json", dict) or {}
+        return dict(read_record(self.path / "best.json", dict) or {})
 
     def mark_best(self, step: int, score: float) -> None:
         """Keep the checkpoint of this step until a better one is marked."""
