@@ -128,6 +128,8 @@ class KeepTerm:
     >>> loss = Trainer(clip, teacher, terms={"keep": (0.1, keep)}).step(torch.rand(2, 3, 32, 32))
     """
 
+    needs_original = True  # a run resumes only from the CLIP that it began with
+
     def __init__(self, clip: Any, tokenizer: Any, texts: Sequence[str]) -> None:
         if isinstance(texts, str) or len(texts) < 2:
             raise ConfigError("texts is to hold two or more texts, such as one for each class")
