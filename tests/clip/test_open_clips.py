@@ -1,6 +1,5 @@
 """A CLIP library that diva_rs does not know is added from outside: one file, found by an entry point."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import diva_rs
+from builders.installed import install
 from builders.small import images, small_teacher
 from diva_rs.clip import adapt
 from diva_rs.clip.libraries import libraries
@@ -53,13 +53,7 @@ class Patchwork(nn.Module):
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The adapter as a package that pip has installed."""
-    (tmp_path / "patchwork_for_diva.py").write_text(ADAPTER)
-    metadata = tmp_path / "patchwork_for_diva-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: patchwork-for-diva\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[diva_rs.clips]\npatchwork = patchwork_for_diva\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
+    install(tmp_path, monkeypatch, "patchwork_for_diva", ADAPTER, "diva_rs.clips")
     libraries.cache_clear()
     yield
     libraries.cache_clear()

@@ -1,7 +1,6 @@
 """Denoisers that diva_rs does not know: a family of another package in one file, and any callable."""
 
 import copy
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 import diva_rs
 from builders import small
+from builders.installed import install
 from builders.reference import OPENAI, ReferenceStep, gradients_of
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.diffusion import Condition, Slots, families
@@ -69,14 +69,7 @@ class TwoSlots(nn.Module):
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The family as a package that pip has installed."""
-    (tmp_path / "two_slots_for_diva.py").write_text(FAMILY)
-    metadata = tmp_path / "two_slots_for_diva-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: two-slots-for-diva\nVersion: 1.0\n")
-    entry = "two_slots = two_slots_for_diva:TwoSlotsFamily"
-    (metadata / "entry_points.txt").write_text(f"[diva_rs.families]\n{entry}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
+    install(tmp_path, monkeypatch, "two_slots_for_diva", FAMILY, "diva_rs.families", "TwoSlotsFamily")
     families._found.cache_clear()
     yield
     families._found.cache_clear()

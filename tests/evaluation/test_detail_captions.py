@@ -115,134 +115,94 @@ def edit(file, change):
     return damage
 
 
-UP_FILE = "controlled_images_dataset.json"
+def swap(change):
+    return edit("swap_obj.json", change)
+
+
+def up(change):
+    return edit("controlled_images_dataset.json", change)
+
+
+def count(change):
+    return edit("count/image2text.json", change)
+
+
+def gone(file):
+    return lambda root: (root / file).unlink()
+
+
+def written(text):
+    return lambda root: (root / "swap_obj.json").write_text(text)
+
+
+def empty(root):
+    for file in root.rglob("*.json"):
+        file.write_text("{}" if file.parent == root else "[]")
+
+
 HOSTILE = {
-    "crepe, missing image": (
-        "crepe",
-        lambda root: (root / "val2017" / "000000000001.jpg").unlink(),
-        r"add_att\.json, key 1: the image 000000000001\.jpg is missing",
-    ),
-    "crepe, gap": (
-        "crepe",
-        edit("swap_obj.json", lambda rows: rows.pop("2")),
-        r"key 2 is missing, between 1 and 3: the file has 3 items, the published one 245",
-    ),
-    "crepe, key twice": (
-        "crepe",
-        lambda root: (root / "swap_obj.json").write_text('{"0": 1, "0": 2}'),
-        "the key '0' is there twice",
-    ),
-    "crepe, far gap": (
-        "crepe",
-        edit("swap_obj.json", lambda rows: rows.update({"99999999": rows["0"]})),
-        "key 4 is missing, between 3 and 99999999",
-    ),
-    "crepe, no JSON": (
-        "crepe",
-        lambda root: (root / "swap_obj.json").write_text("<html>"),
-        r"swap_obj\.json is no JSON: it begins with '<'",
-    ),
-    "crepe, no number": (
-        "crepe",
-        edit("swap_obj.json", lambda rows: rows.update(x=rows["0"])),
-        "the key 'x' is no number",
-    ),
-    "crepe, equal captions": (
-        "crepe",
-        edit("swap_obj.json", lambda rows: rows["1"].update(negative_caption=rows["1"]["caption"])),
-        r"swap_obj\.json, key 1: the caption 'a red swap_obj 1' is there twice",
-    ),
-    "crepe, no negative": (
-        "crepe",
-        edit("swap_obj.json", lambda rows: rows["1"].pop("negative_caption")),
-        "key 1 has no text as negative_caption",
-    ),
-    "crepe, empty": ("crepe", lambda root: [f.write_text("{}") for f in root.glob("*.json")], "has no items"),
-    "plus, id twice": (
-        "plus",
-        edit("swap_obj.json", lambda rows: rows[2].update(id=0)),
-        "entry 2: the id swap_obj/0 is that of .*entry 0 as well",
-    ),
-    "plus, no id": ("plus", edit("swap_obj.json", lambda rows: rows[2].pop("id")), "entry 2 has no id"),
-    "plus, no second caption": (
-        "plus",
-        edit("swap_obj.json", lambda rows: rows[2].pop("caption2")),
-        "entry 2 has no text as caption2",
-    ),
-    "up, three options": (
-        "up",
-        edit(UP_FILE, lambda rows: rows[1]["caption_options"].pop()),
-        "entry 1: caption_options is .*expected four",
-    ),
-    "up, wrong label": (
-        "up",
-        edit(UP_FILE, lambda rows: rows[1]["caption_options"].reverse()),
-        "entry 1: option 0 is the right one, but 'A cup under a table' does not say 'right'",
-    ),
-    "up, set without one": (
-        "up",
-        edit(UP_FILE, lambda rows: rows.pop(2)),
-        "the set controlled A/cup table lacks on",
-    ),
-    "up, image twice": (
-        "up",
-        edit(UP_FILE, lambda rows: rows.insert(1, rows[0])),
-        "entry 1: .*cup table has 'left' twice",
-    ),
-    "up, missing image": (
-        "up",
-        lambda root: (root / "controlled_images" / "cup_on_table.jpeg").unlink(),
-        r"entry 2: the image controlled_images/cup_on_table\.jpeg is missing",
-    ),
-    "up, other name": (
-        "up",
-        edit(UP_FILE, lambda rows: rows[1].update(image_path="data/controlled_images/7.jpeg")),
-        r"entry 1: no two objects and preposition in the file name 7\.jpeg",
-    ),
-    "up, COCO row": (
-        "up",
-        edit("coco_qa_one_obj.json", lambda rows: rows[1].pop()),
-        r"entry 1 is \[1001, .*expected \[image id",
-    ),
-    "spec, label": (
-        "spec",
-        edit("count/image2text.json", lambda rows: rows[1].update(label=3)),
-        r"image2text\.json, entry 1: label is 3, expected a number from 0 to 2",
-    ),
-    "spec, label is a text": (
-        "spec",
-        edit("count/text2image.json", lambda rows: rows[1].update(label="1")),
-        "entry 1: label is '1'",
-    ),
-    "spec, one option": (
-        "spec",
-        edit("count/image2text.json", lambda rows: rows[1].update(keys=["a"])),
-        "entry 1: keys is",
-    ),
-    "spec, missing image": (
-        "spec",
-        lambda root: (root / "existence" / "images" / "14.jpg").unlink(),
-        r"existence/image2text\.json, entry 1: the image images/14\.jpg is missing",
-    ),
-    "spec, options equal": (
-        "spec",
-        edit("count/image2text.json", lambda rows: rows[1].update(keys=["a", "a"], label=0)),
-        "entry 1: the caption 'a' is there twice",
-    ),
+    sugarcrepe: [
+        (gone("val2017/000000000001.jpg"), r"add_att\.json, key 1: the image 0{11}1\.jpg is missing"),
+        (swap(lambda rows: rows.pop("2")), "key 2 is missing, between 1 and 3: the file has 3 items, .* 245"),
+        (written('{"0": 1, "0": 2}'), "the key '0' is there twice"),
+        (swap(lambda rows: rows.update({"99": rows["0"]})), "key 4 is missing, between 3 and 99"),
+        (written("<html>"), r"swap_obj\.json is no JSON: it begins with '<'"),
+        (swap(lambda rows: rows.update(x=rows["0"])), "the key 'x' is no number"),
+        (
+            swap(lambda rows: rows["1"].update(negative_caption=rows["1"]["caption"])),
+            r"swap_obj\.json, key 1: the caption 'a red swap_obj 1' is there twice",
+        ),
+        (swap(lambda rows: rows["1"].pop("negative_caption")), "key 1 has no text as negative_caption"),
+        (empty, "has no items"),
+    ],
+    sugarcrepe_pp: [
+        (swap(lambda rows: rows[2].update(id=0)), "entry 2: the id swap_obj/0 is that of .*entry 0 as well"),
+        (swap(lambda rows: rows[2].pop("id")), "entry 2 has no id"),
+        (swap(lambda rows: rows[2].pop("caption2")), "entry 2 has no text as caption2"),
+    ],
+    whatsup: [
+        (up(lambda rows: rows[1]["caption_options"].pop()), "entry 1: caption_options is .*expected four"),
+        (
+            up(lambda rows: rows[1]["caption_options"].reverse()),
+            "entry 1: option 0 is the right one, but 'A cup under a table' does not say 'right'",
+        ),
+        (up(lambda rows: rows.pop(2)), "the set controlled A/cup table lacks on"),
+        (up(lambda rows: rows.insert(1, rows[0])), "entry 1: .*cup table has 'left' twice"),
+        (gone("controlled_images/cup_on_table.jpeg"), r"entry 2: the image .*/cup_on_table\.jpeg is missing"),
+        (up(lambda rows: rows[1].update(image_path="7.jpeg")), r"entry 1: .* in the file name 7\.jpeg"),
+        (
+            edit("coco_qa_one_obj.json", lambda rows: rows[1].pop()),
+            r"entry 1 is \[1001, .*expected \[image id",
+        ),
+    ],
+    spec: [
+        (
+            count(lambda rows: rows[1].update(label=3)),
+            r"image2text\.json, entry 1: label is 3, .* from 0 to 2",
+        ),
+        (count(lambda rows: rows[1].update(label="1")), "entry 1: label is '1'"),
+        (count(lambda rows: rows[1].update(keys=["a"])), "entry 1: keys is"),
+        (
+            gone("existence/images/14.jpg"),
+            r"existence/image2text\.json, entry 1: the image .*14\.jpg is missing",
+        ),
+        (
+            count(lambda rows: rows[1].update(keys=["a", "a"], label=0)),
+            "entry 1: the caption 'a' is there twice",
+        ),
+        (empty, "has no items"),
+    ],
 }
-WRITERS = {
-    "crepe": lambda root: sugarcrepe(root, CREPE),
-    "plus": lambda root: sugarcrepe_pp(root, PLUS),
-    "up": whatsup,
-    "spec": lambda root: spec(root, SPEC),
-}
+PLANS = {sugarcrepe: [CREPE], sugarcrepe_pp: [PLUS], whatsup: [], spec: [SPEC]}
 
 
 @pytest.mark.hostile
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_damaged_folder_is_an_error_that_names_the_place(tmp_path, name):
-    kind, damage, message = HOSTILE[name]
-    model = WRITERS[kind](tmp_path)
+@pytest.mark.parametrize(
+    ("write", "number"), [(w, n) for w, cases in HOSTILE.items() for n in range(len(cases))]
+)
+def test_a_damaged_folder_is_an_error_that_names_the_place(tmp_path, write, number):
+    damage, message = HOSTILE[write][number]
+    model = write(tmp_path, *PLANS[write])
     damage(tmp_path)
     with pytest.raises(DataError, match=message):
         score(model, tmp_path)

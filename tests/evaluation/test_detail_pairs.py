@@ -125,11 +125,8 @@ def test_the_halves_are_fixed_and_share_nothing(tmp_path):
 
 def test_only_the_validation_half_of_a_test_set_is_not_one(tmp_path):
     naturalbench(tmp_path, ["group"] * 12)
-    whole, halves = (
-        read_benchmark(tmp_path),
-        [read_benchmark(tmp_path, half=h) for h in ("validation", "test")],
-    )
-    assert [found.is_test_set for found in (whole, *halves)] == [True, False, True]
+    found = [read_benchmark(tmp_path, half=half) for half in (None, "validation", "test")]
+    assert [benchmark.is_test_set for benchmark in found] == [True, False, True]
 
 
 def test_mmvp_vlms_image_score_is_its_average(tmp_path):
@@ -154,7 +151,7 @@ def test_mmvp_vlm_is_the_same_to_the_bit_both_ways(tmp_path, name):
         assert tuple(logits.softmax(-1)[:, 0].tolist()) == pair.scores
 
 
-def rewrite(change):
+def rows(change):
     def damage(root):
         file = root / "pairs.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -164,78 +161,57 @@ def rewrite(change):
     return damage
 
 
-HOSTILE = {
-    "missing image": (
-        lambda root: (root / "3.png").unlink(),
-        r"pairs\.jsonl, line 2: the image 3\.png is missing",
-    ),
-    "broken image": (lambda root: (root / "3.png").write_bytes(b"x"), r"3\.png: not an image"),
-    "id twice": (
-        rewrite(lambda rows: rows[2].update(id="p0")),
-        r"line 3: the id p0 is that of .*line 1 as well",
-    ),
-    "equal captions": (
-        rewrite(lambda rows: rows[1].update(caption_1=rows[1]["caption_0"] + " ")),
+def entries(change):
+    def damage(root):
+        found = json.loads((root / "metadata.json").read_text())
+        change(found)
+        (root / "metadata.json").write_text(json.dumps(found))
+
+    return damage
+
+
+def written(content):
+    return lambda root: (root / "pairs.jsonl").write_bytes(content)
+
+
+OF_PAIRS = [
+    (lambda root: (root / "3.png").unlink(), r"pairs\.jsonl, line 2: the image 3\.png is missing"),
+    (lambda root: (root / "3.png").write_bytes(b"x"), r"3\.png: not an image"),
+    (rows(lambda rows: rows[2].update(id="p0")), r"line 3: the id p0 is that of .*line 1 as well"),
+    (
+        rows(lambda rows: rows[1].update(caption_1=rows[1]["caption_0"] + " ")),
         r"line 2: the caption 'a dog left of cat 1 ' is there twice",
     ),
-    "one image twice": (
-        rewrite(lambda rows: rows[1].update(image_1="2.png")),
-        r"line 2: the image .*2\.png is there",
+    (rows(lambda rows: rows[1].update(image_1="2.png")), r"line 2: the image .*2\.png is there"),
+    (
+        rows(lambda rows: rows[1].pop("caption_1")),
+        "line 2 has no text as caption_1 or text_1; .* are image_0",
     ),
-    "no caption": (
-        rewrite(lambda rows: rows[1].pop("caption_1")),
-        r"line 2 has no text as caption_1 or text_1; its fields are image_0",
+    (rows(lambda rows: rows[1].pop("image_1")), "line 2 has no text as image_1"),
+    (rows(lambda rows: rows[1].update(caption_1=" ")), r"line 2: caption_1 is ' ', expected a text"),
+    (rows(lambda rows: rows[1].update(caption_1=3)), r"line 2: caption_1 is 3, expected"),
+    (written(b"{"), r"pairs\.jsonl, line 1 is no JSON"),
+    (written(b"[1]\n"), "line 1 is a list, expected an object"),
+    (written(b'{"id": 1, "id": 2}'), "line 1: the key 'id' is there twice"),
+    (written(b"\n"), "has no items"),
+    (written(b"\xff"), r"pairs\.jsonl is not UTF-8 text"),
+]
+OF_NATURALBENCH = [
+    (entries(lambda rows: rows[1].update(index=0)), "entry 1: the id 0 is that of .*entry 0 as well"),
+    (
+        entries(lambda rows: rows[1].update(image_0="9.jpg")),
+        r"entry 1: the image 9\.jpg is missing: looked in",
     ),
-    "empty caption": (
-        rewrite(lambda rows: rows[1].update(caption_1=" ")),
-        r"line 2: caption_1 is ' ', expected a text",
-    ),
-    "caption is a number": (
-        rewrite(lambda rows: rows[1].update(caption_1=3)),
-        r"line 2: caption_1 is 3, expected",
-    ),
-    "no JSON": (lambda root: (root / "pairs.jsonl").write_text("{"), r"pairs\.jsonl, line 1 is no JSON"),
-    "no object": (
-        lambda root: (root / "pairs.jsonl").write_text("[1]\n"),
-        r"line 1 is a list, expected an object",
-    ),
-    "key twice": (
-        lambda root: (root / "pairs.jsonl").write_text('{"id": 1, "id": 2}'),
-        r"line 1: the key 'id' is there twice",
-    ),
-    "nothing": (lambda root: (root / "pairs.jsonl").write_text("\n"), r"has no items"),
-    "other text": (
-        lambda root: (root / "pairs.jsonl").write_bytes(b"\xff"),
-        r"pairs\.jsonl is not UTF-8 text",
-    ),
-}
+    (entries(lambda rows: rows.insert(1, [1])), "entry 1 is a list, expected an object with caption_0"),
+]
+HOSTILE = [*((pairs_jsonl, *case) for case in OF_PAIRS), *((naturalbench, *case) for case in OF_NATURALBENCH)]
 
 
 @pytest.mark.hostile
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_damaged_folder_is_an_error_that_names_the_line(tmp_path, name):
-    model = pairs_jsonl(tmp_path, ["group"] * 4)
-    damage, message = HOSTILE[name]
+@pytest.mark.parametrize("write,damage,message", HOSTILE)
+def test_a_damaged_folder_is_an_error_that_names_the_place(tmp_path, write, damage, message):
+    model = write(tmp_path, ["group"] * 4)
     damage(tmp_path)
-    with pytest.raises(DataError, match=message):
-        score(model, tmp_path)
-
-
-@pytest.mark.hostile
-@pytest.mark.parametrize(
-    "damage,message",
-    [
-        (lambda rows: rows[1].pop("caption_0"), "entry 1 has no text as caption_0 or text_0"),
-        (lambda rows: rows[1].update(index=0), "entry 1: the id 0 is that of .*entry 0 as well"),
-        (lambda rows: rows[1].update(image_0="9.jpg"), r"entry 1: the image 9\.jpg is missing: looked in"),
-        (lambda rows: rows.insert(1, [1]), "entry 1 is a list, expected an object with caption_0"),
-    ],
-)
-def test_a_damaged_naturalbench_is_named(tmp_path, damage, message):
-    model = naturalbench(tmp_path, ["group"] * 3)
-    rows = json.loads((tmp_path / "metadata.json").read_text())
-    damage(rows)
-    (tmp_path / "metadata.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match=message):
         score(model, tmp_path)
 
@@ -275,8 +251,6 @@ def test_folders_that_hold_none_or_several_are_named(tmp_path):
         score(model, tmp_path)
     with pytest.raises(ConfigError, match="benchmark='winogruond' is not known; did you mean 'winoground'"):
         score(model, tmp_path / "a", benchmark="winogruond")
-    with pytest.raises(ConfigError, match="batch=0: a number of images from 1"):
-        score(model, tmp_path / "a", batch=0)
     naturalbench(tmp_path / "a", MIXED)
     with pytest.raises(ConfigError, match="holds naturalbench and pairs: name one with benchmark="):
         score(model, tmp_path / "a")

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 import diva_rs
 from builders.clips import IMAGE, clip_variants, library_embedding, library_patches, pixels
 from builders.mmvp import mmvp_folder
-from builders.texts import tokenize
+from builders.texts import tokenize, word_tokenizer
 from diva_rs.clip import adapt
 from diva_rs.clip.tower import OPENAI_MEAN, OPENAI_STD
 from diva_rs.errors import ConfigError, ShapeError
@@ -199,25 +199,10 @@ def test_a_transformers_processor_serves_as_the_transform():
     assert ours.shape == (3, IMAGE, IMAGE) and torch.equal(ours, theirs)
 
 
-def _tokenizer(**settings):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    words = ["<pad>", "<unk>", *["a", "photo", "of", "one", "cat", "two", "dogs"]]
-    words += [f"other{n}" for n in range(63 - len(words))] + ["<end>"]
-    inner = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing(
-        "<unk> $A <end>", special_tokens=[("<unk>", 1), ("<end>", 63)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", **settings
-    )
-
-
 @pytest.mark.parametrize("name", ["transformers-clip", "transformers-siglip"])
 def test_a_transformers_tokenizer_pads_to_the_models_length(name):
     model = VARIANTS[name]().eval()
-    ours = Embedder(model, preprocess, _tokenizer())
+    ours = Embedder(model, preprocess, word_tokenizer(64, 63))
     tokens = ours.tokenize(TEXTS)
     assert tokens["input_ids"].shape == (2, 8)
     with torch.no_grad():

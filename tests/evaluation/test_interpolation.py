@@ -16,7 +16,7 @@ from builders.mmvp import mmvp_folder
 from builders.small import small_clip
 from diva_rs import ConfigError, WeightsError
 from diva_rs.evaluation import Drift, DriftResult, mmvp_vlm, pairs
-from diva_rs.evaluation.measures import measure
+from diva_rs.evaluation.measures import measured
 
 
 @pytest.fixture
@@ -195,11 +195,9 @@ def test_measuring_leaves_no_trace(two):
             model.encode_image(pixels(model)).sum().backward()
         return DriftResult(0.5, 0.25, 1.0, ())
 
-    assert measure({"noisy": noisy, "parts": lambda clip: {"a": 1, "b": torch.tensor(2.0)}}, clip) == {
-        "noisy": 0.5,
-        "parts/a": 1.0,
-        "parts/b": 2.0,
-    }
+    found = measured({"noisy": noisy, "parts": lambda clip: {"a": 1, "b": torch.tensor(2.0)}}, clip)
+    assert {name: value for name, (value, _) in found.items()} == {"noisy": 0.5, "parts/a": 1, "parts/b": 2}
+    assert [result.cosine for result in found["noisy"][1]] == [0.5] and not found["parts/a"][1]
     assert clip.visual.proj.grad is kept and clip.visual.conv1.weight.grad is None
     assert clip.training and not clip.visual.ln_post.training
     assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]

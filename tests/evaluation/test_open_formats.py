@@ -1,10 +1,9 @@
 """A benchmark that diva_rs does not know is added from outside: one file, found by an entry point."""
 
-import importlib
-
 import pytest
 
 from builders.detail import Planted, pair_rows, picture
+from builders.installed import install
 from builders.mmvp import preprocess
 from diva_rs.errors import DataError
 from diva_rs.evaluation import find_benchmarks, pairs
@@ -43,14 +42,7 @@ def folder(tmp_path):
 @pytest.fixture
 def installed(tmp_path_factory, monkeypatch):
     """The format as a package that pip has installed."""
-    place = tmp_path_factory.mktemp("site")
-    (place / "twins_for_diva.py").write_text(FORMAT)
-    metadata = place / "twins_for_diva-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: twins-for-diva\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[diva_rs.benchmarks]\ntwins = twins_for_diva\n")
-    monkeypatch.syspath_prepend(place)
-    importlib.invalidate_caches()
+    install(tmp_path_factory.mktemp("site"), monkeypatch, "twins_for_diva", FORMAT, "diva_rs.benchmarks")
     formats.cache_clear()
     yield
     formats.cache_clear()

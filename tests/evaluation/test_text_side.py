@@ -5,12 +5,11 @@ import pytest
 import torch
 import transformers
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from builders.clips import IMAGE, clip_variants
 from builders.mmvp import mmvp_folder
 from builders.small import small_clip
-from builders.texts import tokenize
+from builders.texts import tokenize, word_tokenizer
 from diva_rs import export
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation import Embedder, mmvp_vlm, zero_shot_folder
@@ -36,17 +35,10 @@ def rows(length=8, end=63, start=62):
     return words
 
 
-def fast(words=64, side="right", pad="<pad>"):
-    """A tokenizer of transformers with this many words."""
-    names = ["<pad>", "<unk>", "a", "photo", "of", "one", "cat", "two", "dogs"][: words - 1]
-    names += [f"other{n}" for n in range(words - 1 - len(names))] + ["<end>"]
-    inner = Tokenizer(models.WordLevel({name: n for n, name in enumerate(names)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = [("<unk>", 1), ("<end>", words - 1)]
-    inner.post_processor = processors.TemplateProcessing("<unk> $A <end>", special_tokens=special)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token=pad, unk_token="<unk>", eos_token="<end>", padding_side=side
-    )
+def without_pad_token():
+    tokenizer = word_tokenizer(64, 63)
+    tokenizer.pad_token = None
+    return tokenizer
 
 
 def tokens_of(name, tokenizer):
@@ -56,8 +48,8 @@ def tokens_of(name, tokenizer):
 @pytest.mark.parametrize("name", EVERY)
 def test_the_models_own_rows_are_taken(name):
     assert torch.equal(tokens_of(name, tokenize), tokenize(TEXTS))
-    ids = tokens_of(name, fast())["input_ids"]
-    assert ids.shape == (2, 8) and ids[0].tolist() == [1, 2, 3, 4, 5, 6, 63, 0]
+    ids = tokens_of(name, word_tokenizer(64, 63))["input_ids"]
+    assert ids.shape == (2, 8) and ids[0].tolist() == [0, 15, 14, 14, 2, 63, 63, 63]
 
 
 @pytest.mark.parametrize("length", [6, 12])
@@ -93,21 +85,23 @@ def test_towers_that_read_at_a_fixed_place_need_no_end_token(name):
 @pytest.mark.parametrize("words", [3, 40, 300])
 def test_a_foreign_vocabulary_is_refused(words):
     with pytest.raises(ConfigError, match=rf"\(.*\) has {words} tokens, the model 64: it is another model's"):
-        tokens_of("transformers-siglip", fast(words))
+        tokens_of("transformers-siglip", word_tokenizer(words, words - 1))
     with pytest.raises(ConfigError, match="another model's"):
         tokens_of("open_clip-gelu", open_clip.get_tokenizer("ViT-B-32"))
 
 
 def test_padding_is_on_the_right_whatever_the_tokenizer_says():
-    assert tokens_of("transformers-clip", fast(side="left"))["input_ids"][0].tolist() == [
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-        63,
+    tokenizer = word_tokenizer(64, 63)
+    tokenizer.padding_side = "left"
+    assert tokens_of("transformers-clip", tokenizer)["input_ids"][0].tolist() == [
         0,
+        15,
+        14,
+        14,
+        2,
+        63,
+        63,
+        63,
     ]
 
 
@@ -125,7 +119,7 @@ def test_siglip_reads_lower_case_texts():
         (None, "tokenizer is a NoneType: give the tokenizer of the model"),
         ("ViT-B-32", "tokenizer is a str"),
         (transformers.CLIPImageProcessor(), "tokenizer is a CLIPImageProcessor.*, which has no tokenizer"),
-        (fast(pad=None), "has no pad token"),
+        (without_pad_token(), "has no pad token"),
         (lambda texts: [[1, 2]], "gave a list for 2 texts"),
         (lambda texts: torch.zeros(1, 8, dtype=torch.int64), r"gave torch\.int64 \(1, 8\) for 2 texts"),
         (lambda texts: torch.zeros(2, 8), r"gave torch\.float32 \(2, 8\) for 2 texts"),
@@ -145,7 +139,7 @@ def test_an_exported_folder_has_no_tokenizer_and_the_scores_say_so(tmp_path):
     with pytest.raises(ConfigError, match="which has no tokenizer: give the tokenizer of the model"):
         mmvp_vlm(model, processor, processor, root)
     with pytest.raises(ConfigError, match="folder without tokenizer files, such as an exported one"):
-        zero_shot_folder(model, processor, fast(3), root / "MLLM_VLM Images")
+        zero_shot_folder(model, processor, word_tokenizer(3, 2), root / "MLLM_VLM Images")
 
 
 @pytest.mark.parametrize("name", ["open_clip-gelu", "open_clip-custom-text"])

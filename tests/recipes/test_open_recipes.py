@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from builders.installed import install
 from diva_rs.cli import main
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.presets import presets
@@ -34,18 +35,13 @@ PRESETS = {
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """Writes a package with one preset of the given name, as pip would install it."""
-    monkeypatch.syspath_prepend(tmp_path)
 
-    def install(name):
-        (tmp_path / "some_method.py").write_text(METHOD.replace("NAME", name))
-        info = tmp_path / "some_method-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-method\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[diva_rs.recipes]\nsome = some_method\n")
+    def write(name):
+        install(tmp_path, monkeypatch, "some_method", METHOD.replace("NAME", name), "diva_rs.recipes")
         sys.modules.pop("some_method", None)
         presets.cache_clear()
 
-    yield install
+    yield write
     monkeypatch.undo()
     presets.cache_clear()
 

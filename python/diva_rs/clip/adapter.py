@@ -66,20 +66,15 @@ def _why_not(model: nn.Module, visual: nn.Module | None) -> str:
 def _check_trainable(tower: Tower) -> None:
     check_adapters(tower.module)
     for key, parameter in tower.module.named_parameters():
+        why = ""
         if not parameter.is_leaf:
-            raise ConfigError(
-                f"{tower.prefix}{key} is not a leaf tensor but computed from other tensors, so it cannot be "
-                "trained: assign .data, or load the weights with load_state_dict"
-            )
-        if hasattr(parameter, "full_tensor"):
-            raise ConfigError(
-                f"{tower.prefix}{key} is a shard of torch.distributed (fully_shard): pass the model before it"
-            )
-        if parameter.is_inference():
-            raise ConfigError(
-                f"{tower.prefix}{key} was created under torch.inference_mode() and cannot be trained: load "
-                "the model outside it"
-            )
+            why = "is not a leaf tensor but computed from others: load the weights with load_state_dict"
+        elif hasattr(parameter, "full_tensor"):
+            why = "is a shard of torch.distributed (fully_shard): pass the model before it"
+        elif parameter.is_inference():
+            why = "was created under torch.inference_mode(): load the model outside it"
+        if why:
+            raise ConfigError(f"{tower.prefix}{key} cannot be trained: it {why}")
     if not tower.named_parameters():
         raise ConfigError(
             f"every parameter of the vision tower ({tower.name}) is frozen, so nothing could be trained: "

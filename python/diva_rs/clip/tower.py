@@ -67,9 +67,8 @@ class Tower:
         self._patch_dropout = dropped_patches(self.module)
         if self.proj is not None and not (isinstance(self.proj, nn.Parameter) and self.proj.is_leaf):
             raise ConfigError(
-                f"{self.prefix}proj is not a leaf parameter but computed from other tensors, so it cannot be "
-                "trained: load the weights into the model again, or call "
-                "torch.nn.utils.parametrize.remove_parametrizations first"
+                f"{self.prefix}proj is not a leaf parameter but computed from other tensors: load the "
+                "weights again, or call torch.nn.utils.parametrize.remove_parametrizations first"
             )
 
     def __repr__(self) -> str:
@@ -157,9 +156,9 @@ class Tower:
         if active and not self._warned:
             self._warned = True
             warnings.warn(
-                f"{len(active)} layers of the vision tower ({active[0]}, ...) are in train mode, where their "
-                "output depends on unseeded random numbers or on the rest of the batch: the run cannot be "
-                f"replayed exactly. Call {self.call}eval() to avoid this; gradients still flow.",
+                f"{len(active)} layers of the vision tower ({active[0]}, ...) are in train mode: their "
+                "output depends on unseeded random numbers or on the rest of the batch, and the run cannot "
+                f"be replayed exactly. Call {self.call}eval() to avoid this; gradients still flow.",
                 UserWarning,
                 stacklevel=3,
             )

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diva_rs.data.decode import load
 from diva_rs.data.keys import sample_keys
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder
 from diva_rs.evaluation.items import Part, Picture
 
@@ -33,8 +33,6 @@ class Bank:
     """
 
     def __init__(self, embedder: Embedder, batch: int = 64, progress: bool = False) -> None:
-        if batch < 1:
-            raise ConfigError(f"batch={batch}: a number of images from 1 is needed")
         self.embedder, self.batch, self.progress = embedder, batch, progress
         self.counts = {"images": 0, "texts": 0}  # embedded so far
         self.seconds = {"images": 0.0, "texts": 0.0}

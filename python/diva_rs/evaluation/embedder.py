@@ -205,19 +205,16 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
             "scoring is the third value of open_clip.create_model_and_transforms"
         )
 
-    def transform(image: Any) -> Tensor:
+    def transform(picture: Any) -> Tensor:
         with torch.device("cpu"):  # whatever the default device
-            pixels = preprocess(image)
+            if of_transformers(preprocess):
+                pixels = image(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            else:
+                pixels = preprocess(picture)
         # Integers would be cast later on and scored as if they were normalised.
         return image_pixels(pixels, "preprocess", "give the model's own transform")
 
-    def process(image: Any) -> Tensor:
-        processor = getattr(preprocess, "image_processor", preprocess)
-        with torch.device("cpu"):
-            pixels: Tensor = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"]
-        return pixels[0]
-
-    return process if of_transformers(preprocess) else transform
+    return transform
 
 
 def _check_scale(transform: Callable[[Any], Tensor], clip: Any) -> None:

@@ -1,7 +1,4 @@
-"""Features of images, straight from the tower, and how far they have moved: the first sign of a cost.
-
-Linear CKA: Kornblith et al., arXiv 1905.00414, equation 5 with a linear kernel in its feature form.
-"""
+"""Features of images, straight from the tower, and how far they have moved: the first sign of a cost."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,9 +39,8 @@ def collect(
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """Several kinds of features in one pass, and the second part of each batch."""
     names = list(features)
-    unknown = [name for name in names if name not in FEATURES]
-    if unknown or not names:
-        raise ConfigError(f"features={shown(unknown or names)}: known are {', '.join(FEATURES)}")
+    if not names or not set(names) <= set(FEATURES):
+        raise ConfigError(f"features={shown(names)}: known are {', '.join(FEATURES)}")
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     extras: list[Any] = []
     given = clip.module if isinstance(clip, Tower) else clip
@@ -73,10 +69,7 @@ def pixels_of(batch: Any) -> Tensor:
     # Bytes would be scored as if they were normalised.
     if not isinstance(value, Tensor) or not value.is_floating_point():
         got = f"{value.dtype} pixels" if isinstance(value, Tensor) else f"{a_type(batch)} without pixels"
-        raise DataError(
-            f"images: a batch is {got}: a floating-point tensor (B, 3, H, W) from the model's own transform "
-            "is needed, alone, first in a tuple, or as pixel_values of a dict"
-        )
+        raise DataError(f"images: a batch is {got}: a floating-point tensor (B, 3, H, W) is needed")
     return value
 
 
@@ -108,7 +101,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment of (N, D1) and (N, D2) features of the same items, in [0, 1].
 
     1 if one is a rotated and scaled copy of the other, or if neither varies over the items; 0 if only one of
-    the two varies.
+    the two varies. Kornblith et al., arXiv 1905.00414, equation 5 with a linear kernel in its feature form.
 
     >>> x = torch.randn(50, 3, dtype=torch.float64)
     >>> round(linear_cka(x, 2 * x.flip(1) + 5), 6)

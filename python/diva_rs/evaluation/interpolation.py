@@ -1,7 +1,5 @@
-"""Between the weights before and after: the ensemble in weight space of WiSE-FT, and what it scores.
-
-Wortsman et al., "Robust fine-tuning of zero-shot models", arXiv 2109.01903: a straight line from the original
-to the fine-tuned weights often keeps most of what training gained and most of what it would have lost.
+"""Between the weights before and after: the ensemble in weight space of WiSE-FT (Wortsman et al., arXiv
+2109.01903), which often keeps most of what training gained and most of what it would have lost.
 """
 
 import os
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Weights = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
-ALPHAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+ALPHAS = tuple(step / 10 for step in range(11))
 
 
 def interpolate(
@@ -94,8 +92,8 @@ class InterpolationSweep(Result):
             )
         kept = [row for row in self.rows if all(row[name] >= bound for name, bound in at_least.items())]
         if not kept:
-            bounds = ", ".join(f"{name} >= {bound:g}" for name, bound in at_least.items())
             highest = ", ".join(f"{name} {max(row[name] for row in self.rows):g}" for name in at_least)
+            bounds = ", ".join(f"{name} >= {bound:g}" for name, bound in at_least.items())
             raise ConfigError(f"no alpha keeps {bounds}: the highest are {highest}")
         return max(kept, key=lambda row: row[metric])
 
@@ -114,7 +112,7 @@ class InterpolationSweep(Result):
             raise ConfigError(f"plot(x={shown(x)}) needs y: one of {', '.join(self.metrics)}")
         if ax is None:
             plt = require("matplotlib.pyplot", extra="plot")
-            _, ax = plt.subplots(figsize=(6, 3.5), layout="constrained")
+            ax = plt.figure(figsize=(6, 3.5), layout="constrained").gca()
         for name in self.metrics if y is None else [y]:
             points = [row[x] for row in self.rows], [row[name] for row in self.rows]
             ax.plot(*points, marker="o", markersize=4, label=name)

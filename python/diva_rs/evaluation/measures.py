@@ -34,30 +34,23 @@ def as_metrics(metrics: Any) -> dict[str, Metric]:
     return dict(metrics)
 
 
-def measure(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, float]:
-    """Every metric of the model as it is now: name -> score.
-
-    A metric returns a number, a result of `diva_rs.evaluation` (its share or cosine counts), or a
-    mapping of numbers, which are called "name/key". Modes, gradients and the global random generators are as
-    before afterwards.
-
-    >>> measure({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
-    {'bias/mean': 0.5, 'bias/max': 2.0}
-    """
-    return {score: value for score, (value, _) in measured(metrics, clip).items()}
-
-
 def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[float, list[Any]]]:
-    """As `measure`, with the results that each score is made of: those that have a kind.
+    """Every metric of the model as it is now: name -> score, and the results with a kind that it is made of.
 
-    Also of a metric that returns only a number of a result, such as ``mmvp_vlm(...).average``.
+    A metric returns a number, which may be one of a result's, a result of `diva_rs.evaluation` (its share or
+    cosine counts), or a mapping of numbers, which are called "name/key". Modes, gradients and the global
+    random generators are as before afterwards.
+
+    >>> measured({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
+    {'bias/mean': (0.5, []), 'bias/max': (2.0, [])}
     """
     scores: dict[str, tuple[float, list[Any]]] = {}
     with undisturbed(clip) as model:
         for name, metric in metrics.items():
             with results_made() as made:
                 found = metric(model)
-            inside = {id(part) for result in made for part in chain(*filter(_tuple, vars(result).values()))}
+            tuples = (part for result in made for part in vars(result).values() if isinstance(part, tuple))
+            inside = {id(part) for part in chain(*tuples)}
             results = [result for result in made if hasattr(result, "kind") and id(result) not in inside]
             parts = found if isinstance(found, Mapping) else {"": found}
             for key, value in parts.items():
@@ -68,10 +61,6 @@ def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[
 def names_of_test_sets(results: Iterable[Any]) -> str:
     """The names of the test sets among the results, with commas between them; empty for none."""
     return ", ".join(dict.fromkeys(result.name for result in results if result.is_test_set))
-
-
-def _tuple(value: Any) -> bool:
-    return isinstance(value, tuple)
 
 
 def _number(value: Any, name: str) -> float:

@@ -133,14 +133,12 @@ class SuiteResult(Result):
 
     def records(self) -> list[dict[str, Any]]:
         """One row per data set; missing ones hold their reason."""
-        rows: list[dict[str, Any]] = []
-        for score in self.scores:
-            low, high = score.interval or ("", "")
-            values = (score.dataset, score.metric, score.value, low, high, score.items, "")
-            rows.append(dict(zip(_COLUMNS, values, strict=True)))
-        for name, reason in self.missing.items():
-            rows.append(dict.fromkeys(_COLUMNS, "") | {"dataset": name, "missing": reason})
-        return rows
+        rows = [
+            (score.dataset, score.metric, score.value, *(score.interval or ("", "")), score.items, "")
+            for score in self.scores
+        ]
+        gone = [(name, "", "", "", "", "", reason) for name, reason in self.missing.items()]
+        return [dict(zip(_COLUMNS, row, strict=True)) for row in (*rows, *gone)]
 
 
 @dataclass(frozen=True)

@@ -70,9 +70,7 @@ def zero_shot_folder(
             pixels = torch.stack([embedder.transform(decode(path, str(path))) for path in paths])
             images = normalize(embedder.encode_image(pixels.to(embedder.device)), dim=-1)
             picked += [kinds[number] for number in (images @ texts.T).argmax(dim=1).tolist()]
-    rows = tuple(
-        (file, names[folder], kind) for file, folder, kind in zip(files, folders, picked, strict=True)
-    )
+    rows = tuple(zip(files, [names[folder] for folder in folders], picked, strict=True))
     kind_of_model = type(model).__name__
     return FolderResult(rows, kind_of_model, str(root), confidence, accounting=listed.accounting)
 

@@ -28,8 +28,7 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     SAN and other code that takes a model name and a file reads them. The name is that of the model's own
     architecture, with its activation: ``ViT-L-14-quickgelu`` for OpenAI's weights. The metadata of a
     .safetensors file say what the model computes (see `diva_rs.clip.facts`). Raises WeightsError naming a
-    weight or layer that open_clip does not have, such as an adapter's, DataError if the file cannot be
-    written.
+    weight or layer that open_clip does not have, DataError if the file cannot be written.
 
     Args:
         clip: an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a ViT
@@ -54,10 +53,9 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
 def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = False) -> Path:
     """Write the weights in the layout of OpenAI's `clip`, for ``clip.load(path)``.
 
-    ``clip.load`` infers the sizes from the shapes and builds a model whose matrices are in half precision,
-    also from a float32 file; on the CPU it casts them to float32 afterwards. Code that wants the full
-    precision of the file builds the model and calls ``load_state_dict`` itself. Raises ConfigError for what
-    this layout cannot express (GELU without "quick", heads that are not 64 wide, SigLIP), WeightsError
+    ``clip.load`` builds a model whose matrices are in half precision, also from a float32 file; code that
+    wants the full precision builds the model and calls ``load_state_dict`` itself. Raises ConfigError for
+    what this layout cannot express (GELU without "quick", heads that are not 64 wide, SigLIP), WeightsError
     naming a weight that it has no place for, such as a layer scale.
 
     Args:
@@ -94,8 +92,9 @@ def _check_openai(source: Source) -> None:
         }
         for what, (found, needed) in expected.items():
             if found != needed:
-                only = f"OpenAI's clip computes {needed}, and its layout cannot express another"
-                raise ConfigError(f"{where}: the {what} is {found}, {only}")
+                raise ConfigError(
+                    f"{where}: the {what} is {found}, OpenAI's clip computes {needed}, and nothing else"
+                )
     end = text["eos_token_id"]
     if end not in (HIGHEST, text["vocab_size"] - 1):
         raise ConfigError(f"the text is read at token {end}, in OpenAI's clip at the highest token number")

@@ -18,11 +18,17 @@ from diva_rs.clip.libraries.transformers import class_of, family_of, processor_o
 from diva_rs.clip.wrappers import merged, own_weights
 from diva_rs.errors import ConfigError, DataError
 
+_IMAGES = "preprocessor_config.json"
 _FILES = {
-    *("config.json", "model.safetensors", "preprocessor_config.json"),
+    *("config.json", "model.safetensors", _IMAGES),
     # of a processor that the caller gives
     *("added_tokens.json", "merges.txt", "processor_config.json", "special_tokens_map.json"),
     *("spiece.model", "tokenizer.json", "tokenizer_config.json", "vocab.json"),
+}
+
+_CLASSES = {  # full, and vision alone
+    "clip": ("CLIPModel", "CLIPVisionModelWithProjection"),
+    "siglip": ("SiglipModel", "SiglipVisionModel"),
 }
 
 # The configuration, the weights, the image processor's configuration.
@@ -34,14 +40,13 @@ def to_transformers(
 ) -> Path:
     """Write a folder for ``from_pretrained`` of transformers.
 
-    From a full model, ``CLIPModel`` or ``SiglipModel``, the vision classes load as well, which is how LLaVA
-    takes its vision tower: ``CLIPVisionModel.from_pretrained(path)`` and
-    ``CLIPImageProcessor.from_pretrained(path)``. LLaVA picks the class by the folder's path, not by
-    config.json: the name of a SigLIP's needs ``siglip`` in it, that of a CLIP's ``clip`` and no ``siglip``.
-    The keys are those that releases from 4.28 to 5.x load
-    (tried with 4.28.1, 4.37.2, which LLaVA 1.5 needs, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and
-    from 4.50.3 on if its towers differ in width). Raises ConfigError or WeightsError naming what
-    transformers does not compute, DataError if the folder holds other files; then nothing has changed.
+    From a full model the vision classes load as well, which is how LLaVA takes its vision tower:
+    ``CLIPVisionModel.from_pretrained(path)`` and ``CLIPImageProcessor.from_pretrained(path)``. LLaVA picks
+    the class by the folder's path: the name of a SigLIP's needs ``siglip`` in it, that of a CLIP's ``clip``
+    and no ``siglip``. The keys are those that releases from 4.28 to 5.x load (tried with 4.28.1, 4.37.2,
+    which LLaVA 1.5 needs, 4.50.3, 5.0.0 and 5.24.0; SigLIP from 4.37.2 on, and from 4.50.3 on if its towers
+    differ in width). Raises ConfigError or WeightsError naming what transformers does not compute, DataError
+    if the folder holds other files; then nothing has changed.
 
     Args:
         clip: an open_clip model over a ViT or a timm SigLIP, a ViT of OpenAI's `clip`, or a transformers CLIP
@@ -50,11 +55,9 @@ def to_transformers(
         vision_only: leave the text tower out: ``CLIPVisionModelWithProjection`` or ``SiglipVisionModel``.
             From open_clip this also exports models whose text tower transformers cannot hold.
         processor: a processor, image processor or tokenizer of transformers to save with the model. The part
-            that it leaves out is written: the image processor's configuration, with the pixel statistics,
-            size and resizing that open_clip keeps in the model, those in the folder of a transformers model,
-            or those of the family; and the tokenizer of a full model that uses OpenAI's vocabulary. Other
-            vocabularies (SigLIP's) are not part of a model: a folder without their tokenizer has no texts,
-            so give it here.
+            that it leaves out is written: the image processor's configuration, as open_clip's model, the
+            folder of a transformers model, or the family has it; and the tokenizer of a full model that uses
+            OpenAI's vocabulary. Others (SigLIP's) are not part of a model, so give their tokenizer here.
 
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
@@ -82,10 +85,8 @@ def to_transformers(
         write_json(beside / "config.json", config)
         if processor is not None:
             processor.save_pretrained(beside)
-        if not any(
-            (beside / name).exists() for name in ("preprocessor_config.json", "processor_config.json")
-        ):
-            write_json(beside / "preprocessor_config.json", images)
+        if not any((beside / name).exists() for name in (_IMAGES, "processor_config.json")):
+            write_json(beside / _IMAGES, images)
         if not (beside / "tokenizer_config.json").exists():
             for name, content in tokenizer_files(config).items():
                 (write_text if isinstance(content, str) else write_json)(beside / name, content)
@@ -120,16 +121,12 @@ def _of_source(source: Source) -> Parts:
     layers = None if text is None else text["num_hidden_layers"]
     rules = RULES[source.family](vision["num_hidden_layers"], layers)
     weights = convert(source.state, rules, "transformers")
-    class_name = "CLIP" if source.family == "clip" else "Siglip"
-    if text is None:
-        kind = "VisionModelWithProjection" if source.family == "clip" else "VisionModel"
-        config = dict(vision)
-    else:
-        kind = "Model"
-        config = {"model_type": source.family, "text_config": text, "vision_config": vision}
-        if "projection_dim" in vision:
-            config["projection_dim"] = vision["projection_dim"]
-    config.update(architectures=[class_name + kind], torch_dtype=_dtype(weights))
+    full, alone = _CLASSES[source.family]
+    config = dict(vision)
+    if text is not None:
+        config = {key: value for key, value in vision.items() if key == "projection_dim"}
+        config.update(model_type=source.family, text_config=text, vision_config=vision)
+    config.update(architectures=[alone if text is None else full], torch_dtype=_dtype(weights))
     return config, weights, source.processor
 
 

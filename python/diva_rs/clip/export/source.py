@@ -117,7 +117,7 @@ def _clip(visual: Any, text: Config | None) -> tuple[Config, Config | None, Conf
     side = _square(image or round((positions - 1) ** 0.5) * patch, "image_size")
     projection = {"projection_dim": int(visual.proj.shape[1])}
     vision = {
-        **_resblocks(visual.transformer.resblocks, [visual.ln_pre, visual.ln_post], "visual", width),
+        **_blocks("visual", width, visual.transformer.resblocks, [visual.ln_pre, visual.ln_post]),
         **_images("clip", side, patch),
         **projection,
     }
@@ -164,7 +164,7 @@ def _text(tower: Any) -> Config:
         )
     context, width = (int(size) for size in tower.positional_embedding.shape)
     return {
-        **_resblocks(tower.transformer.resblocks, [tower.ln_final], "text", width),
+        **_blocks("text", width, tower.transformer.resblocks, [tower.ln_final]),
         "vocab_size": int(tower.token_embedding.weight.shape[0]),
         "max_position_embeddings": context,
         "pad_token_id": 1,
@@ -179,26 +179,16 @@ def _siglip(visual: Any, text: Config | None) -> tuple[Config, Config | None, Co
             f"the timm trunk {type(trunk).__name__} is not a SigLIP (MAP pooling, no class token): no other "
             "layout has it"
         )
-    blocks, width = list(trunk.blocks), int(trunk.embed_dim)
-    norms = [norm for block in blocks for norm in (block.norm1, block.norm2)]
-    mlps = [*(block.mlp for block in blocks), pool.mlp]
-    vision = _blocks(
-        "visual.trunk",
-        width,
-        len(blocks),
-        attentions=[*(block.attn for block in blocks), pool],
-        hidden=[mlp.fc1 for mlp in mlps],
-        activations=[mlp.act for mlp in mlps],
-        norms=[*norms, trunk.norm, pool.norm],
-    )
+    width = int(trunk.embed_dim)
+    vision = _blocks("visual.trunk", width, trunk.blocks, [trunk.norm, pool.norm], [pool])
     side = _square(trunk.patch_embed.img_size, "image_size")
     vision.update(_images("siglip", side, _square(trunk.patch_embed.patch_size, "the patch")))
-    mean, std, _, resample = _pixels(visual, "siglip")
+    mean, std, crop, resample = _pixels(visual, "siglip")
     if (mean, std) == (OPENAI_MEAN, OPENAI_STD):
         # open_clip sets OpenAI's on a SigLIP that comes from a file; its weights are trained on 0.5.
         mean, std = HALF, HALF
     text = None if text is None else {**text, "projection_size": width}
-    return vision, text, preprocessor("siglip", side, mean, std, resample=resample)
+    return vision, text, preprocessor("siglip", side, mean, std, crop, resample)
 
 
 def _images(family: Family, side: int, patch: int) -> Config:
@@ -206,35 +196,29 @@ def _images(family: Family, side: int, patch: int) -> Config:
     return {"image_size": side, "patch_size": patch, "num_channels": 3, "model_type": kind}
 
 
-def _resblocks(blocks: Any, norms: list[Any], where: str, width: int) -> Config:
-    mlps = [block.mlp for block in blocks]
-    if any(not hasattr(mlp, "gelu") for mlp in mlps):
+def _blocks(where: str, width: int, blocks: Any, norms: list[Any], pools: Iterable[Any] = ()) -> Config:
+    """A stack of pre-norm transformer blocks of open_clip or timm, all alike, and timm's pooling."""
+    mlps = [part.mlp for part in (*blocks, *pools)]
+
+    def layers(*names: str) -> list[Any]:
+        return [next((getattr(mlp, name) for name in names if hasattr(mlp, name)), None) for mlp in mlps]
+
+    hidden, activations = layers("c_fc", "fc1"), layers("gelu", "act")
+    if None in activations:
         raise ConfigError(f"{where}: no other layout has blocks with such an MLP")
-    return _blocks(
-        where,
-        width,
-        len(blocks),
-        attentions=[block.attn for block in blocks],
-        hidden=[mlp.c_fc for mlp in mlps],
-        activations=[mlp.gelu for mlp in mlps],
-        norms=[*norms, *(norm for block in blocks for norm in (block.ln_1, block.ln_2))],
-    )
-
-
-def _blocks(
-    where: str, width: int, layers: int, *, attentions: Any, hidden: Any, activations: Any, norms: Any
-) -> Config:
-    """A stack of pre-norm transformer blocks, all alike."""
-    norms = [norm for norm in norms if not isinstance(norm, nn.Identity)]
+    heads = [layer.num_heads for layer in (*(block.attn for block in blocks), *pools)]
+    inside = ("ln_1", "ln_2", "norm1", "norm2")
+    norms += [getattr(block, name) for block in blocks for name in inside if hasattr(block, name)]
+    eps = [norm.eps for norm in norms if not isinstance(norm, nn.Identity)]
     return {
         "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": _alike([layer.num_heads for layer in attentions], where, "number of heads"),
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": _alike(heads, where, "number of heads"),
         "intermediate_size": _alike(
             [getattr(layer, "out_features", None) for layer in hidden], where, "MLP's width"
         ),
         "hidden_act": _alike([_activation(layer, where) for layer in activations], where, "activation"),
-        "layer_norm_eps": _alike([norm.eps for norm in norms], where, "LayerNorm eps"),
+        "layer_norm_eps": _alike(eps, where, "LayerNorm eps"),
     }
 
 
