@@ -208,7 +208,13 @@ def test_chosen():
 
 
 def test_digest_tells_recipes_apart():
-    recipes = [Recipe(), Recipe(lr=1e-5), Recipe(draws=3), Recipe(denoising=0.5), *map(Recipe.named, Recipe.names())]
+    recipes = [
+        Recipe(),
+        Recipe(lr=1e-5),
+        Recipe(draws=3),
+        Recipe(denoising=0.5),
+        *map(Recipe.named, Recipe.names()),
+    ]
     assert len({recipe.digest() for recipe in recipes}) == len(recipes)
     assert Recipe(momentum=0).digest() == Recipe(momentum=0.0).digest()
     for recipe in recipes:
