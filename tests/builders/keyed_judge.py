@@ -51,15 +51,19 @@ class KeyedJudge:
         """As `Judge.settings`."""
         return self.given
 
-    def describe(self, latents: Any, keys: Any, vocabulary: Any, start: Any, rounds: int) -> Judgements:
+    def describe(
+        self, latents: Any, keys: Any, vocabulary: Any, start: Any, rounds: int, names: Any = None
+    ) -> Judgements:
         """As `Judge.describe`."""
         assert len(latents) == len(keys) == len(start) and latents.shape[1:] == (4, 8, 8)
         self.judged += keys.tolist()
-        sets = [[vocabulary.set_of(name, values) for name in vocabulary.names()] for values in start]
+        names = names or vocabulary.names()
+        sets = [[vocabulary.set_of(name, values) for name in names] for values in start]
         found = {
             key: [_evidence(key, each) for each in of] for key, of in zip(keys.tolist(), sets, strict=True)
         }
-        return Judgements(found, vocabulary)
+        rest = [{name: word for name, word in each.items() if name not in names} for each in start]
+        return Judgements(found, vocabulary, given=dict(zip(keys.tolist(), rest, strict=True)))
 
 
 def _evidence(key: int, each: ContrastSet) -> Evidence:
@@ -72,7 +76,7 @@ def _evidence(key: int, each: ContrastSet) -> Evidence:
 def judged(folder: Path, judge: KeyedJudge | None = None, loader: Any = None, **settings: Any) -> Judgements:
     """`judge_images` with what this module has."""
     judge, loader = judge or KeyedJudge(), loader or images()
-    return judge_images(judge, loader, WORDS, folder, first_words, progress=False, **settings)  # type: ignore[arg-type]
+    return judge_images(judge, loader, WORDS, folder, first_words, **settings)  # type: ignore[arg-type]
 
 
 def main() -> None:

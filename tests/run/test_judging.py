@@ -97,8 +97,8 @@ def test_what_makes_the_losses_must_be_the_same(tmp_path):
     judged(folder, loader=images()[:1])
     with pytest.raises(ConfigError, match="judge seed was None, is 1"):
         judged(folder, KeyedJudge(seed=1))
-    with pytest.raises(ConfigError, match="rounds was 2, is 3"):
-        judged(folder, rounds=3)
+    with pytest.raises(ConfigError, match=r"rounds was 2, is 3; names was \['subject', 'colour', 'size'\]"):
+        judged(folder, rounds=3, names=["colour"])
     other = KeyedJudge()
     torch.nn.init.ones_(next(other.teacher.denoiser.parameters()))
     with pytest.raises(ConfigError, match=r"teacher 1 UNet2DConditionModel was '\w+', is '\w+'\)"):
@@ -121,6 +121,13 @@ def test_what_makes_the_losses_must_be_the_same(tmp_path):
 def test_what_cannot_be_judged_is_named(tmp_path, batch, said):
     with pytest.raises(DataError, match=said):
         judged(tmp_path / "judged", loader=[batch])
+
+
+def test_what_is_not_judged_keeps_its_guess(tmp_path):
+    found = judged(tmp_path / "judged", names=["colour"])
+    assert [verdict.set.name for verdict in found[100]] == ["colour"]
+    assert found.given[100] == {"subject": "car", "size": "big"}
+    assert found[101][0].set.captions[0] == "a photo of a red big car"
 
 
 def test_latents_of_the_loader_are_used(tmp_path):

@@ -19,6 +19,7 @@ from diva_rs.data.checks import Place, check_images
 from diva_rs.data.keys import sample_keys
 from diva_rs.data.latent_store import content_hash, hash_of_weights
 from diva_rs.data.pixels import vae_input
+from diva_rs.diffusion import Teacher
 from diva_rs.distributed import Ranks, session
 from diva_rs.errors import DataError
 from diva_rs.recipes.recipe import Recipe
@@ -36,8 +37,8 @@ def judge_images(
     folder: str | os.PathLike[str],
     guess: Guess,
     rounds: int = 2,
+    names: Sequence[str] | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> Judgements:
     """Judge every image of one pass over ``loader``, and keep the losses in ``folder``.
 
@@ -49,7 +50,7 @@ def judge_images(
         loader: batches with ``images`` in [0, 1], of the size that the teacher is to see, and ``ids``, such
             as ``folder_loader(..., size=512, scale=None)``; ``latents`` in it are used.
         guess: the words to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
-        rounds: see `Judge.describe`.
+        rounds, names: see `Judge.describe`.
         overwrite: whether to replace the judgements that ``folder`` holds.
 
     Raises ConfigError, naming what differs, where another teacher, vocabulary, guess or setting made the
@@ -61,7 +62,7 @@ def judge_images(
     >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
     >>> loader = [{"images": torch.rand(2, 3, 16, 16), "ids": ["a.png", "b.png"]}]
     >>> start = lambda images: [{"colour": "red"}] * len(images)
-    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start, progress=False)
+    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start)
     >>> len(judged), str(judged.facts.accounting)
     (2, '2 images used, none left out')
     """
@@ -72,6 +73,7 @@ def judge_images(
         "judge": judge.settings(),
         "guess": guess.identity() if hasattr(guess, "identity") else "a function",
         "rounds": rounds,
+        "names": list(vocabulary.names() if names is None else names),
     }
     with session() as ranks, every_image(loader, ranks):
         check_same("judge", made_by, ranks)
@@ -81,13 +83,19 @@ def judge_images(
         ranks.wait()
         if not ranks.first:
             store = Unfinished(folder, made_by)
-        judging, images = _Judging(judge, vocabulary, guess, rounds, store), 0
-        for number, item in enumerate(
-            tqdm(loader, "judge", unit="batch", disable=None if progress else True)
-        ):
+        images = 0
+        for number, item in enumerate(tqdm(loader, "judge", unit="batch", disable=None)):
             batch = read_batch(item, number)
-            judging.add(batch, number)
             images += len(batch)
+            new = _new(batch, number, store)
+            if new:
+                pixels, latents = _chosen(batch, [index for index, _ in new.values()], judge.teacher)
+                keys = np.fromiter(new, np.uint64, len(new))
+                found = judge.describe(latents, keys, vocabulary, guess(pixels), rounds, names)
+                store.add(
+                    Row.of(key, found.evidence[key], found.given.get(key), content)
+                    for key, (_, content) in new.items()
+                )
             if ranks.stopping:
                 break
         if any(ranks.facts(ranks.stopping)):
@@ -101,48 +109,34 @@ def judge_images(
     return Judgements.load(folder)
 
 
-class _Judging:
-    """Judges the images of batches that are not in the store yet."""
+def _new(batch: Batch, number: int, store: Unfinished) -> dict[int, tuple[int, str]]:
+    """The images of a batch that are not judged yet: key -> index, and hash of the pixels."""
+    if batch.images is None or batch.ids is None:
+        raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
+    check_images(batch.images, "unit", batch=number, ids=batch.ids)
+    new: dict[int, tuple[int, str]] = {}
+    hashes = [content_hash(image).hex() for image in batch.images.float().cpu().numpy()]
+    for index, (key, content) in enumerate(zip(sample_keys(batch.ids).tolist(), hashes, strict=True)):
+        row = store.rows.get(key)
+        if row is None:
+            new.setdefault(key, (index, content))
+        elif row.content != content:
+            where = Place("images", number, batch.ids).sample(index)
+            raise DataError(
+                f"{where} has other pixels than when it was judged: load it as then, or overwrite the "
+                "judgements"
+            )
+    return new
 
-    def __init__(
-        self, judge: Judge, vocabulary: Vocabulary, guess: Guess, rounds: int, store: Unfinished
-    ) -> None:
-        self.judge, self.vocabulary, self.guess = judge, vocabulary, guess
-        self.rounds, self.store = rounds, store
 
-    def add(self, batch: Batch, number: int) -> None:
-        """Judge the new images of a batch."""
-        place = Place("images", number, batch.ids)
-        if batch.images is None or batch.ids is None:
-            raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
-        check_images(batch.images, "unit", what="images", batch=number, ids=batch.ids)
-        contents = [content_hash(image).hex() for image in batch.images.float().cpu().numpy()]
-        new: dict[int, int] = {}
-        for index, (key, content) in enumerate(zip(sample_keys(batch.ids).tolist(), contents, strict=True)):
-            row = self.store.rows.get(key)
-            if row is None:
-                new.setdefault(key, index)
-            elif row.content != content:
-                raise DataError(
-                    f"{place.sample(index)} has other pixels than when it was judged: load it as then, or "
-                    "overwrite the judgements"
-                )
-        if not new:
-            return
-        chosen = torch.tensor(list(new.values()), device=batch.images.device)
-        images = batch.images[chosen]
-        keys = np.fromiter(new, np.uint64, len(new))
-        latents = self._latents(images) if batch.latents is None else batch.latents[chosen]
-        found = self.judge.describe(latents, keys, self.vocabulary, self.guess(images), self.rounds)
-        self.store.add(
-            Row.of(key, found.evidence[key], found.given.get(key), contents[index])
-            for key, index in new.items()
-        )
-
-    def _latents(self, images: Tensor) -> Tensor:
-        teacher, (height, width) = self.judge.teacher, images.shape[-2:]
+def _chosen(batch: Batch, indices: list[int], teacher: Teacher) -> tuple[Tensor, Tensor]:
+    """Images of a batch, and their latents."""
+    images, latents = (None if part is None else part[indices] for part in (batch.images, batch.latents))
+    if latents is None:
+        height, width = images.shape[-2:]
         home = images.to(teacher.device, torch.float32)
-        return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
+        latents = teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
+    return images, latents
 
 
 def _fingerprint(judge: Judge) -> dict[str, str]:
