@@ -1,7 +1,7 @@
 """A judge without a denoiser, whose losses are a function of key and captions; and runs that are killed.
 
 `python -m builders.keyed_judge FOLDER` kills runs in FOLDER/0, FOLDER/1, ... while they write, and starts
-them again until they end.
+them again until they end. `python -m builders.keyed_judge FOLDER PHOTOS` judges a folder of images.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from builders.killed import die_while_writing, fork
 from builders.small import small_teacher
 from diva_rs.captions import ContrastSet, Evidence, Judgements, Vocabulary
+from diva_rs.data import folder_loader
 from diva_rs.run.judging import judge_images
 
 WORDS = Vocabulary({"colour": ("red", "blue"), "size": ("big", "small", "tiny")}, subjects=("car", "dog"))
@@ -101,4 +102,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[2:]:
+        photos = folder_loader(sys.argv[2], 2, 16, 0, scale=None, shuffle=False, on_bad_image="skip")
+        judged(Path(sys.argv[1]), loader=photos)
+    else:
+        main()

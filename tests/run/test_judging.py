@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,15 +137,34 @@ def test_latents_of_the_loader_are_used(tmp_path):
     assert len(found) == 1
 
 
-def test_unreadable_images_are_counted(tmp_path):
+@pytest.fixture
+def photos(tmp_path):
+    """Seven images, and three files that are none; some lie in the share of each of two ranks."""
     (tmp_path / "photos").mkdir()
-    for number in range(3):
+    for number in range(7):
         picture(number).save(tmp_path / "photos" / f"{number}.png")
-    (tmp_path / "photos" / "3.png").write_bytes(b"no image")
-    loader = folder_loader(tmp_path / "photos", 2, 16, 0, scale=None, on_bad_image="skip", shuffle=False)
+    for name in ("3a.png", "3b.png", "5a.png"):
+        (tmp_path / "photos" / name).write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_unreadable_images_are_counted(tmp_path, photos):
+    loader = folder_loader(photos, 2, 16, 0, scale=None, on_bad_image="skip", shuffle=False)
     found = judged(tmp_path / "judged", loader=loader)
-    assert len(found) == 3 and set(found) < set(loader.dataset.ids.tolist())
-    assert str(found.facts.accounting).startswith("3 images used, 1 left out: 1 unreadable (")
+    assert len(found) == 7 and set(found) < set(loader.dataset.ids.tolist())
+    assert str(found.facts.accounting).startswith("7 images used, 3 left out: 3 unreadable (")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_ranks_judge_what_one_does(tmp_path, photos):
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2"]
+    for name, launcher in (("alone", [sys.executable]), ("together", torchrun)):
+        command = [*launcher, "-m", "builders.keyed_judge", str(tmp_path / name), str(photos)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    assert len(Judgements.load(tmp_path / "together")) == 7
 
 
 @pytest.mark.slow
