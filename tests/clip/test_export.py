@@ -274,7 +274,7 @@ def test_slips_are_explained(models, tmp_path):
         to_open_clip(vit, tmp_path / "clip.bin")
     with pytest.raises(ConfigError, match=r"Linear is not a full CLIP: give the whole model"):
         to_transformers(torch.nn.Linear(2, 2), tmp_path / "tower")
-    with pytest.raises(WeightsError, match=r"cannot be copied: .*meta tensor"):
+    with pytest.raises(WeightsError, match=r"a dense tensor that holds values is needed"):
         to_transformers(exports.model("vit").to("meta"), tmp_path / "tower")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
