@@ -56,7 +56,7 @@ class KeyedJudge:
         self, latents: Any, keys: Any, vocabulary: Any, start: Any, rounds: int, names: Any = None
     ) -> Judgements:
         """As `Judge.describe`."""
-        assert len(latents) == len(keys) == len(start) and latents.shape[1:] == (4, 8, 8)
+        assert len(latents) == len(keys) == len(start) and latents.shape[1] == 4
         self.judged += keys.tolist()
         names = names or vocabulary.names()
         sets = [[vocabulary.set_of(name, values) for name in names] for values in start]

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from builders.diffusion import tiny_pipeline
 from builders.keyed_judge import IMAGES, WORDS, KeyedJudge, images, judged
 from builders.pictures import picture
 from builders.run_ranks import environment
+from diva_rs import Teacher
 from diva_rs.captions import Judgements
 from diva_rs.data import folder_loader
 from diva_rs.errors import ConfigError, DataError
@@ -122,6 +124,19 @@ def test_what_makes_the_losses_must_be_the_same(tmp_path):
 def test_what_cannot_be_judged_is_named(tmp_path, batch, said):
     with pytest.raises(DataError, match=said):
         judged(tmp_path / "judged", loader=[batch])
+
+
+@pytest.mark.parametrize("encode", [None, len])
+def test_a_teacher_is_the_same_before_and_after_its_parts_are_loaded(tmp_path, encode):
+    tiny_pipeline().save_pretrained(tmp_path / "teacher")
+    judge = KeyedJudge()
+    judge.teacher, judge.encode = Teacher(tmp_path / "teacher"), encode
+    judged(tmp_path / "judged", judge, loader=images()[:1])
+    judge.teacher.texts(["a"])
+    assert len(judged(tmp_path / "judged", judge)) == IMAGES
+    parts = list(Judgements.load(tmp_path / "judged").facts.made_by["teacher"])
+    text = ["3 CLIPTextModel"] if encode is None else []
+    assert parts == ["1 UNet2DConditionModel", "2 AutoencoderKL", *text, "schedule", "precision"]
 
 
 def test_what_is_not_judged_keeps_its_guess(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from diva_rs.data.latent_store import content_hash, hash_of_weights
 from diva_rs.data.pixels import vae_input
 from diva_rs.diffusion import Teacher
 from diva_rs.distributed import Ranks, session
-from diva_rs.errors import DataError
+from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.ranks.loaders import check_divided, every_image
 from diva_rs.run.ranks.start import check_same
@@ -88,8 +89,10 @@ def judge_images(
             batch = read_batch(item, number)
             images += len(batch)
             new = _new(batch, number, store)
-            if new:
-                pixels, latents = _chosen(batch, [index for index, _ in new.values()], judge.teacher)
+            if new and batch.images is not None:
+                indices = [index for index, _ in new.values()]
+                pixels = batch.images[indices]
+                latents = _latents(batch, pixels, indices, judge.teacher)
                 keys = np.fromiter(new, np.uint64, len(new))
                 found = judge.describe(latents, keys, vocabulary, guess(pixels), rounds, names)
                 store.add(
@@ -129,25 +132,25 @@ def _new(batch: Batch, number: int, store: Unfinished) -> dict[int, tuple[int, s
     return new
 
 
-def _chosen(batch: Batch, indices: list[int], teacher: Teacher) -> tuple[Tensor, Tensor]:
-    """Images of a batch, and their latents."""
-    images, latents = (None if part is None else part[indices] for part in (batch.images, batch.latents))
-    if latents is None:
-        height, width = images.shape[-2:]
-        home = images.to(teacher.device, torch.float32)
-        latents = teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
-    return images, latents
+def _latents(batch: Batch, images: Tensor, indices: list[int], teacher: Teacher) -> Tensor:
+    """The latents of chosen images of a batch: those of the loader, or made here."""
+    if batch.latents is not None:
+        return batch.latents[indices]
+    height, width = images.shape[-2:]
+    home = images.to(teacher.device, torch.float32)
+    return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
 
 
 def _fingerprint(judge: Judge) -> dict[str, str]:
     """What decides the losses: the teacher's weights, schedule and precision."""
     teacher = judge.teacher
+    modules = [teacher.denoiser]
+    with suppress(ConfigError):  # there is no VAE: the loader gives latents
+        modules += [] if teacher.vae is None else [teacher.vae]
     if judge.encode is None:
         teacher.texts([""])  # its encoders are loaded when they are used
-    weights = {
-        f"{number} {type(module).__name__}": hash_of_weights(module)
-        for number, module in enumerate(teacher.modules(), start=1)
-    }
+        modules = teacher.modules()
+    weights = {f"{n} {type(module).__name__}": hash_of_weights(module) for n, module in enumerate(modules, 1)}
     schedule = teacher.schedule
     noise = f"{len(schedule)} timesteps, predicts {schedule.prediction_type}"
     return {**weights, "schedule": noise, "precision": str(teacher.dtype)}
