@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from diva_rs.evaluation.interpolation import InterpolationSweep, interpolate, interpolation_sweep
     from diva_rs.recipes.recipe import Recipe
     from diva_rs.recipes.stage import Stage
+    from diva_rs.run.judging import judge_images
     from diva_rs.run.post_training import post_train
     from diva_rs.run.result import PostTrainResult
     from diva_rs.step.draws import DrawPlan, Draws, draw
@@ -57,6 +58,7 @@ _NAMES = {
     "draw": "step.draws",
     "interpolate": "evaluation.interpolation",
     "interpolation_sweep": "evaluation.interpolation",
+    "judge_images": "run.judging",
     "post_train": "run.post_training",
 }
 # Public modules, and where each one lies.
@@ -100,6 +102,7 @@ __all__ = [
     "draw",
     "interpolate",
     "interpolation_sweep",
+    "judge_images",
     "post_train",
 ]
 

@@ -1,6 +1,5 @@
 """Files are whole or not there: failures during a write, damaged files, folders that hold other work."""
 
-import json
 import os
 import signal
 
@@ -10,7 +9,7 @@ import torch
 import diva_rs._base.checkpoint as checkpoint
 from builders.small import images, small_clip, small_teacher
 from diva_rs import DataError, Recipe, Trainer, WeightsError
-from diva_rs._base.files import write_json, write_text
+from diva_rs._base.files import write_text
 
 OLD, NEW = {"a": torch.zeros(3), "b": torch.ones(2, 2)}, {"a": torch.full((3,), 7.0)}
 STATE_FILES = ["manifest.json", "optimizer.safetensors", "parameters.safetensors", "state.json"]
@@ -66,17 +65,6 @@ def test_a_failed_write_of_weights_leaves_the_old_file(tmp_path, monkeypatch, st
     same(checkpoint.load_weights(path), NEW)
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace"])
-def test_a_failed_write_of_text_leaves_the_old_file(tmp_path, monkeypatch, step):
-    path = tmp_path / "report.json"
-    write_text(path, "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, step, Breaks(getattr(os, step)))
-        with pytest.raises(DataError, match=r"report\.json could not be written"):
-            write_text(path, "new")
-    assert path.read_text() == "old" and names(tmp_path) == ["report.json"]
-
-
 def test_an_exception_of_any_kind_leaves_no_temporary_file(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -112,6 +100,7 @@ def test_a_machine_that_goes_down_between_the_renames_loses_nothing(tmp_path):
     assert checkpoint.load_state(folder)["counters"]["steps_done"] == 1
     checkpoint.save_state(folder, state(2))
     assert checkpoint.load_state(folder)["counters"]["steps_done"] == 2
+    assert names(tmp_path) == ["checkpoint"]
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):
@@ -167,35 +156,15 @@ def test_damaged_checkpoints_name_the_file(tmp_path, file, how):
         checkpoint.load_state(folder)
 
 
-@pytest.mark.parametrize("file", STATE_FILES[1:])
-def test_a_file_of_another_format_with_a_right_checksum(tmp_path, file):
-    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
-    (folder / file).write_bytes(b"noise" * 99)
-    checkpoint.write_manifest(folder, STATE_FILES[1:])
-    verb = "be read" if file == "state.json" else "be read as safetensors"
-    with pytest.raises(WeightsError, match=rf"checkpoint/{file} cannot {verb}: \S"):
-        checkpoint.load_state(folder)
-
-
-@pytest.mark.parametrize("listed", [[], 3, {}, {"state.json": None}, {"state.json": {"bytes": "3"}}])
-def test_a_manifest_of_other_content(tmp_path, listed):
-    folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
-    write_json(folder / "manifest.json", listed)
-    with pytest.raises(WeightsError, match=r"not the manifest of this folder|is damaged"):
-        checkpoint.load_state(folder)
-
-
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("[1, 2]", "it has no 'counters'"),
         ("null", "it has no 'counters'"),
         ('{"counters": {"epoch": 0}}', "it has no 'recipe'"),
-        ('{"counters": 3, "recipe": {}}', "it has no 'counters'"),
         ("[" * 100_000, "cannot be read"),
         ("\ud800", "cannot be read"),
     ],
-    ids=["list", "null", "half", "number", "deep", "no text"],
+    ids=["null", "half", "deep", "no text"],
 )
 def test_a_state_file_of_other_content(tmp_path, text, match):
     folder = checkpoint.save_state(tmp_path / "checkpoint", state(1))
@@ -203,13 +172,6 @@ def test_a_state_file_of_other_content(tmp_path, text, match):
     checkpoint.write_manifest(folder, STATE_FILES[1:])
     with pytest.raises(WeightsError, match=rf"checkpoint/state\.json .*{match}"):
         checkpoint.load_state(folder)
-
-
-def test_numbers_that_json_does_not_know_become_null(tmp_path):
-    content = {"loss": [1.0, float("nan"), (float("-inf"), 2)], "flag": True, "path": tmp_path}
-    write_json(tmp_path / "c.json", content)
-    read = json.loads((tmp_path / "c.json").read_text(), parse_constant=pytest.fail)
-    assert read == {"loss": [1.0, None, [None, 2]], "flag": True, "path": str(tmp_path)}
 
 
 def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
@@ -236,9 +198,8 @@ def test_ctrl_c_in_the_middle_of_an_update_waits_for_it(ctrl_c):
 
 def test_equal_weights_and_facts_give_equal_files(tmp_path):
     """safetensors writes its metadata in another order each time."""
+    weights = {"b é": torch.ones(3), 'a"\n': torch.zeros(2, 2)}
     for number in range(8):
-        weights = {"b é": torch.ones(3), 'a"\n': torch.zeros(2, 2)}
         checkpoint.save_weights(tmp_path / f"{number}.safetensors", weights, {"of": "é\t"})
     assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
-    found = checkpoint.load_weights(tmp_path / "0.safetensors")
-    assert found.keys() == weights.keys() and all(found[name].equal(weights[name]) for name in weights)
+    same(checkpoint.load_weights(tmp_path / "0.safetensors"), weights)

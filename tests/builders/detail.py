@@ -95,16 +95,24 @@ def pair_rows(model: Planted, plans: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def _entries(model: Planted, plans: Sequence[str], folder: Path, ending: str) -> list[dict[str, Any]]:
+    """Pairs by the names of their images, which are written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for row in pair_rows(model, plans):
+        for number in row["numbers"]:
+            picture(number).save(folder / f"{number}.{ending}", format="PNG")
+        images = {f"image_{n}": f"{number}.{ending}" for n, number in enumerate(row["numbers"])}
+        entries.append({**images, **{f"caption_{n}": text for n, text in enumerate(row["captions"])}})
+    return entries
+
+
 def naturalbench(root: Path, plans: Sequence[str]) -> Planted:
     """``metadata.json`` and ``images``."""
-    model, entries = Planted(), []
-    (root / "images").mkdir(parents=True)
-    for place, row in enumerate(pair_rows(model, plans)):
-        for number in row["numbers"]:
-            picture(number).save(root / "images" / f"{number}.jpg", format="PNG")
-        images = {f"image_{n}": f"{number}.jpg" for n, number in enumerate(row["numbers"])}
-        captions = {f"caption_{n}": text for n, text in enumerate(row["captions"])}
-        entries.append({"index": place, **images, **captions})
+    model = Planted()
+    entries = [
+        {"index": n, **entry} for n, entry in enumerate(_entries(model, plans, root / "images", "jpg"))
+    ]
     (root / "metadata.json").write_text(json.dumps(entries))
     return model
 
@@ -112,14 +120,9 @@ def naturalbench(root: Path, plans: Sequence[str]) -> Planted:
 def pairs_jsonl(root: Path, plans: Sequence[str]) -> Planted:
     """``pairs.jsonl`` beside the images, with two categories by turns."""
     model, lines = Planted(), []
-    root.mkdir(parents=True, exist_ok=True)
-    for place, row in enumerate(pair_rows(model, plans)):
-        for number in row["numbers"]:
-            picture(number).save(root / f"{number}.png")
-        images = {f"image_{n}": f"{number}.png" for n, number in enumerate(row["numbers"])}
-        captions = {f"caption_{n}": text for n, text in enumerate(row["captions"])}
-        lines.append({**images, **captions, "category": ("odd", "even")[place % 2], "id": f"p{place}"})
-    (root / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for place, entry in enumerate(_entries(model, plans, root, "png")):
+        lines.append(json.dumps({**entry, "category": ("odd", "even")[place % 2], "id": f"p{place}"}) + "\n")
+    (root / "pairs.jsonl").write_text("".join(lines))
     return model
 
 

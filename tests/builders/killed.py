@@ -1,11 +1,8 @@
-"""A small run to be killed and started again: `python -m builders.killed PLAN FOLDER`, for
-run/test_killed_runs.py.
+"""Small runs that are killed and started again: `python -m builders.killed FOLDER`.
 
-    once      one run in FOLDER, from its start or from where an earlier one left off
-    fifty     an uninterrupted run in FOLDER/straight; then runs in FOLDER/0, FOLDER/1, ... killed fifty
-              times, at random moments and while files are written, and started again each time
-
-The fifty starts are forks of one process that has imported everything and computed nothing.
+An uninterrupted run in FOLDER/straight; then runs in FOLDER/0, FOLDER/1, ... killed fifty times, at random
+moments and while files are written, and started again each time. The starts are forks of one process that
+has imported everything and computed nothing.
 """
 
 import json
@@ -31,12 +28,11 @@ FIELDS = {"steps": 12, "batch": 4, "lr": 1e-2, "optimizer": "adamw", "checkpoint
 DATA = [images(1, seed=n)[0] for n in range(10)]  # five batches a pass: accumulated steps cross its end
 
 
-def run(folder: Path, teacher: Any = None) -> None:
+def run(folder: Path, teacher: Any) -> None:
     """The run. A process that is started anew has other random numbers, so the caller's are spoilt first."""
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
     loader = DataLoader(DATA, batch_size=2, shuffle=True)
-    clip, teacher = small_clip(), teacher or small_teacher()
-    post_train(clip, teacher, loader, output_dir=folder, progress=False, **FIELDS)
+    post_train(small_clip(), teacher, loader, output_dir=folder, progress=False, **FIELDS)
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -113,15 +109,6 @@ def fifty(folder: Path) -> dict[str, int]:
     return counts
 
 
-def main() -> None:
-    """The plan that the command line names."""
-    torch.set_num_threads(1)
-    plan, folder = sys.argv[1], Path(sys.argv[2])
-    if plan == "once":
-        run(folder)
-    else:
-        print(json.dumps(fifty(folder)))
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    print(json.dumps(fifty(Path(sys.argv[1]))))

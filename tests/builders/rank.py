@@ -1,11 +1,5 @@
-"""Two ranks on one machine: `python -m builders.rank FOLDER`, for run/test_two_ranks.py.
+"""FeedbackLoss under DistributedDataParallel on two ranks: its draws, losses and gradients."""
 
-Each runs FeedbackLoss under DistributedDataParallel and leaves in FOLDER its draws, losses and gradients.
-"""
-
-import multiprocessing
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from builders.small import images, small_clip, small_teacher
 from diva_rs import FeedbackLoss, Recipe
+from diva_rs.distributed import session
 
 RECIPE = Recipe(precision="fp64", draws=2, density=0.5, anchor=0.1, timesteps="uniform")
 SIZES = ((3, 2), (1, 4))  # uneven batches: per call, per rank
@@ -77,28 +72,7 @@ def work(rank: int) -> dict[str, Any]:
     return seen
 
 
-def join(rank: int, folder: Path) -> None:
-    """Join the group, work, and leave the results."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
-    )
-    torch.save(work(rank), folder / f"{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def main() -> int:
-    """Both ranks, forked before any thread was started: the imports cost far more than the work."""
-    fork = multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=join, args=(rank, Path(sys.argv[1]))) for rank in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join()
-    return max(abs(rank.exitcode or 0) for rank in ranks)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def two_ranks(place: Path, world: int) -> dict[str, Any]:
+    """What each of the ranks that `builders.rank_runs` starts sees."""
+    with session() as ranks:
+        return work(ranks.rank)

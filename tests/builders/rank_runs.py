@@ -27,6 +27,7 @@ import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
+from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
 from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
@@ -45,12 +46,11 @@ RUN = {
     "steps": 10,
     "log_every": 1,
 }
-DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
 
 
-def loader(dtype: torch.dtype = torch.float64, data: TensorDataset | None = None) -> DataLoader[Any]:
+def loader(data: TensorDataset | None = None) -> DataLoader[Any]:
     """60 images in shuffled batches of 2, divided among the ranks as a script would do it."""
-    data = TensorDataset(images(60, dtype=dtype)) if data is None else data
+    data = TensorDataset(images(60, dtype=torch.float64)) if data is None else data
     world, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
     sampler: DistributedSampler[Any] = DistributedSampler(data, num_replicas=world, rank=rank, seed=5)
     return DataLoader(data, batch_size=2, sampler=sampler)
@@ -58,11 +58,9 @@ def loader(dtype: torch.dtype = torch.float64, data: TensorDataset | None = None
 
 def train(batches: Any = None, seed: int = 0, **fields: Any) -> dict[str, Any]:
     """A run of `post_train`: its weights, losses and report."""
-    settings = {**RUN, **fields}
-    dtype = DTYPES[settings["precision"]]
-    clip = small_clip(dtype, seed=seed)
-    batches = loader(dtype) if batches is None else batches
-    result = diva_rs.post_train(clip, small_teacher(dtype), batches, progress=False, **settings)
+    clip, teacher = small_clip(torch.float64, seed=seed), small_teacher(torch.float64)
+    batches = loader() if batches is None else batches
+    result = diva_rs.post_train(clip, teacher, batches, progress=False, **{**RUN, **fields})
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
     weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
     history = [{name: float(value) for name, value in row.items()} for row in result.history]
@@ -318,8 +316,6 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     "straight": lambda place, world: train(),
     # 50 steps of two batches in float64.
     "fifty": lambda place, world: train(batch=4, steps=50),
-    # 25 steps of four batches in float32: two ranks add them up in another order than one.
-    "single": lambda place, world: train(batch=8, steps=25, precision="fp32"),
     # Every rank begins with another CLIP, or has another learning rate.
     "other_weights": lambda place, world: train(seed=int(os.environ.get("RANK", 0)), steps=2),
     "other_recipe": lambda place, world: train(lr=0.1 + int(os.environ["RANK"])),
@@ -332,7 +328,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
         run.__name__: run
         for run in (
             counted, from_folder, from_shards, unequal, own_batches, with_files, guarded, interrupted, begun,
-            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on,
+            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip

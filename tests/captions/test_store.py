@@ -154,13 +154,14 @@ def test_judgements_are_loaded_as_they_were_saved(place):
     for key in (9, 2**64 - 1, 3):
         colour = rng.random((2, 4), np.float32) + np.array([[0.0], [key % 2]])
         evidence[key] = [Evidence(chosen[key % 2], colour, True), Evidence(own, rng.random((3, 2)))]
-    saved = Judgements(evidence, WORDS)
+    saved = Judgements(evidence, WORDS, given={9: {"subject": "dog"}})
     saved.save(place)
     loaded = Judgements.load(place)
     assert list(loaded) == list(saved) == [3, 9, 2**64 - 1] and len(loaded) == 3
     assert saved.facts.model_dump().items() <= loaded.facts.model_dump().items()
     for key in saved:
         assert loaded.values(key) == saved.values(key)
+        assert loaded.values(key).get("subject") == ("dog" if key == 9 else None)
         for one, other in zip(saved[key], loaded[key], strict=True):
             assert one.set == other.set and (one.draws, one.settled) == (other.draws, other.settled)
             assert np.array_equal(one.losses, other.losses) and one.weight == other.weight

@@ -83,14 +83,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "an open_clip before 2.30": (old_open_clip, r"`patch_dropout` as in an open_clip before 2\.30"),
     "scripted": (lambda: torch.jit.script(nn.Linear(2, 2)), r"compiled by torch\.jit.*jit=False"),
     "sharded": (FullyShardedDataParallel, r"FullyShardedDataParallel.*pass it unwrapped"),
-    "computed": (
-        computed_class_token,
-        r"visual\.class_embedding cannot be trained: it is not a leaf tensor.*load_state_dict",
-    ),
-    "inference mode": (
-        of_inference_mode,
-        r"visual\.class_embedding cannot be trained: it was created under torch\.inference_mode",
-    ),
+    "computed": (computed_class_token, r"visual\.class_embedding .* not a leaf tensor.*load_state_dict"),
+    "inference mode": (of_inference_mode, r"visual\.class_embedding .* created under torch\.inference_mode"),
     "a name": (lambda: "ViT-L-14", "clip is a str, expected a loaded model"),
     "open_clip's triple": (lambda: (None, None, None), "clip is a tuple, .* return it first"),
 }

@@ -1,6 +1,5 @@
 """Bad batches, bad pixels, bad files: each a clear exception that says what, where and what to do."""
 
-import io
 import struct
 import sys
 import tarfile
@@ -9,21 +8,17 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from builders.pictures import encoded, write_tar
 from diva_rs.data import (
     ImageFolder,
-    ImageLoader,
     ImageShards,
     check_images,
     collate,
     folder_loader,
     read_batch,
     shard_loader,
-    unit_tensor,
 )
 from diva_rs.data.decode import decode
 from diva_rs.errors import ConfigError, DataError, DependencyError, ShapeError
@@ -61,16 +56,13 @@ def test_batches_of_the_wrong_kind_say_what_is_wanted(item, match):
     ("images", "match"),
     [
         (GOOD[0], r"images of batch 0 has shape \(3, 8, 8\), \(B, 3, H, W\) .* images\[None\]"),
-        (GOOD[None], r"has shape \(1, 2, 3, 8, 8\), \(B, 3, H, W\)"),
         (GOOD[:0], r"has shape \(0, 3, 8, 8\), .*: drop empty batches"),
         (GOOD[:, :1], r"\(2, 1, 8, 8\), .* convert the files to RGB"),
         (torch.zeros(2, 4, 8, 8), r"\(2, 4, 8, 8\), .* convert the files to RGB"),
         (torch.zeros(2, 8, 8, 3), r"\(2, 8, 8, 3\), .* images.permute\(0, 3, 1, 2\)"),
         (GOOD[:, :, :0], "no empty dimension is needed"),
         ((GOOD * 255).to(torch.uint8), r"dtype torch.uint8, .* images.float\(\) / 255"),
-        (GOOD.long(), "dtype torch.int64, a floating dtype is needed"),
-        ((GOOD * 255).to(torch.uint8).numpy(), "dtype torch.uint8"),
-        (GOOD.to(torch.complex64), "dtype torch.complex64"),
+        (GOOD.to(torch.complex64), "dtype torch.complex64, a floating dtype is needed"),
         (np.array([["a"]]), "'images' is an array of <U1, floating numbers are needed"),
     ],
 )
@@ -133,20 +125,20 @@ def test_a_whole_batch_of_bad_images_is_passed_over(tmp_path):
 
 def test_nothing_but_bad_images_is_an_error_not_an_empty_run(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"gave no image: all 1 were bad, .*a.jpg"):
+    with pytest.raises(DataError, match=r"gave no image: all 1 were bad, .*a.jpg \(.*\) the first"):
         list(folder_loader(tmp_path, workers=0, on_bad_image="skip"))
     with pytest.raises(DataError, match=r"batch 0 is empty: every image of it is bad: .*a.jpg"):
         read_batch(collate([ImageFolder(tmp_path, size=8, on_bad_image="skip")[0]]), number=0)
 
 
 def test_folders_without_images(tmp_path):
-    with pytest.raises(DataError, match="none does not exist"):
+    with pytest.raises(DataError, match="none cannot be listed: No such file"):
         ImageFolder(tmp_path / "none")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "._a.jpg").write_bytes(b"metadata that macOS leaves")
     with pytest.raises(DataError, match="holds no image"):
         folder_loader(tmp_path)
-    with pytest.raises(DataError, match=r"notes.txt is a file"):
+    with pytest.raises(DataError, match=r"notes.txt cannot be listed: Not a directory"):
         ImageFolder(tmp_path / "notes.txt")
 
 
@@ -154,13 +146,6 @@ def test_a_transform_that_gives_no_tensor_is_named(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded())
     with pytest.raises(DataError, match=r"a.jpg: the transform gave an Image, a floating tensor \(3, H, W\)"):
         ImageFolder(tmp_path, transform=lambda image: image)[0]
-
-
-def test_images_of_different_sizes_cannot_be_one_batch(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(encoded(0, (8, 8)))
-    (tmp_path / "b.jpg").write_bytes(encoded(0, (9, 8)))
-    with pytest.raises(DataError, match="differ in size"):
-        list(ImageLoader(ImageFolder(tmp_path, unit_tensor), batch=2, workers=0))
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
@@ -179,23 +164,6 @@ def test_truncation_is_seen_even_where_pillow_is_told_to_ignore_it(monkeypatch):
     with pytest.raises(DataError, match=r"x.jpg: truncated image"):
         decode(encoded()[:-200], "x.jpg")
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True  # the caller's setting stays
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow's, about damaged metadata
-@settings(max_examples=150, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(["jpeg", "png", "webp", "gif", "bmp", "tiff"]))
-def test_damaged_bytes_give_a_picture_or_a_data_error(data, kind):
-    blob = io.BytesIO()
-    Image.open(io.BytesIO(encoded(1, (16, 12)))).save(blob, kind)
-    damaged = bytearray(blob.getvalue())
-    for _ in range(data.draw(st.integers(1, 4))):
-        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        image = decode(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]), "fuzz", max_pixels=10**6)
-    except DataError as err:
-        assert str(err).startswith("fuzz: ")
-    else:
-        assert image.mode == "RGB"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -240,7 +208,7 @@ def test_shards_that_are_no_shards(tmp_path):
         shard_loader(f"{tmp_path}/*.zip")
     with pytest.raises(DataError, match="no shards"):
         ImageShards([])
-    for remote in ("pipe:rm -rf x", "https://example.com/0.tar", "s3://bucket/0.tar", "-"):
+    for remote in ("pipe:rm -rf x", "s3://bucket/0.tar", "-"):
         with pytest.raises(ConfigError, match="only local files are read"):
             ImageShards(remote)
     with pytest.raises(ConfigError, match=r"\{0..3.tar"):
@@ -250,21 +218,13 @@ def test_shards_that_are_no_shards(tmp_path):
         list(shard_loader(str(empty), workers=0))
 
 
-@pytest.mark.parametrize(
-    ("setting", "match"),
-    [
-        ({"scale": (0.0, 1.0)}, r"scale=\(0.0, 1.0\) must be 0 < low <= high <= 1"),
-        ({"scale": (1.0, 0.9)}, "must be 0 < low <= high <= 1"),
-        ({"on_bad_image": "ignore"}, "on_bad_image='ignore' is unknown"),
-    ],
-)
-def test_settings_out_of_range(tmp_path, setting, match):
+def test_settings_out_of_range(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded())
-    shard = str(write_tar(tmp_path / "0.tar", [("a.jpg", encoded())]))
-    with pytest.raises(ConfigError, match=match):
-        folder_loader(tmp_path, **setting)
-    with pytest.raises(ConfigError, match=match):
-        shard_loader(shard, **setting)
+    for scale in ((0.0, 1.0), (1.0, 0.9)):
+        with pytest.raises(ConfigError, match=r"scale=.* must be 0 < low <= high <= 1"):
+            folder_loader(tmp_path, scale=scale)
+    with pytest.raises(ConfigError, match="on_bad_image='ignore' is unknown"):
+        folder_loader(tmp_path, on_bad_image="ignore")
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from builders.pictures import encoded, picture, write_tar
+from builders.small import WIDTH, scheduler, small_unet, small_vae
 from diva_rs import Recipe, Teacher
 from diva_rs._base.checkpoint import write_manifest
 from diva_rs.data import LatentCache, Views, folder_loader, latent_store, shard_loader, vae_input
@@ -23,25 +23,10 @@ LATENTS = "latents-00000.safetensors"
 FILES = [LATENTS, "index.safetensors", "facts.json", "manifest.json"]
 
 
-def make_teacher(seed=0, **config):
-    torch.manual_seed(seed)
-    sizes = {"block_out_channels": (8, 8), "norm_num_groups": 4, "sample_size": SIZE // 2}
-    blocks = {
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    unet = UNet2DConditionModel(
-        cross_attention_dim=8, attention_head_dim=2, layers_per_block=1, **sizes, **blocks
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-        **config,
-    )
-    return Teacher(unet, vae=vae, scheduler=DDPMScheduler(), text_condition=torch.zeros(1, 4, 8))
+def make_teacher(seed=2, **config):
+    vae = small_vae(seed=seed)
+    vae.register_to_config(**config)
+    return Teacher(small_unet(), vae=vae, scheduler=scheduler(), text_condition=torch.zeros(1, 4, WIDTH))
 
 
 class Plain:
@@ -95,9 +80,7 @@ def test_pixel_values_and_official_pixels_are_cached_with_their_normalisation(pl
     cache = LatentCache.build(values, Plain(), place, recipe, half, half)
     [cached, *_] = cache.wrap(values)
     assert torch.allclose(cached["latents"], values[0]["pixel_values"][:, :, ::2, ::2] * 2, atol=1e-6)
-    with pytest.raises(
-        DataError, match=r"pixels prepared in another way \(mean was \[0.5, 0.5, 0.5\], is \[0.48"
-    ):
+    with pytest.raises(DataError, match=r"prepared in another way \(mean was \[0.5, 0.5, 0.5\], is \[0.48"):
         LatentCache.open(place, recipe=recipe, std=half)
     official = recipe.replace(vae_pixels="official")
     LatentCache.build(batches(), Plain(), tmp_path / "official", official)
@@ -143,9 +126,7 @@ def test_a_folder_is_cached_with_its_loader(place, tmp_path):
     assert [len(batch["latents"]) for batch in wrapped] == [3, 2] and len(wrapped) == 2
     assert wrapped.batch_size == 3 and wrapped.sampler.epoch == 3
     augmented = cache.wrap(folder_loader(tmp_path / "images", 2, SIZE, 0))
-    with pytest.raises(
-        DataError, match=r"batch 0, sample 0 \(id \d+\): .* or its pixels are not those that were cached"
-    ):
+    with pytest.raises(DataError, match=r"batch 0, sample 0 \(id \d+\): .* or its pixels are not those"):
         next(iter(augmented))
 
 
@@ -165,13 +146,11 @@ def test_a_cache_keeps_its_loaders_accounting_and_tells_equal_names_apart(tmp_pa
 def test_images_that_were_never_cached_are_errors(place):
     cache = LatentCache.build(batches(), Plain(), place)
     other = torch.rand(2, 3, SIZE, SIZE)
-    with pytest.raises(
-        DataError, match=r"batch 0, sample 0 \(id 77\): this image is not in the latent cache"
-    ):
-        list(cache.wrap([{"images": other, "ids": [77, 78]}]))
     mixed = torch.stack([batches()[0]["images"][0], other[0]])
-    with pytest.raises(DataError, match=r"batch 0, sample 1: this image is not in the latent cache"):
-        list(cache.wrap([mixed]))
+    with pytest.raises(
+        DataError, match=r"batch 0, sample 1 \(id 78\): this image is not in the latent cache"
+    ):
+        list(cache.wrap([{"images": mixed, "ids": [77, 78]}]))
     shifted = batches()[0]["images"] + 1e-6
     with pytest.raises(DataError, match=r"sample 0 \(id 0\): .*its pixels are not those that were cached"):
         list(cache.wrap([{"images": shifted, "ids": [0, 1]}]))
@@ -184,9 +163,7 @@ def test_another_vae_is_refused_and_the_same_in_bf16_is_not(place):
         assert len(LatentCache.open(place, same)) == 6
     with pytest.raises(DataError, match=r"made by another VAE \(weights was '.*', is '.*'\): build it again"):
         LatentCache.open(place, make_teacher(seed=1))
-    with pytest.raises(
-        DataError, match=r"another VAE \(config was .*'shift_factor': None.*'shift_factor': 0.5"
-    ):
+    with pytest.raises(DataError, match=r"another VAE \(config .*'shift_factor': None.*'shift_factor': 0.5"):
         LatentCache.open(place, make_teacher(shift_factor=0.5))
     with pytest.raises(DataError, match="another VAE"):
         LatentCache.open(place, Plain())
@@ -218,9 +195,7 @@ def test_no_damage_goes_unseen(place, name, harm):
         data[-9] ^= 1 if harm == "flip" else 0
         end = {"empty": 0, "cut": len(data) - 7}.get(harm, len(data))
         path.write_bytes(bytes(data[:end]) + (b"\0" * 8 if harm == "longer" else b""))
-    with pytest.raises(
-        DataError, match=rf"cache cannot be used: .*{name}.*: build it again with overwrite=True"
-    ):
+    with pytest.raises(DataError, match=rf"cannot be used: .*{name}.*: build it again with overwrite=True"):
         list(LatentCache.open(place).wrap(loader))
     assert len(list(LatentCache.build(loader, Plain(), place, overwrite=True).wrap(loader))) == 3
 
@@ -232,7 +207,7 @@ def test_files_of_two_caches_do_not_mix(place, tmp_path):
     with pytest.raises(DataError, match=rf"row \d, in {LATENTS}, does not match its checksum"):
         list(LatentCache.open(place).wrap(batches()))
     shutil.copy(tmp_path / "other" / "index.safetensors", place / "index.safetensors")
-    with pytest.raises(DataError, match=r"index.safetensors is damaged: its checksum differs"):
+    with pytest.raises(DataError, match=r"index.safetensors is damaged: its size or checksum differs"):
         LatentCache.open(place)
 
 
@@ -279,9 +254,7 @@ def test_a_failure_while_finishing_keeps_the_old_cache(place, monkeypatch):
 
 def test_nothing_else_is_ever_overwritten(place, tmp_path):
     LatentCache.build(batches(), Plain(), place)
-    with pytest.raises(
-        DataError, match=r"holds a latent cache already: open it, or replace it with overwrite=True"
-    ):
+    with pytest.raises(DataError, match=r"holds a latent cache already: open it, .* with overwrite=True"):
         LatentCache.build(batches(), Plain(), place)
     (place / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="is not a latent cache: choose another folder"):
@@ -293,22 +266,16 @@ def test_nothing_else_is_ever_overwritten(place, tmp_path):
     assert len(LatentCache.build(batches(), Plain(), tmp_path / "empty")) == 6
 
 
+MIXED = [{"images": batches()[0]["images"]}, {"pixel_values": batches()[1]["images"]}]
+
+
 @pytest.mark.parametrize(
     ("loader", "encode", "match"),
     [
         ([], lambda x: x, "the loader gave no image"),
-        (
-            [torch.full((1, 3, 8, 8), 9.0)],
-            lambda x: x,
-            "images of batch 0, sample 0, channel 0: value 9 is outside",
-        ),
+        ([torch.full((1, 3, 8, 8), 9.0)], lambda x: x, "images of batch 0, sample 0, channel 0: value 9 is"),
         (batches(), lambda x: x * float("nan"), "latents of batch 0, sample 0: not finite"),
-        (
-            [{"images": batches()[0]["images"]}, {"pixel_values": batches()[1]["images"]}],
-            lambda x: x,
-            "batch 1 holds pixel_values",
-        ),
-        ([{"latents": torch.zeros(1, 4, 2, 2)}], lambda x: x, "batch 0 holds latents alone"),
+        (MIXED, lambda x: x, "batch 1 holds pixel_values"),
     ],
 )
 def test_bad_batches_are_named(place, loader, encode, match):
@@ -320,17 +287,10 @@ def test_bad_batches_are_named(place, loader, encode, match):
 def test_latents_of_the_wrong_shape_are_named(place):
     with pytest.raises(ShapeError, match=r"batch 0: encode gave \(2, 768\) for 2 images"):
         LatentCache.build(batches(), Plain(lambda x: x.flatten(1)), place)
+    steps = iter([1, 2])
+    shrinking = Plain(lambda x: x[:, :, :: (step := next(steps)), ::step])
     with pytest.raises(ShapeError, match=r"batch 1, sample 0: the latent is \(3, 8, 8\), those before"):
-        LatentCache.build(batches(), Plain(Shrinking()), place)
-
-
-class Shrinking:
-    def __init__(self):
-        self.calls = 0
-
-    def __call__(self, images):
-        self.calls += 1
-        return images if self.calls == 1 else images[:, :, ::2, ::2]
+        LatentCache.build(batches(), shrinking, place)
 
 
 def test_settings_that_cannot_be_cached(place):

@@ -123,6 +123,26 @@ def test_the_halves_are_fixed_and_share_nothing(tmp_path):
         score(model, tmp_path, half="train")
 
 
+def test_items_that_share_an_image_are_in_one_half(tmp_path):
+    """Directly, or through others: pairs 0 to 9 in a chain, 10 to 39 by threes around one image."""
+    pairs_jsonl(tmp_path, ["group"] * 40)
+    file = tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for place, row in enumerate(rows[1:], 1):
+        row["image_0"] = (
+            rows[place - 1]["image_1"] if place < 10 else rows[place - (place - 10) % 3]["image_0"]
+        )
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    halves = [read_benchmark(tmp_path, half=half) for half in ("validation", "test")]
+    ids, pictures = ([set(), set()] for _ in range(2))
+    for place, half in enumerate(halves):
+        for item in half.tasks[0].items:
+            ids[place].add(item.id)
+            pictures[place].update(item.columns)
+    assert not pictures[0] & pictures[1] and len(ids[0] | ids[1]) == 40 and all(ids)
+    assert {f"p{n}" for n in range(10)} <= ids[0] or {f"p{n}" for n in range(10)} <= ids[1]
+
+
 def test_only_the_validation_half_of_a_test_set_is_not_one(tmp_path):
     naturalbench(tmp_path, ["group"] * 12)
     found = [read_benchmark(tmp_path, half=half) for half in (None, "validation", "test")]

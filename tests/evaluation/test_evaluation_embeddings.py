@@ -57,12 +57,7 @@ def test_the_text_embedding_is_the_librarys_own_to_the_bit(name):
     model = VARIANTS[name]().eval()
     tokens = tokenize(TEXTS)
     with torch.no_grad():
-        ours = embedder(model).encode_text(tokens)
-        if hasattr(model, "encode_text"):
-            theirs = model.encode_text(tokens)
-        else:
-            output = model.get_text_features(input_ids=tokens, return_dict=True)
-            theirs = output if isinstance(output, torch.Tensor) else output.pooler_output
+        ours, theirs = embedder(model).encode_text(tokens), library_text(model, tokens)
     assert ours.ndim == 2 and torch.equal(ours, theirs)
 
 
@@ -122,6 +117,13 @@ def test_a_function_of_the_callers_own_is_an_embedding():
         torch.testing.assert_close(ours, library_patches(model, images).mean(1))
         with pytest.raises(ShapeError, match=r"gave \(2, 16, 24\), expected \(2, width\)"):
             embedder(model, lambda first, patches: patches).encode_image(images)
+
+
+def library_text(model, tokens):
+    if hasattr(model, "encode_text"):
+        return model.encode_text(tokens)
+    output = model.get_text_features(input_ids=tokens, return_dict=True)
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 def test_only_the_dfn_rule_leaves_the_sum_unnormalised():
@@ -230,12 +232,7 @@ def test_scores_are_those_of_plain_code_by_the_official_rules(tmp_path, name):
             image_features = normalize(library_embedding(model, images), dim=-1)
             good = []
             for row, score in zip((first, second), result.pairs[place].scores, strict=True):
-                tokens = tokenize([f"a photo of {row[2]}"])
-                if hasattr(model, "encode_text"):
-                    text = model.encode_text(tokens)
-                else:
-                    text = model.get_text_features(input_ids=tokens)
-                    text = text if isinstance(text, torch.Tensor) else text.pooler_output
+                text = library_text(model, tokenize([f"a photo of {row[2]}"]))
                 share = (100 * image_features @ normalize(text, dim=-1).T).T.softmax(dim=-1)[0, 0]
                 # 100 times the float32 rounding of a cosine.
                 assert score == pytest.approx(float(share), abs=1e-4)

@@ -1,8 +1,7 @@
 """Runs numbered cases in a child process, so that an abort or a hang is a failure that names its case.
 
 A case is a function of (seed, number) alone, so each can be run again. The child writes the number of a case
-into a journal before it runs the case. When the child dies, the parent reads the number there, and runs the
-next cases in another child.
+into a journal before it runs the case, where the parent reads it if the child dies.
 """
 
 import faulthandler
@@ -12,7 +11,6 @@ import os
 import random
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Protocol
 
 TESTS = Path(__file__).resolve().parents[1]
-DEATHS = 6  # children that may die before the run is given up
 MEMORY = 3 << 30  # bytes that reading may add to the child's address space
 
 
@@ -60,35 +57,28 @@ def run(
 
     ``keep`` is a folder for the input of failed cases; ``limit`` is in seconds per case.
     """
-    report, stop = Report(), start + cases
+    report, last = Report(), start - 1
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        for child in range(DEATHS):
-            if start >= stop:
-                return report
-            folder, journal = Path(scratch, str(child)), Path(scratch, f"{child} journal")
-            folder.mkdir()
-            journal.touch()
-            command = [sys.executable, "-m", "fuzz.engine", target, str(seed), str(start), str(stop)]
-            command += [str(limit), str(folder), str(journal), str(keep or "")]
-            done = subprocess.run(command, cwd=TESTS, capture_output=True, stdin=subprocess.DEVNULL)
-            last = _tally(report, journal, f"{target} case {{}} of seed {seed}", start - 1)
-            if done.returncode == 0:
-                return report
-            report.cases += 1
-            report.outcomes["death"] += 1
+        folder, journal = Path(scratch, "child"), Path(scratch, "journal")
+        folder.mkdir()
+        journal.touch()
+        command = [sys.executable, "-m", "fuzz.engine", target, str(seed), str(start), str(start + cases)]
+        command += [str(limit), str(folder), str(journal), str(keep or "")]
+        done = subprocess.run(command, cwd=TESTS, capture_output=True, stdin=subprocess.DEVNULL)
+        for line in journal.read_text().splitlines():
+            last, *end = json.loads(line)
+            for outcome, failure in [end] if end else []:  # no end: the case was begun
+                report.cases += 1
+                report.outcomes[outcome or "failure"] += 1
+                if failure:
+                    report.failures.append(f"{target} case {last} of seed {seed}: {failure}")
+        if done.returncode != 0:
+            tail = (done.stdout + done.stderr).decode(errors="replace")[-3000:]
+            what = f"{target} case {last} of seed {seed} ended the process (exit code {done.returncode})"
+            report.failures.append(f"{what}:\n{tail}")
             if keep is not None and (folder / "case").exists():
                 place = keep / f"{target}-{seed}-{last}"
                 shutil.copytree(folder / "case", place, symlinks=True, ignore=special)
-            code = done.returncode
-            cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-            tail = (done.stdout + done.stderr).decode(errors="replace")[-3000:]
-            report.failures.append(
-                f"{target} case {last} of seed {seed} ended the process ({cause}):\n{tail}"
-            )
-            if last < start:  # the warm-up failed
-                return report
-            start = last + 1
-        report.failures.append(f"stopped after {DEATHS} deaths, before case {start}")
     return report
 
 
@@ -96,20 +86,6 @@ def special(folder: str, names: list[str]) -> list[str]:
     """Those of a folder's entries that cannot be copied: pipes, sockets, devices, links that lead nowhere."""
     paths = {name: os.path.join(folder, name) for name in names}
     return [name for name, path in paths.items() if not (os.path.isfile(path) or os.path.isdir(path))]
-
-
-def _tally(report: Report, journal: Path, case: str, last: int) -> int:
-    """Add the journal's outcomes to the report; the number of the last case that was begun."""
-    for line in journal.read_text().splitlines():
-        last, *end = json.loads(line)
-        if not end:  # the begin of a case
-            continue
-        outcome, failure = end
-        report.cases += 1
-        report.outcomes[outcome or "failure"] += 1
-        if failure:
-            report.failures.append(f"{case.format(last)}: {failure}")
-    return last
 
 
 def _child(target: str, numbers: list[int], limit: float, scratch: Path, journal: Path, keep: str) -> None:

@@ -38,16 +38,16 @@ _CONFIG = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1},
 }
-_CPU = torch.device("cpu")
+_HOST = (torch.device("cpu"), "fp32")
 
 
 class FileReader(NamedTuple):
     """One way into the package for files."""
 
-    make: Callable[[Path], None]  # writes good files into an empty folder
+    make: Callable[[Path], Any]  # writes good files into an empty folder
     read: Callable[[Path], Any]  # reads everything in the folder that a user's call would
     weight: int  # its share of the cases
-    seal: Callable[[Path], None] | None = None  # corrects the checksums after damage, as an attacker would
+    seal: Callable[[Path], Any] | None = None  # corrects the checksums after damage, as an attacker would
 
 
 def _checkpoint(folder: Path) -> None:
@@ -77,20 +77,8 @@ def _read_checkpoint(folder: Path) -> None:
         raise
 
 
-def _weights(folder: Path) -> None:
-    save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)})
-
-
 def _scripted(folder: Path) -> None:
     torch.jit.save(torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4))), folder / "w.pt")
-
-
-def _saved(folder: Path) -> None:
-    torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt")
-
-
-def _evaluations(folder: Path) -> None:
-    write_json(folder / "e.json", [{"step": 0, "drift": 1.0}, {"step": 10, "drift": 0.9}])
 
 
 def _config(folder: Path) -> None:
@@ -170,10 +158,6 @@ def _read_run_folder(folder: Path) -> None:
         run.close()
 
 
-def _latents(folder: Path) -> None:
-    LatentCache.build([torch.rand(4, 3, 16, 16)], small_teacher(), folder)
-
-
 def _read_latents(folder: Path) -> None:
     cache = LatentCache.open(folder, teacher=small_teacher(), recipe=Recipe())
     cache = LatentCache.open(folder)
@@ -182,21 +166,9 @@ def _read_latents(folder: Path) -> None:
         cache.read(np.array([row]))
 
 
-def _seal_latents(folder: Path) -> None:
-    write_manifest(folder, ("index.safetensors", "facts.json"))
-
-
 def _seal_checkpoint(folder: Path) -> None:
     names = ("parameters.safetensors", "optimizer.safetensors", "state.json")
     write_manifest(folder / "checkpoint", names)
-
-
-def _teacher(folder: Path) -> None:
-    tiny_pipeline().save_pretrained(folder)
-
-
-def _tokenizer(folder: Path) -> None:
-    tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def _read_teacher(folder: Path) -> None:
@@ -205,10 +177,6 @@ def _read_teacher(folder: Path) -> None:
     teacher.text("a cat")
     latents = teacher.encode(torch.zeros(1, 3, 32, 32))
     teacher.denoise(latents, torch.tensor([10]), torch.zeros(1, 8, teacher.condition_width))
-
-
-def _read_tokenizer(folder: Path) -> None:
-    load_part(str(folder), "tokenizer")(["a photo of a cat"])
 
 
 def _transformers(folder: Path) -> None:
@@ -231,18 +199,6 @@ def _pytorch(folder: Path) -> None:
     torch.save(small_clip().state_dict(), folder / "clip.pt")
 
 
-def _read_pytorch(folder: Path) -> None:
-    load_clip(f"{MODEL}:{folder / 'clip.pt'}", _CPU, "fp32")
-
-
-def _folder_of_clip(folder: Path) -> None:
-    load_clip(str(folder), _CPU, "fp32")
-
-
-def _mmvp(folder: Path) -> None:
-    mmvp_folder(folder, pairs=1)
-
-
 def _read_mmvp(folder: Path) -> None:
     mmvp_vlm(PlantedCLIP(range(9)), preprocess, tokenize, folder).to_dict()
 
@@ -260,22 +216,43 @@ def _read_run(folder: Path) -> None:
 
 READERS: dict[str, FileReader] = {
     "checkpoint": FileReader(_checkpoint, _read_checkpoint, 12, _seal_checkpoint),
-    "weights": FileReader(_weights, lambda folder: load_weights(folder / "w.safetensors"), 12),
+    "weights": FileReader(
+        lambda folder: save_weights(folder / "w.safetensors", {"a": torch.rand(3, 2), "b": torch.ones(4)}),
+        lambda folder: load_weights(folder / "w.safetensors"),
+        12,
+    ),
     "config": FileReader(_config, _read_config, 12),
     "vocabulary": FileReader(_words, lambda folder: Vocabulary.read(folder / "words.toml").to_toml(), 6),
     "caption sets": FileReader(_caption_sets, _read_caption_sets, 6),
     "images": FileReader(_images, _read_images, 15),
     "shard": FileReader(_shard, _read_shard, 15),
-    "latents": FileReader(_latents, _read_latents, 12, _seal_latents),
-    "teacher": FileReader(_teacher, _read_teacher, 4),
-    "tokenizer": FileReader(_tokenizer, _read_tokenizer, 4),
-    "MMVP": FileReader(_mmvp, _read_mmvp, 3),
+    "latents": FileReader(
+        lambda folder: LatentCache.build([torch.rand(4, 3, 16, 16)], small_teacher(), folder),
+        _read_latents,
+        12,
+        lambda folder: write_manifest(folder, ("index.safetensors", "facts.json")),
+    ),
+    "teacher": FileReader(lambda folder: tiny_pipeline().save_pretrained(folder), _read_teacher, 4),
+    "tokenizer": FileReader(
+        lambda folder: tiny_pipeline().tokenizer.save_pretrained(folder / "tokenizer"),
+        lambda folder: load_part(str(folder), "tokenizer")(["a photo of a cat"]),
+        4,
+    ),
+    "MMVP": FileReader(lambda folder: mmvp_folder(folder, pairs=1), _read_mmvp, 3),
     "report": FileReader(_run, _read_run, 6),
     "run folder": FileReader(_run_folder, _read_run_folder, 8),
-    "evaluations": FileReader(_evaluations, lambda folder: _read_rows(folder / "e.json"), 4),
-    "torch.save": FileReader(_saved, lambda folder: weights_of(folder / "w.pt", "before"), 6),
+    "evaluations": FileReader(
+        lambda folder: write_json(folder / "e.json", [{"step": 0, "drift": 1.0}, {"step": 10, "drift": 0.9}]),
+        lambda folder: _read_rows(folder / "e.json"),
+        4,
+    ),
+    "torch.save": FileReader(
+        lambda folder: torch.save({"state_dict": {"w": torch.ones(3)}}, folder / "w.pt"),
+        lambda folder: weights_of(folder / "w.pt", "before"),
+        6,
+    ),
     "TorchScript": FileReader(_scripted, lambda folder: weights_of(folder / "w.pt", "before"), 4),
-    "transformers CLIP": FileReader(_transformers, _folder_of_clip, 4),
-    "open_clip folder": FileReader(_open_clip, _folder_of_clip, 4),
-    "PyTorch weights": FileReader(_pytorch, _read_pytorch, 4),
+    "transformers CLIP": FileReader(_transformers, lambda folder: load_clip(str(folder), *_HOST), 4),
+    "open_clip folder": FileReader(_open_clip, lambda folder: load_clip(str(folder), *_HOST), 4),
+    "PyTorch weights": FileReader(_pytorch, lambda folder: load_clip(f"{MODEL}:{folder}/clip.pt", *_HOST), 4),
 }

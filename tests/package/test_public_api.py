@@ -1,12 +1,8 @@
 """Bad batches, loaders, draws and states: an exception that leaves weights and gradients as they were."""
 
-import io
-import tarfile
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import diva_rs
 from builders.refused import refused
@@ -22,7 +18,6 @@ from diva_rs import (
     WeightsError,
     checkpoint,
 )
-from diva_rs.data import shard_loader
 
 pytestmark = pytest.mark.hostile
 
@@ -40,24 +35,11 @@ def with_value(value, dtype=torch.float32):
     return bad
 
 
+# One of each check that a batch passes on its way into the core.
 BATCHES = {
     "rank 3": (GOOD[0], ShapeError, r"images of batch 1 has shape \(3, 32, 32\), .*images\[None\]"),
-    "grey": (GOOD[:, :1], ShapeError, r"\(B, 3, H, W\) .* is needed: convert the files to RGB"),
-    "channels last": (GOOD.permute(0, 2, 3, 1), ShapeError, r"images.permute\(0, 3, 1, 2\)"),
-    "uint8": ((GOOD * 255).byte(), ShapeError, r"dtype torch.uint8.*images.float\(\) / 255"),
-    "empty": (GOOD[:0], ShapeError, "images of batch 1 has shape .*drop empty batches"),
     "0 to 255": (GOOD * 255, DataError, "images of batch 1, sample 0, .*divide the images by 255"),
-    "symmetric": (GOOD * 2 - 1, DataError, "images of batch 1, sample 0, .*declare pixels='symmetric'"),
-    "NaN": (
-        with_value(float("nan")),
-        DataError,
-        "images of batch 1, sample 1, channel 2: value nan is not fin",
-    ),
-    "inf": (
-        with_value(float("inf")),
-        DataError,
-        "images of batch 1, sample 1, channel 2: value inf is not fin",
-    ),
+    "NaN": (with_value(float("nan")), DataError, "images of batch 1, sample 1, channel 2: value nan is not"),
     "named": (
         {"images": with_value(9.0), "ids": ["a.png", "b.png", "c.png"]},
         DataError,
@@ -78,19 +60,8 @@ BATCHES = {
         DataError,
         "latents of batch 1, sample 0: not finite",
     ),
-    "latents alone": (
-        {"latents": torch.zeros(3, 4, 8, 8)},
-        DataError,
-        "latents alone, which cannot feed CLIP",
-    ),
     "too few ids": ({"images": GOOD, "ids": [1, 2]}, ShapeError, "batch 1: 2 ids for 3 samples"),
     "negative id": ({"images": GOOD, "ids": [1, -2, 3]}, DataError, r"ids\[1\] is -2"),
-    "float ids": ({"images": GOOD, "ids": [1.5, 2.0, 3.0]}, DataError, r"ids\[0\] is 1.5 \(float\)"),
-    "single images": (
-        [GOOD[0], GOOD[1]],
-        DataError,
-        "batch 1 is a list of Tensor: .*default_collate stacks samples",
-    ),
     "other keys": ({"image": GOOD}, DataError, "rename 'image' in the collate function"),
     "meta": (GOOD.to("meta"), DeviceError, "images of batch 1 is on the meta device, which holds no values"),
 }
@@ -118,11 +89,10 @@ def test_bad_batches(teacher, name):
     ("ids", "kind", "match"),
     [
         ([1, 2], ShapeError, "batch 0: 2 ids for 3 samples"),
-        ("abc", ShapeError, "ids must be a sequence of one integer or string per sample"),
         (torch.zeros(3), DataError, r"ids\[0\] is 0.0 \(float\)"),
         ([2**64, 1, 2], DataError, r"ids\[0\] is 18446744073709551616, expected 0 to 2\*\*64 - 1"),
     ],
-    ids=["few", "text", "floats", "large"],
+    ids=["few", "floats", "large"],
 )
 def test_ids_that_do_not_fit(teacher, ids, kind, match):
     clip = small_clip()
@@ -179,8 +149,8 @@ def test_the_loaders_own_exception_comes_back_unchanged(teacher):
         diva_rs.post_train(clip, teacher, broken(), lr=0.0, progress=False)
 
 
-def draws_of(n=2, k=5, latent=(4, 8, 8), batch=3):
-    return diva_rs.draw(seed=0, ids=range(batch), draws=n, latent_shape=latent, patches=16, choose=k)
+def draws_of(n=2, k=5, latent=(4, 8, 8)):
+    return diva_rs.draw(seed=0, ids=range(3), draws=n, latent_shape=latent, patches=16, choose=k)
 
 
 OUT_OF_RANGE = Draws(np.full((3, 2), 1000), np.zeros((3, 2, 4, 8, 8)), np.zeros((3, 2, 5), np.int64))
@@ -198,13 +168,12 @@ NAN_NOISE = Draws(np.zeros((3, 2), np.int64), np.full((3, 2, 4, 8, 8), np.nan), 
             ShapeError,
             r"draws.noise is \(3, 2, 4, 4, 8\), .* need \(3, 2, 4, 8, 8\)",
         ),
-        (draws_of(batch=4), ShapeError, r"draws.timesteps is \(4, 2\), .* need \(3, 2\)"),
         (OUT_OF_RANGE, DataError, "draws.timesteps reaches from 1000 to 1000, valid are 0 to 999"),
         (NO_SUCH_PATCH, DataError, "draws.tokens reaches from 16 to 16, valid are -1 to 15"),
         (NAN_NOISE, DataError, "draws.noise, sample 0: not finite"),
         ((1, 2, 3), ConfigError, "draws is a tuple: give diva_rs.Draws"),
     ],
-    ids=["N", "k", "latent", "B", "timestep", "patch", "NaN", "kind"],
+    ids=["N", "k", "latent", "timestep", "patch", "NaN", "kind"],
 )
 def test_explicit_draws_that_do_not_fit(teacher, draws, kind, match):
     clip = small_clip()
@@ -212,29 +181,6 @@ def test_explicit_draws_that_do_not_fit(teacher, draws, kind, match):
     with refused(kind, match, clip, trainer.projector):
         trainer.accumulate(GOOD, draws=draws)
     trainer.accumulate(GOOD, draws=draws_of())
-
-
-def test_a_truncated_image_in_a_shard(teacher, tmp_path):
-    def png(seed):
-        blob = io.BytesIO()
-        pixels = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(blob, "png")
-        return blob.getvalue()
-
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for i in range(4):
-            data = png(i)[: 2000 if i == 2 else None]
-            info = tarfile.TarInfo(f"{i:03}.png")
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    clip = small_clip()
-    given = {"batch": 2, "size": 32, "workers": 0, "shuffle": False}
-    with refused(DataError, r"0\.tar.*002.*truncated.*on_bad_image='skip'", clip):
-        loader = shard_loader(str(tmp_path / "0.tar"), **given)
-        diva_rs.post_train(clip, teacher, loader, progress=False, lr=0.0)
-    loader = shard_loader(str(tmp_path / "0.tar"), on_bad_image="skip", **given)
-    result = diva_rs.post_train(clip, teacher, loader, progress=False)
-    assert result.report["samples"] == 3 and len(loader.bad) == 1
 
 
 NESTED = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
@@ -257,6 +203,6 @@ def test_a_state_is_not_written_over_the_working_folder(teacher, tmp_path, monke
 
 
 def test_a_dtype_that_safetensors_does_not_have_leaves_no_file(tmp_path):
-    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors"):
+    with pytest.raises(WeightsError, match=r"weights of torch.complex128, a dtype that safetensors lacks"):
         checkpoint.save_weights(tmp_path / "w.safetensors", {"w": torch.zeros(2, dtype=torch.complex128)})
     assert not list(tmp_path.iterdir())

@@ -49,16 +49,6 @@ def test_step_is_accumulate_and_apply_to_the_bit(fields):
     assert same(whole, parts) and whole.steps_done == parts.steps_done == STEPS
 
 
-@pytest.mark.parametrize("fields", RECIPES.values(), ids=RECIPES)
-def test_native_and_torch_networks_train_the_same_weights(fields):
-    native, python = trainer(fields, backend="native"), trainer(fields, backend="torch")
-    for step in range(STEPS):
-        native.step(batch(step)), python.step(batch(step))
-    assert set(native.backend.values()) == {"native"}
-    assert set(python.backend.values()) == {"torch (as the recipe says)"}
-    assert worst(weights(native), weights(python)) <= 1e-10
-
-
 def test_a_step_on_top_of_accumulated_batches():
     whole, parts = trainer({}), trainer({})
     for trained in (whole, parts):

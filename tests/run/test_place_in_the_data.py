@@ -9,7 +9,9 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import Resize
 
 import diva_rs
+from builders import runs
 from builders.pictures import encoded, write_tar
+from builders.runs import Stop, stop_at
 from builders.small import images, small_clip
 from diva_rs import ConfigError
 from diva_rs.data import ImageFolder, ImageLoader, KeyedSampler, collate, folder_loader, shard_loader
@@ -46,23 +48,13 @@ def keys(monkeypatch):
     return found
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at_three(step, metrics):
-    if step == 3:
-        raise Stop
-
-
 def train(teacher, loader, folder, recipe=RECIPE, **given):
-    given = {"progress": False, **given}
-    return diva_rs.post_train(small_clip(), teacher, loader, recipe, output_dir=folder, **given)
+    return runs.train(teacher, loader, recipe, output_dir=folder, **given)
 
 
 def cut(teacher, loader, folder, **given):
     with pytest.raises(Stop):
-        train(teacher, loader, folder, callbacks=[stop_at_three], **given)
+        train(teacher, loader, folder, callbacks=[stop_at(3)], **given)
 
 
 def folder(data, name="photos", **given):
@@ -102,7 +94,11 @@ def plain(data, dataset=Numbered, **given):
     return DataLoader(dataset(), **{"batch_size": 4, **given})
 
 
-def listed(data, paths="abcdefghijkl", transform=None):
+def part(data, numbers=range(20)):
+    return DataLoader(Subset(Numbered(), numbers), batch_size=4)
+
+
+def listed(data, paths="abcdefghijkl", transform=Resize(16)):  # noqa: B008
     """A dataset that keeps a list of its files, each with its class."""
     dataset = Numbered(len(paths))
     dataset.samples, dataset.transform = [(f"/data/{path}.jpg", 0) for path in paths], transform
@@ -131,51 +127,29 @@ def test_every_image_of_the_pass_comes_once(teacher, data, keys, tmp_path, make,
 
 
 @pytest.mark.parametrize(
-    ("make", "first", "second", "match"),
+    ("make", "second", "match"),
     [
-        (folder, {}, {"seed": 1}, "the loader's seed was 0, is 1"),
-        (folder, {}, {"size": 24}, "the loader's transform was .*size=16.* is .*size=24"),
-        (folder, {}, {"scale": (0.5, 1.0)}, r"scale=\(0.9, 1.0\).*scale=\(0.5, 1.0\)"),
-        (folder, {}, {"scale": None}, "RandomCrop.*CenterCrop"),
-        (folder, {}, {"shuffle": False}, "the loader's shuffle was True, is False"),
-        (folder, {}, {"views": diva_rs.data.Views(crops=2)}, r"the loader's views was None, is Views\("),
-        (folder, {}, {"name": "others"}, r"the loader's files was \w+, is \w+"),
-        (shards, {}, {"workers": 2}, "the loader's workers was 1, is 2"),
-        (shards, {}, {"pattern": "{0..4}.tar"}, "the loader's shards was 6, is 5"),
-        (shards, {}, {"shuffle": False}, "the loader's shuffle was True, is False"),
-        (plain, {}, {"shuffle": True}, "sampler was SequentialSampler, is RandomSampler"),
-        (plain, {}, {"dataset": partial(Numbered, 20)}, "the loader's images was 24, is 20"),
-        (
-            plain,
-            {},
-            {"dataset": Stream},
-            "sampler was SequentialSampler, is None; .*dataset was None, is Stream",
-        ),
-        (partial(plain, dataset=Stream), {}, {"num_workers": 2}, "the loader's workers was 1, is 2"),
-        (
-            partial(plain, dataset=Stream, num_workers=2),
-            {},
-            {"batch_size": 2},
-            "the loader's batch was 4, is 2",
-        ),
-        (
-            lambda data, part: DataLoader(Subset(Numbered(), part), batch_size=4),
-            {"part": range(20)},
-            {"part": range(4, 24)},
-            r"the loader's indices was \w+, is \w+",
-        ),
-        (listed, {"paths": "abcdefghijkl"}, {"paths": "abcdefghijlk"}, r"the loader's files was \w+, is \w+"),
-        (
-            listed,
-            {"transform": Resize(16)},
-            {"transform": Resize(24)},
-            r"transform was Resize\(size=16.*size=24",
-        ),
-        (lambda data, count: [images(4)] * count, {"count": 6}, {"count": 8}, "batches was 6, is 8"),
+        (folder, {"seed": 1}, "the loader's seed was 0, is 1"),
+        (folder, {"size": 24}, "the loader's transform was .*size=16.* is .*size=24"),
+        (folder, {"scale": (0.5, 1.0)}, r"scale=\(0.9, 1.0\).*scale=\(0.5, 1.0\)"),
+        (folder, {"views": diva_rs.data.Views(crops=2)}, r"the loader's views was None, is Views\("),
+        (folder, {"name": "others"}, r"the loader's files was \w+, is \w+"),
+        (shards, {"workers": 2}, "the loader's workers was 1, is 2"),
+        (shards, {"pattern": "{0..4}.tar"}, "the loader's shards was 6, is 5"),
+        (shards, {"shuffle": False}, "the loader's shuffle was True, is False"),
+        (plain, {"shuffle": True}, "sampler was SequentialSampler, is RandomSampler"),
+        (plain, {"dataset": partial(Numbered, 20)}, "the loader's images was 24, is 20"),
+        (plain, {"dataset": Stream}, "SequentialSampler, is None; .*dataset was None, is Stream"),
+        (partial(plain, dataset=Stream), {"num_workers": 2}, "the loader's workers was 1, is 2"),
+        (partial(plain, dataset=Stream, num_workers=2), {"batch_size": 2}, "loader's batch was 4, is 2"),
+        (part, {"numbers": range(4, 24)}, r"the loader's indices was \w+, is \w+"),
+        (listed, {"paths": "abcdefghijlk"}, r"the loader's files was \w+, is \w+"),
+        (listed, {"transform": Resize(24)}, r"transform was Resize\(size=16.*size=24"),
+        (lambda data, count=6: [images(4)] * count, {"count": 8}, "batches was 6, is 8"),
     ],
 )
-def test_another_loader_is_refused_by_name(teacher, data, tmp_path, make, first, second, match):
-    cut(teacher, make(data, **first), tmp_path)
+def test_another_loader_is_refused_by_name(teacher, data, tmp_path, make, second, match):
+    cut(teacher, make(data), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(ConfigError, match=match):
         train(teacher, make(data, **second), tmp_path)

@@ -19,16 +19,6 @@ FIELDS = {"step", "loss", "denoising", "grad_norm", "lr", "epoch", "samples"}
 FIELDS |= {"samples_per_second", "skipped", "waiting"}
 
 
-class Endless:
-    """Batches without end and without a length."""
-
-    def __iter__(self):
-        seed = 0
-        while True:
-            yield images(2, seed=seed)
-            seed += 1
-
-
 def test_the_history_holds_floats_of_each_logged_step(teacher, three):
     result = train(teacher, three, optimizer="adamw", lr=1e-3, anchor=0.5)
     assert isinstance(result, PostTrainResult)
@@ -94,9 +84,8 @@ def test_a_run_in_another_thread(teacher, three):
     thread = threading.Thread(target=lambda: results.append(train(teacher, three)))
     thread.start()
     thread.join()
-    assert [row["loss"] for row in results[0].history] == [
-        row["loss"] for row in train(teacher, three).history
-    ]
+    here = train(teacher, three)
+    assert [row["loss"] for row in results[0].history] == [row["loss"] for row in here.history]
 
 
 def test_fields_override_the_recipe(teacher, three):
@@ -104,23 +93,14 @@ def test_fields_override_the_recipe(teacher, three):
     assert (result.recipe.steps, result.recipe.draws, result.recipe.lr) == (2, 3, 1e-5)
 
 
-def test_a_recipe_by_name(teacher, three):
-    small = {"steps": 1, "log_every": 1, "batch": 4}
-    result = train(teacher, three, "diva-openai-vit-l-14-224", **small)
-    assert result.recipe == Recipe.named("diva-openai-vit-l-14-224").replace(**small)
-
-
 @pytest.mark.parametrize(
     ("given", "match"),
     [
         ({"densty": 0.5}, "post_train has no argument 'densty', .*did you mean 'density'"),
         ({"outputdir": "x"}, "'outputdir', .*did you mean 'output_dir'"),
-        ({"callback": print}, "'callback', .*did you mean 'callbacks'"),
         ({"callbacks": ["tensorboard"]}, "callback 'tensorboard' is a str"),
-        ({"recipe": {"lr": 1e-3}}, r"recipe is a dict: give a diva_rs.Recipe.*Recipe.from_dict"),
         ({"recipe": "diva-openai"}, "there is no recipe 'diva-openai'; did you mean 'diva-openai-vit-l-14-"),
-        ({"steps": 0}, "steps=0: it must be an integer of at least 1"),
-        ({"lr": float("nan")}, "lr=nan"),
+        ({"resume": "yes"}, r"resume='yes': give True, .*\"force\""),
     ],
     ids=str,
 )
@@ -154,9 +134,8 @@ def test_loader_batches_add_up_to_the_recipes(teacher, sized, samples, batch, st
 def test_loader_batches_larger_than_the_recipes_are_reported(teacher, three, caplog):
     with caplog.at_level(logging.WARNING, "diva_rs"):
         train(teacher, three, batch=3)
-    assert [record.getMessage() for record in caplog.records] == [
-        "a step takes 4 samples, not batch=3: the loader's batches do not add up to it"
-    ]
+    [record] = caplog.records
+    assert record.getMessage().startswith("a step takes 4 samples, not batch=3: the loader's batches do not")
 
 
 def test_several_passes_tell_the_loader_and_draw_anew(teacher, three):
@@ -173,10 +152,6 @@ def test_several_passes_tell_the_loader_and_draw_anew(teacher, three):
     assert len({row["loss"] for row in result.history}) == 3  # the same image and weights under other draws
 
 
-def test_an_endless_loader_ends_with_the_steps(teacher):
-    assert len(train(teacher, Endless(), steps=3).history) == 3
-
-
 def test_a_generator_that_ends_early_says_after_how_many_steps(teacher, three, tmp_path):
     clip = small_clip()
     with pytest.raises(DataError, match=r"no batch in pass 2, after 3 steps: .*can be iterated only once"):
@@ -186,34 +161,15 @@ def test_a_generator_that_ends_early_says_after_how_many_steps(teacher, three, t
 
 
 def test_callbacks_see_everything_in_order(teacher, three):
-    seen = []
-
-    class Spy(Callback):
-        def on_train_begin(self, trainer):
-            seen.append(("begin", trainer.steps_done))
-
-        def on_step(self, step, metrics):
-            seen.append(("step", step, isinstance(metrics["loss"], torch.Tensor)))
-
-        def on_log(self, step, metrics):
-            seen.append(("log", step, metrics.keys() == FIELDS - {"step"}))
-
-        def on_train_end(self, result):
-            seen.append(("end", result.report["steps"]))
-
-    losses = []
-    result = train(
-        teacher, three, log_every=2, callbacks=[Spy(), lambda step, row: losses.append((step, row["loss"]))]
-    )
-    assert seen == [
-        ("begin", 0),
-        ("step", 1, True),
-        ("step", 2, True),
-        ("log", 2, True),
-        ("step", 3, True),
-        ("log", 3, True),
-        ("end", 3),
-    ]
+    seen, losses, spy = [], [], Callback()
+    spy.on_train_begin = lambda trainer: seen.append(("begin", trainer.steps_done))
+    spy.on_step = lambda step, metrics: seen.append(("step", step, type(metrics["loss"])))
+    spy.on_log = lambda step, metrics: seen.append(("log", step, metrics.keys() == FIELDS - {"step"}))
+    spy.on_train_end = lambda result: seen.append(("end", result.report["steps"]))
+    function = lambda step, row: losses.append((step, row["loss"]))  # noqa: E731
+    result = train(teacher, three, log_every=2, callbacks=[spy, function])
+    steps = [("step", step, torch.Tensor) for step in (1, 2, 3)]
+    assert seen == [("begin", 0), *steps[:2], ("log", 2, True), steps[2], ("log", 3, True), ("end", 3)]
     assert losses == [(row["step"], row["loss"]) for row in result.history]
 
 

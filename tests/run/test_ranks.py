@@ -90,13 +90,7 @@ def test_all_ranks_skip_an_update_that_one_of_them_spoils(runs):
     assert all(value.isfinite().all() for value in first["weights"].values())
     for rank in (first, second):
         assert [row["skipped"] for row in rank["history"]] == [0, 0, 1, 1, 1]
-        assert [bool(row["loss"] == row["loss"]) for row in rank["history"]] == [
-            True,
-            True,
-            False,
-            True,
-            True,
-        ]
+        assert [row["step"] for row in rank["history"] if row["loss"] != row["loss"]] == [3]
     said = "step 3 was skipped: its loss is not finite. Samples: "
     assert said + "1-2a, 1-2b\n" in runs.log("spoilt-2", 1)
     assert said + "on another rank, which names them\n" in runs.log("spoilt-2", 0)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -12,20 +13,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import diva_rs
+from builders.runs import Stop, same, stop_at
 from builders.small import SIDE, images, small_clip, small_teacher
 from diva_rs import ConfigError, WeightsError
 from diva_rs._base.checkpoint import load_state
+from diva_rs.data import folder as data_folder
 from diva_rs.data import folder_loader
 from diva_rs.run.folder import RunFolder
 
-FIELDS = {
-    "steps": 6,
-    "lr": 1e-2,
-    "optimizer": "adamw",
-    "schedule": "constant",
-    "checkpoint_every": 2,
-    "keep": 3,
-}
+FIELDS = {"steps": 6, "lr": 1e-2, "optimizer": "adamw", "schedule": "constant", "checkpoint_every": 2}
+FIELDS |= {"keep": 3, "progress": False, "log_every": 1}
+CLOCK = ("samples_per_second", "waiting")
 
 
 @pytest.fixture(scope="module")
@@ -34,59 +32,23 @@ def four():
     return [images(2, seed=n) for n in range(4)]
 
 
-class Stop(Exception):
-    pass
-
-
-def stop_at(step):
-    """A callback that fails after this step, as a crash would."""
-
-    def stop(at, metrics):
-        if at == step:
-            raise Stop
-
-    return stop
-
-
 def train(teacher, loader, folder, clip=None, **given):
     clip = small_clip() if clip is None else clip
-    given = {"progress": False, "log_every": 1, **FIELDS, **given}
-    return diva_rs.post_train(clip, teacher, loader, output_dir=folder, **given)
+    return diva_rs.post_train(clip, teacher, loader, output_dir=folder, **{**FIELDS, **given})
 
 
 def killed(teacher, loader, folder, at, **given):
     """A run that ends at a step, without the checkpoint that an exception would leave."""
     with pytest.raises(Stop):
         train(teacher, loader, folder, callbacks=[stop_at(at)], **given)
-    folder = RunFolder(folder)
-    for step in folder.steps():
-        if step > at - at % 2 or (step == at and at % 2):
-            shutil.rmtree(folder.checkpoint(step))
-    folder.close()
-
-
-def weights(result):
-    projector = {f"projector.{name}": value for name, value in result.projector.state_dict().items()}
-    return {**result.clip.state_dict(), **projector}
-
-
-def same(first, second):
-    first, second = weights(first), weights(second)
-    assert first.keys() == second.keys()
-    return all(torch.equal(value, second[name]) for name, value in first.items())
+    if at % 2:
+        shutil.rmtree(folder / "checkpoints" / f"step-{at:08d}")
 
 
 def rows(folder):
     """The log without what depends on the clock."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [
-        {
-            name: value
-            for name, value in json.loads(line).items()
-            if name not in ("samples_per_second", "waiting")
-        }
-        for line in lines
-    ]
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +69,12 @@ def test_a_run_goes_on_to_the_same_bits(teacher, four, straight, tmp_path, at):
 
 def test_only_the_last_checkpoints_and_the_best_are_kept(teacher, four, tmp_path):
     train(teacher, four, tmp_path, steps=3, checkpoint_every=1, keep=1)
-    folder = RunFolder(tmp_path)
-    assert folder.steps() == [3]
-    folder.mark_best(3, 0.5)
-    folder.close()
+    with closing(RunFolder(tmp_path)) as folder:
+        assert folder.steps() == [3]
+        folder.mark_best(3, 0.5)
     train(teacher, four, tmp_path, checkpoint_every=1, keep=2)
-    folder = RunFolder(tmp_path)
-    assert folder.steps() == [3, 5, 6] and folder.best() == {"step": 3, "score": 0.5}
-    folder.close()
+    with closing(RunFolder(tmp_path)) as folder:
+        assert folder.steps() == [3, 5, 6] and folder.best() == {"step": 3, "score": 0.5}
 
 
 def test_what_a_checkpoint_holds(teacher, four, straight):
@@ -148,9 +108,8 @@ def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(teacher, four, tmp_p
     killed(teacher, four, tmp_path, 5)
     for path in (tmp_path / "checkpoints").iterdir():
         os.truncate(path / "state.json", 3)
-    with pytest.raises(
-        WeightsError, match=r"no intact checkpoint is left .*state\.json is damaged.*resume=False"
-    ):
+    match = r"no intact checkpoint is left .*state\.json is damaged.*resume=False"
+    with pytest.raises(WeightsError, match=match):
         train(teacher, four, tmp_path)
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     train(teacher, four, tmp_path, resume=False)
@@ -161,7 +120,6 @@ def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(teacher, four, tmp_p
     [
         ({"lr": 1e-3}, r"\(lr was 0\.01, is 0\.001\): .*resume=\"force\""),
         ({"seed": 1, "draws": 3}, r"draws was 2, is 3; seed was 0, is 1"),
-        ({"schedule": "cosine"}, r"schedule was 'constant', is 'cosine'"),
         ({"steps": 3}, r"steps=3, but the run in .* has done 4 steps already"),
         ({"teacher": True}, r"teacher_weights was \w+, is \w+"),
         ({"clip": True}, r"clip_frozen was \w+, is \w+"),
@@ -188,13 +146,6 @@ def test_force_goes_on_under_other_settings(teacher, four, tmp_path):
     assert [row["lr"] for row in result.history] == [1e-2] * 4 + [1e-3] * 2
     starts = json.loads((tmp_path / "run.json").read_text())["starts"]
     assert [start["step"] for start in starts] == [0, 4]
-
-
-def test_what_no_weight_depends_on_may_change(teacher, four, straight, tmp_path):
-    killed(teacher, four, tmp_path, 3)
-    result = train(teacher, four, tmp_path, log_every=2, keep=5, checkpoint_every=None)
-    assert same(result, straight[0])
-    assert [row["step"] for row in result.history] == [1, 2, 4, 6]
 
 
 def test_more_steps_of_a_finished_run(teacher, four, straight, tmp_path):
@@ -259,12 +210,6 @@ def test_two_processes_do_not_share_a_folder(teacher, four, tmp_path):
     train(teacher, four, tmp_path, steps=1)  # the lock ends with its process
 
 
-@pytest.mark.parametrize("resume", [None, 1, "yes", "auto"])
-def test_slips_in_resume_are_named(teacher, four, tmp_path, resume):
-    with pytest.raises(ConfigError, match=r"resume=.*: give True, .*\"force\""):
-        train(teacher, four, tmp_path, resume=resume)
-
-
 def test_what_a_killed_writer_left_is_swept_away(teacher, four, tmp_path):
     killed(teacher, four, tmp_path, 3)
     for left in ("checkpoints/.step-00000004.99999999.tmp", ".run.json.99999999.tmp"):
@@ -294,11 +239,8 @@ def test_a_folder_is_not_read_again_up_to_the_place(teacher, photos, tmp_path, m
     straight = run(tmp_path / "straight")
     with pytest.raises(Stop):
         run(tmp_path / "run", callbacks=[stop_at(7)])
-    import diva_rs.data.folder as room
-
-    read = []
-    decode = room.decode
-    monkeypatch.setattr(room, "decode", lambda path, *rest: read.append(path) or decode(path, *rest))
+    read, decode = [], data_folder.decode
+    monkeypatch.setattr(data_folder, "decode", lambda path, *rest: read.append(path) or decode(path, *rest))
     result = run(tmp_path / "run")
     assert same(result, straight) and rows(tmp_path / "run") == rows(tmp_path / "straight")
     assert len(read) == 2  # the eighth step's
@@ -321,7 +263,7 @@ def test_a_shuffling_dataloader_gives_the_same_order_again(teacher, tmp_path, se
             run(folder, callbacks=[stop_at(at)])
         with caplog.at_level(logging.WARNING, "diva_rs"):
             assert same(run(folder), straight)
-    assert "samples are read again and skipped; that they are the same" in caplog.text
+    assert "samples are read again and skipped; that they are the same depends" in caplog.text
 
 
 def test_the_callers_random_numbers_are_left_alone(teacher, tmp_path):

@@ -1,29 +1,17 @@
 """Two ranks under DistributedDataParallel are one process with the larger batch; each draws for itself."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from builders.rank import batch_of, feedback_loss, gradients
+from builders.run_ranks import Runs
 from builders.small import worst
-
-TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each of two gloo ranks saw."""
-    folder = tmp_path_factory.mktemp("ranks")
-    paths = [str(TESTS), str(TESTS.parent / "python"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "builders.rank", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return Runs(tmp_path_factory.mktemp("ranks"), "two_ranks-2").of("two_ranks-2")
 
 
 def together(call=0):

@@ -24,7 +24,8 @@ from diva_rs._base.files import (
     write_json,
 )
 from diva_rs._base.optional import one_line
-from diva_rs.errors import DataError, WeightsError, a_type, shown
+from diva_rs._base.tensors import described, is_dense
+from diva_rs.errors import DataError, WeightsError, shown
 
 __all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
@@ -32,6 +33,7 @@ MANIFEST = "manifest.json"
 FACTS = "diva_rs"  # the key of a model's facts in the metadata of safetensors
 LONGEST = 1000  # characters of a weight's name
 _STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
+_FACTS = ("counters", "recipe", "run")  # of a trainer's state: the content of state.json
 
 
 def save_weights(
@@ -57,9 +59,7 @@ def save_weights(
             about = {} if facts is None else {FACTS: json.dumps(facts)}
             save_file(own, beside, metadata={"format": "pt", **about})
         except KeyError as err:
-            raise WeightsError(
-                f"weights of {err}, a dtype that safetensors does not have: convert them"
-            ) from err
+            raise WeightsError(f"weights of {err}, a dtype that safetensors lacks: convert them") from err
         except SafetensorError as err:
             raise OSError(str(err)) from err
         _sort_metadata(beside)
@@ -95,11 +95,8 @@ def load_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         weights = dict(load_file(path))
     except (OSError, SafetensorError, ValueError, MemoryError) as err:
         raise WeightsError(f"{path} cannot be read as safetensors: {one_line(err)}") from err
-    longest = max(map(len, weights), default=0)
-    if longest > LONGEST:
-        raise WeightsError(
-            f"{path} contains a parameter name of {longest} characters; the file is probably corrupt"
-        )
+    if max(map(len, weights), default=0) > LONGEST:
+        raise WeightsError(f"{path} is damaged: it holds a name of more than {LONGEST} characters")
     return weights
 
 
@@ -118,21 +115,12 @@ def save_state(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> Path
     folder = as_path(folder)
     check_place(folder)
     make_folder(folder.parent)
-    for key in ("parameters", "optimizer"):
-        if not isinstance(state, Mapping) or not isinstance(state.get(key), Mapping):
-            raise WeightsError(f"state is not the state of a Trainer: it has no tensors under {key!r}")
-    facts = {key: state[key] for key in ("counters", "recipe", "run") if key in state}
-    try:
-        with replacing(folder) as beside:
-            beside.mkdir()
-            save_weights(beside / "parameters.safetensors", state["parameters"])
-            save_weights(beside / "optimizer.safetensors", state["optimizer"])
-            write_json(beside / "state.json", facts)
-            write_manifest(beside, _STATE_FILES)
-    except DataError as err:  # it names a file of the folder beside
-        raise DataError(
-            f"{folder} could not be written ({err.__cause__ or err}): nothing at that path was changed"
-        ) from err
+    with replacing(folder) as beside:
+        beside.mkdir()
+        save_weights(beside / "parameters.safetensors", state["parameters"])
+        save_weights(beside / "optimizer.safetensors", state["optimizer"])
+        write_json(beside / "state.json", {key: state[key] for key in _FACTS if key in state})
+        write_manifest(beside, _STATE_FILES)
     return folder
 
 
@@ -157,49 +145,39 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "parameters": load_weights(folder / "parameters.safetensors"),
         "optimizer": load_weights(folder / "optimizer.safetensors"),
-        **{key: facts[key] for key in ("counters", "recipe", "run") if key in facts},
+        **{key: facts[key] for key in _FACTS if key in facts},
     }
 
 
 def check_place(folder: Path) -> None:
     """Raise DataError if ``folder`` holds other files, which `save_state` would remove."""
-    known = {*_STATE_FILES, MANIFEST}
-    others = set(names_in(folder)) - known
+    others = set(names_in(folder)) - {*_STATE_FILES, MANIFEST}
     if others:
-        raise DataError(
-            f"{folder} holds {min(others)!r}, which is not part of a checkpoint: choose another folder"
-        )
+        raise DataError(f"{folder} holds {min(others)!r}, which is not part of a checkpoint: choose another")
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
     """Write the size and SHA-256 of each file into ``manifest.json``."""
-    entries = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in sorted(names)
-    }
+    files = {name: folder / name for name in sorted(names)}
+    entries = {n: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for n, file in files.items()}
     write_json(folder / MANIFEST, entries)
 
 
 def verify(folder: Path, names: Iterable[str]) -> None:
-    """Compare the files ``names`` with the folder's manifest; no other file is opened.
-
-    Raises WeightsError naming a file that is missing or damaged.
-    """
+    """Compare the files ``names`` with the folder's manifest; WeightsError names one that is damaged."""
     path = folder / MANIFEST
     listed = read_json(path)
     for name in names:
         entry = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(entry, dict):
             raise WeightsError(f"{path} is not the manifest of this folder: it does not list {name}")
-        file, size = folder / name, shown(entry.get("bytes"))
+        file = folder / name
         try:
-            found = file.stat().st_size
-            if found != entry.get("bytes"):
-                raise WeightsError(f"{file} is damaged: it has {found} bytes, but {size} were written")
-            if _sha256(file) != entry.get("sha256"):
-                raise WeightsError(f"{file} is damaged: its checksum differs from that in {MANIFEST}")
+            intact = file.stat().st_size == entry.get("bytes") and _sha256(file) == entry.get("sha256")
         except OSError as err:
             raise WeightsError(f"{file} cannot be read: {err}") from err
+        if not intact:
+            raise WeightsError(f"{file} is damaged: its size or checksum differs from that in {MANIFEST}")
 
 
 def read_json(path: Path) -> Any:
@@ -214,18 +192,10 @@ def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A name -> tensor map on the CPU that shares no memory with the given one."""
     own: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"weights[{shown(name)}] is {a_type(value)}: a tensor under a string is needed"
-            )
-        try:
-            own[name] = value.detach().cpu().contiguous().clone()
-        except (RuntimeError, ValueError) as err:  # meta tensors, layouts that have no contiguous form
-            raise WeightsError(f"weights[{shown(name)}] cannot be copied: {one_line(err)}") from err
-        if own[name].layout != torch.strided or own[name].is_quantized or own[name].is_nested:
-            raise WeightsError(
-                f"weights[{shown(name)}] is sparse or quantized: call .to_dense() or dequantize()"
-            )
+        if not isinstance(name, str) or not is_dense(value) or value.is_meta:
+            what = f"weights[{shown(name)}] is {described(value)}"
+            raise WeightsError(f"{what}: a dense tensor that holds values is needed")
+        own[name] = value.detach().cpu().contiguous().clone()
     return own
 
 

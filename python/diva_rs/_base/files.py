@@ -17,44 +17,21 @@ from typing import Any, BinaryIO
 from diva_rs._base.leftovers import remove, sweep, temporary_of
 from diva_rs.errors import DataError, DivaError
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISFIFO, "a named pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-)
 # No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
 # A file system that cannot sync (CIFS, FUSE, WSL).
-_NO_SYNC = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EBADF,
-    errno.EPERM,
-    errno.EACCES,
-)
+_NO_SYNC = ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EPERM", "EACCES")
 # What systems put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
 _OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A caller's path; a leading ``~`` or ``~user`` is that user's home folder.
-
-    >>> as_path("~/runs/a") == Path.home() / "runs" / "a"
-    True
-    """
+    """A caller's path; a leading ``~`` or ``~user`` is that user's home folder."""
     return Path(os.path.expanduser(path))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is of a hidden file or folder, or one that systems put into folders.
-
-    >>> is_hidden(".DS_Store"), is_hidden("Thumbs.db"), is_hidden("cats")
-    (True, True, False)
-    """
+    """Whether a name is of a hidden file or folder, or one that systems put into folders."""
     return name.startswith(".") or name in _OF_SYSTEMS
 
 
@@ -73,7 +50,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
-        kind = next((name for test, name in _KINDS if test(mode)), "no file")
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise OSError(22, f"it is {kind}, a file is needed", os.fspath(path))
     return os.fdopen(handle, "rb")
 
@@ -98,32 +75,27 @@ def read_lines(path: str | os.PathLike[str], most: int, longest: int = 1 << 20) 
         if os.fstat(file.fileno()).st_size > most:
             raise _too_large(path, most)
         while line := file.readline(longest + 1):
-            if len(line.rstrip(b"\n")) <= longest:
+            whole = len(line) <= longest or line.endswith(b"\n")
+            if whole:
                 yield line.rstrip(b"\n")
-                continue
             while line and not line.endswith(b"\n"):
                 line = file.readline(longest)
 
 
 def check_files(path: str | os.PathLike[str]) -> None:
     """Raise OSError unless a path, and everything in it, is a folder or a regular file that can be opened."""
-    if not os.path.isdir(path):
-        open_regular(path).close()
-        return
-    for folder, _, files in os.walk(path):
+    for folder, _, files in os.walk(path) if os.path.isdir(path) else [("", [], [os.fspath(path)])]:
         for name in files:
-            open_regular(Path(folder, name)).close()
+            open_regular(os.path.join(folder, name)).close()
 
 
 def check_model(folder: Path) -> None:
-    """As `check_files` for a model's folder; raises ValueError for a bad config.json.
-
-    A library would build a model larger than any published one for hours, or allocate all memory.
+    """As `check_files` for a model's folder; raises ValueError for a config.json of a model larger than any
+    published one, which a library would build for hours.
     """
     check_files(folder)
-    config = folder / "config.json"
-    if config.exists():
-        _check_sizes(json.loads(read_text(config)), "")
+    if (folder / "config.json").exists():
+        _check_sizes(json.loads(read_text(folder / "config.json")), "")
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
@@ -154,10 +126,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with beside(path) as place:
             yield place
-    except DivaError:
-        raise
-    except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
-        raise DataError(f"{path} could not be written ({err}): nothing at that path was changed") from err
+    except (DivaError, OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
+        cause = err.__cause__ if isinstance(err, DataError) else err  # of a file within a folder
+        if isinstance(cause, DivaError) or not isinstance(cause, (OSError, ValueError)):
+            raise
+        raise DataError(f"{path} could not be written ({cause}): nothing at that path was changed") from cause
     try:
         sync(path.parent)
     except OSError as err:
@@ -168,16 +141,14 @@ def replacing(path: Path) -> Iterator[Path]:
 def beside(path: Path) -> Iterator[Path]:
     """As `replacing`; raises OSError if the disk fails."""
     if not path.name:
-        raise DataError(
-            f"'{path}' is a folder that cannot be replaced: give the name of a file or folder in it"
-        )
+        raise DataError(f"'{path}' cannot be replaced: give the name of a file or folder in it")
     # A folder, since libraries write temporary files beside the one that they are given.
     temporary = temporary_of(path)
+    place = temporary / path.name
     sweep(path.parent, path.name)
     try:
         remove(temporary)
         temporary.mkdir()
-        place = temporary / path.name
         place.touch()
         mode = place.stat().st_mode  # what umask and folder leave; safetensors takes it away
         place.unlink()
@@ -206,7 +177,7 @@ def sync(path: Path) -> None:
         finally:
             os.close(handle)
     except OSError as err:
-        if err.errno not in _NO_SYNC:
+        if errno.errorcode.get(err.errno or 0) not in _NO_SYNC:
             raise
 
 

@@ -27,7 +27,7 @@ _NOT_WEIGHTS = (
 
 
 class Stored(NamedTuple):
-    """The weights of a file, and what the model that they are of computes, where the file says it."""
+    """The weights of a file, and what their model computes, where the file says it."""
 
     weights: dict[str, Tensor]
     facts: dict[str, Any] | None = None
@@ -35,10 +35,7 @@ class Stored(NamedTuple):
 
 def read_stored(path: Path) -> Stored:
     """The weights in a file of safetensors, of ``torch.save`` or of ``torch.jit.save``, or of an index of
-    several files. No code in a file is run.
-
-    Raises WeightsError with the reason in one line: a download that failed or ended early, a Git LFS
-    pointer, Python objects beside the weights.
+    several files. No code in a file is run. Raises WeightsError with the reason in one line.
     """
     if path.name.endswith(".index.json"):
         return _sharded(path)
@@ -78,9 +75,8 @@ def checked(weights: Mapping[Any, Any], name: str) -> dict[str, Tensor]:
     for key, value in weights.items():
         entry = f"{name}: entry {shown(key, 200)}"
         if not isinstance(key, str) or len(key) > LONGEST or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"{entry} is {a_type(value)}, expected a tensor under a name of at most {LONGEST} characters"
-            )
+            name = f"a name of at most {LONGEST} characters"
+            raise WeightsError(f"{entry} is {a_type(value)}, expected a tensor under {name}")
         if not is_dense(value) or value.is_meta:
             raise WeightsError(f"{entry} is {described(value)} on {value.device}, which holds no values")
     return dict(weights)
@@ -98,10 +94,8 @@ def _start(path: Path) -> bytes:
         if start.startswith(magic):
             raise WeightsError(f"{path} {reason}")
     if not re.search(rb"[^\t\n\r\x20-\x7e\x80-\xff]", start):
-        text = " ".join(start.decode("utf-8", "replace").split())
-        raise WeightsError(
-            f"{path} is text ({shown(text, 40)}), as a server sends it in place of a file: {_AGAIN}"
-        )
+        text = shown(" ".join(start.decode("utf-8", "replace").split()), 40)
+        raise WeightsError(f"{path} is text ({text}), as a server sends it in place of a file: {_AGAIN}")
     return start
 
 
@@ -130,16 +124,14 @@ def _of_checkpoint(content: Any, path: Path) -> dict[str, Tensor]:
         others = {key: value for key, value in content.items() if _is_state_dict(value)}
         if len(others) > 1:
             names = ", ".join(map(str, others))
-            raise WeightsError(
-                f"{path} holds several state dicts ({names}): save the one that is meant alone"
-            )
+            raise WeightsError(f"{path} holds several state dicts ({names}): save the one meant alone")
         inner = next(iter(others.values()), content)
     return checked(inner, str(path))
 
 
 def _is_state_dict(value: Any) -> bool:
-    is_mapping = isinstance(value, Mapping) and len(value) > 0
-    return is_mapping and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    is_full = isinstance(value, Mapping) and len(value) > 0
+    return is_full and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _why(err: Exception) -> str:
@@ -147,10 +139,7 @@ def _why(err: Exception) -> str:
     text = f"{type(err).__name__}: {err}"
     named = re.search(r"GLOBAL ([\w.]+)", text)
     if named:
-        return (
-            f"holds Python objects ({named[1]}) beside tensors, which are not loaded from a file: save "
-            "model.state_dict() alone"
-        )
+        return f"holds Python objects ({named[1]}) beside tensors: save model.state_dict() alone"
     if re.search(r"BadZipFile|central directory|zip archive|[Rr]an out of input|truncated|EOF", text):
         return f"is damaged or incomplete: {_AGAIN}"
     inner = re.search(r"WeightsUnpickler error: (.*)", text)

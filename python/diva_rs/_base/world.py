@@ -52,10 +52,8 @@ def alone() -> Iterator[None]:
 
 
 def launched() -> Launched | None:
-    """What torchrun, accelerate launch or a script set in the environment; None for a single process.
-
-    Reads ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT`` and ``LOCAL_RANK`` (default:
-    the rank), as torch.distributed does.
+    """What torchrun, accelerate launch or a script set in the environment: ``RANK``, ``WORLD_SIZE``,
+    ``MASTER_ADDR``, ``MASTER_PORT`` and ``LOCAL_RANK`` (default: the rank). None for a single process.
 
     >>> launched()
     """

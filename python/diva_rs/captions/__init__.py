@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from diva_rs.captions.guesses import Guesses
     from diva_rs.captions.judge import Judge
     from diva_rs.captions.judgements import Evidence, Judgements, Verdict
     from diva_rs.captions.negatives import swaps
@@ -24,6 +25,7 @@ _NAMES = {
     "CaptionTerm": "term",
     "ContrastSet": "sets",
     "Evidence": "judgements",
+    "Guesses": "guesses",
     "Judge": "judge",
     "Judgements": "judgements",
     "KeepTerm": "term",
@@ -43,6 +45,7 @@ __all__ = [
     "CaptionTerm",
     "ContrastSet",
     "Evidence",
+    "Guesses",
     "Judge",
     "Judgements",
     "KeepTerm",

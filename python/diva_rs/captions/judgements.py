@@ -106,7 +106,7 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         Raises DataError naming a file that is missing, damaged or no file of judgements.
         """
         facts, vocabulary, rows = read(as_path(folder))
-        return cls(evidence_of(rows), vocabulary, facts)
+        return cls(evidence_of(rows), vocabulary, facts, {row.key: row.given for row in rows})
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a folder, in place of judgements that it holds; it appears whole. Raises DataError.
@@ -119,7 +119,7 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         >>> Judgements.load(folder)[7][0].draws
         2
         """
-        rows = [Row.of(key, sets) for key, sets in self.evidence.items()]
+        rows = [Row.of(key, sets, self.given.get(key)) for key, sets in self.evidence.items()]
         write(as_path(folder).absolute(), rows, self.facts, self.vocabulary)
 
     @property

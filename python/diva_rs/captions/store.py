@@ -61,17 +61,22 @@ class Measured(BaseModel, extra="forbid", frozen=True):
 
 
 class Row(BaseModel, extra="forbid", frozen=True):
-    """A judged image: its sample key, a hash of its content ("": not recorded), and its sets."""
+    """A judged image: its sample key, a hash of its content ("": not recorded), its sets, and the words of
+    names that were not judged.
+    """
 
     key: int
-    content: str
+    content: str = ""
     sets: tuple[Measured, ...]
+    given: dict[str, str] = {}
 
     @classmethod
-    def of(cls, key: int, evidence: Iterable[Any], content: str = "") -> Self:
+    def of(
+        cls, key: int, evidence: Iterable[Any], given: Mapping[str, str] | None = None, content: str = ""
+    ) -> Self:
         """The row of an image from the `Evidence` of its sets."""
         sets = [Measured(set=e.set, losses=e.losses.tolist(), settled=e.settled) for e in evidence]
-        return cls(key=key, content=content, sets=tuple(sets))
+        return cls(key=key, content=content, sets=tuple(sets), given=dict(given or {}))
 
 
 class Facts(BaseModel, extra="forbid", frozen=True):
@@ -107,9 +112,9 @@ class Unfinished:
 
     >>> import tempfile
     >>> store = Unfinished(tempfile.mkdtemp() + "/judged", {"seed": 0})
-    >>> store.add([Row(key=7, content="", sets=())])
+    >>> store.add([Row(key=7, sets=())])
     >>> Unfinished(store.folder, {"seed": 0}).rows
-    {7: Row(key=7, content='', sets=())}
+    {7: Row(key=7, content='', sets=(), given={})}
     """
 
     def __init__(

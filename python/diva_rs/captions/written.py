@@ -42,6 +42,10 @@ class Writer:
         seed: decides the draws.
 
     Raises ConfigError for judgements without a vocabulary.
+
+    >>> writer = Writer(judged, share=1.0)
+    >>> writer.caption(0)
+    'a photo of a red big open cat'
     """
 
     def __init__(self, judged: Judgements, share: float = 0.5, seed: int = 0) -> None:

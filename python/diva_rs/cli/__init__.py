@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import diva_rs._native as _native
 from diva_rs._base.settings import hint
-from diva_rs.cli import cache, compare, demo, eval, export, info, report, train
+from diva_rs.cli import cache, compare, demo, eval, export, info, judge, report, train
 from diva_rs.errors import ConfigError, DivaError
 
 _COMMANDS = {
@@ -19,6 +19,7 @@ _COMMANDS = {
     "eval": eval,
     "compare": compare,
     "cache": cache,
+    "judge": judge,
     "export": export,
     "report": report,
     "info": info,

@@ -62,8 +62,7 @@ class Accounting:
     def is_image(self, name: str, head: Callable[[], bytes | None]) -> bool:
         """Whether a file's name is that of an image that is read; otherwise the file is counted as left out.
 
-        ``head`` gives the file's first bytes, by which a picture under another name is recognised, or None
-        if they cannot be read.
+        ``head`` gives the file's first bytes, which show a picture under another name; None if unreadable.
         """
         reason = _reason(name)
         if reason is None:
@@ -92,7 +91,7 @@ class Accounting:
 
     def to_dict(self) -> dict[str, Any]:
         """``used``, and ``left_out`` with the count and the example of each reason, for JSON."""
-        return {"used": self.used, "left_out": {why: asdict(left) for why, left in self.left_out.items()}}
+        return {name: value for name, value in asdict(self).items() if name != "pictures"}
 
     def log(self, what: str) -> None:
         """Log one line: a warning if something was left out that looks like a picture, otherwise INFO."""

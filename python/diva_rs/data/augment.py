@@ -1,5 +1,6 @@
 """Views of an image: the paper's augmentation, and the fixed views of a latent cache. Both are keyed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,8 @@ Transform = Callable[[Any], Any]
 
 
 def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
-    """DIVA's training view: a RandomResizedCrop to (size, size), bicubic, in unit pixels.
-
-    It maps a PIL image to a float32 tensor (3, size, size) in [0, 1], and draws from torch's generator.
+    """DIVA's training view of a PIL image: a RandomResizedCrop to a float32 tensor (3, size, size) in [0, 1],
+    bicubic. It draws from torch's generator.
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
@@ -39,15 +39,12 @@ class _RandomCrop:
     scale: tuple[float, float]
 
     def __call__(self, image: Any) -> Any:
-        transforms = require("torchvision.transforms", extra="data")
-        pil = require("PIL.Image", extra="data")
-        parameters = transforms.RandomResizedCrop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        top, left, height, width = parameters
+        transforms, pil = (require(name, extra="data") for name in ("torchvision.transforms", "PIL.Image"))
+        crop = transforms.RandomResizedCrop
+        top, left, height, width = crop.get_params(image, self.scale, (3 / 4, 4 / 3))
         box = (left, top, left + width, top + height)
-        if pil.MAX_IMAGE_PIXELS is not None and width * height > pil.MAX_IMAGE_PIXELS:
-            part = image.transform((width, height), pil.Transform.EXTENT, box)
-        else:
-            part = image.crop(box)
+        beyond = width * height > (pil.MAX_IMAGE_PIXELS or math.inf)
+        part = image.transform((width, height), pil.Transform.EXTENT, box) if beyond else image.crop(box)
         bicubic = transforms.InterpolationMode.BICUBIC
         return transforms.functional.resize(part, [self.size, self.size], bicubic)
 
@@ -76,9 +73,8 @@ def unit_tensor(image: Any) -> Tensor:
 
 
 def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
-    """Run ``transform(image)`` with torch's CPU generator seeded by ``key`` = (seed, sample id, epoch).
-
-    The generator is restored afterwards. The result is independent of workers and order.
+    """Run ``transform(image)`` with torch's CPU generator seeded by ``key`` = (seed, sample id, epoch), and
+    restored afterwards. The result is independent of workers and order.
 
     >>> draw = lambda _: float(torch.rand(()))
     >>> keyed(draw, None, (0, 7, 1)) == keyed(draw, None, (0, 7, 1)) != keyed(draw, None, (0, 7, 2))
@@ -120,12 +116,11 @@ class Views:
 
     def number(self, seed: int, key: int, epoch: int) -> int:
         """Which view of the image with id ``key`` an epoch shows."""
-        start = int(scramble(np.array([key]), seed, 0)[0])
-        return (start + epoch) % len(self)
+        return (int(scramble(np.array([key]), seed, 0)[0]) + epoch) % len(self)
 
     def show(self, transform: Transform, image: Any, key: int, number: int, name: str) -> Tensor:
         """View ``number`` of a PIL image as a tensor (3, H, W); the second half is mirrored."""
-        crop, mirrored = number % max(1, self.crops), number >= max(1, self.crops)
+        mirrored, crop = divmod(number, max(1, self.crops))
         pixels = view(transform, image, (0, key, crop), name)
         return pixels.flip(-1) if mirrored else pixels
 

@@ -75,10 +75,9 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     """Read what a loader yielded; ``number`` is the batch's number, for messages.
 
     Accepted: a tensor or NumPy array of images (B, 3, H, W); a tuple or list whose first entry is one (labels
-    after it are ignored); a mapping (dict, BatchEncoding) with ``images`` or ``pixel_values``, and optionally
-    ``latents`` and ``ids`` (other keys are ignored). Pixel ranges are checked by `check_images`, not here.
-
-    Raises DataError for anything else, ShapeError for a part of a wrong shape, dtype or length.
+    after it are ignored); a mapping with ``images`` or ``pixel_values``, and optionally ``latents`` and
+    ``ids`` (other keys are ignored). Raises DataError for anything else, ShapeError for a part of a wrong
+    shape, dtype or length.
 
     >>> len(read_batch((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))))
     2
@@ -87,29 +86,21 @@ def read_batch(item: Any, number: int | None = None) -> Batch:
     diva_rs.errors.DataError: batch 5 is a dict with the keys 'pixels': 'images' or 'pixel_values' is needed
     """
     where = "the batch" if number is None else f"batch {number}"
-    if isinstance(item, Batch):
-        batch = item
-    elif isinstance(item, Mapping):
-        batch = _from_mapping(item, where)
-    else:
+    if isinstance(item, Mapping):
+        item = _from_mapping(item, where)
+    elif not isinstance(item, Batch):
         labelled = isinstance(item, (tuple, list)) and item and getattr(item[0], "ndim", 0) == 4
-        batch = Batch(images=_tensor(item[0] if labelled else item, where))
-    _check(batch, where, number)
-    return batch
+        item = Batch(images=_tensor(item[0] if labelled else item, where))
+    _check(item, where, number)
+    return item  # type: ignore[no-any-return]
 
 
 def check_loader(loader: Any) -> None:
-    """Raise DataError or ConfigError for what cannot be a loader of batches.
-
-    >>> check_loader(torch.zeros(8, 3, 4, 4))
-    Traceback (most recent call last):
-    diva_rs.errors.DataError: loader is one array <torch.float32 (8, 3, 4, 4)>: give an iterable of ...
-    """
+    """Raise DataError or ConfigError for what cannot be a loader of batches."""
     if isinstance(loader, (Tensor, np.ndarray)):  # its rows would be read as batches
         raise DataError(f"loader is one array {described(loader)}: give an iterable of batches: [images]")
     if isinstance(loader, (str, os.PathLike)):
-        path = shown(str(loader))
-        raise ConfigError(f"loader is a path: give diva_rs.data.folder_loader({path}), or another loader")
+        raise ConfigError(f"loader is a path: give diva_rs.data.folder_loader({shown(str(loader))})")
     if isinstance(loader, (Mapping, Batch)) or not isinstance(loader, Iterable):
         kind = a_type(loader)
         raise ConfigError(f"loader is {kind}: give an iterable of image batches, e.g. a DataLoader or a list")
@@ -121,14 +112,12 @@ def _from_mapping(item: Mapping[Any, Any], where: str) -> Batch:
         ids = found.pop("ids", None)
         return Batch(ids=ids, **{key: _tensor(value, f"{where}: {key!r}") for key, value in found.items()})
     if isinstance(item.get("bad"), (list, tuple)) and not found:
-        names = ", ".join(map(str, item["bad"]))
-        raise DataError(f"{where} is empty: every image of it is bad: {names}")
+        raise DataError(f"{where} is empty: every image of it is bad: {', '.join(map(str, item['bad']))}")
     if "latents" in found:
         raise DataError(f"{where} holds latents alone, which cannot feed CLIP: add 'images'")
-    keys = ", ".join(shown(key) for key in islice(item, 20)) or "none"
+    kind = f"{a_type(item)} with the keys {', '.join(shown(key) for key in islice(item, 20)) or 'none'}"
     near = next((key for key in ("image", "img", "jpg", "png", "x") if key in item), None)
     hint = f"; rename {near!r} in the collate function" if near else ""
-    kind = f"{a_type(item)} with the keys {keys}"
     raise DataError(f"{where} is {kind}: 'images' or 'pixel_values' is needed{hint}")
 
 

@@ -1,8 +1,4 @@
-"""Checks of images against their declared convention.
-
-On the CPU a check raises at once. On a GPU it keeps its finding on the device, without a synchronisation, and
-raises later.
-"""
+"""Checks of images against their declared convention."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,7 +24,7 @@ class Place(NamedTuple):
 
     what: str
     batch: int | None
-    ids: Ids | None
+    ids: Ids | None = None
 
     def __str__(self) -> str:
         return self.what if self.batch is None else f"{self.what} of batch {self.batch}"
@@ -60,8 +56,7 @@ class _Range(NamedTuple):
     def offenders(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Which (B, 3) planes hold a bad value, and that value; NaN and infinities are bad."""
         low, high = torch.aminmax(images.detach().flatten(2), dim=2)  # (B, 3), NaN if any pixel is
-        low, high = low.float(), high.float()
-        ranges = list(zip(self.low, self.high, strict=True))
+        low, high, ranges = low.float(), high.float(), list(zip(self.low, self.high, strict=True))
         floor = _filled([a - TOLERANCE * (b - a) for a, b in ranges], low)
         ceiling = _filled([b + TOLERANCE * (b - a) for a, b in ranges], low)
         above = ~(high <= ceiling)  # written so that NaN is above
@@ -78,10 +73,10 @@ class _Range(NamedTuple):
         return DataError(f"{where} {outside}: {self._advice(value)}")
 
     def _advice(self, value: float) -> str:
+        clip = self.convention == "clip"
         if value > 3:  # beyond every convention
-            before = " before normalising them" if self.convention == "clip" else ""
-            return f"divide the images by 255{before}"
-        if self.convention == "clip":
+            return f"divide the images by 255{' before normalising them' if clip else ''}"
+        if clip:
             return "normalise by CLIP's mean and std, or give yours as recipe fields clip_mean and clip_std"
         if self.convention == "unit" and -1.1 <= value < 0:
             return "declare pixels='symmetric' for [-1, 1], pixels='clip' for images normalised for CLIP"
@@ -101,20 +96,18 @@ def check_shape(images: Any, what: str = "images", batch: int | None = None) -> 
     Traceback (most recent call last):
     diva_rs.errors.ShapeError: images has shape (3, 8, 8), (B, 3, H, W) with no empty dimension is needed: ...
     """
-    where = Place(what, batch, None)
+    where = Place(what, batch)
     if not is_dense(images):
         raise ShapeError(f"{where} is {described(images)}, a dense tensor (B, 3, H, W) is needed")
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-        hint = ""
-        if len(shape) == 3:
-            hint = ": images[None] adds B"
-        elif 0 in shape[:1]:
-            hint = ": drop empty batches in the loader"
-        elif len(shape) == 4 and shape[3] == 3:
-            hint = ": channels come first, images.permute(0, 3, 1, 2)"
-        elif len(shape) == 4 and shape[1] in (1, 4):
-            hint = ": convert the files to RGB"
+        hints = {
+            ": images[None] adds B": len(shape) == 3,
+            ": drop empty batches in the loader": shape[:1] == (0,),
+            ": channels come first, images.permute(0, 3, 1, 2)": len(shape) == 4 and shape[3] == 3,
+            ": convert the files to RGB": len(shape) == 4 and shape[1] in (1, 4),
+        }
+        hint = next((text for text, fits in hints.items() if fits), "")
         raise ShapeError(f"{where} has shape {shape}, (B, 3, H, W) with no empty dimension is needed{hint}")
     if not images.is_floating_point():
         hint = ": images.float() / 255 with pixels='unit'" if images.dtype == torch.uint8 else ""
@@ -141,13 +134,10 @@ def check_images(
 the range of 'unit' pixels: divide the images by 255
     """
     check_shape(images, what, batch)
-    limits = _Range.of(convention, mean, std)
-    if images.device.type != "cpu":
-        return
-    bad, value = limits.offenders(images)
-    if bool(bad.any()):
-        first = int(bad.flatten().to(torch.uint8).argmax())
-        raise limits.error(Place(what, batch, ids), first, float(value.flatten()[first]))
+    limits, guard = _Range.of(convention, mean, std), PixelGuard()
+    if images.device.type == "cpu":
+        guard._keep(images, limits, Place(what, batch, ids))
+        guard.report()
 
 
 def check_finite(
@@ -159,19 +149,15 @@ def check_finite(
     Traceback (most recent call last):
     diva_rs.errors.DataError: latents of batch 2, sample 1: not finite
     """
-    if latents.device.type != "cpu":
-        return
-    finite = torch.isfinite(latents.detach().flatten(1)).all(1)
-    if not bool(finite.all()):
-        sample = int(finite.to(torch.uint8).argmin())
-        raise DataError(f"{Place(what, batch, ids).sample(sample)}: not finite")
+    if latents.device.type == "cpu":
+        finite = torch.isfinite(latents.detach().flatten(1)).all(1).tolist()
+        if not all(finite):
+            raise DataError(f"{Place(what, batch, ids).sample(finite.index(False))}: not finite")
 
 
 class PixelGuard:
-    """Checks batches on any device without a synchronisation.
-
-    On the CPU ``check`` raises at once. Elsewhere it keeps the place of the first bad value on the device;
-    ``report``, and every 256th check, copies it to the host and raises.
+    """Checks batches: on the CPU ``check`` raises at once. Elsewhere it keeps the first bad value on the
+    device, without waiting, and ``report``, as well as every 256th check, raises for it.
 
     >>> guard = PixelGuard()
     >>> guard.check(torch.rand(2, 3, 8, 8), "unit", ids=[11, 12])

@@ -66,23 +66,22 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
 
 
 def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:
-    """As `decode`, in the mode and the orientation in which the file holds the picture."""
+    """As `decode`, in the mode and the orientation of the file."""
     pil = require("PIL.Image", extra="data")
-    with (
-        _errors(name),
-        _strict(),
-        io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file,
-    ):
+    with _errors(name), _strict(), _opened(source) as file:
         try:
             return _loaded(file, name, max_pixels)
         except (DivaError, MemoryError, pil.DecompressionBombError):
             raise
         except Exception:
             plain = bare(file, 4 * max_pixels)  # the bytes of the largest picture, uncompressed
-            if plain is not None:
-                with suppress(Exception):
-                    return _loaded(io.BytesIO(plain), name, max_pixels)
+            with suppress(Exception):
+                return _loaded(io.BytesIO(plain or b""), name, max_pixels)
             raise
+
+
+def _opened(source: bytes | str | os.PathLike[str]) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
@@ -103,10 +102,8 @@ def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
             continue
         width, height = image.size
         if width * height > max_pixels:
-            raise DataError(
-                f"{name}: {width} x {height} pixels are more than max_pixels={max_pixels}: scale it down, or "
-                "give the loader a larger max_pixels"
-            )
+            size = f"{width} x {height} pixels are more than max_pixels={max_pixels}"
+            raise DataError(f"{name}: {size}: scale it down, or give the loader a larger max_pixels")
         image.load()
         with suppress(Exception):
             image.getexif()  # some formats read it from the file
@@ -125,8 +122,7 @@ def _errors(name: str) -> Iterator[None]:
     except pil.UnidentifiedImageError as err:
         raise DataError(f"{name}: not an image that Pillow can read") from err
     except pil.DecompressionBombError as err:
-        advice = "raise PIL.Image.MAX_IMAGE_PIXELS too, which is Pillow's limit for this format"
-        raise DataError(f"{name}: {err} To read it, {advice}") from err
+        raise DataError(f"{name}: {err} That limit is PIL.Image.MAX_IMAGE_PIXELS") from err
     except OSError as err:
         reason = str(err.strerror or err)
         raise DataError(f"{name}: {'truncated image' if 'truncated' in reason.lower() else reason}") from err
@@ -138,9 +134,8 @@ def _errors(name: str) -> Iterator[None]:
 
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Pillow's LOAD_TRUNCATED_IMAGES is off while a thread is in this block.
-
-    Other libraries switch it on for the whole process; half an image would then train as grey.
+    """Pillow's LOAD_TRUNCATED_IMAGES, which others switch on, is off while a thread is in this block: half
+    an image would train as grey.
     """
     global _users, _lenient
     files: Any = require("PIL.ImageFile", extra="data")

@@ -55,7 +55,7 @@ class Images:
     def identity(self) -> dict[str, Any]:
         """What decides which images come and how they are cropped, as JSON values."""
         facts = {"dataset": type(self).__name__, "seed": self.seed, "transform": text_of(self.transform)}
-        return {**facts, "views": None if self.views is None else repr(self.views)}
+        return facts | {"views": None if self.views is None else repr(self.views)}
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
@@ -107,19 +107,14 @@ class ImageFolder(Images, Dataset[Any]):
     ) -> None:
         super().__init__(transform, size, seed, on_bad_image, max_pixels)
         self.root = as_path(root)
-        if not self.root.is_dir():
-            what = "is a file" if self.root.exists() else "does not exist"
-            raise DataError(f"image folder {self.root} {what}: give the folder that holds the images")
         self.accounting = Accounting()
         self.names = sorted(_image_files(self.root, self.accounting))
         self.accounting.used = len(self.names)
         if not self.names:
             kinds = ", ".join(sorted(EXTENSIONS))
-            found = ""
-            if self.accounting.left_out:
-                found = f"; {self.accounting}: convert pictures to JPEG or PNG; shard_loader reads tar files"
             raise DataError(
-                f"image folder {self.root} holds no image: looked for {kinds} at any depth{found}"
+                f"image folder {self.root} holds no image: looked for {kinds} at any depth; "
+                f"{self.accounting}. Convert other pictures to JPEG or PNG; shard_loader reads tar files"
             )
         self.ids = np.fromiter((name_key(name) for name in self.names), np.int64, len(self.names))
 
@@ -207,21 +202,21 @@ def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        for name in below:
-            if is_hidden(name):
-                accounting.leave_out("hidden", _relative(os.path.join(folder, name), root) + "/")
+        inside = Path(folder).relative_to(root)
+        for name in filter(is_hidden, below):
+            accounting.leave_out("hidden", f"{(inside / name).as_posix()}/")
         below[:] = sorted(name for name in below if not is_hidden(name))
         for name in sorted(files):
-            path = os.path.join(folder, name)
-            if accounting.is_image(_relative(path, root), partial(_head, path)):
-                yield _relative(path, root)
+            path = (inside / name).as_posix()
+            if accounting.is_image(path, partial(_head, root / path)):
+                yield path
 
 
 def _relative(path: str, root: Path) -> str:
     return Path(path).relative_to(root).as_posix()
 
 
-def _head(path: str) -> bytes | None:
+def _head(path: Path) -> bytes | None:
     try:
         with open_regular(path) as file:
             return file.read(16)

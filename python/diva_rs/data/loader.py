@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 
-from diva_rs._base.tensors import described
 from diva_rs._base.world import rank_and_world
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
@@ -24,33 +23,24 @@ logger = logging.getLogger("diva_rs.data")
 _SIZED = 64  # files whose size is part of an identity
 
 
-class Accounted(dict[str, Any]):
-    """A sample, or an empty item at the end, that carries the accounting of shards from a worker."""
-
-    def __init__(self, sample: dict[str, Any], accounts: Mapping[str, Accounting]) -> None:
-        super().__init__(sample)
-        self.accounts = dict(accounts)
-
-
 def collate(samples: Sequence[Any]) -> dict[str, Any]:
     """Stack samples ``dict(images=(3, H, W), ids=int)`` into ``dict(images=(B, 3, H, W), ids=(B,) int64)``.
 
-    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone.
+    ``BadImage`` entries are listed under ``"bad"``; a batch of bad images alone holds ``"bad"`` alone. What
+    samples hold under ``"accounts"``, the `Accounting` of each shard, is put together.
 
     >>> batch = collate([{"images": torch.zeros(3, 2, 2), "ids": 5}, BadImage("b.jpg", "truncated")])
     >>> tuple(batch["images"].shape), batch["ids"].tolist(), [str(bad) for bad in batch["bad"]]
     ((1, 3, 2, 2), [5], ['b.jpg (truncated)'])
     """
-    good = [sample for sample in samples if sample and not isinstance(sample, BadImage)]
     bad = [sample for sample in samples if isinstance(sample, BadImage)]
+    others = [sample for sample in samples if not isinstance(sample, BadImage)]
+    good = [sample for sample in others if "images" in sample]
     batch: dict[str, Any] = {"bad": bad} if bad else {}
-    for sample in samples:
-        if isinstance(sample, Accounted):
-            batch.setdefault("accounts", {}).update(sample.accounts)
+    for sample in others:
+        if "accounts" in sample:
+            batch.setdefault("accounts", {}).update(sample["accounts"])
     if good:
-        shapes = sorted({tuple(sample["images"].shape) for sample in good})
-        if len(shapes) > 1:
-            raise DataError(f"images of one batch differ in size, {shapes}: crop them to one size")
         batch["images"] = torch.stack([sample["images"] for sample in good])
         ids = [sample["ids"] for sample in good]
         # A default device would otherwise take the ids, in a worker too.
@@ -71,11 +61,9 @@ class KeyedSampler(Sampler[int]):
     """
 
     def __init__(self, ids: np.ndarray[Any, Any], seed: int, shuffle: bool = True) -> None:
-        if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise ConfigError(f"ids={described(ids)}: an array (N,) of integers is needed")
-        self.ids, self.seed, self.shuffle, self.epoch = ids.astype(np.uint64), seed, shuffle, 0
-        self.start = 0  # samples of this rank that the next iteration leaves out
-        self.even = True
+        self.ids, self.seed, self.shuffle = ids.astype(np.uint64), seed, shuffle
+        self.epoch, self.even = 0, True
+        self.start: tuple[int, ...] = ()  # samples of this rank that the next iteration leaves out
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next."""
@@ -87,7 +75,7 @@ class KeyedSampler(Sampler[int]):
         rank, world = rank_and_world()
         if self.even:
             order = order[: len(self) * world]
-        yield from order[rank::world][self.start :].tolist()
+        yield from order[rank::world][sum(self.start) :].tolist()
 
     def __len__(self) -> int:
         rank, world = rank_and_world()
@@ -116,8 +104,7 @@ class ImageLoader:
         if sampler is None and not isinstance(dataset, IterableDataset):
             sampler = KeyedSampler(np.arange(len(dataset)), 0, shuffle=False)  # type: ignore[arg-type]
         self.dataset, self.sampler, self.batch_size = dataset, sampler, batch
-        self.on_bad_image, self.bad = on_bad_image, dict[str, str]()
-        self.workers = max(1, workers)
+        self.on_bad_image, self.bad, self.workers = on_bad_image, dict[str, str](), max(1, workers)
         self._start: tuple[int, ...] | None = None
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
@@ -131,7 +118,7 @@ class ImageLoader:
         )
         # Samples read in this epoch, bad ones included. Of shards: the worker whose turn is next, then the
         # samples that each worker has read.
-        self.position: tuple[int, ...] = self._origin()
+        self.position = self._origin()
         self._accounts = dict[str, Accounting]()  # of each shard that was read
         self._logged, self._warned = "", set[str]()
         if hasattr(dataset, "reports"):
@@ -143,12 +130,10 @@ class ImageLoader:
     def accounting(self) -> Accounting:
         """The images that the loader uses, and what it leaves out and why.
 
-        It is complete from the start for a folder, and after a pass for shards. Unreadable images are left
-        out when they are met.
+        Complete from the start for a folder, and after a pass for shards, except for unreadable images.
         """
-        found = getattr(self.dataset, "accounting", Accounting()) + Accounting()
-        for shard in sorted(self._accounts):
-            found += self._accounts[shard]
+        start = getattr(self.dataset, "accounting", Accounting()) + Accounting()
+        found = sum((self._accounts[shard] for shard in sorted(self._accounts)), start)
         for name in self.bad:
             found.used -= 1
             found.leave_out("unreadable", name, picture=True)
@@ -162,20 +147,17 @@ class ImageLoader:
                 part.set_epoch(epoch)
 
     def identity(self) -> dict[str, Any]:
-        """What decides which images come, in which order and how they are cropped, as JSON values.
-
-        Two loaders with one identity can continue each other's epoch from a ``position``. The batch size is
-        not part of it, and the number of workers only for shards.
+        """What decides which images come, in which order and how they are cropped, as JSON values: loaders
+        of one identity can continue each other's epoch from a ``position``.
         """
-        own = getattr(self.dataset, "identity", None)
-        facts = {"dataset": type(self.dataset).__name__} if own is None else own()
+        own = getattr(self.dataset, "identity", lambda: {"dataset": type(self.dataset).__name__})
         if self.sampler is None:
-            return {**facts, "workers": self.workers}
-        return {**facts, "seed": self.sampler.seed, "shuffle": self.sampler.shuffle}
+            return {**own(), "workers": self.workers}
+        return {**own(), "seed": self.sampler.seed, "shuffle": self.sampler.shuffle}
 
     @property
     def views(self) -> Views | None:
-        """The fixed `Views` of the images; None where an epoch shows new crops, or always the same."""
+        """The fixed `Views` of the images, if any."""
         return getattr(self.dataset, "views", None)
 
     def every_view(self) -> Iterator[dict[str, Any]]:
@@ -203,8 +185,7 @@ class ImageLoader:
         if hasattr(self.dataset, "share"):
             self.dataset.share = rank_and_world()  # worker processes have not joined the ranks
         start, self._start = self._start or self._origin(), None
-        self.position = start
-        good = sum(start)
+        self.position, good = start, sum(start)
         for batch in self._batches(start):
             for bad in batch.pop("bad", ()):
                 if self.on_bad_image == "raise":
@@ -217,9 +198,9 @@ class ImageLoader:
                 good += len(batch["ids"])
                 yield batch
         if not good and rank_and_world()[1] == 1:  # one of several ranks may have no images
-            few = ", ".join(f"{name} ({reason})" for name, reason in list(self.bad.items())[:3])
-            reason = f"all {len(self.bad)} were bad, {few}" if self.bad else self.accounting
-            raise DataError(f"{self.dataset} gave no image: {reason}")
+            bad = [f"{name} ({reason})" for name, reason in self.bad.items()]
+            why = f"all {len(bad)} were bad, {bad[0]} the first" if bad else self.accounting
+            raise DataError(f"{self.dataset} gave no image: {why}")
         if self._accounts:
             self._log()
 
@@ -244,25 +225,19 @@ class ImageLoader:
 
     def _batches(self, start: tuple[int, ...]) -> Iterator[dict[str, Any]]:
         """The epoch's batches from ``start``; moves ``position``."""
-        if self.sampler is not None:
-            self.sampler.start = start[0]
-            try:
-                for _, count, batch in self._loader:
-                    self.position = (self.position[0] + count,)
-                    yield batch
-            finally:
-                self.sampler.start = 0
-            return
-        dataset: Any = self.dataset
-        dataset.start, read = start, list(start[1:])
+        source: Any = self.dataset if self.sampler is None else self.sampler
+        source.start, read = start, list(start[1:])
         try:
             for worker, count, batch in self._loader:
-                part = (worker + start[0]) % self.workers
-                read[part] += count
-                self.position = ((part + 1) % self.workers, *read)
+                if self.sampler is None:
+                    part = (worker + start[0]) % self.workers
+                    read[part] += count
+                    self.position = ((part + 1) % self.workers, *read)
+                else:
+                    self.position = (self.position[0] + count,)
                 yield batch
         finally:
-            dataset.start = ()
+            source.start = ()
 
 
 def on_the_host(worker: int) -> None:
@@ -286,4 +261,5 @@ def text_of(value: Any) -> str:
 def _counted(samples: Sequence[Any]) -> tuple[int, int, dict[str, Any]]:
     """The worker's number, the number of samples, bad ones included, and the batch."""
     worker = get_worker_info()
-    return 0 if worker is None else worker.id, sum(map(bool, samples)), collate(samples)
+    count = sum(isinstance(sample, BadImage) or "images" in sample for sample in samples)
+    return 0 if worker is None else worker.id, count, collate(samples)

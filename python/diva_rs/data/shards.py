@@ -18,7 +18,7 @@ from diva_rs.data.augment import Transform, Views, transform_of
 from diva_rs.data.decode import MAX_PIXELS, BadImage
 from diva_rs.data.folder import Images
 from diva_rs.data.keys import name_key, scramble
-from diva_rs.data.loader import Accounted, ImageLoader, digest_of, logger
+from diva_rs.data.loader import ImageLoader, digest_of, logger
 from diva_rs.data.tars import Member, labels, read_images
 from diva_rs.errors import ConfigError, DataError
 
@@ -60,11 +60,10 @@ class ImageShards(Images, IterableDataset[Any]):
         self.labels = labels(self.shards)
         super().__init__(transform, size, seed, on_bad_image, max_pixels)
         self.shuffle = shuffle
-        # Rank and number of ranks; `ImageLoader` sets it, since workers have not joined the ranks.
+        # `ImageLoader` sets these: rank and number of ranks, since workers have not joined the ranks; whether
+        # items carry the accounting; and where the next iteration starts (its ``position``).
         self.share: tuple[int, int] | None = None
-        self.reports = False  # whether items carry the accounting; `ImageLoader` sets it
-        # Where the next iteration starts: see `ImageLoader.position`.
-        self.start: tuple[int, ...] = ()
+        self.reports, self.start = False, ()
 
     def __repr__(self) -> str:
         return f"ImageShards({len(self.shards)} shards from {self.shards[0]!r})"
@@ -95,11 +94,11 @@ class ImageShards(Images, IterableDataset[Any]):
                 continue
             item = self.sample(found.data, found.key, found.place)
             if self.reports and isinstance(item, dict):
-                item = Accounted(item, accounts)
+                item["accounts"] = dict(accounts)
                 accounts.clear()
             yield item
         if self.reports and accounts:
-            yield Accounted({}, accounts)
+            yield {"accounts": accounts}
 
     def _images(self, part: int, parts: int, accounts: dict[str, Accounting]) -> Iterator[Member | BadImage]:
         """The undecoded images of a part of this rank's shards, in the order of the epoch."""
@@ -118,9 +117,7 @@ class ImageShards(Images, IterableDataset[Any]):
         rng = random.Random(name.encode("utf-8", "surrogateescape"))
         return wds.filters.shuffle(_BUFFER, initial=100, rng=rng)(images)  # type: ignore[no-any-return]
 
-    def _images_of(
-        self, shard: str, label: str, accounts: dict[str, Accounting]
-    ) -> Iterator[Member | BadImage]:
+    def _images_of(self, shard: str, label: str, accounts: dict[str, Any]) -> Iterator[Member | BadImage]:
         account = Accounting()
         for image in read_images(shard, label, 3 * max(self.max_pixels, MAX_PIXELS), account):
             accounts[label] = account
@@ -174,7 +171,7 @@ def _expand(pattern: Paths) -> list[str]:
         except (ValueError, AssertionError) as err:
             raise ConfigError(f"shards {part!r}: {err}") from err
         for path in paths:
-            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            found = [path] if os.path.exists(path) else sorted(glob.glob(path))
             if not found or not os.path.isfile(found[0]):
                 raise DataError(f"shard {path!r} does not exist: looked for it as part of {part!r}")
             shards += found

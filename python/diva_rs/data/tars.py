@@ -31,11 +31,7 @@ class Member(NamedTuple):
 
 
 def labels(shards: Sequence[str]) -> list[str]:
-    """The base names of shards, with as many of the folders above as tell equal ones apart.
-
-    >>> labels(["/data/a/0.tar", "/data/b/0.tar", "/data/b/1.tar"])
-    ['a/0.tar', 'b/0.tar', '1.tar']
-    """
+    """The base names of shards, with as many of the folders above as tell equal ones apart."""
     parts = [os.path.abspath(shard).replace(os.sep, "/").split("/") for shard in shards]
     found = [names[-1] for names in parts]
     depth = 1

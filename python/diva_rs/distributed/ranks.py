@@ -17,14 +17,12 @@ _TIMEOUT = timedelta(days=1)  # of a fact, such as the end of an evaluation on r
 
 
 class Ranks:
-    """All ranks of a run, seen from this one. With one rank nothing is sent.
+    """All ranks of a run, seen from this one: ``rank``, the number ``world`` of them, and this one's number
+    ``local`` on its machine. With one rank nothing is sent.
 
     Facts travel between the hosts through a gloo group, tensors through the default group. All
     ranks must call the methods that send, in the same order. Where the connection to another rank
     breaks, they raise `RankError`.
-
-    Attributes:
-        rank, world, local: this rank, the number of ranks, and this rank's number on its machine.
 
     >>> ranks = Ranks()
     >>> ranks.world, ranks.numbers(3, 0), ranks.facts("here")

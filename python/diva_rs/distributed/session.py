@@ -21,9 +21,8 @@ def session() -> Iterator[Ranks]:
     again. An exception in the block is recorded for torchrun, which shows it and ends or restarts
     the other ranks. On several ranks Ctrl-C sets `Ranks.stopping`, so that all can stop after the
     same step; a second one raises. SIGTERM and its like do the same, or raise KeyboardInterrupt on
-    one rank, and have their usual effect when the ranks have parted (see `noticed`).
-
-    Raises DeviceError where the ranks cannot be joined, RankError where another one fails or is lost.
+    one rank, and have their usual effect at the end. Raises DeviceError where the ranks cannot be
+    joined, RankError where another one fails or is lost.
 
     >>> with session() as ranks:
     ...     ranks.world

@@ -14,15 +14,15 @@ _log = logging.getLogger("diva_rs")
 
 # Slurm, torchrun and preemption send SIGTERM, a terminal that closes SIGHUP, batch systems a user
 # signal some time before SIGKILL.
-_NOTICES = ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+_NOTICES: tuple[int, ...] = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _COPY = 3.0  # seconds in which a second Ctrl-C is a launcher's copy of the terminal's
 
 
 class Notice:
-    """A handler of the signals that end a process, which are its `number` until the run has ended.
+    """A handler of the signals that end a process; the first is its `number`, later ones change nothing.
 
     On one rank it raises KeyboardInterrupt; with ``together`` it sets ``stopping``, which all ranks
-    look at after each batch. Later signals change nothing: SIGKILL is for those who cannot wait.
+    look at after each batch.
     """
 
     def __init__(self) -> None:
@@ -63,9 +63,8 @@ def noticed() -> Iterator[Notice]:
     """
     notice = Notice()
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in map(_number, _NOTICES) if number}
         caught = _caught()
-        for number, handler in before.items():
+        for number, handler in [(number, signal.getsignal(number)) for number in _NOTICES]:
             # Python does not see handlers of other languages, such as faulthandler's.
             foreign = not callable(handler) and caught >> (number - 1) & 1
             own = handler == signal.SIG_DFL or (number == signal.SIGTERM and callable(handler))
@@ -81,10 +80,6 @@ def noticed() -> Iterator[Notice]:
         if notice.number is not None:
             _log.warning("the run ended because the process got %s", signal.Signals(notice.number).name)
             signal.raise_signal(notice.number)
-
-
-def _number(name: str) -> int:
-    return int(getattr(signal, name, 0))
 
 
 def _caught() -> int:

@@ -48,10 +48,9 @@ def zero_shot(
     """Zero-shot accuracy on data sets of clip-benchmark, with its class names and templates, in float32.
 
     The result's ``missing`` holds the data sets that were not found, with the reason. Multi-label sets are
-    scored by mean average precision, as clip-benchmark does.
+    scored by mean average precision, as clip-benchmark does. The model is as for `mmvp_vlm`.
 
     Args:
-        clip, preprocess, tokenizer: as for `mmvp_vlm`.
         root: a folder with one sub-folder per data set, of its name (a slash is a dash, "wds/" left out), or
             a template such as "data/{dataset_cleaned}/v1", or an address of webdatasets
             ("https://.../{dataset_cleaned}/tree/main").

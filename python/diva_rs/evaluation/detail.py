@@ -52,17 +52,14 @@ class DetailResult(Counted):
 
     @property
     def title(self) -> str:
-        """The benchmark and the rule."""
         return f"{self.name} ({self.rule})"
 
     @property
     def unit(self) -> str:
-        """What is counted."""
         return self.units[self.rule]
 
     @property
     def answers(self) -> tuple[tuple[Any, str, bool], ...]:
-        """((rule, id), category, whether it is right), item by item."""
         return tuple(((self.rule, one.id), one.category, one.right) for one in self.rules[self.rule])
 
     @property

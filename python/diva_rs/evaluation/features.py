@@ -19,13 +19,11 @@ _BATCH = 64
 def image_features(clip: Any, images: Any, features: str = "pooled") -> Tensor:
     """Features of every image, (N, D) or (N, W) float32 on the CPU, in eval mode and float32.
 
-    Args:
-        clip: a full or vision-only model of any supported library, or a `Tower` (for example the
-            ``frozen_copy()`` taken before training).
-        images: (N, 3, H, W) pixels made by the model's own transform, or an iterable of such batches; a batch
-            may also be a tuple with the pixels first, or a dict with ``pixel_values``.
-        features: "pooled": the library's image embedding (D); "class": the first token after the last norm,
-            before the projection (W); "patches": the mean of the patch tokens, likewise (W).
+    ``clip`` is a full or vision-only model of any supported library, or a `Tower`; ``images`` are
+    (N, 3, H, W) pixels made by the model's own transform, or an iterable of such batches, each alone, first
+    in a tuple, or the ``pixel_values`` of a dict. ``features`` are "pooled": the library's image embedding
+    (D); "class": the first token after the last norm, before the projection (W); or "patches": the mean of
+    the patch tokens, likewise (W).
 
     >>> image_features(clip, torch.randn(3, 3, 32, 32), "patches").shape
     torch.Size([3, 32])

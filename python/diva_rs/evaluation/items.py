@@ -6,9 +6,10 @@ counts as wrong: an option is picked only if its similarity is above that of eve
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -66,7 +67,12 @@ class Item:
     rows: tuple[Part, ...]
     columns: tuple[Part, ...]
     where: str  # file and place, for errors
-    shared: str = ""  # items that share it are in the same half; by default each stands alone
+    shared: str = ""  # a set: items that share it are in the same half
+
+    @property
+    def group(self) -> str:
+        """What decides its half: the set, or the item alone."""
+        return self.shared or self.id
 
 
 @dataclass(frozen=True)
@@ -105,12 +111,13 @@ class Benchmark:
     def half(self, which: str) -> "Benchmark":
         """One of two halves, "validation" or "test", by a fixed hash of the items.
 
-        Models and settings can be chosen on the validation half and reported on the test half. Which half an
-        item is in depends on its name alone; items of one image or one set are in the same half.
+        Models and settings can be chosen on the validation half and reported on the test half. Items that
+        share an image or a set are in the same half, by the least of their names.
         """
         if which not in HALVES:
             raise ConfigError(f"half={shown(which)}: one of {', '.join(HALVES)} is needed")
-        tasks = tuple(task.kept(lambda item: _half(item.shared or item.id) == which) for task in self.tasks)
+        names = _names(item for task in self.tasks for item in task.items)
+        tasks = tuple(task.kept(lambda item: _half(names[item.group]) == which) for task in self.tasks)
         if not all(task.items for task in tasks):
             raise DataError(f"{self.root}: too few items for two halves, none is in the {which} half")
         test = self.is_test_set and which == "test"
@@ -135,6 +142,19 @@ class Benchmark:
         for task in self.tasks:
             for item in task.items:
                 yield from (*item.rows, *item.columns)
+
+
+def _names(items: Iterable[Item]) -> dict[str, str]:
+    """Group -> the least name among the groups that share images, directly or through others."""
+    from scipy.cluster.hierarchy import DisjointSet
+
+    linked: Any = DisjointSet()
+    for item in items:
+        for part in (item.group, *(p for p in (*item.rows, *item.columns) if isinstance(p, Picture))):
+            linked.add(part)
+            linked.merge(item.group, part)
+    subsets = ([part for part in subset if isinstance(part, str)] for subset in linked.subsets())
+    return {name: min(names) for names in subsets for name in names}
 
 
 def _half(name: str) -> str:

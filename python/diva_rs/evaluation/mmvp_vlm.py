@@ -62,12 +62,10 @@ class MmvpVlmResult(Counted):
 
     @property
     def answers(self) -> tuple[tuple[Any, str, bool], ...]:
-        """(statements, pattern, whether it is correct) of each pair, in file order."""
         return tuple((pair.statements, pair.pattern, pair.correct) for pair in self.pairs)
 
     @property
     def per_cent(self) -> float:
-        """The average."""
         return self.average
 
     @property
@@ -111,20 +109,18 @@ def mmvp_vlm(
     * A pair counts only if both statements pick rightly; the score is the mean of the nine accuracies.
 
     Images are read as they are stored (no EXIF rotation), two at a time. The model is scored in eval mode and
-    float32; its modes are restored afterwards.
+    float32; its modes are restored afterwards. A folder that is not as published and an embedding that is not
+    finite raise DataError.
 
     Args:
         clip: an open_clip, transformers or OpenAI model with its text tower, on its device; for "pooled" any
             object with ``encode_image`` and ``encode_text``.
-        preprocess: the model's own transform for validation: PIL image -> (3, H, W); or a transformers
-            processor.
+        preprocess: the model's own transform for validation (PIL image -> (3, H, W)), or a processor.
         tokenizer: open_clip's, OpenAI's `clip.tokenize`, or a transformers tokenizer or processor.
         root: folder of the benchmark, with Questions.csv and the images folder in any published spelling.
         embedding: a name of `EMBEDDINGS` ("pooled" is the library's own, "official-..." those of published
             scores), or a function of the projected first token (B, D) and patches (B, P, D).
         seed: keys the tokens that "official-openai" and "official-dfn-378" draw for each image.
-
-    A folder that is not as published and an embedding that is not finite raise DataError.
 
     >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100

@@ -31,13 +31,9 @@ def linear_probe(
     Features are standardised by the images that are fitted on. The penalty is chosen on a stratified part of
     ``train``, the strongest of equally good ones; the probe is then fitted again on all of ``train``.
 
-    Args:
-        clip: a full or vision-only model of any supported library, or a `Tower`.
-        train, test: batches (pixels (B, 3, H, W) made by the model's own transform, labels (B,)), as a
-            torch DataLoader gives them; labels are whole numbers or strings.
-        features: of "pooled", "class" and "patches" (see `image_features`).
-        validation: share of ``train`` that chooses the penalty; ``seed`` draws it.
-        cs: inverse penalties to choose from, scikit-learn's ``C``.
+    ``clip`` and ``features`` are as for `image_features`. ``train`` and ``test`` are batches (pixels, labels)
+    as a torch DataLoader gives them; labels (B,) are whole numbers or strings. ``validation`` is the share of
+    ``train`` that chooses the penalty, drawn by ``seed``, of ``cs``, scikit-learn's ``C``.
 
     >>> labels = torch.tensor([0, 1] * 6)
     >>> images = torch.randn(12, 3, 32, 32) + labels.view(-1, 1, 1, 1)

@@ -80,7 +80,6 @@ class SuiteResult(Result):
 
     @property
     def per_cent(self) -> float:
-        """The average."""
         return self.average
 
     @property
@@ -159,7 +158,6 @@ class FolderResult(Counted):
 
     @property
     def answers(self) -> tuple[tuple[Any, str, bool], ...]:
-        """(file, class, whether it was picked) of each image."""
         return tuple((file, named, named == picked) for file, named, picked in self.predictions)
 
     @property

@@ -42,16 +42,12 @@ def pairs(
     A tie counts as wrong. MMVP-VLM's score is "image", by the rules of its official code (see `mmvp_vlm`), in
     which a tie picks the second image.
 
-    Args:
-        clip, preprocess, tokenizer: as for `mmvp_vlm`.
-        root: the folder, in the published format, or one with a ``pairs.jsonl``: an object per line with
-            ``image_0``, ``image_1`` (paths relative to the folder), ``caption_0``, ``caption_1``, and
-            optionally ``category`` and ``id``.
-        benchmark: "mmvp-vlm", "naturalbench", "winoground", "vismin" or "pairs"; by default the format that
-            the folder's files show.
-        settings: fields of `Scoring`.
-
-    A missing image or field, an id or key that is there twice, and equal captions raise DataError.
+    ``root`` is the folder in the published format, or one with a ``pairs.jsonl``: an object per line with
+    ``image_0``, ``image_1`` (paths relative to the folder), ``caption_0``, ``caption_1``, and optionally
+    ``category`` and ``id``. ``benchmark`` is "mmvp-vlm", "naturalbench", "winoground", "vismin" or "pairs";
+    by default the format that the folder's files show. The model is as for `mmvp_vlm`; ``settings`` are
+    fields of `Scoring`. A missing image or field, an id or key that is there twice, and equal captions raise
+    DataError.
 
     >>> result = pairs(clip, preprocess, tokenizer, mmvp_folder)
     >>> result.asked, list(result.rules), result.kind

@@ -34,15 +34,12 @@ def zero_shot_folder(
     """Zero-shot accuracy on ``root/<class folder>/**/<image>``, in float32.
 
     A class is embedded as the normalised mean of its normalised texts, one per template; an image is given
-    the class with the largest cosine, the first of equal ones.
+    the class with the largest cosine, the first of equal ones. What is left out is logged. A class folder
+    without a readable image raises DataError.
 
-    What is left out is logged. A class folder without a readable image raises DataError.
-
-    Args:
-        clip, preprocess, tokenizer: as for `mmvp_vlm`.
-        classes: folder -> class name as a text says it; by default the folder's name with spaces for
-            underscores. It may name classes that have no image.
-        templates: texts with ``{}`` (or ``{c}``, as in clip-benchmark) in place of the class name.
+    ``classes`` are folder -> class name as a text says it, by default the folder's name with spaces for
+    underscores; it may name classes that have no image. ``templates`` are texts with ``{}`` (or ``{c}``, as
+    in clip-benchmark) in place of the class name. The model is as for `mmvp_vlm`.
 
     >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos_folder)
     >>> list(result.counts), 0 <= result.accuracy <= 100

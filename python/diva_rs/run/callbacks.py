@@ -38,17 +38,10 @@ class Callback:
         """Before the first step; ``trainer`` holds the recipe and the models."""
 
     def on_step(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """After each optimizer step (numbered from 1).
-
-        ``metrics`` may hold tensors on the device; to read one is to wait for it.
-        """
+        """After each optimizer step, from 1; to read a metric that is on the device is to wait for it."""
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        """Every ``log_every`` steps and after the last.
-
-        ``metrics`` are floats: the losses by name, lr, grad_norm, samples_per_second, epoch and
-        others.
-        """
+        """Every ``log_every`` steps and after the last; ``metrics`` are a row of the result's history."""
 
     def on_train_end(self, result: "PostTrainResult") -> None:
         """After the last step, also when Ctrl-C ended the run; not after an error."""
@@ -66,8 +59,7 @@ class TensorBoard(Callback):
     """
 
     def __init__(self, log_dir: str | PathLike[str]) -> None:
-        # Imported by its own name first: torch.utils.tensorboard names a missing one less plainly.
-        require("tensorboard")
+        require("tensorboard")  # torch.utils.tensorboard names a missing one less plainly
         self._log_dir = str(as_path(log_dir))
 
     @cached_property
@@ -96,9 +88,7 @@ class WandB(Callback):
 
         post_train(clip, unet, loader, callbacks=[WandB("clip-sees-better", mode="offline")])
 
-    Args:
-        project: the project's name.
-        init: more arguments of ``wandb.init``; ``config`` is added to the recipe.
+    ``init`` are more arguments of ``wandb.init``; its ``config`` is added to the recipe.
     """
 
     def __init__(self, project: str, **init: Any) -> None:
@@ -123,8 +113,7 @@ class WandB(Callback):
 class JsonLines(Callback):
     """Appends one JSON object per log to a file, line by line, so that a crash loses none of them.
 
-    A value that is not finite becomes null. A last line that an earlier crash cut off is ended
-    first.
+    A value that is not finite becomes null. A last line that an earlier crash cut off is ended first.
 
     >>> import tempfile
     >>> from pathlib import Path
@@ -166,10 +155,8 @@ def as_callback(callback: Any) -> Callback:
     """
     has_hooks = all(callable(getattr(callback, hook, None)) for hook in _HOOKS)
     if isinstance(callback, type) or not (has_hooks or callable(callback)):
-        raise ConfigError(
-            f"callback {shown(callback)} is {a_type(callback)}: an object with the hooks of "
-            "diva_rs.callbacks.Callback, or a function of (step, metrics), is needed"
-        )
+        what = "a diva_rs.callbacks.Callback, or a function of (step, metrics), is needed"
+        raise ConfigError(f"callback {shown(callback)} is {a_type(callback)}: {what}")
     if has_hooks:
         return cast(Callback, callback)
     adapter = Callback()

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from diva_rs.errors import ConfigError, shown
@@ -27,9 +27,7 @@ class Bound:
         return cls(kind, float(value))
 
     def broken_by(self, score: float, before: float) -> str | None:
-        """How a score, which was ``before`` before training, breaks the bound ("below 0.5"); None where
-        it does not. A score that is not a number does.
-        """
+        """How a score, at first ``before``, breaks the bound ("below 0.5"), as NaN does; None if not."""
         limit = before - self.value if self.kind == "drop" else self.value
         if self.kind == "max":
             return None if score <= limit else f"above {limit:g}"
@@ -38,16 +36,12 @@ class Bound:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`post_train`'s arguments of the same names, checked.
+    """`post_train`'s arguments of the same names, checked."""
 
-    >>> Evaluation.of({"one": lambda clip: 1.0}, guard={"one": 0.5}).guard
-    {'one': Bound(kind='min', value=0.5)}
-    """
-
-    evaluate: dict[str, Metric]
-    eval_every: int | None
-    best: tuple[str, str] | None  # a score, and whether "max" or "min" is better
-    guard: dict[str, Bound]
+    evaluate: dict[str, Metric] = field(default_factory=dict)
+    eval_every: int | None = None
+    best: tuple[str, str] | None = None  # a score, and whether "max" or "min" is better
+    guard: dict[str, Bound] = field(default_factory=dict)
     best_on_test: bool = False  # whether the score may be one of a test set
 
     @classmethod
@@ -58,12 +52,12 @@ class Evaluation:
         best: Any = None,
         best_on_test: bool | None = None,
         guard: Any = None,
-    ) -> "Evaluation | None":
-        """From `post_train`'s arguments; None where there is nothing to evaluate."""
+    ) -> "Evaluation":
+        """From `post_train`'s arguments; empty where there is nothing to evaluate."""
         if evaluate is None:
             if (eval_every, best, guard) != (None, None, None):
                 raise ConfigError("eval_every, best and guard need scores: give evaluate= as well")
-            return None
+            return cls()
         if best_on_test and best is None:
             raise ConfigError("best_on_test=True allows a score for best=: give best= as well")
         if eval_every is not None and operator.index(eval_every) < 1:

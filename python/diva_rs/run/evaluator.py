@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,15 +25,19 @@ from diva_rs.run.result import save_models
 from diva_rs.step.trainer import Trainer
 
 _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_second", "skipped", "waiting")
-# score -> its results: name, kind, is_test_set, and the result as a dict
+_FACTS = ("name", "kind", "is_test_set")
+# score -> its results: their facts, and the result as a dict
 Results = dict[str, list[dict[str, Any]]]
-_BEST_FILES = {
-    "clip.safetensors",
-    "projector.safetensors",
-    "denoiser.safetensors",
-    "scores.json",
-    "evaluations.json",
-}
+_BEST_FILES = {"clip.safetensors", "projector.safetensors", "denoiser.safetensors"}
+_BEST_FILES |= {"scores.json", "evaluations.json"}
+
+
+class _Kept(NamedTuple):
+    """The best weights so far, on the host: a second CLIP may not fit beside the teacher."""
+
+    row: dict[str, float]
+    results: Results
+    weights: dict[str, Tensor]
 
 
 class Evaluator:
@@ -48,16 +52,12 @@ class Evaluator:
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
         self.results: dict[str, Results] = {}  # of "before" and "after"
-        self._kept_results: Results | None = None
-        self._kept: dict[str, Tensor] | None = None
-        self._kept_row: dict[str, float] | None = None
-        if folder is None:
+        self._kept: _Kept | None = None
+        if folder is None or not evaluation.evaluate:
             return
         others = set(names_in(folder / "best")) - _BEST_FILES
         if others:
-            raise DataError(
-                f"{folder / 'best'} holds {min(others)!r}, which no run wrote: choose another folder"
-            )
+            raise DataError(f"{folder}/best holds {min(others)!r}, which no run wrote: choose another folder")
         if trainer.steps_done:
             self._read_back(folder)
 
@@ -74,6 +74,8 @@ class Evaluator:
     def begin(self) -> None:
         """Measure before the first step, and check the scores that ``best`` and ``guard`` name."""
         best = self.evaluation.best
+        if not self.evaluation.evaluate:
+            return
         if not self.rows:
             scores = self.measure(self.trainer.steps_done)
             for name in (*(best[:1] if best else ()), *self.evaluation.guard):
@@ -88,28 +90,23 @@ class Evaluator:
         if self._chosen_on_test and best and not self.evaluation.best_on_test:
             raise ConfigError(
                 f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
-                f"weights that it chose. {VALIDATION}, on the command line --pairs "
-                "FOLDER. best_on_test=True (--best-on-test) allows it, and the report says so"
+                f"weights that it chose. {VALIDATION}, on the command line --pairs FOLDER. "
+                "best_on_test=True (--best-on-test) allows it, and the report says so"
             )
         measured_first = self.results["before"].values()
         kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}
         if kinds == {"detail"} and all(measured_first):
-            warnings.warn(
-                "evaluate measures detail alone: retention is not measured. Add a score of what CLIP could "
-                "before, for example zero_shot_folder of diva_rs.evaluation on a folder of classes",
-                UserWarning,
-                stacklevel=2,
-            )
+            text = "evaluate measures detail alone: retention is not measured. Add a score of what CLIP "
+            text += "could before, such as zero_shot_folder of diva_rs.evaluation on a folder of classes"
+            warnings.warn(text, stacklevel=2)
 
     def due(self, step: int) -> bool:
         """Whether this step is evaluated."""
-        every = self.evaluation.eval_every
-        return step == self.trainer.recipe.steps or (every is not None and step % every == 0)
+        every, last = self.evaluation.eval_every, self.trainer.recipe.steps
+        return bool(self.evaluation.evaluate) and (step == last or (every is not None and step % every == 0))
 
     def measure(self, step: int) -> dict[str, float]:
-        """Measure the model, write the scores, and keep the weights if they are the best. The other
-        ranks wait.
-        """
+        """Measure the model, write the scores, and keep the weights if they are the best."""
         started = time.perf_counter()
         with alone():
             found = measured(self.evaluation.evaluate, self.trainer.clip)
@@ -126,40 +123,32 @@ class Evaluator:
 
     def best_score(self, step: int) -> float | None:
         """The score named by ``best``, where this step's weights are the best so far."""
-        kept = self._kept_row
-        if self.evaluation.best is None or kept is None or kept["step"] != step:
-            return None
-        return kept.get(self.evaluation.best[0])
+        best, kept = self.evaluation.best, self._kept
+        return None if best is None or kept is None or kept.row["step"] != step else kept.row.get(best[0])
 
     def restore(self) -> None:
         """Put the kept weights back, where the guard has ended the run."""
-        if self._kept is None:
-            return
-        with torch.no_grad():
-            for name, parameter in self.trainer.parameters().items():
-                parameter.copy_(self._kept[name])
-        self._keep_results("after", self._kept_results or {})
+        if self._kept is not None:
+            with torch.no_grad():
+                for name, parameter in self.trainer.parameters().items():
+                    parameter.copy_(self._kept.weights[name])
+            self._keep_results("after", self._kept.results)
 
     def report(self) -> dict[str, Any]:
-        """For the result: the scores before and after, what they are scores of, the best, and why the run was
-        stopped.
-        """
-        found: dict[str, Any] = {
-            "before": self.rows[0],
-            "after": self.rows[-1],
-            "seconds": round(self.seconds, 3),
-            "of": {
-                name: [{key: value for key, value in entry.items() if key != "result"} for entry in entries]
-                for name, entries in self.results.get("before", {}).items()
-            },
-        }
+        """The scores before and after, what they are scores of, the best, and why the run was stopped."""
+        if not self.rows:
+            return {}
+        found: dict[str, Any] = {"before": self.rows[0], "after": self.rows[-1]}
+        found["seconds"], found["of"] = round(self.seconds, 3), {}
+        for name, entries in self.results.get("before", {}).items():
+            found["of"][name] = [{key: entry[key] for key in _FACTS} for entry in entries]
         if self._chosen_on_test:
             found["chosen_on_test"] = self._chosen_on_test
         why = self.stopped
-        if self._kept_row is not None:
-            found["best"] = self._kept_row
+        if self._kept is not None:
+            found["best"] = self._kept.row
             if why is not None:
-                why += f"; the weights are those of step {self._kept_row['step']}"
+                why += f"; the weights are those of step {self._kept.row['step']}"
         return {"evaluation": found, "stopped": why}
 
     @property
@@ -178,23 +167,22 @@ class Evaluator:
         best = self.evaluation.best
         if (best is None and not self.evaluation.guard) or self.stopped is not None:
             return False
-        if best is None or self._kept_row is None:
+        if best is None or self._kept is None:
             return True
         name, direction = best
-        scores = [row.get(name, math.nan) for row in (self.rows[-1], self._kept_row)]
+        scores = [row.get(name, math.nan) for row in (self.rows[-1], self._kept.row)]
         new, old = (-score if direction == "min" else score for score in scores)
         return new > old or (math.isnan(old) and not math.isnan(new))
 
     def _keep(self, results: Results) -> None:
-        trainer = self.trainer
-        # On the host: a second CLIP may not fit beside the teacher.
-        self._kept = {name: p.detach().to("cpu", copy=True) for name, p in trainer.parameters().items()}
-        self._kept_row, self._kept_results = self.rows[-1], results
+        trainer, row = self.trainer, self.rows[-1]
+        weights = {name: p.detach().to("cpu", copy=True) for name, p in trainer.parameters().items()}
+        self._kept = _Kept(row, results, weights)
         if self.folder is not None:
             with replacing(self.folder / "best") as beside:
                 beside.mkdir()
                 save_models(beside, trainer.clip, trainer.projector, trained_denoiser(trainer))
-                write_json(beside / "scores.json", self._kept_row)
+                write_json(beside / "scores.json", row)
                 write_json(beside / "evaluations.json", results)
 
     def _read_back(self, folder: Path) -> None:
@@ -203,24 +191,23 @@ class Evaluator:
         self.rows = [row for row in _read_rows(folder / "evaluations.json") if row["step"] <= done]
         for moment in ("before", "after") if self.rows else ():
             self.results[moment] = read_record(folder / f"evaluations-{moment}.json") or {}
-        kept = _read_rows(folder / "best" / "scores.json")
+        best = folder / "best"
+        kept = _read_rows(best / "scores.json")
         if not kept or kept[0]["step"] not in [row["step"] for row in self.rows]:
             return  # of a step that comes again
-        weights = load_weights(folder / "best" / "clip.safetensors")
+        found = load_weights(best / "clip.safetensors")
         for part in ("projector", *(["denoiser"] if trained_denoiser(self.trainer) else [])):
-            found = load_weights(folder / "best" / f"{part}.safetensors")
-            weights.update({f"{part}.{name}": value for name, value in found.items()})
+            weights = load_weights(best / f"{part}.safetensors")
+            found |= {f"{part}.{name}": value for name, value in weights.items()}
         try:
-            self._kept = {name: weights[name] for name in self.trainer.parameters()}
+            weights = {name: found[name] for name in self.trainer.parameters()}
         except KeyError as err:
-            raise WeightsError(f"{folder / 'best'} holds no {err}: resume=False starts again") from err
-        self._kept_row = kept[0]
-        self._kept_results = read_record(folder / "best" / "evaluations.json")
+            raise WeightsError(f"{best} holds no {err}: resume=False starts again") from err
+        self._kept = _Kept(kept[0], read_record(best / "evaluations.json") or {}, weights)
 
 
 def _entry(result: Any) -> dict[str, Any]:
-    facts = {name: getattr(result, name) for name in ("name", "kind", "is_test_set")}
-    return {**facts, "result": result.to_dict()}
+    return {**{name: getattr(result, name) for name in _FACTS}, "result": result.to_dict()}
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:

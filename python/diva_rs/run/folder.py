@@ -41,23 +41,9 @@ _log = logging.getLogger("diva_rs")
 
 _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
-_FILES = (
-    *(f"{name}.safetensors" for name in ("clip", "projector", "denoiser")),
-    *(
-        f"{name}.json"
-        for name in (
-            "run",
-            "best",
-            "evaluations",
-            "evaluations-before",
-            "evaluations-after",
-            "recipe",
-            "history",
-            "report",
-        )
-    ),
-    "metrics.jsonl",
-)
+_EVALUATIONS = ("evaluations", "evaluations-before", "evaluations-after")
+_JSON = ("run", "best", "recipe", "history", "report", *_EVALUATIONS)
+_WEIGHTS = ("clip.safetensors", "projector.safetensors", "denoiser.safetensors")
 
 
 class RunFolder:
@@ -93,7 +79,7 @@ class RunFolder:
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order."""
-        names = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir())
+        names = (_STEP.fullmatch(name) for name in os.listdir(self.checkpoints))
         return sorted(int(name[1]) for name in names if name)
 
     def save(self, state: Mapping[str, Any], step: int, keep: int) -> None:
@@ -107,8 +93,8 @@ class RunFolder:
                 remove_folder(self.checkpoint(old))
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, or None where there is none. Damaged ones are set aside with a
-        warning; WeightsError where all are damaged.
+        """The newest intact checkpoint; None if there is none. Damaged ones are set aside with a warning;
+        WeightsError where all are damaged.
         """
         damaged: list[WeightsError] = []
         for step in reversed(self.steps()):
@@ -121,10 +107,10 @@ class RunFolder:
                 aside = folder.with_name(f"damaged-{folder.name}")
                 remove_folder(aside)
                 os.replace(folder, aside)
-        if damaged:
-            left = f"no intact checkpoint is left in {self.checkpoints} ({damaged[0]})"
-            raise WeightsError(f"{left}: resume=False starts again")
-        return None
+        if not damaged:
+            return None
+        where = f"in {self.checkpoints} ({damaged[0]})"
+        raise WeightsError(f"no intact checkpoint is left {where}: resume=False starts again")
 
     def best(self) -> dict[str, Any]:
         """Step and score of the best checkpoint; empty where nothing was scored."""
@@ -142,9 +128,8 @@ class RunFolder:
         try:
             return Recipe.from_dict(facts["recipe"])
         except (KeyError, TypeError, ConfigError) as err:
-            raise WeightsError(
-                f"{self.path / 'run.json'} holds no valid recipe ({err}): resume=False starts again"
-            ) from err
+            where = self.path / "run.json"
+            raise WeightsError(f"{where} holds no recipe ({err}): resume=False starts again") from err
 
     def facts(self) -> dict[str, Any] | None:
         """The content of run.json; None where there is no run yet."""
@@ -154,15 +139,11 @@ class RunFolder:
         """Write that the run starts at ``step``, from ``facts`` about its models."""
         starts = [] if step == 0 else (self.facts() or {}).get("starts", [])
         self._remove("history.json", "report.json")  # of an earlier start
+        about = dict(facts)
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        content = {
-            "format": 1,
-            "recipe": recipe.to_dict(),
-            "recipe_sha256": recipe.digest(),
-            **{name: value for name, value in facts.items() if name != "environment"},
-            "launch": os.environ.get("TORCHELASTIC_RUN_ID"),
-            "starts": [*starts, {"at": at, "step": step, "environment": facts["environment"]}],
-        }
+        start = {"at": at, "step": step, "environment": about.pop("environment")}
+        content = {"format": 1, "recipe": recipe.to_dict(), "recipe_sha256": recipe.digest(), **about}
+        content |= {"launch": os.environ.get("TORCHELASTIC_RUN_ID"), "starts": [*starts, start]}
         write_json(self.path / "run.json", content)
         write_json(self.path / "recipe.json", recipe.to_dict())
         write_text(self.path / "recipe.txt", recipe.describe() + "\n")
@@ -173,25 +154,22 @@ class RunFolder:
             remove_folder(self.checkpoint(step))
         if (self.path / "best" / "scores.json").exists():
             remove_folder(self.path / "best")
-        self._remove(*_FILES)
+        self._remove("metrics.jsonl", *_WEIGHTS, *(f"{name}.json" for name in _JSON))
 
     def rows(self, step: int) -> list[dict[str, Any]]:
-        """The log up to ``step``. Later rows and cut-off lines are removed from the file; those steps
-        come again.
-        """
-        kept: list[tuple[str, dict[str, Any]]] = []
+        """The log up to ``step``. Later rows, whose steps come again, and cut-off lines are removed."""
+        lines, rows = [], []
         try:
-            for line in read_lines(self.metrics, _LONGEST_LOG):
+            for line in read_lines(self.metrics, _LONGEST_LOG) if self.metrics.exists() else ():
                 with suppress(ValueError, RecursionError):  # a line that is cut off
                     row = json.loads(line.decode())
                     if isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step:
-                        kept.append((line.decode(), with_nan(row)))
-        except FileNotFoundError:
-            pass
+                        lines.append(f"{line.decode()}\n")
+                        rows.append(with_nan(row))
         except OSError as err:
             raise DataError(f"{self.metrics} cannot be read: {err}") from err
-        write_text(self.metrics, "".join(line + "\n" for line, _ in kept))
-        return [row for _, row in kept]
+        write_text(self.metrics, "".join(lines))
+        return rows
 
     def _remove(self, *names: str) -> None:
         for name in names:
@@ -207,9 +185,7 @@ class RunFolder:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             os.close(handle)
-            raise ConfigError(
-                f"another process is writing into {self.path}: wait for it, or choose another folder"
-            ) from err
+            raise ConfigError(f"another process is writing into {self.path}: choose another one") from err
         except OSError:
             pass  # a file system without locks
         return handle

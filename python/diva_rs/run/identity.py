@@ -9,28 +9,22 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from diva_rs.data.loader import text_of
-from diva_rs.run.loader import datasets_of, generators_of, samplers_of
+from diva_rs.run.loader import datasets_of, generators_of, length_of, samplers_of
 
 
 def identity_of(loader: Any) -> dict[str, Any]:
     """What is known of a loader that decides which images come and in which order, as JSON values.
 
     diva_rs's own loaders and datasets have a method ``identity()`` for it. Of a DataLoader these are
-    the length of its dataset, its list of files and its ``transform``, the sampler and its seeds,
-    and for an iterable dataset batch and workers; of another iterable its class and length. Of an
-    iterator nothing is known.
-
-    >>> identity_of([torch.zeros(2, 3, 8, 8)])
-    {'class': 'list', 'batches': 1}
-    >>> identity_of(torch.utils.data.DataLoader(range(6), batch_size=2))
-    {'images': 6, 'sampler': 'SequentialSampler'}
+    the length, the files and the ``transform`` of its dataset, the sampler and its seeds, and for an
+    iterable dataset batch and workers; of another iterable its class and length; of an iterator nothing.
     """
     if callable(getattr(loader, "identity", None)):
         return _known(loader.identity())
     datasets = datasets_of(loader)
     if datasets:
         return _known(_of_datasets(datasets) | _of_order(loader, datasets[0]))
-    facts = {"class": type(loader).__name__, "batches": _length(loader)}
+    facts = {"class": type(loader).__name__, "batches": length_of(loader)}
     facts["batch"] = getattr(loader, "batch_size", None)
     return {} if hasattr(loader, "__next__") else _known(facts)
 
@@ -38,17 +32,17 @@ def identity_of(loader: Any) -> dict[str, Any]:
 def _of_datasets(datasets: list[Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for number, data in enumerate(datasets):
-        found: dict[str, Any] = {"images": _length(data)}
+        found: dict[str, Any] = {"images": length_of(data)}
         if found["images"] is None:
             found["dataset"] = type(data).__name__
         if isinstance(getattr(data, "indices", None), (list, tuple, range)):  # of a Subset
             found["indices"] = _digest(map(str, data.indices))
         if getattr(data, "transform", None) is not None:
             found["transform"] = text_of(data.transform)
-        names = [_names(value) for value in getattr(data, "__dict__", {}).values()]
-        files = [listed for listed in names if listed and len(listed) == found["images"]]
+        names = map(_names, getattr(data, "__dict__", {}).values())
+        files = [name for listed in names if len(listed) == found["images"] for name in listed]
         if files:
-            found["files"] = _digest(name for listed in files for name in listed)
+            found["files"] = _digest(files)
         if callable(getattr(data, "identity", None)):
             found |= data.identity()
         facts |= {f"{name} of part {number}" if number else name: value for name, value in found.items()}
@@ -72,15 +66,13 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:
     """What decides the order in which a DataLoader reads its dataset."""
-    facts: dict[str, Any] = {}
     if isinstance(dataset, IterableDataset):
         # The workers take turns by batches; a single one gives the same order in any batches.
-        facts["workers"] = max(1, getattr(loader, "num_workers", 1))
-        facts["batch"] = getattr(loader, "batch_size", None) if facts["workers"] > 1 else None
-        return facts
+        workers = max(1, getattr(loader, "num_workers", 1))
+        return {"workers": workers, "batch": getattr(loader, "batch_size", None) if workers > 1 else None}
     sampler, batches, inner = samplers_of(loader)
     own = sampler if inner is None else inner
-    facts["sampler"] = None if own is None else type(own).__name__
+    facts: dict[str, Any] = {"sampler": None if own is None else type(own).__name__}
     facts |= {f"sampler's {name}": getattr(own, name, None) for name in ("seed", "shuffle", "replacement")}
     if batches is not None and type(batches).__module__ != "torch.utils.data.sampler":
         facts["batch sampler"] = type(batches).__name__
@@ -91,10 +83,3 @@ def _of_order(loader: Any, dataset: Any) -> dict[str, Any]:
 def _known(facts: dict[str, Any]) -> dict[str, Any]:
     plain = (str, int, float, bool)
     return {name: value for name, value in facts.items() if isinstance(value, plain)}
-
-
-def _length(data: Any) -> int | None:
-    try:
-        return len(data)
-    except (TypeError, NotImplementedError):
-        return None

@@ -38,16 +38,13 @@ class Progress:
 
 
 class ResumableLoader:
-    """A loader whose passes can begin at any sample.
+    """A loader whose passes can begin at any sample. ``waited`` are the seconds of waiting for it.
 
     A loader with ``start_at(position)`` and ``position``, as diva_rs's own, starts there without
     decoding what lies before. Any other one is read up to there, and a batch across the place is
     cut. While such a loader is read, the global random generators of torch, NumPy and ``random``
     are seeded from the seed and the epoch and used by nobody else, so a ``DataLoader(shuffle=True)``
     gives the same order again. So are its own generators, which have their state again afterwards.
-
-    Attributes:
-        waited: seconds in which training waited for the loader, in this process.
 
     >>> loader = ResumableLoader([torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 8, 8)], seed=0)
     >>> [(place, len(batch)) for place, batch in loader.read(epoch=0, place=(3,))]
@@ -78,11 +75,8 @@ class ResumableLoader:
         if not self._skips:
             self._seed(epoch)
             if any(place) and not isinstance(loader, (list, tuple)):
-                _log.warning(
-                    "%d samples are read again and skipped; that they are the same as before depends on the "
-                    "loader (%s)",
-                    *(sum(place), type(loader).__name__),
-                )
+                text = "%d samples are read again and skipped; that they are the same depends on the loader"
+                _log.warning(f"{text} (%s)", sum(place), type(loader).__name__)
         elif any(place):
             loader.start_at(place)
         try:
@@ -117,13 +111,12 @@ class ResumableLoader:
         if self._passes != 2 or not getattr(self.loader, "persistent_workers", False):
             return
         for data in datasets_of(self.loader):
-            values = vars(data).values() if hasattr(data, "__dict__") else ()
-            shared = any(_is_shared(value) for value in values)
+            values = getattr(data, "__dict__", {}).values()
+            shared = any(isinstance(v, torch.Tensor) and v.is_shared() for v in values)  # type: ignore[no-untyped-call]
             if callable(getattr(data, "set_epoch", None)) and not shared:
                 _log.warning(
-                    "persistent_workers=True: the loader's workers keep the %s of the first pass, which "
-                    "set_epoch does not reach, so every pass may show the same order and crops; give "
-                    "persistent_workers=False",
+                    "set_epoch does not reach the %s of the loader's workers, so passes may show the same "
+                    "order and crops; give persistent_workers=False",
                     type(data).__name__,
                 )
 
@@ -180,17 +173,8 @@ def samplers_of(loader: Any) -> list[Any]:
     return [getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)]
 
 
-def _is_shared(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and bool(value.is_shared())  # type: ignore[no-untyped-call]
-
-
 def datasets_of(loader: Any) -> list[Any]:
-    """The dataset of a loader and those within it, as of a ``Subset`` or a ``ConcatDataset``.
-
-    >>> from torch.utils.data import DataLoader, Subset
-    >>> [type(data).__name__ for data in datasets_of(DataLoader(Subset(range(6), [1, 2])))]
-    ['Subset', 'range']
-    """
+    """The dataset of a loader and those within it, as of a ``Subset`` or a ``ConcatDataset``."""
     owners = [loader]
     for owner in owners:
         many = getattr(owner, "datasets", ())
@@ -205,3 +189,11 @@ def generators_of(loader: Any) -> list[torch.Generator]:
     """The random generators of a DataLoader and of its samplers."""
     owned = [getattr(owner, "generator", None) for owner in (loader, *samplers_of(loader))]
     return list({id(each): each for each in owned if isinstance(each, torch.Generator)}.values())
+
+
+def length_of(data: Any) -> int | None:
+    """The length of a loader or a dataset; None where it has none."""
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None

@@ -28,8 +28,7 @@ _log = logging.getLogger("diva_rs")
 class Run:
     """One run of the loop, from its start or from the checkpoint in its folder.
 
-    Attributes:
-        progress: where the run stands after its last whole step.
+    ``progress`` is where it stands after its last whole step.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Run:
         folder: RunFolder | None,
         callbacks: list[Callback],
         resume: bool | str,
-        evaluation: Evaluation | None,
+        evaluation: Evaluation,
         one_pass: bool,
     ) -> None:
         self.ranked, self.ranks, self.trainer = ranked, ranked.ranks, ranked.trainer
@@ -58,22 +57,20 @@ class Run:
             self._restore(folder, open_run(folder, self.ranked, self.loader, resume, one_pass))
             # Before the caller's callbacks, so that one that fails loses no row.
             self.callbacks.insert(0, JsonLines(folder.metrics))
-        self.evaluates = evaluation is not None
-        self.evaluator = None
-        if evaluation is not None and self.ranks.first:  # the others wait
-            self.evaluator = Evaluator(evaluation, self.trainer, None if folder is None else folder.path)
+        self._evaluates = bool(evaluation.evaluate)
+        own = evaluation if self.ranks.first else Evaluation()  # the other ranks wait
+        self.evaluator = Evaluator(own, self.trainer, None if folder is None else folder.path)
         ranked.share_state()
-        own = (self.progress, self.history, self.monitor.skipped)
-        self.progress, self.history, self.monitor.skipped = self.ranks.facts(own)[0]
+        state = (self.progress, self.history, self.monitor.skipped)
+        self.progress, self.history, self.monitor.skipped = self.ranks.facts(state)[0]
         self._read = self.progress  # with the batches that were read since the last step
         # Of the last log: time, samples, seconds of waiting.
         self._last_log = (time.perf_counter(), self.progress.samples, 0.0)
 
     def train(self, show_progress: bool) -> PostTrainResult:
         """Train until the steps, or one pass, are done; see `post_train`."""
-        interrupted = False
-        if self.evaluator is not None:
-            self.evaluator.begin()
+        interrupted, evaluator = False, self.evaluator
+        evaluator.begin()
         self._call("on_train_begin", self.trainer)
         hidden = not (show_progress and self.ranks.first)
         total, done = self.recipe.steps, self.progress.steps
@@ -82,9 +79,8 @@ class Run:
                 try:
                     self._loop()
                     step = self.progress.steps
-                    if self.evaluator is not None and self.evaluator.rows[-1]["step"] != step:
-                        # The end of a pass whose length was not known.
-                        self._write_log(self.evaluator.measure(step))
+                    if evaluator.rows and evaluator.rows[-1]["step"] != step:
+                        self._write_log(evaluator.measure(step))  # the end of a pass of unknown length
                 except KeyboardInterrupt:
                     interrupted = True
                 if (self.history[-1]["step"] if self.history else 0) != self.progress.steps:
@@ -96,8 +92,7 @@ class Run:
         self.trainer.discard()  # the caller's model keeps no gradient of the last step
         self._save()
         if self._is_stopped():
-            if self.evaluator is not None:
-                self.evaluator.restore()
+            evaluator.restore()
             self.ranked.share_state()
         return self._finish(interrupted)
 
@@ -111,10 +106,9 @@ class Run:
                 if self._advance(given) and self._is_done():
                     return
             if not self._read.places:
-                raise DataError(
-                    f"the loader gave no batch in pass {epoch + 1}, after {self.progress.steps} steps: it is "
-                    "empty, or can be iterated only once; give a DataLoader or a list, or fewer steps"
-                )
+                where = f"in pass {epoch + 1}, after {self.progress.steps} steps"
+                why = "it is empty, or can be iterated only once: give a DataLoader or a list, or fewer steps"
+                raise DataError(f"the loader gave no batch {where}: {why}")
             if self.one_pass:
                 self._end_pass()
                 return
@@ -122,10 +116,8 @@ class Run:
 
     def _advance(self, given: Round) -> bool:
         """Train on a round of batches; returns whether that completed a step."""
-        read, samples = self._read, given.samples
-        self._read = replace(
-            read, places=given.places, seen=read.seen + samples, samples=read.samples + samples
-        )
+        read, new = self._read, given.samples
+        self._read = replace(read, places=given.places, seen=read.seen + new, samples=read.samples + new)
         complete = self._pending >= (self.recipe.batch or 1)
         seen = self.trainer.samples_seen
         with held_interrupts():  # a Ctrl-C that waits for the update comes when the step is noted
@@ -154,10 +146,8 @@ class Run:
     def _note_step(self) -> None:
         if self.recipe.batch is not None and self._pending > self.recipe.batch and not self._warned:
             self._warned = True
-            _log.warning(
-                "a step takes %d samples, not batch=%d: the loader's batches do not add up to it",
-                *(self._pending, self.recipe.batch),
-            )
+            text = "a step takes %d samples, not batch=%d: the loader's batches do not add up to it"
+            _log.warning(text, self._pending, self.recipe.batch)
         self.progress = self._read = replace(self._read, steps=self.progress.steps + 1)
         metrics = self.trainer.metrics
         self.monitor.step(self.progress.steps, metrics["loss"], metrics["grad_norm"])
@@ -167,14 +157,14 @@ class Run:
         step, recipe, evaluator = self.progress.steps, self.recipe, self.evaluator
         self._bar.update()
         self._call("on_step", step, self.trainer.metrics)
-        scores = evaluator.measure(step) if evaluator is not None and evaluator.due(step) else {}
+        scores = evaluator.measure(step) if evaluator.due(step) else {}
         if scores or step % recipe.log_every == 0 or step == recipe.steps:
             self._write_log(scores)
         # At the same steps on every rank, so that all end here.
         if step % min(recipe.log_every, READ_EVERY) == 0:
             self.monitor.read()
             self.monitor.check()
-        best = None if evaluator is None else evaluator.best_score(step)
+        best = evaluator.best_score(step)
         if best is not None or (recipe.checkpoint_every is not None and step % recipe.checkpoint_every == 0):
             self._save()
         if self.folder is not None and best is not None:
@@ -186,8 +176,7 @@ class Run:
 
     def _is_stopped(self) -> bool:
         """Whether the guard ends the run, which only rank 0 measures."""
-        stopped = self.evaluator is not None and self.evaluator.stopped is not None
-        return self.evaluates and bool(self.ranks.numbers(int(stopped))[0][0])
+        return self._evaluates and bool(self.ranks.numbers(int(self.evaluator.stopped is not None))[0][0])
 
     def _call(self, hook: str, *arguments: Any) -> None:
         """Call rank 0's callbacks; the other ranks wait at their next batch."""
@@ -202,7 +191,7 @@ class Run:
             return
         self.trainer.step_modules.guard.report()
         self.monitor.read()
-        now = time.perf_counter() - (0.0 if self.evaluator is None else self.evaluator.seconds)
+        now = time.perf_counter() - self.evaluator.seconds
         then, samples, waited = self._last_log
         elapsed = max(now - then, 1e-9)
         metrics = {name: float(value) for name, value in self.trainer.metrics.items()}
@@ -269,9 +258,8 @@ class Run:
         """Make the result, and write it where there is a folder."""
         trainer, steps = self.trainer, self.progress.steps
         # Scores and history of rank 0 are every rank's, so that a script continues alike on all.
-        evaluator = self.evaluator
-        found, results = ({}, {}) if evaluator is None else (evaluator.report(), evaluator.results)
-        self.history, found, results = self.ranks.facts((self.history, found, results))[0]
+        own = (self.history, self.evaluator.report(), self.evaluator.results)
+        self.history, found, results = self.ranks.facts(own)[0]
         report = {
             **describe_models(trainer),
             "steps": steps,

@@ -38,15 +38,12 @@ class NonFiniteMonitor:
     """Counts the updates that were skipped, and warns of losses that jump.
 
     The optimizer itself skips an update whose loss or gradient is not finite, on the device. Loss
-    and gradient are those of all ranks, so every rank counts alike.
-
-    Attributes:
-        skipped: updates that were skipped, as far as they were read.
+    and gradient are those of all ranks, so every rank counts alike. ``skipped`` counts the updates
+    that were skipped, as far as they were read.
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.skipped = most, 0
-        self._streak = 0
+        self.most, self.skipped, self._streak = most, 0, 0
         self._last = ""  # which step was the last to be skipped, and its samples
         self._batches: list[tuple[str, Tensor]] = []  # since the last step: samples, mean loss
         self._steps: list[_Step] = []
@@ -59,8 +56,8 @@ class NonFiniteMonitor:
 
     def step(self, step: int, loss: Tensor, norm: Tensor) -> None:
         """Note that the batches since the last step were one, with this loss and gradient norm."""
-        samples, losses = [name for name, _ in self._batches], [value for _, value in self._batches]
-        self._steps.append(_Step(step, samples, [loss.detach(), norm, *losses]))
+        losses = [value for _, value in self._batches]
+        self._steps.append(_Step(step, [name for name, _ in self._batches], [loss.detach(), norm, *losses]))
         self._batches = []
 
     def read(self) -> None:
@@ -78,11 +75,9 @@ class NonFiniteMonitor:
     def check(self) -> None:
         """Raise DivaError where more than ``most`` updates in a row were skipped."""
         if self._streak > self.most:
-            raise DivaError(
-                f"{self._streak} updates in a row were skipped, because loss or gradient was not finite, "
-                f"the last at {self._last}: lower lr, use precision='fp32', or look at these images; "
-                "max_skipped allows more"
-            )
+            what = f"{self._streak} updates in a row were skipped, whose loss or gradient was not finite"
+            advice = "lower lr, use precision='fp32', or look at these images; max_skipped allows more"
+            raise DivaError(f"{what}, the last at {self._last}: {advice}")
 
     def _look(self, step: int, loss: float, norm: float, parts: list[tuple[float, str]]) -> None:
         """Count and log one step; ``parts`` are the loss and the samples of each batch of this rank."""
@@ -101,10 +96,9 @@ class NonFiniteMonitor:
             bound = usual + max(_JUMP * spread, _LEAST * abs(usual))
             if loss > bound:
                 worst, samples = max(parts, default=(bound, ""))
-                _log.warning(
-                    "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s",
-                    *(loss, step, len(self._losses), usual, samples if worst > bound else _ELSEWHERE),
-                )
+                named = samples if worst > bound else _ELSEWHERE
+                text = "the loss jumped to %.4g at step %d, the median of the last %d is %.4g. Samples: %s"
+                _log.warning(text, loss, step, len(self._losses), usual, named)
         self._losses.append(loss)
 
 

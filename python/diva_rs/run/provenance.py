@@ -3,6 +3,7 @@
 import os
 import platform
 import resource
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -10,15 +11,14 @@ import torch
 from torch import nn
 
 import diva_rs._native as _native
+from diva_rs.run.loader import length_of
 from diva_rs.step.trainer import Trainer
 
 _LIBRARIES = ("open_clip_torch", "timm", "transformers", "diffusers", "torchvision", "numpy")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine, and the most memory that was in use so far: what PyTorch allocated on a
-    CUDA device, elsewhere the process's resident memory.
-    """
+    """Versions, machine, and the most memory in use so far: PyTorch's on CUDA, otherwise the process's."""
     cuda = device.type == "cuda"
     facts: dict[str, Any] = {
         "device": str(device),
@@ -29,13 +29,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if cuda else _resident(),
-        "libraries": {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
+        "libraries": {},
     }
+    for name in _LIBRARIES:
+        with suppress(PackageNotFoundError):
+            facts["libraries"][name] = version(name)
     if cuda:
         properties = torch.cuda.get_device_properties(device)
-        facts["gpu"] = (
-            f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-        )
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        facts["gpu"] = f"{properties.name}, {memory}, CUDA {torch.version.cuda}"
     return facts
 
 
@@ -73,13 +75,7 @@ def trained_denoiser(trainer: Trainer) -> nn.Module | None:
 
 
 def describe_data(loader: Any) -> str:
-    """The images in one line: their dataset, and what diva_rs's own loaders used and left out.
-
-    >>> describe_data([torch.zeros(2, 3, 8, 8)])
-    'a list of 1 batch'
-    >>> describe_data(torch.utils.data.DataLoader(range(6), batch_size=2))
-    'range(0, 6)'
-    """
+    """The images in one line: their dataset, and what diva_rs's own loaders used and left out."""
     accounting = getattr(loader, "accounting", None)
     return _name_of_data(loader) if accounting is None else f"{_name_of_data(loader)}: {accounting}"
 
@@ -93,19 +89,11 @@ def _name_of_data(loader: Any) -> str:
     said = "" if isinstance(data, (list, tuple, torch.Tensor)) else " ".join(repr(data).split())
     if said and " object at 0x" not in said:  # an address says nothing
         return said if len(said) <= 200 else said[:199] + "…"
-    try:
-        return f"{type(data).__name__}, {len(data):,} {'batches' if data is loader else 'images'}"
-    except (TypeError, NotImplementedError):
-        return type(data).__name__
+    length = length_of(data)
+    kind = "batches" if data is loader else "images"
+    return type(data).__name__ + ("" if length is None else f", {length:,} {kind}")
 
 
 def _resident() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

@@ -48,10 +48,7 @@ def open_run(
         folder.clear()
     earlier, was = folder.recipe(), folder.facts() or {}
     if earlier is None and folder.steps():
-        raise ConfigError(
-            f"{folder.path} holds checkpoints, but no run.json: choose another folder, or resume=False, "
-            "which replaces them"
-        )
+        raise ConfigError(f"{folder.path} holds checkpoints, but no run.json: resume=False replaces them")
     state = None if earlier is None else folder.restore()
     if earlier is None or state is None:
         folder.clear()  # a run that ended before its first checkpoint leaves its log
@@ -59,22 +56,18 @@ def open_run(
         return None
     progress = progress_of(state)
     if recipe.steps is not None and recipe.steps < progress.steps:
-        raise ConfigError(
-            f"steps={recipe.steps}, but the run in {folder.path} has done {progress.steps} steps already: "
-            "give more, choose another folder, or resume=False, which starts again"
-        )
-    others = _differing(was.get("data"), data)
-    places = places_on(loader.loader, progress.places, ranked.ranks.world)
+        done = f"the run in {folder.path} has done {progress.steps} steps already"
+        raise ConfigError(f"steps={recipe.steps}, but {done}: give more, or resume=False to start again")
+    world = ranked.ranks.world
+    places = places_on(loader.loader, progress.places, world)
     changes = [] if resume == "force" else _changes(earlier, recipe, was, models, one_pass)
-    changes += [f"the loader's {name} was {before}, is {now}" for name, (before, now) in others.items()]
+    changes += [f"the loader's {line}" for line in _differing(was.get("data"), data)]
     if places is None:
-        world = ranked.ranks.world
         changes.append(f"the number of ranks was {len(progress.places)} in the middle of a pass, is {world}")
     if changes and resume != "force":
         raise ConfigError(
             f"the run in {folder.path} differs from this one ({'; '.join(changes)}): give the same "
-            'settings, resume="force" to continue with the new ones, resume=False to start again, or '
-            "another output_dir"
+            'settings, resume="force" to continue with the new ones, or resume=False to start again'
         )
     if recipe.anchor and was.get("clip_start") != models["clip_start"]:
         raise ConfigError(
@@ -95,10 +88,7 @@ def progress_of(state: dict[str, Any]) -> Progress:
         progress = Progress(**state["run"]["progress"])
         return replace(progress, places=tuple(tuple(map(int, place)) for place in progress.places))
     except (KeyError, TypeError, ValueError) as err:
-        raise WeightsError(
-            "the checkpoint does not say where its run stands, so no run of this version wrote it: "
-            "resume=False starts again"
-        ) from err
+        raise WeightsError("the checkpoint names no place in its run: resume=False starts again") from err
 
 
 def _models_of(trainer: Trainer) -> dict[str, Any]:
@@ -141,17 +131,15 @@ def _changes(
     shorter = one_pass and recipe.steps is not None and recipe.steps < (earlier.steps or 0)
     if (earlier.schedule, recipe.schedule) == ("constant", "constant") and not shorter:
         fields.pop("steps", None)
+    changes = [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()]
     models = {name: now[name] for name in now if name not in ("clip_start", "clip_computes")}
-    others = _differing({name: was.get(name) for name in models}, models)
+    changes += _differing({name: was.get(name) for name in models}, models)
     computed = differences(was.get("clip_computes") or {}, now["clip_computes"], ("vision", "text", "pixels"))
-    return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in fields.items()] + [
-        *(f"{name} was {before}, is {after}" for name, (before, after) in others.items()),
-        *(f"clip's {line}" for line in computed),
-    ]
+    return changes + [f"clip's {line}" for line in computed]
 
 
-def _differing(was: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The entries that differ; none where one of the two is unknown."""
-    was = was or {}
+def _differing(was: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """A line for each entry that differs; none where one of the two is unknown."""
     names = {**was, **now} if was and now else {}
-    return {name: (was.get(name), now.get(name)) for name in names if was.get(name) != now.get(name)}
+    pairs = {name: ((was or {}).get(name), now.get(name)) for name in names}
+    return [f"{name} was {before}, is {after}" for name, (before, after) in pairs.items() if before != after]

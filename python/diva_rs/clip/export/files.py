@@ -30,10 +30,9 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     .safetensors file say what the model computes (see `diva_rs.clip.facts`). Raises WeightsError naming a
     weight or layer that open_clip does not have, DataError if the file cannot be written.
 
-    Args:
-        clip: an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a ViT
-            of OpenAI's `clip`, wrapped or not. The adapters of a `PeftModel` are merged in a copy.
-        path: a file that ends in ``.safetensors`` or ``.pt``; an existing one is replaced. It is returned.
+    ``clip`` is an open_clip model (any, by its own keys), a transformers `CLIPModel` or `SiglipModel`, or a
+    ViT of OpenAI's `clip`, wrapped or not; the adapters of a `PeftModel` are merged in a copy. ``path`` ends
+    in ``.safetensors`` or ``.pt``; an existing file is replaced. It is returned.
 
     >>> import tempfile
     >>> path = to_open_clip(clip, tempfile.mkdtemp() + "/clip.safetensors")
@@ -58,10 +57,9 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
     what this layout cannot express (GELU without "quick", heads that are not 64 wide, SigLIP), WeightsError
     naming a weight that it has no place for, such as a layer scale.
 
-    Args:
-        clip: an open_clip ViT, a transformers `CLIPModel` or a ViT of OpenAI's `clip`.
-        path: a file that ends in ``.pt``; an existing one is replaced. It is returned.
-        half: store in float16 what ``clip.load`` keeps in float16: half the size, the same loaded model.
+    ``clip`` is an open_clip ViT, a transformers `CLIPModel` or a ViT of OpenAI's `clip`; ``path``, a file
+    that ends in ``.pt``, is replaced if it exists, and returned. ``half`` stores in float16 what
+    ``clip.load`` keeps in float16: half the size, the same loaded model.
 
     >>> to_openai(clip, "clip.pt")
     Traceback (most recent call last):

@@ -13,7 +13,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from diva_rs._base.files import as_path, is_hidden
+from diva_rs._base.files import as_path, names_in
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.items import Benchmark
@@ -52,10 +52,9 @@ def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]
     root = as_path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds the benchmarks")
-    below = sorted(place for place in root.iterdir() if place.is_dir() and not is_hidden(place.name))
     here = [name for name, found in formats().items() if found.matches(root)]
     yield from ((root, name) for name in here)
-    for place in below:
+    for place in (root / name for name in names_in(root) if (root / name).is_dir()):
         for name, found in formats().items():
             # The parts of a benchmark that was found in `root` itself.
             part = name in here and place.name in PARTS
@@ -70,15 +69,11 @@ def read_benchmark(
     half: str | None = None,
     kind: str | None = None,
 ) -> Benchmark:
-    """Read the benchmark in a folder and check it.
+    """Read the benchmark in a folder and check it; DataError if there is none, or one not as published.
 
-    Args:
-        name: of its format, one of `formats`; by default the one that the folder's files show.
-        images: the folder of its images, where it is not beside the captions.
-        half: "validation" or "test", one of two fixed halves of the items (see `Benchmark.half`).
-        kind: "pairs" or "captions", to take formats of that kind alone.
-
-    Raises DataError if the folder holds none, several, or one that is not as published.
+    ``name`` is that of its format, by default the one that the folder's files show; ``images`` the folder of
+    its images, where it is not beside the captions; ``half`` "validation" or "test" (see `Benchmark.half`).
+    With ``kind``, "pairs" or "captions", formats of that kind alone are taken.
 
     >>> read_benchmark(mmvp_folder).name
     'MMVP-VLM'
@@ -88,9 +83,8 @@ def read_benchmark(
         raise DataError(f"{place} is not a folder: give the one that holds the benchmark")
     known = {key: found for key, found in formats().items() if kind in (None, found.KIND)}
     if name is not None and name not in known:
-        raise ConfigError(
-            f"benchmark={shown(name)} is not known{hint(name, known) or ': ' + ', '.join(known)}"
-        )
+        near = hint(name, known) or f": {', '.join(known)}"
+        raise ConfigError(f"benchmark={shown(name)} is not known{near}")
     names = [name] if name else [key for key, found in known.items() if found.matches(place)]
     if not names:
         looked = "; ".join(f"{key}: {found.LOOKS_FOR}" for key, found in known.items())

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from diva_rs.data.batches import Batch
 from diva_rs.data.latent_cache import CachedLoader
 from diva_rs.data.loader import ImageLoader, KeyedSampler
 from diva_rs.distributed import Ranks
 from diva_rs.errors import DataError
-from diva_rs.run.loader import samplers_of
+from diva_rs.run.loader import length_of, samplers_of
 
 _WAYS = (
     "give a DataLoader a torch.utils.data.DistributedSampler, prepare it with accelerate, use "
@@ -23,18 +23,14 @@ _WAYS = (
 
 
 def check_divided(loader: Any, ranks: Ranks) -> None:
-    """Raise DataError where every rank would read all images, or has no shard.
-
-    Of an iterable that is no DataLoader nothing is known before it is read: see
-    `check_first_batches`.
+    """Raise DataError where every rank would read all images, or has no shard. Of an iterable that is no
+    DataLoader nothing is known before it is read: see `check_first_batches`.
     """
     loader = _without_cache(loader)
     shards = getattr(loader.dataset, "shards", None) if isinstance(loader, ImageLoader) else None
     if shards is not None and len(shards) < ranks.world:
-        raise DataError(
-            f"{loader.dataset!r} on {ranks.world} ranks: each rank reads whole shards, so at least "
-            f"{ranks.world} are needed; write smaller shards, or start fewer ranks"
-        )
+        text = "each rank reads whole shards: write smaller ones, or start fewer ranks"
+        raise DataError(f"{loader.dataset!r} on {ranks.world} ranks: {text}")
     whole = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
     if ranks.world > 1 and whole and not is_divided(loader):
         raise DataError(f"on {ranks.world} ranks each one would read all images of the loader: {_WAYS}")
@@ -50,23 +46,17 @@ def check_first_batches(batch: Batch | None, ranks: Ranks) -> None:
 def is_divided(loader: DataLoader[Any]) -> bool:
     """Whether a DataLoader reads this rank's part of its dataset."""
     parts = samplers_of(loader)
-    known = any(isinstance(part, (DistributedSampler, KeyedSampler)) for part in parts)
-    # accelerate's BatchSamplerShard, other samplers like torch's, and accelerate's mark on a
-    # prepared loader.
-    sharded = any(hasattr(part, "process_index") or hasattr(part, "num_replicas") for part in parts)
-    return known or sharded or bool(getattr(loader, "_is_accelerate_prepared", False))
+    # accelerate's BatchSamplerShard has the first, a sampler like torch's the second; a loader that
+    # accelerate has prepared has the last.
+    marked = any(hasattr(part, mark) for part in parts for mark in ("process_index", "num_replicas"))
+    known = any(isinstance(part, KeyedSampler) for part in parts)
+    return marked or known or bool(getattr(loader, "_is_accelerate_prepared", False))
 
 
 def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | None:
-    """Optimizer steps of one pass at the recipe's ``batch``; None where a rank cannot tell its length.
-
-    To be called by all ranks.
-    """
-    try:
-        own = len(loader)
-    except (TypeError, NotImplementedError):
-        own = -1
-    lengths = [row[0] for row in ranks.numbers(own)]
+    """Optimizer steps of one pass at the recipe's ``batch``, on all ranks; None where a length is unknown."""
+    own = length_of(loader)
+    lengths = [row[0] for row in ranks.numbers(-1 if own is None else own)]
     if not any(lengths):
         raise DataError("the loader is empty: it has length 0")
     if batch is None and min(lengths) >= 0:
@@ -76,25 +66,16 @@ def steps_of_one_pass(loader: Any, batch: int | None, ranks: Ranks) -> int | Non
         return None
     # A step ends with the round of loader batches, one per rank, that fills it.
     accumulated = math.ceil(batch / (samples * ranks.world)) * samples * ranks.world
-    dataset: Any = getattr(loader, "dataset", None)
-    seen = sum(lengths) * samples
-    if hasattr(dataset, "__len__"):
-        seen = min(seen, len(dataset))  # the last batch may be smaller
-    return math.ceil(seen / accumulated)
+    images = length_of(getattr(loader, "dataset", None))
+    seen = sum(lengths) * samples  # the last batch may be smaller
+    return math.ceil((seen if images is None else min(seen, images)) / accumulated)
 
 
 def places_on(
     loader: Any, places: tuple[tuple[int, ...], ...], world: int
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Where each of ``world`` ranks continues the pass in which other ranks stood at ``places``.
-
-    None where it cannot be continued: the images that were read are then not the first of the order
-    in which ``loader`` deals them out to the ranks.
-
-    >>> from diva_rs.data.loader import KeyedSampler
-    >>> loader = DataLoader(range(12), batch_size=2, sampler=KeyedSampler(torch.arange(12).numpy(), seed=0))
-    >>> places_on(loader, ((4,), (4,)), world=1)
-    ((8,),)
+    """Where each of ``world`` ranks continues the pass in which other ranks stood at ``places``. None where
+    what they read is not the beginning of the order in which ``loader`` deals images out to the ranks.
     """
     loader = _without_cache(loader)
     if len(places) in (0, world):
@@ -103,11 +84,12 @@ def places_on(
         return None  # of shards
     total = sum(read for (read,) in places)
     if isinstance(loader, ImageLoader):
-        return _turns(total, world) if places == _turns(total, len(places)) else None
-    # The turns of other samplers may be samples or batches: after equally many of both they are one.
-    size = getattr(loader, "batch_size", None)
-    even = size is not None and total % (size * world) == 0 and len(set(places)) == 1
-    return _turns(total, world) if even and isinstance(loader, DataLoader) and is_divided(loader) else None
+        same = places == _turns(total, len(places))
+    else:  # turns may be samples or batches: after equally many of both they are one
+        size = getattr(loader, "batch_size", None)
+        same = size is not None and total % (size * world) == 0 and len(set(places)) == 1
+        same = same and isinstance(loader, DataLoader) and is_divided(loader)
+    return _turns(total, world) if same else None
 
 
 def _turns(total: int, world: int) -> tuple[tuple[int, ...], ...]:
@@ -139,6 +121,5 @@ def _fingerprint(batch: Batch) -> list[str]:
     """The ids of a batch, or a hash of its pixels."""
     if batch.ids is not None:
         return [str(key) for key in (batch.ids.tolist() if hasattr(batch.ids, "tolist") else batch.ids)]
-    pixels, _ = batch.source("clip")
-    host = pixels.detach().cpu().contiguous()
-    return [hashlib.sha256(host.view(torch.uint8).numpy().tobytes()).hexdigest()]
+    pixels = batch.source("clip")[0].detach().cpu().contiguous()
+    return [hashlib.sha256(pixels.view(torch.uint8).numpy().tobytes()).hexdigest()]

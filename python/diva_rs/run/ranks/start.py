@@ -23,17 +23,11 @@ def check_same(what: str, own: dict[str, Any], ranks: Ranks) -> None:
     """Raise ConfigError on all ranks where one has other facts than rank 0."""
     first, *others = ranks.facts(own)
     for rank, other in enumerate(others, start=1):
-        lines = [
-            f"{name}={other.get(name, 'missing')}, not {first.get(name, 'missing')}"
-            for name in {**first, **other}
-            if first.get(name) != other.get(name)
-        ]
-        if lines:
-            named = "; ".join(lines[:_NAMED])
-            raise ConfigError(
-                f"rank {rank} has another {what} than rank 0: {named}. Load or make the same on every rank, "
-                "with the same seed"
-            )
+        names = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if names:
+            named = "; ".join(f"{name}={other.get(name)}, not {first.get(name)}" for name in names[:_NAMED])
+            advice = "Load or make the same on every rank, with the same seed"
+            raise ConfigError(f"rank {rank} has another {what} than rank 0: {named}. {advice}")
 
 
 def share_weights(clip: nn.Module, ranks: Ranks) -> None:
@@ -45,10 +39,8 @@ def share_weights(clip: nn.Module, ranks: Ranks) -> None:
     copied = ranks.copy_from_first(named.values())
     differed = [name for name, yes in zip(named, copied, strict=True) if yes]
     if differed:
-        _log.warning(
-            "rank %d's CLIP differed from rank 0's in %d tensors, %s the first: rank 0's are used",
-            *(ranks.rank, len(differed), differed[0]),
-        )
+        text = "rank %d's CLIP differed from rank 0's in %d tensors, %s the first: rank 0's are used"
+        _log.warning(text, ranks.rank, len(differed), differed[0])
 
 
 def check_same_teacher(teacher: Teacher, prompt: str, ranks: Ranks) -> None:

@@ -16,16 +16,11 @@ _TENSORS = ("parameters", "optimizer")
 
 
 class Round(NamedTuple):
-    """One batch of every rank.
+    """One batch of every rank."""
 
-    batch: this rank's; None where it has none left in this pass.
-    places: where each rank then stands in this pass.
-    samples: those of all ranks in this round.
-    """
-
-    batch: Batch | None
-    places: tuple[tuple[int, ...], ...]
-    samples: int
+    batch: Batch | None  # this rank's; None where it has none left in this pass
+    places: tuple[tuple[int, ...], ...]  # where each rank then stands in this pass
+    samples: int  # of all ranks
 
 
 class RankedTrainer:

@@ -1,0 +1,173 @@
+"""`judge_images`: the images of a loader judged once, on any number of ranks, into a folder."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diva_rs.captions.judge import Judge
+from diva_rs.captions.judgements import Judgements, evidence_of
+from diva_rs.captions.store import Row, Unfinished
+from diva_rs.captions.vocabulary import Vocabulary
+from diva_rs.data.accounting import Accounting
+from diva_rs.data.batches import Batch, check_loader, read_batch
+from diva_rs.data.checks import Place, check_images
+from diva_rs.data.keys import sample_keys
+from diva_rs.data.latent_store import content_hash, hash_of_weights
+from diva_rs.data.pixels import vae_input
+from diva_rs.distributed import Ranks, session
+from diva_rs.errors import DataError
+from diva_rs.recipes.recipe import Recipe
+from diva_rs.run.ranks.loaders import check_divided, every_image
+from diva_rs.run.ranks.start import check_same
+
+Guess = Callable[[Tensor], Sequence[Mapping[str, str]]]
+"""Images (B, 3, H, W) in [0, 1] -> for each of them a word for each name of the vocabulary."""
+
+
+def judge_images(
+    judge: Judge,
+    loader: Iterable[Any],
+    vocabulary: Vocabulary,
+    folder: str | os.PathLike[str],
+    guess: Guess,
+    rounds: int = 2,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Judgements:
+    """Judge every image of one pass over ``loader``, and keep the losses in ``folder``.
+
+    Finished images are written after each batch: where a run was interrupted, the same call continues it, and
+    the folder ends in the same bytes. Images that are new in the loader are judged, too. Under a launcher
+    each rank judges its own images.
+
+    Args:
+        loader: batches with ``images`` in [0, 1], of the size that the teacher is to see, and ``ids``, such
+            as ``folder_loader(..., size=512, scale=None)``; ``latents`` in it are used.
+        guess: the words to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
+        rounds: see `Judge.describe`.
+        overwrite: whether to replace the judgements that ``folder`` holds.
+
+    Raises ConfigError, naming what differs, where another teacher, vocabulary, guess or setting made the
+    judgements in ``folder``; DataError for images without ids, and for damaged and foreign files.
+
+    >>> import tempfile
+    >>> from diva_rs.captions import Judge, Vocabulary
+    >>> words = Vocabulary({"colour": ("red", "blue")})
+    >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
+    >>> loader = [{"images": torch.rand(2, 3, 16, 16), "ids": ["a.png", "b.png"]}]
+    >>> start = lambda images: [{"colour": "red"}] * len(images)
+    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start, progress=False)
+    >>> len(judged), str(judged.facts.accounting)
+    (2, '2 images used, none left out')
+    """
+    check_loader(loader)
+    made_by = {
+        "teacher": _fingerprint(judge),
+        "vocabulary": vocabulary.digest,
+        "judge": judge.settings(),
+        "guess": guess.identity() if hasattr(guess, "identity") else "a function",
+        "rounds": rounds,
+    }
+    with session() as ranks, every_image(loader, ranks):
+        check_same("judge", made_by, ranks)
+        check_divided(loader, ranks)
+        if ranks.first:
+            store = Unfinished(folder, made_by, overwrite)
+        ranks.wait()
+        if not ranks.first:
+            store = Unfinished(folder, made_by)
+        judging, images = _Judging(judge, vocabulary, guess, rounds, store), 0
+        for number, item in enumerate(
+            tqdm(loader, "judge", unit="batch", disable=None if progress else True)
+        ):
+            batch = read_batch(item, number)
+            judging.add(batch, number)
+            images += len(batch)
+            if ranks.stopping:
+                break
+        if any(ranks.facts(ranks.stopping)):
+            raise KeyboardInterrupt
+        accounting = _accounting(loader, images, ranks)
+        if ranks.first:
+            store.gather()
+            facts = Judgements(evidence_of(store.rows.values()), vocabulary).facts
+            store.finish(facts.model_copy(update={"accounting": accounting}), vocabulary)
+        ranks.wait()
+    return Judgements.load(folder)
+
+
+class _Judging:
+    """Judges the images of batches that are not in the store yet."""
+
+    def __init__(
+        self, judge: Judge, vocabulary: Vocabulary, guess: Guess, rounds: int, store: Unfinished
+    ) -> None:
+        self.judge, self.vocabulary, self.guess = judge, vocabulary, guess
+        self.rounds, self.store = rounds, store
+
+    def add(self, batch: Batch, number: int) -> None:
+        """Judge the new images of a batch."""
+        place = Place("images", number, batch.ids)
+        if batch.images is None or batch.ids is None:
+            raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
+        check_images(batch.images, "unit", what="images", batch=number, ids=batch.ids)
+        contents = [content_hash(image).hex() for image in batch.images.float().cpu().numpy()]
+        new: dict[int, int] = {}
+        for index, (key, content) in enumerate(zip(sample_keys(batch.ids).tolist(), contents, strict=True)):
+            row = self.store.rows.get(key)
+            if row is None:
+                new.setdefault(key, index)
+            elif row.content != content:
+                raise DataError(
+                    f"{place.sample(index)} has other pixels than when it was judged: load it as then, or "
+                    "overwrite the judgements"
+                )
+        if not new:
+            return
+        chosen = torch.tensor(list(new.values()), device=batch.images.device)
+        images = batch.images[chosen]
+        keys = np.fromiter(new, np.uint64, len(new))
+        latents = self._latents(images) if batch.latents is None else batch.latents[chosen]
+        found = self.judge.describe(latents, keys, self.vocabulary, self.guess(images), self.rounds)
+        self.store.add(
+            Row.of(key, found.evidence[key], found.given.get(key), contents[index])
+            for key, index in new.items()
+        )
+
+    def _latents(self, images: Tensor) -> Tensor:
+        teacher, (height, width) = self.judge.teacher, images.shape[-2:]
+        home = images.to(teacher.device, torch.float32)
+        return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
+
+
+def _fingerprint(judge: Judge) -> dict[str, str]:
+    """What decides the losses: the teacher's weights, schedule and precision."""
+    teacher = judge.teacher
+    if judge.encode is None:
+        teacher.texts([""])  # its encoders are loaded when they are used
+    weights = {
+        f"{number} {type(module).__name__}": hash_of_weights(module)
+        for number, module in enumerate(teacher.modules(), start=1)
+    }
+    schedule = teacher.schedule
+    noise = f"{len(schedule)} timesteps, predicts {schedule.prediction_type}"
+    return {**weights, "schedule": noise, "precision": str(teacher.dtype)}
+
+
+def _accounting(loader: Any, images: int, ranks: Ranks) -> Accounting:
+    """What all ranks have read together, and what they left out."""
+    found = ranks.facts(getattr(loader, "accounting", Accounting(images)))
+    if not hasattr(getattr(loader, "dataset", None), "accounting"):
+        return sum(found, Accounting())
+    total: Accounting = found[0]  # of a folder, whose files every rank has listed
+    for other in found[1:]:
+        left = other.left_out.get("unreadable")
+        if left is not None:
+            total.used -= left.count
+            total.leave_out("unreadable", left.example, left.count, picture=True)
+    return total

@@ -1,0 +1,77 @@
+"""``diva-rs judge``: judgements, page and table of a folder of photographs."""
+
+import csv
+import io
+import tarfile
+
+import pytest
+from PIL import Image
+
+from builders.cli import message
+from builders.pages import parsed
+from diva_rs.captions import Judgements, Vocabulary
+from diva_rs.cli import main
+
+WORDS = Vocabulary({"colour": ("red", "blue"), "size": ("big", "small")}, subjects=("car", "dog"))
+
+
+@pytest.fixture
+def judge(teacher, photos, clip, tmp_path):
+    words = tmp_path / "words.toml"
+    words.write_text(WORDS.to_toml())
+    given = ["--clip", clip, "--teacher", teacher, "--data", photos, "--vocabulary", str(words)]
+    few = ["--draws", "2", "--workers", "0", "--device", "cpu", "--loader-batch", "4", "--no-progress"]
+    return ["judge", *given, "--out", str(tmp_path / "judged"), *few]
+
+
+def test_a_folder_is_judged(judge, capsys, tmp_path):
+    assert main(judge) == 0
+    out = capsys.readouterr().out
+    assert "colour: accuracy " in out and "chance 50.0 %" in out
+    assert "6 images used, none left out" in out and str(tmp_path / "judged" / "judged.html") in out
+    found = Judgements.load(tmp_path / "judged")
+    assert len(found) == 6 and found.vocabulary == WORDS
+    assert [v.set.name for v in found[min(found)]] == ["subject", "colour", "size"]
+    page = parsed((tmp_path / "judged" / "judged.html").read_text())
+    assert len(page.all("img")) == 6
+    with open(tmp_path / "judged" / "judged.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6 * 6 and {row["image"] for row in rows} == {f"{n}.png" for n in range(6)}
+    before = {file.name: file.read_bytes() for file in (tmp_path / "judged").iterdir()}
+    assert main(judge) == 0  # everything is judged
+    assert {file.name: file.read_bytes() for file in (tmp_path / "judged").iterdir()} == before
+
+
+def test_other_settings_need_another_folder(judge, capsys, tmp_path):
+    assert main(judge) == 0
+    assert "judge seed was 0, is 1" in message(capsys, [*judge, "--seed", "1"])
+    (tmp_path / "words.toml").write_text(Vocabulary({"colour": ("red", "green")}).to_toml())
+    assert f"vocabulary was '{WORDS.digest}', is " in message(capsys, judge)
+    assert main([*judge, "--overwrite"]) == 0
+    found = Judgements.load(tmp_path / "judged")
+    assert {verdict.set.name for key in found for verdict in found[key]} == {"colour"}
+
+
+def test_shards_are_judged(judge, photos, tmp_path):
+    shard = tmp_path / "00.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(3):
+            data = io.BytesIO()
+            Image.new("RGB", (24, 20), (90 * number, 20, 99)).save(data, "PNG")
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = data.tell()
+            data.seek(0)
+            tar.addfile(member, data)
+    argv = [str(shard) if word == photos else word for word in judge]
+    assert main([*argv, "--on-bad-image", "skip"]) == 0
+    assert len(Judgements.load(tmp_path / "judged")) == 3
+    page = parsed((tmp_path / "judged" / "judged.html").read_text())
+    assert len(page.all("img")) == 3
+
+
+def test_mistakes_are_named(judge, capsys, tmp_path):
+    assert "first must be at least 2" in message(capsys, [*judge, "--first", "1"])
+    assert "--data /nowhere: " in message(capsys, [*judge, "--data", "/nowhere"])
+    (tmp_path / "words.toml").write_text("attributes = 3")
+    assert "words.toml: attributes is" in message(capsys, judge)
+    assert "--out is needed" in message(capsys, judge[: judge.index("--out")])
