@@ -56,6 +56,11 @@ class Texts:
         self._places: dict[str, int] = {}
         self._rows: Tensor | None = None  # (texts, D)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(N, D): the L2-normalised embeddings of N texts, in the model's dtype and where it is."""
         new = [text for text in dict.fromkeys(texts) if text not in self._places]
@@ -82,6 +87,6 @@ class Texts:
             for start in range(0, len(texts), self._batch):
                 some = texts[start : start + self._batch]
                 full = some + some[:1] * (self._batch - len(some))
-                found = text_embedding(model, self._tokenize(full).to(device_of(model)))
+                found = text_embedding(model, self._tokenize(full).to(self.device))
                 rows.append(normalize(found, dim=-1)[: len(some)])
         return torch.cat(rows)
