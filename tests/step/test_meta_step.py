@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import diva_rs
-from builders.judged import given
+from builders.judged import given, judged
 from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
 from builders.texts import tokenize
 from diva_rs import FeedbackLoss, Recipe, Trainer
-from diva_rs.captions import CaptionTerm, KeepTerm
+from diva_rs.captions import CaptionTerm, KeepTerm, WrittenTerm
 
 VARIANTS = {
     "default": {},
@@ -79,7 +79,11 @@ def test_every_way_in_reads_nothing(item):
 @pytest.mark.parametrize("face", [Trainer, FeedbackLoss])
 def test_terms_over_texts_read_nothing(face):
     clip = small_clip().to("meta")
-    terms = {"captions": CaptionTerm(given(), clip, tokenize), "keep": KeepTerm(clip, tokenize, ["a", "b"])}
+    terms = {
+        "captions": CaptionTerm(given(), clip, tokenize),
+        "written": WrittenTerm(judged(20), clip, tokenize, hard=1),
+        "keep": KeepTerm(clip, tokenize, ["a", "b"]),
+    }
     step = face(clip, meta_teacher(), terms={name: (0.5, term) for name, term in terms.items()})
     run = step.step if face is Trainer else step
     for ids in ([10, 11, 13], [12, 14, 11]):
