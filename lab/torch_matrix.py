@@ -1,17 +1,19 @@
 """Build, install and try the package beside every supported torch, and record what happened.
 
-`python -m lab torch-matrix [VERSION ...]` makes one virtual environment per version below `--folder`,
-builds the wheel there, runs a few tests of the suite against the installed package, and updates
-`lab/results/torch-matrix.md`, and the figures as JSON beside it.
+`python -m lab torch-matrix [VERSION ...] [--python 3.10] [--beside 'transformers==4.57.*' ...]` makes one
+virtual environment per version below `--folder`, builds the wheel there, runs a few tests of the suite
+against the installed package, and updates `lab/results/torch-matrix.md`, and the figures as JSON beside it.
 """
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +40,34 @@ NOTED = (
 )
 
 
-def main(versions: list[str], folder: Path) -> int:
-    """Try each version (by default all supported ones); returns how many failed."""
-    file = RESULTS.with_suffix(".json")
-    known: dict[str, Any] = {}
+def main(versions: list[str], folder: Path, interpreter: str = "", beside: Sequence[str] = ()) -> int:
+    """Try each version (by default all supported ones); returns how many failed.
+
+    ``interpreter`` is a version of Python (default: the running one), ``beside`` requirements of other
+    libraries (default: the newest that fit).
+    """
+    interpreter = interpreter or f"{sys.version_info.major}.{sys.version_info.minor}"
+    if shutil.which(f"python{interpreter}") is None:
+        print(f"no python{interpreter} on the PATH: install it with its headers", file=sys.stderr)
+        return 1
+    file, failed = RESULTS.with_suffix(".json"), 0
     RESULTS.parent.mkdir(exist_ok=True)
     for version in versions or VERSIONS:
-        print(f"torch {version}", flush=True)
-        entry = {**stamp(), **_try(version, folder.resolve() / version)}
-        known = json.loads(file.read_text()) if file.exists() else {}
-        known[version] = entry
+        key = " ".join([version, interpreter, *beside])
+        print(f"torch, Python: {key}", flush=True)
+        environment = folder.resolve() / re.sub(r"[^\w.]+", "-", key)
+        if not environment.exists():
+            subprocess.run([f"python{interpreter}", "-m", "venv", str(environment)], check=True)
+        entry = {**stamp(), **_try(version, environment, beside)}
+        known: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        known[key] = entry
         file.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         RESULTS.with_suffix(".md").write_text(page(known))
-    return sum(not all(known[version]["checks"].values()) for version in versions or VERSIONS)
+        failed += not all(entry["checks"].values())
+    return failed
 
 
-def _try(version: str, environment: Path) -> dict[str, Any]:
+def _try(version: str, environment: Path, beside: Sequence[str]) -> dict[str, Any]:
     """Build, install, check; the environment stays for the next time."""
     python = environment / "bin" / "python"
     search = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
@@ -64,8 +78,6 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
     def call(*arguments: str) -> bool:
         return subprocess.run([str(python), *arguments], cwd=ROOT, env=env).returncode == 0
 
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     pip = ("-m", "pip", "install", "--quiet")
     call(*pip, f"torch=={version}", "maturin>=1.8,<2", "numpy", "setuptools", "wheel>=0.43")
     wheels, start = environment / "wheels", time.monotonic()
@@ -78,7 +90,7 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
     if wheel is None:
         return {**built, "checks": {"build": False}}
     built["wheel_mib"] = round(wheel.stat().st_size / 2**20, 1)
-    installed = call(*pip, f"diva-rs[dev] @ {wheel.as_uri()}", f"torch=={version}")
+    installed = call(*pip, f"diva-rs[dev] @ {wheel.as_uri()}", f"torch=={version}", *beside)
     installed &= call(
         *pip, "--force-reinstall", "--no-deps", str(wheel)
     )  # over an earlier one of this version
@@ -91,21 +103,25 @@ def _try(version: str, environment: Path) -> dict[str, Any]:
 
 
 def page(known: dict[str, Any]) -> str:
-    """The table, newest torch first."""
+    """The table, newest torch first; a key is torch's version, Python's, and what else was required."""
     names = ["build", "install", *CHECKS]
-    head = ["torch", *names, "wheel, s", "wheel, MiB", *LIBRARIES, "commit", "date", "machine"]
+    head = ["torch", "Python", *names, "wheel, s", "wheel, MiB", *LIBRARIES, "commit", "date", "machine"]
     rows = [head, ["---"] * len(head)]
-    for version, entry in sorted(known.items(), key=lambda pair: [-int(n) for n in pair[0].split(".")]):
+    for key, entry in sorted(
+        known.items(), key=lambda pair: [-int(n) for n in pair[0].split()[0].split(".")]
+    ):
         checks = ["passed" if entry["checks"].get(name) else "**failed**" for name in names]
         sizes = [str(entry.get(name, "")) for name in ("build_seconds", "wheel_mib")]
         libraries = [entry.get("libraries", {}).get(name, "") for name in LIBRARIES]
-        rows.append([version, *checks, *sizes, *libraries, entry["commit"], entry["date"], entry["machine"]])
+        rows.append(
+            [*key.split()[:2], *checks, *sizes, *libraries, entry["commit"], entry["date"], entry["machine"]]
+        )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     calls = "\n".join(f"* {name}: `{shlex.join(['python', *call])}`" for name, call in CHECKS.items())
     return f"""# Beside every supported torch
 
 `make torch-matrix` builds the wheel in an environment of each version, installs it there with the
-newest libraries that fit, and runs
+newest libraries that fit (`--beside` requires others, `--python` is another interpreter), and runs
 
 {calls}
 

@@ -17,11 +17,11 @@ ENTRY = {
 def test_the_table_has_the_newest_torch_first_and_names_what_failed():
     passed = dict.fromkeys(("build", "install", *torch_matrix.CHECKS), True)
     known = {
-        "2.9.1": {**ENTRY, "checks": {"build": False}},
-        "2.15.0": {**ENTRY, "checks": passed, "libraries": {"diffusers": "0.42.1"}},
+        "2.9.1 3.11": {**ENTRY, "checks": {"build": False}},
+        "2.15.0 3.10 diffusers==0.42.*": {**ENTRY, "checks": passed, "libraries": {"diffusers": "0.42.1"}},
     }
     rows = [line.split(" | ") for line in torch_matrix.page(known).splitlines() if line.startswith("| 2.")]
-    assert [row[0] for row in rows] == ["| 2.15.0", "| 2.9.1"]
+    assert [row[:2] for row in rows] == [["| 2.15.0", "3.10"], ["| 2.9.1", "3.11"]]
     assert "**failed**" not in rows[0] and "0.42.1" in rows[0]
     assert rows[1].count("**failed**") == len(passed)
 
@@ -31,10 +31,11 @@ def test_every_check_of_the_matrix_is_there():
         assert all((ROOT / name).exists() for name in arguments if name.startswith("tests/"))
 
 
-def test_a_bundle_needs_the_interpreter_of_the_machine(tmp_path, capsys):
+def test_an_interpreter_that_is_not_there_is_named(tmp_path, capsys):
     assert gpu_bundle.main("3.99", "2.15", tmp_path / "bundle", tmp_path) == 1
-    assert "no python3.99 on the PATH" in capsys.readouterr().err
-    assert not (tmp_path / "bundle").exists()
+    assert torch_matrix.main(["2.15.0"], tmp_path / "matrix", "3.99") == 1
+    assert capsys.readouterr().err.count("no python3.99 on the PATH") == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_gpu_script_is_valid_and_names_its_arguments():

@@ -220,7 +220,7 @@ def library_patches(model: nn.Module, images: Tensor) -> Tensor:
     """(B, P, D): the library's last patch tokens, each through the pooled token's norm and projection."""
     if isinstance(model, transformers.PreTrainedModel):
         vision = getattr(model, "vision_model", model)
-        hidden = vision(images, return_dict=True).last_hidden_state
+        hidden = vision(images)[0]  # of a tuple or of a ModelOutput
         if "Siglip" in type(model).__name__:
             return hidden
         normed = vision.post_layernorm(hidden[:, 1:])

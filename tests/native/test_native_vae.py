@@ -370,6 +370,23 @@ def test_whatever_changes_the_result_is_refused_with_the_reason(name: str) -> No
         native_vae(change(vae) or vae)
 
 
+def test_the_decorator_of_diffusers_before_0_42_is_looked_through(monkeypatch) -> None:
+    def hooked(method):
+        def wrapper(self, *args, **kwargs):
+            return method(self, *args, **kwargs)
+
+        wrapper.__module__ = "diffusers.utils.accelerate_utils"
+        return wrapper
+
+    vae = build("sd")
+    images, _ = inputs(vae)
+    monkeypatch.setattr(type(vae), "encode", hooked(type(vae).encode))
+    assert relative(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-10
+    monkeypatch.setattr(type(vae), "encode", hooked(lambda self, x: x))
+    with pytest.raises(NotNative, match="its encode was replaced"):
+        native_vae(vae)
+
+
 def test_the_decoder_and_slicing_make_no_difference() -> None:
     vae = build("sd")
     images, _ = inputs(vae)

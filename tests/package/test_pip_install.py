@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import diva_rs
 draws = diva_rs.draw(seed=0, ids=[1, 2], draws=2, latent_shape=(4, 8, 8), patches=16, choose=5)
-print(draws.tokens.shape, "site-packages" in diva_rs.__file__)
+words = diva_rs.captions.Vocabulary.photographs()  # a file of the package
+print(draws.tokens.shape, "site-packages" in diva_rs.__file__, len(words.subjects) > 50)
 """
 
 
@@ -24,4 +25,4 @@ def test_the_package_installs_into_an_empty_environment(tmp_path):
     subprocess.run([str(python), "-m", "pip", "install", "--quiet", str(source)], check=True)
     # Outside the checkout, so that nothing but the installed package can be imported.
     run = subprocess.run([str(python), "-c", PROGRAM], cwd=tmp_path, capture_output=True, text=True)
-    assert run.stdout.strip() == "(2, 2, 5) True", run.stderr
+    assert run.stdout.strip() == "(2, 2, 5) True True", run.stderr

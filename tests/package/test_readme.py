@@ -47,6 +47,8 @@ SHORTER = [
     ("Train in stages", "batch=4", "batch=4, log_every=1"),
     ("Keep what CLIP could before", "steps=2000", "steps=4"),
     ("Keep what CLIP could before", "eval_every=200", "eval_every=2"),
+    ("2. Judge the photographs", "size=512", "size=32"),
+    ("4. Train on the judgements", "steps=500", "steps=2, log_every=1"),
 ]
 
 
@@ -100,6 +102,8 @@ def folders(root):
         Image.fromarray(pixels).save(root / "photos" / f"{i}.jpg")
     tiny_pipeline().save_pretrained(root / "stable-diffusion-2-1-base")
     mmvp_folder(root / "MMVP_VLM", pairs=1)
+    (words,) = (code for language, code in BLOCKS if language == "toml")
+    (root / "words.toml").write_text(words)
     (root / "classes").mkdir()
     photos_folder(root / "classes").rename(root / "imagenette")
     for place, name in enumerate("abcdefg"):  # fer2013 has seven classes
@@ -143,6 +147,22 @@ def test_the_lines_beside_the_loop():
         assert f"`{line}`" in TEXT
         exec(line, names)
     assert names["trainer"].steps_done == 1
+
+
+def test_the_examples_of_caption_feedback(pasted):
+    folder, found = pasted
+    judged, trained = found["2. Judge the photographs"], found["4. Train on the judgements"]
+    again = diva_rs.captions.Judgements.load(folder / "judged")
+    assert len(judged["judged"]) == len(again) == 16 and again.vocabulary == judged["words"]
+    told = found["3. Look at the judgements"]["told"].splitlines()
+    assert len(told) == 5 and told[0].startswith("subject: ") and told[0].endswith("(a guess: 33%)")
+    assert np.isfinite(float(trained["told"]))
+    assert not torch.equal(trained["weights"]["visual.proj"], judged["weights"]["visual.proj"])
+    assert "a photo of" in found["Write the judgements out as captions"]["told"]
+    assert (folder / "captions.jsonl").read_text().count("\n") == 16
+    assert [path.name for path in sorted((folder / "captioned").iterdir())] == ["00000.tar", "sizes.json"]
+    swapped, accuracy = found["Captions of your own"]["told"].splitlines()
+    assert "One black cat is seen from above" in swapped and 0 <= float(accuracy) <= 1
 
 
 def test_the_evaluation_example(pasted):

@@ -1,5 +1,6 @@
 """The encoder of diffusers' AutoencoderKL as a native network over the same weights."""
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from diva_rs.native.inspect import check_modules, check_weights, class_path, exp
 
 _VAE = f"{layers.MODELS}autoencoders.autoencoder_kl.AutoencoderKL"
 _ENCODER = f"{layers.MODELS}autoencoders.vae.Encoder"
+_HOOKED = "diffusers.utils.accelerate_utils"  # of the functions that `apply_forward_hook` returns
 _BLOCKS = f"{layers.MODELS}unets.unet_2d_blocks."
 _DOWN = f"{_BLOCKS}DownEncoderBlock2D"
 _MID = f"{_BLOCKS}UNetMidBlock2D"
@@ -72,7 +74,10 @@ def _check_model(vae: Any) -> None:
     expect(class_path(vae.encoder) == _ENCODER, f"encoder is a {class_path(vae.encoder)}")
     # `encode` is not a forward, so `check_modules` does not check it.
     for name in ("encode", "_encode"):
-        own = getattr(type(vae), name).__module__ == type(vae).__module__
+        method = getattr(type(vae), name)
+        if method.__module__ == _HOOKED:  # before diffusers 0.42 the decorator does not name what it wraps
+            method = inspect.getclosurevars(method).nonlocals["method"]
+        own = method.__module__ == type(vae).__module__
         expect(own and name not in vars(vae), f"its {name} was replaced")
     # accelerate moves the weights of a model with such a hook to the device and away again.
     hooked = {name for name, part in vae.named_modules() if hasattr(part, "_hf_hook")}
