@@ -8,7 +8,7 @@ use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use crate::draws::{posterior_noise, DrawPlan, TokenRule};
 use crate::error::{DivaError, Result};
-use crate::feedback::{Keyed, Targets};
+use crate::feedback::{Keyed, SampleData, Targets};
 use crate::pixels::{Convention, Pixels, Size};
 
 /// Images that the VAE sees at a time.
@@ -32,6 +32,13 @@ pub enum Drawn {
     },
 }
 
+/// What the denoiser is given beside latents and visual tokens.
+pub struct Query {
+    /// (1 | B, L, C), on the student's device.
+    pub text: Tensor,
+    pub drawn: Drawn,
+}
+
 /// A batch of B samples as the loader gave it, on any device, checked and not yet computed on.
 pub struct Batch {
     /// (B, 3, H, W) in the declared convention.
@@ -40,15 +47,14 @@ pub struct Batch {
     pub pixel_values: Option<Tensor>,
     /// (B, C, h, w), already scaled.
     pub latents: Option<Tensor>,
-    /// (1 | B, L, C), on the student's device.
-    pub text: Tensor,
     /// Of the image that latents are made from, where none are given.
     pub size: Size,
     /// `None`: the teacher works on pixels.
     pub encoder: Option<Box<dyn Encoder>>,
     /// The shape of one latent, where it is to be drawn from the posterior.
     pub sampled: Option<Vec<usize>>,
-    pub drawn: Drawn,
+    /// `None`: there is no denoiser.
+    pub query: Option<Query>,
     pub keys: Vec<u64>,
     pub epoch: u64,
     pub seed: u64,
@@ -74,7 +80,7 @@ pub struct Reader {
 
 impl Reader {
     /// CLIP's input (B, 3, H, W), and what the teacher denoises.
-    pub fn read(&self, batch: &Batch, poll: Poll) -> Result<(Tensor, Targets)> {
+    pub fn read(&self, batch: &Batch, poll: Poll) -> Result<(Tensor, SampleData)> {
         let _frozen = no_grad_guard();
         let kind = self.home.f_kind()?;
         let here = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| self.carried(t, kind)).transpose();
@@ -84,16 +90,20 @@ impl Reader {
             (None, Some(images)) => self.pixels.clip_input(images, self.size)?,
             (None, None) => return Err(nothing()),
         };
+        let (images_of_clip, keyed) = (own(&pixels)?, Some(batch.keyed()));
+        let Some(query) = &batch.query else {
+            return Ok((images_of_clip, SampleData { targets: None, keyed }));
+        };
         let latents = match (here(&batch.latents)?, &images, &ready) {
             (Some(latents), _, _) => latents,
             (None, Some(images), _) => self.latents(images, self.pixels.convention, batch, poll)?,
             (None, None, Some(ready)) => self.latents(ready, Convention::Clip, batch, poll)?,
             (None, None, None) => return Err(nothing()),
         };
-        let (timesteps, noise, choice) = self.drawn(batch, kind)?;
-        let (latents, text) = (own(&latents)?, batch.text.shallow_clone());
-        let targets = Targets { latents, noise, timesteps, choice, text, keyed: Some(batch.keyed()) };
-        Ok((own(&pixels)?, targets))
+        let (timesteps, noise, choice) = self.drawn(batch, query, kind)?;
+        let (latents, text) = (own(&latents)?, query.text.shallow_clone());
+        let targets = Some(Targets { latents, noise, timesteps, choice, text });
+        Ok((images_of_clip, SampleData { targets, keyed }))
     }
 
     fn latents(&self, pixels: &Tensor, convention: Convention, batch: &Batch, poll: Poll) -> Result<Tensor> {
@@ -121,8 +131,8 @@ impl Reader {
         Ok(Tensor::f_cat(&parts, 0)?)
     }
 
-    fn drawn(&self, batch: &Batch, kind: Kind) -> Result<(Tensor, Tensor, Option<Tensor>)> {
-        match &batch.drawn {
+    fn drawn(&self, batch: &Batch, query: &Query, kind: Kind) -> Result<(Tensor, Tensor, Option<Tensor>)> {
+        match &query.drawn {
             Drawn::Given { timesteps, noise, choice } => Ok((
                 self.carried(timesteps, Kind::Int64)?,
                 self.carried(noise, kind)?,

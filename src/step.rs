@@ -11,7 +11,7 @@ use crate::torch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
-use crate::feedback::{with_total, Feedback, LossAndGrad, Losses, Make, Samples, Targets, TermGrads};
+use crate::feedback::{with_total, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
 use crate::inputs::Poll;
 
 /// The student: the vision tower of a CLIP.
@@ -50,13 +50,13 @@ impl Step {
     pub fn accumulate(
         &self,
         images: &Tensor,
-        targets: &Targets,
+        data: &SampleData,
         share: f64,
         train_tower: bool,
         poll: Poll,
     ) -> Result<Losses> {
         let samples = batch_of(images)?;
-        let cached = self.cached(images, targets, samples, |start, length| {
+        let cached = self.cached(images, data, samples, |start, length| {
             poll()?;
             self.tower.tokens(&images.f_narrow(0, start, length)?)
         })?;
@@ -65,14 +65,17 @@ impl Step {
             let images = images.f_narrow(0, start, length)?;
             let (tokens, carry) = self.tokens(&images, train_tower)?;
             let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
-            let targets = targets.narrow(start, length)?;
+            let data = data.narrow(start, length)?;
             let part =
-                Samples { tokens: &tokens, targets: &targets, original: self.original(&images), of: samples };
+                Samples { tokens: &tokens, data: &data, original: self.original(&images), of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
+            let carried = carry.is_some();
             if let Some(carry) = carry {
                 carry(&scaled(&found.tokens, share)?)?;
             }
-            self.backward(&tokens, &found, share)?;
+            if !self.backward(&tokens, &found, share)? && !carried {
+                return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
+            }
             losses.add_all(&found.losses)?;
             poll()?;
         }
@@ -80,18 +83,17 @@ impl Step {
     }
 
     /// Losses and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
-    pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, targets: &Targets) -> Result<LossAndGrad> {
+    pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, data: &SampleData) -> Result<LossAndGrad> {
         let samples = batch_of(tokens)?;
         let cached =
-            self.cached(images, targets, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;
+            self.cached(images, data, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;
         let mut whole: Option<LossAndGrad> = None;
         let mut at_tokens = Vec::new();
         for (start, length) in self.micro_batches(samples) {
             let (part, images) = (tokens.f_narrow(0, start, length)?, images.f_narrow(0, start, length)?);
             let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
-            let targets = targets.narrow(start, length)?;
-            let part =
-                Samples { tokens: &part, targets: &targets, original: self.original(&images), of: samples };
+            let data = data.narrow(start, length)?;
+            let part = Samples { tokens: &part, data: &data, original: self.original(&images), of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
             at_tokens.push(found.tokens.shallow_clone());
             match &mut whole {
@@ -108,7 +110,7 @@ impl Step {
     fn cached(
         &self,
         images: &Tensor,
-        targets: &Targets,
+        data: &SampleData,
         samples: i64,
         tokens: impl Fn(i64, i64) -> Result<Tensor>,
     ) -> Result<Option<TermGrads>> {
@@ -122,7 +124,7 @@ impl Step {
                 self.micro_batches(samples).map(|(start, length)| tokens(start, length)).collect();
             Tensor::f_cat(&parts?, 0)?
         };
-        let whole = Samples { tokens: &tokens, targets, original: self.original(images), of: samples };
+        let whole = Samples { tokens: &tokens, data, original: self.original(images), of: samples };
         self.feedback.batch_terms(whole, width).map(Some)
     }
 
@@ -153,13 +155,14 @@ impl Step {
     }
 
     /// Cut 1 joined again: the backward pass of the scalar sum(tokens * d_tokens) + sum(param * d_param), whose
-    /// gradient is the given one exactly, adds to every `.grad` through autograd's own accumulation.
-    fn backward(&self, tokens: &Tensor, found: &LossAndGrad, share: f64) -> Result<()> {
-        let denoiser = self.feedback.teacher.params();
+    /// gradient is the given one exactly, adds to every `.grad` through autograd's own accumulation. False: there is none.
+    fn backward(&self, tokens: &Tensor, found: &LossAndGrad, share: f64) -> Result<bool> {
+        let denoiser = self.feedback.teacher.as_ref().map(|teacher| teacher.params()).unwrap_or_default();
         let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(&found.bridge);
-        let denoiser = denoiser.iter().zip(&found.denoiser).filter_map(|(p, grad)| Some((p, grad.as_ref()?)));
+        let params = bridge.chain(denoiser.iter().zip(&found.denoiser));
+        let params = params.filter_map(|(param, gradient)| Some((param, gradient.as_ref()?)));
         let mut scalar: Option<Tensor> = None;
-        for (value, gradient) in [(tokens, &found.tokens)].into_iter().chain(bridge).chain(denoiser) {
+        for (value, gradient) in [(tokens, &found.tokens)].into_iter().chain(params) {
             if !value.requires_grad() {
                 continue;
             }
@@ -170,10 +173,10 @@ impl Step {
                 None => term,
             });
         }
-        match scalar {
-            Some(scalar) => Ok(scalar.f_backward()?),
-            None => Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen")),
+        if let Some(scalar) = &scalar {
+            scalar.f_backward()?;
         }
+        Ok(scalar.is_some())
     }
 
     fn width(&self, samples: i64) -> i64 {

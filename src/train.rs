@@ -40,11 +40,11 @@ pub fn train(
     poll: Poll,
     hold: Poll,
 ) -> Result<(Losses, Option<Tensor>)> {
-    let (images, targets) = reader.read(batch, poll)?;
+    let (images, data) = reader.read(batch, poll)?;
     if part.share < 1.0 {
         optimizer.scale_grads(1.0 - part.share)?;
     }
-    let losses = step.accumulate(&images, &targets, part.share, part.train_tower, poll)?;
+    let losses = step.accumulate(&images, &data, part.share, part.train_tower, poll)?;
     hold()?;
     let Some(update) = &part.update else { return Ok((losses, None)) };
     let norm = update.apply(optimizer, losses.get("loss"))?;

@@ -243,6 +243,7 @@ class Ours(Contestant):
         from diva_rs.data.pixels import vae_input
 
         size = (self.models.size.side, self.models.size.side)
+        assert self.trainer.teacher is not None
         return self.trainer.teacher.encode(vae_input(images, self.models.recipe, size))
 
 

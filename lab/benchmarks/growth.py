@@ -42,6 +42,7 @@ def tower_seconds(models: Models, images: Tensor, rounds: int) -> dict[str, list
     """Time of the native tower within whole steps, forward and backward, and the number of its calls."""
     contestant = Ours(models)
     modules, recipe = contestant.trainer.step_modules, models.recipe
+    assert modules.teacher is not None
     watched = _Watched(modules._parts["tower"].network, images)
     modules.step = _native.Step(
         watched,

@@ -129,8 +129,8 @@ class Batch:
         cls,
         *,
         keys: npt.NDArray[np.uint64],
-        text: Tensor,
-        drawn: DrawPlan | tuple[Tensor, Tensor, Tensor | None],
+        text: Tensor | None = None,
+        drawn: DrawPlan | tuple[Tensor, Tensor, Tensor | None] | None = None,
         epoch: int = 0,
         seed: int = 0,
         images: Tensor | None = None,
@@ -145,7 +145,7 @@ class Batch:
 @final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: Batch) -> tuple[Tensor, _Targets]: ...
+    def read(self, batch: Batch) -> tuple[Tensor, _Targets | None]: ...
 
 @final
 class View:
@@ -171,10 +171,11 @@ class Step:
     def __new__(
         cls,
         tower: Callable[[Tensor], Tensor] | Network,
-        denoiser: Callable[..., Tensor] | Network,
+        denoiser: Callable[..., Tensor] | Network | None,
         bridge: Bridge,
-        schedule: Schedule,
+        schedule: Schedule | None,
         *,
+        denoising: float = 1.0,
         loss: str = "mse",
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
@@ -198,8 +199,8 @@ class Step:
     def denoiser_limit(self) -> int | None: ...
     def changed_limit(self) -> int | None: ...
     def at_tokens(
-        self, tokens: Tensor, images: Tensor, targets: _Targets, batch: Batch | None = None
-    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor], list[Tensor | None]]: ...
+        self, tokens: Tensor, images: Tensor, targets: _Targets | None, batch: Batch | None = None
+    ) -> tuple[dict[str, Tensor], Tensor, list[Tensor | None], list[Tensor | None]]: ...
 
 @final
 class Judge:

@@ -140,6 +140,7 @@ fn norm(head: &Head, width: i64) -> Result<()> {
 /// Width of the joint space (D) and of the condition (C), by the projector.
 fn projector(projector: &Projector) -> Result<(i64, i64)> {
     match projector {
+        Projector::None => Err(DivaError::config(OP, "there is no projector")),
         Projector::Linear { weight, bias } => {
             let (channels, joint) = matrix("projector.weight", weight, "(C, D)")?;
             if let Some(bias) = bias {

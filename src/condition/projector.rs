@@ -10,6 +10,8 @@ use crate::error::{DivaError, Result};
 const EPS: f64 = 1e-5;
 
 pub enum Projector {
+    /// There is no condition: the bridge is CLIP's head alone.
+    None,
     /// weight (C, D), bias (C,)
     Linear { weight: Tensor, bias: Option<Tensor> },
     /// LayerNorm (eps 1e-5) -> Linear (H, D) -> exact GELU -> Linear (C, H)
@@ -31,6 +33,7 @@ impl Projector {
         make: &mut dyn FnMut(&Tensor) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Self, E> {
         Ok(match self {
+            Projector::None => Projector::None,
             Projector::Linear { weight, bias } => {
                 Projector::Linear { weight: make(weight)?, bias: bias.as_ref().map(make).transpose()? }
             }
@@ -49,10 +52,13 @@ impl Projector {
 
     /// From the keys of an `nn.Linear` state (`weight`, `bias`) or of an `nn.Sequential(LayerNorm,
     /// Linear, GELU, Linear)` state (`0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`,
-    /// `3.bias`).
+    /// `3.bias`), or none.
     ///
     /// Errors: `Weights` for a missing or an unexpected key.
     pub fn from_named(named: Vec<(String, Tensor)>) -> Result<Self> {
+        if named.is_empty() {
+            return Ok(Projector::None);
+        }
         let is_mlp = named.iter().any(|(key, _)| key.contains('.'));
         let mut named = Named(named);
         let projector = if is_mlp {
@@ -84,6 +90,7 @@ impl Projector {
     /// Names as in a checkpoint, in a fixed order.
     pub(super) fn params(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
+            Projector::None => Vec::new(),
             Projector::Linear { weight, bias } => {
                 let bias = bias.as_ref().map(|bias| ("projector.bias", bias));
                 [Some(("projector.weight", weight)), bias].into_iter().flatten().collect()
@@ -102,6 +109,7 @@ impl Projector {
     /// (rows, D) -> (rows, C), recorded by autograd.
     pub(super) fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match self {
+            Projector::None => Err(DivaError::config(OP, "there is no projector")),
             Projector::Linear { weight, bias } => Ok(input.f_linear(weight, bias.as_ref())?),
             Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
                 let normed = layer_norm(input, Some(norm_weight), Some(norm_bias), EPS)?;

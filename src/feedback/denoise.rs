@@ -41,6 +41,7 @@ impl Distance {
 }
 
 pub struct Denoise {
+    pub weight: f64,
     pub distance: Distance,
     /// One weight per draw.
     pub draw_weights: Vec<f64>,
@@ -54,7 +55,7 @@ impl Term for Denoise {
     }
 
     fn weight(&self) -> f64 {
-        1.0
+        self.weight
     }
 
     fn scope(&self) -> Scope {

@@ -29,7 +29,7 @@ pub use limit::MemoryLimit;
 pub(crate) use losses::sum;
 pub use losses::Losses;
 pub use passes::Teacher;
-pub use targets::{Keyed, Targets};
+pub use targets::{Keyed, SampleData, Targets};
 pub use term::{Scope, Term, TermGrads};
 pub use view::{Make, Pass, View};
 
@@ -40,7 +40,8 @@ use view::Makers;
 /// Everything on the far side of cut 1.
 pub struct Feedback {
     pub bridge: Bridge,
-    pub teacher: Teacher,
+    /// `None`: the terms do without a denoiser.
+    pub teacher: Option<Teacher>,
     pub terms: Vec<Box<dyn Term>>,
     /// Per image.
     pub draws: i64,
@@ -50,14 +51,14 @@ pub struct Feedback {
 pub struct LossAndGrad {
     pub losses: Losses,
     pub tokens: Tensor,                // (B, 1+P, W)
-    pub bridge: Vec<Tensor>,           // in the order of `Bridge::params`
+    pub bridge: Vec<Option<Tensor>>,   // in the order of `Bridge::params`
     pub denoiser: Vec<Option<Tensor>>, // in the order of `Teacher::params`; empty for a frozen denoiser
 }
 
 /// Some samples of a batch, at cut 1.
 pub struct Samples<'a> {
     pub tokens: &'a Tensor,
-    pub targets: &'a Targets,
+    pub data: &'a SampleData,
     /// Computes the untouched model's embedding (B, D), where there is one.
     pub original: Option<Make>,
     /// How many the whole batch has: the losses of the samples are summed with weight 1 / `of` each, so that
@@ -74,31 +75,53 @@ impl Feedback {
     /// Loss and gradients at the tokens of `samples`. Terms that see the whole batch take part through `cached`, the
     /// share of these samples in their gradients; without it these samples are the whole batch.
     pub fn loss_and_grad(&self, samples: Samples, cached: Option<TermGrads>) -> Result<LossAndGrad> {
-        let Samples { tokens, targets, original, of } = samples;
-        targets.check(tokens, self.draws)?;
+        let Samples { tokens, data, original, of } = samples;
         let tokens = tokens.f_detach()?;
-        let (condition, tape) = self.bridge.forward(&tokens, &targets.text, targets.choice.as_ref())?;
-        let given = self.teacher.conditioned(&self.bridge, &condition, targets)?;
-        let view = self.view(&tokens, targets, original, of)?;
+        let view = self.view(&tokens, data, original, of)?;
         let whole = cached.is_none() && self.has_batch_terms();
+        let of_draws = self.of(&[Scope::Draw]).next().is_some();
         let mut passes = Passes { feedback: self, view, whole, of, own: None, cached };
-        if !whole {
+        if !whole || !of_draws {
             passes.evaluate()?;
         }
-        let (losses, at_condition, denoiser) = self.teacher.gradients(&given, &mut passes)?;
-        let grads = self.bridge.backward(&tape, &at_condition)?;
-        let mut found = LossAndGrad { losses, tokens: grads.tokens, bridge: grads.params, denoiser };
+        let mut found = if of_draws || passes.terms().any(|terms| terms.predictions.is_some()) {
+            self.denoised(&tokens, data, &mut passes)?
+        } else {
+            let bridge = self.bridge.params().iter().map(|_| None).collect();
+            LossAndGrad {
+                losses: Losses::default(),
+                tokens: tokens.f_zeros_like()?,
+                bridge,
+                denoiser: Vec::new(),
+            }
+        };
         for more in passes.own.into_iter().chain(passes.cached) {
             found.add_terms(more)?;
         }
         Ok(found)
     }
 
+    /// Losses and gradients behind the denoiser's predictions.
+    fn denoised(&self, tokens: &Tensor, data: &SampleData, passes: &mut Passes) -> Result<LossAndGrad> {
+        let (teacher, targets) = self.denoiser(data)?;
+        targets.check(tokens, self.draws)?;
+        let (condition, tape) = self.bridge.forward(tokens, &targets.text, targets.choice.as_ref())?;
+        let given = teacher.conditioned(&self.bridge, &condition, targets)?;
+        let (losses, at_condition, denoiser) = teacher.gradients(&given, passes)?;
+        let grads = self.bridge.backward(&tape, &at_condition)?;
+        let bridge = grads.params.into_iter().map(Some).collect();
+        Ok(LossAndGrad { losses, tokens: grads.tokens, bridge, denoiser })
+    }
+
+    fn denoiser<'a>(&'a self, data: &'a SampleData) -> Result<(&'a Teacher, &'a Targets)> {
+        let missing = || DivaError::config("feedback", "there is no denoiser, or nothing to denoise");
+        self.teacher.as_ref().zip(data.targets.as_ref()).ok_or_else(missing)
+    }
+
     /// The terms that see the whole batch, and their gradients; the batch runs `width` samples at a time.
     pub fn batch_terms(&self, samples: Samples, width: i64) -> Result<TermGrads> {
-        let Samples { tokens, targets, original, of } = samples;
-        targets.check(tokens, self.draws)?;
-        let view = self.view(tokens, targets, original, width)?;
+        let Samples { tokens, data, original, of } = samples;
+        let view = self.view(tokens, data, original, width)?;
         evaluate(self.of(&[Scope::Batch]), &view, &self.bridge.head, of)
     }
 
@@ -108,9 +131,15 @@ impl Feedback {
 
     /// What the terms see of whole samples. A term that reads predictions before a pass gave them has them computed
     /// outside any graph, `width` samples at a time.
-    fn view(&self, tokens: &Tensor, targets: &Targets, original: Option<Make>, width: i64) -> Result<View> {
-        let (bridge, teacher) = (self.bridge.shallow_clone(), self.teacher.clone());
+    fn view(&self, tokens: &Tensor, data: &SampleData, original: Option<Make>, width: i64) -> Result<View> {
+        let head = self.bridge.shallow_clone().head;
+        let Ok((teacher, targets)) = self.denoiser(data) else {
+            return View::of_samples(tokens, head, data, Makers { original, ..Makers::default() });
+        };
+        targets.check(tokens, self.draws)?;
+        let (bridge, teacher) = (self.bridge.shallow_clone(), teacher.clone());
         let (source, all) = (tokens.f_detach()?, targets.shallow_clone());
+        let (noising, noised) = (teacher.clone(), targets.shallow_clone());
         let predictions = move || {
             let mut parts = Vec::new();
             let samples = source.size()[0];
@@ -123,10 +152,9 @@ impl Feedback {
             }
             Ok(Tensor::f_cat(&parts, 0)?.f_set_requires_grad(true)?)
         };
-        let (teacher, all) = (self.teacher.clone(), targets.shallow_clone());
-        let noised = move || teacher.targets(&all);
-        let make = Makers { original, predictions: Box::new(predictions), targets: Box::new(noised) };
-        View::of_samples(tokens, self.bridge.shallow_clone().head, targets, make)
+        let targets: Make = Box::new(move || noising.targets(&noised));
+        let make = Makers { original, predictions: Some(Box::new(predictions)), targets: Some(targets) };
+        View::of_samples(tokens, head, data, make)
     }
 }
 
@@ -134,9 +162,7 @@ impl LossAndGrad {
     /// Adds the losses, and the gradients of all parameters, of another micro-batch.
     pub fn add(&mut self, other: &LossAndGrad) -> Result<()> {
         self.losses.add_all(&other.losses)?;
-        for (sum, gradient) in self.bridge.iter_mut().zip(&other.bridge) {
-            *sum = sum.f_add(gradient)?;
-        }
+        passes::add(&mut self.bridge, &other.bridge)?;
         passes::add(&mut self.denoiser, &other.denoiser)
     }
 
@@ -147,12 +173,9 @@ impl LossAndGrad {
             self.tokens = self.tokens.f_add(&gradient)?;
         }
         // The head's parameters come first in the bridge.
-        for (sum, gradient) in self.bridge.iter_mut().zip(more.head) {
-            if let Some(gradient) = gradient {
-                *sum = sum.f_add(&gradient)?;
-            }
-        }
-        Ok(())
+        let mut head = more.head;
+        head.resize_with(self.bridge.len(), || None);
+        passes::add(&mut self.bridge, &head)
     }
 }
 
@@ -169,6 +192,11 @@ struct Passes<'a> {
 }
 
 impl Passes<'_> {
+    /// The gradients of terms that take part, as far as they are known.
+    fn terms(&self) -> impl Iterator<Item = &TermGrads> {
+        self.own.iter().chain(&self.cached)
+    }
+
     fn evaluate(&mut self) -> Result<()> {
         if self.own.is_none() {
             let scopes = if self.whole { &[Scope::Sample, Scope::Batch][..] } else { &[Scope::Sample] };
@@ -197,7 +225,7 @@ impl PassLoss for Passes<'_> {
         }
         let (named, total) = losses(self.feedback.of(&[Scope::Draw]), &View::of_draws(pass)?, self.of)?;
         let mut parts: Vec<Tensor> = total.into_iter().collect();
-        for terms in self.own.iter().chain(&self.cached) {
+        for terms in self.terms() {
             if let Some(gradient) = &terms.predictions {
                 // The gradient of sum(prediction * gradient) is the given one, exactly.
                 let gradient = gradient.f_narrow(0, first, length)?.f_narrow(1, start, draws)?;

@@ -276,7 +276,7 @@ fn query<'a>(noised: &'a Noised, condition: &'a Condition, text: Option<&'a Keys
 
 /// Adds gradients of the same parameters.
 pub(super) fn add(sum: &mut Vec<Option<Tensor>>, gradients: &[Option<Tensor>]) -> Result<()> {
-    sum.resize_with(gradients.len(), || None);
+    sum.resize_with(gradients.len().max(sum.len()), || None);
     for (sum, gradient) in sum.iter_mut().zip(gradients) {
         let Some(gradient) = gradient else { continue };
         *sum = Some(match sum.take() {

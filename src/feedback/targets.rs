@@ -1,4 +1,4 @@
-//! What a batch of samples is denoised from.
+//! What a batch of samples is denoised from, and which samples these are.
 
 use crate::torch::Tensor;
 
@@ -11,6 +11,27 @@ pub struct Keyed {
     pub epoch: u64,
 }
 
+/// What belongs to the samples of a batch beside their images.
+pub struct SampleData {
+    /// `None`: there is no denoiser.
+    pub targets: Option<Targets>,
+    /// `None`: nobody said which samples these are.
+    pub keyed: Option<Keyed>,
+}
+
+impl SampleData {
+    /// The samples `start..start + length`.
+    pub fn narrow(&self, start: i64, length: i64) -> Result<SampleData> {
+        Ok(SampleData {
+            targets: self.targets.as_ref().map(|targets| targets.narrow(start, length)).transpose()?,
+            keyed: self.keyed.as_ref().map(|keyed| Keyed {
+                keys: keyed.keys.iter().skip(start as usize).take(length as usize).copied().collect(),
+                epoch: keyed.epoch,
+            }),
+        })
+    }
+}
+
 /// What a batch of B samples is denoised from, N draws each.
 pub struct Targets {
     pub latents: Tensor,        // (B, ...)
@@ -18,8 +39,6 @@ pub struct Targets {
     pub timesteps: Tensor,      // (B, N) int64
     pub choice: Option<Tensor>, // (B, N, k) int64
     pub text: Tensor,           // (1 | B, L, C)
-    /// `None`: nobody said which samples these are.
-    pub keyed: Option<Keyed>,
 }
 
 impl Targets {
@@ -56,7 +75,6 @@ impl Targets {
             timesteps: self.timesteps.shallow_clone(),
             choice: self.choice.as_ref().map(Tensor::shallow_clone),
             text: self.text.shallow_clone(),
-            keyed: self.keyed.clone(),
         }
     }
 
@@ -73,10 +91,6 @@ impl Targets {
             } else {
                 part(&self.text)?
             },
-            keyed: self.keyed.as_ref().map(|keyed| Keyed {
-                keys: keyed.keys.iter().skip(start as usize).take(length as usize).copied().collect(),
-                epoch: keyed.epoch,
-            }),
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::torch::Tensor;
 
-use super::targets::{Keyed, Targets};
+use super::targets::{Keyed, SampleData};
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
 
@@ -32,7 +32,7 @@ struct Parts {
     original: Lazy,
     predictions: Lazy,
     targets: Lazy,
-    timesteps: Tensor,
+    timesteps: Lazy,
     keyed: Option<Keyed>,
     pass: Option<Pass>,
 }
@@ -44,25 +44,26 @@ struct Lazy {
 }
 
 /// How the parts of a view of whole samples are computed.
+#[derive(Default)]
 pub(super) struct Makers {
     pub original: Option<Make>,
-    pub predictions: Make,
-    pub targets: Make,
+    pub predictions: Option<Make>,
+    pub targets: Option<Make>,
 }
 
 impl View {
     /// Of whole samples.
-    pub(super) fn of_samples(tokens: &Tensor, head: Head, targets: &Targets, make: Makers) -> Result<Self> {
+    pub(super) fn of_samples(tokens: &Tensor, head: Head, data: &SampleData, make: Makers) -> Result<Self> {
         let leaf = tokens.f_detach()?.f_set_requires_grad(true)?;
         let source = leaf.shallow_clone();
         Ok(View::new(Parts {
-            tokens: Lazy { value: Some(leaf), ..Lazy::new("tokens", None) },
+            tokens: Lazy::of("tokens", Some(leaf)),
             pooled: Lazy::new("pooled embedding", Some(Box::new(move || embed(&head, &source)))),
             original: Lazy::new("original embedding", make.original),
-            predictions: Lazy::new("predictions", Some(make.predictions)),
-            targets: Lazy::new("targets", Some(make.targets)),
-            timesteps: targets.timesteps.shallow_clone(),
-            keyed: targets.keyed.clone(),
+            predictions: Lazy::new("predictions", make.predictions),
+            targets: Lazy::new("targets", make.targets),
+            timesteps: Lazy::of("timesteps", data.targets.as_ref().map(|t| t.timesteps.shallow_clone())),
+            keyed: data.keyed.clone(),
             pass: None,
         }))
     }
@@ -80,7 +81,7 @@ impl View {
             original: Lazy::new("original embedding", None),
             predictions: of("predictions", &pass.prediction),
             targets: of("targets", &pass.target),
-            timesteps: by_sample(&pass.timesteps, draws)?,
+            timesteps: Lazy::of("timesteps", Some(by_sample(&pass.timesteps, draws)?)),
             keyed: None,
             pass: Some(pass),
         }))
@@ -116,8 +117,8 @@ impl View {
     }
 
     /// (B, N) int64
-    pub fn timesteps(&self) -> Tensor {
-        self.parts().timesteps.shallow_clone()
+    pub fn timesteps(&self) -> Result<Tensor> {
+        self.parts().timesteps.get()
     }
 
     /// Which samples these are.
@@ -161,13 +162,20 @@ impl Lazy {
         Lazy { name, value: None, make }
     }
 
+    fn of(name: &'static str, value: Option<Tensor>) -> Self {
+        Lazy { name, value, make: None }
+    }
+
     fn get(&mut self) -> Result<Tensor> {
         if let Some(make) = self.make.take() {
             self.value = Some(make()?);
         }
         match &self.value {
             Some(value) => Ok(value.shallow_clone()),
-            None => Err(DivaError::config("terms", format!("this view has no {}", self.name))),
+            None => {
+                let what = format!("this view has no {}: the step has no model that makes them", self.name);
+                Err(DivaError::config("terms", what))
+            }
         }
     }
 }

@@ -13,8 +13,8 @@ use super::network::PyNetwork;
 use super::number::number;
 use super::targets::{untargets, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
-use crate::error::Result;
-use crate::inputs::{Batch, Drawn, Encoder, Reader};
+use crate::error::{DivaError, Result};
+use crate::inputs::{Batch, Drawn, Encoder, Query, Reader};
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
 
 /// How the images of a run are read: the fields of a recipe of these names, and CLIP's mean and std per channel.
@@ -97,10 +97,11 @@ impl PyReader {
         Ok(PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.named("home")? })))
     }
 
-    /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a batch.
-    fn read(&self, py: Python<'_>, batch: &PyBatch) -> PyResult<(PyTensor, PyTargets)> {
-        let (images, targets) = enter_step(py, || lock(&self.0).read(&lock(&batch.0), &|| Ok(())))?;
-        Ok((PyTensor(images), untargets(targets)))
+    /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a batch; None for these where
+    /// there is no denoiser.
+    fn read(&self, py: Python<'_>, batch: &PyBatch) -> PyResult<(PyTensor, Option<PyTargets>)> {
+        let (images, data) = enter_step(py, || lock(&self.0).read(&lock(&batch.0), &|| Ok(())))?;
+        Ok((PyTensor(images), data.targets.map(untargets)))
     }
 }
 
@@ -109,20 +110,21 @@ impl PyReader {
 /// ``images`` (B, 3, H, W) are in the declared convention, ``pixel_values`` (B, 3, h, w) ready for CLIP, ``latents``
 /// (B, C, h, w) scaled; ``text`` (1 | B, L, C) is on the student's device. ``size`` is that of the images that latents are
 /// made from, by ``encoder``, where none are given; ``sampled`` is the shape of a latent where it is drawn from the
-/// posterior. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices.
+/// posterior. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices. Where there is no denoiser, ``text`` and
+/// ``drawn`` are None.
 #[pyclass(frozen, name = "Batch", module = "diva_rs._native")]
 pub struct PyBatch(pub Mutex<Batch>);
 
 #[pymethods]
 impl PyBatch {
     #[new]
-    #[pyo3(signature = (*, keys, text, drawn, epoch=0, seed=0, images=None, pixel_values=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
+    #[pyo3(signature = (*, keys, text=None, drawn=None, epoch=0, seed=0, images=None, pixel_values=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         keys: PyReadonlyArray1<'_, u64>,
-        text: Given,
-        drawn: Bound<'_, PyAny>,
+        text: Option<Given>,
+        drawn: Option<Bound<'_, PyAny>>,
         #[pyo3(from_py_with = number)] epoch: u64,
         #[pyo3(from_py_with = number)] seed: u64,
         images: Option<Given>,
@@ -132,26 +134,26 @@ impl PyBatch {
         encoder: Option<PyObject>,
         #[pyo3(from_py_with = number)] sampled: Option<List<usize>>,
     ) -> PyResult<Self> {
-        let drawn = match drawn.downcast::<DrawPlan>() {
-            Ok(plan) => Drawn::Keyed(plan.get().core.clone()),
-            Err(_) => {
-                let (timesteps, noise, choice): (Given, Given, Option<Given>) = drawn.extract()?;
-                Drawn::Given {
-                    timesteps: timesteps.named("timesteps")?,
-                    noise: noise.named("noise")?,
-                    choice: optional(choice, "choice")?,
-                }
+        let query = match (text, drawn) {
+            (Some(text), Some(drawn)) => {
+                Some(Query { text: text.named("text")?, drawn: self::drawn(&drawn)? })
+            }
+            (None, None) => None,
+            _ => {
+                return Err(raise(DivaError::config(
+                    "Batch",
+                    "text and drawn go together: give both or none",
+                )))
             }
         };
         Ok(PyBatch(Mutex::new(Batch {
             images: optional(images, "images")?,
             pixel_values: optional(pixel_values, "pixel_values")?,
             latents: optional(latents, "latents")?,
-            text: text.named("text")?,
             size,
             encoder: encoder.map(|object| self::encoder(py, object)).transpose()?,
             sampled: sampled.map(|List(items)| items),
-            drawn,
+            query,
             keys: keys.as_array().to_vec(),
             epoch,
             seed,
@@ -161,6 +163,19 @@ impl PyBatch {
     fn __len__(&self) -> usize {
         lock(&self.0).keys.len()
     }
+}
+
+/// A plan, or timesteps, noise and token choices.
+fn drawn(object: &Bound<'_, PyAny>) -> PyResult<Drawn> {
+    if let Ok(plan) = object.downcast::<DrawPlan>() {
+        return Ok(Drawn::Keyed(plan.get().core.clone()));
+    }
+    let (timesteps, noise, choice): (Given, Given, Option<Given>) = object.extract()?;
+    Ok(Drawn::Given {
+        timesteps: timesteps.named("timesteps")?,
+        noise: noise.named("noise")?,
+        choice: optional(choice, "choice")?,
+    })
 }
 
 /// A native VAE where the object is one, otherwise a callable `images[, noise] -> latents`.

@@ -19,8 +19,9 @@ use super::tensor::{optional, Given, PyTensor};
 use super::term::CallbackTerm;
 use crate::denoiser::Denoiser;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Anchor, Denoise, Distance, Feedback, Losses, MemoryLimit, Teacher, Term};
+use crate::feedback::{Anchor, Denoise, Distance, Feedback, Losses, MemoryLimit, SampleData, Teacher, Term};
 use crate::step::{Original, Step as Core, VisionTower};
+use crate::torch::Tensor;
 use crate::train::{train, Part, Update};
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -62,17 +63,19 @@ struct Step(Mutex<Core>);
 
 #[pymethods]
 impl Step {
-    /// `original`: (tower, bridge) of the untouched model, which the anchor and other terms read. `terms`: (name, weight,
-    /// function of a `View` -> 0-dim loss).
+    /// `denoising`: the weight of the denoising loss; with 0, `denoiser` and `schedule` may be None. `original`: (tower,
+    /// bridge) of the untouched model, which the anchor and other terms read. `terms`: (name, weight, function of a `View`
+    /// -> 0-dim loss).
     #[new]
-    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, terms=List(vec![]), original=None, micro_batch=None, denoiser_batch=None))]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, denoising=1.0, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, terms=List(vec![]), original=None, micro_batch=None, denoiser_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         tower: PyObject,
-        denoiser: Bound<'_, PyAny>,
+        denoiser: Option<Bound<'_, PyAny>>,
         bridge: PyRef<'_, PyBridge>,
-        schedule: PyRef<'_, PySchedule>,
+        schedule: Option<PyRef<'_, PySchedule>>,
+        #[pyo3(from_py_with = number)] denoising: f64,
         loss: &str,
         #[pyo3(from_py_with = number)] draw_weights: List<f64>,
         #[pyo3(from_py_with = number)] min_snr: Option<f64>,
@@ -82,20 +85,35 @@ impl Step {
         #[pyo3(from_py_with = number)] micro_batch: Option<usize>,
         #[pyo3(from_py_with = number)] denoiser_batch: Option<usize>,
     ) -> PyResult<Self> {
-        let (schedule, draw_weights) = (schedule.0.clone(), draw_weights.0);
+        let draw_weights = draw_weights.0;
         if draw_weights.is_empty() || draw_weights.iter().any(|weight| !weight.is_finite()) {
             return refused(format!("draw_weights {draw_weights:?}: need at least one, all finite"));
         }
-        if !anchor.is_finite() || anchor < 0.0 {
-            return refused(format!("anchor {anchor}: must be finite and not negative"));
+        for (name, weight) in [("anchor", anchor), ("denoising", denoising)] {
+            if !weight.is_finite() || weight < 0.0 {
+                return refused(format!("{name} {weight}: must be finite and not negative"));
+            }
         }
         if micro_batch == Some(0) {
             return refused("micro_batch 0: must be at least 1".to_string());
         }
         let draws = draw_weights.len() as i64;
-        let min_snr = min_snr.map(|gamma| (gamma, schedule.clone()));
         let distance = Distance::parse(loss).map_err(raise)?;
-        let mut objective: Vec<Box<dyn Term>> = vec![Box::new(Denoise { distance, draw_weights, min_snr })];
+        let teacher = match (denoiser, schedule) {
+            (Some(denoiser), Some(schedule)) => Some(Teacher {
+                denoiser: self::denoiser(&denoiser)?,
+                schedule: schedule.0.clone(),
+                batch: denoiser_batch,
+                limit: MemoryLimit::default(),
+            }),
+            (None, None) if denoising == 0.0 => None,
+            _ => return refused("the denoising loss needs a denoiser and its schedule".to_string()),
+        };
+        let mut objective: Vec<Box<dyn Term>> = Vec::new();
+        if let Some(teacher) = teacher.as_ref().filter(|_| denoising != 0.0) {
+            let min_snr = min_snr.map(|gamma| (gamma, teacher.schedule.clone()));
+            objective.push(Box::new(Denoise { weight: denoising, distance, draw_weights, min_snr }));
+        }
         if anchor != 0.0 {
             objective.push(Box::new(Anchor { weight: anchor }));
         }
@@ -107,12 +125,6 @@ impl Step {
             Ok(Arc::new(Mutex::new(Original { tower, head: bridge.core().head })))
         });
         let original = original.transpose()?;
-        let teacher = Teacher {
-            denoiser: self::denoiser(&denoiser)?,
-            schedule,
-            batch: denoiser_batch,
-            limit: MemoryLimit::default(),
-        };
         let feedback = Feedback { bridge: bridge.core(), teacher, terms: objective, draws };
         let tower = self::tower(py, tower)?;
         Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch })))
@@ -154,17 +166,17 @@ impl Step {
     /// The most images that fit into the denoiser's memory at a time; None while all have fitted.
     #[getter]
     fn denoiser_limit(&self) -> Option<usize> {
-        lock(&self.0).feedback.teacher.limit.limit()
+        lock(&self.0).feedback.teacher.as_ref()?.limit.limit()
     }
 
     /// `denoiser_limit`, once after each change of it; otherwise None.
     fn changed_limit(&self) -> Option<usize> {
-        lock(&self.0).feedback.teacher.limit.change()
+        lock(&self.0).feedback.teacher.as_ref()?.limit.change()
     }
 
     /// (losses by name, gradient at the tokens, gradients of the bridge's parameters in the order of
-    /// `Bridge.param_names`, gradients of the denoiser's trained parameters or None). `batch`: what the terms' view has the
-    /// keys and the epoch of.
+    /// `Bridge.param_names`, gradients of the denoiser's trained parameters), None for parameters without one. `batch`:
+    /// whose keys and epoch the terms see.
     #[pyo3(signature = (tokens, images, targets, batch=None))]
     #[allow(clippy::type_complexity)]
     fn at_tokens<'py>(
@@ -172,15 +184,16 @@ impl Step {
         py: Python<'py>,
         tokens: Given,
         images: Given,
-        targets: GivenTargets,
+        targets: Option<GivenTargets>,
         batch: Option<&PyBatch>,
-    ) -> PyResult<(Bound<'py, PyDict>, PyTensor, Vec<PyTensor>, Vec<Option<PyTensor>>)> {
+    ) -> PyResult<(Bound<'py, PyDict>, PyTensor, Vec<Option<PyTensor>>, Vec<Option<PyTensor>>)> {
+        let (tokens, images) = (tokens.named("tokens")?, images.named("images")?);
         let keyed = batch.map(|batch| lock(&batch.0).keyed());
-        let (tokens, images, targets) =
-            (tokens.named("tokens")?, images.named("images")?, self::targets(targets, keyed)?);
-        let found = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &targets))?;
-        let bridge = found.bridge.into_iter().map(PyTensor).collect();
-        let denoiser = found.denoiser.into_iter().map(|gradient| gradient.map(PyTensor)).collect();
+        let data = SampleData { targets: targets.map(self::targets).transpose()?, keyed };
+        let found = enter_step(py, move || lock(&self.0).at_tokens(&tokens, &images, &data))?;
+        let gradients =
+            |found: Vec<Option<Tensor>>| found.into_iter().map(|gradient| gradient.map(PyTensor)).collect();
+        let (bridge, denoiser) = (gradients(found.bridge), gradients(found.denoiser));
         Ok((named(py, &found.losses)?, PyTensor(found.tokens), bridge, denoiser))
     }
 }

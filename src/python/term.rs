@@ -46,8 +46,8 @@ impl PyView {
     }
 
     #[getter]
-    fn timesteps(&self) -> PyTensor {
-        PyTensor(self.0.timesteps())
+    fn timesteps(&self, py: Python<'_>) -> PyResult<PyTensor> {
+        self.read(py, View::timesteps)
     }
 
     #[getter]

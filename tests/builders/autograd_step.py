@@ -44,7 +44,10 @@ class AutogradStep:
             keys=sample_keys(range(len(images)) if ids is None else ids),
             epoch=trainer.epoch,
         )
-        losses = {"denoising": (view.predictions - view.targets).square().mean()}
+        losses = {}
+        if recipe.denoising:
+            error = (view.predictions - view.targets).square().mean()
+            losses["denoising"] = recipe.denoising * error
         if recipe.anchor:
             apart = 1 - torch.cosine_similarity(view.pooled, view.original)
             losses["anchor"] = recipe.anchor * apart.mean()

@@ -13,11 +13,11 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(words, subjects=("cat", "dog"))
 
 
-def judged(images: int = 8) -> Judgements:
-    """Of the images 0, 1, ...: image i shows word i of every set, counted round."""
+def judged(images: int = 8, missing: tuple[int, ...] = ()) -> Judgements:
+    """Of the images 0, 1, ..., but for those missing: image i shows word i of every set, counted round."""
     words = vocabulary()
     evidence = {}
-    for key in range(images):
+    for key in sorted({*range(images)} - {*missing}):
         values = {name: words.words(name)[key % len(words.words(name))] for name in words.names()}
         sets = [words.set_of(name, values) for name in words.names()]
         evidence[key] = [Evidence(one, _losses(one, key)) for one in sets]

@@ -27,8 +27,11 @@ import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
+from builders.judged import judged
 from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
+from builders.texts import tokenize
+from diva_rs.captions import CaptionTerm, KeepTerm
 from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
 
@@ -56,11 +59,11 @@ def loader(data: TensorDataset | None = None) -> DataLoader[Any]:
     return DataLoader(data, batch_size=2, sampler=sampler)
 
 
-def train(batches: Any = None, seed: int = 0, **fields: Any) -> dict[str, Any]:
+def train(batches: Any = None, seed: int = 0, teacher: bool = True, **fields: Any) -> dict[str, Any]:
     """A run of `post_train`: its weights, losses and report."""
-    clip, teacher = small_clip(torch.float64, seed=seed), small_teacher(torch.float64)
+    clip, unet = small_clip(torch.float64, seed=seed), small_teacher(torch.float64) if teacher else None
     batches = loader() if batches is None else batches
-    result = diva_rs.post_train(clip, teacher, batches, progress=False, **{**RUN, **fields})
+    result = diva_rs.post_train(clip, unet, batches, progress=False, **{**RUN, **fields})
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
     weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
     history = [{name: float(value) for name, value in row.items()} for row in result.history]
@@ -128,8 +131,9 @@ def from_shards(place: Path, world: int) -> dict[str, Any]:
     return {**train(batches, batch=None, steps=None), "decoded": names}
 
 
-def unequal(place: Path, world: int) -> dict[str, Any]:
+def unequal(place: Path, world: int, **fields: Any) -> dict[str, Any]:
     """Batches of unequal sizes, one more for rank 0 than for rank 1. CLIP trains from step 2 on."""
+    fields = {"batch": None, "steps": None, "projector_warmup": 1, **fields}
     sizes = (3, 1, 2, 5, 4, 1, 2)
     batches = [images(size, seed=size + i, dtype=torch.float64) for i, size in enumerate(sizes)]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -138,9 +142,19 @@ def unequal(place: Path, world: int) -> dict[str, Any]:
         for batch, start in zip(batches, starts, strict=True)
     ]
     if world > 1:
-        return train(named[int(os.environ["RANK"]) :: world], batch=None, steps=None, projector_warmup=1)
+        return train(named[int(os.environ["RANK"]) :: world], **fields)
     pairs = [torch.cat(batches[i : i + 2]) for i in range(0, len(batches), 2)]  # what two ranks take together
-    return train(pairs, batch=None, steps=None, projector_warmup=1)
+    return train(pairs, **fields)
+
+
+def captions(place: Path, world: int) -> dict[str, Any]:
+    """As `unequal`, on judgements of all images but three, and without a diffusion model."""
+    clip = small_clip(torch.float64)
+    terms = {
+        "captions": (0.3, CaptionTerm(judged(18, missing=(1, 7, 13)), clip, tokenize)),
+        "keep": (1.0, KeepTerm(clip, tokenize, ["a cat", "a dog"])),
+    }
+    return unequal(place, world, teacher=False, denoising=0, terms=terms, projector_warmup=0)
 
 
 def own_batches(place: Path, world: int) -> dict[str, Any]:
@@ -327,8 +341,9 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     **{
         run.__name__: run
         for run in (
-            counted, from_folder, from_shards, unequal, own_batches, with_files, guarded, interrupted, begun,
-            continued, killed, resumed, raising, terminated, other_teacher, spoilt, spoilt_on, two_ranks,
+            counted, from_folder, from_shards, unequal, captions, own_batches, with_files, guarded,
+            interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher, spoilt,
+            spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip

@@ -15,7 +15,7 @@ from builders.judged import given, judged, vocabulary
 from builders.small import gradients, images, small_clip, small_teacher, worst
 from builders.texts import tokenize
 from diva_rs import ConfigError, DataError, FeedbackLoss, Recipe, Trainer
-from diva_rs.captions import CaptionTerm, KeepTerm
+from diva_rs.captions import CaptionTerm, KeepTerm, WrittenTerm
 from diva_rs.captions.texts import Texts
 from diva_rs.step.draws import sample_keys
 
@@ -82,6 +82,33 @@ def captions_reference(model, verdicts, form, temperature=1.0):
     return loss
 
 
+def written_reference(model, term, form):
+    """CLIP's loss over all images and distinct texts, and SigLIP's over their pairs, one logit at a time."""
+
+    def loss(view):
+        writer, keys = term.writer, [key for key in view.keys.tolist() if key in term.writer.judged]
+        said = [writer.caption(key, view.epoch) for key in keys]
+        hard = [text for key in keys for text in writer.negatives(key, term.hard, view.epoch)]
+        texts = sorted({*said, *hard})
+        rows = [row for row, key in enumerate(view.keys.tolist()) if key in keys]
+        logits = torch.stack([logits_of(model, view.pooled[row], texts) for row in rows])
+        if form == "sigmoid":
+            right = torch.tensor([[text == one for text in texts] for one in said])
+            found = torch.where(right, torch.sigmoid(logits), torch.sigmoid(-logits))
+            return -found.log().sum() / len(said)
+        total = 0
+        for row, one in enumerate(said):
+            column = texts.index(one)
+            total = total - (logits[row].exp() / logits[row].exp().sum())[column].log()
+        for one in said:  # the images of one caption share its target
+            column = logits[:, texts.index(one)]
+            shared = [row for row, other in enumerate(said) if other == one]
+            total = total - (column.exp() / column.exp().sum())[shared].log().mean()
+        return total / (2 * len(said))
+
+    return loss
+
+
 def keep_reference(model):
     def loss(view):
         total = 0
@@ -141,6 +168,31 @@ def test_keep_has_the_gradient_of_plain_pytorch(name, dtype):
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize(("share", "hard"), [(0.5, 0), (0.5, 2), (0.0, 1)])
+@pytest.mark.parametrize("name", ["transformers-siglip", "open_clip-gelu", "transformers-clip", "openai"])
+def test_written_captions_have_the_gradient_of_plain_pytorch(name, share, hard, dtype):
+    model, form = model_of(name, dtype), "sigmoid" if name in SIGLIP else "softmax"
+    term = WrittenTerm(judged(14), model, tokenize, share, hard)  # images 10 to 13
+    written = [term.writer.caption(key, 3) for key in KEYS[:4]]
+    assert (len(set(written)) < 4) is (share == 0)  # of two subjects: duplicates
+    reference = copy.deepcopy(model).double()
+    check(model, term, written_reference(reference, term, form), dtype)
+
+
+def test_hard_negatives_differ_in_one_judged_word():
+    term = WrittenTerm(judged(), small_clip(), tokenize, share=1.0, hard=3)
+    for key in range(8):
+        caption, others = term.writer.caption(key, 5).split(), term.writer.negatives(key, 3, 5)
+        assert len(set(others)) == 3
+        for other in others:
+            assert sum(a != b for a, b in zip(caption, other.split(), strict=True)) == 1
+    assert len(term.writer.negatives(0, 99)) == 1 + 2 + 1 + 1
+    with pytest.raises(ConfigError, match="hard=-1"):
+        WrittenTerm(judged(), small_clip(), tokenize, hard=-1)
+
+
+@pytest.mark.parity
 @pytest.mark.parametrize("micro_batch", [None, 1, 2, 3])
 @pytest.mark.parametrize("face", [Trainer, FeedbackLoss])
 def test_in_a_step_at_any_micro_batch(face, micro_batch):
@@ -148,11 +200,13 @@ def test_in_a_step_at_any_micro_batch(face, micro_batch):
     recipe = Recipe(precision="fp64", draws=2, choose=4, anchor=0.2, micro_batch=micro_batch)
     ours = {
         "captions": (0.3, CaptionTerm(given(), clip, tokenize, sets=9)),
+        "written": (0.5, WrittenTerm(judged(14), clip, tokenize, hard=1)),
         "keep": (2.0, KeepTerm(clip, tokenize, BANK)),
     }
     text = small_clip(torch.float64)
     theirs = {
         "captions": (0.3, captions_reference(text, given(), "softmax")),
+        "written": (0.5, written_reference(text, ours["written"][1], "softmax")),
         "keep": (2.0, keep_reference(text)),
     }
     step = face(clip, teacher, recipe, terms=ours)

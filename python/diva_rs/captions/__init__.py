@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diva_rs.captions.posteriors import Reliability
     from diva_rs.captions.sets import ContrastSet
     from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
-    from diva_rs.captions.term import CaptionTerm, KeepTerm
+    from diva_rs.captions.term import CaptionTerm, KeepTerm, WrittenTerm
     from diva_rs.captions.vocabulary import Attribute, Vocabulary
     from diva_rs.captions.written import Writer
 
@@ -33,6 +33,7 @@ _NAMES = {
     "Verdict": "judgements",
     "Vocabulary": "vocabulary",
     "Writer": "written",
+    "WrittenTerm": "term",
     "from_loader": "sources",
     "from_values": "sources",
     "read_sets": "sources",
@@ -53,6 +54,7 @@ __all__ = [
     "Verdict",
     "Vocabulary",
     "Writer",
+    "WrittenTerm",
     "from_loader",
     "from_values",
     "read_sets",

@@ -64,6 +64,22 @@ class Writer:
 
     def caption(self, key: int, epoch: int = 0, number: int = 0) -> str:
         """Caption ``number`` of an image in an epoch; DataError for an image without a judged value."""
+        return self.vocabulary.caption(*self._drawn(key, epoch, number)[:3])
+
+    def negatives(self, key: int, count: int, epoch: int = 0, number: int = 0) -> list[str]:
+        """At most ``count`` sentences that differ from `caption` in one judged word, drawn likewise."""
+        values, order, template, random = self._drawn(key, epoch, number)
+        others = [
+            {**values, name: other}
+            for name, word in values.items()
+            for other in self.vocabulary.words(name)
+            if other != word
+        ]
+        chosen = sorted(others, key=lambda _: random.random())[:count]
+        return [self.vocabulary.caption(other, order, template) for other in chosen]
+
+    def _drawn(self, key: int, epoch: int, number: int) -> tuple[dict[str, str], list[str], int, Random]:
+        """Values, order and template of a caption, and the generator behind them."""
         values, subject = self.values(key), self.vocabulary.SUBJECT
         if not values:
             raise DataError(f"sample {key} has no judged value to write")
@@ -74,7 +90,7 @@ class Writer:
         if subject not in values:  # a caption says something
             said = said or order[:1]
         chosen = {name: values[name] for name in values if name == subject or name in said}
-        return self.vocabulary.caption(chosen, said, template)
+        return chosen, said, template, random
 
     def to_jsonl(self, images: Files, path: str | os.PathLike[str], captions: int = 1) -> int:
         """Write a line for each caption: ``{"file_name": "cats/1.jpg", "text": "a photo of a black cat"}``.

@@ -57,6 +57,8 @@ class Fields(Settings):
     """error between the prediction and its target"""
     min_snr: PositiveFloat | None = None
     """gamma of min-SNR loss weights (arXiv 2303.09556); None: off"""
+    denoising: NonNegativeFloat = 1.0
+    """weight of the denoising loss; 0: off, and the denoiser runs only for terms that read predictions"""
     anchor: NonNegativeFloat = 0.0
     """weight of the penalty that keeps embeddings near the original CLIP's; 0: off"""
 
@@ -155,6 +157,7 @@ class RecipeFields(TypedDict, total=False):
     logit_std: float
     loss: Literal["mse", "l1"]
     min_snr: float | None
+    denoising: float
     anchor: float
     optimizer: Literal["sgd", "adamw"]
     lr: float

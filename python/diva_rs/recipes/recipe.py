@@ -149,12 +149,13 @@ class Recipe(Fields):
 
     def digest(self) -> str:
         """SHA-256, in hex, of the canonical JSON of all fields but the operational ones (``log_every``,
-        ``max_skipped``, ``checkpoint_every``, ``keep``).
+        ``max_skipped``, ``checkpoint_every``, ``keep``), and ``denoising`` where it is 1.
 
         >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True
         """
-        values = self.model_dump(mode="json", exclude=_OPERATIONAL)
+        later = {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
+        values = self.model_dump(mode="json", exclude=_OPERATIONAL | later)
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -170,7 +171,7 @@ class Recipe(Fields):
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
 
-        >>> print(Recipe(lr=1e-5).describe().splitlines()[22])
+        >>> print(Recipe(lr=1e-5).describe().splitlines()[23])
         * lr                1e-05
         """
         preset = presets().get(self.name)
@@ -242,4 +243,5 @@ class Recipe(Fields):
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
+_LATER = {"denoising"}  # fields that are younger than recorded digests
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

@@ -59,7 +59,8 @@ def post_train(
     Args:
         clip: an open_clip, transformers or OpenAI CLIP or SigLIP. It is changed in place, and is an
             ordinary model of its library afterwards.
-        unet: a diffusers model, a pipeline, a diffusers folder, or a `Teacher`.
+        unet: a diffusers model, a pipeline, a diffusers folder, or a `Teacher`; None with
+            ``denoising=0`` and ``terms`` that do without a diffusion model.
         loader: any iterable of image batches: a tensor (B, 3, H, W), ``(images, ...)``, or a dict
             with ``images`` or ``pixel_values``, and optionally ``latents`` and ``ids``.
             ``recipe.pixels`` declares the range of the images. On several ranks each one must read
@@ -130,6 +131,7 @@ def post_train(
         folder = RunFolder(output_dir) if output_dir is not None and ranks.first else None
         with nullcontext() if folder is None else closing(folder):
             trainer = Trainer(clip, unet, recipe, terms)
-            start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
+            if trainer.teacher is not None:
+                start.check_same_teacher(trainer.teacher, recipe.prompt, ranks)
             run = Run(RankedTrainer(trainer, ranks), loader, folder, hooks, resume, evaluation, one_pass)
             return run.train(show_progress=progress)

@@ -47,7 +47,7 @@ def describe_models(trainer: Trainer) -> dict[str, Any]:
     models = {"clip": trainer.clip, "projector": trainer.projector, "denoiser": trained_denoiser(trainer)}
     return {
         "clip": name_of(trainer),
-        "teacher": trainer.teacher.describe(),
+        "teacher": "none" if trainer.teacher is None else trainer.teacher.describe(),
         "trained_parameters": {
             name: sum(p.numel() for p in model.parameters() if id(p) in trained)
             for name, model in models.items()
@@ -70,6 +70,8 @@ def trained_ids(trainer: Trainer) -> set[int]:
 
 def trained_denoiser(trainer: Trainer) -> nn.Module | None:
     """The teacher's denoiser, if any of its parameters train."""
+    if trainer.teacher is None:
+        return None
     denoiser: nn.Module = trainer.teacher.unet
     return denoiser if trained_ids(trainer) & {id(p) for p in denoiser.parameters()} else None
 

@@ -69,9 +69,10 @@ def open_run(
             f"the run in {folder.path} differs from this one ({'; '.join(changes)}): give the same "
             'settings, resume="force" to continue with the new ones, or resume=False to start again'
         )
-    if recipe.anchor and was.get("clip_start") != models["clip_start"]:
+    needing = trainer.step_modules.needing_original
+    if needing and was.get("clip_start") != models["clip_start"]:
         raise ConfigError(
-            f"anchor={recipe.anchor} needs the CLIP that the run in {folder.path} began from, and "
+            f"{needing[0]} needs the CLIP that the run in {folder.path} began from, and "
             "this one has other weights (training changes it in place): load the model again"
         )
     if changes and progress.places:
@@ -93,7 +94,8 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 def _models_of(trainer: Trainer) -> dict[str, Any]:
     """Names and fingerprints of the models of a run, and the names of its losses."""
-    trained, clip, unet = trained_ids(trainer), trainer.clip, trainer.teacher.unet
+    trained, clip = trained_ids(trainer), trainer.clip
+    unet = None if trainer.teacher is None else trainer.teacher.unet
 
     def frozen(module: nn.Module) -> str:
         return _fingerprint(item for item in module.named_parameters() if id(item[1]) not in trained)
@@ -103,8 +105,8 @@ def _models_of(trainer: Trainer) -> dict[str, Any]:
         "clip_computes": facts(clip),
         "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
         "clip_frozen": frozen(clip),
-        "teacher": type(unet).__name__,
-        "teacher_weights": frozen(unet),
+        "teacher": None if unet is None else type(unet).__name__,
+        "teacher_weights": None if unet is None else frozen(unet),
         "losses": ", ".join(trainer.loss_names),
     }
 

@@ -10,14 +10,17 @@ from diva_rs.clip import Tower
 from diva_rs.recipes.recipe import Recipe
 
 
-def make_projector(recipe: Recipe, width: int, condition_width: int) -> nn.Module:
+def make_projector(recipe: Recipe, width: int, condition_width: int | None) -> nn.Module:
     """The trained map from CLIP's embedding (width) to the condition (condition_width), seeded by the recipe.
+    Without a condition it is an Identity.
 
     "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025).
 
     >>> make_projector(Recipe(projector="linear"), 768, 1024)
     Linear(in_features=768, out_features=1024, bias=True)
     """
+    if condition_width is None:
+        return nn.Identity()
     # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
     home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):

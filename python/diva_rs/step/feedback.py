@@ -24,7 +24,7 @@ class FeedbackLoss(nn.Module):
 
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
-        unet: as for `Trainer`.
+        unet: as for `Trainer`; None for terms that do without a diffusion model.
         recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields are not used.
         terms: as for `Trainer`.
 
@@ -123,4 +123,8 @@ class _Feedback(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        return None, None, *((gradient * grad.to(gradient.dtype)).to(dtype) for gradient, dtype in pairs)
+        scaled = (
+            None if gradient is None else (gradient * grad.to(gradient.dtype)).to(dtype)
+            for gradient, dtype in pairs
+        )
+        return None, None, *scaled

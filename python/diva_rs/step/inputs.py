@@ -15,10 +15,10 @@ from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite
 from diva_rs.data.pixels import native_pixels
 from diva_rs.diffusion import Teacher
-from diva_rs.errors import ConfigError, DataError, DeviceError, ShapeError, shown
-from diva_rs.native.choose import Encoder
+from diva_rs.errors import ConfigError, DeviceError, ShapeError, shown
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.step.draws import DrawPlan, Draws, sample_keys
+from diva_rs.step.draws import Draws, sample_keys
+from diva_rs.step.query import QueryReader
 
 Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -31,7 +31,8 @@ class Inputs:
     """The tensors of a step: CLIP's pixels and what the teacher denoises."""
 
     images: Tensor  # (B, 3, H, W), normalised for CLIP
-    targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]  # latents, noise, timesteps, choice, text
+    # latents, noise, timesteps, choice, text; None: there is no denoiser
+    targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | None
     batch: _native.Batch  # what they were made of
 
 
@@ -43,22 +44,13 @@ class Reader:
     """
 
     def __init__(
-        self, tower: Tower, teacher: Teacher, recipe: Recipe, device: torch.device, dtype: torch.dtype
+        self, tower: Tower, teacher: Teacher | None, recipe: Recipe, device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.tower, self.teacher, self.recipe = tower, teacher, recipe
+        self.tower, self.recipe = tower, recipe
         self.device, self.dtype = device, dtype
         self.guard = PixelGuard()
-        self.encoder = Encoder(teacher, recipe)
-        self.chosen = recipe.chosen(tower.patches)  # k, where the condition is random
-        self._plans: dict[tuple[int, ...], DrawPlan] = {}
-        steps = len(teacher.schedule)
-        self._range = recipe.timestep_range or (0, steps)
-        if self._range[1] > steps:
-            raise ConfigError(
-                f"timestep_range={recipe.timestep_range} ends beyond the teacher's {steps} timesteps: "
-                f"end it at {steps} or before"
-            )
         self._home = torch.empty((), device=device, dtype=dtype)
+        self.query = None if teacher is None else QueryReader(teacher, recipe, tower.patches, self._home)
         pixels = native_pixels(recipe, *self._normalisation())
         self.native = _native.Reader(pixels, tower.image_size, self._home)
 
@@ -71,27 +63,16 @@ class Reader:
         batch = self._checked(item, ids)
         keys = _keys(batch, seen)
         self._check_ready(batch)
-        size, shape, encoder = self._latents(batch)
-        sampled = None
-        if self.recipe.latent == "sample" and batch.latents is None:
-            if encoder is None:
-                raise ConfigError(
-                    "this teacher works on pixels, which have no posterior to draw from: use latent='mean'"
-                )
-            sampled = shape
         pinned = batch.pinned(self.device)
+        if draws is not None and self.query is None:
+            raise ConfigError("draws are given, but there is no diffusion model that takes them")
         return _native.Batch(
             keys=keys,
-            text=self._text(len(batch)),
-            drawn=self._plan(shape).native if draws is None else self._given(draws, len(batch), shape),
             epoch=epoch,
             seed=self.recipe.seed,
             images=pinned.images,
             pixel_values=pinned.pixel_values,
-            latents=pinned.latents,
-            size=size,
-            encoder=encoder,
-            sampled=sampled,
+            **({} if self.query is None else self.query.of(pinned, draws)),
         )
 
     def read(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
@@ -139,72 +120,8 @@ class Reader:
                 f"{size[1]}): resize them, or give `images` instead"
             )
 
-    def _latents(self, batch: Batch) -> tuple[tuple[int, int], tuple[int, ...], Any]:
-        """The size of the images that latents are made from, the shape of a latent, and what makes it."""
-        if batch.latents is not None:
-            channels, shape = self.teacher.latent_shape[0], tuple(batch.latents.shape)
-            if shape[1] != channels:
-                raise ShapeError(f"latents is {shape}, the teacher denoises (B, {channels}, h, w)")
-            return (0, 0), shape[1:], None
-        side = self.recipe.image_size
-        size = (side, side) if side is not None else self.teacher.image_size
-        return size, self.teacher.latents_of(size), self.encoder.network()
-
     def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.recipe.clip_mean or self.tower.mean, self.recipe.clip_std or self.tower.std
-
-    def _plan(self, latent_shape: tuple[int, ...]) -> DrawPlan:
-        if latent_shape not in self._plans:
-            recipe = self.recipe
-            drawn = recipe.condition == "random"
-            self._plans[latent_shape] = DrawPlan(
-                seed=recipe.seed,
-                draws=recipe.draws,
-                latent_shape=latent_shape,
-                patches=self.tower.patches,
-                choose=self.chosen if drawn and not recipe.bernoulli else None,
-                density=recipe.density if drawn and recipe.bernoulli else None,
-                replacement=recipe.replacement,
-                timesteps=recipe.timesteps,
-                timestep_range=self._range,
-                logit_mean=recipe.logit_mean,
-                logit_std=recipe.logit_std,
-            )
-        return self._plans[latent_shape]
-
-    def _given(self, draws: Any, batch: int, latent: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Explicit draws as tensors, if they fit; their values are looked at where they are on the host."""
-        if not isinstance(draws, Draws):
-            raise ConfigError(
-                f"draws is a {type(draws).__name__}: give diva_rs.Draws(timesteps, noise, tokens), or what "
-                "diva_rs.draw returns"
-            )
-        lead = (batch, self.recipe.draws)
-        wanted = {"timesteps": lead, "noise": (*lead, *latent)}
-        if self.recipe.condition == "random":
-            wanted["tokens"] = (*lead, self.chosen)
-        for name, shape in wanted.items():
-            found = tuple(getattr(draws, name).shape)
-            if found != shape:
-                raise ShapeError(
-                    f"draws.{name} is {found}, this batch and recipe need {shape}: B samples, N = "
-                    f"recipe.draws{', k chosen patches' if name == 'tokens' else ''}"
-                )
-        _check_values("timesteps", draws.timesteps, 0, len(self.teacher.schedule))
-        if "tokens" in wanted:
-            _check_values("tokens", draws.tokens, -1, self.tower.patches)
-        timesteps, noise, tokens = draws.tensors(self._home)
-        check_finite(noise, "draws.noise")
-        return timesteps, noise.detach(), tokens if "tokens" in wanted else None
-
-    def _text(self, batch: int) -> Tensor:
-        text = self.teacher.text(self.recipe.prompt)
-        if len(text) not in (1, batch):
-            raise ShapeError(
-                f"text_condition is {tuple(text.shape)}, the batch has {batch} samples: give one text for "
-                "all, or batches of that size (drop_last=True)"
-            )
-        return text.to(device=self.device, dtype=self.dtype)
 
 
 def checked_epoch(epoch: Any) -> int:
@@ -230,13 +147,3 @@ def _keys(batch: Batch, seen: int) -> Keys:
     rank, world = rank_and_world()
     numbers = np.arange(seen, seen + len(batch), dtype=np.uint64)
     return numbers * np.uint64(world) + np.uint64(rank)
-
-
-def _check_values(name: str, values: Any, low: int, high: int) -> None:
-    if isinstance(values, Tensor) and values.device.type != "cpu":
-        return
-    values = np.asarray(values)
-    if values.size and (int(values.min()) < low or int(values.max()) >= high):
-        raise DataError(
-            f"draws.{name} reaches from {values.min()} to {values.max()}, valid are {low} to {high - 1}"
-        )

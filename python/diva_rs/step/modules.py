@@ -19,7 +19,7 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
-from diva_rs.native.choose import choose_denoiser, choose_tower
+from diva_rs.native.choose import Part, choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
@@ -28,6 +28,7 @@ from diva_rs.step.terms import Term, named_terms
 
 _log = logging.getLogger("diva_rs")
 
+WITHOUT = "none (there is no diffusion model)"
 _STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
@@ -61,11 +62,21 @@ class StepModules:
         trained = any(
             group.name.partition(":")[0] == "denoiser" for stage in recipe.plan() for group in stage.groups
         )
-        teacher = Teacher.of(unet)
-        at_precision = teacher.training if trained else teacher.to_precision
-        self.teacher = at_precision(recipe.precision)
+        self.teacher: Teacher | None = None
+        if unet is not None:
+            teacher = Teacher.of(unet)
+            self.teacher = (teacher.training if trained else teacher.to_precision)(recipe.precision)
+        # The names of the losses, in the order of the logs.
+        built_in = ("denoising", "anchor")
+        self.loss_names = (
+            "loss",
+            *(name for name in built_in if getattr(recipe, name)),
+            *(name for name, _, _ in added),
+        )
+        self._check_objective(trained)
         if projector is None:
-            projector = make_projector(recipe, self.tower.embed_dim, self.teacher.condition_width)
+            width = None if self.teacher is None else self.teacher.condition_width
+            projector = make_projector(recipe, self.tower.embed_dim, width)
         self.projector = projector.to(device=self.device, dtype=self.dtype)
         self.bridge = make_bridge(self.tower, self.projector, recipe)
         with self.plain():
@@ -78,15 +89,16 @@ class StepModules:
             "tower": self.parameters,
             "projector": dict(self.projector.named_parameters(prefix="projector")),
         }
-        if trained:
-            self.parts["denoiser"] = self._denoiser_parameters()
-        denoiser = choose_denoiser(self.teacher, recipe)
+        if trained and self.teacher is not None:
+            self.parts["denoiser"] = self._denoiser_parameters(self.teacher)
+        denoiser = Part(None, WITHOUT) if self.teacher is None else choose_denoiser(self.teacher, recipe)
         self._parts = {"tower": tower, "denoiser": denoiser}
         self.step = _native.Step(
             tower.network,
             denoiser.network,
             self.bridge,
-            self.teacher.schedule,
+            None if self.teacher is None else self.teacher.schedule,
+            denoising=recipe.denoising,
             loss=recipe.loss,
             draw_weights=list(recipe.weights()),
             min_snr=recipe.min_snr,
@@ -96,13 +108,10 @@ class StepModules:
             micro_batch=recipe.micro_batch,
             denoiser_batch=recipe.denoiser_batch,
         )
-        # The names of the losses, in the order of the logs.
-        anchor = ("anchor",) if recipe.anchor else ()
-        self.loss_names = ("loss", "denoising", *anchor, *(name for name, _, _ in added))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepModules":
         """Over copies of CLIP and the projector; teacher, terms and untouched model are shared."""
-        if self.teacher.trainable:
+        if self.teacher is not None and self.teacher.trainable:
             raise ConfigError("the denoiser trains in place and is not copied: copy or average .clip instead")
         clip, projector = copy.deepcopy((self._clip, self.projector), memo)
         return StepModules(
@@ -122,7 +131,8 @@ class StepModules:
         Whether a VAE is needed, and can run natively, is known after the first batch.
         """
         parts = {name: part.backend for name, part in self._parts.items()}
-        return {**parts, "vae": self.reader.encoder.backend}
+        query = self.reader.query
+        return {**parts, "vae": WITHOUT if query is None else query.encoder.backend}
 
     def batch(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> _native.Batch:
         """A loader's item, checked, for a step that runs all the networks: see `Reader.batch`."""
@@ -200,6 +210,23 @@ class StepModules:
                     f"{self.device} when this trainer was made: move the model first, then make the trainer"
                 )
 
+    @property
+    def needing_original(self) -> list[str]:
+        """The terms that need the CLIP from which training began."""
+        anchor = [f"anchor={self.recipe.anchor}"] if self.recipe.anchor else []
+        added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
+        return anchor + added
+
+    def _check_objective(self, trained: bool) -> None:
+        """Raise ConfigError where there is nothing to minimise, or no diffusion model that it needs."""
+        if self.loss_names == ("loss",):
+            raise ConfigError("denoising=0 leaves nothing to minimise: give terms, or an anchor")
+        if self.teacher is None and (self.recipe.denoising or trained):
+            what = "the denoiser trains" if trained else f"denoising={self.recipe.denoising}"
+            raise ConfigError(
+                f"unet is None, but {what}: give a diffusion model, or denoising=0 and terms that do without"
+            )
+
     def _student_home(self) -> tuple[torch.device, torch.dtype]:
         wanted = _STUDENT_DTYPE[self.recipe.precision]
         devices = {parameter.device for parameter in self.parameters.values()}
@@ -216,18 +243,18 @@ class StepModules:
                 )
         return devices.pop(), wanted
 
-    def _denoiser_parameters(self) -> dict[str, nn.Parameter]:
+    def _denoiser_parameters(self, teacher: Teacher) -> dict[str, nn.Parameter]:
         """The denoiser's parameters, which train in place: those of the module given."""
-        named = dict(self.teacher.given.named_parameters(prefix="denoiser"))
+        named = dict(teacher.given.named_parameters(prefix="denoiser"))
         for name, parameter in named.items():
             if parameter.dtype != self.dtype or parameter.device != self.device:
                 raise ConfigError(
                     f"{name} is {parameter.dtype} on {parameter.device}: a denoiser that trains needs "
                     f"{self.dtype} on {self.device}, as CLIP has"
                 )
-        if self.teacher.denoiser is not self.teacher.given:
+        if teacher.denoiser is not teacher.given:
             raise ConfigError(
-                f"the denoiser trains, but this teacher runs a copy of it on {self.teacher.device}: move the "
+                f"the denoiser trains, but this teacher runs a copy of it on {teacher.device}: move the "
                 "denoiser to CLIP's device and leave out Teacher(device=...)"
             )
         return named

@@ -25,7 +25,7 @@ def match(name: str, parts: Mapping[str, Parameters]) -> dict[str, nn.Parameter]
     if part not in parts:
         raise ConfigError(f"train names the group {name!r}: there are {', '.join(parts)}")
     found = {key: value for key, value in parts[part].items() if not glob or fnmatchcase(key, glob)}
-    if not found:
+    if not found and parts[part]:
         raise ConfigError(f"train names the group {name!r}: no trainable parameter has such a key")
     return found
 
@@ -138,4 +138,7 @@ def _groups(
         named = {key: value for key, (owner, value) in owners.items() if owner is group}
         if named:
             groups.append((group, named))
+    if not groups:
+        names = ", ".join(group.name for group in stage.groups)
+        raise ConfigError(f"nothing trains in the stage of {names} from step {stage.first}")
     return groups

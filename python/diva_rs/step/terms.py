@@ -18,7 +18,8 @@ def named_terms(terms: Mapping[str, tuple[float, Term]] | None) -> list[tuple[st
     """The caller's terms as (name, weight, function).
 
     A function maps a `View` of the batch to a loss (0-dim). Of several ranks, each one's function sees that
-    rank's batch; gradients are averaged over the ranks.
+    rank's batch; gradients are averaged over the ranks. A function with the attribute ``needs_original =
+    True`` reads ``view.original``: its run resumes only with the CLIP from which it began.
 
     >>> named_terms({"spread": (0.5, lambda view: -view.pooled.var())})[0][:2]
     ('spread', 0.5)

@@ -35,7 +35,8 @@ class Trainer:
 
     Args:
         clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
-        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`.
+        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`. None
+            with ``denoising=0``, where the terms do without a diffusion model.
         recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
             without it the learning rate stays constant after its warm-up.
         terms: further terms of the loss, name -> (weight, function of a `View` of the batch -> 0-dim loss).
@@ -73,12 +74,12 @@ class Trainer:
 
     @property
     def projector(self) -> nn.Module:
-        """The trained map from CLIP's embedding to the teacher's condition."""
+        """The trained map from CLIP's embedding to the teacher's condition; an Identity without a teacher."""
         return self.step_modules.projector
 
     @property
-    def teacher(self) -> Teacher:
-        """The frozen diffusion model."""
+    def teacher(self) -> Teacher | None:
+        """The frozen diffusion model; None where there is none."""
         return self.step_modules.teacher
 
     @property

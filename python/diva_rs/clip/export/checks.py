@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diva_rs._base.optional import one_line, require
 from diva_rs.clip.facts import differences, facts
+from diva_rs.clip.weights import check_alike
 from diva_rs.errors import WeightsError
 
 _LIBRARIES = ("open_clip.", "timm.", "transformers.", "torch.", "torchvision.")
@@ -71,16 +72,10 @@ def check_fresh(config: Mapping[str, Any], weights: Mapping[str, Tensor], model:
         raise WeightsError(
             f"transformers builds no {kind.__name__} of this configuration: {one_line(err)}"
         ) from err
-    expected = own_state(fresh.state_dict())
-    for key in sorted(weights.keys() ^ expected.keys()):
-        if key in weights:
-            raise WeightsError(f"{key} is no weight of transformers' {kind.__name__}: {_MERGE}")
-        raise WeightsError(f"this model has no {key}, which transformers' {kind.__name__} needs: {_MERGE}")
-    for key, value in weights.items():
-        if value.shape != expected[key].shape:
-            raise WeightsError(
-                f"{key} is {tuple(value.shape)}, in a {kind.__name__} {tuple(expected[key].shape)}"
-            )
+    try:
+        check_alike(weights, own_state(fresh.state_dict()), ("this model", f"transformers' {kind.__name__}"))
+    except WeightsError as err:
+        raise WeightsError(f"{err}: {_MERGE}") from err
     found = differences(facts(model), facts(fresh))
     if found:
         raise WeightsError(f"the {kind.__name__} of this configuration is another model: {'; '.join(found)}")

@@ -45,7 +45,8 @@ def views(
     for title, (clip, projector) in clips.items():
         modules = StepModules(clip, teacher, one)
         modules.projector.load_state_dict(projector.state_dict())
-        inputs = modules.inputs(images, None, 0, _draws(modules, one, len(images)), 0)
+        inputs = modules.inputs(images, None, 0, _draws(teacher, modules, one, len(images)), 0)
+        assert inputs.targets is not None
         latents, noise, timesteps, choice, text = inputs.targets
         noisy, target, _ = teacher.schedule.add_noise(latents, noise[:, 0], timesteps[:, 0])
         condition, _ = modules.bridge.forward(modules.tokens(inputs.images), text, choice)
@@ -81,8 +82,8 @@ def write_picture(path: Path, shown: list[View]) -> None:
         figure.savefig(beside, format="png", dpi=100)
 
 
-def _draws(modules: StepModules, recipe: Recipe, count: int) -> Draws:
-    patches, latent_shape = modules.tower.patches, modules.teacher.latent_shape
+def _draws(teacher: Teacher, modules: StepModules, recipe: Recipe, count: int) -> Draws:
+    patches, latent_shape = modules.tower.patches, teacher.latent_shape
     chosen = recipe.chosen(patches) or None
     drawn = draw(0, list(range(count)), 1, latent_shape=latent_shape, patches=patches, choose=chosen)
     return Draws(np.full_like(drawn.timesteps, TIMESTEP), drawn.noise, drawn.tokens)
