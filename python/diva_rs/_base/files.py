@@ -120,17 +120,22 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
+class _NotWritten(DataError):
+    """A file, or one within a folder, could not be written; the cause says why."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; at the end it replaces ``path``. Raises DataError."""
     try:
         with beside(path) as place:
             yield place
-    except (DivaError, OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
-        cause = err.__cause__ if isinstance(err, DataError) else err  # of a file within a folder
-        if isinstance(cause, DivaError) or not isinstance(cause, (OSError, ValueError)):
+    except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
+        if isinstance(err, DivaError) and not isinstance(err, _NotWritten):
             raise
-        raise DataError(f"{path} could not be written ({cause}): nothing at that path was changed") from cause
+        cause = err.__cause__ if isinstance(err, _NotWritten) else err  # of a file within a folder
+        message = f"{path} could not be written ({cause}): nothing at that path was changed"
+        raise _NotWritten(message) from cause
     try:
         sync(path.parent)
     except OSError as err:
