@@ -28,7 +28,7 @@ def count(size: Size) -> dict[str, int]:
     found = {"needed": _counted(BestPlain(models), images, drawn)}
     found["official"] = _counted(Official(models), images, drawn)
     pixels = torch.empty(images.shape, device="meta")
-    found["cached"] = found["needed"] - _flops(lambda: models.vae.encode(pixels))
+    found["cached"] = found["needed"] - counted(lambda: models.vae.encode(pixels))
     return found
 
 
@@ -39,10 +39,11 @@ def _like(models: Models) -> tuple[torch.Tensor, ...]:
 def _counted(contestant: Any, images: torch.Tensor, drawn: Drawn) -> int:
     contestant.alphas = contestant.alphas.to("meta")
     contestant.drawn = lambda batch, draws: drawn
-    return _flops(lambda: contestant.step(images))
+    return counted(lambda: contestant.step(images))
 
 
-def _flops(call: Callable[[], Any]) -> int:
+def counted(call: Callable[[], Any]) -> int:
+    """The FLOPs of a call on modules without weights."""
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops())

@@ -38,7 +38,8 @@ impl Teacher {
         // Pairs of one text follow each other, so that its keys and values are computed once.
         let mut order: Vec<usize> = (0..given.pairs.len()).collect();
         order.sort_by_key(|&pair| given.pairs[pair].1);
-        let most = self.batch.unwrap_or_else(|| fills(&given.latents)).max(1) as i64;
+        let most = self.batch.unwrap_or_else(|| fills(&given.latents)).max(1);
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
         let (mut found, mut start) = (Vec::new(), 0);
         while start < order.len() {
             let width = self.limit.limit().map_or(most, |limit| most.min(limit as i64));

@@ -8,6 +8,7 @@ use super::number::number;
 use super::schedule::PySchedule;
 use super::step::{denoiser, signals};
 use super::tensor::{Given, PyTensor};
+use crate::error::DivaError;
 use crate::feedback::{Captioned, Distance, MemoryLimit, Teacher};
 
 /// A denoiser, native or a callable, and the most images at a time.
@@ -44,7 +45,12 @@ impl Judge {
         texts: Given,
         pairs: PyReadonlyArray2<'_, i64>,
     ) -> PyResult<PyTensor> {
-        let pairs = pairs.as_array().rows().into_iter().map(|pair| (pair[0], pair[1])).collect();
+        let pairs = pairs.as_array();
+        if pairs.ncols() != 2 {
+            let what = format!("`pairs` has shape {:?}, expected (R, 2): image and text", pairs.shape());
+            return Err(raise(DivaError::data("Judge.losses", what)));
+        }
+        let pairs = pairs.rows().into_iter().map(|pair| (pair[0], pair[1])).collect();
         let given = Captioned {
             latents: latents.named("latents")?,
             noise: noise.named("noise")?,

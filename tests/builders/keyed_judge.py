@@ -1,7 +1,7 @@
 """A judge without a denoiser, whose losses are a function of key and captions; and runs that are killed.
 
 `python -m builders.keyed_judge FOLDER` kills runs in FOLDER/0, FOLDER/1, ... while they write, and starts
-them again until they end.
+them again until they end. `python -m builders.keyed_judge FOLDER PHOTOS` judges a folder of images.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import torch
 from builders.killed import die_while_writing, fork
 from builders.small import small_teacher
 from diva_rs.captions import ContrastSet, Evidence, Judgements, Vocabulary
+from diva_rs.data import folder_loader
 from diva_rs.run.judging import judge_images
 
 WORDS = Vocabulary({"colour": ("red", "blue"), "size": ("big", "small", "tiny")}, subjects=("car", "dog"))
@@ -51,15 +52,19 @@ class KeyedJudge:
         """As `Judge.settings`."""
         return self.given
 
-    def describe(self, latents: Any, keys: Any, vocabulary: Any, start: Any, rounds: int) -> Judgements:
+    def describe(
+        self, latents: Any, keys: Any, vocabulary: Any, start: Any, rounds: int, names: Any = None
+    ) -> Judgements:
         """As `Judge.describe`."""
-        assert len(latents) == len(keys) == len(start) and latents.shape[1:] == (4, 8, 8)
+        assert len(latents) == len(keys) == len(start) and latents.shape[1] == 4
         self.judged += keys.tolist()
-        sets = [[vocabulary.set_of(name, values) for name in vocabulary.names()] for values in start]
+        names = names or vocabulary.names()
+        sets = [[vocabulary.set_of(name, values) for name in names] for values in start]
         found = {
             key: [_evidence(key, each) for each in of] for key, of in zip(keys.tolist(), sets, strict=True)
         }
-        return Judgements(found, vocabulary)
+        rest = [{name: word for name, word in each.items() if name not in names} for each in start]
+        return Judgements(found, vocabulary, given=dict(zip(keys.tolist(), rest, strict=True)))
 
 
 def _evidence(key: int, each: ContrastSet) -> Evidence:
@@ -72,7 +77,7 @@ def _evidence(key: int, each: ContrastSet) -> Evidence:
 def judged(folder: Path, judge: KeyedJudge | None = None, loader: Any = None, **settings: Any) -> Judgements:
     """`judge_images` with what this module has."""
     judge, loader = judge or KeyedJudge(), loader or images()
-    return judge_images(judge, loader, WORDS, folder, first_words, progress=False, **settings)  # type: ignore[arg-type]
+    return judge_images(judge, loader, WORDS, folder, first_words, **settings)  # type: ignore[arg-type]
 
 
 def main() -> None:
@@ -97,4 +102,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[2:]:
+        photos = folder_loader(sys.argv[2], 2, 16, 0, scale=None, shuffle=False, on_bad_image="skip")
+        judged(Path(sys.argv[1]), loader=photos)
+    else:
+        main()

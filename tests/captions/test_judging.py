@@ -20,14 +20,22 @@ from builders.diffusion import (
     tiny_vae,
 )
 from diva_rs._native import Schedule
-from diva_rs.captions import ContrastSet, Judge, Vocabulary
+from diva_rs.captions import Attribute, ContrastSet, Judge, Vocabulary
 from diva_rs.errors import ConfigError, DataError, ShapeError
 
 KEYS = [5, 2**64 - 1, 0]
 COLOURS = ContrastSet("colour", ("a red car", "a blue car", "a car"), ("red", "blue", "none"))
 SIZES = ContrastSet("size", ("a red car", "a big car"), ("unsaid", "big"))
 SETS = [[COLOURS, SIZES], [], [SIZES]]
-WORDS = Vocabulary({"colour": ("red", "blue", "green"), "size": ("big", "small")}, subjects=("cat", "dog"))
+WORDS = Vocabulary(
+    {
+        "colour": ("red", "blue", "green"),
+        "size": Attribute(("big", "small"), phrase="that is {}"),
+        "place": Attribute(("left", "right"), phrase="on the {}"),
+    },
+    templates=("a photo of {}", "{}, a photo"),
+    subjects=("cat", "dog"),
+)
 
 
 def encoder(width=TEXT_WIDTH, length=5, calls=None):
@@ -195,16 +203,21 @@ def test_easy_sets_take_few_draws():
 @torch.no_grad()
 def test_descent_judges_each_name_with_the_other_values_as_they_stand(teacher):
     calls = []
-    judge = Judge(teacher, draws=2, encode=encoder(calls=calls))
-    start = [{"subject": "dog", "colour": "red", "size": "small"}] * 3
+    judge = Judge(teacher, draws=4, first=4, encode=encoder(calls=calls))
+    start = [{"subject": "dog", "colour": "red", "size": "small", "place": "left"}] * 3
     judged = judge.describe(latents(), KEYS, WORDS, start, rounds=1)
     for image, key in enumerate(KEYS):
         values = dict(start[image])
         for name, each in zip(WORDS.names(), judged.evidence[key], strict=True):
             assert each.set == WORDS.set_of(name, values)
-            [[losses]] = judge.losses(latents()[image : image + 1], [key], [[each.set]], range(2))
-            np.testing.assert_allclose(each.losses, losses, rtol=1e-12)
-            values[name] = each.set.words[losses.mean(1).argmin()]
+            # The odd draws read the captions with their phrases in reverse, in the second template.
+            order, words = ["place", "size", "colour"], WORDS.words(name)
+            reworded = [WORDS.caption({**values, name: word}, order, template=1) for word in words]
+            for half, captions in enumerate((each.set.captions, tuple(reworded))):
+                sets = [[ContrastSet(name, captions)]]
+                [[losses]] = judge.losses(latents()[image : image + 1], [key], sets, range(half, 4, 2))
+                np.testing.assert_allclose(each.losses[:, half::2], losses, rtol=1e-12)
+            values[name] = each.set.words[each.losses.mean(1).argmin()]
     texts = [text for call in calls for text in call]
     assert len(texts) == len(set(texts))  # each distinct caption is encoded once
     again = judge.describe(latents(), KEYS, WORDS, start, rounds=30)

@@ -54,6 +54,15 @@ def test_without_signal_the_weight_is_zero(liking):
     assert not found.above and found.weight == 0.0
 
 
+def test_sets_that_were_settled_early_prove_nothing():
+    """Without signal, sets whose first two draws agree with each other by chance take no more."""
+    sets = losses(images=4000, signal=0.0)
+    early = [each[:, :2] if settled(each[:, :2], 1.0) else each for each in sets]
+    found = reliability(early, [WORDS] * len(sets))
+    assert found.agreement > 0.25 + 4 * np.sqrt(0.25 * 0.75 / len(sets))
+    assert not found.above and found.weight == 0.0
+
+
 def test_words_of_one_set_each_carry_no_liking():
     """The first caption is the true one of every set, as with hard negatives."""
     sets = [each[[i % 4, *({0, 1, 2, 3} - {i % 4})]] for i, each in enumerate(losses(signal=2.0))]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -20,7 +21,7 @@ def judge(teacher, photos, clip, tmp_path):
     words = tmp_path / "words.toml"
     words.write_text(WORDS.to_toml())
     given = ["--clip", clip, "--teacher", teacher, "--data", photos, "--vocabulary", str(words)]
-    few = ["--draws", "2", "--workers", "0", "--device", "cpu", "--loader-batch", "4", "--no-progress"]
+    few = ["--draws", "2", "--workers", "0", "--device", "cpu", "--loader-batch", "4"]
     return ["judge", *given, "--out", str(tmp_path / "judged"), *few]
 
 
@@ -47,9 +48,25 @@ def test_other_settings_need_another_folder(judge, capsys, tmp_path):
     assert "judge seed was 0, is 1" in message(capsys, [*judge, "--seed", "1"])
     (tmp_path / "words.toml").write_text(Vocabulary({"colour": ("red", "green")}).to_toml())
     assert f"vocabulary was '{WORDS.digest}', is " in message(capsys, judge)
-    assert main([*judge, "--overwrite"]) == 0
+    (tmp_path / "words.toml").write_text(WORDS.to_toml())
+    assert main([*judge, "--overwrite", "--names", "size", "--names", "colour"]) == 0
     found = Judgements.load(tmp_path / "judged")
-    assert {verdict.set.name for key in found for verdict in found[key]} == {"colour"}
+    for key in found:
+        assert [verdict.set.name for verdict in found[key]] == ["size", "colour"]
+        assert list(found.given[key]) == ["subject"]
+    assert "Not judged: subject " in (tmp_path / "judged" / "judged.html").read_text()
+
+
+def test_a_photograph_that_is_gone_is_not_shown(judge, photos, tmp_path):
+    copied = str(shutil.copytree(photos, tmp_path / "photos"))
+    judge = [copied if word == photos else word for word in judge]
+    assert main(judge) == 0
+    (tmp_path / "photos" / "0.png").unlink()
+    (tmp_path / "photos" / "1.png").write_bytes(b"no image")
+    assert main([*judge, "--on-bad-image", "skip"]) == 0
+    page = parsed((tmp_path / "judged" / "judged.html").read_text())
+    assert len(page.all("img")) == 4 and page.text.count("image not found") == 2
+    assert len(Judgements.load(tmp_path / "judged")) == 6
 
 
 def test_shards_are_judged(judge, photos, tmp_path):
@@ -72,6 +89,7 @@ def test_shards_are_judged(judge, photos, tmp_path):
 def test_mistakes_are_named(judge, capsys, tmp_path):
     assert "first must be at least 2" in message(capsys, [*judge, "--first", "1"])
     assert "--data /nowhere: " in message(capsys, [*judge, "--data", "/nowhere"])
+    assert "no attribute 'sice'; did you mean" in message(capsys, [*judge, "--names", "sice"])
     (tmp_path / "words.toml").write_text("attributes = 3")
     assert "words.toml: attributes is" in message(capsys, judge)
     assert "--out is needed" in message(capsys, judge[: judge.index("--out")])

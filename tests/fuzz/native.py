@@ -101,6 +101,16 @@ def calls() -> dict[str, Call]:
                 "batch": made["Step.train"].arguments["1"],
             },
         ),
+        "Judge.losses": Call(
+            of("Judge", "losses"),
+            {
+                "latents": latents,
+                "noise": noise,
+                "timesteps": timesteps,
+                "texts": torch.randn(3, 7, 24),
+                "pairs": np.array([[0, 2], [1, 0], [0, 0]]),
+            },
+        ),
         "Network.tokens": Call(tower.tokens, {"images": images}),
         "Network.record": Call(tower.record, {"images": images}),
         "Network.backward": Call(recorded, {"images": None, "gradient": torch.randn(tokens.shape)}),
@@ -194,6 +204,15 @@ def _constructors() -> dict[str, Call]:
     return {
         **made,
         "DrawPlan": Call(_native.DrawPlan, plan),
+        "Judge": Call(
+            _native.Judge,
+            {
+                "denoiser": _construct(made, "Network, unet_2d_condition"),
+                "schedule": schedule.flow(**sigmas),
+                "loss": "l1",
+                "batch": 2,
+            },
+        ),
         "Schedule.from_alphas_cumprod": Call(schedule.from_alphas_cumprod, levels),
         "Schedule.flow": Call(schedule.flow, sigmas),
     }

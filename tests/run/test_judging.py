@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from builders.diffusion import tiny_pipeline
 from builders.keyed_judge import IMAGES, WORDS, KeyedJudge, images, judged
 from builders.pictures import picture
 from builders.run_ranks import environment
+from diva_rs import Teacher
 from diva_rs.captions import Judgements
 from diva_rs.data import folder_loader
 from diva_rs.errors import ConfigError, DataError
@@ -97,8 +100,8 @@ def test_what_makes_the_losses_must_be_the_same(tmp_path):
     judged(folder, loader=images()[:1])
     with pytest.raises(ConfigError, match="judge seed was None, is 1"):
         judged(folder, KeyedJudge(seed=1))
-    with pytest.raises(ConfigError, match="rounds was 2, is 3"):
-        judged(folder, rounds=3)
+    with pytest.raises(ConfigError, match=r"rounds was 2, is 3; names was \['subject', 'colour', 'size'\]"):
+        judged(folder, rounds=3, names=["colour"])
     other = KeyedJudge()
     torch.nn.init.ones_(next(other.teacher.denoiser.parameters()))
     with pytest.raises(ConfigError, match=r"teacher 1 UNet2DConditionModel was '\w+', is '\w+'\)"):
@@ -123,21 +126,60 @@ def test_what_cannot_be_judged_is_named(tmp_path, batch, said):
         judged(tmp_path / "judged", loader=[batch])
 
 
+@pytest.mark.parametrize("encode", [None, len])
+def test_a_teacher_is_the_same_before_and_after_its_parts_are_loaded(tmp_path, encode):
+    tiny_pipeline().save_pretrained(tmp_path / "teacher")
+    judge = KeyedJudge()
+    judge.teacher, judge.encode = Teacher(tmp_path / "teacher"), encode
+    judged(tmp_path / "judged", judge, loader=images()[:1])
+    judge.teacher.texts(["a"])
+    assert len(judged(tmp_path / "judged", judge)) == IMAGES
+    parts = list(Judgements.load(tmp_path / "judged").facts.made_by["teacher"])
+    text = ["3 CLIPTextModel"] if encode is None else []
+    assert parts == ["1 UNet2DConditionModel", "2 AutoencoderKL", *text, "schedule", "precision"]
+
+
+def test_what_is_not_judged_keeps_its_guess(tmp_path):
+    found = judged(tmp_path / "judged", names=["colour"])
+    assert [verdict.set.name for verdict in found[100]] == ["colour"]
+    assert found.given[100] == {"subject": "car", "size": "big"}
+    assert found[101][0].set.captions[0] == "a photo of a red big car"
+
+
 def test_latents_of_the_loader_are_used(tmp_path):
     batch = images(1, 1)[0]
     found = judged(tmp_path / "judged", loader=[{**batch, "latents": torch.zeros(1, 4, 8, 8)}])
     assert len(found) == 1
 
 
-def test_unreadable_images_are_counted(tmp_path):
+@pytest.fixture
+def photos(tmp_path):
+    """Seven images, and three files that are none; some lie in the share of each of two ranks."""
     (tmp_path / "photos").mkdir()
-    for number in range(3):
+    for number in range(7):
         picture(number).save(tmp_path / "photos" / f"{number}.png")
-    (tmp_path / "photos" / "3.png").write_bytes(b"no image")
-    loader = folder_loader(tmp_path / "photos", 2, 16, 0, scale=None, on_bad_image="skip", shuffle=False)
+    for name in ("3a.png", "3b.png", "5a.png"):
+        (tmp_path / "photos" / name).write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+def test_unreadable_images_are_counted(tmp_path, photos):
+    loader = folder_loader(photos, 2, 16, 0, scale=None, on_bad_image="skip", shuffle=False)
     found = judged(tmp_path / "judged", loader=loader)
-    assert len(found) == 3 and set(found) < set(loader.dataset.ids.tolist())
-    assert str(found.facts.accounting).startswith("3 images used, 1 left out: 1 unreadable (")
+    assert len(found) == 7 and set(found) < set(loader.dataset.ids.tolist())
+    assert str(found.facts.accounting).startswith("7 images used, 3 left out: 3 unreadable (")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_ranks_judge_what_one_does(tmp_path, photos):
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node=2"]
+    for name, launcher in (("alone", [sys.executable]), ("together", torchrun)):
+        command = [*launcher, "-m", "builders.keyed_judge", str(tmp_path / name), str(photos)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert files(tmp_path / "together") == files(tmp_path / "alone")
+    assert len(Judgements.load(tmp_path / "together")) == 7
 
 
 @pytest.mark.slow

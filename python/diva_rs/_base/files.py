@@ -121,7 +121,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class _NotWritten(DataError):
-    """A file, or one within a folder, could not be written; the cause says why."""
+    """A file could not be written, or one within a folder that is; the cause says why."""
+
+
+def _not_written(path: Path, cause: BaseException | None) -> _NotWritten:
+    return _NotWritten(f"{path} could not be written ({cause}): nothing at that path was changed")
 
 
 @contextmanager
@@ -130,12 +134,12 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with beside(path) as place:
             yield place
+    except _NotWritten as err:
+        raise _not_written(path, err.__cause__) from err.__cause__
+    except DivaError:
+        raise
     except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
-        if isinstance(err, DivaError) and not isinstance(err, _NotWritten):
-            raise
-        cause = err.__cause__ if isinstance(err, _NotWritten) else err  # of a file within a folder
-        message = f"{path} could not be written ({cause}): nothing at that path was changed"
-        raise _NotWritten(message) from cause
+        raise _not_written(path, err) from err
     try:
         sync(path.parent)
     except OSError as err:

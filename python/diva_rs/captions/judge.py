@@ -1,30 +1,25 @@
 """`Judge`: a diffusion model as a classifier of captions (Li et al., arXiv 2303.16203)."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-import diva_rs._native as _native
 from diva_rs.captions.judgements import Evidence, Judgements
+from diva_rs.captions.measure import Encode, Losses, Measure
 from diva_rs.captions.posteriors import settled
 from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, DataError, ShapeError, shown
-from diva_rs.native.choose import Part, choose_denoiser
 from diva_rs.recipes.recipe import Recipe
-from diva_rs.step.draws import DrawPlan, sample_keys
+from diva_rs.step.draws import sample_keys
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Known = dict[str, Array]  # losses (n,) of an image by caption
 
 _IMAGES = 32  # that are judged together: their noise and texts are in memory
-_TEXTS = 512  # encoded captions that are kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +58,8 @@ class Judge:
     seed: int = 0
     backend: Literal["auto", "native", "torch"] = "auto"
     batch: int | None = None
-    encode: Callable[[list[str]], Tensor] | None = None
-    _part: Part = field(init=False, repr=False)
-    _core: _native.Judge = field(init=False, repr=False)
-    _texts: "OrderedDict[str, Tensor]" = field(init=False, repr=False, default_factory=OrderedDict)
+    encode: Encode | None = None
+    _measure: Measure = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         recipe = Recipe(
@@ -83,13 +76,7 @@ class Judge:
             )
         if not self.settle >= 0:
             raise ConfigError(f"settle={shown(self.settle)}: a number of at least 0 is needed")
-        end, steps = (recipe.timestep_range or (0, 0))[1], len(self.teacher.schedule)
-        if end > steps:
-            raise ConfigError(f"timestep_range={self.timestep_range}: the teacher has {steps} timesteps")
-        part = choose_denoiser(self.teacher, recipe)
-        native = _native.Judge(part.network, self.teacher.schedule, self.loss, self.batch)
-        object.__setattr__(self, "_part", part)
-        object.__setattr__(self, "_core", native)
+        object.__setattr__(self, "_measure", Measure(self.teacher, recipe, self.encode))
 
     def losses(
         self, latents: Tensor, keys: Any, sets: Sequence[Sequence[ContrastSet]], draws: range
@@ -100,10 +87,13 @@ class Judge:
         them, ``sets`` (B) any number of sets for each image. Float32, or float64 for a teacher of "fp64".
         """
         keys = _checked(latents, keys, sets)
-        wanted = [list(dict.fromkeys(text for each in of for text in each.captions)) for of in sets]
-        found = [self._measured(latents[part], keys[part], wanted[part], draws) for part in _parts(len(keys))]
-        known = [each for several in found for each in several]
-        return [[_of(each, image) for each in of] for of, image in zip(sets, known, strict=True)]
+        found: list[list[Array]] = []
+        for part in _parts(keys):
+            wanted = [list(dict.fromkeys(text for each in of for text in each.captions)) for of in sets[part]]
+            losses = self._measure(latents[part], keys[part], wanted, draws)
+            for several, of in zip(sets[part], losses, strict=True):
+                found.append([np.stack([of[text] for text in each.captions]) for each in several])
+        return found
 
     def judge(self, latents: Tensor, keys: Any, sets: Sequence[Sequence[ContrastSet]]) -> Judgements:
         """Judge the contrast sets of each image, with as many draws as each set needs.
@@ -112,9 +102,9 @@ class Judge:
         """
         keys = _checked(latents, keys, sets)
         evidence: dict[int, tuple[Evidence, ...]] = {}
-        for part in _parts(len(keys)):
-            known: list[Known] = [{} for _ in keys[part]]
-            found = self._settled(latents[part], keys[part], sets[part], known)
+        for part in _parts(keys):
+            asked = [[_Asked(each, (each.captions, each.captions)) for each in of] for of in sets[part]]
+            found = _Images(self, latents[part], keys[part]).settle(asked)
             evidence.update(zip(keys[part].tolist(), map(tuple, found), strict=True))
         return Judgements(evidence)
 
@@ -131,6 +121,9 @@ class Judge:
 
         Each round judges each name in turn, with the other values as they stand, and takes the best word. The
         sets of the last round are kept.
+
+        The odd draws read the captions reworded: with the phrases in reverse order, in the vocabulary's
+        second template if it has one. What depends on the wording alone then counts as unreliable.
 
         Args:
             start: name -> word for each image, such as CLIP's guesses; a name without a value is not
@@ -150,14 +143,16 @@ class Judge:
         keys = _checked(latents, keys, start)
         evidence: dict[int, tuple[Evidence, ...]] = {}
         given: dict[int, dict[str, str]] = {}
-        for part in _parts(len(keys)):
-            known: list[Known] = [{} for _ in keys[part]]
+        for part in _parts(keys):
+            images = _Images(self, latents[part], keys[part])
             values = [dict(each) for each in start[part]]
             last: list[dict[str, Evidence]] = [{} for _ in values]
             for name in tuple(vocabulary.names() if names is None else names) * rounds:
-                sets = [[vocabulary.set_of(name, each)] for each in values]
-                found = self._settled(latents[part], keys[part], sets, known)
-                for image, [each] in enumerate(found):
+                sets = [vocabulary.set_of(name, each) for each in values]
+                others = [_reworded(vocabulary, name, each) for each in values]
+                pairs = zip(sets, others, strict=True)
+                asked = [[_Asked(each, (each.captions, other))] for each, other in pairs]
+                for image, [each] in enumerate(images.settle(asked)):
                     last[image][name] = each
                     values[image][name] = each.set.words[int(each.losses.mean(1).argmin())]
             for key, each_last, each_values in zip(keys[part].tolist(), last, values, strict=True):
@@ -175,97 +170,73 @@ class Judge:
         encode = None if self.encode is None else getattr(self.encode, "__qualname__", "a callable")
         return {**{name: getattr(self, name) for name in names}, "encode": encode}
 
-    def _settled(
-        self,
-        latents: Tensor,
-        keys: Array,
-        sets: Sequence[Sequence[ContrastSet]],
-        known: Sequence[Known],
-    ) -> list[list[Evidence]]:
-        """The evidence of the sets of each image; ``known`` holds what was measured, and gets the rest."""
-        found: list[dict[int, Evidence]] = [{} for _ in sets]
-        look = self.first
-        while True:
-            missing: dict[int, list[list[str]]] = {}  # draws that are there -> captions of each image
-            for image, of in enumerate(sets):
-                open_sets = (each for index, each in enumerate(of) if index not in found[image])
-                for text in dict.fromkeys(text for each in open_sets for text in each.captions):
-                    there = len(known[image].get(text, ()))
-                    if there < look:
-                        missing.setdefault(there, [[] for _ in sets])[image].append(text)
-            for there, wanted in missing.items():
-                more = self._measured(latents, keys, wanted, range(there, look))
-                for image, losses in enumerate(more):
-                    for text, each in losses.items():
-                        known[image][text] = np.concatenate([known[image].get(text, each[:0]), each])
-            for image, of in enumerate(sets):
-                for index, each_set in enumerate(of):
-                    if index not in found[image]:
-                        losses_of = _of(each_set, known[image], look)
-                        if (sure := settled(losses_of, self.settle)) or look == self.draws:
-                            found[image][index] = Evidence(each_set, losses_of, sure)
-            if look == self.draws or all(len(done) == len(of) for done, of in zip(found, sets, strict=True)):
-                return [[done[index] for index in range(len(done))] for done in found]
-            look = min(2 * look, self.draws)
 
-    def _measured(
-        self, latents: Tensor, keys: Array, wanted: Sequence[Sequence[str]], draws: range
-    ) -> list[Known]:
-        """The losses (n,) of the captions that are wanted of each image."""
-        images = [index for index, texts in enumerate(wanted) if texts]
-        if not images or not draws:
-            return [{text: np.zeros(0, np.float32) for text in texts} for texts in wanted]
-        teacher, double = self.teacher, self.teacher.dtype == torch.float64
-        if self._part.snapshot is not None:
-            self._part.snapshot.check()
-        texts = {text: row for row, text in enumerate(dict.fromkeys(t for of in wanted for t in of))}
-        pairs = [(row, texts[text]) for row, image in enumerate(images) for text in wanted[image]]
-        latents = latents[images].detach().to(teacher.device, torch.float64 if double else torch.float32)
-        plan = DrawPlan(
-            self.seed,
-            draws.stop,
-            tuple(latents.shape[1:]),
-            0,
-            timestep_range=self.timestep_range or (0, len(teacher.schedule)),
-        )
-        timesteps, noise, _ = plan.draw(keys[images]).tensors(latents)
-        encoded = self._encoded(list(texts)).to(latents)
-        start = draws.start
-        found = self._core.losses(
-            latents, noise[:, start:], timesteps[:, start:], encoded, np.array(pairs, np.int64)
-        )
-        rows = iter(found.cpu().numpy())
-        losses = [{text: next(rows) for text in of} for of in wanted]
-        for key, of_image in zip(keys.tolist(), losses, strict=True):
-            for text, each in of_image.items():
-                if not np.isfinite(each).all():
-                    raise DataError(f"the loss of sample {key} under {shown(text)} is not finite")
+class _Asked(NamedTuple):
+    """A contrast set, and its captions as the even draws and as the odd draws read them."""
+
+    set: ContrastSet
+    captions: tuple[Sequence[str], Sequence[str]]
+
+
+class _Images:
+    """Some images that are judged together, and what was measured: each loss once, for all sets."""
+
+    def __init__(self, judge: Judge, latents: Tensor, keys: Array) -> None:
+        self.judge, self.latents, self.keys = judge, latents, keys
+        self.known: tuple[list[Losses], list[Losses]] = ([{} for _ in keys], [{} for _ in keys])
+
+    def settle(self, asked: Sequence[Sequence[_Asked]]) -> list[list[Evidence]]:
+        """The evidence of the sets of each image, by as many draws as each set needs."""
+        judge, draws = self.judge, self.judge.first
+        found: list[dict[int, Evidence]] = [{} for _ in asked]
+        while True:
+            left = [
+                {place: each for place, each in enumerate(of) if place not in done}
+                for of, done in zip(asked, found, strict=True)
+            ]
+            if not any(left):
+                return [[done[place] for place in sorted(done)] for done in found]
+            for half in (0, 1):
+                self._extend([[each.captions[half] for each in of.values()] for of in left], half, draws)
+            for image, of in enumerate(left):
+                for place, each in of.items():
+                    losses = self._losses(image, each, draws)
+                    sure = settled(losses, judge.settle)
+                    if sure or draws == judge.draws:
+                        found[image][place] = Evidence(each.set, losses, sure)
+            draws = min(2 * draws, judge.draws)
+
+    def _extend(self, wanted: Sequence[Sequence[Sequence[str]]], half: int, draws: int) -> None:
+        """Measure what is missing of one half of the first ``draws`` draws, under captions of each image."""
+        known, enough = self.known[half], len(range(half, draws, 2))
+        counts = [
+            {text: len(of.get(text, ())) for captions in several for text in captions}
+            for several, of in zip(wanted, known, strict=True)
+        ]
+        for there in sorted({count for of in counts for count in of.values() if count < enough}):
+            texts = [[text for text, count in of.items() if count == there] for of in counts]
+            more = self.judge._measure(self.latents, self.keys, texts, range(half + 2 * there, draws, 2))
+            for of, losses in zip(known, more, strict=True):
+                for text, each in losses.items():
+                    of[text] = np.concatenate([of.get(text, each[:0]), each])
+
+    def _losses(self, image: int, asked: _Asked, draws: int) -> Array:
+        """The losses (K, n) of a set, by draw."""
+        losses = np.empty((len(asked.set), draws))
+        for half in (0, 1):
+            of, count = self.known[half][image], len(range(half, draws, 2))
+            losses[:, half::2] = [of[text][:count] for text in asked.captions[half]]
         return losses
 
-    def _encoded(self, texts: list[str]) -> Tensor:
-        """Text tokens (M, L, C), of which those of the last captions are kept."""
-        new = [text for text in texts if text not in self._texts]
-        if new:
-            tokens = (self.teacher.texts if self.encode is None else self.encode)(new)
-            width = self.teacher.condition_width
-            if tokens.ndim != 3 or len(tokens) != len(new) or tokens.shape[-1] != width:
-                raise ShapeError(f"encode gave {tuple(tokens.shape)}, expected ({len(new)}, L, {width})")
-            self._texts.update(zip(new, tokens.detach(), strict=True))
-        chosen = torch.stack([self._texts[text] for text in texts])
-        for text in texts:
-            self._texts.move_to_end(text)
-        while len(self._texts) > _TEXTS:
-            self._texts.popitem(last=False)
-        return chosen
+
+def _reworded(vocabulary: Vocabulary, name: str, values: Mapping[str, str]) -> list[str]:
+    """The captions of a set with phrases in reverse, in the vocabulary's second template if it has one."""
+    order, template = [*vocabulary.attributes][::-1], min(1, len(vocabulary.templates) - 1)
+    return [vocabulary.caption({**values, name: word}, order, template) for word in vocabulary.words(name)]
 
 
-def _of(each: ContrastSet, known: Known, draws: int | None = None) -> Array:
-    """The losses (K, n) of a contrast set."""
-    return np.stack([known[text][:draws] for text in each.captions])
-
-
-def _parts(images: int) -> Iterator[slice]:
-    return (slice(start, start + _IMAGES) for start in range(0, images, _IMAGES))
+def _parts(keys: Array) -> Iterator[slice]:
+    return (slice(start, start + _IMAGES) for start in range(0, len(keys), _IMAGES))
 
 
 def _checked(latents: Tensor, keys: Any, each: Sequence[Any]) -> Array:

@@ -32,7 +32,8 @@ class Reliability:
                words explains is taken off first
     chance     the accuracy of a guess, 1 / K
     images     contrast sets that were compared
-    above      whether the agreement is above that of chance by more than two standard errors
+    above      whether the agreement, by the draws that all sets have, is above that of chance by more than
+               two standard errors
     interval   of the accuracy: where it is with 95 % confidence, by Wilson's interval of the agreement
     """
 
@@ -109,14 +110,21 @@ def temperature(sets: Sequence[Array]) -> float:
 
 def reliability(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> Reliability:
     """The reliability of sets (K, n) of one name, n at least 2; their captions differ in ``words`` (K)."""
-    bests = [[best for _, best in _halves(losses)] for losses in sets]
-    agreement = float(np.mean([first == second for first, second in bests]))
     guess = float(np.mean([1 / len(losses) for losses in sets]))
-    liking = _by_liking(words, bests)
-    above = agreement > liking + _ERRORS * np.sqrt(liking * (1 - liking) / len(sets))
+    agreement, liking = _agreement(sets, words)
     ends = (agreement, *wilson_interval(round(agreement * len(sets)), len(sets)))
     accuracy, low, high = (_accuracy(end, liking, guess) for end in ends)
+    # Sets that were settled early agree more often, by choice: the draws that all sets have are no choice.
+    fewest = min(losses.shape[1] for losses in sets)
+    fair, by_liking = _agreement([losses[:, :fewest] for losses in sets], words)
+    above = fair > by_liking + _ERRORS * np.sqrt(by_liking * (1 - by_liking) / len(sets))
     return Reliability(agreement, accuracy, guess, len(sets), bool(above), (low, high))
+
+
+def _agreement(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """How often the two halves have the same best caption, and how often by their liking for words."""
+    bests = [[best for _, best in _halves(losses)] for losses in sets]
+    return float(np.mean([first == second for first, second in bests])), _by_liking(words, bests)
 
 
 def _accuracy(agreement: float, liking: float, guess: float) -> float:

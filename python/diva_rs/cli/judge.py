@@ -59,8 +59,8 @@ class JudgeOptions(ImageOptions):
     """images that are denoised at a time; none: as many as fit"""
     seed: Whole = 0
     """of the draws"""
-    progress: bool = True
-    """whether to show a progress bar"""
+    names: tuple[Text, ...] | None = None
+    """an attribute to judge, or "subject"; one flag for each; none: all. Others keep CLIP's guess"""
 
 
 _FIELDS = [name for name in JudgeOptions.model_fields if name != "recipe"]
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         timestep_range=options.timestep_range,
     )
     judged = judge_images(
-        judge, loader, vocabulary, options.out, guesses, options.rounds, options.overwrite, options.progress
+        judge, loader, vocabulary, options.out, guesses, options.rounds, options.names, options.overwrite
     )
     if place is None or place.rank == 0:
         data: Any = loader.dataset
@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pictures(loader: ImageLoader, keys: Sequence[int]) -> Mapping[int, Tensor]:
-    """The images of these keys, as they were judged."""
+    """The images of these keys, as they were judged; without those that are gone."""
     data: Any = loader.dataset
     if hasattr(data, "ids"):
-        places = {key: place for place, key in enumerate(data.ids.tolist())}
-        return {key: data[places[key]]["images"] for key in keys}
+        items = (data[place] for place, key in enumerate(data.ids.tolist()) if key in keys)
+        return {item["ids"]: item["images"] for item in items if isinstance(item, dict)}
     found: dict[int, Tensor] = {}
     for batch in loader:
         rows = zip(batch["ids"].tolist(), batch["images"], strict=True)

@@ -17,6 +17,7 @@ from diva_rs.report.charts import Chart, histogram
 from diva_rs.report.write import jpeg, rendered
 
 _SHEET = 12  # images of each kind
+_SIDE = 224  # pixels
 _BARS = 12  # words of a set that have a bar: the likeliest
 
 Pictures = Callable[[Sequence[int]], Mapping[int, Tensor]]
@@ -52,7 +53,15 @@ def write_judged(
     sheets = {"most": certain[:_SHEET], "least": certain[_SHEET:][: -_SHEET - 1 : -1]}
     found = {} if pictures is None else pictures([key for keys in sheets.values() for key in keys])
     cards = {
-        which: [Card(named.get(key, str(key)), _picture(found.get(key)), judgements[key]) for key in keys]
+        which: [
+            Card(
+                named.get(key, str(key)),
+                _picture(found.get(key)),
+                judgements[key],
+                judgements.given.get(key, {}),
+            )
+            for key in keys
+        ]
         for which, keys in sheets.items()
         if keys
     }
@@ -74,6 +83,7 @@ class Card:
     name: str
     picture: str | None  # a data URI
     verdicts: Sequence[Verdict]
+    given: Mapping[str, str]  # name -> word of what was not judged
 
     @staticmethod
     def bars(verdict: Verdict) -> list[tuple[str, float]]:
@@ -156,4 +166,6 @@ def _picture(pixels: Tensor | None) -> str | None:
     if pixels is None:
         return None
     image: Any = require("PIL.Image", extra="data")
-    return jpeg(image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).cpu().numpy()))
+    times = max(1, _SIDE // max(pixels.shape[1:]))  # a browser would blur small ones
+    large = (pixels * 255).round().byte().repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return jpeg(image.fromarray(large.permute(1, 2, 0).cpu().numpy()), _SIDE)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from diva_rs.data.checks import Place, check_images
 from diva_rs.data.keys import sample_keys
 from diva_rs.data.latent_store import content_hash, hash_of_weights
 from diva_rs.data.pixels import vae_input
+from diva_rs.diffusion import Teacher
 from diva_rs.distributed import Ranks, session
-from diva_rs.errors import DataError
+from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.ranks.loaders import check_divided, every_image
 from diva_rs.run.ranks.start import check_same
@@ -36,8 +38,8 @@ def judge_images(
     folder: str | os.PathLike[str],
     guess: Guess,
     rounds: int = 2,
+    names: Sequence[str] | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> Judgements:
     """Judge every image of one pass over ``loader``, and keep the losses in ``folder``.
 
@@ -49,7 +51,7 @@ def judge_images(
         loader: batches with ``images`` in [0, 1], of the size that the teacher is to see, and ``ids``, such
             as ``folder_loader(..., size=512, scale=None)``; ``latents`` in it are used.
         guess: the words to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
-        rounds: see `Judge.describe`.
+        rounds, names: see `Judge.describe`.
         overwrite: whether to replace the judgements that ``folder`` holds.
 
     Raises ConfigError, naming what differs, where another teacher, vocabulary, guess or setting made the
@@ -61,7 +63,7 @@ def judge_images(
     >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
     >>> loader = [{"images": torch.rand(2, 3, 16, 16), "ids": ["a.png", "b.png"]}]
     >>> start = lambda images: [{"colour": "red"}] * len(images)
-    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start, progress=False)
+    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start)
     >>> len(judged), str(judged.facts.accounting)
     (2, '2 images used, none left out')
     """
@@ -72,6 +74,7 @@ def judge_images(
         "judge": judge.settings(),
         "guess": guess.identity() if hasattr(guess, "identity") else "a function",
         "rounds": rounds,
+        "names": list(vocabulary.names() if names is None else names),
     }
     with session() as ranks, every_image(loader, ranks):
         check_same("judge", made_by, ranks)
@@ -81,13 +84,21 @@ def judge_images(
         ranks.wait()
         if not ranks.first:
             store = Unfinished(folder, made_by)
-        judging, images = _Judging(judge, vocabulary, guess, rounds, store), 0
-        for number, item in enumerate(
-            tqdm(loader, "judge", unit="batch", disable=None if progress else True)
-        ):
+        images = 0
+        for number, item in enumerate(tqdm(loader, "judge", unit="batch", disable=None)):
             batch = read_batch(item, number)
-            judging.add(batch, number)
             images += len(batch)
+            pixels, new = _new(batch, number, store)
+            if new:
+                indices = [index for index, _ in new.values()]
+                pixels = pixels[indices]
+                latents = _latents(batch, pixels, indices, judge.teacher)
+                keys = np.fromiter(new, np.uint64, len(new))
+                found = judge.describe(latents, keys, vocabulary, guess(pixels), rounds, names)
+                store.add(
+                    Row.of(key, found.evidence[key], found.given.get(key), content)
+                    for key, (_, content) in new.items()
+                )
             if ranks.stopping:
                 break
         if any(ranks.facts(ranks.stopping)):
@@ -101,59 +112,45 @@ def judge_images(
     return Judgements.load(folder)
 
 
-class _Judging:
-    """Judges the images of batches that are not in the store yet."""
+def _new(batch: Batch, number: int, store: Unfinished) -> tuple[Tensor, dict[int, tuple[int, str]]]:
+    """The images of a batch, checked; of those not judged yet: key -> index, and hash of the pixels."""
+    if batch.images is None or batch.ids is None:
+        raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
+    check_images(batch.images, "unit", batch=number, ids=batch.ids)
+    new: dict[int, tuple[int, str]] = {}
+    hashes = [content_hash(image).hex() for image in batch.images.float().cpu().numpy()]
+    for index, (key, content) in enumerate(zip(sample_keys(batch.ids).tolist(), hashes, strict=True)):
+        row = store.rows.get(key)
+        if row is None:
+            new.setdefault(key, (index, content))
+        elif row.content != content:
+            where = Place("images", number, batch.ids).sample(index)
+            raise DataError(
+                f"{where} has other pixels than when it was judged: load it as then, or overwrite the "
+                "judgements"
+            )
+    return batch.images, new
 
-    def __init__(
-        self, judge: Judge, vocabulary: Vocabulary, guess: Guess, rounds: int, store: Unfinished
-    ) -> None:
-        self.judge, self.vocabulary, self.guess = judge, vocabulary, guess
-        self.rounds, self.store = rounds, store
 
-    def add(self, batch: Batch, number: int) -> None:
-        """Judge the new images of a batch."""
-        place = Place("images", number, batch.ids)
-        if batch.images is None or batch.ids is None:
-            raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
-        check_images(batch.images, "unit", what="images", batch=number, ids=batch.ids)
-        contents = [content_hash(image).hex() for image in batch.images.float().cpu().numpy()]
-        new: dict[int, int] = {}
-        for index, (key, content) in enumerate(zip(sample_keys(batch.ids).tolist(), contents, strict=True)):
-            row = self.store.rows.get(key)
-            if row is None:
-                new.setdefault(key, index)
-            elif row.content != content:
-                raise DataError(
-                    f"{place.sample(index)} has other pixels than when it was judged: load it as then, or "
-                    "overwrite the judgements"
-                )
-        if not new:
-            return
-        chosen = torch.tensor(list(new.values()), device=batch.images.device)
-        images = batch.images[chosen]
-        keys = np.fromiter(new, np.uint64, len(new))
-        latents = self._latents(images) if batch.latents is None else batch.latents[chosen]
-        found = self.judge.describe(latents, keys, self.vocabulary, self.guess(images), self.rounds)
-        self.store.add(
-            Row.of(key, found.evidence[key], found.given.get(key), contents[index])
-            for key, index in new.items()
-        )
-
-    def _latents(self, images: Tensor) -> Tensor:
-        teacher, (height, width) = self.judge.teacher, images.shape[-2:]
-        home = images.to(teacher.device, torch.float32)
-        return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
+def _latents(batch: Batch, images: Tensor, indices: list[int], teacher: Teacher) -> Tensor:
+    """The latents of chosen images of a batch: those of the loader, or made here."""
+    if batch.latents is not None:
+        return batch.latents[indices]
+    height, width = images.shape[-2:]
+    home = images.to(teacher.device, torch.float32)
+    return teacher.encode(vae_input(home, Recipe(pixels="unit"), (height, width)))
 
 
 def _fingerprint(judge: Judge) -> dict[str, str]:
     """What decides the losses: the teacher's weights, schedule and precision."""
     teacher = judge.teacher
+    modules = [teacher.denoiser]
+    with suppress(ConfigError):  # there is no VAE: the loader gives latents
+        modules += [] if teacher.vae is None else [teacher.vae]
     if judge.encode is None:
         teacher.texts([""])  # its encoders are loaded when they are used
-    weights = {
-        f"{number} {type(module).__name__}": hash_of_weights(module)
-        for number, module in enumerate(teacher.modules(), start=1)
-    }
+        modules = teacher.modules()
+    weights = {f"{n} {type(module).__name__}": hash_of_weights(module) for n, module in enumerate(modules, 1)}
     schedule = teacher.schedule
     noise = f"{len(schedule)} timesteps, predicts {schedule.prediction_type}"
     return {**weights, "schedule": noise, "precision": str(teacher.dtype)}
