@@ -1,7 +1,6 @@
 """Small data sets in clip-benchmark's own formats, of flat colours whose classes and captions name them."""
 
 import io
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from webdataset import TarWriter
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 210), "grey": (128, 128, 128)}
 TEMPLATES = ("a photo of a {c} square.", "a {c} picture.")
@@ -69,12 +69,9 @@ def webdataset(folder: Path, samples: Sequence[dict[str, bytes]], shards: int) -
     (folder / "test" / "nshards.txt").write_text(f"{shards}\n")
     each = -(-len(samples) // shards)
     for shard in range(shards):
-        with tarfile.open(folder / "test" / f"{shard}.tar", "w") as archive:
+        with TarWriter(str(folder / "test" / f"{shard}.tar")) as archive:
             for number, sample in enumerate(samples[each * shard : each * (shard + 1)]):
-                for ending, content in sample.items():
-                    entry = tarfile.TarInfo(f"s{each * shard + number:07d}.{ending}")
-                    entry.size = len(content)
-                    archive.addfile(entry, io.BytesIO(content))
+                archive.write({"__key__": f"s{each * shard + number:07d}", **sample})
     return folder
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from builders import clips, openai_clip
 
-VIT = {
+VIT: dict[str, Any] = {
     "embed_dim": 24,
     "quick_gelu": True,
     "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
@@ -33,17 +33,8 @@ SIGLIP = {
         "timm_pool": "map",
         "timm_proj": "none",
     },
-    "text_cfg": {
-        "context_length": 8,
-        "vocab_size": 64,
-        "width": 16,
-        "heads": 2,
-        "layers": 1,
-        "no_causal_mask": True,
-        "proj_bias": True,
-        "pool_type": "last",
-        "norm_kwargs": {"eps": 1e-6},
-    },
+    "text_cfg": VIT["text_cfg"]
+    | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
 }
 
 

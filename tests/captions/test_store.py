@@ -131,6 +131,14 @@ def test_a_damaged_part_is_named(place):
         Unfinished(place, MADE_BY)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_plan_is_named(place, content):
+    Unfinished(place, MADE_BY)
+    (place / "parts" / "plan.json").write_text(content)
+    with pytest.raises(DataError, match=r"plan\.json is damaged"):
+        Unfinished(place, MADE_BY)
+
+
 def test_foreign_files_are_named_and_kept(place, tmp_path):
     place.mkdir()
     (place / "thesis.tex").write_text("mine")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import tarfile
 
 import pytest
@@ -54,6 +55,18 @@ def test_other_settings_need_another_folder(judge, capsys, tmp_path):
         assert [verdict.set.name for verdict in found[key]] == ["size", "colour"]
         assert list(found.given[key]) == ["subject"]
     assert "Not judged: subject " in (tmp_path / "judged" / "judged.html").read_text()
+
+
+def test_a_photograph_that_is_gone_is_not_shown(judge, photos, tmp_path):
+    copied = str(shutil.copytree(photos, tmp_path / "photos"))
+    judge = [copied if word == photos else word for word in judge]
+    assert main(judge) == 0
+    (tmp_path / "photos" / "0.png").unlink()
+    (tmp_path / "photos" / "1.png").write_bytes(b"no image")
+    assert main([*judge, "--on-bad-image", "skip"]) == 0
+    page = parsed((tmp_path / "judged" / "judged.html").read_text())
+    assert len(page.all("img")) == 4 and page.text.count("image not found") == 2
+    assert len(Judgements.load(tmp_path / "judged")) == 6
 
 
 def test_shards_are_judged(judge, photos, tmp_path):

@@ -191,9 +191,6 @@ def test_wrappers_around_a_model_or_its_parts_leave_no_trace(tmp_path):
     blocks[1] = torch.compile(blocks[1], backend="eager")
     for wrapped in (clip, nn.DataParallel(averaged)):
         assert own_weights(wrapped).keys() == own.keys()
-        assert (
-            {f"visual.{key}" for key in adapt(wrapped.visual).named_parameters()} if wrapped is clip else True
-        )
         found = load_weights(to_transformers(wrapped, tmp_path / "e") / "model.safetensors")
         assert torch.equal(found["visual_projection.weight"], own["visual.proj"].T)
     assert list(adapt(clip).named_parameters()) == list(adapt(averaged).named_parameters())

@@ -55,18 +55,17 @@ def test_facts_are_json_and_say_activation_heads_pooling_and_pixels():
         assert facts(VARIANTS[quick]())["vision"]["activation"] == ["quick_gelu"]
 
 
+def fill_from(model, path):
+    found = stored(path, "file")
+    fill(model, found.weights, "file", found.facts)
+
+
 # Models of equal keys and shapes that compute something else, and the words that say what.
 OTHERS = {
-    "activation": (
-        partial(VARIANTS["open_clip-quick-gelu"]),
-        r"activation was \['quick_gelu'\], is \['gelu'\]",
-    ),
+    "activation": (VARIANTS["open_clip-quick-gelu"], r"activation was \['quick_gelu'\], is \['gelu'\]"),
     "heads": (partial(small_clip, head_width=8), r"vision heads was \[4\], is \[2\]"),
     "pooling": (partial(small_clip, pool_type="avg"), r"pool_type was \['avg'\], is \['tok'\]"),
-    "norm": (
-        partial(small_clip, final_ln_after_pool=True),
-        r"ln_after_pool was \[True\], is \[False\]",
-    ),
+    "norm": (partial(small_clip, final_ln_after_pool=True), r"ln_after_pool was \[True\], is \[False\]"),
     "eps": (partial(small_clip, norm_kwargs={"eps": 1e-6}), r"norm_eps was \[1e-06\], is \[1e-05\]"),
 }
 
@@ -79,15 +78,11 @@ def test_weights_of_a_model_that_computes_something_else_are_refused(name, tmp_p
     path = to_open_clip(other, tmp_path / "clip.safetensors")
     before = own.visual.proj.clone()
     with pytest.raises(WeightsError, match=words):
-        fill(own, *as_arguments(stored(path, "file")))
+        fill_from(own, path)
     assert torch.equal(own.visual.proj, before)
     with pytest.raises(WeightsError, match=words):
         diva_rs.interpolate(path, own, 0.5)
-    fill(make(), *as_arguments(stored(path, "file")))
-
-
-def as_arguments(found):
-    return found.weights, "file", found.facts
+    fill_from(make(), path)
 
 
 def test_a_run_writes_and_compares_them(tmp_path):
@@ -119,12 +114,11 @@ def test_check_quick_gelu_reads_files(tmp_path):
 def test_facts_of_a_foreign_form_are_compared_where_they_can_be(content, tmp_path):
     clip = small_clip()
     save_file(clip.state_dict(), tmp_path / "clip.safetensors", metadata={"diva_rs": content})
-    found = stored(tmp_path / "clip.safetensors", "file")
     if content == "3" or content == '{"vision": 3}':
-        fill(clip, *as_arguments(found))
+        fill_from(clip, tmp_path / "clip.safetensors")
     else:
         with pytest.raises(WeightsError, match="computes something else"):
-            fill(clip, *as_arguments(found))
+            fill_from(clip, tmp_path / "clip.safetensors")
 
 
 def test_facts_that_are_no_json_are_named(tmp_path):

@@ -54,12 +54,8 @@ def test_models_state_dicts_and_files_are_the_same(two, tmp_path):
     (tmp_path / "run").mkdir()
     save_file(before.state_dict(), tmp_path / "run" / "clip.safetensors")
     expected = diva_rs.interpolate(before, after, 0.5)
-    for old in (
-        weights(before),
-        tmp_path / "before.safetensors",
-        str(tmp_path / "run"),
-        torch.nn.DataParallel(before),
-    ):
+    files = tmp_path / "before.safetensors", str(tmp_path / "run")
+    for old in (weights(before), *files, torch.nn.DataParallel(before)):
         assert same(diva_rs.interpolate(old, tmp_path / "after.pt", 0.5), expected)
 
 
@@ -132,9 +128,8 @@ def test_a_sweep_scores_every_alpha_and_leaves_the_model_as_it_was(two, tmp_path
 
     rows = list(csv.DictReader(sweep.to_csv(tmp_path / "sweep.csv").open()))
     assert [float(row["drift"]) for row in rows] == [row["drift"] for row in sweep.rows]
-    assert (
-        str(sweep).splitlines()[0].split() == ["alpha", "size", "drift"] and len(str(sweep).splitlines()) == 4
-    )
+    lines = str(sweep).splitlines()
+    assert lines[0].split() == ["alpha", "size", "drift"] and len(lines) == 4
     assert sweep.best("drift")["alpha"] == 0
     best = max(sweep.rows[:2], key=lambda row: row["size"])
     assert sweep.best("size", drift=sweep.rows[1]["drift"]) == best

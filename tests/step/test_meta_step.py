@@ -76,15 +76,18 @@ def test_every_way_in_reads_nothing(item):
     assert Trainer(small_clip().to("meta"), teacher, Recipe(backend="native")).step(batch).is_meta
 
 
+@pytest.mark.parametrize("teacher", [meta_teacher, lambda: None], ids=["feedback", "alone"])
 @pytest.mark.parametrize("face", [Trainer, FeedbackLoss])
-def test_terms_over_texts_read_nothing(face):
+def test_terms_over_texts_read_nothing(face, teacher):
     clip = small_clip().to("meta")
     terms = {
         "captions": CaptionTerm(given(), clip, tokenize),
         "written": WrittenTerm(judged(20), clip, tokenize, hard=1),
         "keep": KeepTerm(clip, tokenize, ["a", "b"]),
     }
-    step = face(clip, meta_teacher(), terms={name: (0.5, term) for name, term in terms.items()})
+    unet = teacher()
+    recipe = Recipe(denoising=0.0 if unet is None else 1.0)
+    step = face(clip, unet, recipe, terms={name: (0.5, term) for name, term in terms.items()})
     run = step.step if face is Trainer else step
     for ids in ([10, 11, 13], [12, 14, 11]):
         assert run({"images": torch.empty(3, 3, SIDE, SIDE, device="meta"), "ids": ids}).is_meta

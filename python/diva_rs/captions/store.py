@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
 from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
@@ -135,10 +135,12 @@ class Unfinished:
             self._compare(facts.made_by)
             self.rows = {row.key: row for row in rows}
         plan = self._parts / _PLAN
-        if plan.exists():
-            self._compare(_plan(plan))
-        else:
+        if not plan.exists():
             write_json(plan, self.made_by)
+        try:
+            self._compare(TypeAdapter(dict[str, Any]).validate_json(_content(plan)))
+        except ValidationError as err:
+            raise DataError(f"{plan} is damaged: overwrite the judgements") from err
         self.gather()
 
     def add(self, rows: Iterable[Row]) -> None:
@@ -234,16 +236,6 @@ def _rows(content: bytes, file: Path) -> list[Row]:
         except ValidationError as err:
             raise DataError(f"{file}, line {number}, is no judged image: {one_line(err)}") from err
     return rows
-
-
-def _plan(file: Path) -> dict[str, Any]:
-    try:
-        plan = json.loads(_content(file))
-    except (ValueError, RecursionError) as err:
-        raise DataError(f"{file} is damaged: {one_line(err)}: overwrite the folder") from err
-    if not isinstance(plan, dict):
-        raise DataError(f"{file} is damaged: overwrite the folder")
-    return plan
 
 
 def _content(file: Path) -> bytes:

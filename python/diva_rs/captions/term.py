@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, logsigmoid, softmax
 
 from diva_rs._native import View
-from diva_rs.captions.judgements import Judgements, Verdict
+from diva_rs.captions.judgements import Judgements
+from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.texts import Form, Texts
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.captions.written import Writer
@@ -68,6 +69,7 @@ class CaptionTerm:
                 "from 0 to 1, and temperature above 0"
             )
         self.judged, self.texts = judged, Texts(clip, tokenizer, form)
+        self.writer = None if judged.vocabulary is None else Writer(judged)
         self.sets, self.context, self.temperature, self.seed = sets, context, temperature, seed
 
     def __call__(self, view: View) -> Tensor:
@@ -89,15 +91,16 @@ class CaptionTerm:
             random = Random(augment_seed(self.seed, key, view.epoch))
             verdicts = [verdict for verdict in self.judged[key] if verdict.weight > 0]
             verdicts = sorted(verdicts, key=lambda _: random.random())[: self.sets]
+            values = self.writer.values(key) if self.writer else {}
             for verdict in verdicts:
                 powers = verdict.posterior ** (1 / self.temperature)
                 share = verdict.weight / len(verdicts) / len(view.keys)
-                captions = self._captions(verdict, self.judged.values(key), random)
+                captions = self._captions(verdict.set, values, random)
                 yield _Chosen(row, share, captions, powers / powers.sum())
 
-    def _captions(self, verdict: Verdict, values: Mapping[str, str], random: Random) -> Sequence[str]:
+    def _captions(self, given: ContrastSet, values: Mapping[str, str], random: Random) -> Sequence[str]:
         """The captions of a set, in which a part of the image's other values is said."""
-        vocabulary, given = self.judged.vocabulary, verdict.set
+        vocabulary = self.judged.vocabulary
         if vocabulary is None or given.name not in vocabulary.names():
             return given.captions
         said = {

@@ -25,6 +25,7 @@ class Texts:
         tokenizer: the model's own.
         form: "softmax" over the texts of an image, as CLIP is trained, or "sigmoid" of each pair, as SigLIP
             (arXiv 2303.15343) is; None: the form of the model.
+        batch: texts that are embedded at a time.
         most: embeddings that are kept; when they are exceeded, all are discarded.
 
     Raises ConfigError for a model without a text tower or a logit scale, and for another model's tokenizer.
@@ -43,36 +44,43 @@ class Texts:
         check_text_tower(self.model)
         self._tokenize = TextSide.of(self.model).checked(tokenizer)
         self._batch, self._most = batch, most
-        self.device = device_of(self.model)
         scale, bias = (getattr(self.model, name, None) for name in ("logit_scale", "logit_bias"))
         if not isinstance(scale, Tensor):
             raise ConfigError(f"{type(self.model).__name__} has no logit_scale: load the full model")
         if form not in (None, "softmax", "sigmoid"):
             raise ConfigError(f"form={shown(form)}: give 'softmax', 'sigmoid' or None, the model's own")
-        self.form: Form = form or ("softmax" if bias is None else "sigmoid")
+        self.form: Form = form or ("sigmoid" if isinstance(bias, Tensor) else "softmax")
         self._scale = scale.detach().exp().reshape(()).clone()
-        self._bias = bias.detach().reshape(()).clone() if isinstance(bias, Tensor) else 0.0
+        bias = bias if isinstance(bias, Tensor) else torch.zeros_like(scale)
+        self._bias = bias.detach().reshape(()).clone()
         self._places: dict[str, int] = {}
         self._rows: Tensor | None = None  # (texts, D)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return device_of(self.model)
+
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(N, D): the L2-normalised embeddings of N texts, in the dtype and on the device of the model."""
+        """(N, D): the L2-normalised embeddings of N texts, in the model's dtype and where it is."""
         new = [text for text in dict.fromkeys(texts) if text not in self._places]
         if len(self._places) + len(new) > self._most:
             self._places, self._rows, new = {}, None, list(dict.fromkeys(texts))
         if new:
-            rows = [] if self._rows is None else [self._rows]
-            self._rows = torch.cat([*rows, *self._embedded(new)])
+            rows = self._embedded(new)
+            kept = [] if self._rows is None else [self._rows.to(rows.device)]
+            self._rows = torch.cat([*kept, rows])
             self._places.update(zip(new, range(len(self._places), len(self._rows)), strict=True))
         assert self._rows is not None
         places = torch.tensor([self._places[text] for text in texts], device="cpu")
-        return self._rows.index_select(0, places.to(self.device))
+        return self._rows.index_select(0, places.to(self._rows.device))
 
     def logits(self, images: Tensor, texts: Tensor) -> Tensor:
         """The logits (..., M, N) of image embeddings (..., M, D), of any length, and texts (..., N, D)."""
-        return self._scale * (normalize(images, dim=-1) @ texts.mT) + self._bias
+        scale, bias = self._scale.to(images.device), self._bias.to(images.device)  # the model may have moved
+        return scale * (normalize(images, dim=-1) @ texts.to(images.device).mT) + bias
 
-    def _embedded(self, texts: list[str]) -> list[Tensor]:
+    def _embedded(self, texts: list[str]) -> Tensor:
         """In batches of one size: a text's embedding is the same to the bit whatever the others are."""
         rows = []
         with evaluating(self.model) as model:
@@ -81,4 +89,4 @@ class Texts:
                 full = some + some[:1] * (self._batch - len(some))
                 found = text_embedding(model, self._tokenize(full).to(self.device))
                 rows.append(normalize(found, dim=-1)[: len(some)])
-        return rows
+        return torch.cat(rows)

@@ -107,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _pictures(loader: ImageLoader, keys: Sequence[int]) -> Mapping[int, Tensor]:
-    """The images of these keys, as they were judged."""
+    """The images of these keys, as they were judged; without those that are gone."""
     data: Any = loader.dataset
     if hasattr(data, "ids"):
-        places = {key: place for place, key in enumerate(data.ids.tolist())}
-        return {key: data[places[key]]["images"] for key in keys}
+        items = (data[place] for place, key in enumerate(data.ids.tolist()) if key in keys)
+        return {item["ids"]: item["images"] for item in items if isinstance(item, dict)}
     found: dict[int, Tensor] = {}
     for batch in loader:
         rows = zip(batch["ids"].tolist(), batch["images"], strict=True)

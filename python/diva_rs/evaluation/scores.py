@@ -55,9 +55,13 @@ class DatasetScore(Result):
     @property
     def line(self) -> str:
         """The score in one line, counts first."""
+        return self.row()
+
+    def row(self, width: int = 0) -> str:
+        """The line, for a table whose names are so wide."""
         if self.right is None or self.interval is None:
-            return f"{self.name}  {self.items} images  {self.metric} {self.value:.1f} %"
-        return counted_line(self.name, self.right, self.items, self.interval, "images")
+            return f"{self.name:<{width}}  {self.items} images  {self.metric} {self.value:.1f} %"
+        return counted_line(self.name, self.right, self.items, self.interval, "images", width)
 
 
 @dataclass(frozen=True)
@@ -114,19 +118,12 @@ class SuiteResult(Result):
         return changes
 
     def __str__(self) -> str:
-        names = [score.dataset for score in self.scores] + list(self.missing) + [self.task, "average"]
-        width = max(map(len, names))
-        lines = [f"{self.task:<{width}}  {'right of images':<15}  {self.confidence:.0%} interval  per cent"]
-        for score in self.scores:
-            interval = "" if score.interval is None else "[{:5.1f}, {:5.1f}]".format(*score.interval)
-            count = f"{'' if score.right is None else score.right:>6} of {score.items:<5}"
-            lines.append(
-                f"{score.dataset:<{width}}  {count:<15}  {interval:<14}  {score.value:5.1f}  {score.metric}"
-            )
-        if len(self.scores) > 1:
-            lines.append(
-                f"{'average':<{width}}  {'':<31}  {self.average:5.1f}  of {len(self.scores)} data sets"
-            )
+        names = [score.dataset for score in self.scores]
+        width = max(map(len, [*names, *self.missing, self.task, "average"]))
+        lines = [f"{self.task:<{width}}  count, {self.confidence:.0%} interval in per cent, per cent"]
+        lines += [score.row(width) for score in self.scores]
+        if len(names) > 1:
+            lines.append(f"{'average':<{width}}  {self.average:.1f} % over {len(names)} data sets")
         lines += [f"{name:<{width}}  missing: {reason}" for name, reason in self.missing.items()]
         return "\n".join(lines)
 

@@ -171,7 +171,7 @@ class Recipe(Fields):
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
 
-        >>> print(Recipe(lr=1e-5).describe().splitlines()[22])
+        >>> print(Recipe(lr=1e-5).describe().splitlines()[23])
         * lr                1e-05
         """
         preset = presets().get(self.name)

@@ -88,10 +88,10 @@ def judge_images(
         for number, item in enumerate(tqdm(loader, "judge", unit="batch", disable=None)):
             batch = read_batch(item, number)
             images += len(batch)
-            new = _new(batch, number, store)
-            if new and batch.images is not None:
+            pixels, new = _new(batch, number, store)
+            if new:
                 indices = [index for index, _ in new.values()]
-                pixels = batch.images[indices]
+                pixels = pixels[indices]
                 latents = _latents(batch, pixels, indices, judge.teacher)
                 keys = np.fromiter(new, np.uint64, len(new))
                 found = judge.describe(latents, keys, vocabulary, guess(pixels), rounds, names)
@@ -112,8 +112,8 @@ def judge_images(
     return Judgements.load(folder)
 
 
-def _new(batch: Batch, number: int, store: Unfinished) -> dict[int, tuple[int, str]]:
-    """The images of a batch that are not judged yet: key -> index, and hash of the pixels."""
+def _new(batch: Batch, number: int, store: Unfinished) -> tuple[Tensor, dict[int, tuple[int, str]]]:
+    """The images of a batch, checked; of those not judged yet: key -> index, and hash of the pixels."""
     if batch.images is None or batch.ids is None:
         raise DataError(f"batch {number} has no {'images' if batch.images is None else 'ids'}")
     check_images(batch.images, "unit", batch=number, ids=batch.ids)
@@ -129,7 +129,7 @@ def _new(batch: Batch, number: int, store: Unfinished) -> dict[int, tuple[int, s
                 f"{where} has other pixels than when it was judged: load it as then, or overwrite the "
                 "judgements"
             )
-    return new
+    return batch.images, new
 
 
 def _latents(batch: Batch, images: Tensor, indices: list[int], teacher: Teacher) -> Tensor:
