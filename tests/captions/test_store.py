@@ -1,17 +1,20 @@
 """Judged images on disk: a run goes on where it was interrupted; nothing damaged or foreign is used."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 
-from diva_rs.captions import ContrastSet, Evidence, Judgements, Vocabulary
+from diva_rs._base.checkpoint import write_manifest
+from diva_rs.captions import ContrastSet, Evidence, Judgements, Reliability, Vocabulary
 from diva_rs.captions.store import Facts, Measured, Row, Unfinished, read
 from diva_rs.errors import ConfigError, DataError
 
 WORDS = Vocabulary({"colour": ("red", "blue")}, subjects=("car", "dog"))
 MADE_BY = {"teacher": {"UNet": "abc", "VAE": "def"}, "vocabulary": WORDS.digest, "rounds": 2}
-FACTS = Facts(temperatures={"colour": 0.125}, reliability={})
+RELIABILITY = Reliability(0.9, 0.95, 0.5, 5, True)
+FACTS = Facts(temperatures={"colour": 0.125}, reliability={"colour": RELIABILITY})
 
 
 def row(key, content="c"):
@@ -129,6 +132,27 @@ def test_a_damaged_part_is_named(place):
     part.write_bytes(part.read_bytes().replace(b"0.2", b"0.3", 1))
     with pytest.raises(DataError, match=rf"{part.name} is damaged"):
         Unfinished(place, MADE_BY)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("judgements.json", '"files": 1', '"files": 1000000000', "files"),
+        ("judgements.json", '"colour": 0.125', '"colour": 0', "temperatures.colour"),
+        ("judgements.json", '"colour": 0.125', '"size": 0.125', "no temperature or reliability of 'colour'"),
+        ("losses-00000.jsonl", "1e-12", "NaN", "line 1, is no judged image"),
+        ("losses-00000.jsonl", ",1e-12", "", "losses of 2 captions, equally many of each"),
+        ("losses-00000.jsonl", '"blue"', '"red","blue"', "2 captions and 3 words"),
+    ],
+)
+def test_contents_that_do_not_fit_are_named(place, name, old, new, said):
+    file = finished(place) / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new, 1))
+    write_manifest(place, [path.name for path in place.iterdir() if path.name != "manifest.json"])
+    with pytest.raises(DataError, match=re.escape(name)) as raised:
+        read(place)
+    assert said in str(raised.value)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])

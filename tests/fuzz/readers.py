@@ -14,13 +14,14 @@ import transformers
 
 from builders.diffusion import tiny_pipeline
 from builders.evaluations import mmvp, post_trained
+from builders.judged import judged
 from builders.mmvp import PlantedCLIP, mmvp_folder, preprocess, tokenize
 from builders.pictures import encoded, write_tar
 from builders.small import small_clip, small_teacher
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs._base.checkpoint import load_state, load_weights, save_state, save_weights, write_manifest
 from diva_rs._base.files import write_json
-from diva_rs.captions import Vocabulary, read_sets
+from diva_rs.captions import Judgements, Vocabulary, read_sets
 from diva_rs.cli.clips import load_clip
 from diva_rs.cli.options import TrainOptions, settings
 from diva_rs.clip.weights import weights_of
@@ -107,6 +108,12 @@ def _caption_sets(folder: Path) -> None:
 
 def _read_caption_sets(folder: Path) -> None:
     read_sets(folder / "sets.jsonl", Vocabulary.photographs())
+
+
+def _read_judgements(folder: Path) -> None:
+    found = Judgements.load(folder)
+    for key in found:
+        found[key], found.values(key)
 
 
 _KINDS = ["jpeg", "png", "webp", "gif", "bmp", "tiff", "png", "ppm"]
@@ -224,6 +231,12 @@ READERS: dict[str, FileReader] = {
     "config": FileReader(_config, _read_config, 12),
     "vocabulary": FileReader(_words, lambda folder: Vocabulary.read(folder / "words.toml").to_toml(), 6),
     "caption sets": FileReader(_caption_sets, _read_caption_sets, 6),
+    "judgements": FileReader(
+        lambda folder: judged().save(folder),
+        _read_judgements,
+        8,
+        lambda folder: write_manifest(folder, sorted({p.name for p in folder.iterdir()} - {"manifest.json"})),
+    ),
     "images": FileReader(_images, _read_images, 15),
     "shard": FileReader(_shard, _read_shard, 15),
     "latents": FileReader(

@@ -14,9 +14,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
 from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
@@ -46,8 +46,8 @@ _IMAGES = 4096  # in a file of a finished folder
 _MOST_BYTES = 1 << 31  # of a file
 
 
-class Measured(BaseModel, extra="forbid", frozen=True):
-    """A contrast set of an image and its losses: K lists of one loss for each draw."""
+class Measured(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+    """A contrast set of an image and its losses: K lists of one finite loss for each draw."""
 
     set: ContrastSet
     losses: tuple[tuple[float, ...], ...]
@@ -55,7 +55,8 @@ class Measured(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if len(self.losses) != len(self.set) or len(set(map(len, self.losses))) != 1:
+        draws = {len(losses) for losses in self.losses}
+        if len(self.losses) != len(self.set) or len(draws) != 1 or 0 in draws:
             raise ValueError(f"losses of {len(self.set)} captions, equally many of each, are needed")
         return self
 
@@ -79,7 +80,7 @@ class Row(BaseModel, extra="forbid", frozen=True):
         return cls(key=key, content=content, sets=tuple(sets), given=dict(given or {}))
 
 
-class Facts(BaseModel, extra="forbid", frozen=True):
+class Facts(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What is said of all judgements of a folder.
 
     temperatures, reliability  by set name
@@ -87,7 +88,7 @@ class Facts(BaseModel, extra="forbid", frozen=True):
     accounting                 the images that were read, and what was left out
     """
 
-    temperatures: dict[str, float]
+    temperatures: dict[str, Annotated[float, Field(gt=0)]]
     reliability: dict[str, Reliability]
     made_by: dict[str, Any] = {}
     accounting: Accounting | None = None
@@ -98,7 +99,7 @@ class _Contents(Facts, frozen=True):
 
     format: Literal["diva-rs judgements 1"] = "diva-rs judgements 1"
     images: int
-    files: int  # of losses
+    files: Annotated[int, Field(ge=0, le=99_999)]  # of losses
     vocabulary: str | None  # its digest
 
 
@@ -210,6 +211,9 @@ def read(folder: Path) -> tuple[Facts, Vocabulary | None, list[Row]]:
         verify(folder, [*files, *words])
         rows = [row for file in files for row in _rows(_content(folder / file), folder / file)]
         vocabulary = Vocabulary.read(folder / _WORDS) if words else None
+        named = {each.set.name for row in rows for each in row.sets}
+        if missing := sorted(named - (facts.temperatures.keys() & facts.reliability.keys())):
+            raise DataError(f"{folder / _FACTS} has no temperature or reliability of {missing[0]!r}")
     except ValidationError as err:
         raise DataError(f"{folder / _FACTS} cannot be used: {one_line(err)}") from err
     except (WeightsError, ConfigError) as err:
