@@ -8,7 +8,8 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
-from lab.study.arms import ABLATIONS, STUDY, Arm
+from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
+from lab.study.captions import judge_images
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 
-_EVERY = {**ABLATIONS, "study": STUDY}
+_EVERY = {**ABLATIONS, "captions": CAPTIONS, "study": STUDY}
 
 
 def ablate(
@@ -65,6 +66,8 @@ def ablate(
     arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
+    pictures = TrainingImages(models.vae, unseen(images))
+    needed = any(arm.captions is not None for arm in arms.values())
     rows = run_all(
         arms,
         range(seeds),
@@ -72,8 +75,9 @@ def ablate(
         lambda seed: models.clip(seed % models.clips),
         models,
         Measure(split, asked, asked, max(1, asked // 20)),
-        TrainingImages(models.vae, unseen(images)),
+        pictures,
         steps,
+        judge_images(models, pictures, folder / "judged") if needed else None,
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")

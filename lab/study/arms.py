@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diva_rs.microworld.demo.run import RECIPE
+from lab.study.captions import Captions
 
 # The defaults of all arms: the demo's settings, with random patches and no anchor.
 BASE: dict[str, Any] = {
@@ -25,6 +26,8 @@ class Arm:
         mismatched: whether each image gets the latents of another one.
         supervised: whether the vision tower is trained on detailed captions instead of by feedback: the
             ceiling.
+        captions: what caption feedback trains on, if it takes part.
+        interpolate: the weights at the end are this far on the line from the original to the trained ones.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -32,6 +35,8 @@ class Arm:
     share: float = 1.0
     mismatched: bool = False
     supervised: bool = False
+    captions: Captions | None = None
+    interpolate: float = 1.0
 
     def recipe(self) -> dict[str, Any]:
         """Recipe fields: `BASE` with this arm's own.
@@ -76,6 +81,26 @@ STUDY: dict[str, Arm] = {
     "anchored, text alone": Arm({"anchor": ANCHOR, "condition": "text", "steps": 300}),
     "anchor alone": Arm({**BEST.fields, "draw_weights": (1e-9,), "steps": 300}),
     "supervised on detailed captions": Arm(supervised=True),
+}
+
+# Caption feedback alone: no denoiser runs.
+_ALONE = {
+    "denoising": 0.0,
+    "condition": "class",
+    "projector_warmup": 0,
+    "anchor": 1.0,
+    "batch": 48,
+    "steps": 1800,
+}
+CAPTIONED = Arm(_ALONE, captions=Captions(), interpolate=0.6)
+
+CAPTIONS: dict[str, Arm] = {
+    "captions": CAPTIONED,
+    "captions, true: the ceiling": replace(CAPTIONED, captions=Captions("true")),
+    "captions, another image's": replace(CAPTIONED, captions=Captions("another's")),
+    "captions, CLIP's own guesses": replace(CAPTIONED, captions=Captions("guessed")),
+    "captions, written": replace(CAPTIONED, captions=Captions(written=True, context=0.5)),
+    "captions and feedback": replace(CAPTIONED, fields={**_ALONE, "denoising": 1.0}),
 }
 
 

@@ -36,6 +36,7 @@ class TrainingImages:
         ``mismatched`` gives each image the latents of the next one: a control in which the feedback carries
         nothing about the image.
         """
+        batch = min(batch, len(self.pixels))
         return Batches(self, batch, seed, max(batch, round(share * len(self.pixels))), mismatched)
 
     def latents_of(self, numbers: Tensor) -> Tensor:

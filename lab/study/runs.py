@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from diva_rs._base.files import read_text, write_json, write_text
+from diva_rs.captions import Judgements
 from diva_rs.errors import ConfigError, DataError, shown
+from diva_rs.evaluation.interpolation import interpolate
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
 from lab.study.data import TrainingImages
@@ -20,9 +22,15 @@ from lab.world import StudyWorld
 
 
 def run_arm(
-    arm: Arm, clip: nn.Module, world: StudyWorld, images: TrainingImages, seed: int, steps: int | None = None
+    arm: Arm,
+    clip: nn.Module,
+    world: StudyWorld,
+    images: TrainingImages,
+    seed: int,
+    steps: int | None = None,
+    judged: Judgements | None = None,
 ) -> dict[str, float]:
-    """Treat ``clip`` in place with ``arm``.
+    """Treat ``clip`` in place with ``arm``; ``judged`` is needed where captions take part.
 
     Returns:
         "loss_first" and "loss_last": means over the first and the last tenth of the logged steps. Empty for
@@ -37,13 +45,20 @@ def run_arm(
     if arm.supervised:
         losses = fine_tune(clip, images, fields["steps"], seed)
     else:
-        teacher = world.teacher(arm.teacher, seed)
-        if arm.teacher == "untrained":
+        teacher = world.teacher(arm.teacher, seed) if fields.get("denoising", 1.0) else None
+        if teacher is not None and arm.teacher == "untrained":
             weight = world.loss_ratio(teacher, images.latents[:256]) / fields["draws"]
             fields["draw_weights"] = (weight,) * fields["draws"]
         loader = images.loader(fields["batch"], seed, arm.share, arm.mismatched)
-        result = post_train(clip, teacher, loader, progress=False, log_every=5, **fields)
-        losses = [row["denoising"] for row in result.history if "denoising" in row]
+        terms, original = None, copy.deepcopy(clip) if arm.interpolate < 1 else None
+        if arm.captions is not None:
+            assert judged is not None
+            terms = arm.captions.terms(clip, images, judged, seed)
+        result = post_train(clip, teacher, loader, terms=terms, progress=False, log_every=5, **fields)
+        if original is not None:
+            interpolate(original, clip, arm.interpolate, into=clip)
+        main = "denoising" if fields.get("denoising", 1.0) else "loss"
+        losses = [row[main] for row in result.history if main in row]
     tenth = max(1, len(losses) // 10)
     return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
 
@@ -57,6 +72,7 @@ def run_all(
     measure: Measure,
     images: TrainingImages,
     steps: int | None = None,
+    judged: Judgements | None = None,
 ) -> list[dict[str, Any]]:
     """Run every arm on the CLIP of every seed, except for the runs that ``folder`` already has.
 
@@ -75,7 +91,7 @@ def run_all(
         for name in missing:
             clip = copy.deepcopy(original)
             started = time.perf_counter()
-            losses = run_arm(arms[name], clip, world, images, seed, steps)
+            losses = run_arm(arms[name], clip, world, images, seed, steps, judged)
             seconds = time.perf_counter() - started
             after = measure(clip)
             rows.append(

@@ -64,7 +64,7 @@ def test_sets_that_were_settled_early_prove_nothing():
     assert not found.above and found.weight == 0.0
 
 
-def test_words_of_one_set_each_carry_no_liking():
+def test_words_of_one_set_each_carry_no_bias():
     """The first caption is the true one of every set, as with hard negatives."""
     sets = [each[[i % 4, *({0, 1, 2, 3} - {i % 4})]] for i, each in enumerate(losses(signal=2.0))]
     words = [tuple(f"{word} {i}" for word in WORDS) for i in range(len(sets))]

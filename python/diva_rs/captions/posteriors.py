@@ -31,8 +31,8 @@ class Reliability:
 
     agreement  how often the two halves of the draws have the same best caption
     accuracy   of one half: the ``a`` of ``a**2 + (1 - a)**2 / (K - 1)``, the agreement of two judges who err
-               independently and towards each wrong caption alike; the agreement that a liking for certain
-               words explains is taken off first
+               independently and towards each wrong caption alike; the agreement that a bias towards certain
+               words explains is taken off first. An upper bound: both halves share some mistakes
     chance     the accuracy of a guess, 1 / K
     images     contrast sets that were compared
     above      whether the agreement, by the draws that all sets have, is above that of chance by more than
@@ -114,27 +114,27 @@ def temperature(sets: Sequence[Array]) -> float:
 def reliability(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> Reliability:
     """The reliability of sets (K, n) of one name, n at least 2; their captions differ in ``words`` (K)."""
     guess = float(np.mean([1 / len(losses) for losses in sets]))
-    agreement, liking = _agreement(sets, words)
+    agreement, biased = _agreement(sets, words)
     ends = (agreement, *wilson_interval(round(agreement * len(sets)), len(sets)))
-    accuracy, low, high = (_accuracy(end, liking, guess) for end in ends)
+    accuracy, low, high = (_accuracy(end, biased, guess) for end in ends)
     # Sets that were settled early agree more often, by choice: the draws that all sets have are no choice.
     fewest = min(losses.shape[1] for losses in sets)
-    fair, by_liking = _agreement([losses[:, :fewest] for losses in sets], words)
-    above = fair > by_liking + _ERRORS * np.sqrt(by_liking * (1 - by_liking) / len(sets))
-    above &= agreement - liking > _SLIGHT * (1 - liking)
+    fair, by_bias = _agreement([losses[:, :fewest] for losses in sets], words)
+    above = fair > by_bias + _ERRORS * np.sqrt(by_bias * (1 - by_bias) / len(sets))
+    above &= agreement - biased > _SLIGHT * (1 - biased)
     return Reliability(agreement, accuracy, guess, len(sets), bool(above), (low, high))
 
 
 def _agreement(sets: Sequence[Array], words: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """How often the two halves have the same best caption, and how often by their liking for words."""
+    """How often the two halves have the same best caption, and how often by their bias towards words."""
     bests = [[best for _, best in _halves(losses)] for losses in sets]
-    return float(np.mean([first == second for first, second in bests])), _by_liking(words, bests)
+    return float(np.mean([first == second for first, second in bests])), _by_bias(words, bests)
 
 
-def _accuracy(agreement: float, liking: float, guess: float) -> float:
+def _accuracy(agreement: float, biased: float, guess: float) -> float:
     """The accuracy of one half of the draws: see `Reliability`."""
-    # The agreement without a liking for words, of which chance is the agreement by itself.
-    fair = guess + (1 - guess) * (agreement - liking) / (1 - liking) if liking < 1 else guess
+    # The agreement without a bias towards words, of which chance is the agreement by itself.
+    fair = guess + (1 - guess) * (agreement - biased) / (1 - biased) if biased < 1 else guess
     share = guess / (1 - guess)  # 1 / (K - 1)
     root = share**2 - (1 + share) * (share - fair)
     return float(min((share + np.sqrt(max(root, 0.0))) / (1 + share), 1.0))
@@ -146,7 +146,7 @@ def _halves(losses: Array) -> list[tuple[Array, int]]:
     return [(first, int(second.argmin())), (second, int(first.argmin()))]
 
 
-def _by_liking(words: Sequence[Sequence[str]], bests: Sequence[Sequence[int]]) -> float:
+def _by_bias(words: Sequence[Sequence[str]], bests: Sequence[Sequence[int]]) -> float:
     """The agreement of two halves that choose each word as often as it is chosen in the other sets.
 
     Words that occur in one set only are chosen alike.

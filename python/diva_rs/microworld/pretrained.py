@@ -1,12 +1,13 @@
 """The microworld's checkpoints as models: those in the package, or those of a folder."""
 
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import load_weights
 from diva_rs._base.files import as_path, read_text
@@ -75,9 +76,17 @@ class Microworld:
 
     def teacher_of(self, unet: nn.Module) -> Teacher:
         """A `Teacher` of another UNet, with this world's VAE and the empty text."""
-        with torch.no_grad():
-            text = self.text_encoder(Tokenizer()([""])).last_hidden_state
-        return Teacher(unet, vae=self.vae, scheduler=new_scheduler(), text_condition=text)
+        return Teacher(unet, vae=self.vae, scheduler=new_scheduler(), text_condition=self.encode([""]))
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """(M, L, C): the text tokens of captions, as the UNet reads them.
+
+        >>> Microworld().encode(["a photo of a fish"]).shape
+        torch.Size([1, 26, 64])
+        """
+        tokens: Tensor = self.text_encoder(Tokenizer()(texts)).last_hidden_state
+        return tokens
 
     def filled(self, model: nn.Module, name: str) -> nn.Module:
         """The model with the weights of ``name``.safetensors."""

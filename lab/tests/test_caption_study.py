@@ -1,0 +1,79 @@
+"""Caption feedback in the study: labels and controls, what was judged, and every arm."""
+
+import numpy as np
+import pytest
+import torch
+
+from diva_rs.captions import Judgements
+from diva_rs.microworld import new_clip
+from diva_rs.microworld.captions import DETAILS, vocabulary
+from diva_rs.microworld.models import new_vae
+from lab.pretraining.run import QUICK, pretrain
+from lab.study import CAPTIONS, TrainingImages, judge_images
+from lab.study.captions import Captions, accuracy, calibration, certain, guessed, keys_of, truth
+from lab.study.data import unseen
+from lab.study.runs import run_arm
+from lab.world import StudyWorld
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    place = tmp_path_factory.mktemp("caption-world")
+    pretrain(place, QUICK)
+    return StudyWorld(place)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return TrainingImages(new_vae(0), unseen(24))
+
+
+@pytest.fixture(scope="module")
+def right(images):
+    return Judgements({key: certain(values) for key, values in truth(images).items()}, vocabulary())
+
+
+def test_the_truth_is_that_of_the_scenes_and_is_judged_right(images, right):
+    values = truth(images)
+    for number, key in enumerate(keys_of(images)):
+        scene = images.dataset.scene(number)
+        assert values[key]["subject"] == scene.value("object")
+        assert right.values(key) == {name: scene.value(name) for name in DETAILS}
+    for row in accuracy(right, images).values():
+        assert (row["accuracy"], row["draws"], row["settled"]) == (100.0, 2.0, 100.0)
+        assert row["weight"] > 0.9
+    [(likely, share, sets)] = calibration(right, images)
+    assert likely > 0.99 and share == 1.0 and sets == len(DETAILS) * 24
+
+
+def test_labels_are_another_images_or_clips_own(images, right):
+    guesses = guessed(new_clip(0), images)
+    keys = keys_of(images)
+    others = Captions("another's")._labels(images, right, guesses)
+    own = Captions("guessed")._labels(images, right, guesses)
+    for key, after in zip(keys, [*keys[1:], keys[0]], strict=True):
+        subject = {"subject": guesses[key]["subject"]}
+        assert others.values(key) == {**right.values(after), **subject}
+        # A word that is guessed of every image carries no weight.
+        assert subject.items() <= own.values(key).items() <= guesses[key].items()
+    assert (
+        Captions("judged")._labels(images, right, guesses).values(keys[0])["subject"]
+        == (guesses[keys[0]]["subject"])
+    )
+
+
+def test_judgements_are_kept(world, tmp_path):
+    images = TrainingImages(world.vae, unseen(8))
+    first = judge_images(world, images, tmp_path / "judged")
+    again = judge_images(world, images, tmp_path / "judged")
+    assert list(first) == list(again) == keys_of(images)
+    assert np.array_equal(first[keys_of(images)[0]][0].losses, again[keys_of(images)[0]][0].losses)
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_every_caption_arm_trains_the_tower(name, world, images, right):
+    clip = world.clip()
+    before = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
+    losses = run_arm(CAPTIONS[name], clip, world, images, seed=0, steps=4, judged=right)
+    assert np.isfinite(list(losses.values())).all()
+    assert not torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
