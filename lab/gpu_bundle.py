@@ -1,8 +1,8 @@
 """A folder that takes the package to a GPU machine without Rust and without a network.
 
 `make gpu-bundle PYTHON=3.12 TORCH=2.11` builds the wheel for that Python and torch, adds the wheels of the
-libraries that torch does not bring itself, the benchmarks and their tests, and `gpu.sh`. There,
-`bash gpu.sh --quick` unpacks the wheels beside itself and runs.
+libraries that torch does not bring itself, the benchmarks and their tests, and `gpu.sh`. There, beside torch
+and numpy, `bash gpu.sh --quick` unpacks the wheels beside itself and runs.
 """
 
 import argparse
@@ -17,7 +17,8 @@ from lab.published_sizes import ROOT
 LIMIT = 64  # MiB
 FILES = ("lab", "tests", "conftest.py", "pyproject.toml")
 LIBRARIES = ("open_clip_torch", "diffusers", "transformers", "psutil", "pytest", "pytest-timeout")
-BUILD = ("maturin>=1.8,<2", "numpy", "setuptools", "wheel>=0.43")
+BUILD = ("maturin>=1.8,<2", "setuptools", "wheel>=0.43")
+SPARED = ("maturin==", "setuptools==", "wheel==", "scipy==", "hf-xet==")  # of builds, evaluation, downloads
 
 
 def main(python: str, torch: str, folder: Path, environments: Path) -> int:
@@ -39,9 +40,12 @@ def main(python: str, torch: str, folder: Path, environments: Path) -> int:
 
     if not bin.exists():
         subprocess.run([interpreter, "-m", "venv", str(environment)], check=True)
-    wanted = f"torch=={torch}" + (".*" if torch.count(".") == 1 else "")
+    wanted, brought = f"torch=={torch}" + (".*" if torch.count(".") == 1 else ""), environment / "torch.txt"
+    if not brought.exists():  # what is there beside torch: an environment of an earlier time holds more
+        pip("install", "--quiet", wanted, "numpy")
+        brought.write_text(pip("freeze", "--all"))
     pip("install", "--quiet", wanted, *BUILD)
-    there = set(pip("freeze").splitlines())
+    there = set(brought.read_text().splitlines())
     shutil.rmtree(folder, ignore_errors=True)
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
@@ -49,6 +53,7 @@ def main(python: str, torch: str, folder: Path, environments: Path) -> int:
     (ours,) = wheels.glob("*.whl")
     pip("install", "--quiet", str(ours.resolve()), *LIBRARIES, wanted)
     missing = [line for line in pip("freeze").splitlines() if line not in there and "==" in line]
+    missing = [line for line in missing if not line.startswith(SPARED)]
     download = ("download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels.resolve()))
     pip(*download, *missing)
     archive = subprocess.run(["git", "archive", "HEAD", *FILES], cwd=ROOT, check=True, stdout=subprocess.PIPE)

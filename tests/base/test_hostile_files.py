@@ -25,6 +25,7 @@ CASES = 540
 READABLE = {"empty", "renamed", "another_file", "sparse", "unreadable" if os.geteuid() == 0 else ""}
 
 
+@pytest.mark.timeout(900)  # a busy machine is no failure
 def test_damaged_files(tmp_path):
     """In a child process: an abort or a hang is a failure with the number of its case."""
     report = run("files", CASES, keep=tmp_path)

@@ -6,6 +6,7 @@ has imported everything and computed nothing.
 """
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from builders.small import images, small_clip, small_teacher
 from diva_rs import post_train
 
 KILLS = 50
+FORK = multiprocessing.get_context("fork")
 FIELDS = {"steps": 12, "batch": 4, "lr": 1e-2, "optimizer": "adamw", "checkpoint_every": 1, "log_every": 1}
 DATA = [images(1, seed=n)[0] for n in range(10)]  # five batches a pass: accumulated steps cross its end
 
@@ -33,20 +35,6 @@ def run(folder: Path, teacher: Any) -> None:
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
     loader = DataLoader(DATA, batch_size=2, shuffle=True)
     post_train(small_clip(), teacher, loader, output_dir=folder, progress=False, **FIELDS)
-
-
-def fork(work: Callable[[], None]) -> int:
-    """Start `work` in a fork of this process; its number."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        work()
-        code = 0
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def die_while_writing(calls: int, rng: random.Random) -> None:
@@ -77,7 +65,10 @@ def fifty(folder: Path) -> dict[str, int]:
     rng = random.Random(int(os.environ.get("DIVA_KILL_SEED", "0")))
     teacher = small_teacher()
     began = time.perf_counter()
-    assert os.waitpid(fork(lambda: run(folder / "straight", teacher)), 0)[1] == 0
+    straight = FORK.Process(target=run, args=(folder / "straight", teacher))
+    straight.start()
+    straight.join()
+    assert straight.exitcode == 0
     whole = time.perf_counter() - began
     counts = {"by the clock": 0, "while writing": 0, "runs": 0, "starts": 0}
     while counts["by the clock"] + counts["while writing"] < KILLS:
@@ -94,17 +85,16 @@ def fifty(folder: Path) -> dict[str, int]:
                     die_while_writing(calls, rng)
                 run(place, teacher)
 
-            child = fork(work)
+            child = FORK.Process(target=work)
+            child.start()
             if not enough and not inside:
                 time.sleep(moment)
-                os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-            if os.WIFSIGNALED(status):
-                assert os.WTERMSIG(status) == signal.SIGKILL, status
+                child.kill()
+            child.join()
+            assert child.exitcode in (0, -signal.SIGKILL), child.exitcode
+            finished = child.exitcode == 0
+            if not finished:
                 counts["while writing" if inside else "by the clock"] += 1
-            else:
-                assert status == 0, status
-                finished = True
         counts["runs"] += 1
     return counts
 

@@ -73,6 +73,18 @@ def test_phrases_come_in_any_order():
     assert len({Writer(writer.judged, share=0.0).caption(0, epoch) for epoch in range(60)}) == 3
 
 
+def test_negatives_differ_in_one_word():
+    writer = Writer(JUDGED, share=1.0)
+    for epoch in range(20):
+        caption, found = writer.caption(1, epoch), writer.negatives(1, 3, epoch)
+        changed = [set(text.split()) - set(caption.split()) for text in found]
+        assert len(set(found)) == 3 and all(len(words) == 1 for words in changed)
+        # One of each name that is said, before a second one.
+        assert not set.union(*changed) - {"red", "big", "cat", "left"}
+        assert writer.negatives(1, 9, epoch)[:3] == found and len(writer.negatives(1, 9, epoch)) == 4
+    assert len({writer.negatives(1, 1, epoch)[0].split()[-1] for epoch in range(60)}) > 1
+
+
 @pytest.mark.invariant
 def test_a_caption_depends_on_seed_key_epoch_and_number_alone():
     keys = [2**64 - 1, 5, 0]

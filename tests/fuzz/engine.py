@@ -51,7 +51,7 @@ class Report:
 
 
 def run(
-    target: str, cases: int, seed: int = 0, keep: Path | None = None, limit: float = 60.0, start: int = 0
+    target: str, cases: int, seed: int = 0, keep: Path | None = None, limit: float = 120.0, start: int = 0
 ) -> Report:
     """Run the cases ``start`` to ``start + cases`` of a target ("files", "native").
 

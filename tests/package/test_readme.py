@@ -25,6 +25,7 @@ from builders.diffusion import tiny_pipeline
 from builders.mmvp import mmvp_folder
 from builders.small import WIDTH, images, scheduler, small_clip, small_teacher, small_unet
 from diva_rs import cli
+from diva_rs.captions import Evidence, Judgements
 from diva_rs.cli import options
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,7 @@ SHORTER = [
     ("Keep what CLIP could before", "eval_every=200", "eval_every=2"),
     ("2. Judge the photographs", "size=512", "size=32"),
     ("4. Train on the judgements", "steps=500", "steps=2, log_every=1"),
+    ("4. Train on the judgements", "CaptionTerm(judged,", "CaptionTerm(sure(judged),"),
 ]
 
 
@@ -76,6 +78,7 @@ def pasted(tmp_path_factory):
     names = {"torch": torch, "diva_rs": diva_rs, "preprocess": transform, "tokenizer": texts.tokenize}
     names |= {"unet": small_teacher(), "scheduler": scheduler(), "text": torch.zeros(1, 4, WIDTH)}
     names |= {"model": lambda noisy, timesteps, tokens: unet(noisy, timesteps, tokens).sample}
+    names["sure"] = sure
     names |= {"loader": [{"images": images(4, seed=n), "latents": torch.randn(4, 4, 8, 8)} for n in range(4)]}
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -92,6 +95,15 @@ def pasted(tmp_path_factory):
             found[heading]["weights"] = {k: v.clone() for k, v in names["clip"].state_dict().items()}
         pyplot.close("all")
     return folder, found
+
+
+def sure(judged):
+    """Image number i shows word i of every set, counted round: an untrained model is sure of nothing."""
+    evidence = {
+        key: [Evidence(one.set, -np.eye(len(one.set))[:, [number % len(one.set)] * 4]) for one in judged[key]]
+        for number, key in enumerate(judged)
+    }
+    return Judgements(evidence, judged.vocabulary)
 
 
 def folders(root):
@@ -152,11 +164,11 @@ def test_the_lines_beside_the_loop():
 def test_the_examples_of_caption_feedback(pasted):
     folder, found = pasted
     judged, trained = found["2. Judge the photographs"], found["4. Train on the judgements"]
-    again = diva_rs.captions.Judgements.load(folder / "judged")
+    again = Judgements.load(folder / "judged")
     assert len(judged["judged"]) == len(again) == 16 and again.vocabulary == judged["words"]
     told = found["3. Look at the judgements"]["told"].splitlines()
     assert len(told) == 5 and told[0].startswith("subject: ") and told[0].endswith("(a guess: 33%)")
-    assert np.isfinite(float(trained["told"]))
+    assert float(trained["told"]) > 0
     assert not torch.equal(trained["weights"]["visual.proj"], judged["weights"]["visual.proj"])
     assert "a photo of" in found["Write the judgements out as captions"]["told"]
     assert (folder / "captions.jsonl").read_text().count("\n") == 16

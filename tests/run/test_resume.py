@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import shutil
 from contextlib import closing
@@ -193,20 +194,15 @@ def test_an_anchor_needs_the_clip_that_the_run_began_from(teacher, four, tmp_pat
 
 
 def test_two_processes_do_not_share_a_folder(teacher, four, tmp_path):
-    ready, go = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        RunFolder(tmp_path)
-        os.write(ready[1], b"x")
-        os.read(go[0], 1)
-        os._exit(0)
-    os.read(ready[0], 1)
-    try:
-        with pytest.raises(ConfigError, match="another process is writing into"):
-            train(teacher, four, tmp_path)
-    finally:
-        os.write(go[1], b"x")
-        os.waitpid(child, 0)
+    fork = multiprocessing.get_context("fork")
+    ready, go = fork.Event(), fork.Event()
+    child = fork.Process(target=lambda: (RunFolder(tmp_path), ready.set(), go.wait()), daemon=True)
+    child.start()
+    ready.wait()
+    with pytest.raises(ConfigError, match="another process is writing into"):
+        train(teacher, four, tmp_path)
+    go.set()
+    child.join()
     train(teacher, four, tmp_path, steps=1)  # the lock ends with its process
 
 

@@ -120,17 +120,26 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False) + "\n")
 
 
+class _NotWritten(DataError):
+    """A file could not be written, or one within a folder that is; the cause says why."""
+
+
+def _not_written(path: Path, cause: BaseException | None) -> _NotWritten:
+    return _NotWritten(f"{path} could not be written ({cause}): nothing at that path was changed")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; at the end it replaces ``path``. Raises DataError."""
     try:
         with beside(path) as place:
             yield place
-    except (DivaError, OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
-        cause = err.__cause__ if isinstance(err, DataError) else err  # of a file within a folder
-        if isinstance(cause, DivaError) or not isinstance(cause, (OSError, ValueError)):
-            raise
-        raise DataError(f"{path} could not be written ({cause}): nothing at that path was changed") from cause
+    except _NotWritten as err:
+        raise _not_written(path, err.__cause__) from err.__cause__
+    except DivaError:
+        raise
+    except (OSError, ValueError) as err:  # a ValueError: a name or a text that no file can have
+        raise _not_written(path, err) from err
     try:
         sync(path.parent)
     except OSError as err:

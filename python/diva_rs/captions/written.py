@@ -69,13 +69,14 @@ class Writer:
     def negatives(self, key: int, count: int, epoch: int = 0, number: int = 0) -> list[str]:
         """At most ``count`` sentences that differ from `caption` in one judged word, drawn likewise."""
         values, order, template, random = self._drawn(key, epoch, number)
-        others = [
-            {**values, name: other}
-            for name, word in values.items()
-            for other in self.vocabulary.words(name)
-            if other != word
-        ]
-        chosen = sorted(others, key=lambda _: random.random())[:count]
+        others = list[tuple[int, float, str, str]]()
+        for name, word in values.items():
+            words = sorted(
+                (w for w in self.vocabulary.words(name) if w != word), key=lambda _: random.random()
+            )
+            others += [(place, random.random(), name, other) for place, other in enumerate(words)]
+        # One of each name before a second one: subjects are more than the words of an attribute.
+        chosen = [{**values, name: other} for _, _, name, other in sorted(others)[:count]]
         return [self.vocabulary.caption(other, order, template) for other in chosen]
 
     def _drawn(self, key: int, epoch: int, number: int) -> tuple[dict[str, str], list[str], int, Random]:

@@ -75,7 +75,7 @@ def _check_model(vae: Any) -> None:
     # `encode` is not a forward, so `check_modules` does not check it.
     for name in ("encode", "_encode"):
         method = getattr(type(vae), name)
-        if method.__module__ == _HOOKED:  # before diffusers 0.42 the decorator does not name what it wraps
+        while method.__module__ == _HOOKED:  # before diffusers 0.42 the decorator does not name what it wraps
             method = inspect.getclosurevars(method).nonlocals["method"]
         own = method.__module__ == type(vae).__module__
         expect(own and name not in vars(vae), f"its {name} was replaced")

@@ -190,7 +190,7 @@ class Evaluator:
         done = self.trainer.steps_done
         self.rows = [row for row in _read_rows(folder / "evaluations.json") if row["step"] <= done]
         for moment in ("before", "after") if self.rows else ():
-            self.results[moment] = read_record(folder / f"evaluations-{moment}.json") or {}
+            self.results[moment] = read_record(folder / f"evaluations-{moment}.json", dict) or {}
         best = folder / "best"
         kept = _read_rows(best / "scores.json")
         if not kept or kept[0]["step"] not in [row["step"] for row in self.rows]:
@@ -203,7 +203,7 @@ class Evaluator:
             weights = {name: found[name] for name in self.trainer.parameters()}
         except KeyError as err:
             raise WeightsError(f"{best} holds no {err}: resume=False starts again") from err
-        self._kept = _Kept(kept[0], read_record(best / "evaluations.json") or {}, weights)
+        self._kept = _Kept(kept[0], read_record(best / "evaluations.json", dict) or {}, weights)
 
 
 def _entry(result: Any) -> dict[str, Any]:

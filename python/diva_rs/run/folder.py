@@ -34,7 +34,7 @@ from diva_rs._base.files import (
     write_text,
 )
 from diva_rs._base.leftovers import sweep
-from diva_rs.errors import ConfigError, DataError, WeightsError
+from diva_rs.errors import ConfigError, DataError, WeightsError, a_type
 from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
@@ -114,7 +114,7 @@ class RunFolder:
 
     def best(self) -> dict[str, Any]:
         """Step and score of the best checkpoint; empty where nothing was scored."""
-        return _mapping(self.path / "best.json") or {}
+        return dict(read_record(self.path / "best.json", dict) or {})
 
     def mark_best(self, step: int, score: float) -> None:
         """Keep the checkpoint of this step until a better one is marked."""
@@ -133,7 +133,8 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any] | None:
         """The content of run.json; None where there is no run yet."""
-        return _mapping(self.path / "run.json")
+        found: dict[str, Any] | None = read_record(self.path / "run.json", dict)
+        return found
 
     def begin(self, recipe: Recipe, facts: Mapping[str, Any], step: int) -> None:
         """Write that the run starts at ``step``, from ``facts`` about its models."""
@@ -191,23 +192,19 @@ class RunFolder:
         return handle
 
 
-def read_record(path: Path) -> Any:
-    """The content of a JSON file of a run; None where there is no file. Raises WeightsError."""
+def read_record(path: Path, kind: type = object) -> Any:
+    """The content of a JSON file of a run, of this type; None where there is no file. Raises WeightsError."""
     try:
-        return json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as err:
         raise WeightsError(f"{path} cannot be read: {err}; resume=False starts again") from err
+    if not isinstance(content, kind):
+        raise WeightsError(f"{path} holds {a_type(content)}; resume=False starts again")
+    return content
 
 
 def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of scores as it was before JSON, which writes null for a number that is not finite."""
     return {name: math.nan if value is None else value for name, value in row.items()}
-
-
-def _mapping(path: Path) -> dict[str, Any] | None:
-    content = read_record(path)
-    if content is not None and not isinstance(content, dict):
-        raise WeightsError(f"{path} holds no mapping; resume=False starts again")
-    return content
