@@ -117,6 +117,7 @@ fn slots(choice: &Tensor) -> Tensor {
 
 fn project(projector: &Projector, rows: &Tensor) -> Tensor {
     match projector {
+        Projector::None => rows.shallow_clone(),
         Projector::Linear { weight, bias } => rows.linear(weight, bias.as_ref()),
         Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
             let width = norm_weight.size();
