@@ -6,8 +6,8 @@ them again until they end. `python -m builders.keyed_judge FOLDER PHOTOS` judges
 
 import hashlib
 import json
-import os
 import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from builders.killed import die_while_writing, fork
+from builders.killed import FORK, die_while_writing
 from builders.small import small_teacher
 from diva_rs.captions import ContrastSet, Evidence, Judgements, Vocabulary
 from diva_rs.data import folder_loader
@@ -58,7 +58,7 @@ class KeyedJudge:
         """As `Judge.describe`."""
         assert len(latents) == len(keys) == len(start) and latents.shape[1] == 4
         self.judged += keys.tolist()
-        names = names or vocabulary.names()
+        names = names or vocabulary.attributes
         sets = [[vocabulary.set_of(name, values) for name in names] for values in start]
         found = {
             key: [_evidence(key, each) for each in of] for key, of in zip(keys.tolist(), sets, strict=True)
@@ -93,9 +93,11 @@ def main() -> None:
                 die_while_writing(calls, rng)
                 judged(folder)
 
-            status = os.waitpid(fork(work), 0)[1]
-            ended = not os.WIFSIGNALED(status)
-            assert status == 0 or not ended, status
+            child = FORK.Process(target=work)
+            child.start()
+            child.join()
+            ended = child.exitcode == 0
+            assert ended or child.exitcode == -signal.SIGKILL, child.exitcode
             kills += not ended
         runs += 1
     print(json.dumps([runs, kills]))

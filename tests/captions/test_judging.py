@@ -205,7 +205,7 @@ def test_descent_judges_each_name_with_the_other_values_as_they_stand(teacher):
     calls = []
     judge = Judge(teacher, draws=4, first=4, encode=encoder(calls=calls))
     start = [{"subject": "dog", "colour": "red", "size": "small", "place": "left"}] * 3
-    judged = judge.describe(latents(), KEYS, WORDS, start, rounds=1)
+    judged = judge.describe(latents(), KEYS, WORDS, start, rounds=1, names=WORDS.names())
     for image, key in enumerate(KEYS):
         values = dict(start[image])
         for name, each in zip(WORDS.names(), judged.evidence[key], strict=True):
@@ -220,7 +220,7 @@ def test_descent_judges_each_name_with_the_other_values_as_they_stand(teacher):
             values[name] = each.set.words[each.losses.mean(1).argmin()]
     texts = [text for call in calls for text in call]
     assert len(texts) == len(set(texts))  # each distinct caption is encoded once
-    again = judge.describe(latents(), KEYS, WORDS, start, rounds=30)
+    again = judge.describe(latents(), KEYS, WORDS, start, rounds=30, names=WORDS.names())
     last = [each.set for each in again.evidence[0]]
     values = {each.set.name: each.set.words[each.losses.mean(1).argmin()] for each in again.evidence[0]}
     assert last == [WORDS.set_of(name, values) for name in WORDS.names()]  # it has converged
@@ -228,6 +228,8 @@ def test_descent_judges_each_name_with_the_other_values_as_they_stand(teacher):
 
 def test_names_that_are_not_judged_keep_their_value(teacher):
     judge = Judge(teacher, draws=2, encode=encoder())
+    judged = judge.describe(latents(1), [7], WORDS, [{"subject": "dog"}])
+    assert [each.set.name for each in judged.evidence[7]] == [*WORDS.attributes]
     judged = judge.describe(latents(1), [7], WORDS, [{"subject": "dog"}], names=["size"])
     assert judged.evidence[7][0].set == WORDS.set_of("size", {"subject": "dog"})
     assert judged.values(7)["subject"] == "dog"

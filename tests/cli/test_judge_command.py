@@ -32,12 +32,12 @@ def test_a_folder_is_judged(judge, capsys, tmp_path):
     assert "6 images used, none left out" in out and str(tmp_path / "judged" / "judged.html") in out
     found = Judgements.load(tmp_path / "judged")
     assert len(found) == 6 and found.vocabulary == WORDS
-    assert [v.set.name for v in found[min(found)]] == ["subject", "colour", "size"]
+    assert [v.set.name for v in found[min(found)]] == ["colour", "size"]
     page = parsed((tmp_path / "judged" / "judged.html").read_text())
     assert len(page.all("img")) == 6
     with open(tmp_path / "judged" / "judged.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 * 6 and {row["image"] for row in rows} == {f"{n}.png" for n in range(6)}
+    assert len(rows) == 6 * 4 and {row["image"] for row in rows} == {f"{n}.png" for n in range(6)}
     before = {file.name: file.read_bytes() for file in (tmp_path / "judged").iterdir()}
     assert main(judge) == 0  # everything is judged
     assert {file.name: file.read_bytes() for file in (tmp_path / "judged").iterdir()} == before

@@ -47,7 +47,7 @@ def test_every_image_is_judged(tmp_path):
     found = judged(tmp_path / "judged", judge)
     assert list(found) == judge.judged == list(range(100, 112)) and len(found) == IMAGES
     assert str(found.facts.accounting) == "12 images used, none left out"
-    assert found.vocabulary == WORDS and [v.set.name for v in found[100]] == ["subject", "colour", "size"]
+    assert found.vocabulary == WORDS and [v.set.name for v in found[100]] == ["colour", "size"]
     assert all(v.best == key % len(v.set) for key in found for v in found[key])
     assert found.facts.made_by["rounds"] == 2 and found.facts.made_by["judge"]["timestep_range"] == [0, 500]
 
@@ -100,7 +100,7 @@ def test_what_makes_the_losses_must_be_the_same(tmp_path):
     judged(folder, loader=images()[:1])
     with pytest.raises(ConfigError, match="judge seed was None, is 1"):
         judged(folder, KeyedJudge(seed=1))
-    with pytest.raises(ConfigError, match=r"rounds was 2, is 3; names was \['subject', 'colour', 'size'\]"):
+    with pytest.raises(ConfigError, match=r"rounds was 2, is 3; names was \['colour', 'size'\]"):
         judged(folder, rounds=3, names=["colour"])
     other = KeyedJudge()
     torch.nn.init.ones_(next(other.teacher.denoiser.parameters()))

@@ -129,8 +129,8 @@ class Judge:
             start: name -> word for each image, such as CLIP's guesses; a name without a value is not
                 mentioned until it is judged.
             rounds: at least 1.
-            names: what is judged, in this order; None: all of the vocabulary's. Other names keep the value
-                that ``start`` gives them.
+            names: what is judged, in this order; None: `Vocabulary.attributes`. Other names keep the value
+                that ``start`` gives them. The subject is judged where it is named: CLIP is good at it.
 
         >>> vocabulary = Vocabulary({"colour": ("red", "blue"), "size": ("big", "small")})
         >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
@@ -147,7 +147,7 @@ class Judge:
             images = _Images(self, latents[part], keys[part])
             values = [dict(each) for each in start[part]]
             last: list[dict[str, Evidence]] = [{} for _ in values]
-            for name in tuple(vocabulary.names() if names is None else names) * rounds:
+            for name in tuple(vocabulary.attributes if names is None else names) * rounds:
                 sets = [vocabulary.set_of(name, each) for each in values]
                 others = [_reworded(vocabulary, name, each) for each in values]
                 pairs = zip(sets, others, strict=True)

@@ -74,7 +74,7 @@ def judge_images(
         "judge": judge.settings(),
         "guess": guess.identity() if hasattr(guess, "identity") else "a function",
         "rounds": rounds,
-        "names": list(vocabulary.names() if names is None else names),
+        "names": list(vocabulary.attributes if names is None else names),
     }
     with session() as ranks, every_image(loader, ranks):
         check_same("judge", made_by, ranks)
