@@ -60,7 +60,7 @@ class JudgeOptions(ImageOptions):
     seed: Whole = 0
     """of the draws"""
     names: tuple[Text, ...] | None = None
-    """an attribute to judge, or "subject"; one flag for each. None: all attributes. Others keep CLIP's guess"""
+    """an attribute to judge, or "subject"; one flag for each. None: all attributes. Others stay guesses"""
 
 
 _FIELDS = [name for name in JudgeOptions.model_fields if name != "recipe"]
