@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import open_clip
 import torch
 
 from builders.cli import MODEL, message
+from diva_rs.captions import Evidence, Judgements, Vocabulary
 from diva_rs.cli import main
+from diva_rs.data import ImageFolder
 from diva_rs.diffusion import Teacher
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run import post_training
@@ -100,3 +103,19 @@ def test_train_end_to_end(command, capsys, tmp_path):
     assert json.loads((run / "recipe.json").read_text())["density"] == 0.5
     model = open_clip.create_model(MODEL, pretrained=str(run / "clip.safetensors"))
     assert model.visual.conv1.weight.shape == (32, 3, 8, 8)
+
+
+def test_judgements_train_without_the_diffusion_model(command, clip, photos, capsys, tmp_path):
+    words = Vocabulary({"colour": ("red", "blue")}, subjects=("car", "dog"))
+    evidence = {}
+    for place, key in enumerate(ImageFolder(photos).ids.tolist()):
+        losses = np.roll([[0.0, 0.0], [1.0, 1.0]], place, axis=0)
+        evidence[key] = [Evidence(words.set_of("colour", {"subject": "car"}), losses)]
+    given = {key: {"subject": "car"} for key in evidence}
+    Judgements(evidence, words, given=given).save(tmp_path / "judged")
+    command = [*command[:2], clip, *command[3:], "--judged", str(tmp_path / "judged"), "--no-progress"]
+    flags = ["--steps", "2", "--batch", "3", "--log-every", "1", "--lr", "1e-2", "--denoising", "0"]
+    assert main([*command, *flags]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["captions"] > 0 and "keep" in row and "denoising" not in row for row in rows)
+    assert "a folder of judgements is needed" in message(capsys, [*command, "--judged", photos])

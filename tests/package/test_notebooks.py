@@ -9,7 +9,12 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 # Each with what its output says after a whole run: the settings of the tests are smaller.
-WHOLE = {"quickstart": "450 steps", "your_own_training_loop": "200 steps", "ablations": "seed 2: "}
+WHOLE = {
+    "quickstart": "450 steps",
+    "your_own_training_loop": "200 steps",
+    "ablations": "seed 2: ",
+    "caption_feedback": "900 steps",
+}
 
 
 def outputs(cell):

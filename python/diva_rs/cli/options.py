@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from diva_rs._base.settings import hint
 from diva_rs._base.toml import read_toml
@@ -62,6 +62,14 @@ class TrainOptions(ImageOptions):
     """folder of the run: log, recipe, checkpoints and weights; a run in it is resumed"""
     latents: Text | None = None
     """latent cache made by diva-rs cache, whose views of the images are used"""
+    judged: Text | None = None
+    """judgements made by diva-rs judge, which train CLIP beside the feedback; --denoising 0: alone"""
+    judged_weight: PositiveFloat = 0.3
+    """weight of the judged captions in the loss"""
+    keep_weight: NonNegativeFloat = 0.1
+    """with --judged: weight of the loss that keeps CLIP's answers over the vocabulary's subjects"""
+    tokenizer: str | None = None
+    """with --judged: a folder with the tokenizer, or an open_clip model that has it; none: the model's"""
     resume: Literal["auto", "force"] = "auto"
     """whether a run resumes only under its own settings, or under others too"""
     eval_every: Count | None = None

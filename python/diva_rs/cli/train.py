@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from diva_rs._base.files import make_folder, names_in
+from diva_rs.captions import CaptionTerm, Judgements, KeepTerm
 from diva_rs.cli.clips import load_clip
-from diva_rs.cli.models import check_data, load_images, pick_device
+from diva_rs.cli.models import check_data, load_images, pick_device, tokenizer_of
 from diva_rs.cli.options import TrainOptions, add_options, settings
 from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.clip import adapt
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     folder = _prepare_folder(options.output_dir, options.overwrite)
     if options.latents is not None:
         LatentCache.open(options.latents)
+    judged = None if options.judged is None else Judgements.load(options.judged)
     device = pick_device(options.device)
     teacher = Teacher(options.teacher, device=device)
     clip = load_clip(options.clip, device, recipe.precision)
@@ -59,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"recipe {recipe.name}; differing from the defaults:", *(changed or ["nothing"]), sep="\n  ")
     result = post_train(
         clip,
-        teacher,
+        teacher if recipe.denoising else None,
         loader,
         recipe,
+        terms=None if judged is None else _terms(judged, clip, options, recipe),
         output_dir=folder,
         resume=not options.overwrite and (options.resume == "auto" or options.resume),
         callbacks=callbacks,
@@ -71,6 +74,18 @@ def run(args: argparse.Namespace) -> int:
     if first:
         _report(result, folder)
     return 130 if result.interrupted else 0
+
+
+def _terms(judged: Judgements, clip: Any, options: TrainOptions, recipe: Recipe) -> dict[str, Any]:
+    """The terms of the loss that judgements make."""
+    tokenizer, words = tokenizer_of(options.tokenizer or options.clip), judged.vocabulary
+    terms: dict[str, Any] = {
+        "captions": (options.judged_weight, CaptionTerm(judged, clip, tokenizer, seed=recipe.seed))
+    }
+    if options.keep_weight and words is not None and len(words.subjects) > 1:
+        names = [words.caption({words.SUBJECT: subject}) for subject in words.subjects]
+        terms["keep"] = (options.keep_weight, KeepTerm(clip, tokenizer, names))
+    return terms
 
 
 def _prepare_folder(path: str, overwrite: bool) -> Path:
