@@ -165,7 +165,7 @@ def test_other_text_encoders(folder):
 def test_a_text_encoder_that_builds_and_does_not_run(folder):
     place = folder / "text_encoder" / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"num_attention_heads": -1}))
-    with pytest.raises(DataError, match="the text encoder does not take a prompt of 77 tokens"):
+    with pytest.raises(DataError, match="the text encoder does not take prompts of 77 tokens"):
         Teacher.of(folder).text("a cat")
 
 

@@ -132,7 +132,6 @@ def test_a_window_wider_than_the_image() -> None:
             {"proj": (f64(16, 13), False)},
             r"`projector.weight` takes 12 features, but `proj` has shape \[16, 13\] and gives 13",
         ),
-        ({"projector": {}}, "`projector.weight` is missing"),
         ({"projector": {"bias": f64(10)}}, "`projector.weight` is missing"),
         ({"projector": {"weight": f64(10)}}, r"`projector.weight` has shape \[10\], expected \(C, D\)"),
         ({"projector": {"weight": f64(0, 12)}}, r"`projector.weight` has shape \[0, 12\]"),

@@ -130,7 +130,7 @@ def _states(prompts: Sequence[str], tokenizer: Any, encoder: Any, penultimate: b
     with (
         torch.no_grad(),
         no_autocast(device),
-        library_errors("the text encoder", f"{len(prompts)} prompts of {length} tokens"),
+        library_errors("the text encoder", f"prompts of {length} tokens"),
     ):
         output = encoder(
             tokens.input_ids.to(device),
