@@ -13,7 +13,7 @@ WHOLE = {
     "quickstart": "450 steps",
     "your_own_training_loop": "200 steps",
     "ablations": "seed 2: ",
-    "caption_feedback": "900 steps",
+    "caption_feedback": "600 steps",
 }
 
 
