@@ -36,6 +36,8 @@ _FOLDERS = {
     "sugarcrepe_folder": "builders.detail",
 }
 
+collect_ignore_glob = ["tests/*/conftest.py"]  # no examples, and one module name for all of them
+
 
 @pytest.fixture(autouse=True)
 def _names_for_examples(request, doctest_namespace):

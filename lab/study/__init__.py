@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from diva_rs._base.files import make_folder, write_text
+from diva_rs._base.files import make_folder, write_json, write_text
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
-from lab.study.captions import judge_images
+from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
@@ -50,8 +50,9 @@ def ablate(
     Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
-        name: "condition", "density", "data", "denoiser", "draws", "anchor", "lr", "projector_warmup", or
-            "study": the recipes and their controls.
+        name: "captions", "condition", "density", "data", "denoiser", "draws", "anchor", "lr",
+            "projector_warmup", or "study": the recipes and their controls. "captions" also writes
+            ``judged.json``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
         split: "validation" while settings are chosen, "test" once they are fixed.
@@ -67,7 +68,11 @@ def ablate(
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
     pictures = TrainingImages(models.vae, unseen(images))
-    needed = any(arm.captions is not None for arm in arms.values())
+    judged = None
+    if any(arm.captions is not None for arm in arms.values()):
+        judged = judge_images(models, pictures, folder / "judged")
+        right = {"accuracy": accuracy(judged, pictures), "calibration": calibration(judged, pictures)}
+        write_json(folder / "judged.json", right)
     rows = run_all(
         arms,
         range(seeds),
@@ -77,7 +82,7 @@ def ablate(
         Measure(split, asked, asked, max(1, asked // 20)),
         pictures,
         steps,
-        judge_images(models, pictures, folder / "judged") if needed else None,
+        judged,
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")

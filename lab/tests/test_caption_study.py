@@ -1,5 +1,7 @@
 """Caption feedback in the study: labels and controls, what was judged, and every arm."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from diva_rs.microworld import new_clip
 from diva_rs.microworld.captions import DETAILS, vocabulary
 from diva_rs.microworld.models import new_vae
 from lab.pretraining.run import QUICK, pretrain
-from lab.study import CAPTIONS, TrainingImages, judge_images
+from lab.study import CAPTIONS, TrainingImages, ablate, judge_images
 from lab.study.captions import Captions, accuracy, calibration, certain, guessed, keys_of, truth
 from lab.study.data import unseen
 from lab.study.runs import run_arm
@@ -77,3 +79,11 @@ def test_every_caption_arm_trains_the_tower(name, world, images, right):
     losses = run_arm(CAPTIONS[name], clip, world, images, seed=0, steps=4, judged=right)
     assert np.isfinite(list(losses.values())).all()
     assert not torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
+
+
+def test_the_command_writes_what_was_judged(world, tmp_path):
+    """Of models that were hardly trained nothing is reliable, and the run is whole."""
+    summary = ablate("captions", tmp_path, 1, "validation", world.folder, 2, 16, 64)
+    found = json.loads((tmp_path / "judged.json").read_text())["accuracy"]
+    assert list(found) == list(DETAILS) and all(0 <= row["accuracy"] <= 100 for row in found.values())
+    assert summary.arms == list(CAPTIONS)
