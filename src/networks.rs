@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::denoiser::dit::DiTTransformer2D;
+use crate::denoiser::mmdit::MMDiT;
 use crate::denoiser::unet_2d_condition::UNet2DCondition;
 use crate::denoiser::vae::AutoencoderEncoder;
 use crate::denoiser::Denoiser;
@@ -48,6 +49,12 @@ pub const KINDS: &[(&str, Read)] = &[
         build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;
             denoiser(DiTTransformer2D::new(config, weights)?)
+        })
+    }),
+    ("mmdit", |config| {
+        build(config, |config, weights, fixed| {
+            no_fixed(&fixed)?;
+            denoiser(MMDiT::new(config, weights)?)
         })
     }),
     ("autoencoder_kl_encoder", |config| {
