@@ -93,8 +93,9 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 
 def _models_of(trainer: Trainer) -> dict[str, Any]:
-    """Names and fingerprints of the models of a run, and the names of its losses."""
+    """Names and fingerprints of the models of a run, the names of its losses, and the caller's terms."""
     trained, clip = trained_ids(trainer), trainer.clip
+    terms = trainer.step_modules.terms_identity.items()
     unet = None if trainer.teacher is None else trainer.teacher.unet
 
     def frozen(module: nn.Module) -> str:
@@ -108,6 +109,7 @@ def _models_of(trainer: Trainer) -> dict[str, Any]:
         "teacher": None if unet is None else type(unet).__name__,
         "teacher_weights": None if unet is None else frozen(unet),
         "losses": ", ".join(trainer.loss_names),
+        **{f"term {name}": text for name, text in terms},
     }
 
 
