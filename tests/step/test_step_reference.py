@@ -108,7 +108,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", Recipe.names())
+@pytest.mark.parametrize("name", [name for name in Recipe.names() if name.startswith("diva-")])
 def test_each_preset_assembles_what_its_reference_does(name, dtype):
     size = int(name.rsplit("-", 1)[1])
     make = siglip if "siglip" in name else vit
