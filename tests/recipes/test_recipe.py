@@ -76,6 +76,7 @@ def test_no_field_takes_an_object():
 CONTRADICTIONS = [
     ({"choose": 3, "density": 0.5}, "choose=3 and density=0.5 exclude each other"),
     ({"condition": "window"}, "condition='window' needs window"),
+    ({"text": "broadcast"}, "broadcast' adds one visual token .* use condition='class'"),
     ({"window": 3}, "window=3 means nothing with condition='random'"),
     ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
     ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),

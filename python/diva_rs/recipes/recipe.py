@@ -205,6 +205,11 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+        if self.text == "broadcast" and self.condition not in ("class", "text"):
+            raise ConfigError(
+                "text='broadcast' adds one visual token to every text token, but "
+                f"condition={self.condition!r} gives several: use condition='class'"
+            )
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(
