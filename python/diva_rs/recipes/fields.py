@@ -31,12 +31,13 @@ class Fields(Settings):
     """whether each patch is kept by a coin of probability density"""
     window: Count | None = None
     """width of the average-pooling windows, in patches"""
-    text: Literal["add", "mean", "concat", "none"] = "mean"
-    """how the text joins: token i is added to visual token i, its mean to each, appended, or not at all"""
+    text: Literal["add", "mean", "concat", "broadcast", "none"] = "mean"
+    """how the text joins: token i is added to visual token i, its mean to each, appended, the class token is
+    added to each text token, or not at all"""
     prompt: str = ""
     """the teacher's prompt"""
-    projector: Literal["linear", "mlp"] = "linear"
-    """the map from CLIP's embedding to the condition"""
+    projector: Literal["linear", "mlp", "identity"] = "linear"
+    """the map from CLIP's embedding to the condition; "identity" needs equal widths and has no parameters"""
     projector_warmup: Whole = 0
     """first steps, in which only the projector trains"""
 
@@ -155,9 +156,9 @@ class RecipeFields(TypedDict, total=False):
     replacement: bool
     bernoulli: bool
     window: int | None
-    text: Literal["add", "mean", "concat", "none"]
+    text: Literal["add", "mean", "concat", "broadcast", "none"]
     prompt: str
-    projector: Literal["linear", "mlp"]
+    projector: Literal["linear", "mlp", "identity"]
     projector_warmup: int
     draws: int
     draw_weights: tuple[float, ...] | None

@@ -50,8 +50,8 @@ class Recipe(Fields):
     def names(cls) -> list[str]:
         """The presets' names.
 
-        >>> len(Recipe.names())
-        16
+        >>> "diva-openai-vit-l-14-224" in Recipe.names()
+        True
         """
         return list(presets())
 
@@ -209,6 +209,11 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+        if self.text == "broadcast" and self.condition not in ("class", "text"):
+            raise ConfigError(
+                "text='broadcast' adds one visual token to every text token, but "
+                f"condition={self.condition!r} gives several: use condition='class'"
+            )
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(

@@ -77,8 +77,8 @@ class StepModules:
         )
         self._check_objective(trained)
         if projector is None:
-            width = None if self.teacher is None else self.teacher.condition_width
-            projector = make_projector(recipe, self.tower.embed_dim, width)
+            slots = None if self.teacher is None else self.teacher.slots
+            projector = make_projector(recipe, self.tower.embed_dim, slots)
         self.projector = projector.to(device=self.device, dtype=self.dtype)
         self.bridge = make_bridge(self.tower, self.projector, recipe)
         with self.plain():
