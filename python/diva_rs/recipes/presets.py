@@ -28,6 +28,9 @@ class Preset:
     expected: str  # the MMVP-VLM average that the source reports, in percent, before and after
     values: Values  # the fields that the source decides
     measured: str = "not yet run"  # what diva_rs itself measured with this recipe
+    teacher: str = "any"  # the kind of generative model that it needs
+    images: str = "any"  # what it was published with
+    memory: str = "not measured"  # of a step, where it was measured
 
     def fields(self) -> dict[str, Any]:
         """The values alone, as keywords for `Recipe`."""
@@ -39,6 +42,15 @@ class Preset:
             f"  {self.summary}",
             f"  {self.source}",
             f"  {self.command}",
+            *self.needs(),
+        ]
+
+    def needs(self) -> list[str]:
+        """What it needs, and the scores, line by line."""
+        return [
+            f"  teacher: {self.teacher}",
+            f"  images: {self.images}",
+            f"  memory: {self.memory}",
             f"  MMVP-VLM average, published: {self.expected} %",
             f"  MMVP-VLM average, measured here: {self.measured}",
         ]

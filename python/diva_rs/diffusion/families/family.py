@@ -72,7 +72,8 @@ class Family(ABC):
     @property
     def entry(self) -> str:
         """How the condition enters, for people."""
-        return f"{' and '.join(self.slots.names)}, {self.slots.width} wide"
+        shared = " and ".join(self.slots.names)
+        return ", ".join(f"{name or shared}, {width} wide" for name, width in self.slots.parts.items())
 
     @property
     def channels(self) -> int:
