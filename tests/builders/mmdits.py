@@ -40,7 +40,8 @@ VARIANTS = {
     "flux-two-streams": FLUX | {"num_single_layers": 0},
     "flux-one-stream": FLUX | {"num_layers": 0},
     "flux-guidance": FLUX | {"guidance_embeds": True},
-    "flux-three-heads": FLUX | {"num_attention_heads": 3, "attention_head_dim": 6, "axes_dims_rope": (2, 2, 2)},
+    "flux-three-heads": FLUX
+    | {"num_attention_heads": 3, "attention_head_dim": 6, "axes_dims_rope": (2, 2, 2)},
     "flux-one-channel": FLUX | {"in_channels": 4, "out_channels": 4},
     "flux-equal-widths": FLUX | {"joint_attention_dim": 10},
     "sd3": SD3,

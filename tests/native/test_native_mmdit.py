@@ -1,4 +1,4 @@
-"""Native Flux and SD3 transformers against diffusers' own: prediction, gradients at the condition and the weights.
+"""Native Flux and SD3 transformers against diffusers' own: prediction and gradients at condition and weights.
 
 Every option of diffusers' constructors is in a variant, or refused with the reason
 (`test_native_mmdit_refused.py`).
@@ -28,7 +28,7 @@ def test_every_option_of_the_constructor_is_in_a_variant(model: str) -> None:
     assert varied | {"patch_size"} == options  # Flux has packed its patches before
 
 
-def with_weights(predict: Callable[..., Tensor], model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
+def with_weights(predict: Callable, model: nn.Module, *args: Tensor) -> dict[str, Tensor]:
     """The prediction and the gradients at the condition and, layer by layer, at the weights."""
     model.zero_grad()
     prediction, gradient = through(predict, *args)
@@ -36,7 +36,7 @@ def with_weights(predict: Callable[..., Tensor], model: nn.Module, *args: Tensor
 
 
 def by_layer(model: nn.Module) -> dict[str, Tensor]:
-    """Weight and bias together: that of keys has no gradient but rounding, for softmax ignores what all share."""
+    """Weight and bias together: a bias of keys has no gradient but rounding."""
     layers: dict[str, list[Tensor]] = {}
     for name, param in model.named_parameters():
         grad = torch.zeros_like(param) if param.grad is None else param.grad
@@ -81,37 +81,37 @@ def test_checkpointing_leaves_every_gradient_as_it_is(name: str, train: str | No
     for checkpoint in (True, False):
         model.zero_grad()
         found = native_mmdit(model, checkpoint, train=train).gradient(*args, weights)
-        assert_near({**dict(zip(("prediction", "condition"), found)), **by_layer(model)}, expected, 1e-12)
+        named = dict(zip(("prediction", "condition"), found, strict=True))
+        assert_near({**named, **by_layer(model)}, expected, 1e-12)
     assert any(param.grad is not None for param in model.parameters()) == (train is not None)
 
 
-def test_weights_that_are_frozen_for_a_stage_get_no_gradient() -> None:
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_weights_that_are_frozen_for_a_stage_get_no_gradient(checkpoint: bool) -> None:
     model = build("flux-guidance")
     args = inputs(model)
     expected = with_weights(theirs(model), model, *args)
-    frozen = {name for name, _ in model.named_parameters() if "attn" in name or "embed" in name}
     for name, param in model.named_parameters():
-        param.requires_grad_(name not in frozen)
-    for checkpoint in (False, True):
-        model.zero_grad()
-        native = native_mmdit(model, checkpoint, train="fp64")
-        weights = torch.randn(args[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-        native.gradient(*args, weights)
-        for name, param in model.named_parameters():
-            assert (param.grad is None) == (name in frozen), name
-        assert error(model.proj_out.weight.grad.flatten(), expected["proj_out"][: model.proj_out.weight.numel()]) < 1e-10
+        param.requires_grad_("proj" in name)
+    weights = torch.randn(args[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    model.zero_grad()
+    native_mmdit(model, checkpoint, train="fp64").gradient(*args, weights)
+    for name, param in model.named_parameters():
+        assert (param.grad is None) == ("proj" not in name), name
+    found = by_layer(model)
+    for name in found:
+        if "proj" in name:
+            assert error(found[name], expected[name]) <= 1e-10, name
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("size", [(2, 2), (2, 14), (14, 6), (24, 24)])
+@pytest.mark.parametrize(("size", "length"), [((2, 2), 1), ((2, 14), 77), ((14, 6), 1), ((24, 24), 2)])
 @pytest.mark.parametrize("name", ["flux", "sd3-dual"])
-def test_any_size_and_any_number_of_positions(name: str, size: tuple[int, int], dtype: torch.dtype) -> None:
-    model = build(name, dtype)
-    for length in (1, 77):
-        args = inputs(model, size, length)
-        ours = through(native_mmdit(model).predict, *args)
-        for found, expected in zip(ours, through(theirs(model), *args), strict=True):
-            assert error(found, expected) <= TOLERANCE[dtype]
+def test_any_size_and_any_number_of_positions(name: str, size: tuple[int, int], length: int) -> None:
+    model = build(name)
+    args = inputs(model, size, length)
+    ours = through(native_mmdit(model).predict, *args)
+    for found, expected in zip(ours, through(theirs(model), *args), strict=True):
+        assert error(found, expected) <= 1e-10
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -143,9 +143,14 @@ def test_training_in_bf16_is_nearer_to_float32_than_autocast(name: str) -> None:
 
     library = with_weights(autocast, model, *args)
     ours = with_weights(native_mmdit(model, train="bf16").predict, model, *args)
-    errors, others = ([error(each[key], reference[key]) for key in reference if reference[key].any()] for each in (ours, library))
-    print(max(errors), max(others), sum(errors)/sum(others), max(a/b for a,b in zip(errors, others)))
-    assert ours["condition"].dtype == torch.float32
+    assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+    for found, own, expected in zip(ours.values(), library.values(), reference.values(), strict=True):
+        if expected.any():
+            assert error(found, expected) <= 1.5 * error(own, expected)
+    for found in (ours, library, reference):
+        found["weights"] = torch.cat([value.flatten() for key, value in found.items() if key != "prediction"])
+    for part in ("prediction", "condition", "weights"):
+        assert error(ours[part], reference[part]) <= min(2e-2, error(library[part], reference[part]))
 
 
 @pytest.mark.parametrize("train", ["fp32", None])

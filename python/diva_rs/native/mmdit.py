@@ -73,7 +73,7 @@ def _fields(model: Any) -> dict[str, Any]:
     expect(plain, "time_proj is of an unknown form")
     gelus = [gelu.approximate for gelu in model.modules() if hasattr(gelu, "approximate")]
     expect(set(gelus) == {"tanh"}, f"its GELUs are approximated by {set(gelus)}")
-    norms = [norm.eps for _, norm in layers.layers_of(model, layers.LAYER_NORM) if not norm.elementwise_affine]
+    norms = [norm for _, norm in layers.layers_of(model, layers.LAYER_NORM) if not norm.elementwise_affine]
     return {
         "heads": config.num_attention_heads,
         "head_width": config.attention_head_dim,
@@ -82,7 +82,7 @@ def _fields(model: Any) -> dict[str, Any]:
         "tokens_width": config.joint_attention_dim,
         "pooled_width": config.pooled_projection_dim,
         "time_channels": time.num_channels,
-        "norm_eps": one("eps of LayerNorm", norms),
+        "norm_eps": one("eps of LayerNorm", [norm.eps for norm in norms]),
     }
 
 
@@ -98,15 +98,17 @@ def _head_eps(model: nn.Module) -> float:
 
 
 def _checked(model: Any) -> Any:
-    """The model; NotNative unless each of its modules is as the model's class builds it of its configuration."""
+    """The model; NotNative unless each of its modules is as its class builds it of its configuration."""
     with torch.device("meta"):
         built = dict(type(model).from_config(model.config).named_modules())
     found = dict(model.named_modules())
-    for name in built.keys() | found.keys():
+    for name in dict.fromkeys((*built, *found)):
         where = name or "the module"
         expect(name in built and name in found, f"{where} is {'too many' if name in found else 'missing'}")
         expected = class_path(built[name])
-        expect(class_path(found[name]) == expected, f"{where} is a {class_path(found[name])}, not a {expected}")
+        expect(
+            class_path(found[name]) == expected, f"{where} is a {class_path(found[name])}, not a {expected}"
+        )
         theirs = vars(found[name])
         for attribute, value in _state(built[name]):
             same = attribute in theirs and _form(theirs[attribute]) == value
@@ -125,8 +127,10 @@ def _form(value: Any) -> Any:
     """A plain value; of an object, its class, whose code must be its own, and its state."""
     if value is None or isinstance(value, (bool, int, float, str, tuple, list, torch.Size)):
         return value
-    call = getattr(type(value), "__call__", None)  # of an attention processor
-    expect(getattr(call, "__module__", None) in (None, type(value).__module__), f"{value} was replaced")
+    cls = type(value)  # of an attention processor
+    expect(
+        not callable(value) or cls.__call__.__module__ == cls.__module__, f"{class_path(value)} was replaced"
+    )
     return class_path(value), vars(value) if hasattr(value, "__dict__") else None
 
 
