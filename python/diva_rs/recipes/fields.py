@@ -63,6 +63,16 @@ class Fields(Settings):
     anchor: NonNegativeFloat = 0.0
     """weight of the penalty that keeps embeddings near the original CLIP's; 0: off"""
 
+    # The vision tower, where matrices of a low rank train in its place.
+    low_rank: Count | None = None
+    """rank of each target's update, W0 + alpha / rank * B A (LoRA, arXiv 2106.09685); None: all weights"""
+    low_rank_alpha: PositiveFloat | None = None
+    """alpha of that update; None: the rank"""
+    low_rank_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """globs over the keys of the tower's matrices; "*": all linear layers and the visual projection"""
+    low_rank_bias: bool = False
+    """whether the biases of the targets' layers train too (peft's bias="lora_only")"""
+
     # The optimizer.
     optimizer: Optimizer = "sgd"
     """as in torch.optim"""
@@ -160,6 +170,10 @@ class RecipeFields(TypedDict, total=False):
     min_snr: float | None
     denoising: float
     anchor: float
+    low_rank: int | None
+    low_rank_alpha: float | None
+    low_rank_targets: tuple[str, ...]
+    low_rank_bias: bool
     optimizer: Literal["sgd", "adamw"]
     lr: float
     projector_lr: float | None
