@@ -50,7 +50,10 @@ class Teacher:
             ``noise_level``, that of the image embedding for which the condition stands, by default 0: the
             UNet reads what its pipeline makes of the embedding at that level where the noise drawn is zero.
             A DiT takes ``label``: whether the condition is to "replace" the label embedding, or to "join"
-            that of "no class".
+            that of "no class". Flux and Stable Diffusion 3 take ``slot``, which of the slots "tokens" and
+            "pooled" the condition fills, by default "both", and ``pooled_projections`` (1, V), the text's
+            pooled vector beside a condition that fills the tokens. Flux takes ``guidance``, the scale that
+            guidance-distilled models read, by default 3.5.
 
     >>> from diffusers import DDPMScheduler
     >>> teacher = Teacher(unet, scheduler=DDPMScheduler(), text_condition=torch.zeros(1, 8, 24))
