@@ -33,7 +33,8 @@ class Teacher:
         unet: a denoiser of a known family (`diva_rs.diffusion.families`), a pipeline that holds one, a folder
             (of a pipeline or of its denoiser), or a repository of the Hugging Face Hub. What is not given
             below is found in the pipeline, or in the folder that the denoiser was loaded from.
-        vae: a diffusers ``AutoencoderKL``. Without one, a denoiser of 3 channels works on pixels in [-1, 1].
+        vae: a diffusers autoencoder of images: ``AutoencoderKL``, ``AutoencoderTiny``, ``AutoencoderDC``.
+            Without one, a denoiser of 3 channels works on pixels in [-1, 1].
         scheduler: the diffusers scheduler that holds the model's training noise schedule, or a native
             ``Schedule``.
         text_condition: text tokens (1 | B, L, C), used as they are instead of an encoded prompt.

@@ -83,10 +83,3 @@ class MMDiT(Family):
                 "Teacher(..., pooled_projections=...), a tensor (1, V) that the model's own pipeline encodes"
             )
         return self._pooled
-
-    def check_sides(self, noisy: Tensor, patch: int) -> None:
-        """Raise ShapeError unless both sides of the latents are multiples of ``patch``."""
-        if noisy.ndim != 4 or noisy.shape[2] % patch or noisy.shape[3] % patch:
-            raise ShapeError(
-                f"noisy is {tuple(noisy.shape)}: this model takes (B, C, h, w), h and w multiples of {patch}"
-            )
