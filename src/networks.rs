@@ -51,12 +51,7 @@ pub const KINDS: &[(&str, Read)] = &[
             denoiser(DiTTransformer2D::new(config, weights)?)
         })
     }),
-    ("mmdit", |config| {
-        build(config, |config, weights, fixed| {
-            no_fixed(&fixed)?;
-            denoiser(MMDiT::new(config, weights)?)
-        })
-    }),
+    ("mmdit", |config| build(config, |config, weights, fixed| denoiser(MMDiT::new(config, weights, fixed)?))),
     ("autoencoder_kl_encoder", |config| {
         build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;

@@ -76,7 +76,8 @@ impl PyNetwork {
 #[pymethods]
 impl PyNetwork {
     /// `fixed`: inputs that are the same in every step. A UNet takes "encoder_hidden_states" (1, L, D), "text_embeds"
-    /// (1, n) and "time_ids" (1, m), as its configuration needs them.
+    /// (1, n) and "time_ids" (1, m), as its configuration needs them; an MMDiT "encoder_hidden_states" (1, L, D) or
+    /// "pooled_projections" (1, V) for a slot that is not the condition's.
     #[new]
     #[pyo3(signature = (kind, config, weights, fixed=None))]
     fn new(

@@ -2,9 +2,10 @@
 
 use serde::Deserialize;
 
-use crate::denoiser::Slots;
-use crate::error::{DivaError, Result};
+use crate::denoiser::Condition;
+use crate::error::{floating, DivaError, Result};
 use crate::nn::Compute;
+use crate::torch::Tensor;
 
 pub const OP: &str = "MMDiT";
 
@@ -90,10 +91,47 @@ impl Config {
         self.patch_size * self.patch_size * self.channels
     }
 
-    /// Slots of equal width share one condition.
-    pub fn slots(&self) -> Slots {
-        let split = (self.tokens_width != self.pooled_width).then_some(self.tokens_width);
-        Slots { tokens: true, pooled: true, split }
+    /// `tokens` where they are (B, S, C).
+    pub fn tokens(&self, name: &str, tokens: &Tensor, batch: i64) -> Result<Tensor> {
+        let width = self.tokens_width;
+        match tokens.size()[..] {
+            [found, length, last] if found == batch && length > 0 && last == width => {
+                floating(OP, name, tokens)?;
+                Ok(tokens.shallow_clone())
+            }
+            _ => Err(DivaError::shape(OP, name, tokens, format!("[{batch}, S, {width}] with S > 0"))),
+        }
+    }
+
+    /// `pooled` where it is (B, V).
+    pub fn pooled(&self, name: &str, pooled: &Tensor, batch: i64) -> Result<Tensor> {
+        let width = self.pooled_width;
+        if pooled.size() != [batch, width] {
+            let expected = format!("[{batch}, {width}]: one vector per sample");
+            return Err(DivaError::shape(OP, name, pooled, expected));
+        }
+        floating(OP, name, pooled)?;
+        Ok(pooled.shallow_clone())
+    }
+
+    /// What fills a slot in place of the condition, by its name in diffusers.
+    pub fn fixed(&self, tensors: Vec<(String, Tensor)>) -> Result<Condition> {
+        let mut fixed = Condition::default();
+        for (name, tensor) in tensors {
+            let tensor = tensor.f_detach()?;
+            match name.as_str() {
+                "encoder_hidden_states" => fixed.tokens = Some(self.tokens(&name, &tensor, 1)?),
+                "pooled_projections" => fixed.pooled = Some(self.pooled(&name, &tensor, 1)?),
+                _ => {
+                    let known = "known are encoder_hidden_states and pooled_projections";
+                    return refuse(format!("fixed has an unknown tensor {name:?}; {known}"));
+                }
+            }
+        }
+        match fixed.tensors().count() {
+            2 => refuse("fixed fills both slots: nothing is left for the condition".to_string()),
+            _ => Ok(fixed),
+        }
     }
 
     /// Every way in which building or running the network could divide by zero or index out of range.

@@ -7,7 +7,7 @@
 
 use crate::torch::{Kind, Tensor};
 
-use super::condition::Slots;
+use super::condition::{Condition, Slots};
 use super::frozen::{check, frozen};
 use super::layers::{linear, stream_of};
 use super::{Denoiser, Gradients, LossGradient, Query};
@@ -30,6 +30,8 @@ pub struct MMDiT {
     patches: Patches,
     embedding: Embedding,
     context: Linear,
+    /// What fills a slot that is not the condition's: text (1, L, C), a vector (1, V).
+    fixed: Condition,
     /// With what their keys begin.
     blocks: Vec<(String, Block)>,
     /// Of matrix products, and of the sums between them.
@@ -43,8 +45,10 @@ pub struct MMDiT {
 impl MMDiT {
     /// Over the weights of a checkpoint, by its keys; the stored positions of SD3 may have another dtype. Beside bf16
     /// weights any may be float32: it was not rounded.
-    pub fn new(config: Config, weights: Vec<(String, Tensor)>) -> Result<Self> {
+    /// `fixed`: "encoder_hidden_states" (1, L, C) or "pooled_projections" (1, V) where that slot is not the condition's.
+    pub fn new(config: Config, weights: Vec<(String, Tensor)>, fixed: Vec<(String, Tensor)>) -> Result<Self> {
         config.check()?;
+        let fixed = config.fixed(fixed)?;
         let mut params = Vec::new();
         let store = if config.train.is_some() {
             check(OP, &weights, &[POSITIONS])?;
@@ -64,6 +68,7 @@ impl MMDiT {
             products: config.train.map_or(kind, Compute::kind),
             stream: stream_of(kind),
             context,
+            fixed,
             params,
             config,
         };
@@ -71,32 +76,26 @@ impl MMDiT {
         Ok(network)
     }
 
-    /// (height, width) in patches.
-    fn check(&self, query: &Query) -> Result<(i64, i64)> {
+    /// What enters, checked: one slot, or both, from the condition.
+    fn entries(&self, query: &Query) -> Result<Entries> {
         query.without_text(OP)?;
         let Query { noisy, timesteps, condition, .. } = *query;
-        let (tokens, pooled) = (condition.tokens(OP)?, condition.pooled(OP)?);
         let grid = self.patches.grid(noisy)?;
         let batch = noisy.size4()?.0;
         if timesteps.size() != [batch] || timesteps.f_kind()? == Kind::Bool {
             let expected = format!("numbers [{batch}], one per sample");
             return Err(DivaError::shape(OP, "timesteps", timesteps, expected));
         }
-        let Config { tokens_width, pooled_width, .. } = self.config;
-        if !matches!(tokens.size()[..], [found, length, width]
-            if found == batch && length > 0 && width == tokens_width)
-        {
-            let expected = format!("[{batch}, S, {tokens_width}] with S > 0");
-            return Err(DivaError::shape(OP, "condition.tokens", tokens, expected));
-        }
-        if pooled.size() != [batch, pooled_width] {
-            let expected = format!("[{batch}, {pooled_width}]: one vector per sample");
-            return Err(DivaError::shape(OP, "condition.pooled", pooled, expected));
-        }
-        for (name, tensor) in [("noisy", noisy), ("condition.tokens", tokens), ("condition.pooled", pooled)] {
-            floating(OP, name, tensor)?;
-        }
-        Ok(grid)
+        floating(OP, "noisy", noisy)?;
+        let tokens = match &self.fixed.tokens {
+            Some(text) => text.f_expand([batch, -1, -1], false)?,
+            None => self.config.tokens("condition.tokens", condition.tokens(OP)?, batch)?,
+        };
+        let pooled = match &self.fixed.pooled {
+            Some(text) => text.f_expand([batch, -1], false)?,
+            None => self.config.pooled("condition.pooled", condition.pooled(OP)?, batch)?,
+        };
+        Ok(Entries { grid, tokens, pooled })
     }
 
     /// On the network's device, in the dtype of its sums.
@@ -106,18 +105,25 @@ impl MMDiT {
     }
 
     /// The input of the first block, and what every block reads beside its input.
-    fn enter(&self, query: &Query, grid: (i64, i64)) -> Result<(State, Given)> {
-        let (tokens, pooled) = (query.condition.tokens(OP)?, query.condition.pooled(OP)?);
+    fn enter(&self, query: &Query, Entries { grid, tokens, pooled }: &Entries) -> Result<(State, Given)> {
         let rotary = match &self.config.form {
-            Form::Flux(flux) => Some(Rotary::of(flux, self.embedding.place(), tokens.size3()?.1, grid)?),
+            Form::Flux(flux) => Some(Rotary::of(flux, self.embedding.place(), tokens.size3()?.1, *grid)?),
             Form::Sd3(_) => None,
         };
         let embedded = self.embedding.forward(query.timesteps, &self.here(pooled)?)?;
         let text = self.context.forward(&self.here(tokens)?.f_to_kind(self.products)?)?;
-        let image = self.patches.enter(&self.here(query.noisy)?, grid)?;
+        let image = self.patches.enter(&self.here(query.noisy)?, *grid)?;
         let state = State { image, text: Some(text.f_to_kind(self.stream)?) };
         Ok((state, Given { embedded, rotary, products: self.products }))
     }
+}
+
+/// What a pass starts from beside latents and timesteps.
+struct Entries {
+    /// (height, width) in patches.
+    grid: (i64, i64),
+    tokens: Tensor, // (B, S, C)
+    pooled: Tensor, // (B, V)
 }
 
 /// The blocks, with what their keys begin.
@@ -143,23 +149,31 @@ fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
 }
 
 impl Denoiser for MMDiT {
+    /// Slots of equal width share one condition.
     fn slots(&self) -> Slots {
-        self.config.slots()
+        let (tokens, pooled) = (self.fixed.tokens.is_none(), self.fixed.pooled.is_none());
+        let Config { tokens_width, pooled_width, .. } = self.config;
+        let split = (tokens && pooled && tokens_width != pooled_width).then_some(tokens_width);
+        Slots { tokens, pooled, split }
     }
 
     fn condition_width(&self) -> Option<i64> {
         let Config { tokens_width, pooled_width, .. } = self.config;
-        Some(if tokens_width == pooled_width { tokens_width } else { tokens_width + pooled_width })
+        Some(match self.slots() {
+            Slots { split: Some(_), .. } => tokens_width + pooled_width,
+            Slots { tokens: true, .. } => tokens_width,
+            _ => pooled_width,
+        })
     }
 
     /// In the dtype of the network's sums (float32 for bf16 weights), on the device of `noisy`.
     fn predict(&self, query: &Query) -> Result<Tensor> {
-        let grid = self.check(query)?;
-        let (mut state, given) = self.enter(query, grid)?;
+        let entries = self.entries(query)?;
+        let (mut state, given) = self.enter(query, &entries)?;
         for (_, block) in &self.blocks {
             state = block.forward(&state, &given)?;
         }
-        query.home(&self.patches.leave(&state.image, &given.embedded, grid)?)
+        query.home(&self.patches.leave(&state.image, &given.embedded, entries.grid)?)
     }
 
     fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Gradients>> {

@@ -4,19 +4,21 @@
 use crate::torch::{no_grad_guard, Tensor};
 
 use super::blocks::{Given, State};
-use super::config::OP;
-use super::MMDiT;
+use super::{Entries, MMDiT};
 use crate::autograd::pull::{leaf, pull_all, sum};
-use crate::denoiser::{Condition, Gradients, LossGradient, Query};
+use crate::denoiser::{Condition, Denoiser, Gradients, LossGradient, Query};
 use crate::error::Result;
 
 impl MMDiT {
     /// The gradients of the loss whose gradient at the prediction `loss_gradient` gives.
     pub(super) fn recomputed(&self, query: &Query, loss_gradient: LossGradient) -> Result<Gradients> {
-        let grid = self.check(query)?;
-        let (tokens, pooled) = (leaf(query.condition.tokens(OP)?)?, leaf(query.condition.pooled(OP)?)?);
-        let source = Condition { tokens: Some(tokens.shallow_clone()), pooled: Some(pooled.shallow_clone()) };
-        let (entered, given) = self.enter(&Query { condition: &source, ..*query }, grid)?;
+        let entries = self.entries(query)?;
+        let slots = self.slots();
+        let source = |slot: &Tensor, own| if own { leaf(slot) } else { Ok(slot.shallow_clone()) };
+        let (tokens, pooled) =
+            (source(&entries.tokens, slots.tokens)?, source(&entries.pooled, slots.pooled)?);
+        let entries = Entries { tokens, pooled, ..entries };
+        let (entered, given) = self.enter(query, &entries)?;
         let embedded = given.embedded;
         let given = Given { embedded: leaf(&embedded)?, ..given };
         let (last, inputs) = self.recorded(&entered, &given)?;
@@ -24,17 +26,19 @@ impl MMDiT {
         let mut params = Params::of(self);
         let outside = |key: &str| !self.blocks.iter().any(|(block, _)| key.starts_with(block));
         let image = leaf(&last.image)?;
-        let prediction = self.patches.leave(&image, &given.embedded, grid)?;
+        let prediction = self.patches.leave(&image, &given.embedded, entries.grid)?;
         let at_prediction = loss_gradient(&query.home(&prediction.f_detach()?)?)?;
         let mut found =
             params.pull(&[(&prediction, Some(&at_prediction))], &[&image, &given.embedded], outside)?;
         let (mut at_embedded, mut at_image, mut at_text) =
             (found.pop().flatten(), found.pop().flatten(), None);
         for (i, ((key, block), input)) in self.blocks.iter().zip(inputs).enumerate().rev() {
+            // Before the first block a stream may have nothing that a gradient is for.
+            let ready = |x: &Tensor, from: &Tensor| source(x, i > 0 || from.requires_grad());
+            let text = input.text.as_ref().zip(entered.text.as_ref());
             let input = State {
-                // Nothing before the first block has a gradient to carry to the latents.
-                image: if i > 0 || entered.image.requires_grad() { leaf(&input.image)? } else { input.image },
-                text: input.text.as_ref().map(leaf).transpose()?,
+                image: ready(&input.image, &entered.image)?,
+                text: text.map(|(text, from)| ready(text, from)).transpose()?,
             };
             let output = block.forward(&input, &given)?;
             let mut outputs = vec![(&output.image, at_image.as_ref())];
@@ -47,7 +51,7 @@ impl MMDiT {
         }
         let mut outputs = vec![(&embedded, at_embedded.as_ref()), (&entered.image, at_image.as_ref())];
         outputs.extend(entered.text.as_ref().map(|text| (text, at_text.as_ref())));
-        let mut found = params.pull(&outputs, &[&tokens, &pooled], outside)?;
+        let mut found = params.pull(&outputs, &[&entries.tokens, &entries.pooled], outside)?;
         let condition = Condition { pooled: found.pop().flatten(), tokens: found.pop().flatten() };
         Ok(Gradients { condition, params: params.found })
     }
