@@ -26,7 +26,6 @@ _SD3: dict[str, Any] = {
 }
 PUBLISHED: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, int]]] = {
     "FLUX.1-schnell": (FLUX, {}, (128, 128)),
-    "FLUX.1-dev": (FLUX, {"guidance_embeds": True}, (128, 128)),
     "GenHancer": (FLUX, {"guidance_embeds": True, "num_layers": 2, "num_single_layers": 4}, (28, 28)),
     "SD3-medium": (SD3, _SD3, (128, 128)),
     "SD3.5-medium": (
