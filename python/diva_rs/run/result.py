@@ -111,11 +111,10 @@ class PostTrainResult:
     def push_to_hub(
         self,
         repo_id: str,
-        folder: str | Path | None = None,
         *,
         base_model: str | None = None,
         private: bool | None = None,
-        dry_run: bool = False,
+        dry_run: bool | str | Path = False,
         before: Iterable[Any] = (),
         after: Iterable[Any] = (),
         **metadata: Any,
@@ -128,11 +127,11 @@ class PostTrainResult:
 
         Args:
             repo_id: the repository, as "owner/model"; it is created where there is none.
-            folder: where the files are written first; None: a temporary folder.
             base_model: the model before training, as the Hub names it; by default the name that a
                 transformers model was loaded by.
             private: whether a repository that is created is private; None: the account's default.
-            dry_run: whether the files are only written; then the folder is returned.
+            dry_run: a folder in which the files are written instead, or True for a new temporary one. It is
+                returned.
             before: further results of `diva_rs.evaluation`, of CLIP before the run.
             after: those of CLIP after it.
             metadata: more fields of ``huggingface_hub.ModelCardData``, such as ``license="mit"``.
@@ -148,13 +147,14 @@ class PostTrainResult:
         Retention was not measured in this run...
         """
         check_repository(repo_id)
-        with nullcontext(folder) if folder or dry_run else TemporaryDirectory() as place:
-            place = self.save(place or mkdtemp(prefix="diva-rs-"))
+        kept = mkdtemp(prefix="diva-rs-") if dry_run is True else dry_run
+        with nullcontext(kept) if kept else TemporaryDirectory() as place:
+            place = self.save(place)
             measured = (self.evaluations.get(moment, {}) for moment in ("before", "after"))
             old, new = (results_of(*pair) for pair in zip(measured, (before, after), strict=True))
             about = {"base_model": base_model or base_of(self.clip), **metadata}
             write_card(place, repo_id, self.recipe, self.report, old, new, **about)
-            return str(place) if dry_run else upload(place, repo_id, private)
+            return str(place) if kept else upload(place, repo_id, private)
 
 
 def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: nn.Module | None) -> None:
