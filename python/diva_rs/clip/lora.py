@@ -82,11 +82,11 @@ class LowRank:
                 b = base.new_zeros(out, rank)
                 self.pairs.append(_Pair(matrix, base, nn.Parameter(a.to(base)), nn.Parameter(b)))
         biases = {id(pair.matrix.bias) for pair in self.pairs if bias}
-        targets = {id(pair.matrix.weight) for pair in self.pairs}
+        taken = {id(pair.matrix.weight) for pair in self.pairs} | biases
         named = tower.named_parameters()
         trained = {key: value for key, value in named.items() if id(value) in biases}
         self.parameters: dict[str, nn.Parameter] = self.factors() | trained
-        self.others = [value for value in named.values() if id(value) not in biases | targets]
+        self.others = [value for value in named.values() if id(value) not in taken]
 
     @property
     def scale(self) -> float:

@@ -118,8 +118,12 @@ class StepModules:
         if self.teacher is not None and self.teacher.trainable:
             raise ConfigError("the denoiser trains in place and is not copied: copy or average .clip instead")
         clip, projector, low_rank = copy.deepcopy((self._clip, self.projector, self.low_rank), memo)
-        more = {"projector": projector, "original": self._original, "low_rank": low_rank}
-        return StepModules(clip, self.teacher, self.recipe, self._terms, **more)
+        return StepModules(
+            *(clip, self.teacher, self.recipe, self._terms),
+            projector=projector,
+            original=self._original,
+            low_rank=low_rank,
+        )
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
