@@ -31,6 +31,7 @@ class Preset:
     teacher: str = "any"  # the kind of generative model that it needs
     images: str = "any"  # what it was published with
     memory: str = "not measured"  # of a step, where it was measured
+    slots: tuple[str, ...] = ()  # that the teacher must have, and no others; empty: any
 
     def fields(self) -> dict[str, Any]:
         """The values alone, as keywords for `Recipe`."""
@@ -58,6 +59,20 @@ class Preset:
     def source_of(self, field: str) -> str:
         """Where the value of a field comes from; empty where the source says nothing about it."""
         return self.values[field][1] if field in self.values else ""
+
+
+def check_slots(recipe: str, slots: tuple[str, ...]) -> None:
+    """Raise ConfigError where the preset of this name needs a teacher with other slots than ``slots``.
+
+    >>> check_slots("un2clip-openai-vit-l-14-224", ("pooled",))
+    """
+    preset = presets().get(recipe)
+    if preset is not None and preset.slots not in ((), slots):
+        needed, found = (" and ".join(names) for names in (preset.slots, slots))
+        raise ConfigError(
+            f"{recipe} conditions its teacher through {needed}, this one takes its condition through "
+            f"{found}: give {preset.teacher}"
+        )
 
 
 @cache

@@ -74,7 +74,9 @@ def open_run(
     if changes and progress.places:
         _log.warning("%s: the pass over the data begins again", "; ".join(changes))
         places, progress = (), replace(progress, seen=0)
-    state["run"]["progress"] = asdict(replace(progress, places=places or ()))
+    if places != progress.places:
+        progress = replace(progress, places=places or (), prints=())
+    state["run"]["progress"] = asdict(progress)
     folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, progress.steps)
     return state
 
@@ -83,15 +85,17 @@ def progress_of(state: dict[str, Any]) -> Progress:
     """The progress in a checkpoint's state."""
     try:
         progress = Progress(**state["run"]["progress"])
-        return replace(progress, places=tuple(tuple(map(int, place)) for place in progress.places))
+        places = tuple(tuple(map(int, place)) for place in progress.places)
+        return replace(progress, places=places, prints=tuple(map(int, progress.prints)))
     except (KeyError, TypeError, ValueError) as err:
         raise WeightsError("the checkpoint names no place in its run: resume=False starts again") from err
 
 
 def _models_of(trainer: Trainer) -> dict[str, Any]:
-    """Names and fingerprints of the models of a run, and the names of its losses."""
+    """Names and fingerprints of the models of a run, the names of its losses, and the caller's terms."""
     tower, clip = trainer.step_modules.parameters, trainer.clip
     trained = trained_ids(trainer) | {id(parameter) for parameter in tower.values()}
+    terms = trainer.step_modules.terms_identity.items()
     unet = None if trainer.teacher is None else trainer.teacher.unet
 
     def frozen(module: nn.Module) -> str:
@@ -105,6 +109,7 @@ def _models_of(trainer: Trainer) -> dict[str, Any]:
         "teacher": None if unet is None else type(unet).__name__,
         "teacher_weights": None if unet is None else frozen(unet),
         "losses": ", ".join(trainer.loss_names),
+        **{f"term {name}": text for name, text in terms},
     }
 
 

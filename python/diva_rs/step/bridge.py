@@ -9,6 +9,7 @@ import diva_rs._native as _native
 from diva_rs.clip import Tower
 from diva_rs.diffusion import Slots
 from diva_rs.errors import ConfigError
+from diva_rs.recipes.presets import check_slots
 from diva_rs.recipes.recipe import Recipe
 
 
@@ -28,13 +29,14 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
     "identity", as in un2CLIP (NeurIPS 2025), has no parameters.
 
     Raises:
-        ConfigError: "identity" with widths that differ.
+        ConfigError: "identity" with widths that differ, or a preset for teachers with other slots.
 
     >>> make_projector(Recipe(projector="linear"), 768, Slots(tokens=1024))
     Linear(in_features=768, out_features=1024, bias=True)
     """
     if slots is None:
         return nn.Identity()
+    check_slots(recipe.name, slots.names)
     if recipe.projector == "identity":
         if slots.width != width:
             raise ConfigError(

@@ -26,7 +26,7 @@ from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
-from diva_rs.step.terms import Term, named_terms
+from diva_rs.step.terms import Term, identity_of, named_terms
 
 _log = logging.getLogger("diva_rs")
 
@@ -251,6 +251,11 @@ class StepModules:
         anchor += [f"low_rank={self.recipe.low_rank}"] if self.recipe.low_rank else []
         added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
         return anchor + added
+
+    @property
+    def terms_identity(self) -> dict[str, str]:
+        """What the caller's terms are: see `diva_rs.step.terms.identity_of`."""
+        return identity_of(self._terms)
 
     def _check_objective(self, trained: bool) -> None:
         """Raise ConfigError where there is nothing to minimise, or no diffusion model that it needs."""

@@ -29,7 +29,8 @@ class QueryReader:
         if teacher.slots.split is not None and recipe.text != "none":
             raise ConfigError(
                 f"text={recipe.text!r}: this teacher's condition has slots of two widths "
-                f"({teacher.family.entry}), which no text joins: use text='none'"
+                f"({teacher.family.entry}), which no text joins: use text='none', or one slot for the "
+                "condition, as Teacher(..., slot='tokens') gives Flux and Stable Diffusion 3"
             )
         steps = len(teacher.schedule)
         self._range = recipe.timestep_range or (0, steps)
