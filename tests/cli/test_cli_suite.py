@@ -10,6 +10,7 @@ import torch
 from builders import detail
 from builders.benchmarks import photos_folder
 from builders.cli import SCORED, message
+from builders.evaluations import mmvp
 from builders.mmvp import mmvp_folder
 from diva_rs._base.checkpoint import load_weights, save_weights
 from diva_rs.cli import main, suite
@@ -176,3 +177,6 @@ def test_compare_by_category(run, capsys, tmp_path, weights, benchmarks):
         capsys, ["compare", str(one), str(next(sides[1].glob("M*.json")))]
     )
     assert "holds no scores that count items" in message(capsys, ["compare", str(benchmarks), str(sides[0])])
+    for number in range(2):
+        mmvp(range(number)).to_json(tmp_path / f"{number}.json")
+    assert "holds two different results of MMVP-VLM" in message(capsys, ["compare", *2 * [str(tmp_path)]])
