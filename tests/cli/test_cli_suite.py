@@ -114,6 +114,8 @@ def test_what_fails_is_named_and_costs_no_other(run, tmp_path, weights, benchmar
     (data / "mine" / "3.png").unlink()
     detail.pairs_jsonl(data / "broken", ["group", "none"])
     (data / "broken" / "0.png").write_bytes(b"no image")
+    (data / "pointers").mkdir()
+    (data / "pointers" / "test.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     (weights / "cut").mkdir(exist_ok=True)
     save_weights(weights / "cut" / "clip.safetensors", {"visual.proj": torch.zeros(1)})
     try:
@@ -124,7 +126,8 @@ def test_what_fails_is_named_and_costs_no_other(run, tmp_path, weights, benchmar
     assert [len(rows) for rows in content["models"].values()] == [1, 1]
     failed = re.findall(r"^failed: (\S+?)(?:, (\S+))?: ", told, re.MULTILINE)
     assert ("mine-pairs", "") in failed and sum(name == "broken-pairs" for _, name in failed) == 2
-    assert any("/cut/" in model for model, _ in failed) and len(failed) == len(content["failed"]) == 4
+    assert any("/cut/" in model for model, _ in failed) and len(failed) == len(content["failed"]) == 5
+    assert "test.parquet cannot be read: it is a pointer of Git LFS" in told
     assert told.count("retention not measured") == 2 * 3
 
 
