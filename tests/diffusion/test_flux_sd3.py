@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import diva_rs
 from builders import small
 from builders.diffusion import loss_of, relative_error
 from builders.flows import (
@@ -21,6 +23,7 @@ from builders.flows import (
     unpacked,
 )
 from diva_rs import Recipe, Teacher, Trainer
+from diva_rs.captions import ContrastSet, Judge
 from diva_rs.diffusion import Condition
 from diva_rs.errors import ConfigError, ShapeError
 
@@ -70,6 +73,30 @@ def test_the_prediction_is_that_of_the_pipeline(kind: str) -> None:
     assert torch.equal(
         tokens.denoise(noisy, timestep, tokens.text("a cat")), teacher.denoise(noisy, timestep, condition)
     )
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", PIPELINES)
+@torch.no_grad()
+def test_captions_are_judged_in_both_slots(kind: str) -> None:
+    """The losses under prompts whose tokens and pooled vectors are those that the pipeline encodes."""
+    captions = ("a cat", "a dog that is big")
+    pipeline, latents = PIPELINES[kind](), torch.randn(1, 16, 8, 8)
+    judge = Judge(Teacher(pipeline), draws=2, seed=3)
+    [[found]] = judge.losses(latents, [7], [[ContrastSet("what", captions)]], range(2))
+    drawn, teacher = diva_rs.draw(3, [7], 2, (16, 8, 8)), judge.teacher
+    expected = torch.zeros(2, 2)
+    for row, caption in enumerate(captions):
+        given, _ = recorded(pipeline, prompt=caption, guidance_scale=3.5 if kind == "flux" else 0.0)
+        condition = Condition(given["encoder_hidden_states"], given["pooled_projections"])
+        for n in range(2):
+            noise = torch.from_numpy(drawn.noise[:, n])
+            level = teacher.schedule.sigmas[int(drawn.timesteps[0, n])]
+            noisy = (1 - level) * latents + level * noise
+            predicted = teacher.denoise(noisy, torch.tensor([1000 * level]), condition)
+            expected[row, n] = (predicted - (noise - latents)).square().mean()
+    assert relative_error(torch.from_numpy(found), expected) <= 1e-5
+    assert not np.allclose(found[0], found[1], rtol=1e-3)
 
 
 @pytest.mark.parity

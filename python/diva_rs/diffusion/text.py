@@ -89,14 +89,16 @@ def encode_t5(prompts: Sequence[str], parts: Parts, name: str, length: int) -> T
     return states
 
 
-def pooled_prompt(prompt: str, part: Callable[[str], Any | None], names: Sequence[str]) -> Tensor | None:
-    """The pooled outputs (1, V) of CLIP text encoders, side by side; None where one of them is missing."""
+def pooled_prompts(
+    prompts: Sequence[str], part: Callable[[str], Any | None], names: Sequence[str]
+) -> Tensor | None:
+    """M prompts' pooled outputs (M, V) of CLIP text encoders, side by side; None where one is missing."""
     pooled = []
     for name in names:
         tokenizer, encoder = part(name.replace("text_encoder", "tokenizer")), part(name)
         if tokenizer is None or encoder is None:
             return None
-        output = _output([prompt], tokenizer, encoder)
+        output = _output(prompts, tokenizer, encoder)
         found = getattr(output, "text_embeds", None)
         pooled.append(output.pooler_output if found is None else found)
     return torch.cat([vector.to(pooled[0].device) for vector in pooled], dim=-1)

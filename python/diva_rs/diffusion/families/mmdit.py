@@ -1,14 +1,16 @@
 """What Flux and Stable Diffusion 3 share: joint attention to tokens, and a pooled vector beside the time."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.diffusion.condition import Condition, Slots
-from diva_rs.diffusion.families.family import Context, Family
+from diva_rs.diffusion.families.family import ENCODE, Context, Family
 from diva_rs.diffusion.frozen import moved
-from diva_rs.diffusion.text import pooled_prompt
+from diva_rs.diffusion.text import Parts, pooled_prompts
 from diva_rs.errors import ConfigError, ShapeError, shown
 
 
@@ -61,20 +63,23 @@ class MMDiT(Family):
             pooled = moved(self.pooled_text(), noisy.device, noisy.dtype).expand(len(noisy), -1)
         return tokens, pooled
 
+    def conditions(self, prompts: Sequence[str], parts: Parts) -> Tensor:
+        if self.slots.tokens is None or self.slots.pooled is None:
+            return super().conditions(prompts, parts)
+        tokens = self.encode(prompts, parts)
+        pooled = pooled_prompts(prompts, parts.get, self.pooling)
+        if pooled is None:
+            raise ConfigError(f"no text encoder was found for the pooled slot: {ENCODE}")
+        every = pooled.to(tokens).unsqueeze(1).expand(-1, tokens.shape[1], -1)  # whose mean is the vector
+        return torch.cat((tokens, every), dim=2)
+
     def pooled_text(self) -> Tensor:
         """The pooled vector (1, V) beside a condition that fills the tokens alone."""
         if self._pooled is None:
-            self._pooled = pooled_prompt("", self.context.part, self.pooling)
+            self._pooled = pooled_prompts([""], self.context.part, self.pooling)
         if self._pooled is None:
             raise ConfigError(
                 'slot="tokens" leaves the pooled slot to text, and no text encoder was found: pass '
                 "Teacher(..., pooled_projections=...), a tensor (1, V) that the model's own pipeline encodes"
             )
         return self._pooled
-
-    def check_sides(self, noisy: Tensor, patch: int) -> None:
-        """Raise ShapeError unless both sides of the latents are multiples of ``patch``."""
-        if noisy.ndim != 4 or noisy.shape[2] % patch or noisy.shape[3] % patch:
-            raise ShapeError(
-                f"noisy is {tuple(noisy.shape)}: this model takes (B, C, h, w), h and w multiples of {patch}"
-            )
