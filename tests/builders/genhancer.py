@@ -14,7 +14,7 @@ from torch.func import functional_call
 import diva_rs
 from builders.flows import POOLED, TOKENS, flow_scheduler, flow_vae, tiny_flux
 from builders.killed import killed_at
-from diva_rs.microworld import Microworld
+from diva_rs.microworld import SIDE, Microworld
 from diva_rs.microworld.dataset import World
 
 GUIDANCE = 4.0
@@ -101,7 +101,7 @@ def run(folder: Path, callbacks: Any = ()) -> None:
     world = Microworld()
     clip, data = world.clip(), torch.utils.data.TensorDataset(World("train", 20).images(range(20)))
     loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True)
-    settings = recipe(image_size=None, batch=4, checkpoint_every=1, log_every=1)
+    settings = recipe(image_size=SIDE, batch=4, checkpoint_every=1, log_every=1)
     diva_rs.post_train(
         clip, teacher(vae=world.vae), loader, settings, output_dir=folder, callbacks=callbacks, progress=False
     )

@@ -9,10 +9,13 @@ import torch
 
 import diva_rs
 from builders import small
+from builders.clips import clip_variants
 from builders.genhancer import Reference, recipe, teacher
 from builders.reference import OPENAI, channels
 from builders.run_ranks import environment
 from diva_rs import Recipe, Teacher, Trainer
+from diva_rs.clip import adapt
+from diva_rs.clip.lora import LowRank
 from diva_rs.errors import ConfigError
 
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
@@ -81,6 +84,15 @@ def test_a_teacher_without_both_slots_is_an_error_that_says_what_to_give():
     one = Teacher(teacher().denoiser, slot="pooled")
     with pytest.raises(ConfigError, match=r"through tokens and pooled, .* through pooled: give a FLUX"):
         Trainer(small.small_clip(), one, recipe())
+
+
+@pytest.mark.parametrize("kind", ["timm-siglip", "transformers-siglip"])
+def test_siglips_targets_have_the_same_meaning_in_both_libraries(kind):
+    targets = Recipe.named("genhancer-siglip-so400m-14-384").low_rank_targets
+    chosen = [pair.matrix.name for pair in LowRank(adapt(clip_variants()[kind]()), 2, targets=targets).pairs]
+    head = [name.split(".mlp.")[1] for name in chosen if "attn_pool" in name or ".head." in name]
+    assert head == ["fc1.weight", "fc2.weight"]
+    assert len(chosen) == 2 + 2 * 6  # and q, k, v, out_proj, fc1, fc2 of two blocks
 
 
 @pytest.mark.invariant
