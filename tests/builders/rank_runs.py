@@ -345,6 +345,7 @@ def counted(place: Path, world: int) -> dict[str, Any]:
 RUNS: dict[str, Callable[[Path, int], Any]] = {
     # Ten steps, of six batches each.
     "straight": lambda place, world: train(),
+    "low_rank": lambda place, world: train(low_rank=2, low_rank_bias=True, lr=1e-2),
     # 50 steps of two batches in float64.
     "fifty": lambda place, world: train(batch=4, steps=50),
     # Every rank begins with another CLIP, or has another learning rate.
