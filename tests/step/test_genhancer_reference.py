@@ -10,6 +10,7 @@ import torch
 import diva_rs
 from builders import small
 from builders.clips import clip_variants
+from builders.flows import flow_scheduler, flow_vae, tiny_flux, tiny_sd3
 from builders.genhancer import Reference, recipe, teacher
 from builders.reference import OPENAI, channels
 from builders.run_ranks import environment
@@ -76,6 +77,16 @@ def test_each_stage_changes_what_it_trains(account):
         assert {name.split(".")[0] for name in changed} == trained
         moved = {name for name, value in clip.state_dict().items() if not value.equal(tower[name])}
         assert bool(moved) == ("visual" in trained)
+
+
+@pytest.mark.parametrize("make", [tiny_flux, tiny_sd3])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_no_stage_reads_a_value_from_the_device(make, backend):
+    flow = Teacher(make().to("meta"), vae=flow_vae().to("meta"), scheduler=flow_scheduler())
+    trainer = Trainer(small.small_clip().to("meta"), flow, recipe(backend=backend))
+    for _ in range(6):
+        assert trainer.step(torch.empty(2, 3, 32, 32, device="meta")).is_meta
+    assert trainer.stage == 1
 
 
 def test_a_teacher_without_both_slots_is_an_error_that_says_what_to_give():
