@@ -194,7 +194,10 @@ impl Teacher {
         let recomputed =
             self.denoiser.gradient(&Query { condition: &detached, ..query }, &mut loss_gradient)?;
         if let (Some(gradients), Some(losses)) = (recomputed, losses) {
-            sum.condition.push(filled.pull(&gradients, &leaf)?);
+            if given.learns {
+                sum.condition.push(filled.pull(&gradients.condition, &leaf)?);
+            }
+            add(&mut sum.params, &gradients.params)?;
             return sum.losses.add_all(&losses);
         }
         let prediction = self.denoiser.predict(&query)?;
