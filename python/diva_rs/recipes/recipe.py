@@ -12,7 +12,7 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, a_type, shown
 from diva_rs.recipes.fields import Fields, RecipeFields
 from diva_rs.recipes.presets import presets
-from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
+from diva_rs.recipes.stage import WEIGHTS, Group, PlannedStage, Stage, plan
 
 __all__ = ["Group", "Recipe", "Stage"]
 
@@ -110,6 +110,15 @@ class Recipe(Fields):
             stages = (Stage(train=("projector",), steps=warmup), *rest)
         return tuple(plan(stages, dict(self), steps))
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the loss of some stage needs the predictions of a diffusion model.
+
+        >>> Recipe(denoising=0, anchor=1).predicts
+        False
+        """
+        return any(stage.weights[name] for stage in self.plan() for name in ("denoising", "contrast"))
+
     def chosen(self, patches: int) -> int:
         """How many rows of the condition come from the tower's ``patches``, the class token's not counted.
 
@@ -149,13 +158,17 @@ class Recipe(Fields):
 
     def digest(self) -> str:
         """SHA-256, in hex, of the canonical JSON of all fields but the operational ones (``log_every``,
-        ``max_skipped``, ``checkpoint_every``, ``keep``), and ``denoising`` where it is 1.
+        ``max_skipped``, ``checkpoint_every``, ``keep``), and younger ones that have their default.
 
         >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True
         """
         later = {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
         values = self.model_dump(mode="json", exclude=_OPERATIONAL | later)
+        values["stages"] = [
+            {name: value for name, value in stage.items() if value is not None or name not in WEIGHTS}
+            for stage in values["stages"]
+        ]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -205,6 +218,8 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+        if self.condition == "text" and any(stage.contrast for stage in (self, *self.stages)):
+            raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(
@@ -243,5 +258,9 @@ class Recipe(Fields):
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
-_LATER = {"denoising"}  # fields that are younger than recorded digests
+# Fields that are younger than recorded digests.
+_LATER = {"denoising", "anchor_kind", "contrast", "contrast_temperature", "contrast_negatives"} | {
+    "contrast_group",
+    "contrast_view",
+}
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

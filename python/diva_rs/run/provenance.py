@@ -53,7 +53,7 @@ def describe_models(trainer: Trainer) -> dict[str, Any]:
             for name, model in models.items()
             if model is not None
         },
-        "losses": list(trainer.loss_names),
+        "losses": list(trainer.step_modules.all_loss_names),
         "backend": trainer.backend,
     }
 
