@@ -45,6 +45,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "sdxl-given": ("sdxl", {}, (8, 8)),
     "sdxl-depths": ("sdxl", _DEPTHS, (4, 4)),
     "unclip": ("unclip", {}, (8, 8)),
+    "unclip-noise-level": ("unclip", {}, (8, 8)),
     "unclip-simple": ("unclip", {"class_embed_type": "simple_projection"}, (8, 8)),
     "pixel": ("pixel", {}, (8, 8)),
     "learned-variance": ("sd1", {"out_channels": 8}, (8, 8)),
@@ -75,10 +76,12 @@ def native_unet(
     added: TextTime | None = None,
     checkpoint: bool = False,
     exact: nn.Module | None = None,
+    labels: dict[str, Tensor] | None = None,
 ) -> Network:
     """The native network with the fixed inputs that its family would give it."""
     weight = next(unet.parameters())
     fields, fixed = (None, {}) if added is None else added.native(weight)
+    fixed |= labels or {}
     if text is not None:
         fixed["encoder_hidden_states"] = text
     plan = NativePlan("unet_2d_condition", {"text_time": fields}, fixed)
@@ -106,7 +109,10 @@ class Case:
             self.added = TextTime(self.unet.config, self.given, lambda: 8)
         classes = self.unet.config.class_embed_type is not None
         text = self.text if classes else None
-        self.native = native_unet(self.unet, text, self.added, checkpoint)
+        self.labels: dict[str, Tensor] = {}
+        if name == "unclip-noise-level":
+            self.labels = {"class_scale": torch.rand(1, 10), "class_shift": torch.randn(1, 20)}
+        self.native = native_unet(self.unet, text, self.added, checkpoint, labels=self.labels)
         self.channels = self.unet.config.in_channels
         self.noisy = torch.randn(2, self.channels, *self.size).to(dtype)
         self.timesteps = torch.tensor([3, 981])
@@ -120,6 +126,9 @@ class Case:
         labels, hidden = None, condition
         if self.unet.config.class_embed_type is not None:
             labels, hidden = condition.mean(dim=1), self.text.expand(2, -1, -1)
+        if self.labels and labels is not None:
+            scale, shift = (self.labels[name].to(labels) for name in ("class_scale", "class_shift"))
+            labels = torch.cat((labels * scale + shift[:, :10], shift[:, 10:].expand(2, -1)), dim=1)
         added = None if self.added is None else self.added.like(self.noisy)
         output = self.unet(self.noisy, self.timesteps, hidden, class_labels=labels, added_cond_kwargs=added)
         return output.sample[:, : self.channels]

@@ -42,12 +42,16 @@ def refiner(pooled=POOLED):
 
 
 def unclip():
+    """With an image normaliser and a cosine schedule that both do something."""
     pipeline = tiny_pipeline("unclip")
+    torch.manual_seed(6)
+    normalizer = StableUnCLIPImageNormalizer(10)
+    normalizer.mean.data, normalizer.std.data = torch.randn(1, 10), torch.rand(1, 10) + 0.5
     return diffusers.StableUnCLIPImg2ImgPipeline(
         feature_extractor=None,
         image_encoder=None,
-        image_normalizer=StableUnCLIPImageNormalizer(10),
-        image_noising_scheduler=tiny_scheduler(),
+        image_normalizer=normalizer,
+        image_noising_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
         tokenizer=pipeline.tokenizer,
         text_encoder=pipeline.text_encoder,
         unet=pipeline.unet,
@@ -56,17 +60,16 @@ def unclip():
     )
 
 
-def check(teacher, theirs, inputs):
-    """Prediction and gradient against diffusers; the native network, which lacks the input, says so."""
+def check(ours, theirs, inputs):
+    """Prediction and gradient against diffusers."""
     *_, condition = inputs
     found = []
-    for predict in (teacher.denoise, theirs):
+    for predict in (ours, theirs):
         prediction = predict(*inputs)
         found += [prediction.detach(), *torch.autograd.grad(loss_of(prediction), condition)]
-    assert relative_error(found[0], found[2]) <= 1e-5
-    assert relative_error(found[1], found[3]) <= 1e-5
-    with pytest.raises(NotNative, match=r"aesthetic score|noise level"):
-        native_denoiser(teacher)
+    tolerance = 1e-10 if found[0].dtype == torch.float64 else 1e-5
+    assert relative_error(found[0], found[2]) <= tolerance
+    assert relative_error(found[1], found[3]) <= tolerance
 
 
 @pytest.mark.parametrize("source", ["pipeline", "folder", "unet of the folder"])
@@ -85,7 +88,10 @@ def test_the_refiner_reads_five_ids_and_its_own_pooled_width(source, tmp_path):
         added = {"text_embeds": torch.zeros(3, POOLED), "time_ids": ids.repeat(3, 1)}
         return pipeline.unet(noisy, timesteps, condition, added_cond_kwargs=added).sample
 
-    check(Teacher(given), theirs, teacher_inputs(4, 5, POOLED, torch.float32))
+    teacher = Teacher(given)
+    check(teacher.denoise, theirs, teacher_inputs(4, 5, POOLED, torch.float32))
+    with pytest.raises(NotNative, match="aesthetic score"):
+        native_denoiser(teacher)
 
 
 def test_a_refiner_without_its_text_encoder_needs_its_added_condition():
@@ -103,28 +109,56 @@ def test_a_refiner_without_its_text_encoder_needs_its_added_condition():
         assert relative_error(found, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("source, level", [("pipeline", 0), ("folder", 0), ("unet", 7)])
-def test_stable_unclip_reads_the_noise_level_behind_the_image_embedding(source, level, tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("source, level", [("pipeline", None), ("folder", 0), ("unet of the folder", 300)])
+def test_stable_unclip_reads_what_its_pipeline_makes_of_an_embedding(source, level, dtype, tmp_path):
     pipeline = unclip()
-    text = pipeline.encode_prompt("", "cpu", 1, False)[0].detach()
-    pipeline.unet.save_pretrained(tmp_path / "unet")
-    (tmp_path / "image_noising_scheduler").mkdir()
-    given = {"pipeline": pipeline, "folder": tmp_path, "unet": pipeline.unet}[source]
-    options = {"noise_level": level} if level else {}
-    teacher = Teacher(given, text_condition=text, **options)
+    text = pipeline.encode_prompt("", "cpu", 1, False)[0].detach().to(dtype)
+    given = pipeline
+    if source != "pipeline":
+        pipeline.save_pretrained(tmp_path)
+        given = tmp_path
+    if source == "unet of the folder":
+        given = diffusers.UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    teacher = Teacher(given, text_condition=text, noise_level=level)
+    teacher = teacher.to_precision("fp64" if dtype == torch.float64 else "fp32")
     assert teacher.condition_width == 10
+    pipeline.unet.to(dtype)
+    pipeline.image_normalizer.mean.data, pipeline.image_normalizer.std.data = (
+        part.to(dtype) for part in (pipeline.image_normalizer.mean.data, pipeline.image_normalizer.std.data)
+    )
 
     def theirs(noisy, timesteps, condition):
-        # `noise_image_embeddings` of the pipeline, without the noise
-        emb = diffusers.models.embeddings.get_timestep_embedding(torch.tensor([level] * 3), 10, True, 0)
-        labels = torch.cat((condition.mean(1), emb), 1)
+        noise = torch.zeros(3, 10, dtype=dtype)
+        labels = pipeline.noise_image_embeddings(condition.mean(1), level or 0, noise)
         return pipeline.unet(noisy, timesteps, text.repeat(3, 1, 1), class_labels=labels).sample
 
-    check(teacher, theirs, teacher_inputs(4, 3, 10, torch.float32))
+    inputs = teacher_inputs(4, 3, 10, dtype)
+    check(teacher.denoise, theirs, inputs)
+    check(native_denoiser(teacher).predict, theirs, inputs)
+
+
+def test_a_unet_without_its_pipeline_reads_the_level_alone():
+    unet, text = tiny_unet("unclip"), torch.zeros(1, 7, TEXT_WIDTH)
+
+    def theirs(noisy, timesteps, condition):
+        level = diffusers.models.embeddings.get_timestep_embedding(torch.tensor([7] * 3), 10, True, 0)
+        labels = torch.cat((condition.mean(1), level), 1)
+        return unet(noisy, timesteps, text.repeat(3, 1, 1), class_labels=labels).sample
+
+    teacher = Teacher(unet, text_condition=text, noise_level=7)
+    check(teacher.denoise, theirs, teacher_inputs(4, 3, 10, torch.float32))
+    assert Teacher(unet, text_condition=text).condition_width == 20
 
 
 def test_conditions_that_do_not_fit():
     with pytest.raises(ConfigError, match="noise_level is -1, expected a whole number"):
         Teacher(tiny_unet("unclip"), text_condition=torch.zeros(1, 7, TEXT_WIDTH), noise_level=-1)
+    with pytest.raises(ConfigError, match="noise_level is 1000, but the pipeline has 1000 levels"):
+        Teacher(unclip(), noise_level=1000)
+    pipeline = unclip()
+    pipeline.image_normalizer = StableUnCLIPImageNormalizer(8)
+    with pytest.raises(ConfigError, match="normalizer is for embeddings 8 wide, this UNet takes 10"):
+        Teacher(pipeline)
     with pytest.raises(ConfigError, match="the VAE encodes images of 6 channels"):
         Teacher(tiny_unet(), vae=tiny_vae(in_channels=6))

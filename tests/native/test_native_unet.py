@@ -131,7 +131,7 @@ def test_everything_runs_on_the_meta_device() -> None:
         case = Case(name, torch.float32)
         unet = case.unet.to("meta")
         added = None if case.added is None else TextTime(unet.config, {}, lambda: 8)
-        native = native_unet(unet, text=case.text.to("meta"), added=added)
+        native = native_unet(unet, text=case.text.to("meta"), added=added, labels=case.labels)
         condition = case.condition.to("meta").requires_grad_()
         prediction = native.predict(case.noisy.to("meta"), case.timesteps.to("meta"), condition)
         assert prediction.device.type == "meta" and prediction.shape == case.noisy.shape

@@ -84,6 +84,14 @@ def test_fixed_tensors_must_be_there_and_fit() -> None:
         _native.Network(
             "unet_2d_condition", config, weights, {"encoder_hidden_states": torch.zeros(1, 5, 20)}
         )
+    text = {"encoder_hidden_states": torch.zeros(1, 5, 24)}
+    for labels, wrong, message in (
+        ({"class_scale": torch.ones(1, 10)}, ConfigError, "needs class_shift"),
+        ({"class_scale": torch.ones(1, 21), "class_shift": torch.zeros(1, 20)}, ConfigError, "21 wide"),
+        ({"class_scale": torch.ones(1, 10), "class_shift": torch.zeros(1, 10)}, ShapeError, "(1, 20)"),
+    ):
+        with pytest.raises(wrong, match=re.escape(message)):
+            _native.Network("unet_2d_condition", config, weights, text | labels)
     with pytest.raises(ConfigError, match='unknown tensor "text"'):
         _native.Network("unet_2d_condition", config, weights, {"text": torch.zeros(1, 5, 24)})
     config, weights = parts("sdxl")

@@ -97,18 +97,6 @@ class Parts:
         width = getattr(config, "projection_dim", None)
         return None if width is None else int(width)
 
-    def noises_images(self) -> bool:
-        """Whether the pipeline noises image embeddings, as those of Stable unCLIP do."""
-        name = "image_noising_scheduler"
-        if name in self._parts or self._root is None:
-            return name in self._parts
-        if Path(self._root).is_dir():
-            return Path(self._root, name).is_dir()
-        try:
-            return denoiser_name(self._root, (name, "")) == name
-        except WeightsError:
-            return False
-
     def owned(self, name: str) -> bool:
         """Whether the part was loaded here, so that no other object holds it."""
         return self._where.get(name, "").startswith("from ")

@@ -53,16 +53,19 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
     diffusers = require("diffusers", extra="diffusers")
     subfolder = {"subfolder": name} if name else {}
     # Any class of the kind reads the configuration of all of them; it names the class that is wanted.
-    reader = diffusers.DDPMScheduler if name == "scheduler" else diffusers.AutoencoderKL
+    schedules = name.endswith("scheduler")
+    reader = diffusers.DDPMScheduler if schedules else diffusers.AutoencoderKL
     class_name = str(reader.load_config(root, **subfolder).get("_class_name"))
-    kind = getattr(diffusers, class_name, None)
+    kind = getattr(diffusers, class_name, None) or getattr(
+        require("diffusers.pipelines.stable_diffusion", extra="diffusers"), class_name, None
+    )
     if kind is None:
         raise ConfigError(f"{place} is a {class_name}, which diffusers {diffusers.__version__} does not know")
     # A file may name any class. Those of pipelines run code that lies beside the weights.
-    base = diffusers.SchedulerMixin if name == "scheduler" else diffusers.ModelMixin
+    base = diffusers.SchedulerMixin if schedules else diffusers.ModelMixin
     if base not in getattr(kind, "__mro__", ()):
         raise ConfigError(f"{place} is a {class_name}, which is no {base.__name__} of diffusers")
-    if name == "scheduler":
+    if schedules:
         return kind.from_pretrained(root, **subfolder)
     model, info = _from_pretrained(kind, root, name)
     _strict(place, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -47,9 +47,10 @@ class Teacher:
         options: of the denoiser's family. A UNet of SDXL takes ``added_cond_kwargs``, its pooled
             "text_embeds" (1, D) and "time_ids" (1, 6), by default zeros and the size of the image without
             cropping (SDXL's refiner: 5 ids, with an aesthetic score of 6). A UNet of Stable unCLIP takes
-            ``noise_level``, that of the image embedding for which the condition stands, by default 0. A DiT
-            takes ``label``: whether the condition is to "replace" the label embedding, or to "join" that of
-            "no class".
+            ``noise_level``, that of the image embedding for which the condition stands, by default 0: the
+            UNet reads what its pipeline makes of the embedding at that level where the noise drawn is zero.
+            A DiT takes ``label``: whether the condition is to "replace" the label embedding, or to "join"
+            that of "no class".
 
     >>> from diffusers import DDPMScheduler
     >>> teacher = Teacher(unet, scheduler=DDPMScheduler(), text_condition=torch.zeros(1, 8, 24))
@@ -309,9 +310,7 @@ class Teacher:
         self.device, self.dtype = home(self.denoiser, name)
         self._vae = None
         # Methods and no closures: a teacher is copied, and sent to worker processes.
-        context = Context(
-            self._empty_text, self._usual_downscale, self._parts.pooled_width, self._parts.noises_images
-        )
+        context = Context(self._empty_text, self._usual_downscale, self._parts.pooled_width, self._parts.get)
         self.family = make(self.denoiser, context, self._options)
         self.slots, self.condition_width = self.family.slots, self.family.slots.width
         return self

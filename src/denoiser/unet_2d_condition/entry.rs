@@ -19,6 +19,10 @@ pub struct Fixed {
     pub text_embeds: Option<Tensor>,
     /// (1, m): SDXL's sizes; without them those of the noisy image.
     pub time_ids: Option<Tensor>,
+    /// (1, V): what the pooled condition is multiplied by; the first V class labels are its.
+    pub class_scale: Option<Tensor>,
+    /// (1, n): what is added to all class labels.
+    pub class_shift: Option<Tensor>,
 }
 
 impl Fixed {
@@ -29,8 +33,11 @@ impl Fixed {
                 "encoder_hidden_states" => &mut fixed.encoder_hidden_states,
                 "text_embeds" => &mut fixed.text_embeds,
                 "time_ids" => &mut fixed.time_ids,
+                "class_scale" => &mut fixed.class_scale,
+                "class_shift" => &mut fixed.class_shift,
                 other => {
-                    let known = "known are encoder_hidden_states, text_embeds and time_ids";
+                    let known =
+                        "known are encoder_hidden_states, text_embeds, time_ids, class_scale and class_shift";
                     return Err(DivaError::config(
                         OP,
                         format!("fixed has an unknown tensor {other:?}; {known}"),
@@ -64,8 +71,9 @@ impl Fixed {
 /// Stable unCLIP: the pooled condition is the image embedding, text is cross-attended.
 pub struct ClassEntry {
     embedding: ClassEmbedding,
-    text: Tensor, // (1, L, D)
-    pub width: i64,
+    text: Tensor,                     // (1, L, D)
+    affine: Option<(Tensor, Tensor)>, // `Fixed`'s class_scale and class_shift
+    pub width: i64,                   // of the pooled condition
 }
 
 enum ClassEmbedding {
@@ -81,24 +89,46 @@ impl ClassEntry {
         fixed: &Fixed,
         like: &Tensor,
     ) -> Result<Self> {
-        let (width, outputs) = (config.projection_width()?, config.time_embedding_dim);
+        let (labels, outputs) = (config.projection_width()?, config.time_embedding_dim);
         let embedding = match kind {
             ClassEmbed::Projection => {
-                ClassEmbedding::Projection(TimestepEmbedding::load(path, width, outputs, Activation::Silu)?)
+                ClassEmbedding::Projection(TimestepEmbedding::load(path, labels, outputs, Activation::Silu)?)
             }
-            ClassEmbed::SimpleProjection => ClassEmbedding::Simple(linear(path, width, outputs)?),
+            ClassEmbed::SimpleProjection => ClassEmbedding::Simple(linear(path, labels, outputs)?),
         };
+        let affine = match &fixed.class_scale {
+            None => None,
+            Some(scale) => {
+                let shift = fixed.class_shift.as_ref().ok_or_else(|| absent("class_shift"))?;
+                let scale = Fixed::checked("class_scale", scale, 2, None, like)?;
+                Some((scale, Fixed::checked("class_shift", shift, 2, Some(labels), like)?))
+            }
+        };
+        let width = affine.as_ref().map_or(Ok(labels), |(scale, _)| scale.size2().map(|size| size.1))?;
+        if width > labels {
+            return Err(DivaError::config(
+                OP,
+                format!("class_scale is {width} wide, beyond the {labels} labels"),
+            ));
+        }
         let name = "encoder_hidden_states";
         let text = fixed.encoder_hidden_states.as_ref().ok_or_else(|| absent(name))?;
         let text = Fixed::checked(name, text, 3, Some(config.cross_attention_dim), like)?;
-        Ok(ClassEntry { embedding, text, width })
+        Ok(ClassEntry { embedding, text, affine, width })
     }
 
     /// pooled (B, width) -> what is added to the time embedding (B, T), what is cross-attended (B, L, D).
     pub fn forward(&self, pooled: &Tensor) -> Result<(Tensor, Tensor)> {
+        let labels = match &self.affine {
+            None => pooled.shallow_clone(),
+            Some((scale, shift)) => {
+                let behind = shift.size2()?.1 - self.width;
+                pooled.f_mul(scale)?.f_constant_pad_nd([0, behind])?.f_add(shift)?
+            }
+        };
         let embedded = match &self.embedding {
-            ClassEmbedding::Projection(embedding) => embedding.forward(pooled)?,
-            ClassEmbedding::Simple(linear) => linear.forward(pooled)?,
+            ClassEmbedding::Projection(embedding) => embedding.forward(&labels)?,
+            ClassEmbedding::Simple(linear) => linear.forward(&labels)?,
         };
         let batch = pooled.size2()?.0;
         Ok((embedded, self.text.f_expand([batch, -1, -1], false)?))

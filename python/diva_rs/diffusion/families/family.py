@@ -19,7 +19,7 @@ class Context:
     text: Callable[[int], Tensor]  # width -> tokens (1, L, width) of the empty prompt or of text_condition
     pixels_per_latent: Callable[[], int]  # along a side
     pooled_width: Callable[[], int | None] = lambda: None  # of SDXL's second text encoder, where it is known
-    noises_images: Callable[[], bool] = lambda: False  # whether the pipeline noises image embeddings
+    part: Callable[[str], Any | None] = lambda name: None  # of the pipeline, by diffusers' name
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from diva_rs.errors import ConfigError, shown
 class StableUnclip(UNet):
     """The condition stands in the place of the image embedding.
 
-    Behind it the published models read an embedding of its noise level, as wide as itself: that of
-    ``noise_level``, by default 0 where the pipeline has the parts that noise image embeddings. None leaves
-    all of the class embedding to the condition.
+    The published models read the embedding noised at a level, and behind it an embedding of this level, as
+    wide as itself. They get what diffusers' pipeline makes of the condition at ``noise_level`` where the
+    noise drawn is zero: the mean over all noise. The level is 0 where the pipeline has the parts that noise
+    image embeddings. None leaves all of the class embedding to the condition.
     """
 
     text_joins = False
@@ -29,16 +30,15 @@ class StableUnclip(UNet):
     ) -> None:
         super().__init__(model, context, **options)
         width = int(self.model.config.projection_class_embeddings_input_dim)
-        if noise_level is None and context.noises_images():
+        scheduler = context.part("image_noising_scheduler")
+        if noise_level is None and scheduler is not None:
             noise_level = 0
-        self._level: Tensor | None = None
+        self._affine: tuple[Tensor, Tensor] | None = None
         if noise_level is not None:
-            if isinstance(noise_level, bool) or not isinstance(noise_level, int) or noise_level < 0:
-                raise ConfigError(f"noise_level is {shown(noise_level)}, expected a whole number from 0")
             if width % 2:
                 raise ConfigError(f"noise_level: this UNet's class embedding is {width} wide, no even number")
             width //= 2
-            self._level = _sinusoids(noise_level, width)
+            self._affine = _affine(noise_level, width, scheduler, context.part("image_normalizer"))
         self.slots = Slots(pooled=width)
         self._hidden: Tensor | None = None
 
@@ -54,32 +54,52 @@ class StableUnclip(UNet):
         if self._hidden is None:
             self._hidden = self._text(noisy)
         labels = condition.pooled
-        if self._level is not None and labels is not None:
-            level = moved(self._level, labels.device, labels.dtype)
-            labels = torch.cat((labels, level.expand(len(labels), -1)), dim=1)
+        if self._affine is not None and labels is not None:
+            scale, shift = (moved(part, labels.device, labels.dtype) for part in self._affine)
+            behind = shift.shape[1] - scale.shape[1]
+            labels = nn.functional.pad(labels * scale, (0, behind)) + shift
         return self.call(noisy, timesteps, self._hidden.expand(len(noisy), -1, -1), labels)
 
     def native(self) -> NativePlan | str:
         plan = super().native()
         if isinstance(plan, str):
             return plan
-        if self._level is not None:
-            return "it reads a noise level behind the image embedding"
-        text = self._text(next(self.model.parameters()))
-        return NativePlan(plan.kind, plan.fields, {**plan.fixed, "encoder_hidden_states": text})
+        fixed = {"encoder_hidden_states": self._text(next(self.model.parameters()))}
+        if self._affine is not None:
+            fixed |= dict(zip(("class_scale", "class_shift"), self._affine, strict=True))
+        return NativePlan(plan.kind, plan.fields, {**plan.fixed, **fixed})
 
     def _text(self, like: Tensor) -> Tensor:
         assert self.text_width is not None
         return moved(self.context.text(self.text_width), like.device, like.dtype)
 
 
-def _sinusoids(level: int, width: int) -> Tensor:
-    # diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings
+def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Tensor, Tensor]:
+    """The scale (1, V) of an image embedding, and the shift (1, 2 V) of the class labels that it begins.
+
+    diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings: standardise, noise, undo the former, and
+    append the level's sinusoids. Zero noise leaves a e + (1 - a) mean, a = sqrt(alphas_cumprod[level]).
+    """
+    levels = None if scheduler is None else scheduler.alphas_cumprod
+    if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        raise ConfigError(f"noise_level is {shown(level)}, expected a whole number from 0")
+    if levels is not None and level >= len(levels):
+        raise ConfigError(f"noise_level is {level}, but the pipeline has {len(levels)} levels, from 0")
+    cpu = torch.device("cpu")
+    mean = torch.zeros(1, width) if normalizer is None else normalizer.mean.detach()
+    if tuple(mean.shape) != (1, width):
+        raise ConfigError(
+            f"the image normalizer is for embeddings {mean.shape[-1]} wide, this UNet takes {width}: give "
+            "the pipeline that the UNet is from"
+        )
+    kept = torch.ones(1) if levels is None else levels[level : level + 1]
+    scale = moved(kept, cpu, torch.float64).sqrt().expand(1, width)
     embeddings = require("diffusers.models.embeddings", extra="diffusers")
-    found: Tensor = embeddings.get_timestep_embedding(
-        torch.tensor([level], device="cpu"), width, flip_sin_to_cos=True, downscale_freq_shift=0
+    sinusoids = embeddings.get_timestep_embedding(
+        torch.tensor([level], device=cpu), width, flip_sin_to_cos=True, downscale_freq_shift=0
     )
-    return found
+    shift = (1 - scale) * moved(mean, cpu, torch.float64)
+    return scale, torch.cat((shift, sinusoids.double()), dim=1)
 
 
 FAMILY = StableUnclip
