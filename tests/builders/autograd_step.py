@@ -39,13 +39,14 @@ class AutogradStep:
             predictions.append(prediction)
             targets.append(target)
             if recipe.contrast:
-                options = recipe.seed, keys, trainer.epoch, n, recipe.contrast_group, recipe.contrast_negatives
-                plan = _native.negatives(*options)
-                others = condition, plain.condition(augmented, chosen)
-                rows = contrast_rows(
-                    lambda i, c: self.unet(noisy[i], model_timesteps[i], encoder_hidden_states=c).sample,
-                    *others, target, plan, recipe.contrast_temperature,
-                )
+                group, count = recipe.contrast_group, recipe.contrast_negatives
+                others = _native.negatives(recipe.seed, keys, trainer.epoch, n, group, count)
+
+                def predict(rows, conditions, noisy=noisy, steps=model_timesteps):
+                    return self.unet(noisy[rows], steps[rows], encoder_hidden_states=conditions).sample
+
+                both = condition, plain.condition(augmented, chosen)
+                rows = contrast_rows(predict, *both, target, others, recipe.contrast_temperature)
                 contrasts.append(recipe.weights()[n] * rows.mean())
         view = SimpleNamespace(
             tokens=_tokens(self.clip, pixels),

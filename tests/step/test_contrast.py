@@ -60,7 +60,7 @@ def test_the_contrast_has_the_gradient_of_plain_autograd(backend, micro_batch, d
         CLASS,
         {"contrast_group": 2, "denoiser_batch": 20, "draws": 1},
         {"contrast_negatives": 2, "contrast_temperature": 0.5, "denoiser_batch": 3},
-        {"contrast_negatives": 3, "contrast_group": 4, "text": "concat", **{"draw_weights": (0.9, 0.3)}},
+        {"contrast_negatives": 3, "contrast_group": 4, "text": "concat", "draw_weights": (0.9, 0.3)},
         {"gradient_checkpointing": True, "denoiser_checkpointing": True, "denoiser_batch": 4},
         {"denoiser_checkpointing": True, "denoising": 0.4},
     ],
@@ -98,3 +98,105 @@ def test_feedback_loss_has_the_contrast(micro_batch):
     ours = {name: value.grad / 2 for name, value in named.items() if value.grad is not None}
     assert worst(ours, gradients(twin)) <= 1e-10
     assert feedback.samples_seen == SAMPLES
+
+
+def test_views_replay_and_the_loader_may_give_them():
+    def views(trainer, batch, epoch=0):
+        trainer.set_epoch(epoch)
+        return trainer.step_modules.inputs(batch, None, epoch, None, 0).images[2:]
+
+    trainer, batch = trainer_of(), {"images": images(2, dtype=torch.float64), "ids": [7, 8]}
+    first = views(trainer, batch)
+    turned = {"images": batch["images"].flip(0), "ids": [8, 7]}
+    assert torch.equal(first, views(trainer, turned).flip(0)) and torch.equal(
+        first, views(trainer_of(), batch)
+    )
+    assert not torch.equal(first, views(trainer, batch, 1))
+    assert not torch.equal(first, views(trainer_of(seed=1), batch))
+    mean, std = (
+        torch.tensor(value, dtype=torch.float64).view(1, 3, 1, 1)
+        for value in (trainer.step_modules.tower.mean, trainer.step_modules.tower.std)
+    )
+    assert (first * std + mean).min() >= -1e-12 and (first * std + mean).max() <= 1 + 1e-12  # correct pixels
+    official = views(trainer_of(contrast_view="official"), batch)
+    assert official.min() >= 0 and official.max() <= 1  # of CLIP's input, clamped
+    given = views(trainer, {**batch, "augmented": batch["images"].flip(-1)})
+    assert torch.equal(given, trainer.step_modules.inputs(batch, None, 0, None, 0).images[:2].flip(-1))
+
+
+def test_an_image_alone_has_no_negatives(caplog):
+    trainer = trainer_of()
+    with caplog.at_level(logging.WARNING, "diva_rs"):
+        assert float(trainer.step(images(1))) == 0
+        trainer.step(images(1))
+    [record] = [record for record in caplog.records if record.name == "diva_rs"]
+    assert "no negatives" in record.getMessage()
+
+
+def test_memory_that_does_not_hold_a_row():
+    class Small:
+        def __call__(self, module, inputs):
+            if len(inputs[0]) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    whole, small = trainer_of(), trainer_of(backend="torch")
+    small.teacher.unet.register_forward_pre_hook(Small())
+    loss, expected = small.accumulate(images(SAMPLES)), whole.accumulate(images(SAMPLES))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-10)
+    assert worst(gradients(small), gradients(whole)) <= 1e-10
+    assert small.step_modules.step.denoiser_limit <= 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"), [({}, 60), ({"denoiser_batch": 2}, 120), ({"contrast_negatives": 2}, 40)]
+)
+def test_each_image_meets_each_condition_once(fields, passes):
+    """B (B + 1) images for each draw where the graph of a row fits, and twice as many where it does not."""
+    trainer, seen = trainer_of(backend="torch", denoising=0.3, **fields), []
+    trainer.teacher.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    trainer.accumulate(images(SAMPLES))
+    assert sum(seen) == passes
+
+
+def test_the_weights_of_terms_by_stage():
+    stages = (
+        Stage(train=("projector",), steps=2, denoising=1.0, contrast=0.0),
+        Stage(train=("tower",), anchor=0.2),
+    )
+    trainer = trainer_of(stages=stages, steps=4)
+    names = [("loss", "denoising")] * 2 + [("loss", "contrast", "anchor")] * 2
+    twins = trainer_of(contrast=0.0, denoising=1.0), trainer_of(anchor=0.2)
+    for step, expected in enumerate(names):
+        assert trainer.loss_names == expected
+        twin = twins[step // 2]
+        twin.load_state_dict({**twin.state_dict(), "parameters": trainer.state_dict()["parameters"]})
+        twin.samples_seen, twin.steps_done = trainer.samples_seen, trainer.steps_done
+        outcome, same = trainer.train(images(3, seed=step), until=3), twin.train(images(3, seed=step))
+        assert tuple(outcome.losses) == expected
+        assert outcome.losses == same.losses
+        assert set(trainer.metrics) == {*expected, "grad_norm", "lr", "epoch", "samples"}
+    assert trainer.step_modules.all_loss_names == ("loss", "denoising", "contrast", "anchor")
+
+
+@pytest.mark.hostile
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"condition": "text", "choose": None}, "condition='text' has none"),
+        ({"contrast_group": 1}, "at least 2"),
+        ({"contrast": 0.0}, "nothing to minimise"),
+        (
+            {"stages": (Stage(train=("tower",), steps=1), Stage(train=("tower",), contrast=0.0))},
+            "from step 1",
+        ),
+    ],
+)
+def test_recipes_that_cannot_be(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        trainer_of(**fields)
+
+
+@pytest.mark.hostile
+def test_the_contrast_needs_a_diffusion_model():
+    with pytest.raises(ConfigError, match=r"unet is None, but contrast=0\.6"):
+        Trainer(small_clip(torch.float64), None, Recipe(**FIELDS))

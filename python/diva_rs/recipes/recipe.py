@@ -218,7 +218,7 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
-        if self.condition == "text" and any(stage.contrast for stage in (self, *self.stages)):
+        if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
             raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:

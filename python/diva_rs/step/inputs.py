@@ -131,9 +131,10 @@ class Reader:
         native = native_pixels(self.recipe, *self._normalisation(), convention)
         if batch.augmented is not None:
             return native.clip_input(batch.augmented, size)
+        unit = native_pixels(self.recipe, *self._normalisation(), "unit")
         made = native.clip_input(pixels, size).clamp(0, 1) if official else native.to_unit(pixels)
         views = contrast_views(made, keys, self.recipe.seed, epoch, size, official=official)
-        return views if official else native_pixels(self.recipe, *self._normalisation(), "unit").clip_input(views, size)
+        return views if official else unit.clip_input(views, size)
 
     def _check_ready(self, batch: Batch) -> None:
         ready, size = batch.pixel_values, self.tower.image_size
