@@ -19,7 +19,7 @@ NATIVE  := $(VENV)/.native
 LIBTORCH = $$($(BIN)/python -c 'import torch, pathlib; print(pathlib.Path(torch.__file__).parent / "lib")')
 
 .PHONY: help build demo test test-rust test-python test-full lint format fuzz sanitize bench
-.PHONY: wheel torch-matrix gpu-bundle notebooks clean
+.PHONY: wheel torch-matrix gpu-bundle docs notebooks clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,18 +43,18 @@ test-full: $(NATIVE) ## the tests, and what takes longer: `pip install .` into a
 	$(BIN)/python -m pytest -m "slow and not parity"
 	$(BIN)/python -m lab published-sizes
 
-lint: $(NATIVE) ## formatting, clippy, ruff, mypy: warnings are errors
+lint: $(NATIVE) docs ## formatting, clippy, ruff, mypy, the documentation: warnings are errors
 	cargo fmt --check
 	cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --release --features extension-module -- -D warnings
-	$(BIN)/ruff format --check python lab tests notebooks conftest.py build_backend.py
-	$(BIN)/ruff check python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff format --check python lab tests notebooks docs conftest.py build_backend.py
+	$(BIN)/ruff check python lab tests notebooks docs conftest.py build_backend.py
 	$(BIN)/mypy
 
 format: $(NATIVE) ## format and fix what can be fixed mechanically
 	cargo fmt
-	$(BIN)/ruff check --fix python lab tests notebooks conftest.py build_backend.py
-	$(BIN)/ruff format python lab tests notebooks conftest.py build_backend.py
+	$(BIN)/ruff check --fix python lab tests notebooks docs conftest.py build_backend.py
+	$(BIN)/ruff format python lab tests notebooks docs conftest.py build_backend.py
 
 fuzz: $(NATIVE) ## nightly: 12,000 damaged files, 20,000 hostile calls of the native module
 	cd tests && $(BIN)/python -m fuzz files --cases 12000
@@ -78,6 +78,10 @@ torch-matrix: $(NATIVE) ## build, install and try beside every supported torch: 
 
 gpu-bundle: ## a folder for a GPU machine without Rust and network: make gpu-bundle PYTHON=3.12 TORCH=2.11
 	python3 -m lab.gpu_bundle --python $(PYTHON:python%=%) --torch $(TORCH)
+
+docs: $(NATIVE) ## the documentation as a site, build/site/index.html: warnings and misspellings are errors
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs python/diva_rs src --skip '*.so'
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/site
 
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core
 	$(BIN)/python notebooks/execute.py

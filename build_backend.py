@@ -84,8 +84,10 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 def _prepare():
-    """Cargo builds torch-sys again for another torch, and can run the compiler's wrapper."""
+    """Cargo builds torch-sys again for another torch, and can run maturin and the compiler's wrapper."""
     os.environ["LIBTORCH_USE_PYTORCH"] = importlib.metadata.version("torch")
+    # Without build isolation, maturin may lie in an environment that is not activated.
+    os.environ["PATH"] = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)))
     if not os.access(WRAPPER, os.X_OK):  # source archives keep no executable bit
         WRAPPER.chmod(0o755)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import diva_rs
 from diva_rs._base.optional import require
+from diva_rs.diffusion import Slots
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.bridge import make_projector
 from lab.benchmarks.sizes import Size
@@ -87,8 +88,8 @@ class Models:
 
     def projector(self) -> nn.Module:
         """A fresh projector with the same initial weights at every call."""
-        width, condition = self.size.clip["embed_dim"], self.size.unet["cross_attention_dim"]
-        return make_projector(self.recipe, width, condition).to(self.device)
+        slots = Slots(tokens=self.size.unet["cross_attention_dim"])
+        return make_projector(self.recipe, self.size.clip["embed_dim"], slots).to(self.device)
 
     def images(self, seed: int = 0, batch: int | None = None) -> Tensor:
         """(B, 3, side, side) in [0, 1]."""

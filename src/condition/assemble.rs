@@ -16,6 +16,8 @@ pub enum TextJoin {
     Mean,
     /// The text tokens follow the visual ones.
     Concat,
+    /// The one visual token is added to each text token, as in DCR.
+    Broadcast,
     None,
 }
 
@@ -26,9 +28,10 @@ impl TextJoin {
             "add" => Ok(TextJoin::Add),
             "mean" => Ok(TextJoin::Mean),
             "concat" => Ok(TextJoin::Concat),
+            "broadcast" => Ok(TextJoin::Broadcast),
             "none" => Ok(TextJoin::None),
             _ => {
-                let what = format!("unknown text join `{name}`: choose add, mean, concat or none");
+                let what = format!("unknown text join `{name}`: choose add, mean, concat, broadcast or none");
                 Err(DivaError::config(OP, what))
             }
         }
@@ -50,6 +53,7 @@ pub(super) fn forward(plan: &Plan, rows: &Tensor, text: &Tensor, choice: Option<
     let visual = Tensor::f_cat(&[class, picked], 2)?;
     Ok(match plan.join {
         TextJoin::None => visual,
+        TextJoin::Broadcast => visual.f_add(&text.f_unsqueeze(1)?)?,
         TextJoin::Add => visual.f_add(&text.f_narrow(1, 0, plan.rows())?.f_unsqueeze(1)?)?,
         TextJoin::Mean => {
             let mean = text.f_mean_dim([1i64].as_slice(), true, text.f_kind()?)?;

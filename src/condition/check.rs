@@ -4,15 +4,23 @@
 use crate::torch::{Device, Kind, Tensor};
 
 use super::plan::Plan;
+use super::projector::Map;
 use super::sizes::{place, rank, same_device, Sizes};
 use super::{Bridge, Head, Projector, Recap, OP};
 use crate::error::{floating, DivaError, Result};
 
-pub(super) fn parameters(bridge: &Bridge) -> Result<Sizes> {
+/// The sizes of a bridge that has a projector, or of one that is applied to `tokens`.
+pub(super) fn parameters(bridge: &Bridge, tokens: Option<&Tensor>) -> Result<Sizes> {
     if let Recap::Windows(window) = bridge.recap {
         if window < 1 {
             return Err(DivaError::config(OP, format!("a window of {window} tokens: it must be at least 1")));
         }
+    }
+    if let (Some(tokens), []) = (tokens, bridge.projector.maps()) {
+        let kind = head(&bridge.head, tokens)?;
+        let width = tokens.size3()?.2;
+        let channels = if bridge.head.proj.is_some() { proj(&bridge.head)?.1 } else { width };
+        return Ok(Sizes { width, channels, kind, device: tokens.device() });
     }
     let (kind, device) = alike(&bridge.params())?;
     let (joint, channels) = projector(&bridge.projector)?;
@@ -139,25 +147,40 @@ fn norm(head: &Head, width: i64) -> Result<()> {
 
 /// Width of the joint space (D) and of the condition (C), by the projector.
 fn projector(projector: &Projector) -> Result<(i64, i64)> {
-    match projector {
-        Projector::None => Err(DivaError::config(OP, "there is no projector")),
-        Projector::Linear { weight, bias } => {
-            let (channels, joint) = matrix("projector.weight", weight, "(C, D)")?;
+    let mut widths: Option<(i64, i64)> = None;
+    for (keys, part) in projector.maps() {
+        let (joint, channels) = map(keys, part)?;
+        let before = widths.unwrap_or((joint, 0));
+        if joint != before.0 {
+            let what = format!("its map takes {joint} features, and the one before it {}", before.0);
+            return Err(DivaError::weights(OP, keys[0].to_string(), what));
+        }
+        widths = Some((joint, before.1 + channels));
+    }
+    widths.ok_or_else(|| DivaError::config(OP, "there is no projector"))
+}
+
+fn map(keys: &[&str; 8], map: &Map) -> Result<(i64, i64)> {
+    let [weight_key, bias_key, norm_weight_key, norm_bias_key, fc1_key, fc1_bias_key, fc2_key, fc2_bias_key] =
+        *keys;
+    match map {
+        Map::Linear { weight, bias } => {
+            let (channels, joint) = matrix(weight_key, weight, "(C, D)")?;
             if let Some(bias) = bias {
-                vector("projector.bias", bias, channels)?;
+                vector(bias_key, bias, channels)?;
             }
             Ok((joint, channels))
         }
-        Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
-            let (middle, joint) = matrix("projector.1.weight", fc1_weight, "(H, D)")?;
-            vector("projector.0.weight", norm_weight, joint)?;
-            vector("projector.0.bias", norm_bias, joint)?;
-            vector("projector.1.bias", fc1_bias, middle)?;
-            let (channels, found) = matrix("projector.3.weight", fc2_weight, "(C, H)")?;
+        Map::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
+            let (middle, joint) = matrix(fc1_key, fc1_weight, "(H, D)")?;
+            vector(norm_weight_key, norm_weight, joint)?;
+            vector(norm_bias_key, norm_bias, joint)?;
+            vector(fc1_bias_key, fc1_bias, middle)?;
+            let (channels, found) = matrix(fc2_key, fc2_weight, "(C, H)")?;
             if found != middle {
-                return Err(misfit("projector.3.weight", fc2_weight, &format!("[{channels}, {middle}]")));
+                return Err(misfit(fc2_key, fc2_weight, &format!("[{channels}, {middle}]")));
             }
-            vector("projector.3.bias", fc2_bias, channels)?;
+            vector(fc2_bias_key, fc2_bias, channels)?;
             Ok((joint, channels))
         }
     }

@@ -27,7 +27,7 @@ use crate::autograd::pull::{leaf, pull};
 use crate::error::{DivaError, Result};
 
 pub use assemble::TextJoin;
-pub use projector::Projector;
+pub use projector::{Map, Projector};
 pub use recap::Recap;
 
 use plan::Plan;
@@ -164,8 +164,8 @@ impl Bridge {
     /// all of one floating dtype on one device, `Config` for a window or an epsilon out of range.
     pub fn new(head: Head, projector: Projector, recap: Recap, join: TextJoin) -> Result<Self> {
         let bridge = Bridge { head, projector, recap, join };
-        if !matches!(bridge.projector, Projector::None) {
-            check::parameters(&bridge)?;
+        if !bridge.projector.maps().is_empty() {
+            check::parameters(&bridge, None)?;
         }
         Ok(bridge)
     }
@@ -192,7 +192,7 @@ impl Bridge {
     /// an unwanted choice, `Data` for a patch that does not exist. The last is checked in CPU
     /// memory only: a host read would stall any other device.
     pub fn forward(&self, tokens: &Tensor, text: &Tensor, choice: Option<&Tensor>) -> Result<(Tensor, Tape)> {
-        let sizes = check::parameters(self)?;
+        let sizes = check::parameters(self, Some(tokens))?;
         let plan = Plan::new(self, &sizes, tokens, text, choice)?;
         let kind = tokens.f_kind()?;
         let text = match plan.text {
@@ -238,7 +238,7 @@ impl Bridge {
     ///
     /// Duplicate choices and several draws add up. An empty slot passes no gradient on.
     pub fn backward(&self, tape: &Tape, grad: &Tensor) -> Result<BridgeGrads> {
-        let sizes = check::parameters(self)?;
+        let sizes = check::parameters(self, Some(&tape.tokens))?;
         let plan = &tape.plan;
         check::gradient(plan, grad, self, &sizes)?;
         if !matches!(tape.path, Path::Text) && tape.params.len() != self.params().len() {

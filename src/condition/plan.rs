@@ -69,6 +69,13 @@ impl Plan {
                 return Err(DivaError::config(OP, what));
             }
         };
+        if bridge.join == TextJoin::Broadcast && !matches!(bridge.recap, Recap::Class | Recap::Text) {
+            let what = format!(
+                "broadcast adds one visual token to the text, but the `{}` recap gives several",
+                bridge.recap.name()
+            );
+            return Err(DivaError::config(OP, what));
+        }
         let mut plan = Plan {
             recap: bridge.recap,
             join: bridge.join,
@@ -101,6 +108,7 @@ impl Plan {
         match (self.recap, self.join) {
             (Recap::Text, _) => self.text,
             (_, TextJoin::Concat) => self.rows() + self.text,
+            (_, TextJoin::Broadcast) => self.text,
             _ => self.rows(),
         }
     }

@@ -14,7 +14,8 @@ const TEXT: i64 = 9;
 const WINDOW: i64 = 3;
 
 const RECAPS: [Recap; 5] = [Recap::Class, Recap::Random, Recap::Windows(WINDOW), Recap::All, Recap::Text];
-const JOINS: [TextJoin; 4] = [TextJoin::Add, TextJoin::Mean, TextJoin::Concat, TextJoin::None];
+const JOINS: [TextJoin; 5] =
+    [TextJoin::Add, TextJoin::Mean, TextJoin::Concat, TextJoin::Broadcast, TextJoin::None];
 
 fn normal(size: &[i64]) -> Tensor {
     Tensor::randn(size, (Kind::Double, Device::Cpu))
@@ -37,18 +38,34 @@ fn head(which: usize) -> Head {
 }
 
 fn linear(width: i64) -> Projector {
-    Projector::Linear { weight: normal(&[CHANNELS, width]), bias: Some(normal(&[CHANNELS])) }
+    Projector::shared(Map::Linear { weight: normal(&[CHANNELS, width]), bias: Some(normal(&[CHANNELS])) })
 }
 
 fn mlp(width: i64) -> Projector {
-    Projector::Mlp {
+    Projector::shared(Map::Mlp {
         norm_weight: normal(&[width]),
         norm_bias: normal(&[width]),
         fc1_weight: normal(&[11, width]),
         fc1_bias: normal(&[11]),
         fc2_weight: normal(&[CHANNELS, 11]),
         fc2_bias: normal(&[CHANNELS]),
-    }
+    })
+}
+
+/// One map for each slot, 4 and 2 wide.
+fn two(width: i64) -> Projector {
+    let tensors = [
+        ("pooled.weight", normal(&[2, width])),
+        ("tokens.0.weight", normal(&[width])),
+        ("tokens.0.bias", normal(&[width])),
+        ("tokens.1.weight", normal(&[11, width])),
+        ("tokens.1.bias", normal(&[11])),
+        ("tokens.3.weight", normal(&[CHANNELS - 2, 11])),
+        ("tokens.3.bias", normal(&[CHANNELS - 2])),
+        ("pooled.bias", normal(&[2])),
+    ];
+    let named = tensors.into_iter().map(|(key, tensor)| (key.to_string(), tensor)).collect();
+    Projector::from_named(named).unwrap_or_else(|err| panic!("{err}"))
 }
 
 /// (B, 2, 5) with duplicates within and across draws, and empty slots.
@@ -59,7 +76,7 @@ fn choice() -> Tensor {
 
 /// What [`Bridge::forward`] stands for, in the plainest operations that autograd can follow.
 fn definition(bridge: &Bridge, tokens: &Tensor, text: &Tensor, choice: &Tensor) -> Tensor {
-    let text = text.expand([BATCH, TEXT, CHANNELS], false);
+    let text = text.expand([BATCH, TEXT, -1], false);
     if bridge.recap == Recap::Text {
         return text.unsqueeze(1);
     }
@@ -100,6 +117,7 @@ fn definition(bridge: &Bridge, tokens: &Tensor, text: &Tensor, choice: &Tensor) 
     let count = rows.size()[2];
     match bridge.join {
         TextJoin::None => rows,
+        TextJoin::Broadcast => &rows + text.unsqueeze(1),
         TextJoin::Add => &rows + text.narrow(1, 0, count).unsqueeze(1),
         TextJoin::Mean => &rows + text.mean_dim([1i64].as_slice(), true, Kind::Double).unsqueeze(1),
         TextJoin::Concat => {
@@ -116,16 +134,24 @@ fn slots(choice: &Tensor) -> Tensor {
 }
 
 fn project(projector: &Projector, rows: &Tensor) -> Tensor {
-    match projector {
-        Projector::None => rows.shallow_clone(),
-        Projector::Linear { weight, bias } => rows.linear(weight, bias.as_ref()),
-        Projector::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
-            let width = norm_weight.size();
-            rows.layer_norm(width, Some(norm_weight), Some(norm_bias), 1e-5, false)
-                .linear(fc1_weight, Some(fc1_bias))
-                .gelu("none")
-                .linear(fc2_weight, Some(fc2_bias))
-        }
+    let parts: Vec<Tensor> = projector
+        .maps()
+        .iter()
+        .map(|(_, map)| match map {
+            Map::Linear { weight, bias } => rows.linear(weight, bias.as_ref()),
+            Map::Mlp { norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias } => {
+                let width = norm_weight.size();
+                rows.layer_norm(width, Some(norm_weight), Some(norm_bias), 1e-5, false)
+                    .linear(fc1_weight, Some(fc1_bias))
+                    .gelu("none")
+                    .linear(fc2_weight, Some(fc2_bias))
+            }
+        })
+        .collect();
+    if parts.is_empty() {
+        rows.shallow_clone()
+    } else {
+        Tensor::cat(&parts, -1)
     }
 }
 
@@ -189,12 +215,20 @@ fn every_gradient_matches_autograd_on_both_paths() -> Result<()> {
     let strided = plain.transpose(1, 2).contiguous().transpose(1, 2);
     for recap in RECAPS {
         for join in JOINS {
+            if join == TextJoin::Broadcast && !matches!(recap, Recap::Class | Recap::Text) {
+                continue;
+            }
             for which in 0..5 {
                 let width = if which < 3 { JOINT } else { WIDTH };
-                for projector in [linear(width), mlp(width)] {
+                for (projector, channels) in [
+                    (linear(width), CHANNELS),
+                    (mlp(width), CHANNELS),
+                    (two(width), CHANNELS),
+                    (Projector::IDENTITY, width),
+                ] {
                     let bridge = Bridge::new(head(which), projector, recap, join)?;
                     // A text for all images and one for each, in turn.
-                    let text = normal(&[if which % 2 == 0 { 1 } else { BATCH }, TEXT, CHANNELS]);
+                    let text = normal(&[if which % 2 == 0 { 1 } else { BATCH }, TEXT, channels]);
                     matches_autograd(&bridge, &plain, &text)?;
                     matches_autograd(&bridge, &strided, &text)?;
                 }
@@ -241,10 +275,9 @@ fn embed_is_the_pooled_embedding_with_a_graph() -> Result<()> {
         let head = head(which);
         let tokens = normal(&[BATCH, 1 + PATCHES, WIDTH]).set_requires_grad(true);
         let embedding = embed(&head, &tokens)?;
-        // A projector that is the identity makes the class recap's condition the same embedding.
+        // With the identity as the projector, the class recap's condition is the same embedding.
         let width = embedding.size()[1];
-        let eye = Projector::Linear { weight: Tensor::eye(width, (Kind::Double, Device::Cpu)), bias: None };
-        let bridge = Bridge::new(head, eye, Recap::Class, TextJoin::None)?;
+        let bridge = Bridge::new(head, Projector::IDENTITY, Recap::Class, TextJoin::None)?;
         let (condition, tape) = bridge.forward(&tokens, &Tensor::new(), None)?;
         assert!(relative(&condition.reshape([BATCH, width]), &embedding.detach()) <= 1e-12);
         let grad = normal(&[BATCH, width]);
@@ -272,8 +305,11 @@ fn embed_refuses_what_does_not_fit() -> Result<()> {
 
 #[test]
 fn a_bridge_built_without_its_constructor_is_checked_all_the_same() {
-    let bridge = Bridge { head: head(0), projector: linear(WIDTH), recap: Recap::All, join: TextJoin::None };
+    let mut bridge =
+        Bridge { head: head(0), projector: linear(WIDTH), recap: Recap::All, join: TextJoin::None };
     let tokens = normal(&[BATCH, 1 + PATCHES, WIDTH]);
     let refused = bridge.forward(&tokens, &tokens, None);
     assert!(matches!(refused, Err(DivaError::Weights { .. })));
+    (bridge.projector, bridge.join) = (linear(JOINT), TextJoin::Broadcast);
+    assert!(matches!(bridge.forward(&tokens, &tokens, None), Err(DivaError::Config { .. })));
 }

@@ -11,30 +11,46 @@ pub struct Slots {
     pub tokens: bool,
     /// One vector per sample, as class embeddings and adaLN read it.
     pub pooled: bool,
+    /// Width of the tokens' columns, which come first, where each slot has its own; None: one condition fills
+    /// both.
+    pub split: Option<i64>,
 }
 
 impl Slots {
-    pub const TOKENS: Slots = Slots { tokens: true, pooled: false };
-    pub const POOLED: Slots = Slots { tokens: false, pooled: true };
+    pub const TOKENS: Slots = Slots { tokens: true, pooled: false, split: None };
+    pub const POOLED: Slots = Slots { tokens: false, pooled: true, split: None };
+
+    /// Both slots, each with columns of its own: the tokens' first, `split` of them.
+    pub const fn apart(split: i64) -> Slots {
+        Slots { tokens: true, pooled: true, split: Some(split) }
+    }
 
     /// A condition (B, S, C) in these slots, differentiable: as it is in the tokens' slot, as its mean over the
-    /// positions in the pooled one.
+    /// positions in the pooled one; each from its own columns where it has some.
     pub fn fill(self, condition: &Tensor) -> Result<Condition> {
         let op = "condition";
+        let width = condition.size().last().copied().unwrap_or_default();
         if !matches!(condition.size()[..], [_, length, _] if length > 0) {
             return Err(DivaError::shape(op, "condition", condition, "(B, S, C) with S > 0"));
         }
         floating(op, "condition", condition)?;
-        let mean = || condition.f_mean_dim([1i64].as_slice(), false, None::<Kind>);
-        Ok(Condition {
-            tokens: self.tokens.then(|| condition.shallow_clone()),
-            pooled: self.pooled.then(mean).transpose()?,
-        })
+        let (tokens, pooled) = match self.split {
+            None => (condition.shallow_clone(), condition.shallow_clone()),
+            Some(at) if 0 < at && at < width => {
+                (condition.f_narrow(2, 0, at)?, condition.f_narrow(2, at, width - at)?)
+            }
+            Some(at) => {
+                let expected = format!("(B, S, C) with C > {at}, the width of the tokens' slot");
+                return Err(DivaError::shape(op, "condition", condition, expected));
+            }
+        };
+        let mean = || pooled.f_mean_dim([1i64].as_slice(), false, None::<Kind>);
+        Ok(Condition { tokens: self.tokens.then_some(tokens), pooled: self.pooled.then(mean).transpose()? })
     }
 
     /// From the names of the slots, "tokens" and "pooled".
-    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Slots> {
-        let mut slots = Slots { tokens: false, pooled: false };
+    pub fn named<'a>(names: impl IntoIterator<Item = &'a str>, split: Option<i64>) -> Result<Slots> {
+        let mut slots = Slots { tokens: false, pooled: false, split };
         for name in names {
             match name {
                 "tokens" => slots.tokens = true,
@@ -110,6 +126,8 @@ mod tests {
     use super::*;
     use crate::torch::Device;
 
+    const BOTH: Slots = Slots { tokens: true, pooled: true, split: None };
+
     fn condition() -> Tensor {
         Tensor::arange(12, (Kind::Double, Device::Cpu)).view([2, 3, 2]).set_requires_grad(true)
     }
@@ -117,7 +135,7 @@ mod tests {
     #[test]
     fn each_slot_gets_its_form_of_the_condition() -> Result<()> {
         let source = condition();
-        let both = Slots { tokens: true, pooled: true }.fill(&source)?;
+        let both = BOTH.fill(&source)?;
         assert_eq!(both.tokens("test")?.size(), [2, 3, 2]);
         assert_eq!(Vec::<f64>::try_from(both.pooled("test")?.view([-1]))?, [2.0, 3.0, 8.0, 9.0]);
         assert!(Slots::TOKENS.fill(&source)?.pooled("test").is_err());
@@ -126,9 +144,25 @@ mod tests {
     }
 
     #[test]
+    fn slots_of_two_widths_have_columns_of_their_own() -> Result<()> {
+        let source = condition();
+        let apart = Slots::apart(1).fill(&source)?;
+        assert_eq!(Vec::<f64>::try_from(apart.tokens("test")?.view([-1]))?, [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(Vec::<f64>::try_from(apart.pooled("test")?.view([-1]))?, [3.0, 9.0]);
+        let gradients = Condition {
+            tokens: Some(apart.tokens("test")?.ones_like()),
+            pooled: Some(apart.pooled("test")?.ones_like() * 3),
+        };
+        let gradient = apart.pull(&gradients, &source)?;
+        assert_eq!(Vec::<f64>::try_from(gradient.view([-1]))?, [1.0; 12]); // 1, and 3 / 3 positions
+        assert!(Slots::apart(2).fill(&source).is_err());
+        Ok(())
+    }
+
+    #[test]
     fn gradients_of_both_slots_add_up() -> Result<()> {
         let source = condition();
-        let both = Slots { tokens: true, pooled: true }.fill(&source)?;
+        let both = BOTH.fill(&source)?;
         let gradients = Condition {
             tokens: Some(source.ones_like()),
             pooled: Some(both.pooled("test")?.ones_like() * 3),
@@ -150,9 +184,9 @@ mod tests {
 
     #[test]
     fn slots_have_names() -> Result<()> {
-        let both = Slots::named(["pooled", "tokens"])?;
+        let both = Slots::named(["pooled", "tokens"], None)?;
         assert_eq!(both.names(), ["tokens", "pooled"]);
-        assert!(Slots::named(["text"]).is_err());
+        assert!(Slots::named(["text"], None).is_err());
         Ok(())
     }
 }

@@ -6,6 +6,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::enter::raise;
 use super::list::List;
+use super::number::number;
 use super::tensor::{tensors, Given, PyTensor};
 use crate::denoiser::{Denoiser, Query, Slots};
 use crate::error::{DivaError, Result};
@@ -54,14 +55,16 @@ pub struct CallbackDenoiser {
 }
 
 impl CallbackDenoiser {
-    /// The attribute `slots` names the slots ("tokens", "pooled"; by default the tokens), and `trained` holds the
-    /// parameters that train, by name (by default none).
+    /// The attribute `slots` names the slots ("tokens", "pooled"; by default the tokens), `split` is the width of
+    /// the tokens' columns where each slot has its own, and `trained` holds the parameters that train, by name (by
+    /// default none).
     pub fn new(object: &Bound<'_, PyAny>) -> PyResult<Self> {
         let slots = match object.getattr_opt("slots")? {
             None => Slots::TOKENS,
             Some(names) => {
                 let List::<String>(names) = names.extract()?;
-                Slots::named(names.iter().map(String::as_str)).map_err(raise)?
+                let split = object.getattr_opt("split")?.map(|split| number(&split)).transpose()?.flatten();
+                Slots::named(names.iter().map(String::as_str), split).map_err(raise)?
             }
         };
         let params = match object.getattr_opt("trained")? {

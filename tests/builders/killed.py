@@ -60,6 +60,22 @@ def die_while_writing(calls: int, rng: random.Random) -> None:
     checkpoint.save_file = deadly(checkpoint.save_file)
 
 
+def killed_at(folder: Path, run: Callable[[Path, Any], None], steps: tuple[int, ...]) -> None:
+    """``run`` (folder, callbacks) in FOLDER/straight, and in FOLDER/killed, where SIGKILL ends it after each
+    of ``steps``, and it is started again each time."""
+    for place, ends in (("straight", (0,)), ("killed", (*steps, 0))):
+        for end in ends:
+
+            def die(step: int, metrics: Any, end: int = end) -> None:
+                if step == end:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            child = FORK.Process(target=run, args=(folder / place, [die]))
+            child.start()
+            child.join()
+            assert child.exitcode == (-signal.SIGKILL if end else 0), child.exitcode
+
+
 def fifty(folder: Path) -> dict[str, int]:
     """Kill and start again; how often, and where."""
     rng = random.Random(int(os.environ.get("DIVA_KILL_SEED", "0")))

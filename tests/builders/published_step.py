@@ -20,6 +20,7 @@ import diva_rs
 from builders import small
 from builders.reference import OPENAI, ReferenceStep
 from builders.unets import stirred_slightly
+from diva_rs.diffusion import Slots
 from diva_rs.native import choose, native_denoiser
 from diva_rs.step.bridge import make_projector
 
@@ -101,7 +102,7 @@ def reference(dtype: torch.dtype) -> dict[str, Any]:
         ).sample
         return SimpleNamespace(sample=output.float())
 
-    projector = make_projector(setup.recipe, 768, 1024)
+    projector = make_projector(setup.recipe, 768, Slots(tokens=1024))
     fields, clip = setup.recipe.to_dict(), SimpleNamespace(visual=setup.visual)
     step = Reference(
         clip,

@@ -31,6 +31,7 @@ from builders.judged import judged
 from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
 from builders.texts import tokenize
+from builders.unclip import unclip_teacher
 from diva_rs.captions import CaptionTerm, KeepTerm
 from diva_rs.data import decode, folder, folder_loader, shard_loader
 from diva_rs.run.callbacks import Callback
@@ -59,9 +60,10 @@ def loader(data: TensorDataset | None = None) -> DataLoader[Any]:
     return DataLoader(data, batch_size=2, sampler=sampler)
 
 
-def train(batches: Any = None, seed: int = 0, teacher: bool = True, **fields: Any) -> dict[str, Any]:
+def train(batches: Any = None, seed: int = 0, teacher: Any = True, **fields: Any) -> dict[str, Any]:
     """A run of `post_train`: its weights, losses and report."""
-    clip, unet = small_clip(torch.float64, seed=seed), small_teacher(torch.float64) if teacher else None
+    clip, unet = small_clip(torch.float64, seed=seed), teacher or None
+    unet = small_teacher(torch.float64) if unet is True else unet
     batches = loader() if batches is None else batches
     result = diva_rs.post_train(clip, unet, batches, progress=False, **{**RUN, **fields})
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
@@ -155,6 +157,12 @@ def captions(place: Path, world: int) -> dict[str, Any]:
         "keep": (1.0, KeepTerm(clip, tokenize, ["a cat", "a dog"])),
     }
     return unequal(place, world, teacher=False, denoising=0, terms=terms, projector_warmup=0)
+
+
+def un2clip(place: Path, world: int) -> dict[str, Any]:
+    """un2CLIP's step: a pooled condition without a projector."""
+    fields = {"recipe": "un2clip-openai-vit-l-14-224", "image_size": None, "density": None, "warmup": 0}
+    return train(teacher=unclip_teacher(torch.float64), **fields)
 
 
 def own_batches(place: Path, world: int) -> dict[str, Any]:
@@ -341,7 +349,7 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     **{
         run.__name__: run
         for run in (
-            counted, from_folder, from_shards, unequal, captions, own_batches, with_files, guarded,
+            counted, from_folder, from_shards, unequal, captions, un2clip, own_batches, with_files, guarded,
             interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher, spoilt,
             spoilt_on, two_ranks,
         )

@@ -43,6 +43,8 @@ class ReferenceStep:
         visual = self.projector(torch.cat([first[:, None], local], dim=1))
         if fields["text"] == "add":
             return visual + self.text[:, : visual.shape[1]]
+        if fields["text"] == "broadcast":
+            return visual + self.text
         if fields["text"] == "mean":
             return visual + self.text.mean(dim=1, keepdim=True)
         if fields["text"] == "concat":

@@ -11,12 +11,14 @@ SIDE = 32  # pixels of the images
 WIDTH = 24  # of the condition
 
 
-def small_clip(dtype: torch.dtype = torch.float32, seed: int = 0, **vision: object) -> nn.Module:
+def small_clip(
+    dtype: torch.dtype = torch.float32, seed: int = 0, embed_dim: int = 20, **vision: object
+) -> nn.Module:
     """An open_clip ViT of two layers, 16 patches."""
     torch.manual_seed(seed)
     config = {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8, **vision}
     text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
-    return open_clip.model.CLIP(embed_dim=20, vision_cfg=config, text_cfg=text).to(dtype)
+    return open_clip.model.CLIP(embed_dim=embed_dim, vision_cfg=config, text_cfg=text).to(dtype)
 
 
 def small_unet(dtype: torch.dtype = torch.float32, seed: int = 1, channels: int = 4) -> nn.Module:

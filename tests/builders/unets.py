@@ -21,6 +21,12 @@ _THREE = {
     "down_block_types": (*_CROSS, "DownBlock2D"),
     "up_block_types": ("UpBlock2D", *_CROSS_UP),
 }
+_FOUR = {
+    "block_out_channels": (8, 8, 8, 16),
+    "down_block_types": (*_CROSS, _CROSS[0], "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", *_CROSS_UP, _CROSS_UP[0]),
+    "attention_head_dim": 2,
+}
 _PLAIN_FIRST = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -51,6 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[int, int]]] = {
     "learned-variance": ("sd1", {"out_channels": 8}, (8, 8)),
     "odd-size": ("sd1", _THREE, (7, 9)),
     "odd-size-at-the-second-level": ("sd1", _THREE, (6, 10)),
+    "28-at-four-levels": ("sd2", _FOUR, (28, 28)),
     "downsample-padding-0": ("sd1", {"downsample_padding": 0}, (8, 6)),
     "downsample-padding-0-odd": ("sd1", {"downsample_padding": 0}, (7, 9)),
     "layers-differ": ("sd2", {**_EVERYWHERE, "layers_per_block": (1, 2)}, (4, 4)),

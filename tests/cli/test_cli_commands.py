@@ -12,6 +12,7 @@ from PIL import Image
 import diva_rs
 from builders.cli import message
 from diva_rs.cli import info, main
+from diva_rs.recipes.presets import presets
 from diva_rs.recipes.recipe import Recipe
 
 FEW = ("--workers", "0", "--device", "cpu")
@@ -72,8 +73,10 @@ def test_info(capsys):
 
 def test_info_recipes(capsys):
     assert main(["info", "--recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == Recipe.names()
+    text = capsys.readouterr().out
+    assert [line.split(":")[0] for line in text.splitlines() if line[0] != " "] == Recipe.names()
+    for preset in presets().values():
+        assert "\n".join(preset.needs()) in text
     assert main(["info", "--recipe", "diva-dfn-vit-h-14-378"]) == 0
     assert capsys.readouterr().out == Recipe.named("diva-dfn-vit-h-14-378").describe() + "\n"
     near = message(capsys, ["info", "--recipe", "diva-dfn-vit-h14-378"])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 import tarfile
 
@@ -84,6 +85,27 @@ def test_shards_are_judged(judge, photos, tmp_path):
     assert len(Judgements.load(tmp_path / "judged")) == 3
     page = parsed((tmp_path / "judged" / "judged.html").read_text())
     assert len(page.all("img")) == 3
+
+
+def test_captions_of_a_file_are_judged(judge, capsys, tmp_path):
+    lines = [
+        {"file": "0.png", "name": "lens", "captions": ["a wide lens", "a long lens"]},
+        {"file": "3.png", "caption": "a red car"},
+    ]
+    (tmp_path / "sets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    argv = [*judge, "--sets", str(tmp_path / "sets.jsonl")]
+    assert main(argv) == 0
+    assert "lens: accuracy " in capsys.readouterr().out
+    found = Judgements.load(tmp_path / "judged")
+    assert len(found) == 6 and found.vocabulary is None
+    captions = [[verdict.set.captions for verdict in found[key]] for key in found]
+    assert sorted(captions, key=len)[4:] == [
+        [("a wide lens", "a long lens")],
+        [("a red car", "a red dog"), ("a red car", "a blue car")],
+    ]
+    assert len(parsed((tmp_path / "judged" / "judged.html").read_text()).all("img")) == 2
+    (tmp_path / "sets.jsonl").write_text(json.dumps(lines[0]).replace("long", "tele"))
+    assert "has other contrast sets than when it was judged" in message(capsys, argv)
 
 
 def test_mistakes_are_named(judge, capsys, tmp_path):

@@ -30,7 +30,7 @@ class TwoSlotsFamily(Family):
 
     def __init__(self, model, context, strength=1.0):
         super().__init__(model, context)
-        self.slots = Slots(tokens=24, pooled=24)
+        self.slots = Slots(tokens=24, pooled=self.model.scale.in_features)
         self.strength = strength
 
     @classmethod
@@ -45,12 +45,12 @@ class TwoSlotsFamily(Family):
 class TwoSlots(nn.Module):
     """Pixels are scaled by a pooled vector and attend to tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, pooled: int = small.WIDTH) -> None:
         super().__init__()
         torch.manual_seed(5)
         self.entry, self.exit = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
         self.query, self.value = nn.Linear(8, small.WIDTH), nn.Linear(small.WIDTH, 8)
-        self.scale = nn.Linear(small.WIDTH, 8)
+        self.scale = nn.Linear(pooled, 8)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:
         hidden = self.entry(noisy) * (1 + self.scale(pooled))[..., None, None]
@@ -87,9 +87,9 @@ def parts() -> dict[str, Any]:
     }
 
 
-def assert_same_gradients(teacher: Teacher, model: TwoSlots) -> None:
+def assert_same_gradients(teacher: Teacher, model: TwoSlots, **fields: Any) -> None:
     """One batch through the trainer against plain autograd, in float64."""
-    recipe = Recipe(precision="fp64", draws=2, choose=5, text="concat", image_size=16)
+    recipe = Recipe(precision="fp64", draws=2, choose=5, text="concat", image_size=16).replace(**fields)
     images = small.images(3, dtype=torch.float64)
     clip = small.small_clip(torch.float64)
     trainer = Trainer(clip, teacher, recipe)
@@ -98,7 +98,8 @@ def assert_same_gradients(teacher: Teacher, model: TwoSlots) -> None:
     ours = float(trainer.accumulate(images, draws=draws))
 
     def denoiser(noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor) -> Any:
-        condition = Condition(encoder_hidden_states, encoder_hidden_states.mean(dim=1))
+        pooled = encoder_hidden_states[..., -model.scale.in_features :].mean(dim=1)
+        condition = Condition(encoder_hidden_states[..., : small.WIDTH], pooled)
         return SimpleNamespace(sample=model.of_condition(noisy, timesteps, condition))
 
     reference = ReferenceStep(
@@ -134,6 +135,29 @@ def test_a_family_of_another_package_trains(installed: None) -> None:
     )
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_slots_of_two_widths_have_a_projector_each(installed: None, kind: str) -> None:
+    model = TwoSlots(pooled=9).double()
+    teacher = Teacher(model, vae=small.small_vae(torch.float64), scheduler=small.scheduler())
+    assert teacher.family.entry == "tokens, 24 wide, pooled, 9 wide"
+    assert (teacher.slots.width, teacher.condition_width) == (33, 33)
+    twin = copy.deepcopy(model).requires_grad_(True)
+    assert_same_gradients(teacher, twin, text="none", projector=kind)
+    trainer = Trainer(small.small_clip(), teacher, Recipe(precision="fp32", text="none", projector=kind))
+    keys = {
+        "linear": ["bias", "weight"],
+        "mlp": ["0.bias", "0.weight", "1.bias", "1.weight", "3.bias", "3.weight"],
+    }
+    expected = [f"{slot}.{key}" for slot in ("pooled", "tokens") for key in keys[kind]]
+    assert sorted(trainer.projector.state_dict()) == expected
+    with pytest.raises(ConfigError, match=r"text='mean': .* two widths .*: use text='none'"):
+        Trainer(small.small_clip(), teacher, Recipe(precision="fp32"))
+    noisy, timesteps, condition = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 33)
+    apart = Condition(condition[..., :24], condition[..., 24:].mean(dim=1))
+    assert torch.equal(teacher.denoise(noisy, timesteps, condition), teacher.denoise(noisy, timesteps, apart))
+
+
 def test_without_it_the_model_is_unknown() -> None:
     with pytest.raises(ConfigError, match=r"TwoSlots cannot be a teacher; expected a .*UNet2DCondition"):
         Teacher(TwoSlots())
@@ -166,8 +190,8 @@ def test_what_predict_needs() -> None:
         Teacher(small.small_unet(), predict=model.of_condition)
     with pytest.raises(ConfigError, match="predict is an int"):
         Teacher(predict=3, latent_shape=(4, 8, 8), condition_width=24)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="slots of different widths are not supported"):
-        Slots(tokens=24, pooled=16)
+    with pytest.raises(ConfigError, match="give at least one slot a width"):
+        Slots()
     teacher = Teacher(predict=model.of_condition, latent_shape=(4, 8, 8), condition_width=24)
     tokens = Condition(tokens=torch.zeros(2, 5, 24))
     with pytest.raises(ShapeError, match=r"condition\.pooled is None, but this denoiser has that slot"):

@@ -131,7 +131,7 @@ def test_added_conditions(kind, added, error, message):
 
 
 def test_vaes():
-    with pytest.raises(ConfigError, match="vae is a Linear, expected a diffusers AutoencoderKL"):
+    with pytest.raises(ConfigError, match="vae is a Linear, expected a diffusers autoencoder"):
         Teacher(tiny_unet(), vae=torch.nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="the VAE's latents have 8 channels, the denoiser takes 4"):
         Teacher(tiny_unet(), vae=tiny_vae(latent_channels=8))

@@ -86,11 +86,13 @@ def test_the_wheel_names_the_minor_version_of_torch(tmp_path, monkeypatch):
     wrapper.touch(0o644)
     monkeypatch.setattr(build_backend, "WRAPPER", wrapper)  # as a source archive leaves it
     monkeypatch.setenv("LIBTORCH_USE_PYTORCH", "1")
+    monkeypatch.setenv("PATH", "/usr/bin")  # of an environment that is not activated
     monkeypatch.setattr(build_backend.maturin, "build_wheel", build)
     monkeypatch.setattr(importlib.metadata, "version", {"torch": "2.14.1+cpu"}.__getitem__)
     name = build_backend.build_wheel(str(tmp_path))
     assert name == "diva_rs-0.1.0+torch2.14-cp311-cp311-linux_x86_64.whl"
     assert wrapper.stat().st_mode & 0o111 and os.environ["LIBTORCH_USE_PYTORCH"] == "2.14.1+cpu"
+    assert os.environ["PATH"] == f"{sysconfig.get_path('scripts')}{os.pathsep}/usr/bin"
     with zipfile.ZipFile(tmp_path / name) as wheel:
         assert wheel.testzip() is None
         text = wheel.read("diva_rs-0.1.0+torch2.14.dist-info/METADATA").decode()

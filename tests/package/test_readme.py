@@ -30,8 +30,10 @@ from diva_rs.cli import options
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "CONTRIBUTING.md")}
-# In the order in which the README's last section links to them.
-_DOCS = sorted((ROOT / "docs").glob("*.md"), key=lambda page: PAGES["README.md"].rindex(f"docs/{page.name}"))
+# In the order in which the README's last section links to them, without those that the site alone has.
+_SITE = {"index.md", "readme.md", "contributing.md", "changelog.md"}
+_PAGES = [page for page in (ROOT / "docs").glob("*.md") if page.name not in _SITE]
+_DOCS = sorted(_PAGES, key=lambda page: PAGES["README.md"].rindex(f"docs/{page.name}"))
 PAGES |= {f"docs/{page.name}": page.read_text() for page in _DOCS}
 TEXT = "\n".join(PAGES.values())
 # The Python under each heading, by the heading; what is in blocks without a language are commands.

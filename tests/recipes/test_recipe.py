@@ -13,7 +13,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.fields import RecipeFields
 from diva_rs.recipes.presets import presets
-from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import _LATER, Recipe
 
 # MMVP-VLM averages before and after, as published.
 SCORES = {
@@ -76,6 +76,7 @@ def test_no_field_takes_an_object():
 CONTRADICTIONS = [
     ({"choose": 3, "density": 0.5}, "choose=3 and density=0.5 exclude each other"),
     ({"condition": "window"}, "condition='window' needs window"),
+    ({"text": "broadcast"}, "broadcast' adds one visual token .* use condition='class'"),
     ({"window": 3}, "window=3 means nothing with condition='random'"),
     ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
     ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),
@@ -222,16 +223,16 @@ def test_digest_tells_recipes_apart():
         values = json.loads(json.dumps(recipe.to_dict()))
         for name in ("log_every", "max_skipped", "checkpoint_every", "keep"):
             del values[name]
-        if values["denoising"] == 1:  # which runs before this field had
-            del values["denoising"]
+        for name in _LATER:  # as in runs from before these fields
+            if values[name] == Recipe().to_dict()[name]:
+                del values[name]
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         assert recipe.digest() == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_names_are_two_presets_for_each_model():
-    assert sorted(Recipe.names()) == sorted(
-        [*(f"diva-{m}" for m in MODELS), *(f"diva-official-{m}" for m in MODELS)]
-    )
+    own = [name for name in Recipe.names() if name.startswith("diva-")]
+    assert sorted(own) == sorted([*(f"diva-{m}" for m in MODELS), *(f"diva-official-{m}" for m in MODELS)])
     assert all(Recipe.named(name).name == name for name in Recipe.names())
 
 
@@ -240,7 +241,7 @@ def test_an_unknown_name_suggests_near_ones():
         ConfigError, match=r"no recipe 'diva-openai-vit-l14-224'; did you mean 'diva-openai-vit-l-14-224'"
     ):
         Recipe.named("diva-openai-vit-l14-224")
-    with pytest.raises(ConfigError, match=r"no recipe 'x': one of diva-openai"):
+    with pytest.raises(ConfigError, match=r"no recipe 'x': one of .*diva-openai"):
         Recipe.named("x")
     with pytest.raises(ConfigError, match=r"no recipe None"):
         Recipe.named(None)
@@ -276,10 +277,10 @@ def test_paper_presets_hold_what_the_paper_says_on_correct_pixels(model):
 def test_presets_name_a_source_for_each_value_and_the_published_score(name):
     preset = presets()[name]
     model = name.removeprefix("diva-").removeprefix("official-")
-    assert preset.expected == SCORES[model]
+    assert not name.startswith("diva-") or preset.expected == SCORES[model]
     assert all(source for _, source in preset.values.values())
     text = Recipe.named(name).describe()
-    assert f"published: {SCORES[model]}" in text
+    assert f"published: {preset.expected}" in text and "any" not in (preset.teacher, preset.images)
     assert "measured here: not yet run" in text
     for field, (value, source) in preset.values.items():
         [line] = [line for line in text.splitlines() if line[2:].split(" ")[0] == field]

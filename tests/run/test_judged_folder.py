@@ -12,10 +12,12 @@ from builders.diffusion import tiny_pipeline
 from builders.keyed_judge import IMAGES, WORDS, KeyedJudge, images, judged
 from builders.pictures import picture
 from builders.run_ranks import environment
+from builders.small import small_teacher
 from diva_rs import Teacher
-from diva_rs.captions import Judgements
+from diva_rs.captions import ContrastSet, Judge, Judgements
 from diva_rs.data import folder_loader
 from diva_rs.errors import ConfigError, DataError
+from diva_rs.run.judging import judge_images
 
 pytestmark = pytest.mark.invariant
 
@@ -74,6 +76,32 @@ def test_an_interrupted_run_goes_on(tmp_path, straight):
 def test_batches_and_their_order_do_not_matter(tmp_path, straight, batch):
     judged(tmp_path / "judged", loader=images(batch=batch)[::-1])
     assert files(tmp_path / "judged") == straight
+
+
+def test_contrast_sets_of_each_image(tmp_path):
+    """From a dict, a function and the batches, as `Judge.judge` judges them; resumed with the same alone."""
+    judge = Judge(small_teacher(), draws=2, encode=lambda texts: torch.ones(len(texts), 8, 24))
+    lens = ContrastSet("lens", ("a wide lens", "a long lens"))
+    light = ContrastSet("light", ("day", "dusk", "night"))
+    sets = {key: [lens, light] if key % 2 else [light] for key in range(100, 106)}
+    loader = images(6)
+    latents = torch.cat([judge.teacher.encode(2 * batch["images"] - 1) for batch in loader])
+    straight = judge.judge(latents, list(sets), [*sets.values()])
+    told = [{**batch, "captions": [sets[key] for key in batch["ids"]]} for batch in loader]
+    for name, captions, given in (("a", sets, loader), ("b", sets.__getitem__, loader), ("c", None, told)):
+        judge_images(judge, given[:1], captions, tmp_path / name)
+        found = judge_images(judge, given, captions, tmp_path / name)
+        assert found.vocabulary is None and list(found) == list(sets)
+        for key in sets:
+            assert [each.set for each in found.evidence[key]] == [each.set for each in straight.evidence[key]]
+            for each, other in zip(found.evidence[key], straight.evidence[key], strict=True):
+                assert each.losses == pytest.approx(other.losses, rel=1e-5)
+    with pytest.raises(DataError, match=r"sample 2 \(id 102\) has other contrast sets"):
+        judge_images(judge, loader, {**sets, 102: [lens]}, tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"vocabulary was None, is '"):
+        judge_images(judge, loader, WORDS, tmp_path / "a")
+    with pytest.raises(DataError, match="batch 0 is a dict, a dict with 'ids' and 'captions' is needed"):
+        judge_images(judge, loader, None, tmp_path / "c")
 
 
 def test_an_image_that_comes_twice_is_judged_once(tmp_path, straight):

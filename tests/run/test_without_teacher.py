@@ -25,8 +25,8 @@ def stop_at(step):
     return stop
 
 
-def train(folder=None, teacher=None, clip=None, **given):
-    """Six steps over four batches of judged images."""
+def train(folder=None, teacher=None, clip=None, changed=None, **given):
+    """Six steps over four batches of judged images; ``changed`` terms take the place of others."""
     loader = [{"images": images(2, seed=n), "ids": [2 * n, 2 * n + 1]} for n in range(4)]
     clip = small_clip() if clip is None else clip
     text, made = small_clip(), judged(8)
@@ -34,6 +34,7 @@ def train(folder=None, teacher=None, clip=None, **given):
         "captions": (0.3, CaptionTerm(made, text, tokenize)),
         "written": (0.1, WrittenTerm(made, text, tokenize, hard=1)),
         "keep": (1.0, KeepTerm(text, tokenize, ["a cat", "a dog"])),
+        **(changed or {}),
     }
     fields = {"denoising": 0, "steps": 6, "optimizer": "adamw", "lr": 1e-2, "log_every": 1, "terms": terms}
     fields |= {"checkpoint_every": 2, "progress": False, "output_dir": folder, **given}
@@ -79,6 +80,24 @@ def test_what_differs_on_resume_is_named(tmp_path):
         train(tmp_path / "run", teacher=small_teacher(), steps=2, denoising=1.0)
     with pytest.raises(ConfigError, match=r"keep needs the CLIP that the run"):
         train(tmp_path / "run", clip=trained, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "term", "match"),
+    [
+        ("captions", 0.5, lambda clip: CaptionTerm(judged(8), clip, tokenize), "0.3.*is weight 0.5"),
+        ("captions", 0.3, lambda clip: CaptionTerm(judged(9), clip, tokenize), "'judged': '.*'judged': '"),
+        ("captions", 0.3, lambda clip: CaptionTerm(judged(8), clip, tokenize, seed=1), "'seed': 1"),
+        ("written", 0.1, lambda clip: WrittenTerm(judged(8), clip, tokenize), "'hard': 1.*'hard': 0"),
+        ("keep", 1.0, lambda clip: KeepTerm(clip, tokenize, ["a cat", "a fox"]), "a dog.*a fox"),
+    ],
+    ids=["weight", "judgements", "seed", "negatives", "texts"],
+)
+def test_other_terms_on_resume_are_named(tmp_path, name, weight, term, match):
+    with pytest.raises(Stop):
+        train(tmp_path / "run", callbacks=[stop_at(3)])
+    with pytest.raises(ConfigError, match=f"term {name} was weight.*{match}"):
+        train(tmp_path / "run", changed={name: (weight, term(small_clip()))})
 
 
 def test_a_run_from_before_the_weight_goes_on(tmp_path):

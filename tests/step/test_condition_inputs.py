@@ -101,7 +101,7 @@ def test_more_visual_than_text_tokens_names_both_and_the_way_out() -> None:
     ("changes", "match"),
     [
         ({"recap": "windows"}, "unknown recap `windows`: choose class, random, window, all or text"),
-        ({"join": "sum"}, "unknown text join `sum`: choose add, mean, concat or none"),
+        ({"join": "sum"}, "unknown text join `sum`: choose add, mean, concat, broadcast or none"),
         ({"recap": "window"}, "the `window` recap needs a window"),
         ({"recap": "class", "window": 3}, "a window of 3 was given, but the `class` recap takes none"),
         ({"recap": "window", "window": 0}, "a window of 0 tokens: it must be at least 1"),

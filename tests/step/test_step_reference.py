@@ -13,6 +13,7 @@ import diva_rs
 from builders import small
 from builders.reference import OPENAI, ReferenceStep, gradients_of
 from diva_rs import Recipe, Trainer
+from diva_rs.errors import ConfigError
 
 pytestmark = pytest.mark.parity
 
@@ -75,7 +76,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
     images = torch.rand(batch, 3, 40, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(
         dtype
     )
-    tower = trainer.step_modules.tower
+    tower, side = trainer.step_modules.tower, recipe.image_size or 16
     drawn = (
         {"choose": recipe.chosen(tower.patches), "patches": tower.patches}
         if recipe.condition == "random"
@@ -85,7 +86,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
         seed=11,
         ids=range(batch),
         draws=recipe.draws,
-        latent_shape=(4, 8, 8),
+        latent_shape=(4, side // 2, side // 2),
         replacement=recipe.replacement,
         **drawn,
     )
@@ -95,7 +96,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
     reference = ReferenceStep(twin, twin_unet, twin_vae, scheduler, text, twin_projector, fields)
     timesteps, noise = torch.from_numpy(draws.timesteps), torch.from_numpy(draws.noise).to(dtype)
     choice = torch.from_numpy(draws.tokens)
-    theirs = reference.run(images, timesteps, noise, choice, mean_std, 16, tower.image_size)
+    theirs = reference.run(images, timesteps, noise, choice, mean_std, side, tower.image_size)
 
     tolerance = TOLERANCE[dtype]
     assert abs(ours - theirs) <= tolerance * abs(theirs)
@@ -108,7 +109,7 @@ def compare(clip, recipe, dtype, batch=3, text_tokens=40, prediction="epsilon", 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", Recipe.names())
+@pytest.mark.parametrize("name", [name for name in Recipe.names() if name.startswith("diva-")])
 def test_each_preset_assembles_what_its_reference_does(name, dtype):
     size = int(name.rsplit("-", 1)[1])
     make = siglip if "siglip" in name else vit
@@ -145,12 +146,36 @@ def test_every_condition_and_text_join(condition, text, dtype):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"loss": "l1"}, {"projector": "mlp"}, {"draw_weights": (2.0, 0.5)}], ids=str
+    "fields",
+    [
+        {"loss": "l1"},
+        {"projector": "mlp"},
+        {"draw_weights": (2.0, 0.5)},
+        {"condition": "class", "text": "broadcast"},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_losses_projectors_and_targets(fields, prediction):
     recipe = Recipe(precision="fp64", **fields)
     compare(small.small_clip(torch.float64), recipe, torch.float64, prediction=prediction)
+
+
+@pytest.mark.parametrize("condition", ["class", "random"])
+def test_without_a_projector_the_embedding_is_the_condition(condition):
+    recipe = Recipe(precision="fp64", condition=condition, projector="identity")
+    trainer = compare(small.small_clip(torch.float64, embed_dim=small.WIDTH), recipe, torch.float64)
+    assert trainer.parameters().keys().isdisjoint({"projector.weight", "projector.bias"})
+    with pytest.raises(ConfigError, match="embedding is 20 wide, the teacher's condition 24"):
+        Trainer(small.small_clip(), small.small_teacher(), Recipe(projector="identity"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"backend": "native"}, {"backend": "torch"}, {"denoiser_checkpointing": True}], ids=str
+)
+def test_latent_sides_that_the_unet_cannot_halve(fields):
+    recipe = Recipe(precision="fp64", image_size=14, **fields)  # latents 7 x 7, halved once
+    compare(small.small_clip(torch.float64), recipe, torch.float64)
 
 
 def test_the_anchor_adds_the_gradient_of_one_minus_cosine():

@@ -1,5 +1,7 @@
 """Checks of tensors that are wrong without an error of their own: odd layouts, no values, no device."""
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 from diva_rs.errors import DeviceError, ShapeError, shown
 
 _MOST = 1 << 36  # elements: no machine holds a tensor of more
+_SAMPLED = 64  # values of each tensor that a fingerprint looks at
 
 
 def is_dense(value: Any) -> TypeGuard[Tensor]:
@@ -54,3 +57,19 @@ def available_device(device: str | int | torch.device) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, OverflowError, TypeError) as err:
         reason = str(err).splitlines()[0][:200]
         raise DeviceError(f"device={shown(device)} is not available: {reason}") from err
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hash of the names, the shapes and some values of each tensor; copies to the host once.
+
+    >>> fingerprint([("weight", torch.ones(2))]) == fingerprint([("weight", torch.zeros(2))])
+    False
+    """
+    digest, values = hashlib.sha256(), []
+    for name, tensor in tensors:
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        values.append(flat[:: max(1, len(flat) // _SAMPLED)].to(torch.float32))
+    if values and not any(value.is_meta for value in values):
+        digest.update(torch.cat([value.to(values[0].device) for value in values]).cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]

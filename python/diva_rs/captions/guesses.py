@@ -38,15 +38,17 @@ class Guesses:
             found = library_embedding(model, tower, pixels)
             guesses: list[dict[str, str]] = [{} for _ in images]
             for name in self.vocabulary.names():
-                for image, guess in zip(found, guesses, strict=True):
-                    chosen = self.vocabulary.set_of(name, self._subject(guess))
-                    guess[name] = chosen.words[int((self.texts(chosen.captions) @ image).argmax())]
+                alike: dict[str | None, list[int]] = {}  # images with the same captions
+                for row, guess in enumerate(guesses):
+                    alike.setdefault(guess.get(self.vocabulary.SUBJECT), []).append(row)
+                for subject, rows in alike.items():
+                    values = {} if subject is None else {self.vocabulary.SUBJECT: subject}
+                    chosen = self.vocabulary.set_of(name, values)
+                    best = (found[rows] @ self.texts(chosen.captions).T).argmax(1)
+                    for row, word in zip(rows, best.tolist(), strict=True):
+                        guesses[row][name] = chosen.words[word]
         return guesses
 
     def identity(self) -> dict[str, Any]:
         """The model, as JSON values: where images are judged anew, the guesses must be the same."""
         return {type(self.texts.model).__name__: hash_of_weights(self.texts.model)}
-
-    def _subject(self, guess: dict[str, str]) -> dict[str, str]:
-        subject = self.vocabulary.SUBJECT
-        return {subject: guess[subject]} if subject in guess else {}

@@ -1,5 +1,6 @@
 """What a diffusion model says about images: losses of contrast sets, and the calibrated verdicts."""
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,6 +100,15 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         """What is said of all judgements together."""
         return _calibrated(self.evidence) if self._facts is None else self._facts
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of what they are, in hex: sets, losses, words and calibration."""
+        found = hashlib.sha256(b"" if self.vocabulary is None else self.vocabulary.digest.encode())
+        found.update(self.facts.model_dump_json(include={"temperatures", "reliability"}).encode())
+        for row in self._rows():
+            found.update(row.model_dump_json().encode())
+        return found.hexdigest()[:32]
+
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Judgements":
         """What `save`, `judge_images` or ``diva-rs judge`` wrote; it needs no model.
@@ -119,8 +129,7 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
         >>> Judgements.load(folder)[7][0].draws
         2
         """
-        rows = [Row.of(key, sets, self.given.get(key)) for key, sets in self.evidence.items()]
-        write(as_path(folder).absolute(), rows, self.facts, self.vocabulary)
+        write(as_path(folder).absolute(), self._rows(), self.facts, self.vocabulary)
 
     @property
     def temperatures(self) -> Mapping[str, float]:
@@ -155,6 +164,9 @@ class Judgements(Mapping[int, tuple[Verdict, ...]]):
             if verdict.weight > 0 or verdict.set.name == subject:
                 found[verdict.set.name] = verdict.set.words[verdict.best]
         return found
+
+    def _rows(self) -> list[Row]:
+        return [Row.of(key, sets, self.given.get(key)) for key, sets in self.evidence.items()]
 
     def _verdict(self, evidence: Evidence) -> Verdict:
         name, losses = evidence.set.name, evidence.losses.mean(1)

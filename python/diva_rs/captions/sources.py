@@ -65,18 +65,25 @@ def from_loader(loader: Iterable[Any]) -> dict[int, tuple[ContrastSet, ...]]:
     """
     found = dict[int, tuple[ContrastSet, ...]]()
     for number, batch in enumerate(loader):
-        where = f"batch {number}"
-        if not isinstance(batch, Mapping) or "ids" not in batch or "captions" not in batch:
-            raise DataError(f"{where} is {a_type(batch)}, a dict with 'ids' and 'captions' is needed")
-        keys, rows = sample_keys(batch["ids"]).tolist(), batch["captions"]
-        if not isinstance(rows, (list, tuple)) or len(rows) != len(keys):
-            raise DataError(
-                f"{where}: 'captions' is not a list with one list of sets for each of {len(keys)} ids"
-            )
-        for place, (key, row) in enumerate(zip(keys, rows, strict=True)):
-            if not isinstance(row, (list, tuple)):
-                raise DataError(f"{where}: captions[{place}] is {a_type(row)}, a list of sets is needed")
-            found[key] = tuple(_set(one, f"{where}, captions[{place}]") for one in row)
+        found |= of_batch(batch, number)
+    return found
+
+
+def of_batch(batch: Any, number: int) -> dict[int, tuple[ContrastSet, ...]]:
+    """The sets of one batch of `from_loader`, whose number errors name."""
+    where = f"batch {number}"
+    if not isinstance(batch, Mapping) or "ids" not in batch or "captions" not in batch:
+        raise DataError(f"{where} is {a_type(batch)}, a dict with 'ids' and 'captions' is needed")
+    keys, rows = sample_keys(batch["ids"]).tolist(), batch["captions"]
+    if not isinstance(rows, (list, tuple)) or len(rows) != len(keys):
+        raise DataError(
+            f"{where}: 'captions' is not a list with one list of sets for each of {len(keys)} ids"
+        )
+    found = dict[int, tuple[ContrastSet, ...]]()
+    for place, (key, row) in enumerate(zip(keys, rows, strict=True)):
+        if not isinstance(row, (list, tuple)):
+            raise DataError(f"{where}: captions[{place}] is {a_type(row)}, a list of sets is needed")
+        found[key] = tuple(_set(one, f"{where}, captions[{place}]") for one in row)
     return found
 
 

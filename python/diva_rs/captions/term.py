@@ -85,6 +85,11 @@ class CaptionTerm:
             loss = loss + apart @ like(pooled, np.array(shares))
         return loss
 
+    def identity(self) -> dict[str, Any]:
+        """The judgements and the settings: a run resumes only with the same."""
+        settings = {name: getattr(self, name) for name in ("sets", "context", "temperature", "seed")}
+        return {"judged": self.judged.digest, "form": self.texts.form, **settings}
+
     def _chosen(self, view: View) -> Iterator["_Chosen"]:
         keys = judged_keys(self.judged, view.keys)
         for row, key in keys.items():
@@ -170,6 +175,11 @@ class WrittenTerm:
             return -logsigmoid((2 * own - 1) * logits).sum() / len(keys)
         return -(own * (log_softmax(logits, 1) + log_softmax(logits, 0))).sum() / (2 * len(keys))
 
+    def identity(self) -> dict[str, Any]:
+        """The judgements and the settings: a run resumes only with the same."""
+        settings = {"share": self.writer.share, "hard": self.hard, "seed": self.writer.seed}
+        return {"judged": self.writer.judged.digest, "form": self.texts.form, **settings}
+
 
 class KeepTerm:
     """What keeps zero-shot: CLIP's softmax over a bank of texts stays what it was before training.
@@ -191,11 +201,16 @@ class KeepTerm:
             raise ConfigError("texts is to hold two or more texts, such as one for each class")
         self.texts = Texts(clip, tokenizer)
         self.bank = self.texts(texts)  # (T, D)
+        self._names = list(texts)
 
     def __call__(self, view: View) -> Tensor:
         before = softmax(self.texts.logits(view.original, self.bank), 1)
         after = log_softmax(self.texts.logits(view.pooled, self.bank), 1)
         return kl_div(after, before.detach(), reduction="batchmean")
+
+    def identity(self) -> list[str]:
+        """The texts: a run resumes only with the same."""
+        return self._names
 
 
 class _Chosen(NamedTuple):

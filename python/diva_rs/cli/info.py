@@ -30,7 +30,9 @@ _LIBRARIES = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--recipes", action="store_true", help="list the presets")
+    which.add_argument(
+        "--recipes", action="store_true", help="list the presets, what each needs, and its scores"
+    )
     which.add_argument("--recipe", metavar="NAME", help="describe a preset, each value with its source")
 
 
@@ -40,9 +42,8 @@ def run(args: argparse.Namespace) -> int:
         print(Recipe.named(args.recipe).describe())
         return 0
     if args.recipes:
-        width = max(map(len, presets()))
         for name, preset in presets().items():
-            print(f"{name:<{width}}  {preset.summary}; MMVP-VLM {preset.expected} %")
+            print(f"{name}: {preset.summary}", *preset.needs(), sep="\n")
         return 0
     print(f"diva-rs       {_native.__version__}")
     print(f"python        {platform.python_version()} on {platform.platform()}")

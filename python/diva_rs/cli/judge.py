@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diva_rs.captions.guesses import Guesses
 from diva_rs.captions.judge import Judge
+from diva_rs.captions.sources import read_sets
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.cli.clips import load_clip
 from diva_rs.cli.flags import add_flags, given
@@ -37,6 +38,8 @@ class JudgeOptions(ImageOptions):
     tokenizer: str | None = Field(default=None, description=TOKENIZER)
     vocabulary: Text
     """TOML file of words, or photographs: the words for photographs that come with diva_rs"""
+    sets: Text | None = None
+    """JSONL file of contrast sets, or of captions whose words are swapped: judged in place of the words"""
     out: Text
     """folder for the judgements, judged.html and judged.csv; a run that was interrupted goes on in it"""
     draws: Count = 8
@@ -93,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
         **{name: getattr(options, name) for name in ("draws", "first", "settle", "loss", "seed", "batch")},
         timestep_range=options.timestep_range,
     )
+    captions = vocabulary if options.sets is None else read_sets(options.sets, vocabulary)
     judged = judge_images(
-        judge, loader, vocabulary, options.out, guesses, options.rounds, options.names, options.overwrite
+        judge, loader, captions, options.out, guesses, options.rounds, options.names, options.overwrite
     )
     if place is None or place.rank == 0:
         data: Any = loader.dataset

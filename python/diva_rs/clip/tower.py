@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,8 @@ class Tower:
     where: str = ""  # the attribute of the caller's model that holds the vision part, for messages
     prefix: str = ""  # what the caller's keys have in front of the module's
     unused: frozenset[str] = frozenset()  # keys of the module that no token and no embedding depends on
+    # Ends of the keys of weights that hold several matrices, one above the other -> a letter for each.
+    fused: Mapping[str, str] = field(default_factory=lambda: {"in_proj_weight": "qkv"})
     stem: nn.Module  # the first layer: its dtype and device are the pixels'
     tap: Callable[[Tensor], Tensor]  # checked pixels -> tokens, through the caller's own sub-modules
     rebuild: Callable[[nn.Module], "Tower"]  # the same tower over another copy of `module`

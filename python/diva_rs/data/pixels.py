@@ -35,7 +35,7 @@ def clip_input(
     mean: Three = OPENAI_MEAN,
     std: Three = OPENAI_STD,
 ) -> Tensor:
-    """CLIP's input (B, 3, *size), normalised by ``mean`` and ``std``; device and dtype stay.
+    """CLIP's input ``(B, 3, *size)``, normalised by ``mean`` and ``std``; device and dtype stay.
 
     ``images`` is (B, 3, H, W) in the convention ``recipe.pixels``; those of the right size are not resampled.
     Nothing is clamped, so bicubic resampling may overshoot slightly at hard edges.
@@ -56,7 +56,7 @@ def vae_input(
     std: Three = OPENAI_STD,
     convention: str | None = None,
 ) -> Tensor:
-    """The VAE's input (B, 3, *size); device and dtype stay.
+    """The VAE's input ``(B, 3, *size)``; device and dtype stay.
 
     ``recipe.vae_pixels="symmetric"`` gives unit pixels x 2 - 1, the range [-1, 1] that every Stable Diffusion
     VAE was trained on. ``"official"`` gives ``(x * std + mean) * 2 - 1`` with ImageNet's mean and std, where

@@ -35,19 +35,18 @@ class Condition:
 class Slots:
     """Which slots of a denoiser carry the condition, by their width; None where it has no such slot.
 
-    >>> Slots(pooled=16).names, Slots(tokens=24, pooled=24).width
-    (('pooled',), 24)
+    Slots of one width share a condition. Slots of two widths have columns of it each: the tokens' first.
+
+    >>> Slots(pooled=16).names, Slots(tokens=24, pooled=24).width, Slots(tokens=24, pooled=16).width
+    (('pooled',), 24, 40)
     """
 
     tokens: int | None = None
     pooled: int | None = None
 
     def __post_init__(self) -> None:
-        if len({self.tokens, self.pooled} - {None}) != 1:
-            raise ConfigError(
-                f"{self}: give at least one slot a width; slots of different widths are not supported, "
-                "because one projector fills them all"
-            )
+        if not self.names:
+            raise ConfigError(f"{self}: give at least one slot a width")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -55,11 +54,21 @@ class Slots:
         return tuple(name for name in ("tokens", "pooled") if getattr(self, name) is not None)
 
     @property
+    def split(self) -> int | None:
+        """How many columns of the condition are the tokens'; None where one condition fills every slot."""
+        apart = self.pooled is not None and self.pooled != self.tokens
+        return self.tokens if apart else None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The widths of the slots by name; of a condition that they share, under ""."""
+        names = ("",) if self.split is None else self.names
+        return {name: getattr(self, name or self.names[0]) for name in names}
+
+    @property
     def width(self) -> int:
         """The width of the condition."""
-        width = self.pooled if self.tokens is None else self.tokens
-        assert width is not None
-        return width
+        return sum(self.parts.values())
 
     def fill(self, condition: Tensor) -> Condition:
         """A condition (B, S, C) in these slots: as it is for tokens, its mean over the positions for pooled.
@@ -67,9 +76,10 @@ class Slots:
         >>> Slots(pooled=16).fill(torch.zeros(2, 5, 16)).pooled.shape
         torch.Size([2, 16])
         """
+        tokens, pooled = condition[..., : self.split], condition[..., self.split or 0 :]
         return Condition(
-            tokens=None if self.tokens is None else condition,
-            pooled=None if self.pooled is None else condition.mean(dim=1),
+            tokens=None if self.tokens is None else tokens,
+            pooled=None if self.pooled is None else pooled.mean(dim=1),
         )
 
     def checked(self, condition: Tensor | Condition, batch: int) -> Condition:
@@ -85,7 +95,8 @@ class Slots:
             slot = getattr(condition, name)
             if slot is None:
                 raise ShapeError(f"condition.{name} is None, but this denoiser has that slot")
-            sizes = (batch, None, self.width) if name == "tokens" else (batch, self.width)
+            width = getattr(self, name)
+            sizes = (batch, None, width) if name == "tokens" else (batch, width)
             _check(f"condition.{name}", slot, sizes)
         return Condition(**{name: getattr(condition, name) for name in self.names})
 

@@ -15,7 +15,7 @@ from diva_rs.diffusion.condition import Condition, Slots, check_noisy
 from diva_rs.diffusion.describe import describe
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.families import make
-from diva_rs.diffusion.families.family import Context, Family
+from diva_rs.diffusion.families.family import ENCODE, Context, Family
 from diva_rs.diffusion.families.predict import predictor
 from diva_rs.diffusion.frozen import PRECISIONS, fitted, freeze, home, moved, no_autocast
 from diva_rs.diffusion.schedule import schedule_from_scheduler
@@ -33,7 +33,8 @@ class Teacher:
         unet: a denoiser of a known family (`diva_rs.diffusion.families`), a pipeline that holds one, a folder
             (of a pipeline or of its denoiser), or a repository of the Hugging Face Hub. What is not given
             below is found in the pipeline, or in the folder that the denoiser was loaded from.
-        vae: a diffusers ``AutoencoderKL``. Without one, a denoiser of 3 channels works on pixels in [-1, 1].
+        vae: a diffusers autoencoder of images: ``AutoencoderKL``, ``AutoencoderTiny``, ``AutoencoderDC``.
+            Without one, a denoiser of 3 channels works on pixels in [-1, 1].
         scheduler: the diffusers scheduler that holds the model's training noise schedule, or a native
             ``Schedule``.
         text_condition: text tokens (1 | B, L, C), used as they are instead of an encoded prompt.
@@ -50,7 +51,10 @@ class Teacher:
             ``noise_level``, that of the image embedding for which the condition stands, by default 0: the
             UNet reads what its pipeline makes of the embedding at that level where the noise drawn is zero.
             A DiT takes ``label``: whether the condition is to "replace" the label embedding, or to "join"
-            that of "no class".
+            that of "no class". Flux and Stable Diffusion 3 take ``slot``, which of the slots "tokens" and
+            "pooled" the condition fills, by default "both", and ``pooled_projections`` (1, V), the text's
+            pooled vector beside a condition that fills the tokens. Flux takes ``guidance``, the scale that
+            guidance-distilled models read, by default 3.5.
 
     >>> from diffusers import DDPMScheduler
     >>> teacher = Teacher(unet, scheduler=DDPMScheduler(), text_condition=torch.zeros(1, 8, 24))
@@ -228,7 +232,8 @@ class Teacher:
         return self._text.tokens(prompt, self.condition_width, family.encode)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Text tokens (M, L, `condition_width`) of M prompts, as `text` gives them, without gradients.
+        """The conditions (M, L, `condition_width`) that M prompts make, without gradients: text tokens, and
+        behind them the pooled vector of a model whose condition fills both slots.
 
         Raises ConfigError for a model that has no text encoder or a ``text_condition``.
 
@@ -236,12 +241,9 @@ class Teacher:
         Traceback (most recent call last):
         diva_rs.errors.ConfigError: this teacher has one text_condition for every prompt: give ...
         """
-        fault = "this teacher has one text_condition for every prompt" if self._text.given is not None else ""
-        if not self.family.text_joins or self.family.text_width is None:
-            fault = f"a {type(self.given).__name__} reads no text"
-        if fault:
-            raise ConfigError(f"{fault}: give what encodes texts as (M, L, C), Judge(teacher, encode=f)")
-        return self._text.encoded(prompts, self.condition_width, self.family.encode)
+        if self._text.given is not None:
+            raise ConfigError(f"this teacher has one text_condition for every prompt: {ENCODE}")
+        return self._text.encoded(prompts, self.condition_width, self.family.conditions)
 
     @property
     def unet(self) -> nn.Module:

@@ -74,9 +74,34 @@ def encode_prompts(prompts: Sequence[str], parts: Parts, names: Sequence[str], p
     StableDiffusionPipeline.encode_prompt; with True the one before, without the final LayerNorm, as
     StableDiffusionXLPipeline.encode_prompt.
     """
-    pairs = _encoders(parts, names)
-    states = [_states(prompts, tokenizer, encoder, penultimate) for tokenizer, encoder in pairs]
+    outputs = [_output(prompts, *pair, hidden=penultimate) for pair in _encoders(parts, names)]
+    states = [output.hidden_states[-2] if penultimate else output.last_hidden_state for output in outputs]
     return torch.cat([state.to(states[0].device) for state in states], dim=-1)
+
+
+def encode_t5(prompts: Sequence[str], parts: Parts, name: str, length: int) -> Tensor:
+    """M prompts through the T5 encoder ``name``: (M, L, C), without gradients, padded or cut to ``length``.
+
+    As in diffusers' FluxPipeline.encode_prompt, which attends to padding.
+    """
+    tokenizer, encoder = parts.need(name.replace("text_encoder", "tokenizer")), parts.need(name)
+    states: Tensor = _output(prompts, tokenizer, encoder, length).last_hidden_state
+    return states
+
+
+def pooled_prompts(
+    prompts: Sequence[str], part: Callable[[str], Any | None], names: Sequence[str]
+) -> Tensor | None:
+    """M prompts' pooled outputs (M, V) of CLIP text encoders, side by side; None where one is missing."""
+    pooled = []
+    for name in names:
+        tokenizer, encoder = part(name.replace("text_encoder", "tokenizer")), part(name)
+        if tokenizer is None or encoder is None:
+            return None
+        output = _output(prompts, tokenizer, encoder)
+        found = getattr(output, "text_embeds", None)
+        pooled.append(output.pooler_output if found is None else found)
+    return torch.cat([vector.to(pooled[0].device) for vector in pooled], dim=-1)
 
 
 def _checked(text: Tensor, width: int, joins: bool) -> Tensor:
@@ -106,10 +131,13 @@ def _encoders(parts: Parts, names: Sequence[str]) -> list[tuple[Any, Any]]:
     return pairs or [(parts.need("tokenizer"), parts.need("text_encoder"))]
 
 
-def _states(prompts: Sequence[str], tokenizer: Any, encoder: Any, penultimate: bool) -> Tensor:
+def _output(
+    prompts: Sequence[str], tokenizer: Any, encoder: Any, length: int | None = None, hidden: bool = False
+) -> Any:
     freeze(encoder)
     device, _ = home(encoder, "the text encoder")
-    length = min(tokenizer.model_max_length, int(encoder.config.max_position_embeddings))
+    positions = int(encoder.config.max_position_embeddings) if length is None else length
+    length = min(tokenizer.model_max_length, positions)
     prompts = list(prompts)
     longest = max(map(len, tokenizer(prompts, truncation=False, verbose=False).input_ids))
     if longest > length:
@@ -132,10 +160,8 @@ def _states(prompts: Sequence[str], tokenizer: Any, encoder: Any, penultimate: b
         no_autocast(device),
         library_errors("the text encoder", f"prompts of {length} tokens"),
     ):
-        output = encoder(
+        return encoder(
             tokens.input_ids.to(device),
             attention_mask=tokens.attention_mask.to(device) if masked else None,
-            output_hidden_states=penultimate,
+            output_hidden_states=hidden,
         )
-    state: Tensor = output.hidden_states[-2] if penultimate else output.last_hidden_state
-    return state

@@ -1,4 +1,4 @@
-"""From images to what the teacher denoises: latents of an AutoencoderKL, or the pixels themselves."""
+"""From images to what the teacher denoises: latents of an autoencoder, or the pixels themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,15 @@ _PIXELS = 3  # channels of a denoiser that needs no VAE
 
 
 def check_vae(vae: Any, channels: int) -> None:
-    """Raise ConfigError unless ``vae`` is an AutoencoderKL whose latents have ``channels`` channels."""
-    if not isinstance(vae, nn.Module) or "AutoencoderKL" not in {base.__name__ for base in type(vae).__mro__}:
-        raise ConfigError(f"vae is {a_type(vae)}, expected a diffusers AutoencoderKL")
-    config: Any = vae.config
+    """Raise ConfigError unless ``vae`` is an autoencoder of images, with latents of ``channels`` channels."""
+    config: Any = getattr(vae, "config", None)
+    known = all(hasattr(config, name) for name in ("in_channels", "latent_channels", "scaling_factor"))
+    known = known and isinstance(vae, nn.Module) and hasattr(vae, "encode") and bool(_widths(config))
+    if not known or any(isinstance(part, nn.Conv3d) for part in vae.modules()):
+        raise ConfigError(
+            f"vae is {a_type(vae)}, expected a diffusers autoencoder of images, such as AutoencoderKL, "
+            "AutoencoderTiny or AutoencoderDC"
+        )
     if config.in_channels != _PIXELS:
         raise ConfigError(f"the VAE encodes images of {config.in_channels} channels, a step gives it 3")
     if config.latent_channels != channels:
@@ -49,8 +54,8 @@ def vae_of(
 
 
 def downscale(vae: Any) -> int:
-    """Pixels per latent along a side: diffusers' AutoencoderKL halves after every block but the last."""
-    return 1 if vae is None else 1 << (len(vae.config.block_out_channels) - 1)
+    """Pixels per latent along a side: diffusers' encoders halve after every block but the last."""
+    return 1 if vae is None else 1 << (len(_widths(vae.config)) - 1)
 
 
 def usual_downscale(parts: Parts, channels: int) -> int:
@@ -122,18 +127,29 @@ def _check_images(images: Tensor, channels: int, factor: int) -> None:
 
 
 def _encoded(vae: Any, images: Tensor, noise: Tensor | None, micro_batch: int) -> Tensor:
-    # diffusers DiagonalGaussianDistribution: its mean, or mean + std * noise.
+    # diffusers DiagonalGaussianDistribution: its mean, or mean + std * noise; or the latents themselves.
     device, dtype = home(vae, "the VAE")
     parts = []
     with torch.no_grad(), no_autocast(device):
         for start in range(0, len(images), micro_batch):
             stop = start + micro_batch
-            posterior = vae.encode(moved(images[start:stop], device, dtype)).latent_dist
-            latents: Tensor = posterior.mean
+            found = vae.encode(moved(images[start:stop], device, dtype), return_dict=False)[0]
+            latents: Tensor = found if isinstance(found, Tensor) else found.mean
             if noise is not None:
-                latents = latents + posterior.std * moved(noise[start:stop], device, dtype)
+                if found is latents:
+                    raise ConfigError(
+                        f"{a_type(vae)} has no posterior to sample: use latent='mean', or leave out seeds "
+                        "and noise"
+                    )
+                latents = latents + found.std * moved(noise[start:stop], device, dtype)
             parts.append(_scaled(vae.config, latents))
         return moved(torch.cat(parts), images.device, images.dtype)
+
+
+def _widths(config: Any) -> Any:
+    """The channels of the encoder's blocks."""
+    widths = getattr(config, "encoder_block_out_channels", None)
+    return getattr(config, "block_out_channels", None) if widths is None else widths
 
 
 def _scaled(config: Any, latents: Tensor) -> Tensor:

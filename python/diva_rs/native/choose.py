@@ -38,7 +38,8 @@ class TorchDenoiser:
     """A teacher's own module as the denoiser of a native step, which calls it with a tensor per slot."""
 
     def __init__(self, teacher: Teacher) -> None:
-        self.teacher, self.slots = teacher, teacher.slots.names
+        self.teacher = teacher
+        self.slots, self.split = teacher.slots.names, teacher.slots.split
 
     @property
     def trained(self) -> dict[str, Tensor]:

@@ -31,12 +31,13 @@ class Fields(Settings):
     """whether each patch is kept by a coin of probability density"""
     window: Count | None = None
     """width of the average-pooling windows, in patches"""
-    text: Literal["add", "mean", "concat", "none"] = "mean"
-    """how the text joins: token i is added to visual token i, its mean to each, appended, or not at all"""
+    text: Literal["add", "mean", "concat", "broadcast", "none"] = "mean"
+    """how the text joins: token i is added to visual token i, its mean to each, appended, the class token is
+    added to each text token, or not at all"""
     prompt: str = ""
     """the teacher's prompt"""
-    projector: Literal["linear", "mlp"] = "linear"
-    """the map from CLIP's embedding to the condition"""
+    projector: Literal["linear", "mlp", "identity"] = "linear"
+    """the map from CLIP's embedding to the condition; "identity" needs equal widths and has no parameters"""
     projector_warmup: Whole = 0
     """first steps, in which only the projector trains"""
 
@@ -73,6 +74,16 @@ class Fields(Settings):
     """images, in the order of a batch, that are negatives of each other; None: the loader's whole batch"""
     contrast_view: Literal["unit", "official"] = "unit"
     """augmented views, of pixels in [0, 1], or as DCR's code makes them, of CLIP's normalised input"""
+
+    # The vision tower, where matrices of a low rank train in its place.
+    low_rank: Count | None = None
+    """rank of each target's update, W0 + alpha / rank * B A (LoRA, arXiv 2106.09685); None: all weights"""
+    low_rank_alpha: PositiveFloat | None = None
+    """alpha of that update; None: the rank"""
+    low_rank_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """globs over the keys of the tower's matrices; "*": all linear layers and the visual projection"""
+    low_rank_bias: bool = False
+    """whether the biases of the targets' layers train too (peft's bias="lora_only")"""
 
     # The optimizer.
     optimizer: Optimizer = "sgd"
@@ -157,9 +168,9 @@ class RecipeFields(TypedDict, total=False):
     replacement: bool
     bernoulli: bool
     window: int | None
-    text: Literal["add", "mean", "concat", "none"]
+    text: Literal["add", "mean", "concat", "broadcast", "none"]
     prompt: str
-    projector: Literal["linear", "mlp"]
+    projector: Literal["linear", "mlp", "identity"]
     projector_warmup: int
     draws: int
     draw_weights: tuple[float, ...] | None
@@ -177,6 +188,10 @@ class RecipeFields(TypedDict, total=False):
     contrast_negatives: int | None
     contrast_group: int | None
     contrast_view: Literal["unit", "official"]
+    low_rank: int | None
+    low_rank_alpha: float | None
+    low_rank_targets: tuple[str, ...]
+    low_rank_bias: bool
     optimizer: Literal["sgd", "adamw"]
     lr: float
     projector_lr: float | None

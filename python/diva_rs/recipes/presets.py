@@ -28,6 +28,10 @@ class Preset:
     expected: str  # the MMVP-VLM average that the source reports, in percent, before and after
     values: Values  # the fields that the source decides
     measured: str = "not yet run"  # what diva_rs itself measured with this recipe
+    teacher: str = "any"  # the kind of generative model that it needs
+    images: str = "any"  # what it was published with
+    memory: str = "not measured"  # of a step, where it was measured
+    slots: tuple[str, ...] = ()  # that the teacher must have, and no others; empty: any
 
     def fields(self) -> dict[str, Any]:
         """The values alone, as keywords for `Recipe`."""
@@ -39,6 +43,15 @@ class Preset:
             f"  {self.summary}",
             f"  {self.source}",
             f"  {self.command}",
+            *self.needs(),
+        ]
+
+    def needs(self) -> list[str]:
+        """What it needs, and the scores, line by line."""
+        return [
+            f"  teacher: {self.teacher}",
+            f"  images: {self.images}",
+            f"  memory: {self.memory}",
             f"  MMVP-VLM average, published: {self.expected} %",
             f"  MMVP-VLM average, measured here: {self.measured}",
         ]
@@ -46,6 +59,20 @@ class Preset:
     def source_of(self, field: str) -> str:
         """Where the value of a field comes from; empty where the source says nothing about it."""
         return self.values[field][1] if field in self.values else ""
+
+
+def check_slots(recipe: str, slots: tuple[str, ...]) -> None:
+    """Raise ConfigError where the preset of this name needs a teacher with other slots than ``slots``.
+
+    >>> check_slots("un2clip-openai-vit-l-14-224", ("pooled",))
+    """
+    preset = presets().get(recipe)
+    if preset is not None and preset.slots not in ((), slots):
+        needed, found = (" and ".join(names) for names in (preset.slots, slots))
+        raise ConfigError(
+            f"{recipe} conditions its teacher through {needed}, this one takes its condition through "
+            f"{found}: give {preset.teacher}"
+        )
 
 
 @cache

@@ -50,8 +50,8 @@ class Recipe(Fields):
     def names(cls) -> list[str]:
         """The presets' names.
 
-        >>> len(Recipe.names())
-        16
+        >>> "diva-openai-vit-l-14-224" in Recipe.names()
+        True
         """
         return list(presets())
 
@@ -158,7 +158,8 @@ class Recipe(Fields):
 
     def digest(self) -> str:
         """SHA-256, in hex, of the canonical JSON of all fields but the operational ones (``log_every``,
-        ``max_skipped``, ``checkpoint_every``, ``keep``), and younger ones that have their default.
+        ``max_skipped``, ``checkpoint_every``, ``keep``), and later ones (``denoising``, ``low_rank``, ...)
+        that have their default.
 
         >>> Recipe().digest() == Recipe(lr=1e-4, keep=5).digest() != Recipe(lr=1e-5).digest()
         True
@@ -184,7 +185,7 @@ class Recipe(Fields):
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
 
-        >>> print(Recipe(lr=1e-5).describe().splitlines()[23])
+        >>> print(Recipe(lr=1e-5).describe().splitlines()[27])
         * lr                1e-05
         """
         preset = presets().get(self.name)
@@ -208,6 +209,9 @@ class Recipe(Fields):
                     f"{given[0]}={getattr(self, given[0])!r} means nothing with "
                     f"condition={self.condition!r}: leave it out, or use condition={condition!r}"
                 )
+        for name in _LOW_RANK:
+            if self.low_rank is None and getattr(self, name) != _DEFAULTS[name]:
+                raise ConfigError(f"{name}={getattr(self, name)!r} needs low_rank: the rank of the update")
         if self.choose is not None and self.density is not None:
             raise ConfigError(f"choose={self.choose} and density={self.density} exclude each other: give one")
         if self.bernoulli and self.density is None:
@@ -218,6 +222,11 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
+        if self.text == "broadcast" and self.condition not in ("class", "text"):
+            raise ConfigError(
+                "text='broadcast' adds one visual token to every text token, but "
+                f"condition={self.condition!r} gives several: use condition='class'"
+            )
         if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
             raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range
@@ -258,9 +267,8 @@ class Recipe(Fields):
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
+_LOW_RANK = ("low_rank_alpha", "low_rank_targets", "low_rank_bias")
+_CONTRAST = ("contrast_temperature", "contrast_negatives", "contrast_group", "contrast_view")
 # Fields that are younger than recorded digests.
-_LATER = {"denoising", "anchor_kind", "contrast", "contrast_temperature", "contrast_negatives"} | {
-    "contrast_group",
-    "contrast_view",
-}
+_LATER = {"denoising", "anchor_kind", "contrast", *_CONTRAST, "low_rank", *_LOW_RANK}
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

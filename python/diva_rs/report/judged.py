@@ -49,7 +49,7 @@ def write_judged(
     """
     place, named = make_folder(folder), names or {}
     _write_table(place / "judged.csv", judgements, named)
-    certain = sorted(judgements, key=lambda key: -certainty(judgements[key]))
+    certain = sorted(filter(judgements.__getitem__, judgements), key=lambda key: -certainty(judgements[key]))
     sheets = {"most": certain[:_SHEET], "least": certain[_SHEET:][: -_SHEET - 1 : -1]}
     found = {} if pictures is None else pictures([key for keys in sheets.values() for key in keys])
     cards = {

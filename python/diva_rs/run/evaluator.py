@@ -9,7 +9,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diva_rs._base.checkpoint import load_weights
@@ -129,9 +128,7 @@ class Evaluator:
     def restore(self) -> None:
         """Put the kept weights back, where the guard has ended the run."""
         if self._kept is not None:
-            with torch.no_grad():
-                for name, parameter in self.trainer.parameters().items():
-                    parameter.copy_(self._kept.weights[name])
+            self.trainer.step_modules.write(self._kept.weights)
             self._keep_results("after", self._kept.results)
 
     def report(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from diva_rs.captions.judge import Judge
 from diva_rs.captions.judgements import Judgements, evidence_of
+from diva_rs.captions.sources import Source, of_batch, sets_of
 from diva_rs.captions.store import Row, Unfinished
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.data.accounting import Accounting
@@ -34,9 +35,9 @@ Guess = Callable[[Tensor], Sequence[Mapping[str, str]]]
 def judge_images(
     judge: Judge,
     loader: Iterable[Any],
-    vocabulary: Vocabulary,
+    captions: Vocabulary | Source | None,
     folder: str | os.PathLike[str],
-    guess: Guess,
+    guess: Guess | None = None,
     rounds: int = 2,
     names: Sequence[str] | None = None,
     overwrite: bool = False,
@@ -50,12 +51,17 @@ def judge_images(
     Args:
         loader: batches with ``images`` in [0, 1], of the size that the teacher is to see, and ``ids``, such
             as ``folder_loader(..., size=512, scale=None)``; ``latents`` in it are used.
-        guess: the words to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
-        rounds, names: see `Judge.describe`.
+        captions: what is judged: a vocabulary; or contrast sets of each image, as a dict from sample keys or
+            a function of one (`diva_rs.captions.read_sets`, `swaps`); or None: those that each batch holds as
+            ``captions``.
+        guess: the words of a vocabulary to start from, such as `diva_rs.captions.Guesses`; see `Guess`.
+            None: a name is not said until it is judged.
+        rounds, names: for a vocabulary, see `Judge.describe`.
         overwrite: whether to replace the judgements that ``folder`` holds.
 
     Raises ConfigError, naming what differs, where another teacher, vocabulary, guess or setting made the
-    judgements in ``folder``; DataError for images without ids, and for damaged and foreign files.
+    judgements in ``folder``; DataError for images without ids, for images that have other pixels or other
+    sets than when they were judged, and for damaged and foreign files.
 
     >>> import tempfile
     >>> from diva_rs.captions import Judge, Vocabulary
@@ -68,14 +74,18 @@ def judge_images(
     (2, '2 images used, none left out')
     """
     check_loader(loader)
-    made_by = {
+    vocabulary = captions if isinstance(captions, Vocabulary) else None
+    made_by: dict[str, Any] = {
         "teacher": _fingerprint(judge),
-        "vocabulary": vocabulary.digest,
+        "vocabulary": None if vocabulary is None else vocabulary.digest,
         "judge": judge.settings(),
-        "guess": guess.identity() if hasattr(guess, "identity") else "a function",
-        "rounds": rounds,
-        "names": list(vocabulary.attributes if names is None else names),
     }
+    if vocabulary is not None:
+        made_by |= {
+            "guess": getattr(guess, "identity", lambda: guess and "a function")(),
+            "rounds": rounds,
+            "names": list(vocabulary.attributes if names is None else names),
+        }
     with session() as ranks, every_image(loader, ranks):
         check_same("judge", made_by, ranks)
         check_divided(loader, ranks)
@@ -89,12 +99,19 @@ def judge_images(
             batch = read_batch(item, number)
             images += len(batch)
             pixels, new = _new(batch, number, store)
+            if not isinstance(captions, Vocabulary):
+                source = of_batch(item, number) if captions is None else captions
+                _check_sets(source, batch, number, store)
             if new:
                 indices = [index for index, _ in new.values()]
                 pixels = pixels[indices]
                 latents = _latents(batch, pixels, indices, judge.teacher)
                 keys = np.fromiter(new, np.uint64, len(new))
-                found = judge.describe(latents, keys, vocabulary, guess(pixels), rounds, names)
+                if isinstance(captions, Vocabulary):
+                    start = None if guess is None else guess(pixels)
+                    found = judge.describe(latents, keys, captions, start, rounds, names)
+                else:
+                    found = judge.judge(latents, keys, sets_of(source, keys))
                 store.add(
                     Row.of(key, found.evidence[key], found.given.get(key), content)
                     for key, (_, content) in new.items()
@@ -130,6 +147,18 @@ def _new(batch: Batch, number: int, store: Unfinished) -> tuple[Tensor, dict[int
                 "judgements"
             )
     return batch.images, new
+
+
+def _check_sets(source: Source, batch: Batch, number: int, store: Unfinished) -> None:
+    """Raise DataError where an image that was judged has other contrast sets now."""
+    keys = [] if batch.ids is None else sample_keys(batch.ids).tolist()
+    for index, (key, sets) in enumerate(zip(keys, sets_of(source, keys), strict=True)):
+        if key in store.rows and tuple(each.set for each in store.rows[key].sets) != sets:
+            where = Place("images", number, batch.ids).sample(index)
+            raise DataError(
+                f"{where} has other contrast sets than when it was judged: give the same, or overwrite the "
+                "judgements"
+            )
 
 
 def _latents(batch: Batch, images: Tensor, indices: list[int], teacher: Teacher) -> Tensor:

@@ -77,22 +77,21 @@ def post_train(
         callbacks: `Callback` objects, or functions of (step, metrics) that are called at each log.
         progress: whether to show a progress bar.
         fields: recipe fields that override the recipe's, e.g. ``steps=200, lr=1e-5``. Without
-            ``steps`` the run is one pass over the loader. Further ones:
-
-            terms: more terms of the loss, name -> (weight, function of a `diva_rs.step.terms.View`
-                that gives a 0-dim loss). Logs and results hold them by name.
-            evaluate: name -> function of the model, or one function; it gives a number, a mapping
-                of numbers or a result of `diva_rs.evaluation`. Measured before the first and after
-                the last step; the scores are in the history. Training is the same to the bit.
-            eval_every: measure after every so many steps as well.
-            best: the score whose best weights are kept in ``output_dir/best``; ``(score, "min")``
-                where lower is better. A score of a test set, such as MMVP-VLM, is refused.
-            best_on_test: whether ``best`` may be the score of a test set, which the report then
-                says.
-            guard: score -> the lowest value allowed, or ``("max", highest)``, or ``("drop",
-                points)`` below the score before training. When a bound is broken the run stops,
-                ``report["stopped"]`` says why, and the model gets the best weights that kept every
-                bound (without ``best`` the latest).
+            ``steps`` the run is one pass over the loader.
+        terms: more terms of the loss, name -> (weight, function of a `diva_rs.step.terms.View`
+            that gives a 0-dim loss). Logs and results hold them by name.
+        evaluate: name -> function of the model, or one function; it gives a number, a mapping
+            of numbers or a result of `diva_rs.evaluation`. Measured before the first and after
+            the last step; the scores are in the history. Training is the same to the bit.
+        eval_every: measure after every so many steps as well.
+        best: the score whose best weights are kept in ``output_dir/best``; ``(score, "min")``
+            where lower is better. A score of a test set, such as MMVP-VLM, is refused.
+        best_on_test: whether ``best`` may be the score of a test set, which the report then
+            says.
+        guard: score -> the lowest value allowed, or ``("max", highest)``, or ``("drop",
+            points)`` below the score before training. When a bound is broken the run stops,
+            ``report["stopped"]`` says why, and the model gets the best weights that kept every
+            bound (without ``best`` the latest).
 
     Returns:
         A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far has ``interrupted`` set,

@@ -43,15 +43,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def describe_models(trainer: Trainer) -> dict[str, Any]:
     """The models, what trains of them, the losses, and what runs natively."""
-    trained = trained_ids(trainer)
-    models = {"clip": trainer.clip, "projector": trainer.projector, "denoiser": trained_denoiser(trainer)}
+    parts = trainer.step_modules.parts.items()
     return {
         "clip": name_of(trainer),
         "teacher": "none" if trainer.teacher is None else trainer.teacher.describe(),
         "trained_parameters": {
-            name: sum(p.numel() for p in model.parameters() if id(p) in trained)
-            for name, model in models.items()
-            if model is not None
+            "clip" if part == "tower" else part: sum(p.numel() for p in named.values())
+            for part, named in parts
         },
         "losses": list(trainer.step_modules.all_loss_names),
         "backend": trainer.backend,

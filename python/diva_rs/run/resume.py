@@ -1,15 +1,13 @@
 """Whether a call may resume the run in its folder; checked before anything is changed."""
 
-import hashlib
 import logging
 import os
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from diva_rs._base.tensors import fingerprint
 from diva_rs.clip.facts import differences, facts
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.recipes.recipe import Recipe
@@ -22,8 +20,6 @@ from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.step.trainer import Trainer
 
 _log = logging.getLogger("diva_rs")
-
-_SAMPLED = 64  # values of each tensor that a fingerprint looks at
 
 
 def open_run(
@@ -93,34 +89,25 @@ def progress_of(state: dict[str, Any]) -> Progress:
 
 
 def _models_of(trainer: Trainer) -> dict[str, Any]:
-    """Names and fingerprints of the models of a run, and the names of its losses."""
-    trained, clip = trained_ids(trainer), trainer.clip
+    """Names and fingerprints of the models of a run, the names of its losses, and the caller's terms."""
+    tower, clip = trainer.step_modules.parameters, trainer.clip
+    trained = trained_ids(trainer) | {id(parameter) for parameter in tower.values()}
+    terms = trainer.step_modules.terms_identity.items()
     unet = None if trainer.teacher is None else trainer.teacher.unet
 
     def frozen(module: nn.Module) -> str:
-        return _fingerprint(item for item in module.named_parameters() if id(item[1]) not in trained)
+        return fingerprint(item for item in module.named_parameters() if id(item[1]) not in trained)
 
     return {
         "clip": name_of(trainer),
         "clip_computes": facts(clip),
-        "clip_start": _fingerprint(trainer.step_modules.parameters.items()),
+        "clip_start": fingerprint(tower.items()),
         "clip_frozen": frozen(clip),
         "teacher": None if unet is None else type(unet).__name__,
         "teacher_weights": None if unet is None else frozen(unet),
         "losses": ", ".join(trainer.step_modules.all_loss_names),
+        **{f"term {name}": text for name, text in terms},
     }
-
-
-def _fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of the names, the shapes and some values of each tensor; copies to the host once."""
-    digest, values = hashlib.sha256(), []
-    for name, tensor in tensors:
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().reshape(-1)
-        values.append(flat[:: max(1, len(flat) // _SAMPLED)].to(torch.float32))
-    if values and not any(value.is_meta for value in values):
-        digest.update(torch.cat([value.to(values[0].device) for value in values]).cpu().numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _changes(

@@ -3,36 +3,61 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import diva_rs._native as _native
 from diva_rs.clip import Tower
+from diva_rs.diffusion import Slots
+from diva_rs.errors import ConfigError
+from diva_rs.recipes.presets import check_slots
 from diva_rs.recipes.recipe import Recipe
 
 
-def make_projector(recipe: Recipe, width: int, condition_width: int | None) -> nn.Module:
-    """The trained map from CLIP's embedding (width) to the condition (condition_width), seeded by the recipe.
-    Without a condition it is an Identity.
+class SlotProjectors(nn.ModuleDict):
+    """One projector for each slot, over the same input; their outputs (..., C) stand side by side."""
 
-    "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025).
+    def forward(self, embedding: Tensor) -> Tensor:
+        return torch.cat([projector(embedding) for projector in self.values()], dim=-1)
 
-    >>> make_projector(Recipe(projector="linear"), 768, 1024)
+
+def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module:
+    """The trained map from CLIP's embedding (width) to the condition in ``slots``, seeded by the recipe: one
+    for a condition that all slots share, one for each of two slots of different widths, and an Identity
+    without a condition.
+
+    "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025);
+    "identity", as in un2CLIP (NeurIPS 2025), has no parameters.
+
+    Raises:
+        ConfigError: "identity" with widths that differ, or a preset for teachers with other slots.
+
+    >>> make_projector(Recipe(projector="linear"), 768, Slots(tokens=1024))
     Linear(in_features=768, out_features=1024, bias=True)
     """
-    if condition_width is None:
+    if slots is None:
         return nn.Identity()
-    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
-    home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    check_slots(recipe.name, slots.names)
+    if recipe.projector == "identity":
+        if slots.width != width:
+            raise ConfigError(
+                f"projector='identity': CLIP's embedding is {width} wide, the teacher's condition "
+                f"{slots.width}: take a teacher for embeddings of this width, or another projector"
+            )
+        return nn.Identity()
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
-        if recipe.projector == "linear":
-            return nn.Linear(width, condition_width, **home)
-        return nn.Sequential(
-            nn.LayerNorm(width, **home),
-            nn.Linear(width, condition_width, **home),
-            nn.GELU(),
-            nn.Linear(condition_width, condition_width, **home),
-        )
+        made = {name: _projector(recipe.projector, width, out) for name, out in slots.parts.items()}
+    return made[""] if "" in made else SlotProjectors(made)
+
+
+def _projector(kind: str, width: int, out: int) -> nn.Module:
+    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
+    home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+    if kind == "linear":
+        return nn.Linear(width, out, **home)
+    return nn.Sequential(
+        nn.LayerNorm(width, **home), nn.Linear(width, out, **home), nn.GELU(), nn.Linear(out, out, **home)
+    )
 
 
 def make_bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.Bridge:

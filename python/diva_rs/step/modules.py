@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import diva_rs._native as _native
 from diva_rs.clip import Tower, adapt
+from diva_rs.clip.lora import LowRank
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
@@ -25,7 +26,7 @@ from diva_rs.recipes.stage import WEIGHTS
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
-from diva_rs.step.terms import Term, named_terms
+from diva_rs.step.terms import Term, identity_of, named_terms
 
 _log = logging.getLogger("diva_rs")
 
@@ -45,8 +46,9 @@ class StepModules:
         *,
         projector: nn.Module | None = None,
         original: tuple[Any, Any] | None = None,
+        low_rank: LowRank | None = None,
     ) -> None:
-        """``projector`` and ``original`` are those of the modules that these are a copy of."""
+        """``projector``, ``original`` and ``low_rank`` are those of the modules that these are a copy of."""
         self.recipe, self._terms = recipe, terms
         added = named_terms(terms)
         self.tower = adapt(clip)
@@ -69,18 +71,19 @@ class StepModules:
             self.teacher = (teacher.training if trained else teacher.to_precision)(recipe.precision)
         self._check_objective(trained)
         if projector is None:
-            width = None if self.teacher is None else self.teacher.condition_width
-            projector = make_projector(recipe, self.tower.embed_dim, width)
+            slots = None if self.teacher is None else self.teacher.slots
+            projector = make_projector(recipe, self.tower.embed_dim, slots)
         self.projector = projector.to(device=self.device, dtype=self.dtype)
         self.bridge = make_bridge(self.tower, self.projector, recipe)
         with self.plain():
             self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
-        self._original = original or (self._untouched() if self.needing_original or added else None)
+        self._original = original or (self._untouched() if self._anchor or added else None)
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
+        self.low_rank = low_rank or self._low_rank_of(recipe)
         self.parts: dict[str, dict[str, nn.Parameter]] = {
-            "tower": self.parameters,
+            "tower": self.parameters if self.low_rank is None else self.low_rank.parameters,
             "projector": dict(self.projector.named_parameters(prefix="projector")),
         }
         if trained and self.teacher is not None:
@@ -229,13 +232,43 @@ class StepModules:
                     f"{self.device} when this trainer was made: move the model first, then make the trainer"
                 )
 
+    def write(self, parameters: Mapping[str, Tensor]) -> None:
+        """Copy values into everything that trains, by name."""
+        with self.plain(), torch.no_grad():
+            for part in self.parts.values():
+                for name, parameter in part.items():
+                    parameter.copy_(parameters[name])
+        self.merge()
+
+    def merge(self) -> None:
+        """Compute the weights of a low-rank tower from what trains in their place."""
+        if self.low_rank is not None:
+            with self.plain():
+                self.low_rank.merge()
+
+    def pull(self) -> None:
+        """Carry the gradients at the weights of a low-rank tower to what trains in their place."""
+        if self.low_rank is not None:
+            with self.plain():
+                self.low_rank.pull()
+
+    @property
+    def _anchor(self) -> float:
+        """The greatest weight of the anchor."""
+        return max(self.recipe.anchor, *(stage.weights["anchor"] for stage in self.recipe.plan()))
+
     @property
     def needing_original(self) -> list[str]:
-        """The terms that need the CLIP from which training began."""
-        weights = {self.recipe.anchor, *(stage.weights["anchor"] for stage in self.recipe.plan())}
-        anchor = [f"anchor={weight}" for weight in sorted(weights) if weight][:1]
+        """What needs the CLIP from which training began: a low-rank tower, and terms."""
+        anchor = [f"anchor={self._anchor}"] if self._anchor else []
+        anchor += [f"low_rank={self.recipe.low_rank}"] if self.recipe.low_rank else []
         added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
         return anchor + added
+
+    @property
+    def terms_identity(self) -> dict[str, str]:
+        """What the caller's terms are: see `diva_rs.step.terms.identity_of`."""
+        return identity_of(self._terms)
 
     def _check_objective(self, trained: bool) -> None:
         """Raise ConfigError where there is nothing to minimise, or no diffusion model that it needs."""
@@ -282,6 +315,12 @@ class StepModules:
                 "denoiser to CLIP's device and leave out Teacher(device=...)"
             )
         return named
+
+    def _low_rank_of(self, recipe: Recipe) -> LowRank | None:
+        if recipe.low_rank is None:
+            return None
+        how = (recipe.low_rank_alpha, recipe.low_rank_targets, recipe.low_rank_bias, recipe.seed)
+        return LowRank(self.tower, recipe.low_rank, *how)
 
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()

@@ -26,6 +26,12 @@ class QueryReader:
         self.encoder = Encoder(teacher, recipe)
         self.chosen = recipe.chosen(patches)  # k, where the condition is random
         self._plans: dict[tuple[int, ...], DrawPlan] = {}
+        if teacher.slots.split is not None and recipe.text != "none":
+            raise ConfigError(
+                f"text={recipe.text!r}: this teacher's condition has slots of two widths "
+                f"({teacher.family.entry}), which no text joins: use text='none', or one slot for the "
+                "condition, as Teacher(..., slot='tokens') gives Flux and Stable Diffusion 3"
+            )
         steps = len(teacher.schedule)
         self._range = recipe.timestep_range or (0, steps)
         if self._range[1] > steps:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 import diva_rs._native as _native
+from diva_rs.clip.lora import LowRank
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.stage import PlannedGroup, PlannedStage
@@ -15,7 +16,8 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def match(name: str, parts: Mapping[str, Parameters]) -> dict[str, nn.Parameter]:
-    """The parameters of a group: "tower" is the whole part, "tower:<glob>" those whose key matches.
+    """The parameters of a group: "tower" is the whole part, "tower:<glob>" those whose key matches; of a
+    low-rank tower, those whose matrix's key matches too.
 
     >>> parts = {"tower": {"blocks.0.weight": nn.Parameter(torch.ones(1))}}
     >>> list(match("tower:blocks.*", parts))
@@ -24,7 +26,11 @@ def match(name: str, parts: Mapping[str, Parameters]) -> dict[str, nn.Parameter]
     part, _, glob = name.partition(":")
     if part not in parts:
         raise ConfigError(f"train names the group {name!r}: there are {', '.join(parts)}")
-    found = {key: value for key, value in parts[part].items() if not glob or fnmatchcase(key, glob)}
+    found = {
+        key: value
+        for key, value in parts[part].items()
+        if not glob or fnmatchcase(key, glob) or fnmatchcase(key.rpartition(".lora_")[0], glob)
+    }
     if not found and parts[part]:
         raise ConfigError(f"train names the group {name!r}: no trainable parameter has such a key")
     return found
@@ -35,12 +41,20 @@ class Stages:
 
     Args:
         parts: the trainable parameters by part ("tower", "projector", "denoiser") and key.
+        tower: the vision tower's own parameters, and the low-rank ones that train in their place.
     """
 
-    def __init__(self, recipe: Recipe, parts: Mapping[str, Parameters]) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        parts: Mapping[str, Parameters],
+        tower: tuple[Parameters, LowRank | None],
+    ) -> None:
         self.plan: tuple[PlannedStage, ...] = recipe.plan()
         self._groups = [_groups(stage, parts) for stage in self.plan]
-        self._everything = [parameter for part in parts.values() for parameter in part.values()]
+        own, self._low_rank = tower
+        everything = {id(p): p for part in (*parts.values(), own) for p in part.values()}
+        self._everything = list(everything.values())
         self._tower = {id(parameter) for parameter in parts["tower"].values()}
         self.index = 0
         self.optimizer = self._optimizer_at(0)
@@ -84,8 +98,12 @@ class Stages:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Within this block the parameters of the current groups require gradients, and no others."""
+        """Within this block the parameters of the current groups require gradients, and no others but the
+        weights that are computed from them.
+        """
         active = {id(parameter) for parameter in self._active()}
+        if self._low_rank is not None:
+            active |= self._low_rank.weights(active)
         changed = [p for p in self._everything if p.requires_grad != (id(p) in active)]
         try:
             for parameter in changed:

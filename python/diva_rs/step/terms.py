@@ -19,12 +19,25 @@ def named_terms(terms: Mapping[str, tuple[float, Term]] | None) -> list[tuple[st
 
     A function maps a `View` of the batch to a loss (0-dim). Of several ranks, each one's function sees that
     rank's batch; gradients are averaged over the ranks. A function with the attribute ``needs_original =
-    True`` reads ``view.original``: its run resumes only with the CLIP from which it began.
+    True`` reads ``view.original``: its run resumes only with the CLIP from which it began. Where a function
+    has a method ``identity()``, which returns JSON values, a run resumes only where they are the same.
 
     >>> named_terms({"spread": (0.5, lambda view: -view.pooled.var())})[0][:2]
     ('spread', 0.5)
     """
     return [_term(name, given) for name, given in (terms or {}).items()]
+
+
+def identity_of(terms: Mapping[str, tuple[float, Term]] | None) -> dict[str, str]:
+    """Of each of the caller's terms its weight, and what its method ``identity()`` says where it has one.
+
+    >>> identity_of({"spread": (0.5, lambda view: -view.pooled.var())})
+    {'spread': 'weight 0.5'}
+    """
+    return {
+        name: f"weight {weight:g}" + (f", {term.identity()}" if hasattr(term, "identity") else "")
+        for name, weight, term in named_terms(terms)
+    }
 
 
 def _term(name: Any, given: Any) -> tuple[str, float, Term]:

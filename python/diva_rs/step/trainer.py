@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor, nn
 
 from diva_rs.diffusion import Teacher
@@ -65,7 +64,8 @@ class Trainer:
         self.metrics: dict[str, Any] = {}
         # Buffers made under a caller's inference_mode could not be updated outside it.
         with self.step_modules.plain():
-            self._stages = Stages(self.recipe, self.step_modules.parts)
+            tower = (self.step_modules.parameters, self.step_modules.low_rank)
+            self._stages = Stages(self.recipe, self.step_modules.parts, tower)
         self.step_modules.weigh(self._stages.current.weights)
 
     def __reduce__(self) -> NoReturn:
@@ -107,8 +107,8 @@ class Trainer:
         return self._stages.index
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that can train: CLIP's vision parameters by their own keys, ``projector.*``, and
-        ``denoiser.*`` where some stage trains it.
+        """Everything that can train: CLIP's vision parameters by their own keys, or with ``low_rank`` their
+        ``<key>.lora_A`` and ``<key>.lora_B``; ``projector.*``, and ``denoiser.*`` where some stage trains it.
 
         >>> sorted(Trainer(clip, teacher).parameters())[0]
         'projector.bias'
@@ -164,9 +164,7 @@ class Trainer:
             hold()
             try:
                 self.step_modules.check_home()
-                stages, clip = self._stages, self._stages.current.grad_clip
-                factors = stages.factors(self.steps_done)
-                norm = stages.optimizer.update(clip, factors, self.metrics.get("loss"))
+                norm = self._update()
             except BaseException:
                 self.discard()
                 raise
@@ -211,6 +209,7 @@ class Trainer:
         >>> sorted(Trainer(clip, teacher).state_dict())
         ['counters', 'optimizer', 'parameters', 'recipe']
         """
+        low_rank = self.step_modules.low_rank
         return {
             "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
             "optimizer": {name: value.clone() for name, value in self._stages.optimizer.state().items()},
@@ -220,6 +219,7 @@ class Trainer:
                 "epoch": self.epoch,
             },
             "recipe": self.recipe.to_dict(),
+            **({} if low_rank is None else {"low_rank": low_rank.facts()}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -228,14 +228,14 @@ class Trainer:
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())
         """
-        self.step_modules.check_home()
-        own = self.parameters()
-        saved = checked_state(state, own, self.step_modules.device)
+        modules = self.step_modules
+        modules.check_home()
+        saved = checked_state(state, self.parameters(), modules.device)
+        if modules.low_rank is not None:
+            modules.low_rank.check(state.get("low_rank"))
         self._stages.load(saved.counters["steps_done"], saved.optimizer)
-        self.step_modules.weigh(self._stages.current.weights)
-        with torch.no_grad():
-            for name, parameter in own.items():
-                parameter.copy_(saved.parameters[name])
+        modules.weigh(self._stages.current.weights)
+        modules.write(saved.parameters)
         self.__dict__.update(saved.counters)
         self.discard()
 
@@ -259,7 +259,9 @@ class Trainer:
         stages, share = self._stages, len(read) / samples
         before = self.metrics.get("loss") if self.pending else None
         complete = until is not None and samples >= until
-        update = (stages.current.grad_clip, stages.factors(self.steps_done), before) if complete else None
+        # The gradients of a low-rank tower are complete after the native call, which then does not update.
+        whole = complete and self.step_modules.low_rank is None
+        update = (stages.current.grad_clip, stages.factors(self.steps_done), before) if whole else None
         lr = stages.lr(self.steps_done)
         with held_interrupts() as hold:
             try:
@@ -273,17 +275,28 @@ class Trainer:
                         update,
                         hold,
                     )
+                    self.step_modules.pull()
+                self._note(losses, share)
+                if complete and norm is None:
+                    norm = self._update()
             except BaseException:
                 # Part of a batch may be in `.grad` already: no later step may build on it.
                 self.discard()
                 raise
             self.pending = samples
             self.samples_seen += len(read)
-            self._note(losses, share)
             if norm is not None:
                 self._updated(norm)
         self.step_modules.report_limit()
         return StepOutcome(losses, len(read), norm is not None, norm, lr)
+
+    def _update(self) -> Tensor:
+        """Move the weights by the gradient in ``.grad``; returns its norm."""
+        stages = self._stages
+        factors, loss = stages.factors(self.steps_done), self.metrics.get("loss")
+        norm: Tensor = stages.optimizer.update(stages.current.grad_clip, factors, loss)
+        self.step_modules.merge()
+        return norm
 
     def _updated(self, norm: Tensor) -> None:
         lr = self._stages.lr(self.steps_done)
@@ -295,7 +308,7 @@ class Trainer:
                 self.step_modules.weigh(self._stages.current.weights)
 
     def _clear(self) -> None:
-        for parameter in self.parameters().values():
+        for parameter in (*self.parameters().values(), *self.step_modules.parameters.values()):
             parameter.grad = None
 
     def _note(self, losses: dict[str, Tensor], share: float) -> None:

@@ -24,17 +24,18 @@ pub(super) fn forward<T: Real>(
     let text = prepare(plan, text)?;
     let text = Text::<T>::new(plan, &text)?;
     let (channels, picked) = (map.channels, map.picked);
+    let broadcast = plan.join == TextJoin::Broadcast;
     let visual = slices::view::<T>(rows)?;
     let mut condition = Output::<T>::new(&plan.condition())?;
     let positions = condition.values()?;
     threads::rows(positions, channels, TASK, |at, row| {
         let (block, position) = (at / map.positions, at % map.positions);
         let (sample, draw) = (block / map.draws, block % map.draws);
-        if position > picked {
+        if position > picked && !broadcast {
             row.copy_from_slice(text.token(sample, position - 1 - picked));
             return;
         }
-        match map.slot(draw, position) {
+        match map.slot(draw, if broadcast { 0 } else { position }) {
             Some(slot) if map.is_empty(sample, slot) => row.fill(T::default()),
             slot => {
                 let stored = sample * map.stored + slot.map_or(0, |slot| slot + 1);
@@ -42,7 +43,7 @@ pub(super) fn forward<T: Real>(
             }
         }
         match plan.join {
-            TextJoin::Add => add(row, text.token(sample, position)),
+            TextJoin::Add | TextJoin::Broadcast => add(row, text.token(sample, position)),
             TextJoin::Mean => add(row, text.token(sample, 0)),
             TextJoin::Concat | TextJoin::None => {}
         }
@@ -60,9 +61,10 @@ pub(super) fn backward<T: Real>(plan: &Plan, grad: &Tensor, choice: Option<&Tens
         let (sample, stored) = (at / map.stored, at % map.stored);
         row.fill(T::default());
         let Some(slot) = stored.checked_sub(1) else {
-            // The class token's row is shared by all draws.
-            for draw in 0..map.draws {
-                add(row, rows_of(grad, sample * per_sample + draw * map.positions, 1, channels));
+            // The class token's row is shared by all draws, and by all positions of a broadcast.
+            let step = if plan.join == TextJoin::Broadcast { 1 } else { map.positions };
+            for at in (0..per_sample).step_by(step) {
+                add(row, rows_of(grad, sample * per_sample + at, 1, channels));
             }
             return;
         };

@@ -78,6 +78,7 @@ def build(model: nn.Module, where: str = "", warn: bool = True) -> Tower:
         std=three(given.get("std"), three(getattr(v, "image_std", None), own_std)),
         where=where,
         prefix=f"{where}." if where else "",
+        fused={"attn.qkv.weight": "qkv", "attn_pool.kv.weight": "kv"},
         stem=trunk.patch_embed,
         tap=tap,
         rebuild=lambda copied: build(copied, where, warn=False),

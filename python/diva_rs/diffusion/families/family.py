@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from diva_rs.diffusion.condition import Condition, Slots
 from diva_rs.diffusion.text import Parts, encode_prompts
-from diva_rs.errors import ConfigError
+from diva_rs.errors import ConfigError, ShapeError
+
+ENCODE = "give what encodes texts as (M, L, C), Judge(teacher, encode=f)"  # where prompts have no tokens
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Family(ABC):
     @property
     def entry(self) -> str:
         """How the condition enters, for people."""
-        return f"{' and '.join(self.slots.names)}, {self.slots.width} wide"
+        shared = " and ".join(self.slots.names)
+        return ", ".join(f"{name or shared}, {width} wide" for name, width in self.slots.parts.items())
 
     @property
     def channels(self) -> int:
@@ -93,6 +96,22 @@ class Family(ABC):
     def encode(self, prompts: Sequence[str], parts: Parts) -> Tensor:
         """Text tokens (M, L, `text_width`) of M prompts, as in the model's own pipeline."""
         return encode_prompts(prompts, parts, self.text_encoders, penultimate=False)
+
+    def check_sides(self, noisy: Tensor, patch: int) -> None:
+        """Raise ShapeError unless both sides of the latents are multiples of ``patch``."""
+        if noisy.ndim != 4 or noisy.shape[2] % patch or noisy.shape[3] % patch:
+            raise ShapeError(
+                f"noisy is {tuple(noisy.shape)}: this model takes (B, C, h, w), h and w multiples of {patch}"
+            )
+
+    def conditions(self, prompts: Sequence[str], parts: Parts) -> Tensor:
+        """The conditions (M, L, C) that M prompts make in all slots, as in the model's own pipeline.
+
+        Raises ConfigError for a model that reads no text where its condition stands.
+        """
+        if not self.text_joins or self.text_width is None:
+            raise ConfigError(f"a {type(self.model).__name__} reads no text: {ENCODE}")
+        return self.encode(prompts, parts)
 
     def native(self) -> NativePlan | str:
         """The native network for this model, or the reason why there is none."""
