@@ -9,8 +9,9 @@ use super::view::View;
 use crate::draws::negatives;
 use crate::error::{DivaError, Result};
 
-/// The mean of two InfoNCE losses of each row, over the cosines of predictions: one with the augmented view's prediction
-/// as the positive, one with the target, both with the predictions under other images' conditions as negatives.
+/// The mean of two InfoNCE losses of each row, over the cosines of predictions. The positives are the augmented view's
+/// prediction and the target; the candidates of both losses are the two positives and the predictions under other images'
+/// conditions (DCR, arXiv 2603.04803, section 4.2).
 pub struct Contrast {
     pub temperature: f64,
     /// One weight per draw.
@@ -63,16 +64,11 @@ impl Term for Contrast {
         let logits = |tensor: &Tensor| -> Result<Tensor> {
             Ok(Tensor::f_cosine_similarity(&own, tensor, -1, 1e-8)?.f_div_scalar(self.temperature)?)
         };
-        let near = logits(&flat(others, 2)?)?; // (R, 1 + negatives)
-        let apart = near.f_narrow(1, 1, near.size2()?.1 - 1)?;
         let right = logits(&flat(target, 1)?.f_unsqueeze(1)?)?; // (R, 1)
-        let rows = info_nce(&near)?.f_add(&info_nce(&Tensor::f_cat(&[right, apart], 1)?)?)?;
+        let all = Tensor::f_cat(&[right, logits(&flat(others, 2)?)?], 1)?; // (R, 2 + negatives): the positives first
+        let positive = all.f_narrow(1, 0, 2)?.f_mean_dim([1i64].as_slice(), false, kind)?;
+        let rows = all.f_logsumexp([1i64].as_slice(), false)?.f_sub(&positive)?;
         let weight = self.draw_weights.get(pass.start as usize).copied().unwrap_or(1.0);
-        Ok(rows.f_sum(kind)?.f_mul_scalar(weight / 2.0)?)
+        Ok(rows.f_sum(kind)?.f_mul_scalar(weight)?)
     }
-}
-
-/// Of logits (R, 1 + negatives), the positive's first: (R,)
-fn info_nce(logits: &Tensor) -> Result<Tensor> {
-    Ok(logits.f_logsumexp([1i64].as_slice(), false)?.f_sub(&logits.f_select(1, 0)?)?)
 }

@@ -80,11 +80,10 @@ def contrast_rows(predict, conditions, augmented, targets, negatives, temperatur
     for i, others in enumerate(negatives):
         candidates = torch.cat([conditions[i : i + 1], augmented[i : i + 1], conditions[others]])
         own, view, *apart = predict([i] * len(candidates), candidates).flatten(1)
-        near = [torch.cosine_similarity(own, other, dim=0) / temperature for other in apart]
-        for positive in (view, targets[i].flatten()):
-            right = torch.cosine_similarity(own, positive, dim=0) / temperature
-            logits = torch.stack([right, *near])[None]
-            losses.append(torch.nn.functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long)))
+        candidates = torch.stack([view, targets[i].flatten(), *apart])
+        logits = torch.cosine_similarity(own[None], candidates, dim=1) / temperature
+        for positive in (0, 1):
+            losses.append(torch.nn.functional.cross_entropy(logits[None], torch.tensor([positive])))
     return torch.stack(losses).reshape(-1, 2).mean(1)
 
 

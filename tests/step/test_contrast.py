@@ -127,8 +127,8 @@ def test_views_replay_and_the_loader_may_give_them():
 def test_an_image_alone_has_no_negatives(caplog):
     trainer = trainer_of()
     with caplog.at_level(logging.WARNING, "diva_rs"):
-        assert float(trainer.step(images(1))) == 0
-        trainer.step(images(1))
+        for _ in range(2):
+            assert float(trainer.step(images(1))) >= 0.6 * 0.69  # two positives alone: at least log 2
     [record] = [record for record in caplog.records if record.name == "diva_rs"]
     assert "no negatives" in record.getMessage()
 

@@ -134,23 +134,24 @@ def transform_of(size: int, scale: tuple[float, float] | None, views: Views | No
 
 
 def contrast_views(
-    images: Tensor, keys: Iterable[int], seed: int, epoch: int, size: tuple[int, int], *, official: bool
+    images: Tensor, keys: Iterable[int], seed: int, epoch: int, size: tuple[int, int]
 ) -> Tensor:
-    """The augmented views (B, 3, *size) of DCR's contrast, of images (B, 3, H, W) in [0, 1]: a crop of at
-    least 0.8 of each image, mirrored or not, and a change of its colours. ``official``: turned upside down or
-    not, too. A view is a function of (seed, key, epoch).
+    """The augmented views (B, 3, *size) of DCR's contrast, of images (B, 3, H, W) in [0, 1]: slightly other
+    colours, mirrored and turned upside down or not, and a crop of 0.9 to 1.0 of the image.
+
+    A view is a function of (seed, key, epoch). Order and strengths are those of github.com/boyuh/DCR.
 
     >>> images = torch.rand(2, 3, 40, 30)
-    >>> contrast_views(images, [5, 6], seed=0, epoch=1, size=(32, 32), official=False).shape
+    >>> contrast_views(images, [5, 6], seed=0, epoch=1, size=(32, 32)).shape
     torch.Size([2, 3, 32, 32])
     """
     transforms = require("torchvision.transforms.v2", extra="data")
     view = transforms.Compose(
         [
-            transforms.RandomResizedCrop(size, scale=(0.8, 1.0), antialias=True),
+            transforms.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05),
             transforms.RandomHorizontalFlip(),
-            *([transforms.RandomVerticalFlip()] if official else []),
-            transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(0.9, 1.1)),
         ]
     )
     pairs = zip(images, keys, strict=True)

@@ -185,8 +185,8 @@ class Recipe(Fields):
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
 
-        >>> print(Recipe(lr=1e-5).describe().splitlines()[27])
-        * lr                1e-05
+        >>> print(*(line for line in Recipe(lr=1e-5).describe().splitlines() if line.startswith("*")))
+        * lr 1e-05
         """
         preset = presets().get(self.name)
         about = preset.describe() if preset else []
@@ -197,7 +197,7 @@ class Recipe(Fields):
             note = preset.source_of(name) if preset else ""
             if value != published[name]:
                 note = f"changed: the preset has {published[name]!r}"
-            lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
+            lines.append(f"{mark} {name:<20} {value!r:<24} {note}".rstrip())
         return "\n".join(lines)
 
     @model_validator(mode="after")

@@ -125,15 +125,16 @@ class Reader:
         """The augmented views (B, 3, h, w), ready for CLIP: the loader's, or made of its images."""
         if len(batch) == 1 and not self._warned:
             self._warned = True
-            _log.warning("contrast is 0 in a batch of one image, which has no negatives: give larger batches")
+            _log.warning("contrast has no negatives in a batch of one image: give larger batches")
         pixels, convention = batch.source(self.recipe.pixels)
         size, official = self.tower.image_size, self.recipe.contrast_view == "official"
         native = native_pixels(self.recipe, *self._normalisation(), convention)
         if batch.augmented is not None:
             return native.clip_input(batch.augmented, size)
         unit = native_pixels(self.recipe, *self._normalisation(), "unit")
-        made = native.clip_input(pixels, size).clamp(0, 1) if official else native.to_unit(pixels)
-        views = contrast_views(made, keys, self.recipe.seed, epoch, size, official=official)
+        # The colour changes clamp to [0, 1], also what was normalised for CLIP already.
+        made = native.clip_input(pixels, size) if official else native.to_unit(pixels)
+        views = contrast_views(made, keys, self.recipe.seed, epoch, size)
         return views if official else unit.clip_input(views, size)
 
     def _check_ready(self, batch: Batch) -> None:
