@@ -52,6 +52,11 @@ def _presets() -> str:
     return "\n\n".join(parts)
 
 
+def _zoo() -> str:
+    rows = (f"| `{n}` | {p.summary} | {p.expected} | {p.measured} |" for n, p in presets().items())
+    return "\n".join(["| recipe | model | its authors, % | here, % |", "|---|---|---|---|", *rows])
+
+
 def _commands() -> str:
     return "\n\n".join(f"## diva-rs {name}\n\n```text\n{_printed(name)}```" for name in _COMMANDS)
 
@@ -90,6 +95,7 @@ myst_substitutions = {
     "recipe_fields": _fields(),
     "presets": _presets(),
     "commands": _commands(),
+    "zoo": _zoo(),
     **{module.removeprefix("diva_rs.").replace(".", "_"): _members(module) for module in _DOCUMENTED},
 }
 
