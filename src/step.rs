@@ -60,7 +60,7 @@ impl Step {
             poll()?;
             self.tower.tokens(&images.f_narrow(0, start, length)?)
         })?;
-        let mut losses = Losses::default();
+        let (mut losses, mut trained) = (Losses::default(), false);
         for (start, length) in self.micro_batches(samples) {
             let images = part(images, samples, start, length)?;
             let (tokens, carry) = self.tokens(&images, train_tower)?;
@@ -73,11 +73,12 @@ impl Step {
             if let Some(carry) = carry {
                 carry(&scaled(&found.tokens, share)?)?;
             }
-            if !self.backward(&tokens, &found, share)? && !carried {
-                return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
-            }
+            trained |= self.backward(&tokens, &found, share)? || carried;
             losses.add_all(&found.losses)?;
             poll()?;
+        }
+        if !trained {
+            return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
         }
         self.feedback.with_total(&losses)
     }
