@@ -371,8 +371,8 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
         run.__name__: run
         for run in (
             counted, from_folder, from_shards, unequal, captions, dcr, un2clip, own_batches, with_files,
-            guarded, interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher, spoilt,
-            spoilt_on, two_ranks,
+            guarded, interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher,
+            spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip
