@@ -33,10 +33,10 @@ from diva_rs.evaluation import (
     score_benchmark,
     zero_shot_folder,
 )
+from diva_rs.evaluation.decoded import decoded
 from diva_rs.evaluation.formats import formats
 from diva_rs.evaluation.items import Picture
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.report.evidence import decoded
 from diva_rs.report.run import read_json
 
 RETENTION = "retention"

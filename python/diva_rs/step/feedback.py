@@ -1,10 +1,12 @@
 """FeedbackLoss: the generative feedback as an ordinary loss module, for a training loop of one's own."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
@@ -69,6 +71,8 @@ class FeedbackLoss(nn.Module):
         """
         return [*self.step_modules.parameters.values(), *self.projector.parameters()]
 
+    # The step is native: a compiled loop breaks its graph here.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
 
@@ -103,6 +107,17 @@ class FeedbackLoss(nn.Module):
         self.epoch, self.samples_seen = (int(value) for value in state)
 
 
+def _without_hooks() -> AbstractContextManager[Any]:
+    """Inside, the caller's hooks on saved tensors do not apply. ``torch.utils.checkpoint`` would run the step
+    again in the middle of itself, for ever.
+    """
+    try:
+        with disable_saved_tensors_hooks("there are some"):
+            return nullcontext()
+    except RuntimeError:
+        return saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
+
+
 class _Feedback(torch.autograd.Function):
     """Cut 1 as an autograd function: one native call gives loss and gradients, backward hands them out."""
 
@@ -112,7 +127,8 @@ class _Feedback(torch.autograd.Function):
         # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
         # before a GradScaler multiplies them.
         wide = tokens.detach().to(modules.dtype)
-        found = modules.step.at_tokens(wide, inputs.images, inputs.targets, inputs.batch)
+        with _without_hooks():
+            found = modules.step.at_tokens(wide, inputs.images, inputs.targets, inputs.batch)
         module.losses, d_tokens, d_bridge, _ = found
         modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)
