@@ -27,6 +27,7 @@ import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
+from builders import genhancer as genhancers
 from builders.dcr import stages
 from builders.judged import judged
 from builders.rank import two_ranks
@@ -68,7 +69,9 @@ def train(batches: Any = None, seed: int = 0, teacher: Any = True, **fields: Any
     batches = loader() if batches is None else batches
     result = diva_rs.post_train(clip, unet, batches, progress=False, **{**RUN, **fields})
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
-    weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
+    for part, module in (("projector", result.projector), ("denoiser", result.denoiser)):
+        state = {} if module is None else module.state_dict()
+        weights |= {f"{part}.{name}": value.clone() for name, value in state.items()}
     history = [{name: float(value) for name, value in row.items()} for row in result.history]
     names = ("steps", "samples", "ranks", "interrupted", "stopped", "evaluation")
     report = {name: result.report[name] for name in names if name in result.report}
@@ -184,6 +187,12 @@ def dcr(place: Path, world: int) -> dict[str, Any]:
         for one, other in zip(named[::2], named[1::2], strict=True)
     ]
     return train(pairs, **fields)
+
+
+def genhancer(place: Path, world: int) -> dict[str, Any]:
+    """Two stages of three steps: slots of two widths, low rank, and a denoiser that trains."""
+    fields = {"recipe": genhancers.recipe(), "density": None, "draws": 1, "warmup": 0, "steps": 6}
+    return train(teacher=genhancers.teacher(torch.float64), **fields)
 
 
 def own_batches(place: Path, world: int) -> dict[str, Any]:
@@ -357,6 +366,7 @@ def counted(place: Path, world: int) -> dict[str, Any]:
 RUNS: dict[str, Callable[[Path, int], Any]] = {
     # Ten steps, of six batches each.
     "straight": lambda place, world: train(),
+    "low_rank": lambda place, world: train(low_rank=2, low_rank_bias=True, lr=1e-2),
     # 50 steps of two batches in float64.
     "fifty": lambda place, world: train(batch=4, steps=50),
     # Every rank begins with another CLIP, or has another learning rate.
@@ -370,9 +380,9 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     **{
         run.__name__: run
         for run in (
-            counted, from_folder, from_shards, unequal, captions, dcr, un2clip, own_batches, with_files,
-            guarded, interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher,
-            spoilt, spoilt_on, two_ranks,
+            counted, from_folder, from_shards, unequal, captions, dcr, un2clip, genhancer, own_batches,
+            with_files, guarded, interrupted, begun, continued, killed, resumed, raising, terminated,
+            other_teacher, spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip
