@@ -94,8 +94,14 @@ def test_an_interrupted_suite_keeps_what_is_finished(run, monkeypatch, tmp_path,
     save_weights(before, load_weights(weights / "after" / "clip.safetensors"))
     try:
         again = run()[1]["models"]
+        # Another activation with the same weights is another model.
+        save_weights(before, kept, {"vision": {"activation": ["quick_gelu"]}})
+        quick = run()[1]["models"]
     finally:
         save_weights(before, kept)
+    assert [row["seconds"] for rows in quick.values() for row in rows] != [
+        row["seconds"] for rows in whole["models"].values() for row in rows
+    ]
     after, changed = ([row["scores"] for row in rows] for rows in again.values())
     assert after == changed != [row["scores"] for row in list(whole["models"].values())[1]]
 

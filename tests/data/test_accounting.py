@@ -38,6 +38,7 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0"
         ({"b.jpg~": encoded()}, {"with an unknown ending": (1, "b.jpg~")}, "WARNING"),
         ({"b.jpg.1": encoded()}, {"with an unknown ending": (1, "b.jpg.1")}, "WARNING"),
         ({"00.tar": b""}, {"with the ending .tar": (1, "00.tar")}, "WARNING"),
+        ({"a.parquet": b"PAR1"}, {"with the ending .parquet": (1, "a.parquet")}, "WARNING"),
         ({"._a.png": b"macOS", ".git/x.png": PNG}, {"hidden": (2, ".git/")}, "INFO"),
         ({"c/.b.png": PNG}, {"hidden": (1, "c/.b.png")}, "WARNING"),
     ],

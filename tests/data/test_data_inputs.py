@@ -206,6 +206,8 @@ def test_shards_that_are_no_shards(tmp_path):
         shard_loader(f"{tmp_path}/{{1,7}}.tar")
     with pytest.raises(DataError, match=r"\*.zip' does not exist"):
         shard_loader(f"{tmp_path}/*.zip")
+    with pytest.raises(DataError, match=r"is a folder: give its files, such as .*/\*\.tar"):
+        shard_loader(tmp_path)
     with pytest.raises(DataError, match="no shards"):
         ImageShards([])
     for remote in ("pipe:rm -rf x", "s3://bucket/0.tar", "-"):

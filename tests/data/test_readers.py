@@ -253,7 +253,10 @@ def test_decode_turns_upright_and_converts_every_mode(tmp_path):
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
     grey = np.array([[0, 256, 32768, 65535]], np.uint16)
     Image.fromarray(grey).save(tmp_path / "g.png")
-    assert np.array(decode(tmp_path / "g.png", "g.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    Image.fromarray(grey.astype(">u2")).save(tmp_path / "big-endian.tif")
+    (tmp_path / "g.pgm").write_bytes(b"P5 4 1 65535\n" + grey.astype(">u2").tobytes())
+    for name in ("g.png", "big-endian.tif", "g.pgm"):
+        assert np.array(decode(tmp_path / name, name))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

@@ -354,6 +354,25 @@ def test_a_folders_templates_are_averaged_after_normalisation():
     torch.testing.assert_close(ours, theirs.T)
 
 
+@pytest.mark.parametrize("part", ["encode_image", "encode_text"])
+def test_embeddings_that_are_not_finite_are_no_score(photos, tmp_path, monkeypatch, part):
+    shapes_folder(tmp_path)
+    monkeypatch.setattr(ColourCLIP, part, lambda clip, given: torch.full((len(given), 3), torch.nan))
+    with pytest.raises(DataError, match="is not finite"):
+        of_folder(photos)
+    with pytest.raises(DataError, match=r"wds/shapes: .* is not finite"):
+        zero_shot(ColourCLIP(), preprocess, tokenize, tmp_path, "wds/shapes", progress=False)
+
+
+def test_classes_that_are_one_to_the_model_are_warned_of(photos):
+    with pytest.warns(UserWarning, match="the classes 'cat' and 'wild dog' have the same tokens"):
+        of_folder(photos, None, tokenizer=lambda texts: torch.zeros(len(texts), 1, dtype=torch.int64))
+
+
+def renamed(*names):
+    return lambda root: [(root / old).rename(root / new) for old, new in zip(NAMED, names, strict=True)]
+
+
 def heic_alone(root):
     (root / "fox").mkdir()
     image("red").save(root / "fox" / "0.HEIC", "PNG")
@@ -373,6 +392,10 @@ def heic_alone(root):
         ),
         (lambda root: (root / "kitten").symlink_to(root / "gone"), None, "kitten cannot be listed: No such"),
         (lambda root: None, {"cat": "red"}, "wild_dog: classes does not name this folder"),
+        (lambda root: None, {"cat": "red", "wild_dog": "red"}, "has one class alone, 'red'"),
+        (lambda root: shutil.rmtree(root / "cat"), None, "has one class alone, 'wild dog'"),
+        (renamed("train", "val"), None, r"holds splits \(train, val\), not classes"),
+        (renamed("n01440764", "n01443537"), None, "n01440764 is named by an id of WordNet"),
     ],
 )
 def test_a_bad_folder_is_named(photos, damage, classes, words):

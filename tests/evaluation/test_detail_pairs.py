@@ -2,10 +2,14 @@
 
 import csv
 import json
+import shutil
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
 
 from builders.clips import IMAGE, clip_variants
 from builders.detail import Planted, naturalbench, pair_rows, pairs_jsonl, picture, table
@@ -95,6 +99,12 @@ def test_two_models_are_compared_item_by_item_and_by_category(tmp_path):
     }
     with pytest.raises(DataError, match="different pairs"):
         old.compare(new["text"])
+    for word in ("dog", "horse"):  # a copy elsewhere, and other captions
+        pairs_jsonl(tmp_path / word, MIXED)
+        file = tmp_path / word / "pairs.jsonl"
+        file.write_text(file.read_text().replace("dog", word))
+        with nullcontext() if word == "dog" else pytest.raises(DataError, match="different pairs"):
+            assert old.compare(score(before, tmp_path / word)).difference == 0
 
 
 def test_a_text_or_image_that_occurs_twice_is_embedded_once(tmp_path):
@@ -247,6 +257,41 @@ def test_damaged_tables_are_named(tmp_path):
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DataError, match=r"test-00000-of-00001\.parquet cannot be read"):
         score(model, tmp_path / "cut")
+
+
+def test_rows_of_other_tables_are_not_scored(tmp_path):
+    """What a filter of the library datasets leaves beside a saved table; other splits."""
+    model = table(tmp_path / "saved", MIXED, "vismin", "saved")
+    saved = tmp_path / "saved" / "test"
+    shutil.copy(saved / "data-00000-of-00001.arrow", saved / "cache-1a2b3c.arrow")
+    assert score(model, tmp_path / "saved").asked == len(MIXED)
+    table(tmp_path / "splits", MIXED, "vismin")
+    data = tmp_path / "splits" / "data"
+    (data / "test-00000-of-00001.parquet").rename(data / "validation-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="files of train and val, and none of test"):
+        score(model, tmp_path / "splits")
+
+
+def test_a_text_may_hold_other_line_ends(tmp_path):
+    model = pairs_jsonl(tmp_path, ["group", "group"])
+    lines = (tmp_path / "pairs.jsonl").read_text().replace('"id"', '"note": "one\u2028two\x85", "id"')
+    (tmp_path / "pairs.jsonl").write_text(lines, encoding="utf-8", newline="\r\n")
+    assert score(model, tmp_path).right == 2
+
+
+def test_your_own_pictures_are_read_as_training_reads_them(tmp_path):
+    model = pairs_jsonl(tmp_path, ["group"])
+    grey, turned = np.full((8, 4), 30000, np.uint16), Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(grey).save(tmp_path / "0.png", exif=turned)
+    seen = []
+
+    def preprocess(image):
+        seen.append((image.mode, image.size, image.convert("RGB").getpixel((0, 0))))
+        return torch.zeros(3, 8, 8)
+
+    pairs(model, preprocess, model.tokenize, tmp_path)
+    assert ("RGB", (8, 4), (117, 117, 117)) in seen
 
 
 def test_images_of_a_table_may_be_paths(tmp_path):

@@ -187,7 +187,10 @@ DAMAGES = [
     (edit(8, 0, "1"), "csv, row 10: question id 1 is in row 2 as well"),
     (edit(9, 2, " "), "csv, row 11: the statement is empty"),
     (write(lambda text: text.replace(b'"thing, number 3"', b"thing, number 3")), "csv, row 4: 4 fields, exp"),
-    (write(lambda text: text.replace(b"3,Orientation,", b"3;Orientation;")), "csv, row 4: 2 fields, exp"),
+    (
+        write(lambda text: text.replace(b"3,Orientation,", b"3;Orientation;")),
+        "csv, row 4: 2 fields, expected 3 with com",
+    ),
     (write(lambda text: text.replace(b'number 270"', b"number 270")), r"csv, row 27\d: malformed CSV"),
     (write(lambda text: text.split(b"\n", 1)[1]), "csv, row 1: the header Question ID,Type,Statement is mis"),
     (write(lambda text: b""), "csv, row 1: the header"),

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 from torchvision.transforms import Resize
 
 import diva_rs
@@ -15,6 +15,7 @@ from builders.runs import Stop, stop_at
 from builders.small import images, small_clip
 from diva_rs import ConfigError
 from diva_rs.data import ImageFolder, ImageLoader, KeyedSampler, collate, folder_loader, shard_loader
+from diva_rs.run.loader import ResumableLoader
 from diva_rs.run.ranks.loaders import places_on
 
 RECIPE = diva_rs.Recipe(batch=4, steps=6, log_every=1, schedule="constant")
@@ -175,6 +176,41 @@ def test_force_begins_the_pass_again(teacher, data, keys, tmp_path, caplog):
     train(teacher, folder(data, name="others", shuffle=False), tmp_path, resume="force")
     assert len(set(keys)) == len(keys) == 12
     assert "shuffle was True, is False: the pass over the data begins again" in caplog.text
+
+
+def drawn(data, numbers):
+    """Another order, of which the loader's facts say nothing."""
+    return DataLoader(Numbered(), batch_size=4, sampler=SubsetRandomSampler(numbers))
+
+
+def test_samples_that_do_not_come_again_are_refused_or_warned_of(teacher, data, tmp_path, caplog):
+    cut(teacher, drawn(data, range(20)), tmp_path / "ids")
+    with pytest.raises(
+        ConfigError, match=r"\(DataLoader\) does not give the 12 samples again that this pass"
+    ):
+        train(teacher, drawn(data, range(4, 24)), tmp_path / "ids")
+    assert "12 samples again" not in caplog.text
+    train(teacher, drawn(data, range(4, 24)), tmp_path / "ids", resume="force")
+    assert "12 samples again" in caplog.text
+    caplog.clear()
+    for second, warnings in (([*range(6)], 0), ([0, 2, 1, 3, 4, 5], 1)):  # without ids
+        cut(teacher, [images(4, seed=number) for number in range(6)], tmp_path / f"{warnings}")
+        train(teacher, [images(4, seed=number) for number in second], tmp_path / f"{warnings}")
+        assert caplog.text.count("12 samples again") == warnings
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_a_pass_of_workers_that_stay_has_the_order_of_a_new_loader(generator):
+    def loader():
+        workers = {"num_workers": 1, "persistent_workers": True}
+        return DataLoader(Numbered(), 4, shuffle=True, generator=generator, **workers)
+
+    def order(resumable, epoch):
+        return [index for _, batch in resumable.read(epoch) for index in batch.ids.tolist()]
+
+    stays = ResumableLoader(loader(), seed=0)
+    first, second = order(stays, 0), order(stays, 1)
+    assert first != second == order(ResumableLoader(loader(), seed=0), 1)
 
 
 def test_a_generator_of_the_callers_gives_its_order_again_in_one_process(teacher, data, keys, tmp_path):

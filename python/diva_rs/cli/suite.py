@@ -19,9 +19,11 @@ from diva_rs._base.optional import one_line
 from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
 from diva_rs.cli.tables import NOT_MEASURED, by_rule, left_out
+from diva_rs.clip.facts import facts
 from diva_rs.clip.weights import fill
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.data import ImageFolder
+from diva_rs.data.loader import text_of
 from diva_rs.errors import ConfigError, DataError, DivaError
 from diva_rs.evaluation import (
     Bank,
@@ -31,10 +33,10 @@ from diva_rs.evaluation import (
     score_benchmark,
     zero_shot_folder,
 )
+from diva_rs.evaluation.decoded import decoded
 from diva_rs.evaluation.formats import formats
 from diva_rs.evaluation.items import Picture
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.report.evidence import decoded
 from diva_rs.report.run import read_json
 
 RETENTION = "retention"
@@ -162,6 +164,7 @@ def _scored(
 ) -> Iterator[Row]:
     """The scores of one model; what an earlier call has written of the same model and data is read."""
     weights = _digest_of_weights(model[0])
+    computes = facts(model[0]), text_of(model[1])
     name = re.sub(r"[^\w.-]+", "-", spec).strip("-")[-80:]
     place = make_folder(folder / f"{name}-{weights[:8]}")
     with evaluating(model[0]) as clip:
@@ -169,7 +172,7 @@ def _scored(
         bank = Bank(embedder, options.batch, options.progress)
         for name, data in sets.items():
             file = place / f"{name}{'' if options.half is None else f'-{options.half}'}.json"
-            key = _digest(weights, options, _parts(data))
+            key = _digest((weights, computes), options, _parts(data))
             row = _earlier(file, key, (name, spec))
             if row is None:
                 if options.progress:
@@ -267,10 +270,10 @@ def _labels(specs: list[str]) -> dict[str, str]:
     return {spec: "/".join(part[start : len(part) - end]) or spec for spec, part in parts.items()}
 
 
-def _digest(weights: str, options: Any, parts: Iterator[str]) -> str:
+def _digest(model: Any, options: Any, parts: Iterator[str]) -> str:
     """Of everything that a score depends on."""
     settings = (options.embedding, options.seed, options.tokenizer, options.template, options.batch)
-    digest = hashlib.sha256(repr((weights, settings)).encode())
+    digest = hashlib.sha256(repr((model, settings)).encode())
     for part in parts:
         digest.update(part.encode())
     return digest.hexdigest()

@@ -14,7 +14,10 @@ _REASONS = 12  # that a line names
 # Endings of pictures, and of files full of pictures, that the readers do not decode.
 _PICTURES = frozenset(
     ["heic", "heif", "hif", "jxl", "jp2", "j2k", "tga", "psd", "ico", "exr", "dds", "pbm", "pnm", "raw"]
-).union(["dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "tar", "tgz"])
+).union(
+    ["dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "tar", "tgz", "gz", "zip", "7z", "rar", "zst"],
+    ["parquet", "arrow", "tfrecord", "h5", "hdf5", "lmdb", "mdb", "npy", "npz"],
+)
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"\xff\x0a", b"\0\0\0\x0cJXL ")
 _BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"WEBP")  # in bytes 8 to 12
 

@@ -154,9 +154,9 @@ def _strict() -> Iterator[None]:
 
 
 def _rgb(image: Any) -> Any:
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey at 255 instead of scaling it.
-        image = image.point(lambda v: v * (1 / 256)).convert("L")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        # Pillow clips 16-bit grey at 255 instead of scaling it. That of PGM files has mode I.
+        image = image.convert("I").point(lambda v: v * (1 / 256)).convert("L")
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode} has no fixed range; save it as 8 or 16 bits per channel")
     return image.convert("RGB")

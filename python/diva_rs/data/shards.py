@@ -173,7 +173,9 @@ def _expand(pattern: Paths) -> list[str]:
         for path in paths:
             found = [path] if os.path.exists(path) else sorted(glob.glob(path))
             if not found or not os.path.isfile(found[0]):
-                raise DataError(f"shard {path!r} does not exist: looked for it as part of {part!r}")
+                what = f"is a folder: give its files, such as {path + '/*.tar'!r}"
+                what = what if os.path.isdir(path) else f"does not exist: looked for it as part of {part!r}"
+                raise DataError(f"shard {path!r} {what}")
             shards += found
     once = list(dict.fromkeys(map(os.path.abspath, shards)))
     if not once:

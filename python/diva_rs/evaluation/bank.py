@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from diva_rs.data.decode import load
+from diva_rs.data.decode import decode, load
 from diva_rs.data.keys import sample_keys
 from diva_rs.errors import DataError
 from diva_rs.evaluation.embedder import Embedder
@@ -21,8 +21,8 @@ T = TypeVar("T", str, Picture)
 class Bank:
     """The embeddings of one model, float32 on its device: L2-normalised, unless the image embedding is not.
 
-    A text or image that occurs twice is embedded once, also over several benchmarks. Images are read as they
-    are stored, without EXIF rotation, as the benchmarks' own code reads them.
+    A text or image that occurs twice is embedded once, also over several benchmarks. Images of published
+    benchmarks are read as they are stored, without EXIF rotation, as the benchmarks' own code reads them.
 
     >>> from diva_rs.evaluation.measures import evaluating
     >>> with evaluating(clip) as model:
@@ -92,4 +92,5 @@ class Bank:
         return list(normalize(rows, dim=-1) if self.embedder.embedding.normalized else rows)
 
     def _pixels(self, picture: Picture) -> Tensor:
-        return self.embedder.transform(load(picture.source, picture.name))
+        read = decode if picture.decoded else load
+        return self.embedder.transform(read(picture.source, picture.name))

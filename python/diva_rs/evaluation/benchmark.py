@@ -16,7 +16,7 @@ from diva_rs._base.optional import one_line, require
 from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, DataError, DependencyError, shown
 from diva_rs.evaluation.datasets import Opened, Settings, open_dataset
-from diva_rs.evaluation.embedder import Embedder
+from diva_rs.evaluation.embedder import Embedder, FiniteEmbedder
 from diva_rs.evaluation.measures import evaluating
 from diva_rs.evaluation.scores import DatasetScore, SuiteResult
 from diva_rs.evaluation.statistics import check_confidence, interval_of
@@ -109,7 +109,7 @@ def _run(
             kind = type(model).__name__
             return SuiteResult(task, tuple(scores), dict(missing), kind, settings.confidence)
 
-        embedder = Embedder(model, *parts[1:])
+        embedder = FiniteEmbedder(model, *parts[1:])
         for name in names:
             if settings.progress:
                 print(f"{task}: {name}", file=sys.stderr)  # clip-benchmark's bars do not name it

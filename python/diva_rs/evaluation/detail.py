@@ -41,6 +41,7 @@ class DetailResult(Counted):
     is_test_set: bool = True
     confidence: float = 0.95  # of the intervals
     per_second: dict[str, float] = field(default_factory=dict, compare=False)  # images and texts embedded
+    asked_of: str = ""  # the data set's `digest`: results of others are not compared
     kind = "detail"
     computed = ("kind", "scores")
 
@@ -60,7 +61,8 @@ class DetailResult(Counted):
 
     @property
     def answers(self) -> tuple[tuple[Any, str, bool], ...]:
-        return tuple(((self.rule, one.id), one.category, one.right) for one in self.rules[self.rule])
+        what = (self.rule, self.asked_of)
+        return tuple(((*what, one.id), one.category, one.right) for one in self.rules[self.rule])
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
@@ -113,6 +115,7 @@ def score_benchmark(benchmark: Benchmark, bank: Bank, confidence: float = 0.95) 
         is_test_set=benchmark.is_test_set,
         confidence=confidence,
         per_second=bank.per_second(),
+        asked_of=benchmark.digest,
     )
 
 

@@ -18,7 +18,7 @@ from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs.clip import Tower, adapt
 from diva_rs.data.augment import image_pixels
-from diva_rs.errors import ConfigError, ShapeError, a_type, shown
+from diva_rs.errors import ConfigError, DataError, ShapeError, a_type, shown
 from diva_rs.evaluation.measures import device_of
 from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
@@ -172,6 +172,22 @@ class Embedder:
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
         return text_embedding(self.model, tokens)
+
+
+class FiniteEmbedder(Embedder):
+    """As `Embedder`; DataError for an embedding that is not finite: argmax takes NaN for the largest."""
+
+    def encode_image(self, pixels: Tensor, ids: Sequence[int] = ()) -> Tensor:
+        return _finite(super().encode_image(pixels, ids), "an image")
+
+    def encode_text(self, tokens: Tokens) -> Tensor:
+        return _finite(super().encode_text(tokens), "a text")
+
+
+def _finite(rows: Tensor, what: str) -> Tensor:
+    if not bool(rows.isfinite().all()):
+        raise DataError(f"the model's embedding of {what} is not finite: its training diverged")
+    return rows
 
 
 def text_embedding(model: Any, tokens: Tokens) -> Tensor:

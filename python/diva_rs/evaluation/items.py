@@ -39,13 +39,14 @@ class Picture:
     name: str = field(compare=False)  # stands for it in errors
     source: Path | bytes = field(compare=False, repr=False)
     id: int | None = field(default=None, compare=False)  # keys drawn tokens; by default the key does
+    decoded: bool = False  # as the training images, not as it is stored: see `Bank`
 
     @classmethod
-    def of_file(cls, path: Path, where: str, number: int | None = None) -> "Picture":
+    def of_file(cls, path: Path, where: str, number: int | None = None, decoded: bool = False) -> "Picture":
         """The image at ``path``; DataError with ``where`` if there is none."""
         if not os.path.isfile(path):  # False also for names that no file can have
             raise DataError(f"{where}: the image {path} is missing")
-        return cls(str(path), str(path), path, number)
+        return cls(str(path), str(path), path, number, decoded)
 
     @classmethod
     def of_bytes(cls, content: bytes, where: str) -> "Picture":
@@ -136,6 +137,12 @@ class Benchmark:
                 for side in (item.rows, item.columns):
                     _distinct(item, side)
         return self
+
+    @property
+    def digest(self) -> str:
+        """A hash of the texts and of the names of the images: the same for one data set in two places."""
+        names = (part if isinstance(part, str) else os.path.basename(part.key) for part in self.parts())
+        return hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
     def parts(self) -> Iterator[Part]:
         """Every text and image of the items."""

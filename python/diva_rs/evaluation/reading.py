@@ -39,7 +39,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
     """(place, entry) of each line of a JSONL file; empty lines are skipped."""
-    for number, line in enumerate(text_of(path).splitlines(), 1):
+    for number, line in enumerate(text_of(path).split("\n"), 1):  # texts may hold other line ends
         if line.strip():
             where = f"{path}, line {number}"
             yield where, _json(line, where)
@@ -68,11 +68,13 @@ def texts(values: Iterable[Any], name: str, where: str) -> tuple[str, ...]:
 class ImageFolders:
     """Finds the image files that annotations name, in one of several folders.
 
-    The first of the folders that holds an image is searched first for the next.
+    The first of the folders that holds an image is searched first for the next. ``decoded`` is that of the
+    pictures.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
+    def __init__(self, folders: Iterable[Path], decoded: bool = False) -> None:
         self.folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+        self.decoded = decoded
 
     def find(self, name: str, where: str) -> Picture:
         """The picture of a relative path; DataError if no folder has it."""
@@ -80,7 +82,7 @@ class ImageFolders:
             path = folder / name
             if os.path.isfile(path):  # False also for names that no file can have
                 self.folders.insert(0, self.folders.pop(place))
-                return Picture.of_file(path, where)
+                return Picture.of_file(path, where, decoded=self.decoded)
         looked = ", ".join(map(str, self.folders)) or "no folder of images"
         raise DataError(
             f"{where}: the image {name} is missing: looked in {looked}; images= gives another folder"
@@ -111,14 +113,15 @@ def pairs_of(
     root: Path,
     images: Path | None,
     category: str = "category",
-    **about: Any,
+    published: bool = True,
 ) -> Benchmark:
     """The pairs of rows with ``image_0``, ``caption_0`` (or ``text_0``), and so on.
 
     ``category`` is their optional field of that name. An ``id`` or ``index`` names them, else their place.
+    Images of a published test set are read as they are stored.
     """
     folders = [root, root / "images", root / "data"] if images is None else [images, images / "images"]
-    found, items = ImageFolders(folders), []
+    found, items = ImageFolders(folders, decoded=not published), []
     for where, row in rows:
         captions = [text_field(row, (f"caption_{n}", f"text_{n}"), where) for n in (0, 1)]
         pictures = [found.picture(row, f"image_{n}", where) for n in (0, 1)]
@@ -126,7 +129,7 @@ def pairs_of(
         number = row.get("id", row.get("index"))
         title = where.rpartition(" ")[2] if number is None else str(number)
         items.append(Item(title, kind, (captions[0], captions[1]), (pictures[0], pictures[1]), where))
-    return Benchmark(name, tuple(pair_tasks(items).values()), str(root), **about)
+    return Benchmark(name, tuple(pair_tasks(items).values()), str(root), is_test_set=published)
 
 
 def _json(text: str, where: str) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from diva_rs._base.optional import one_line, require
 from diva_rs.errors import DataError
 
+_SPLITS = ("train", "val", "dev")  # beginnings of names
 _SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")
 
 
@@ -31,12 +32,19 @@ def rows_of(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _files(root: Path) -> list[Path]:
-    """The files of the test split, or of the only split, in order."""
+    """The files of the test split, or of the only split, in order.
+
+    The library ``datasets`` leaves ``cache-*.arrow`` beside a table: the rows that a filter or a map gave.
+    """
     for place in (root / "test", root, root / "data"):
         found = sorted([*place.glob("*.parquet"), *place.glob("*.arrow")]) if place.is_dir() else []
+        found = [file for file in found if not file.name.startswith("cache-")]
         if found:
             files = [file for file in found if file.name.startswith("test")] or found
             _check_shards(files)
+            splits = [split for split in _SPLITS if any(file.name.startswith(split) for file in files)]
+            if len(splits) > 1:
+                raise DataError(f"{place} holds files of {' and '.join(splits)}, and none of test: keep one")
             return files
     return []
 

@@ -1,5 +1,6 @@
 """Where a run stands, and its loader's batches from there, pass after pass."""
 
+import hashlib
 import logging
 import random
 import time
@@ -10,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 import diva_rs._native as _native
 from diva_rs.data.batches import Batch, read_batch
-from diva_rs.errors import DataError
+from diva_rs.errors import ConfigError, DataError
 
 _log = logging.getLogger("diva_rs")
+
+_SAMPLED = 256  # values of an image that a print is made of
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,14 @@ class Progress:
         epoch: passes over the data before this one.
         places: each rank's place in this pass: the samples that it has read, or the ``position`` of
             a loader that has one. Empty at the beginning of a pass.
+        prints: of each rank a hash of what it has read in this pass; 0 where that is not known.
         seen: samples that were trained on in this pass.
         samples, steps: samples and optimizer steps of the whole run.
     """
 
     epoch: int = 0
     places: tuple[tuple[int, ...], ...] = ()
+    prints: tuple[int, ...] = ()
     seen: int = 0
     samples: int = 0
     steps: int = 0
@@ -46,13 +52,18 @@ class ResumableLoader:
     are seeded from the seed and the epoch and used by nobody else, so a ``DataLoader(shuffle=True)``
     gives the same order again. So are its own generators, which have their state again afterwards.
 
+    ``print`` is a hash of the samples of this pass: of their ids, else of their pixels. What is read
+    again is compared with the print of that time. Other ids raise ConfigError where ``strict``; other
+    pixels, which may be other crops of the same images, are warned of.
+
     >>> loader = ResumableLoader([torch.zeros(2, 3, 8, 8), torch.zeros(4, 3, 8, 8)], seed=0)
     >>> [(place, len(batch)) for place, batch in loader.read(epoch=0, place=(3,))]
     [((6,), 3)]
     """
 
-    def __init__(self, loader: Iterable[Any], seed: int) -> None:
+    def __init__(self, loader: Iterable[Any], seed: int, strict: bool = True) -> None:
         self.loader, self.seed, self.waited = loader, seed, 0.0
+        self.strict, self.print = strict, 0
         self._skips = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
         self._generators = [(each, each.initial_seed()) for each in generators_of(loader)]
         self._random: tuple[Any, ...] | None = None  # states of the global generators for the loader
@@ -64,8 +75,13 @@ class ResumableLoader:
         own: Any = self.loader
         return (0,) * (len(own.position) if self._skips else 1)
 
-    def read(self, epoch: int, place: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Batch]]:
-        """The batches of a pass after ``place``, each with the place after it."""
+    def read(
+        self, epoch: int, place: tuple[int, ...] = (), before: int = 0
+    ) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """The batches of a pass after ``place``, each with the place after it.
+
+        ``before`` is the print of what lies before the place; 0 where that is not known.
+        """
         loader: Any = self.loader
         for part in (loader, *samplers_of(loader), *datasets_of(loader)):
             if callable(getattr(part, "set_epoch", None)):
@@ -80,15 +96,19 @@ class ResumableLoader:
         elif any(place):
             loader.start_at(place)
         try:
-            yield from self._batches(sum(place))
+            yield from self._batches(sum(place), before)
         finally:
             for (generator, _), state in zip(self._generators, states, strict=True):
                 generator.set_state(state)
 
-    def _batches(self, passed: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    def _batches(self, passed: int, before: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        own: Any = self.loader
         with self._loading():
-            batches = iter(self.loader)
-        read = number = 0
+            if isinstance(own, DataLoader) and own._iterator is not None:
+                # Workers that stay alive had their seed in the first pass; a new loader draws it again.
+                torch.empty((), dtype=torch.int64).random_(generator=own.generator)
+            batches = iter(own)
+        read = number = self.print = 0
         while True:
             try:
                 with self._loading():
@@ -100,10 +120,26 @@ class ResumableLoader:
             if self._skips:
                 yield self.loader.position, batch  # type: ignore[attr-defined]
                 continue
-            cut = max(0, passed - read)
+            cut = min(len(batch), max(0, passed - read))
+            marks = _marks(batch)
+            self.print = _hashed(self.print, marks[:cut])
+            if cut and read + cut == passed and self.print and before not in (0, self.print):
+                self._report_others(passed, batch.ids is not None)
+            self.print = _hashed(self.print, marks[cut:])
             read += len(batch)
             if read > passed:
                 yield (read,), batch[cut:] if cut else batch
+
+    def _report_others(self, passed: int, by_ids: bool) -> None:
+        name = type(self.loader).__name__
+        text = f"the loader ({name}) does not give the {passed} samples again that this pass has read: some "
+        if by_ids and self.strict:
+            raise ConfigError(
+                f"{text}images would come twice and others never. Give the same data, in an order that "
+                "the seeds of torch, NumPy and random decide (webdataset's shuffle goes by the time: "
+                'shard_loader reads its shards), or resume="force", which continues all the same'
+            )
+        _log.warning("%simages may come twice and others never, unless only their crops differ", text)
 
     def _check_workers(self) -> None:
         """Warn where a new epoch cannot reach the workers that are alive."""
@@ -142,6 +178,26 @@ class ResumableLoader:
             if outer is not None:
                 self._random = _swap_random_states(outer)
             self.waited += time.perf_counter() - before
+
+
+def _marks(batch: Batch) -> list[bytes]:
+    """For each sample what tells it from others; empty where that is on a device."""
+    if batch.ids is not None:
+        return [str(key).encode("utf-8", "surrogatepass") for key in np.asarray(batch.ids).tolist()]
+    parts = (batch.images, batch.pixel_values, batch.latents)
+    values = next(part for part in parts if part is not None).detach().flatten(1)
+    if values.device.type != "cpu":
+        return []
+    some = values[:, :: max(1, values.shape[1] // _SAMPLED)].float().numpy()
+    return [row.tobytes() for row in some]
+
+
+def _hashed(start: int, marks: list[bytes]) -> int:
+    """63 bits of a hash of what came before and of further samples."""
+    for mark in marks:
+        digest = hashlib.blake2b(start.to_bytes(8, "little") + mark, digest_size=8).digest()
+        start = int.from_bytes(digest, "little") >> 1
+    return start
 
 
 def death_of_worker(err: BaseException) -> DataError | None:

@@ -45,7 +45,7 @@ class Run:
         self.recipe, self.folder = self.trainer.recipe, folder  # rank 0 has the folder
         self.one_pass = one_pass
         self.callbacks = callbacks if self.ranks.first else []
-        self.loader = ResumableLoader(loader, self.recipe.seed)
+        self.loader = ResumableLoader(loader, self.recipe.seed, strict=resume != "force")
         self.history: list[dict[str, float]] = []
         self.progress = Progress()
         self.monitor = NonFiniteMonitor(self.recipe.max_skipped)
@@ -102,7 +102,7 @@ class Run:
             epoch = self._read.epoch
             if epoch != self.trainer.epoch:
                 self.trainer.set_epoch(epoch)
-            for given in self.ranked.rounds(self.loader, epoch, self._read.places):
+            for given in self.ranked.rounds(self.loader, epoch, self._read.places, self._read.prints):
                 if self._advance(given) and self._is_done():
                     return
             if not self._read.places:
@@ -112,12 +112,13 @@ class Run:
             if self.one_pass:
                 self._end_pass()
                 return
-            self._read = replace(self._read, epoch=epoch + 1, places=(), seen=0)
+            self._read = replace(self._read, epoch=epoch + 1, places=(), prints=(), seen=0)
 
     def _advance(self, given: Round) -> bool:
         """Train on a round of batches; returns whether that completed a step."""
         read, new = self._read, given.samples
-        self._read = replace(read, places=given.places, seen=read.seen + new, samples=read.samples + new)
+        seen, samples = read.seen + new, read.samples + new
+        self._read = replace(read, places=given.places, prints=given.prints, seen=seen, samples=samples)
         complete = self._pending >= (self.recipe.batch or 1)
         seen = self.trainer.samples_seen
         with held_interrupts():  # a Ctrl-C that waits for the update comes when the step is noted

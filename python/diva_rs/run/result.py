@@ -1,8 +1,11 @@
 """What `post_train` gives back."""
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,6 +16,7 @@ from diva_rs._base.optional import require
 from diva_rs.clip.facts import facts
 from diva_rs.clip.wrappers import own_weights
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.run.card import base_of, check_repository, results_of, upload, write_card
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,6 +107,54 @@ class PostTrainResult:
         for moment, results in self.evaluations.items():
             write_json(folder / f"evaluations-{moment}.json", results)
         return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        folder: str | Path | None = None,
+        *,
+        base_model: str | None = None,
+        private: bool | None = None,
+        dry_run: bool = False,
+        before: Iterable[Any] = (),
+        after: Iterable[Any] = (),
+        **metadata: Any,
+    ) -> str:
+        """Upload what `save` writes, with a model card, to the Hugging Face Hub; returns the address.
+
+        The card (README.md) holds the recipe, how to load the model, and the evidence with counts and
+        intervals: detail, and what was kept, or that retention was not measured. The scores are those of
+        ``evaluate``, and ``before`` and ``after``.
+
+        Args:
+            repo_id: the repository, as "owner/model"; it is created where there is none.
+            folder: where the files are written first; None: a temporary folder.
+            base_model: the model before training, as the Hub names it; by default the name that a
+                transformers model was loaded by.
+            private: whether a repository that is created is private; None: the account's default.
+            dry_run: whether the files are only written; then the folder is returned.
+            before: further results of `diva_rs.evaluation`, of CLIP before the run.
+            after: those of CLIP after it.
+            metadata: more fields of ``huggingface_hub.ModelCardData``, such as ``license="mit"``.
+
+        Raises:
+            ConfigError: the Hub takes no such name.
+            DataError: the upload failed, and why.
+
+        >>> folder = result.push_to_hub("me/clip-that-sees", dry_run=True)
+        >>> print((Path(folder) / "README.md").read_text())
+        ---
+        ...
+        Retention was not measured in this run...
+        """
+        check_repository(repo_id)
+        with nullcontext(folder) if folder or dry_run else TemporaryDirectory() as place:
+            place = self.save(place or mkdtemp(prefix="diva-rs-"))
+            measured = (self.evaluations.get(moment, {}) for moment in ("before", "after"))
+            old, new = (results_of(*pair) for pair in zip(measured, (before, after), strict=True))
+            about = {"base_model": base_model or base_of(self.clip), **metadata}
+            write_card(place, repo_id, self.recipe, self.report, old, new, **about)
+            return str(place) if dry_run else upload(place, repo_id, private)
 
 
 def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: nn.Module | None) -> None:

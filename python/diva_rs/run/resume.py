@@ -74,7 +74,9 @@ def open_run(
     if changes and progress.places:
         _log.warning("%s: the pass over the data begins again", "; ".join(changes))
         places, progress = (), replace(progress, seen=0)
-    state["run"]["progress"] = asdict(replace(progress, places=places or ()))
+    if places != progress.places:
+        progress = replace(progress, places=places or (), prints=())
+    state["run"]["progress"] = asdict(progress)
     folder.begin(recipe, {**here, "clip_start": was.get("clip_start")}, progress.steps)
     return state
 
@@ -83,7 +85,8 @@ def progress_of(state: dict[str, Any]) -> Progress:
     """The progress in a checkpoint's state."""
     try:
         progress = Progress(**state["run"]["progress"])
-        return replace(progress, places=tuple(tuple(map(int, place)) for place in progress.places))
+        places = tuple(tuple(map(int, place)) for place in progress.places)
+        return replace(progress, places=places, prints=tuple(map(int, progress.prints)))
     except (KeyError, TypeError, ValueError) as err:
         raise WeightsError("the checkpoint names no place in its run: resume=False starts again") from err
 

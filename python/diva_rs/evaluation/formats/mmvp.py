@@ -188,7 +188,10 @@ def _questions(file: Path) -> Iterator[Question]:
 
 def _question(where: str, row: int, fields: list[str]) -> Question:
     if len(fields) != 3:
-        raise DataError(f"{where}: {len(fields)} fields, expected 3; a statement with a comma needs quotes")
+        raise DataError(
+            f"{where}: {len(fields)} fields, expected 3 with commas between them, as published; a statement "
+            "with a comma needs quotes"
+        )
     number, type_name, statement = (field.strip() for field in fields)
     if not re.fullmatch("0*[1-9][0-9]{0,17}", number):
         raise DataError(f"{where}: question id {shown(number)}, expected a whole number from 1")

@@ -20,6 +20,7 @@ class Round(NamedTuple):
 
     batch: Batch | None  # this rank's; None where it has none left in this pass
     places: tuple[tuple[int, ...], ...]  # where each rank then stands in this pass
+    prints: tuple[int, ...]  # of what each rank has read in this pass
     samples: int  # of all ranks
 
 
@@ -31,14 +32,18 @@ class RankedTrainer:
         self._checked = ranks.world == 1  # whether the first batches were compared
 
     def rounds(
-        self, loader: ResumableLoader, epoch: int, places: tuple[tuple[int, ...], ...] = ()
+        self,
+        loader: ResumableLoader,
+        epoch: int,
+        places: tuple[tuple[int, ...], ...] = (),
+        prints: tuple[int, ...] = (),
     ) -> Iterator[Round]:
         """Read a pass from ``places``, one batch per rank at a time, until no rank has one left.
         Ctrl-C on one rank raises KeyboardInterrupt on all, in the same round.
         """
         ranks = self.ranks
         place = places[ranks.rank] if places else loader.start
-        batches = loader.read(epoch, place)
+        batches = loader.read(epoch, place, prints[ranks.rank] if prints else 0)
         longest = max(row[0] for row in ranks.numbers(len(place)))
         while True:
             place, batch = next(batches, (place, None))
@@ -47,13 +52,14 @@ class RankedTrainer:
                 self._checked = True
             length = 0 if batch is None else len(batch)
             padded = [*place, *[-1] * (longest - len(place))]
-            rows = ranks.numbers(length, int(ranks.stopping), *padded)
+            rows = ranks.numbers(length, int(ranks.stopping), loader.print, *padded)
             samples = sum(row[0] for row in rows)
             if any(row[1] for row in rows):
                 raise KeyboardInterrupt
             if samples == 0:
                 return
-            yield Round(batch, tuple(tuple(n for n in row[2:] if n >= 0) for row in rows), samples)
+            stand = tuple(tuple(n for n in row[3:] if n >= 0) for row in rows)
+            yield Round(batch, stand, tuple(row[2] for row in rows), samples)
 
     def train(self, given: Round, pending: int, complete: bool) -> Tensor | None:
         """Train on this rank's batch, and update where that makes the step ``complete``.
