@@ -2,6 +2,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
+use super::rule::number;
 use super::{in_range, lists, Optimizer};
 use crate::error::{DivaError, Result};
 
@@ -51,8 +52,7 @@ impl Optimizer {
         }
         let _guard = crate::torch::no_grad_guard();
         for part in &self.grads(OP)? {
-            let size: [i64; 0] = [];
-            lists::scale(part, &part[0].f_new_full(size, factor, (part[0].f_kind()?, part[0].device()))?)?;
+            lists::scale(part, &number(&part[0], factor)?)?;
         }
         Ok(())
     }

@@ -29,6 +29,11 @@ std::optional<Tensor> optional(const Tensor* tensor) {
   return tensor ? std::optional<Tensor>(*tensor) : std::nullopt;
 }
 
+// Counts a change of each tensor for autograd, as the fused kernels do not.
+void changed(List tensors, size_t count) {
+  for (size_t i = 0; i < count; ++i) tensors[i]->unsafeGetTensorImpl()->bump_version();
+}
+
 template <class Work>
 char* guarded(Work work) {
   try {
@@ -65,6 +70,7 @@ extern "C" char* diva_sgd(
         list(params, count), list(grads, count), list(buffers, buffers ? count : 0), weight_decay, momentum, lr,
         /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false,
         /*grad_scale=*/{}, optional(skip));
+    changed(params, count);
   });
 }
 
@@ -77,5 +83,6 @@ extern "C" char* diva_adamw(
         list(params, count), list(grads, count), list(exp_avgs, count), list(exp_avg_sqs, count), {},
         list(steps, count), lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false,
         /*grad_scale=*/{}, optional(skip));
+    changed(params, count);
   });
 }

@@ -81,9 +81,9 @@ impl Move<'_> {
             self.slots.iter().map(|slot| in_order(&slot.param)).collect::<Result<_>>()?;
         let alike = self.grads.iter().zip(&dense).map(|(grad, param)| as_ordered(grad, param));
         let grads: Vec<Tensor> = alike.collect::<Result<_>>()?;
-        let skip =
-            finite.map(|finite| finite.f_logical_not()?.f_to_device_(self.device, Kind::Float, true, false));
-        let skip = skip.transpose()?;
+        let skip = finite
+            .map(|finite| finite.f_logical_not()?.f_to_other(&dense[0], true, false)?.f_to_kind(Kind::Float))
+            .transpose()?;
         let update = Update {
             params: &dense,
             grads: &grads,
@@ -100,8 +100,7 @@ impl Move<'_> {
                 Memory::AdamW(moments) => {
                     moments.step += 1;
                     if steps.iter().all(|(step, _)| *step != moments.step) {
-                        let size: [i64; 0] = [];
-                        let step = Tensor::f_full(size, moments.step as f64, (Kind::Float, self.device))?;
+                        let step = number(&dense[0], moments.step as f64)?.f_to_kind(Kind::Float)?;
                         steps.push((moments.step, step));
                     }
                     let step = steps.iter().find(|(step, _)| *step == moments.step);
@@ -122,6 +121,16 @@ impl Move<'_> {
         }
         Ok(())
     }
+}
+
+/// A number as a 0-dim tensor of the kind and on the device of another tensor, the meta device too.
+pub(super) fn number(like: &Tensor, value: f64) -> Result<Tensor> {
+    let size: [i64; 0] = [];
+    let first = match like.numel() {
+        0 => like.f_sum(like.f_kind()?)?,
+        _ => like.f_as_strided(size, size, None)?, // a view of the first element
+    };
+    Ok(first.f_full_like(value)?)
 }
 
 /// The parameter itself where it fills its memory without gaps, or a copy that does.
