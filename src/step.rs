@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::torch::{no_grad_guard, Tensor};
 
+use crate::autograd::pull::push;
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
-use crate::feedback::{with_total, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
+use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
 use crate::inputs::Poll;
 
 /// The student: the vision tower of a CLIP.
@@ -44,8 +45,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// Adds `share` times the gradient of the mean loss over `images` (B, 3, H, W) to the `.grad` of every parameter
-    /// that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
+    /// Adds `share` times the gradient of the mean loss over `images` (B | 2B, 3, H, W), where the augmented views that a
+    /// term needs follow, to the `.grad` of every parameter that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
     /// `poll` is called after each micro-batch.
     pub fn accumulate(
         &self,
@@ -55,55 +56,61 @@ impl Step {
         train_tower: bool,
         poll: Poll,
     ) -> Result<Losses> {
-        let samples = batch_of(images)?;
+        let samples = self.samples(images)?;
         let cached = self.cached(images, data, samples, |start, length| {
             poll()?;
             self.tower.tokens(&images.f_narrow(0, start, length)?)
         })?;
-        let mut losses = Losses::default();
+        let (mut losses, mut trained) = (Losses::default(), false);
         for (start, length) in self.micro_batches(samples) {
-            let images = images.f_narrow(0, start, length)?;
+            let images = part(images, samples, start, length)?;
             let (tokens, carry) = self.tokens(&images, train_tower)?;
-            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let share_of = cached.as_ref().map(|cached| cached.narrow(samples, start, length)).transpose()?;
             let data = data.narrow(start, length)?;
-            let part =
-                Samples { tokens: &tokens, data: &data, original: self.original(&images), of: samples };
+            let original = self.original(&images.f_narrow(0, 0, length)?);
+            let part = Samples { tokens: &tokens, data: &data, original, of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
+            losses.add_all(&found.losses)?;
             let carried = carry.is_some();
             if let Some(carry) = carry {
                 carry(&scaled(&found.tokens, share)?)?;
             }
-            if !self.backward(&tokens, &found, share)? && !carried {
-                return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
-            }
-            losses.add_all(&found.losses)?;
+            trained |= self.backward(&tokens, found, share)? || carried;
             poll()?;
         }
-        with_total(&losses)
+        if !trained {
+            return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
+        }
+        self.feedback.with_total(&losses)
     }
 
-    /// Losses and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
+    /// Losses and gradients at given `tokens` (B | 2B, 1+P, W), for callers who run the tower themselves.
     pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, data: &SampleData) -> Result<LossAndGrad> {
-        let samples = batch_of(tokens)?;
+        let samples = self.samples(tokens)?;
         let cached =
             self.cached(images, data, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;
         let mut whole: Option<LossAndGrad> = None;
         let mut at_tokens = Vec::new();
         for (start, length) in self.micro_batches(samples) {
-            let (part, images) = (tokens.f_narrow(0, start, length)?, images.f_narrow(0, start, length)?);
-            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let (tokens, images) =
+                (part(tokens, samples, start, length)?, images.f_narrow(0, start, length)?);
+            let share_of = cached.as_ref().map(|cached| cached.narrow(samples, start, length)).transpose()?;
             let data = data.narrow(start, length)?;
-            let part = Samples { tokens: &part, data: &data, original: self.original(&images), of: samples };
+            let part =
+                Samples { tokens: &tokens, data: &data, original: self.original(&images), of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
-            at_tokens.push(found.tokens.shallow_clone());
+            at_tokens.push(found.tokens.f_split(length, 0)?);
             match &mut whole {
                 Some(sum) => sum.add(&found)?,
                 None => whole = Some(found),
             }
         }
         let whole = whole.ok_or_else(|| DivaError::config("feedback", "the batch is empty"))?;
-        let tokens = Tensor::f_cat(&at_tokens, 0)?;
-        Ok(LossAndGrad { losses: with_total(&whole.losses)?, tokens, ..whole })
+        // Those of the images, then those of their augmented views.
+        let views = (0..self.feedback.views() as usize)
+            .flat_map(|view| at_tokens.iter().map(move |found| &found[view]));
+        let tokens = Tensor::f_cat(&views.collect::<Vec<_>>(), 0)?;
+        Ok(LossAndGrad { losses: self.feedback.with_total(&whole.losses)?, tokens, ..whole })
     }
 
     /// The first pass of terms that see the whole batch, where it takes several micro-batches.
@@ -120,11 +127,12 @@ impl Step {
         }
         let tokens = {
             let _no_grad = no_grad_guard();
-            let parts: Result<Vec<_>> =
-                self.micro_batches(samples).map(|(start, length)| tokens(start, length)).collect();
+            let rows = parts_of(samples * self.feedback.views(), width);
+            let parts: Result<Vec<_>> = rows.map(|(start, length)| tokens(start, length)).collect();
             Tensor::f_cat(&parts?, 0)?
         };
-        let whole = Samples { tokens: &tokens, data, original: self.original(images), of: samples };
+        let original = self.original(&images.f_narrow(0, 0, samples)?);
+        let whole = Samples { tokens: &tokens, data, original, of: samples };
         self.feedback.batch_terms(whole, width).map(Some)
     }
 
@@ -154,29 +162,32 @@ impl Step {
         }))
     }
 
-    /// Cut 1 joined again: the backward pass of the scalar sum(tokens * d_tokens) + sum(param * d_param), whose
-    /// gradient is the given one exactly, adds to every `.grad` through autograd's own accumulation. False: there is none.
-    fn backward(&self, tokens: &Tensor, found: &LossAndGrad, share: f64) -> Result<bool> {
+    /// Cut 1 joined again: adds the given gradients to every `.grad` through autograd's own accumulation. Each is dropped
+    /// as soon as it is added: a denoiser that trains has gigabytes of them. False: there is none.
+    fn backward(&self, tokens: &Tensor, found: LossAndGrad, share: f64) -> Result<bool> {
         let denoiser = self.feedback.teacher.as_ref().map(|teacher| teacher.params()).unwrap_or_default();
-        let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(&found.bridge);
-        let params = bridge.chain(denoiser.iter().zip(&found.denoiser));
-        let params = params.filter_map(|(param, gradient)| Some((param, gradient.as_ref()?)));
-        let mut scalar: Option<Tensor> = None;
-        for (value, gradient) in [(tokens, &found.tokens)].into_iter().chain(params) {
-            if !value.requires_grad() {
-                continue;
+        let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(found.bridge);
+        let mut trained = false;
+        let leaves = bridge.chain(denoiser.iter().zip(found.denoiser));
+        for (value, gradient) in [(tokens, Some(found.tokens))].into_iter().chain(leaves) {
+            if let Some(gradient) = gradient.filter(|_| value.requires_grad()) {
+                push(value, &scaled(&gradient, share)?)?;
+                trained = true;
             }
-            let product = value.f_mul(&scaled(gradient, share)?)?;
-            let term = product.f_sum(product.kind())?;
-            scalar = Some(match scalar {
-                Some(sum) => sum.f_add(&term.f_type_as(&sum)?)?,
-                None => term,
-            });
         }
-        if let Some(scalar) = &scalar {
-            scalar.f_backward()?;
+        Ok(trained)
+    }
+
+    /// How many samples have these images or tokens.
+    fn samples(&self, rows: &Tensor) -> Result<i64> {
+        let views = self.feedback.views();
+        match rows.size().first() {
+            Some(&found) if found > 0 && found % views == 0 => Ok(found / views),
+            _ => {
+                let expected = format!("a batch of at least one sample, {views} rows for each");
+                Err(DivaError::shape("step", "images", rows, expected))
+            }
         }
-        Ok(scalar.is_some())
     }
 
     fn width(&self, samples: i64) -> i64 {
@@ -195,11 +206,4 @@ fn parts_of(samples: i64, width: i64) -> impl Iterator<Item = (i64, i64)> {
 
 fn scaled(gradient: &Tensor, share: f64) -> Result<Tensor> {
     Ok(if share == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(share)? })
-}
-
-fn batch_of(tensor: &Tensor) -> Result<i64> {
-    match tensor.size().first() {
-        Some(&samples) if samples > 0 => Ok(samples),
-        _ => Err(DivaError::shape("step", "images", tensor, "a batch of at least one sample")),
-    }
 }

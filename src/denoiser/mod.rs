@@ -15,6 +15,7 @@ pub mod dit;
 pub mod embeddings;
 pub mod frozen;
 pub mod layers;
+pub mod mmdit;
 pub use crate::autograd::pull;
 pub mod unet_2d_condition;
 pub mod vae;
@@ -40,10 +41,10 @@ pub trait Denoiser: Send {
         Ok(None)
     }
 
-    /// The gradient at each slot of the loss whose gradient at the prediction `loss_gradient` gives, for denoisers that
-    /// compute their blocks again in the backward pass instead of keeping every activation. `None`: autograd finds it
-    /// through `predict`.
-    fn gradient(&self, _query: &Query, _loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    /// The gradients of the loss whose gradient at the prediction `loss_gradient` gives, for denoisers that compute their
+    /// blocks again in the backward pass instead of keeping every activation. `None`: autograd finds them through
+    /// `predict`.
+    fn gradient(&self, _query: &Query, _loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         Ok(None)
     }
 
@@ -78,6 +79,19 @@ impl Query<'_> {
     }
 }
 
+/// Gradients at the slots of a condition, and at those of `Denoiser::params` that require one.
+#[derive(Default)]
+pub struct Gradients {
+    pub condition: Condition,
+    pub params: Vec<Option<Tensor>>,
+}
+
+impl From<Condition> for Gradients {
+    fn from(condition: Condition) -> Self {
+        Gradients { condition, params: Vec::new() }
+    }
+}
+
 /// From a prediction to the gradient of the loss at it.
 pub type LossGradient<'a> = &'a mut dyn FnMut(&Tensor) -> Result<Tensor>;
 
@@ -92,6 +106,20 @@ impl KeysValues {
             _ => tensor.f_narrow(0, start, length),
         };
         let parts = self.0.iter().map(|(keys, values)| Ok((part(keys)?, part(values)?)));
+        Ok(KeysValues(parts.collect::<Result<_>>()?))
+    }
+
+    /// Those of the samples at `places`, in this order.
+    pub fn at(&self, places: &[i64]) -> Result<KeysValues> {
+        let rows = |tensor: &Tensor| match tensor.size().first() {
+            Some(&1) => Ok(tensor.shallow_clone()),
+            _ => {
+                let rows: std::result::Result<Vec<_>, _> =
+                    places.iter().map(|&place| tensor.f_narrow(0, place, 1)).collect();
+                Tensor::f_cat(&rows?, 0)
+            }
+        };
+        let parts = self.0.iter().map(|(keys, values)| Ok((rows(keys)?, rows(values)?)));
         Ok(KeysValues(parts.collect::<Result<_>>()?))
     }
 
@@ -121,7 +149,7 @@ impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
         held(self).read(text)
     }
 
-    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         held(self).gradient(query, loss_gradient)
     }
 

@@ -195,7 +195,7 @@ def test_it_trains_from_random_weights(kind: str, precision: str) -> None:
     trained = {name for name in before if name.startswith(("denoiser.", "projector."))}
     # What attention leaves of a key's bias is nothing, and the text's last values go nowhere.
     assert changed <= trained and len(changed) > 0.9 * len(trained)
-    assert "torch" in trainer.backend["denoiser"]
+    assert trainer.backend["denoiser"] == "native"
 
 
 def test_what_does_not_fit_is_said() -> None:
@@ -211,6 +211,11 @@ def test_what_does_not_fit_is_said() -> None:
             ShapeError,
             r"expected a tensor \(1, 16\)",
             lambda: Teacher(flux, slot="tokens", pooled_projections=0),
+        ),
+        (
+            ConfigError,
+            r"leaves no slot to text: .*slot='tokens'",
+            lambda: Teacher(flux, text_condition=torch.zeros(1, 5, TOKENS)),
         ),
         (
             ConfigError,

@@ -26,6 +26,7 @@ def measured():
     """A result with MMVP-VLM, retention, drift and a number of the caller's, before and after."""
     result = post_trained(Recipe.named("diva-openai-vit-l-14-224"))
     result.clip = small_clip()
+    result.report["data"] = f"ImageFolder('{Path.home()}/photos', 320 images)"
     old = {"mmvp": mmvp(range(26)), "kept": zero_shot(150), "classes": folder(40), "moved": drift()}
     new = {"mmvp": mmvp(range(35)), "kept": zero_shot(148), "classes": folder(30, 40), "moved": drift()}
     new |= {"found": retrieval(50.0)}
@@ -44,7 +45,7 @@ def measured():
 
 def test_a_dry_run_writes_the_files_and_a_card_that_the_hub_reads(measured, tmp_path):
     found = measured.push_to_hub(
-        "me/sees", tmp_path / "out", dry_run=True, base_model="openai/clip", license="mit", datasets=["cc3m"]
+        "me/sees", dry_run=tmp_path / "out", base_model="openai/clip", license="mit", datasets=["cc3m"]
     )
     assert found == str(tmp_path / "out")
     assert {"README.md", "clip.safetensors", "recipe.json"} <= {file.name for file in Path(found).iterdir()}
@@ -63,15 +64,16 @@ def test_a_dry_run_writes_the_files_and_a_card_that_the_hub_reads(measured, tmp_
     assert "mine: 1 before, 2 after" in others and "mmvp: " not in others
     assert "chosen by scores of test sets: MMVP-VLM" in others
     assert measured.recipe.describe().splitlines()[-1] in card.text
+    assert "ImageFolder('~/photos', 320 images)" in card.text
     assert "as published for this recipe: 19.3 -> 25.9 %" in card.text
 
 
 def test_the_card_says_what_was_not_measured(teacher, three, tmp_path):
     result = train(teacher, three, steps=1)
-    text = (Path(result.push_to_hub("sees", tmp_path, dry_run=True)) / "README.md").read_text()
+    text = (Path(result.push_to_hub("sees", dry_run=tmp_path)) / "README.md").read_text()
     assert "Detail was not measured in this run." in text
     assert "Retention was not measured in this run" in text and "Base model: not recorded" in text
-    later = result.push_to_hub("sees", tmp_path, dry_run=True, before=[folder(40)], after=[folder(30)])
+    later = result.push_to_hub("sees", dry_run=tmp_path, before=[folder(40)], after=[folder(30)])
     text = (Path(later) / "README.md").read_text()
     assert "zero-shot: 40 -> 30 of 50 right (-10)" in text and "Retention was not" not in text
 
@@ -106,7 +108,7 @@ def test_everything_is_uploaded_and_loads_as_the_card_says(measured, hub):
     assert all(value.equal(measured.clip.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_errors_name_the_repository_and_the_reason(measured, tmp_path, hub, monkeypatch):
+def test_errors_name_the_repository_and_the_reason(measured, hub, monkeypatch):
     with pytest.raises(ConfigError, match="repo_id 'me/a/b': a name as owner/model is needed"):
         measured.push_to_hub("me/a/b", dry_run=True)
 
@@ -114,6 +116,5 @@ def test_errors_name_the_repository_and_the_reason(measured, tmp_path, hub, monk
         raise OSError("401 Client Error")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refused)
-    with pytest.raises(DataError, match="me/sees could not be uploaded: OSError: 401 Client Error"):
-        measured.push_to_hub("me/sees", tmp_path / "kept")
-    assert (tmp_path / "kept" / "README.md").is_file()
+    with pytest.raises(DataError, match="me/sees could not be written: OSError: 401 Client Error"):
+        measured.push_to_hub("me/sees")

@@ -101,7 +101,7 @@ def upload(folder: Path, repo_id: str, private: bool | None) -> str:
         )
     except (OSError, ValueError) as err:  # the Hub's errors are among them
         reason = hub_reason(err, repo_id)
-        raise DataError(f"{folder} is written, but {repo_id} could not be uploaded: {reason}") from err
+        raise DataError(f"{repo_id} could not be written: {reason}") from err
     return address
 
 
@@ -135,11 +135,9 @@ def _scores(measured: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
-    steps, samples = (report.get(name, 0) for name in ("steps", "samples"))
-    yield f"{steps:,} steps, {samples:,} images"
-    for name in ("data", "device", "torch", "stopped"):
-        if report.get(name):
-            yield f"{name}: {report[name]}"
+    yield f"{report.get('steps', 0):,} steps, {report.get('samples', 0):,} images"
     if report.get("interrupted"):
         yield "the run was interrupted before its last step"
-    yield from str(report.get("teacher", "")).splitlines()
+    lines = [f"{name}: {report[name]}" for name in ("data", "device", "torch", "stopped") if report.get(name)]
+    for line in (*lines, *str(report.get("teacher", "")).splitlines()):
+        yield line.replace(str(Path.home()), "~")  # the home folder holds the user's name

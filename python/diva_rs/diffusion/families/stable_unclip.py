@@ -33,14 +33,14 @@ class StableUnclip(UNet):
         scheduler = context.part("image_noising_scheduler")
         if noise_level is None and scheduler is not None:
             noise_level = 0
-        self._affine: tuple[Tensor, Tensor] | None = None
+        self._affine: tuple[Tensor, ...] = ()
         if noise_level is not None:
             if width % 2:
                 raise ConfigError(f"noise_level: this UNet's class embedding is {width} wide, no even number")
             width //= 2
             self._affine = _affine(noise_level, width, scheduler, context.part("image_normalizer"))
         self.slots = Slots(pooled=width)
-        self._hidden: Tensor | None = None
+        self._here: tuple[Tensor, ...] = ()  # text, scale and shift where the model is
 
     @classmethod
     def matches(cls, model: Any) -> bool:
@@ -51,22 +51,21 @@ class StableUnclip(UNet):
         return f"class projection, {self.slots.width} wide (text by cross-attention, {self.text_width} wide)"
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        if self._hidden is None:
-            self._hidden = self._text(noisy)
-        labels = condition.pooled
-        if self._affine is not None and labels is not None:
-            scale, shift = (moved(part, labels.device, labels.dtype) for part in self._affine)
-            behind = shift.shape[1] - scale.shape[1]
-            labels = nn.functional.pad(labels * scale, (0, behind)) + shift
-        return self.call(noisy, timesteps, self._hidden.expand(len(noisy), -1, -1), labels)
+        if not self._here:
+            parts = (self._text(noisy), *self._affine)
+            self._here = tuple(moved(part, noisy.device, noisy.dtype) for part in parts)
+        (text, *affine), labels = self._here, condition.pooled
+        if affine and labels is not None:
+            scale, shift = affine
+            labels = nn.functional.pad(labels * scale, (0, shift.shape[1] - scale.shape[1])) + shift
+        return self.call(noisy, timesteps, text.expand(len(noisy), -1, -1), labels)
 
     def native(self) -> NativePlan | str:
         plan = super().native()
         if isinstance(plan, str):
             return plan
         fixed = {"encoder_hidden_states": self._text(next(self.model.parameters()))}
-        if self._affine is not None:
-            fixed |= dict(zip(("class_scale", "class_shift"), self._affine, strict=True))
+        fixed |= dict(zip(("class_scale", "class_shift"), self._affine, strict=False))
         return NativePlan(plan.kind, plan.fields, {**plan.fixed, **fixed})
 
     def _text(self, like: Tensor) -> Tensor:
@@ -74,7 +73,7 @@ class StableUnclip(UNet):
         return moved(self.context.text(self.text_width), like.device, like.dtype)
 
 
-def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Tensor, Tensor]:
+def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Tensor, ...]:
     """The scale (1, V) of an image embedding, and the shift (1, 2 V) of the class labels that it begins.
 
     diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings: standardise, noise, undo the former, and
@@ -86,13 +85,13 @@ def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Te
     if levels is not None and level >= len(levels):
         raise ConfigError(f"noise_level is {level}, but the pipeline has {len(levels)} levels, from 0")
     cpu = torch.device("cpu")
-    mean = torch.zeros(1, width) if normalizer is None else normalizer.mean.detach()
+    mean = torch.zeros(1, width, device=cpu) if normalizer is None else normalizer.mean.detach()
     if tuple(mean.shape) != (1, width):
         raise ConfigError(
             f"the image normalizer is for embeddings {mean.shape[-1]} wide, this UNet takes {width}: give "
             "the pipeline that the UNet is from"
         )
-    kept = torch.ones(1) if levels is None else levels[level : level + 1]
+    kept = torch.ones(1, device=cpu) if levels is None else levels[level : level + 1]
     scale = moved(kept, cpu, torch.float64).sqrt().expand(1, width)
     embeddings = require("diffusers.models.embeddings", extra="diffusers")
     sinusoids = embeddings.get_timestep_embedding(
