@@ -28,6 +28,7 @@ import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
 from builders import genhancer as genhancers
+from builders.dcr import stages
 from builders.judged import judged
 from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
@@ -166,6 +167,26 @@ def un2clip(place: Path, world: int) -> dict[str, Any]:
     """un2CLIP's step: a pooled condition without a projector."""
     fields = {"recipe": "un2clip-openai-vit-l-14-224", "image_size": None, "density": None, "warmup": 0}
     return train(teacher=unclip_teacher(torch.float64), **fields)
+
+
+def dcr(place: Path, world: int) -> dict[str, Any]:
+    """DCR's two stages: negatives are the others of three images that lie on one rank."""
+    recipe = diva_rs.Recipe.named("dcr-openai-vit-l-14-224")
+    fields = {"recipe": recipe, "stages": stages(recipe, 3, 3, lr=1e-3), "contrast_group": 3, "low_rank": 4}
+    fields |= {"image_size": None, "density": None, "warmup": 0, "anchor": 0.0, "steps": None, "batch": 6}
+    batches = [images(3, seed=seed, dtype=torch.float64) for seed in range(4)]
+    starts = range(0, 12, 3)
+    named = [
+        {"images": batch, "ids": list(range(start, start + 3))}
+        for batch, start in zip(batches, starts, strict=True)
+    ]
+    if world > 1:
+        return train(named[int(os.environ["RANK"]) :: world], **fields)
+    pairs = [
+        {"images": torch.cat([one["images"], other["images"]]), "ids": [*one["ids"], *other["ids"]]}
+        for one, other in zip(named[::2], named[1::2], strict=True)
+    ]
+    return train(pairs, **fields)
 
 
 def genhancer(place: Path, world: int) -> dict[str, Any]:
@@ -359,9 +380,9 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     **{
         run.__name__: run
         for run in (
-            counted, from_folder, from_shards, unequal, captions, un2clip, genhancer, own_batches, with_files,
-            guarded, interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher,
-            spoilt, spoilt_on, two_ranks,
+            counted, from_folder, from_shards, unequal, captions, dcr, un2clip, genhancer, own_batches,
+            with_files, guarded, interrupted, begun, continued, killed, resumed, raising, terminated,
+            other_teacher, spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip
