@@ -5,8 +5,9 @@ import pytest
 from builders.run_ranks import Runs
 from builders.small import worst
 
-RUNS = ("fifty", "from_folder", "unequal", "captions", "un2clip", "own_batches", "low_rank")
-LOSSES = ("loss", "denoising", "anchor", "captions", "keep", "grad_norm", "lr")
+RUNS = ("fifty", "from_folder", "unequal", "captions", "own_batches", "low_rank")
+RUNS += ("genhancer", "un2clip", "dcr")
+LOSSES = ("loss", "denoising", "contrast", "anchor", "captions", "keep", "grad_norm", "lr")
 pytestmark = [pytest.mark.invariant, pytest.mark.timeout(900)]  # a busy machine is no failure
 
 

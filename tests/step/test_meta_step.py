@@ -22,8 +22,20 @@ VARIANTS = {
     "text": {"condition": "text", "anchor": 0.1},
     "official-pixels": {"vae_pixels": "official", "resize": "bilinear", "antialias": False},
     "sampled-posterior": {"latent": "sample", "pixels": "symmetric", "micro_batch": 1},
+    "contrast": {"contrast": 1.0, "denoising": 0.0, "condition": "class", "text": "add"},
+    "contrast-official": {
+        "contrast": 1.0,
+        "contrast_view": "official",
+        "contrast_negatives": 1,
+        "anchor": 0.1,
+        "anchor_kind": "kernel",
+        "micro_batch": 1,
+        "denoiser_batch": 1,
+        "denoiser_checkpointing": True,
+    },
     "clip-pixels": {"pixels": "clip", "resize": "bilinear", "gradient_checkpointing": True},
 }
+LOW_RANK = {"low_rank": 2, "low_rank_bias": True, "grad_clip": 0.5}
 
 
 def meta_teacher():
@@ -33,7 +45,7 @@ def meta_teacher():
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("fields", [*VARIANTS.values(), LOW_RANK], ids=[*VARIANTS, "low-rank"])
 def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
     trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend=backend, **fields))
     batch = torch.empty(2, 3, SIDE, SIDE, device="meta")

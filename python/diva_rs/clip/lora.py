@@ -5,7 +5,7 @@ a step's gradient at W is carried to them, and after each update W is computed f
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diva_rs._base.settings import hint
 from diva_rs._base.tensors import fingerprint
 from diva_rs.clip.tower import Tower
+from diva_rs.clip.wrappers import adapters
 from diva_rs.errors import ConfigError, WeightsError
 
 
@@ -87,21 +88,36 @@ class LowRank:
         trained = {key: value for key, value in named.items() if id(value) in biases}
         self.parameters: dict[str, nn.Parameter] = self.factors() | trained
         self.others = [value for value in named.values() if id(value) not in taken]
+        self._versions = [pair.matrix.weight._version for pair in self.pairs]
 
     @property
     def scale(self) -> float:
         """Alpha / rank."""
         return self.alpha / self.rank
 
-    def weights(self, trained: Collection[int]) -> set[int]:
+    def weights(self, trained: set[int]) -> set[int]:
         """The ids of the tower's weights whose A or B has an id among ``trained``."""
-        return {id(pair.matrix.weight) for pair in self.pairs if {id(pair.a), id(pair.b)} & {*trained}}
+        return {id(pair.matrix.weight) for pair in self.pairs if trained & {id(pair.a), id(pair.b)}}
 
     @torch.no_grad()
     def merge(self) -> None:
         """Compute the tower's weights from W0, A and B."""
         for matrix, base, a, b in self.pairs:
             torch.addmm(base, b, a, alpha=self.scale, out=matrix.of(matrix.weight))
+        self._versions = [pair.matrix.weight._version for pair in self.pairs]
+
+    @torch.no_grad()
+    def check_merged(self) -> None:
+        """Raise ConfigError where the caller has changed a weight since `merge`, which would overwrite it."""
+        for (matrix, base, a, b), version in zip(self.pairs, self._versions, strict=True):
+            if matrix.weight._version == version or base.is_meta:
+                continue
+            value = torch.addmm(base, b, a, alpha=self.scale)
+            if not torch.allclose(matrix.of(matrix.weight), value, rtol=1e-5, atol=1e-6):
+                raise ConfigError(
+                    f"{matrix.key} has other values than the trainer gave it, which low_rank would "
+                    "overwrite: load the weights first, then make the trainer"
+                )
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -123,8 +139,17 @@ class LowRank:
             parameter.requires_grad_(not frozen)
 
     def values(self) -> dict[int, Tensor]:
-        """The id of each target's weight -> its value, computed from W0, A and B by autograd."""
+        """The id of each target's weight -> its value, computed from W0, A and B by autograd.
+
+        Raises ConfigError where a gradient has reached a weight and not A and B.
+        """
         found: dict[int, Tensor] = {}
+        for pair in self.pairs:
+            if pair.matrix.weight.grad is not None:
+                raise ConfigError(
+                    f"{pair.matrix.key} has a gradient, which A and B do not get: set CLIP's gradients to "
+                    "None first, checkpoint with use_reentrant=False, and add no loss that runs CLIP itself"
+                )
         for key in dict.fromkeys(pair.matrix.key for pair in self.pairs):
             pairs = [pair for pair in self.pairs if pair.matrix.key == key]
             weight, transposed = pairs[0].matrix.weight, pairs[0].matrix.transposed
@@ -201,13 +226,13 @@ def matrices(tower: Tower) -> Iterator[Matrix]:
     >>> [matrix.name.removeprefix("visual.") for matrix in matrices(adapt(clip))][:2]
     ['proj', 'transformer.resblocks.0.attn.in_proj_weight.q']
     """
+    for path in adapters(tower.module):
+        raise ConfigError(
+            f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "
+            "first (peft: model.merge_and_unload())"
+        )
     biases: dict[int, Any] = {} if tower.proj is None else {id(tower.proj): None}
-    for path, module in tower.module.named_modules():
-        if callable(getattr(module, "get_base_layer", None)):
-            raise ConfigError(
-                f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "
-                "first (peft: model.merge_and_unload())"
-            )
+    for module in tower.module.modules():
         # `in_proj_bias`: nn.MultiheadAttention, and open_clip's own attention.
         if isinstance(module, nn.Linear) or hasattr(module, "in_proj_bias"):
             bias = module.bias if isinstance(module, nn.Linear) else module.in_proj_bias

@@ -39,8 +39,18 @@ def merged(clip: nn.Module) -> nn.Module:
     check_adapters(model)
     holder: Any = nn.ModuleDict({"model": copy.deepcopy(model)})
     while tuned := next((path for path, module in holder.named_modules() if hasattr(module, _MERGE)), None):
-        holder.set_submodule(tuned, unwrap(holder.get_submodule(tuned).merge_and_unload()))
+        tuner = holder.get_submodule(tuned)
+        whole = tuner.merge_and_unload()
+        if adapters(whole):  # peft leaves those inside another one, such as that of `visual.proj`
+            whole = tuner.base_model.merge_and_unload()
+        holder.set_submodule(tuned, unwrap(whole))
     return unwrap(holder["model"])
+
+
+def adapters(model: nn.Module) -> dict[str, Any]:
+    """The layers that peft has put around others, by path."""
+    layers = model.named_modules()
+    return {path: layer for path, layer in layers if callable(getattr(layer, "get_base_layer", None))}
 
 
 def check_adapters(model: nn.Module) -> None:

@@ -103,6 +103,11 @@ class Teacher:
         self._settled(None if device is None else available_device(device), None)
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
+        if text_condition is not None and self.slots.split is not None:
+            raise ConfigError(
+                f"text_condition is given, but the condition ({self.family.entry}) leaves no slot to text: "
+                "leave it out, or give the condition one slot, as Teacher(..., slot='tokens')"
+            )
         text_width = self.family.text_width or self.condition_width
         self._text = TextSource(self._parts, text_condition, text_width, self.family.text_joins, self.device)
         for module in self.modules():
@@ -270,7 +275,13 @@ class Teacher:
         >>> len(teacher.schedule)
         1000
         """
-        return schedule_from_scheduler(self._parts.need("scheduler"))
+        schedule = schedule_from_scheduler(self._parts.need("scheduler"))
+        if self.family.flow and schedule.prediction_type != "flow":
+            raise ConfigError(
+                f"a {type(self.given).__name__} is trained by flow matching, but the scheduler's target is "
+                f"{schedule.prediction_type}: give diffusers' FlowMatchEulerDiscreteScheduler"
+            )
+        return schedule
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

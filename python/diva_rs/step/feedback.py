@@ -89,13 +89,15 @@ class FeedbackLoss(nn.Module):
         """
         modules = self.step_modules
         inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        if modules.low_rank is not None:
+            modules.low_rank.freeze()
         tokens, bridge = modules.at_cut(inputs.images)
         loss: Tensor = _Feedback.apply(self, inputs, tokens, *bridge)
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
             modules.guard.report()  # pixels on a device are checked without waiting; here is the one read
         if self.training:
-            self.samples_seen += len(inputs.images)
+            self.samples_seen += len(inputs.batch)
         return loss
 
     def merge(self) -> None:
