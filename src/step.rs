@@ -171,7 +171,7 @@ impl Step {
         let leaves = bridge.chain(denoiser.iter().zip(found.denoiser));
         for (value, gradient) in [(tokens, Some(found.tokens))].into_iter().chain(leaves) {
             if let Some(gradient) = gradient.filter(|_| value.requires_grad()) {
-                push(value, &scaled(&gradient, share)?)?;
+                push(value, if share == 1.0 { gradient } else { gradient.f_mul_scalar(share)? })?;
                 trained = true;
             }
         }

@@ -1,7 +1,10 @@
 //! The backward pass of one part of a network.
 
+use std::cell::Cell;
+
 use crate::torch::{with_grad, Tensor};
 
+use super::{apply, Backward};
 use crate::error::{DivaError, Result};
 
 /// The same values as a leaf that requires a gradient.
@@ -40,12 +43,28 @@ pub fn pull_all(outputs: &[(&Tensor, &Tensor)], leaves: &[&Tensor]) -> Result<Ve
 }
 
 /// Adds to the `.grad` of everything that `output` was computed from, or of itself, given the gradient at it. Nothing
-/// happens where it requires none.
-pub fn push(output: &Tensor, gradient: &Tensor) -> Result<()> {
+/// happens where it requires none. A leaf without a `.grad` takes the given tensor as its own: nothing is copied.
+pub fn push(output: &Tensor, gradient: Tensor) -> Result<()> {
     if !output.requires_grad() {
         return Ok(());
     }
-    Ok(with_grad(|| weighed(output, gradient))?.f_backward()?)
+    let gradient = gradient.f_to_other(output, false, false)?;
+    let root = with_grad(|| {
+        apply(&[output], || {
+            let nothing = output.f_detach()?.f_flatten(0, -1)?.f_narrow(0, 0, 0)?;
+            Ok((nothing.f_sum(nothing.f_kind()?)?, Given(Cell::new(Some(gradient)))))
+        })
+    })?;
+    Ok(root.f_backward()?)
+}
+
+/// A gradient that goes on as it is.
+struct Given(Cell<Option<Tensor>>);
+
+impl Backward for Given {
+    fn backward(&self, _: &Tensor, _: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        Ok(vec![self.0.take()])
+    }
 }
 
 /// sum(output * gradient): a scalar whose gradient at `output` is `gradient`, exactly.

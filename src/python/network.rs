@@ -253,12 +253,12 @@ impl Asked {
         if let (Some(gradients), Some(prediction)) = (found, seen) {
             let trained = network.params().into_iter().map(|(_, param)| param).filter(Tensor::requires_grad);
             for (param, gradient) in trained.zip(gradients.params) {
-                gradient.map_or(Ok(()), |gradient| push(&param, &gradient))?;
+                gradient.map_or(Ok(()), |gradient| push(&param, gradient))?;
             }
             return Ok((prediction, filled.pull(&gradients.condition, &source)?));
         }
         let prediction = self.of(network, &filled, |query| network.predict(query))?;
-        push(&prediction, at_prediction)?; // to the weights that train, and to the condition
+        push(&prediction, at_prediction.shallow_clone())?; // to the weights that train, and to the condition
         let gradient = source.f_grad()?;
         if !gradient.defined() {
             return Err(DivaError::config("backward", "the output was computed without a graph"));

@@ -45,7 +45,7 @@ impl Vit {
             for (block, input) in self.blocks.iter().zip(inputs).rev() {
                 gradient = pull(&input, &gradient, |x| block.forward(x, self.compute))?;
             }
-            push(&self.stem(&images)?, &gradient)
+            push(&self.stem(&images)?, gradient)
         })
     }
 }
@@ -73,6 +73,6 @@ impl VisionTower for Arc<Mutex<Vit>> {
 /// The gradient at `input`, given the one at `layer(input)`; the layer's weights get theirs on the way.
 fn pull(input: &Tensor, gradient: &Tensor, layer: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let leaf = input.f_detach()?.f_set_requires_grad(true)?;
-    push(&layer(&leaf)?, gradient)?;
+    push(&layer(&leaf)?, gradient.shallow_clone())?;
     Ok(leaf.f_grad()?)
 }

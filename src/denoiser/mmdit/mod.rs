@@ -68,12 +68,14 @@ impl MMDiT {
             products: config.train.map_or(kind, Compute::kind),
             stream: stream_of(kind),
             context,
-            fixed,
+            fixed: Condition::default(),
             params,
             config,
         };
         store.finish()?;
-        Ok(network)
+        let here = |slot: Option<Tensor>| slot.map(|text| network.here(&text)).transpose();
+        let fixed = Condition { tokens: here(fixed.tokens)?, pooled: here(fixed.pooled)? };
+        Ok(MMDiT { fixed, ..network })
     }
 
     /// What enters, checked: one slot, or both, from the condition.
