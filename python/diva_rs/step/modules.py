@@ -164,6 +164,8 @@ class StepModules:
         """A loader's item, checked, for a step that runs all the networks: see `Reader.batch`."""
         self.check_home()
         self._check("tower")
+        if self.low_rank is not None:
+            self.low_rank.check_merged()
         return self._batch(item, ids, epoch, draws, seen)
 
     def inputs(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
@@ -203,7 +205,6 @@ class StepModules:
         tokens_of = self._tokens_of(tower)
         if self.low_rank is not None:
             self.merge()
-            self.low_rank.freeze()
             with no_autocast(self.device):
                 values = self.low_rank.values()
             tokens_of = partial(Call(tower.module, tokens_of).on, values)
@@ -271,10 +272,10 @@ class StepModules:
     @property
     def needing_original(self) -> list[str]:
         """What needs the CLIP from which training began: a low-rank tower, and terms."""
-        anchor = [f"anchor={self._anchor}"] if self._anchor else []
-        anchor += [f"low_rank={self.recipe.low_rank}"] if self.recipe.low_rank else []
+        values = {"anchor": self._anchor, "low_rank": self.recipe.low_rank}
+        fields = [f"{name}={value}" for name, value in values.items() if value]
         added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
-        return anchor + added
+        return fields + added
 
     @property
     def terms_identity(self) -> dict[str, str]:
