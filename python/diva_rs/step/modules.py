@@ -82,7 +82,10 @@ class StepModules:
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
         self._original = original or (self._untouched() if self._anchor or added else None)
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
-        self.low_rank = low_rank or self._low_rank_of(recipe)
+        if recipe.low_rank is not None and low_rank is None:
+            how = (recipe.low_rank_alpha, recipe.low_rank_targets, recipe.low_rank_bias, recipe.seed)
+            low_rank = LowRank(self.tower, recipe.low_rank, *how)
+        self.low_rank = low_rank
         self.parts: dict[str, dict[str, nn.Parameter]] = {
             "tower": self.parameters if self.low_rank is None else self.low_rank.parameters,
             "projector": dict(self.projector.named_parameters(prefix="projector")),
@@ -327,12 +330,6 @@ class StepModules:
                 "denoiser to CLIP's device and leave out Teacher(device=...)"
             )
         return named
-
-    def _low_rank_of(self, recipe: Recipe) -> LowRank | None:
-        if recipe.low_rank is None:
-            return None
-        how = (recipe.low_rank_alpha, recipe.low_rank_targets, recipe.low_rank_bias, recipe.seed)
-        return LowRank(self.tower, recipe.low_rank, *how)
 
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()

@@ -60,7 +60,7 @@ def adapter(low_rank: LowRank, clip: nn.Module) -> tuple[dict[str, Tensor], dict
             # peft adapts `out_proj` beside it, at the same rank.
             found[f"{path}.out_proj"] = (torch.zeros_like(a), b.new_zeros(layer.embed_dim, len(a)))
         elif not isinstance(layer, nn.Linear):
-            if parts[path] > 1 or isinstance(layer, nn.MultiheadAttention):
+            if not path or parts[path] > 1 or isinstance(layer, nn.MultiheadAttention):
                 raise WeightsError(f"peft has no adapter for {key}: {_MERGED}")
             parameters.append(key)
         elif layer not in called and layer.weight is not tower.proj:
