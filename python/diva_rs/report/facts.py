@@ -28,7 +28,9 @@ def ends(values: list[float]) -> tuple[int, float, float]:
 
 def course(run: Run) -> str:
     """The losses in a sentence or two."""
-    finite, logs = run.finite("loss"), len(run.history)
+    now = objective(run.history[-1], run)
+    losses = [log.get("loss", math.nan) for log in run.history if objective(log, run) == now]
+    finite, logs = list(filter(math.isfinite, losses)), len(losses)
     gaps = logs - len(finite)
     part, early, late = ends(finite)
     if len(finite) < 2:
@@ -38,7 +40,14 @@ def course(run: Run) -> str:
     else:
         text = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}; "
         text += f"of the last {part}: {figure(late)}."
+    if logs < len(run.history):
+        text += f" These are the {logs} logs of the last objective, {' + '.join(now)}."
     return f"{text} {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else text
+
+
+def objective(log: dict[str, float], run: Run) -> list[str]:
+    """The losses that a log holds: stages may have other ones."""
+    return [name for name in run.losses if name in log]
 
 
 def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:
@@ -52,7 +61,7 @@ def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:
     charts = [logged(run, name) for name in names if run.finite(name)]
     rows = []
     for name in ["loss", *names]:
-        values, finite = run.column(name)[1], run.finite(name)
+        values, finite = [log[name] for log in run.history if name in log], run.finite(name)
         if finite:
             rows.append((name, *map(figure, (values[0], values[-1], min(finite), max(finite)))))
     return loss, charts, rows

@@ -31,7 +31,8 @@ class FeedbackLoss(nn.Module):
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
         unet: as for `Trainer`; None for terms that do without a diffusion model.
-        recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields are not used.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields and its stages are
+            not used.
         terms: as for `Trainer`.
 
     >>> feedback = FeedbackLoss(clip, teacher, Recipe(draws=2))
