@@ -28,8 +28,10 @@ def ends(values: list[float]) -> tuple[int, float, float]:
 
 def course(run: Run) -> str:
     """The losses in a sentence or two."""
-    now = objective(run.history[-1], run)
-    losses = [log.get("loss", math.nan) for log in run.history if objective(log, run) == now]
+    names = run.losses
+    now = [name for name in names if name in run.history[-1]]  # stages may have other losses
+    same = [log for log in run.history if [name for name in names if name in log] == now]
+    losses = [log.get("loss", math.nan) for log in same]
     finite, logs = list(filter(math.isfinite, losses)), len(losses)
     gaps = logs - len(finite)
     part, early, late = ends(finite)
@@ -43,11 +45,6 @@ def course(run: Run) -> str:
     if logs < len(run.history):
         text += f" These are the {logs} logs of the last objective, {' + '.join(now)}."
     return f"{text} {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else text
-
-
-def objective(log: dict[str, float], run: Run) -> list[str]:
-    """The losses that a log holds: stages may have other ones."""
-    return [name for name in run.losses if name in log]
 
 
 def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:
