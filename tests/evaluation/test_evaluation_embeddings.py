@@ -3,6 +3,7 @@
 import csv
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -199,6 +200,18 @@ def test_a_transformers_processor_serves_as_the_transform():
     ours = image_transform(processor)(image)
     theirs = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert ours.shape == (3, IMAGE, IMAGE) and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(32, 35), (43, 64), (60, 38), (32, 40), (20, 30)])
+def test_the_crop_of_a_transformers_processor_is_torchvisions(size):
+    """Its own may lie a pixel beside it."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE}, crop_size=IMAGE)
+    theirs = image_transform_v2(PreprocessCfg(size=IMAGE), is_train=False)(image)
+    torch.testing.assert_close(image_transform(processor)(image), theirs, atol=0.05, rtol=0)
+    padding = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=IMAGE)
+    assert image_transform(padding)(image).shape == (3, IMAGE, IMAGE)
 
 
 @pytest.mark.parametrize("name", ["transformers-clip", "transformers-siglip"])

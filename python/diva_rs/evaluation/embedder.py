@@ -224,13 +224,32 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     def transform(picture: Any) -> Tensor:
         with torch.device("cpu"):  # whatever the default device
             if of_transformers(preprocess):
-                pixels = image(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+                pixels = _processed(image, picture.convert("RGB"))
             else:
                 pixels = preprocess(picture)
         # Integers would be cast later on and scored as if they were normalised.
         return image_pixels(pixels, "preprocess", "give the model's own transform")
 
     return transform
+
+
+def _processed(processor: Any, picture: Any) -> Tensor:
+    """(3, H, W) of a processor of transformers, whose centre crop is made as torchvision makes it: where the
+    margin is odd, that of transformers may lie one pixel beside the crop that CLIPs are trained on.
+    """
+    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+
+    def pixels(**settings: Any) -> Tensor:
+        found: Tensor = processor(images=picture, return_tensors="pt", **settings)["pixel_values"][0]
+        return found
+
+    if not size:
+        return pixels()
+    whole, height, width = pixels(do_center_crop=False), size["height"], size["width"]
+    if whole.shape[-2] < height or whole.shape[-1] < width:  # transformers pads
+        return pixels()
+    top, left = round((whole.shape[-2] - height) / 2), round((whole.shape[-1] - width) / 2)
+    return whole[..., top : top + height, left : left + width]
 
 
 def _check_scale(transform: Callable[[Any], Tensor], clip: Any) -> None:
