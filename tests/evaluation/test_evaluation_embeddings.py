@@ -202,6 +202,22 @@ def test_a_transformers_processor_serves_as_the_transform():
     assert ours.shape == (3, IMAGE, IMAGE) and torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["open_clip-gelu", "timm-siglip", "transformers-clip", "openai"])
+@pytest.mark.parametrize("shape", [(3, 48, 48), (1, IMAGE, IMAGE)])
+def test_images_that_the_model_does_not_take_are_named(name, shape):
+    embedder = Embedder(VARIANTS[name]().eval(), lambda image: torch.zeros(shape), tokenize)
+    with pytest.raises(
+        ConfigError, match=rf"images \({shape[0]}, .*, the model takes \(3, 32, 32\): give the m"
+    ):
+        embedder.encode_image(embedder.transform(Image.new("RGB", (4, 4)))[None])
+
+
+def test_pixels_that_are_not_normalised_are_named():
+    embedder = Embedder(VARIANTS["openai"]().eval(), lambda image: torch.full((3, 4, 4), 220.0), tokenize)
+    with pytest.raises(ConfigError, match="preprocess gives pixels up to 220, not normalised"):
+        embedder.transform(Image.new("RGB", (4, 4)))
+
+
 @pytest.mark.parametrize("size", [(32, 35), (43, 64), (60, 38), (32, 40), (20, 30)])
 def test_the_crop_of_a_transformers_processor_is_torchvisions(size):
     """Its own may lie a pixel beside it."""

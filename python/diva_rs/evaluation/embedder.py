@@ -23,6 +23,9 @@ from diva_rs.evaluation.measures import device_of
 from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
 
+_OWN = "give the model's own transform"
+_MOST = 20.0  # normalised pixels are below 5
+
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
 
@@ -165,9 +168,23 @@ class Embedder:
         """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation; ``ids`` key draws."""
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
-            return library_embedding(self.model, None, pixels.to(own.dtype))
+            try:
+                return library_embedding(self.model, None, pixels.to(own.dtype))
+            except Exception as err:
+                self._check_shape(pixels, err)
+                raise
         ids = ids if len(ids) else range(len(pixels))
         return self.embedding.of_tokens(self._tower, self._tower.tokens(pixels), ids, self.seed)
+
+    def _check_shape(self, pixels: Tensor, err: Exception) -> None:
+        """Raise ConfigError if ``err`` comes of images that the model does not take."""
+        try:
+            needed = (3, *adapt(self.model, training=False).image_size)
+        except ConfigError:  # a model of another library
+            return
+        if pixels.shape[1:] != needed:
+            given = tuple(pixels.shape[1:])
+            raise ConfigError(f"preprocess gives images {given}, the model takes {needed}: {_OWN}") from err
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
@@ -228,7 +245,10 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
             else:
                 pixels = preprocess(picture)
         # Integers would be cast later on and scored as if they were normalised.
-        return image_pixels(pixels, "preprocess", "give the model's own transform")
+        pixels = image_pixels(pixels, "preprocess", _OWN)
+        if (most := float(pixels.abs().max())) > _MOST:
+            raise ConfigError(f"preprocess gives pixels up to {most:g}, not normalised: {_OWN}")
+        return pixels
 
     return transform
 
