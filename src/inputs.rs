@@ -45,6 +45,8 @@ pub struct Batch {
     pub images: Option<Tensor>,
     /// (B, 3, h, w), ready for CLIP.
     pub pixel_values: Option<Tensor>,
+    /// (B, 3, h, w), augmented views, ready for CLIP; `None`: no term needs them.
+    pub augmented: Option<Tensor>,
     /// (B, C, h, w), already scaled.
     pub latents: Option<Tensor>,
     /// Of the image that latents are made from, where none are given.
@@ -79,7 +81,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// CLIP's input (B, 3, H, W), and what the teacher denoises.
+    /// CLIP's input (B | 2B, 3, H, W), where augmented views follow, and what the teacher denoises.
     pub fn read(&self, batch: &Batch, poll: Poll) -> Result<(Tensor, SampleData)> {
         let _frozen = no_grad_guard();
         let kind = self.home.f_kind()?;
@@ -89,6 +91,10 @@ impl Reader {
             (Some(ready), _) => ready.shallow_clone(),
             (None, Some(images)) => self.pixels.clip_input(images, self.size)?,
             (None, None) => return Err(nothing()),
+        };
+        let pixels = match here(&batch.augmented)? {
+            Some(augmented) => Tensor::f_cat(&[pixels, augmented], 0)?,
+            None => pixels,
         };
         let (images_of_clip, keyed) = (own(&pixels)?, Some(batch.keyed()));
         let Some(query) = &batch.query else {

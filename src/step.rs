@@ -11,7 +11,7 @@ use crate::torch::{no_grad_guard, Tensor};
 
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
-use crate::feedback::{with_total, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
+use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
 use crate::inputs::Poll;
 
 /// The student: the vision tower of a CLIP.
@@ -44,8 +44,8 @@ pub struct Step {
 }
 
 impl Step {
-    /// Adds `share` times the gradient of the mean loss over `images` (B, 3, H, W) to the `.grad` of every parameter
-    /// that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
+    /// Adds `share` times the gradient of the mean loss over `images` (B | 2B, 3, H, W), where the augmented views that a
+    /// term needs follow, to the `.grad` of every parameter that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
     /// `poll` is called after each micro-batch.
     pub fn accumulate(
         &self,
@@ -55,55 +55,61 @@ impl Step {
         train_tower: bool,
         poll: Poll,
     ) -> Result<Losses> {
-        let samples = batch_of(images)?;
+        let samples = self.samples(images)?;
         let cached = self.cached(images, data, samples, |start, length| {
             poll()?;
             self.tower.tokens(&images.f_narrow(0, start, length)?)
         })?;
-        let mut losses = Losses::default();
+        let (mut losses, mut trained) = (Losses::default(), false);
         for (start, length) in self.micro_batches(samples) {
-            let images = images.f_narrow(0, start, length)?;
+            let images = part(images, samples, start, length)?;
             let (tokens, carry) = self.tokens(&images, train_tower)?;
-            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let share_of = cached.as_ref().map(|cached| cached.narrow(samples, start, length)).transpose()?;
             let data = data.narrow(start, length)?;
-            let part =
-                Samples { tokens: &tokens, data: &data, original: self.original(&images), of: samples };
+            let original = self.original(&images.f_narrow(0, 0, length)?);
+            let part = Samples { tokens: &tokens, data: &data, original, of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
             let carried = carry.is_some();
             if let Some(carry) = carry {
                 carry(&scaled(&found.tokens, share)?)?;
             }
-            if !self.backward(&tokens, &found, share)? && !carried {
-                return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
-            }
+            trained |= self.backward(&tokens, &found, share)? || carried;
             losses.add_all(&found.losses)?;
             poll()?;
         }
-        with_total(&losses)
+        if !trained {
+            return Err(DivaError::config("accumulate", "nothing to train: every parameter is frozen"));
+        }
+        self.feedback.with_total(&losses)
     }
 
-    /// Losses and gradients at given `tokens` (B, 1+P, W), for callers who run the tower themselves.
+    /// Losses and gradients at given `tokens` (B | 2B, 1+P, W), for callers who run the tower themselves.
     pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, data: &SampleData) -> Result<LossAndGrad> {
-        let samples = batch_of(tokens)?;
+        let samples = self.samples(tokens)?;
         let cached =
             self.cached(images, data, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;
         let mut whole: Option<LossAndGrad> = None;
         let mut at_tokens = Vec::new();
         for (start, length) in self.micro_batches(samples) {
-            let (part, images) = (tokens.f_narrow(0, start, length)?, images.f_narrow(0, start, length)?);
-            let share_of = cached.as_ref().map(|cached| cached.narrow(start, length)).transpose()?;
+            let (tokens, images) =
+                (part(tokens, samples, start, length)?, images.f_narrow(0, start, length)?);
+            let share_of = cached.as_ref().map(|cached| cached.narrow(samples, start, length)).transpose()?;
             let data = data.narrow(start, length)?;
-            let part = Samples { tokens: &part, data: &data, original: self.original(&images), of: samples };
+            let part =
+                Samples { tokens: &tokens, data: &data, original: self.original(&images), of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
-            at_tokens.push(found.tokens.shallow_clone());
+            at_tokens.push(found.tokens.f_split(length, 0)?);
             match &mut whole {
                 Some(sum) => sum.add(&found)?,
                 None => whole = Some(found),
             }
         }
         let whole = whole.ok_or_else(|| DivaError::config("feedback", "the batch is empty"))?;
-        let tokens = Tensor::f_cat(&at_tokens, 0)?;
-        Ok(LossAndGrad { losses: with_total(&whole.losses)?, tokens, ..whole })
+        // Those of the images, then those of their augmented views.
+        let views = (0..self.feedback.views() as usize)
+            .flat_map(|view| at_tokens.iter().map(move |found| &found[view]));
+        let tokens = Tensor::f_cat(&views.collect::<Vec<_>>(), 0)?;
+        Ok(LossAndGrad { losses: self.feedback.with_total(&whole.losses)?, tokens, ..whole })
     }
 
     /// The first pass of terms that see the whole batch, where it takes several micro-batches.
@@ -120,11 +126,12 @@ impl Step {
         }
         let tokens = {
             let _no_grad = no_grad_guard();
-            let parts: Result<Vec<_>> =
-                self.micro_batches(samples).map(|(start, length)| tokens(start, length)).collect();
+            let rows = parts_of(samples * self.feedback.views(), width);
+            let parts: Result<Vec<_>> = rows.map(|(start, length)| tokens(start, length)).collect();
             Tensor::f_cat(&parts?, 0)?
         };
-        let whole = Samples { tokens: &tokens, data, original: self.original(images), of: samples };
+        let original = self.original(&images.f_narrow(0, 0, samples)?);
+        let whole = Samples { tokens: &tokens, data, original, of: samples };
         self.feedback.batch_terms(whole, width).map(Some)
     }
 
@@ -179,6 +186,18 @@ impl Step {
         Ok(scalar.is_some())
     }
 
+    /// How many samples have these images or tokens.
+    fn samples(&self, rows: &Tensor) -> Result<i64> {
+        let views = self.feedback.views();
+        match rows.size().first() {
+            Some(&found) if found > 0 && found % views == 0 => Ok(found / views),
+            _ => {
+                let expected = format!("a batch of at least one sample, {views} rows for each");
+                Err(DivaError::shape("step", "images", rows, expected))
+            }
+        }
+    }
+
     fn width(&self, samples: i64) -> i64 {
         self.micro_batch.map_or(samples, |width| width as i64).max(1)
     }
@@ -195,11 +214,4 @@ fn parts_of(samples: i64, width: i64) -> impl Iterator<Item = (i64, i64)> {
 
 fn scaled(gradient: &Tensor, share: f64) -> Result<Tensor> {
     Ok(if share == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(share)? })
-}
-
-fn batch_of(tensor: &Tensor) -> Result<i64> {
-    match tensor.size().first() {
-        Some(&samples) if samples > 0 => Ok(samples),
-        _ => Err(DivaError::shape("step", "images", tensor, "a batch of at least one sample")),
-    }
 }

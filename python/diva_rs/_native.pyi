@@ -27,10 +27,19 @@ __all__ = [
     "__version__",
     "augment_seed",
     "lr_factor",
+    "negatives",
 ]
 
 _Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
+def negatives(
+    seed: int,
+    ids: npt.NDArray[np.uint64],
+    epoch: int,
+    draw: int,
+    group: int | None = None,
+    count: int | None = None,
+) -> list[list[int]]: ...
 def augment_seed(seed: int, id: int, epoch: int) -> int: ...
 def lr_factor(schedule: str, step: int, warmup: int, steps: int) -> float: ...
 
@@ -135,6 +144,7 @@ class Batch:
         seed: int = 0,
         images: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        augmented: Tensor | None = None,
         latents: Tensor | None = None,
         size: tuple[int, int] = ...,
         encoder: Any = None,
@@ -179,7 +189,10 @@ class Step:
         loss: str = "mse",
         draw_weights: Sequence[float] = ...,
         min_snr: float | None = None,
+        contrast: float = 0.0,
+        contrast_options: tuple[float, int | None, int | None, int] = ...,
         anchor: float = 0.0,
+        anchor_kind: str = "cosine",
         terms: Sequence[tuple[str, float, Callable[[View], Tensor]]] = ...,
         original: tuple[Callable[[Tensor], Tensor] | Network, Bridge] | None = None,
         micro_batch: int | None = None,
@@ -195,6 +208,7 @@ class Step:
         update: tuple[float | None, Sequence[float], Tensor | None] | None = None,
         hold: Callable[[], None] | None = None,
     ) -> tuple[dict[str, Tensor], Tensor | None]: ...
+    def weigh(self, weights: Sequence[tuple[str, float]]) -> None: ...
     @property
     def denoiser_limit(self) -> int | None: ...
     def changed_limit(self) -> int | None: ...

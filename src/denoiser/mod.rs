@@ -95,6 +95,20 @@ impl KeysValues {
         Ok(KeysValues(parts.collect::<Result<_>>()?))
     }
 
+    /// Those of the samples at `places`, in this order.
+    pub fn at(&self, places: &[i64]) -> Result<KeysValues> {
+        let rows = |tensor: &Tensor| match tensor.size().first() {
+            Some(&1) => Ok(tensor.shallow_clone()),
+            _ => {
+                let rows: std::result::Result<Vec<_>, _> =
+                    places.iter().map(|&place| tensor.f_narrow(0, place, 1)).collect();
+                Tensor::f_cat(&rows?, 0)
+            }
+        };
+        let parts = self.0.iter().map(|(keys, values)| Ok((rows(keys)?, rows(values)?)));
+        Ok(KeysValues(parts.collect::<Result<_>>()?))
+    }
+
     /// Those of the samples `index` (n,).
     pub fn select(&self, index: &Tensor) -> Result<KeysValues> {
         let row = |tensor: &Tensor| tensor.f_index_select(0, index);

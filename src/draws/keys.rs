@@ -25,10 +25,12 @@ pub enum Purpose {
     Augment = 6,
     /// The Gaussian noise with which a sample's latent is drawn from the VAE's posterior.
     Posterior = 7,
+    /// Which other images of the batch are the negatives of one draw.
+    Negatives = 8,
 }
 
 impl Purpose {
-    pub const ALL: [Purpose; 7] = [
+    pub const ALL: [Purpose; 8] = [
         Purpose::Timestep,
         Purpose::Noise,
         Purpose::Tokens,
@@ -36,6 +38,7 @@ impl Purpose {
         Purpose::Rotation,
         Purpose::Augment,
         Purpose::Posterior,
+        Purpose::Negatives,
     ];
 }
 
@@ -132,6 +135,6 @@ mod tests {
     #[test]
     fn every_purpose_has_its_own_number() {
         let numbers: Vec<u32> = Purpose::ALL.iter().map(|purpose| *purpose as u32).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8]);
     }
 }

@@ -7,12 +7,14 @@
 
 mod check;
 mod keys;
+mod negatives;
 mod noise;
 mod timesteps;
 mod tokens;
 
 pub use check::{MAX_BYTES, MAX_DIMS, MAX_DRAWS, MAX_PATCHES, MAX_TIMESTEP};
 pub use keys::{augment_seed, Key, Purpose};
+pub use negatives::negatives;
 
 use crate::error::{DivaError, Result};
 use crate::threads::spread;

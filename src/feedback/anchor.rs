@@ -1,14 +1,35 @@
-//! The penalty that keeps the pooled embedding near the untouched model's, where text can find it.
+//! Penalties that keep the pooled embedding near the untouched model's, where text can find it.
 
-use crate::torch::Tensor;
+use crate::torch::{Kind, Tensor};
 
 use super::term::{Scope, Term};
 use super::view::View;
 use crate::error::{DivaError, Result};
 
-/// `1 - cos(embedding, original embedding)` of each sample.
-pub struct Anchor {
-    pub weight: f64,
+/// How far embeddings are from the original ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Anchor {
+    /// `1 - cos(embedding, original embedding)` of each sample.
+    Cosine,
+    /// Squared Euclidean distance of each sample's embeddings (KUEA, ICML 2025).
+    Squared,
+    /// Mean squared difference of the batch's kernel matrices (KUEA): `k(a, b) = (a.b / D + 1)^3`, normalised by
+    /// `sqrt(k(a, a) k(b, b))`.
+    Kernel,
+}
+
+impl Anchor {
+    pub fn parse(name: &str) -> Result<Self> {
+        match name {
+            "cosine" => Ok(Anchor::Cosine),
+            "squared" => Ok(Anchor::Squared),
+            "kernel" => Ok(Anchor::Kernel),
+            other => {
+                let what = format!("unknown anchor {other:?}: use \"cosine\", \"squared\" or \"kernel\"");
+                Err(DivaError::config("Step", what))
+            }
+        }
+    }
 }
 
 impl Term for Anchor {
@@ -16,12 +37,11 @@ impl Term for Anchor {
         "anchor"
     }
 
-    fn weight(&self) -> f64 {
-        self.weight
-    }
-
     fn scope(&self) -> Scope {
-        Scope::Sample
+        match self {
+            Anchor::Cosine | Anchor::Squared => Scope::Sample,
+            Anchor::Kernel => Scope::Batch,
+        }
     }
 
     fn loss(&self, view: &View) -> Result<Tensor> {
@@ -31,7 +51,30 @@ impl Term for Anchor {
             return Err(DivaError::shape("anchor", "original", &original, expected));
         }
         let original = original.f_type_as(&embedding)?.f_detach()?;
-        let similarity = Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?;
-        Ok(similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?)
+        Ok(match self {
+            Anchor::Cosine => {
+                let similarity = Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?;
+                similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?
+            }
+            Anchor::Squared => {
+                let squares = embedding.f_sub(&original)?.f_square()?;
+                squares.f_sum(squares.kind())?
+            }
+            Anchor::Kernel => {
+                let gap = kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?;
+                gap.f_mean(gap.kind())?
+            }
+        })
     }
+}
+
+/// The normalised cubic kernel (B, B) of embeddings (B, D), in float32 or better.
+fn kernel(embeddings: &Tensor) -> Result<Tensor> {
+    let kind = if embeddings.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let wide = embeddings.f_to_kind(kind)?;
+    let width = wide.size2()?.1 as f64;
+    let powers = |products: Tensor| products.f_div_scalar(width)?.f_add_scalar(1.0)?.f_pow_tensor_scalar(3);
+    let norms = powers(wide.f_square()?.f_sum_dim_intlist(1, true, kind)?)?.f_sqrt()?;
+    Ok(powers(wide.f_matmul(&wide.f_transpose(0, 1)?)?)?
+        .f_div(&norms.f_matmul(&norms.f_transpose(0, 1)?)?)?)
 }

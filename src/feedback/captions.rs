@@ -4,7 +4,7 @@ use crate::torch::{no_grad_guard, Device, Kind, Tensor};
 
 use super::denoise::Distance;
 use super::limit::enough;
-use super::passes::Teacher;
+use super::teacher::Teacher;
 use crate::denoiser::{Denoiser, KeysValues, Query};
 use crate::error::{DivaError, Result};
 use crate::inputs::Poll;

@@ -41,7 +41,6 @@ impl Distance {
 }
 
 pub struct Denoise {
-    pub weight: f64,
     pub distance: Distance,
     /// One weight per draw.
     pub draw_weights: Vec<f64>,
@@ -52,10 +51,6 @@ pub struct Denoise {
 impl Term for Denoise {
     fn name(&self) -> &str {
         "denoising"
-    }
-
-    fn weight(&self) -> f64 {
-        self.weight
     }
 
     fn scope(&self) -> Scope {

@@ -3,9 +3,10 @@
 //! tokens (a leaf) -> condition (a leaf) -> N denoising losses -> gradient at the condition -> gradient at the tokens.
 //! The vision tower is on the far side of cut 1, so its cost does not depend on the number of draws N.
 //!
-//! [`term`]: what is minimised, each by its name; [`denoise`], [`anchor`]: the built-in terms; [`view`]: what a term sees;
-//! [`passes`]: the second cut, N draws in as many passes as memory allows ([`limit`]); [`targets`]: what a batch is
-//! denoised from; [`losses`]: losses by name; [`captions`]: the second cut as a classifier, which trains nothing.
+//! [`term`]: what is minimised, each by its name; [`denoise`], [`contrast`], [`anchor`]: the built-in terms; [`view`]: what
+//! a term sees; [`teacher`]: one pass through the denoiser; [`passes`]: the second cut, N draws in as many passes as memory
+//! allows ([`limit`]); [`rows`]: the same under the conditions of other images too; [`targets`]: what a batch is denoised
+//! from; [`losses`]: losses by name; [`captions`]: the second cut as a classifier, which trains nothing.
 
 use crate::torch::Tensor;
 
@@ -14,26 +15,30 @@ use crate::error::{DivaError, Result};
 
 mod anchor;
 mod captions;
+mod contrast;
 mod denoise;
 mod limit;
 mod losses;
 mod passes;
+mod rows;
 mod targets;
+mod teacher;
 mod term;
 mod view;
 
 pub use anchor::Anchor;
 pub use captions::Captioned;
+pub use contrast::{Contrast, Negatives};
 pub use denoise::{Denoise, Distance};
 pub use limit::MemoryLimit;
 pub(crate) use losses::sum;
 pub use losses::Losses;
-pub use passes::Teacher;
 pub use targets::{Keyed, SampleData, Targets};
-pub use term::{Scope, Term, TermGrads};
+pub use teacher::Teacher;
+pub use term::{part, Scope, Term, TermGrads, Weighted};
 pub use view::{Make, Pass, View};
 
-use passes::PassLoss;
+use teacher::{add, PassLoss};
 use term::{evaluate, losses};
 use view::Makers;
 
@@ -42,7 +47,9 @@ pub struct Feedback {
     pub bridge: Bridge,
     /// `None`: the terms do without a denoiser.
     pub teacher: Option<Teacher>,
-    pub terms: Vec<Box<dyn Term>>,
+    pub terms: Vec<Weighted>,
+    /// Whose conditions the rows of a term have.
+    pub negatives: Negatives,
     /// Per image.
     pub draws: i64,
 }
@@ -50,13 +57,14 @@ pub struct Feedback {
 /// Losses and their gradients, nothing of which is attached to a graph.
 pub struct LossAndGrad {
     pub losses: Losses,
-    pub tokens: Tensor,                // (B, 1+P, W)
+    pub tokens: Tensor,                // (B | 2B, 1+P, W)
     pub bridge: Vec<Option<Tensor>>,   // in the order of `Bridge::params`
     pub denoiser: Vec<Option<Tensor>>, // in the order of `Teacher::params`; empty for a frozen denoiser
 }
 
 /// Some samples of a batch, at cut 1.
 pub struct Samples<'a> {
+    /// (B, 1+P, W), or (2B, 1+P, W): those of the augmented views follow where a term needs them.
     pub tokens: &'a Tensor,
     pub data: &'a SampleData,
     /// Computes the untouched model's embedding (B, D), where there is one.
@@ -69,18 +77,35 @@ pub struct Samples<'a> {
 impl Feedback {
     /// Whether some term sees the whole batch.
     pub fn has_batch_terms(&self) -> bool {
-        self.terms.iter().any(|term| term.scope() == Scope::Batch)
+        self.of(&[Scope::Batch, Scope::Row]).next().is_some()
+    }
+
+    /// How many images of each sample go through the tower: 2, where a term needs an augmented view.
+    pub fn views(&self) -> i64 {
+        1 + i64::from(self.of(&[Scope::Row]).next().is_some())
+    }
+
+    /// Gives the terms of that name another weight; false where there is none.
+    pub fn weigh(&mut self, name: &str, weight: f64) -> bool {
+        let mut named = self.terms.iter_mut().filter(|weighted| weighted.term.name() == name);
+        named.next().map(|weighted| weighted.weight = weight).is_some()
     }
 
     /// Loss and gradients at the tokens of `samples`. Terms that see the whole batch take part through `cached`, the
     /// share of these samples in their gradients; without it these samples are the whole batch.
     pub fn loss_and_grad(&self, samples: Samples, cached: Option<TermGrads>) -> Result<LossAndGrad> {
         let Samples { tokens, data, original, of } = samples;
-        let tokens = tokens.f_detach()?;
-        let view = self.view(&tokens, data, original, of)?;
+        let (tokens, rows) = (tokens.f_detach()?, self.views() > 1);
+        let view = self.view(&self.images_of(&tokens)?, data, original, of)?;
         let whole = cached.is_none() && self.has_batch_terms();
-        let of_draws = self.of(&[Scope::Draw]).next().is_some();
-        let mut passes = Passes { feedback: self, view, whole, of, own: None, cached };
+        let (own, cached) = if whole && rows {
+            let scopes = &[Scope::Sample, Scope::Batch];
+            (Some(TermGrads::default()), Some(self.rows(&tokens, data, &view, of, scopes)?))
+        } else {
+            (None, cached)
+        };
+        let of_draws = !rows && self.of(&[Scope::Draw]).next().is_some();
+        let mut passes = Passes { feedback: self, view, whole, of, own, cached };
         if !whole || !of_draws {
             passes.evaluate()?;
         }
@@ -99,6 +124,42 @@ impl Feedback {
             found.add_terms(more)?;
         }
         Ok(found)
+    }
+
+    /// The terms of rows, with all other terms of predictions, and those of `scopes`: losses and gradients of the whole
+    /// batch, whose `tokens` are (2B, 1+P, W).
+    fn rows(
+        &self,
+        tokens: &Tensor,
+        data: &SampleData,
+        view: &View,
+        of: i64,
+        scopes: &[Scope],
+    ) -> Result<TermGrads> {
+        let (teacher, targets) = self.denoiser(data)?;
+        let (targets, samples) = (targets.twice()?, of);
+        let (condition, tape) = self.bridge.forward(tokens, &targets.text, targets.choice.as_ref())?;
+        let given = teacher.conditioned(&self.bridge, &condition, &targets)?;
+        let own = evaluate(self.of(scopes), view, &self.bridge.head, of)?;
+        let (view, cached) = (view.clone(), None);
+        let mut passes = Passes { feedback: self, view, whole: false, of, own: Some(own), cached };
+        let rows_of = |draw| {
+            let others = self.negatives.of(data, samples, draw)?;
+            let row = |(place, others)| [vec![place, samples + place], others].concat();
+            Ok((0..).zip(others).map(row).collect())
+        };
+        let (losses, at_condition, denoiser) = teacher.rows(&given, &rows_of, &mut passes)?;
+        let grads = self.bridge.backward(&tape, &at_condition)?;
+        let bridge = grads.params.into_iter().map(Some).collect();
+        let mut found = LossAndGrad { losses, tokens: grads.tokens, bridge, denoiser };
+        passes.own.into_iter().try_for_each(|more| found.add_terms(more))?;
+        let LossAndGrad { losses, tokens, bridge, denoiser } = found;
+        Ok(TermGrads { losses, tokens: Some(tokens), predictions: None, bridge, denoiser })
+    }
+
+    /// The rows of `tokens` that belong to the images themselves, and not to augmented views.
+    fn images_of(&self, tokens: &Tensor) -> Result<Tensor> {
+        Ok(tokens.f_narrow(0, 0, tokens.size3()?.0 / self.views())?)
     }
 
     /// Losses and gradients behind the denoiser's predictions.
@@ -121,12 +182,27 @@ impl Feedback {
     /// The terms that see the whole batch, and their gradients; the batch runs `width` samples at a time.
     pub fn batch_terms(&self, samples: Samples, width: i64) -> Result<TermGrads> {
         let Samples { tokens, data, original, of } = samples;
-        let view = self.view(tokens, data, original, width)?;
+        let view = self.view(&self.images_of(tokens)?, data, original, width)?;
+        if self.views() > 1 {
+            return self.rows(tokens, data, &view, of, &[Scope::Batch]);
+        }
         evaluate(self.of(&[Scope::Batch]), &view, &self.bridge.head, of)
     }
 
-    fn of<'a>(&'a self, scopes: &'a [Scope]) -> impl Iterator<Item = &'a dyn Term> {
-        self.terms.iter().map(Box::as_ref).filter(|term| scopes.contains(&term.scope()))
+    /// The losses by name, in the order of the terms, behind their sum as "loss".
+    pub fn with_total(&self, losses: &Losses) -> Result<Losses> {
+        let total = losses.total()?;
+        let total = total.ok_or_else(|| DivaError::config("feedback", "the objective has no terms"))?;
+        let mut all = Losses::default();
+        all.add("loss", &total)?;
+        for name in self.terms.iter().map(|weighted| weighted.term.name()) {
+            losses.get(name).map(|loss| all.add(name, loss)).transpose()?;
+        }
+        Ok(all)
+    }
+
+    fn of<'a>(&'a self, scopes: &'a [Scope]) -> impl Iterator<Item = &'a Weighted> {
+        self.terms.iter().filter(|Weighted { weight, term }| *weight != 0.0 && scopes.contains(&term.scope()))
     }
 
     /// What the terms see of whole samples. A term that reads predictions before a pass gave them has them computed
@@ -162,20 +238,22 @@ impl LossAndGrad {
     /// Adds the losses, and the gradients of all parameters, of another micro-batch.
     pub fn add(&mut self, other: &LossAndGrad) -> Result<()> {
         self.losses.add_all(&other.losses)?;
-        passes::add(&mut self.bridge, &other.bridge)?;
-        passes::add(&mut self.denoiser, &other.denoiser)
+        add(&mut self.bridge, &other.bridge)?;
+        add(&mut self.denoiser, &other.denoiser)
     }
 
     /// Adds the losses and gradients of further terms.
     fn add_terms(&mut self, more: TermGrads) -> Result<()> {
         self.losses.add_all(&more.losses)?;
         if let Some(gradient) = more.tokens {
+            let gradient = match self.tokens.size3()?.0 - gradient.size3()?.0 {
+                0 => gradient,
+                views => gradient.f_constant_pad_nd([0, 0, 0, 0, 0, views])?, // this term reads no augmented view
+            };
             self.tokens = self.tokens.f_add(&gradient)?;
         }
-        // The head's parameters come first in the bridge.
-        let mut head = more.head;
-        head.resize_with(self.bridge.len(), || None);
-        passes::add(&mut self.bridge, &head)
+        add(&mut self.bridge, &more.bridge)?;
+        add(&mut self.denoiser, &more.denoiser)
     }
 }
 
@@ -223,7 +301,8 @@ impl PassLoss for Passes<'_> {
             self.view.set_predictions(&view::by_sample(&prediction, draws)?)?;
             self.evaluate()?;
         }
-        let (named, total) = losses(self.feedback.of(&[Scope::Draw]), &View::of_draws(pass)?, self.of)?;
+        let (named, total) =
+            losses(self.feedback.of(&[Scope::Draw, Scope::Row]), &View::of_draws(pass)?, self.of)?;
         let mut parts: Vec<Tensor> = total.into_iter().collect();
         for terms in self.terms() {
             if let Some(gradient) = &terms.predictions {
@@ -235,14 +314,4 @@ impl PassLoss for Passes<'_> {
         }
         Ok((named, sum(&parts)?))
     }
-}
-
-/// The loss of all terms by name, and their sum as "loss".
-pub fn with_total(losses: &Losses) -> Result<Losses> {
-    let total = losses.total()?;
-    let total = total.ok_or_else(|| DivaError::config("feedback", "the objective has no terms"))?;
-    let mut all = Losses::default();
-    all.add("loss", &total)?;
-    all.add_all(losses)?;
-    Ok(all)
 }

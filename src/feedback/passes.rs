@@ -1,74 +1,39 @@
 //! The second cut: N draws per image through the denoiser, in as many passes as memory allows.
 
-use std::sync::{Arc, Mutex};
+use crate::torch::Tensor;
 
-use crate::torch::{no_grad_guard, Tensor};
-
-use super::limit::{enough, MemoryLimit};
+use super::limit::enough;
 use super::losses::Losses;
 use super::targets::Targets;
+use super::teacher::{add, query, Gradients, PassLoss, Teacher};
 use super::view::{by_draw, by_sample, Pass};
 use crate::condition::{Bridge, Recap, TextJoin};
-use crate::denoiser::{Condition, Denoiser, KeysValues, Query};
-use crate::error::{DivaError, Result};
-use crate::schedule::{Noised, Schedule};
-
-/// The denoiser, its noise schedule, and how many images it sees at a time. Clones share all of them.
-#[derive(Clone)]
-pub struct Teacher {
-    pub denoiser: Arc<Mutex<dyn Denoiser>>,
-    pub schedule: Arc<Schedule>,
-    /// The most images at a time, draws of an image counted singly; `None`: as many as it takes to fill the machine, and
-    /// at least one draw of the batch.
-    pub batch: Option<usize>,
-    pub limit: MemoryLimit,
-}
+use crate::denoiser::{Condition, Denoiser, KeysValues};
+use crate::error::Result;
+use crate::schedule::Noised;
 
 /// What conditions the draws of a batch.
 pub(super) struct Conditioned<'a> {
-    targets: &'a Targets,
+    pub targets: &'a Targets,
     /// (B, N | 1, S, C): one for each draw, or one for all.
-    positions: Tensor,
+    pub positions: Tensor,
     /// Behind the positions, read once for all draws.
-    text: Option<KeysValues>,
+    pub text: Option<KeysValues>,
     text_length: i64,
     /// Whether the positions come from the student.
-    learns: bool,
+    pub learns: bool,
 }
 
 /// The samples and draws that go through the denoiser together.
 #[derive(Clone, Copy)]
-struct Part {
-    first: i64,
-    samples: i64,
-    start: i64,
-    draws: i64,
-}
-
-/// Losses, and their gradients at the condition and at the denoiser's own parameters.
-#[derive(Default)]
-struct Gradients {
-    losses: Losses,
-    condition: Vec<Tensor>, // (b, n | 1, S, C) each
-    params: Vec<Option<Tensor>>,
-}
-
-/// The loss of each pass.
-pub(super) trait PassLoss {
-    /// Called before each pass; `whole`: it holds all draws of all samples.
-    fn begin(&mut self, whole: bool) -> Result<()>;
-
-    /// The losses by name, and their sum with its graph. `None`: nothing depends on the predictions.
-    fn loss(&mut self, pass: Pass) -> Result<(Losses, Option<Tensor>)>;
+pub(super) struct Part {
+    pub first: i64,
+    pub samples: i64,
+    pub start: i64,
+    pub draws: i64,
 }
 
 impl Teacher {
-    /// The trained parameters of the denoiser.
-    pub fn params(&self) -> Vec<Tensor> {
-        let params = self.denoiser.params().into_iter().map(|(_, param)| param);
-        params.filter(Tensor::requires_grad).collect()
-    }
-
     /// A condition (B, N | 1, S, C) of `bridge`, taken apart into what learns and the text behind it.
     pub(super) fn conditioned<'a>(
         &self,
@@ -115,16 +80,11 @@ impl Teacher {
         } else {
             Tensor::f_cat(&all.condition, 1)?
         };
-        let gradient = match given.text_length {
-            0 => gradient,
-            length => gradient.f_constant_pad_nd([0, 0, 0, length])?, // the text learns nothing
-        };
-        Ok((all.losses, gradient, all.params))
+        Ok((all.losses, given.whole(gradient)?, all.params))
     }
 
     /// The predictions (B, N, ...) outside any graph.
     pub(super) fn predictions(&self, given: &Conditioned) -> Result<Tensor> {
-        let _no_grad = no_grad_guard();
         let mut passes = Vec::new();
         self.in_passes(given.targets, &mut |parts, _| {
             let mut rows = Vec::new();
@@ -133,7 +93,7 @@ impl Teacher {
                 let (_, filled) = self.condition_of(given, part)?;
                 let text =
                     given.text.as_ref().map(|text| text.narrow(part.first, part.samples)).transpose()?;
-                let prediction = self.denoiser.predict(&query(&noised, &filled, text.as_ref()))?;
+                let prediction = self.predict(&query(&noised, &filled, text.as_ref()))?;
                 rows.push(by_sample(&prediction, part.draws)?);
             }
             passes.push(Tensor::f_cat(&rows, 0)?);
@@ -166,6 +126,7 @@ impl Teacher {
                 start: part.start,
                 draws: part.draws,
                 prediction: prediction.shallow_clone(),
+                others: None,
                 target: noised.target.shallow_clone(),
                 timesteps: timesteps.shallow_clone(),
             };
@@ -174,43 +135,7 @@ impl Teacher {
         let (leaf, filled) = self.condition_of(given, part)?;
         let text = given.text.as_ref().map(|text| text.narrow(part.first, part.samples)).transpose()?;
         let query = query(&noised, &filled, text.as_ref());
-        if !given.learns && params.is_empty() {
-            let prediction = no_grad(|| self.denoiser.predict(&query))?;
-            return sum.losses.add_all(&loss_of(&prediction)?.0);
-        }
-        let mut losses = None;
-        let mut loss_gradient = |prediction: &Tensor| {
-            let prediction = prediction.f_detach()?.f_set_requires_grad(true)?;
-            let (found, total) = loss_of(&prediction)?;
-            losses = Some(found);
-            Ok(match total {
-                Some(total) => {
-                    Tensor::f_run_backward(&[&total], &[&prediction], false, false)?.swap_remove(0)
-                }
-                None => prediction.f_zeros_like()?,
-            })
-        };
-        let detached = filled.detached()?;
-        let recomputed =
-            self.denoiser.gradient(&Query { condition: &detached, ..query }, &mut loss_gradient)?;
-        if let (Some(gradients), Some(losses)) = (recomputed, losses) {
-            sum.condition.push(filled.pull(&gradients, &leaf)?);
-            return sum.losses.add_all(&losses);
-        }
-        let prediction = self.denoiser.predict(&query)?;
-        if !prediction.requires_grad() {
-            return Err(unconditioned());
-        }
-        let (losses, total) = loss_of(&prediction)?;
-        sum.losses.add_all(&losses)?;
-        let Some(total) = total else { return Ok(()) };
-        let inputs: Vec<&Tensor> = given.learns.then_some(&leaf).into_iter().chain(params).collect();
-        let mut found = Tensor::f_run_backward(&[&total], &inputs, false, false)?.into_iter();
-        if given.learns {
-            sum.condition.push(found.next().filter(Tensor::defined).ok_or_else(unconditioned)?);
-        }
-        let found: Vec<_> = found.map(|gradient| Some(gradient).filter(Tensor::defined)).collect();
-        add(&mut sum.params, &found)
+        self.differentiate(&query, given.learns.then_some(&leaf), params, &mut loss_of, sum)
     }
 
     /// The condition of a part as a leaf, and in the denoiser's slots, once for each draw.
@@ -229,7 +154,7 @@ impl Teacher {
     }
 
     /// What a part denoises: draws * samples images, draw by draw.
-    fn noised(&self, targets: &Targets, part: Part) -> Result<Noised> {
+    pub(super) fn noised(&self, targets: &Targets, part: Part) -> Result<Noised> {
         let latents = targets.latents.f_narrow(0, part.first, part.samples)?;
         let mut wide = latents.size();
         wide.insert(1, part.draws);
@@ -263,37 +188,19 @@ impl Teacher {
     }
 }
 
+impl Conditioned<'_> {
+    /// The gradient at the whole condition, given that at the positions: the text learns nothing.
+    pub(super) fn whole(&self, positions: Tensor) -> Result<Tensor> {
+        Ok(match self.text_length {
+            0 => positions,
+            length => positions.f_constant_pad_nd([0, 0, 0, length])?,
+        })
+    }
+}
+
 impl Part {
     /// The samples and draws of this part, of a tensor (B, N, ...).
-    fn of(self, tensor: &Tensor) -> Result<Tensor> {
+    pub(super) fn of(self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.f_narrow(0, self.first, self.samples)?.f_narrow(1, self.start, self.draws)?)
     }
-}
-
-fn query<'a>(noised: &'a Noised, condition: &'a Condition, text: Option<&'a KeysValues>) -> Query<'a> {
-    Query { noisy: &noised.noisy, timesteps: &noised.model_timesteps, condition, text }
-}
-
-/// Adds gradients of the same parameters.
-pub(super) fn add(sum: &mut Vec<Option<Tensor>>, gradients: &[Option<Tensor>]) -> Result<()> {
-    sum.resize_with(gradients.len().max(sum.len()), || None);
-    for (sum, gradient) in sum.iter_mut().zip(gradients) {
-        let Some(gradient) = gradient else { continue };
-        *sum = Some(match sum.take() {
-            Some(sum) => sum.f_add(gradient)?,
-            None => gradient.shallow_clone(),
-        });
-    }
-    Ok(())
-}
-
-fn no_grad<T>(work: impl FnOnce() -> T) -> T {
-    let _no_grad = no_grad_guard();
-    work()
-}
-
-fn unconditioned() -> DivaError {
-    let what = "the denoiser's prediction does not depend on the condition: \
-                a model without conditioning has nothing to teach";
-    DivaError::config("feedback", what)
 }

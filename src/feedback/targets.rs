@@ -67,6 +67,17 @@ impl Targets {
         Ok(())
     }
 
+    /// The same, with the text and token choices of 2B conditions: those of augmented views follow.
+    pub(super) fn twice(&self) -> Result<Targets> {
+        let twice = |tensor: &Tensor| Tensor::f_cat(&[tensor, tensor], 0);
+        let one = self.text.size().first() == Some(&1);
+        Ok(Targets {
+            choice: self.choice.as_ref().map(twice).transpose()?,
+            text: if one { self.text.shallow_clone() } else { twice(&self.text)? },
+            ..self.shallow_clone()
+        })
+    }
+
     /// The same tensors.
     pub fn shallow_clone(&self) -> Targets {
         Targets {

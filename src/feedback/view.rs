@@ -16,9 +16,10 @@ pub struct Pass {
     pub samples: (i64, i64), // from, how many
     pub start: i64,
     pub draws: i64,
-    pub prediction: Tensor, // (n * B, ...)
-    pub target: Tensor,     // (n * B, ...)
-    pub timesteps: Tensor,  // (n * B,)
+    pub prediction: Tensor,     // (n * B, ...)
+    pub others: Option<Tensor>, // (n * B, K, ...), under other conditions: of the augmented view, of other images
+    pub target: Tensor,         // (n * B, ...)
+    pub timesteps: Tensor,      // (n * B,)
 }
 
 /// The tensors of some samples, each computed when it is first read; clones share them. Tokens and predictions are leaves
@@ -132,6 +133,7 @@ impl View {
         match &self.parts().pass {
             Some(pass) => Ok(Pass {
                 prediction: pass.prediction.shallow_clone(),
+                others: pass.others.as_ref().map(Tensor::shallow_clone),
                 target: pass.target.shallow_clone(),
                 timesteps: pass.timesteps.shallow_clone(),
                 ..*pass

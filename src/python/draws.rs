@@ -1,4 +1,4 @@
-//! `_native.DrawPlan` and `_native.augment_seed`. Arguments are read by hand, so that a wrong one is a `ConfigError` or
+//! `_native.DrawPlan`, `_native.negatives` and `_native.augment_seed`. Arguments are read by hand, so that a wrong one is a `ConfigError` or
 //! `DataError` that names it, and not the conversion's own TypeError or OverflowError.
 
 use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArray1};
@@ -90,6 +90,21 @@ fn augment_seed(seed: &Bound<'_, PyAny>, id: &Bound<'_, PyAny>, epoch: &Bound<'_
     Ok(draws::augment_seed(whole("seed", seed)?, whole("id", id)?, whole("epoch", epoch)?))
 }
 
+/// negatives(seed, ids, epoch, draw, group=None, count=None) -> for each sample, the places of its negatives in the batch
+#[pyfunction]
+#[pyo3(signature = (seed, ids, epoch, draw, group=None, count=None))]
+fn negatives(
+    seed: &Bound<'_, PyAny>,
+    ids: PyReadonlyArray1<'_, u64>,
+    epoch: &Bound<'_, PyAny>,
+    draw: u32,
+    group: Option<usize>,
+    count: Option<usize>,
+) -> PyResult<Vec<Vec<i64>>> {
+    let (seed, epoch) = (whole("seed", seed)?, whole("epoch", epoch)?);
+    Ok(draws::negatives(seed, &ids.as_array().to_vec(), epoch, draw, group, count))
+}
+
 /// The vector as a NumPy array that owns it: moved, not copied.
 fn hand_over<T: Element>(
     py: Python<'_>,
@@ -166,5 +181,6 @@ fn sizes(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<DrawPlan>()?;
+    module.add_function(wrap_pyfunction!(negatives, module)?)?;
     module.add_function(wrap_pyfunction!(augment_seed, module)?)
 }

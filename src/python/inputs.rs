@@ -97,7 +97,7 @@ impl PyReader {
         Ok(PyReader(Mutex::new(Reader { pixels: pixels.0, size, home: home.named("home")? })))
     }
 
-    /// CLIP's input (B, 3, H, W) and the targets (latents, noise, timesteps, choice, text) of a batch; None for these where
+    /// CLIP's input (B | 2B, 3, H, W), where augmented views follow, and the targets (latents, noise, timesteps, choice, text) of a batch; None for these where
     /// there is no denoiser.
     fn read(&self, py: Python<'_>, batch: &PyBatch) -> PyResult<(PyTensor, Option<PyTargets>)> {
         let (images, data) = enter_step(py, || lock(&self.0).read(&lock(&batch.0), &|| Ok(())))?;
@@ -107,8 +107,8 @@ impl PyReader {
 
 /// A loader's batch of B samples, checked and not yet computed on.
 ///
-/// ``images`` (B, 3, H, W) are in the declared convention, ``pixel_values`` (B, 3, h, w) ready for CLIP, ``latents``
-/// (B, C, h, w) scaled; ``text`` (1 | B, L, C) is on the student's device. ``size`` is that of the images that latents are
+/// ``images`` (B, 3, H, W) are in the declared convention, ``pixel_values`` and ``augmented``, the augmented views (B, 3, h,
+/// w) that a term needs, ready for CLIP, ``latents`` (B, C, h, w) scaled; ``text`` (1 | B, L, C) is on the student's device. ``size`` is that of the images that latents are
 /// made from, by ``encoder``, where none are given; ``sampled`` is the shape of a latent where it is drawn from the
 /// posterior. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices. Where there is no denoiser, ``text`` and
 /// ``drawn`` are None.
@@ -118,7 +118,7 @@ pub struct PyBatch(pub Mutex<Batch>);
 #[pymethods]
 impl PyBatch {
     #[new]
-    #[pyo3(signature = (*, keys, text=None, drawn=None, epoch=0, seed=0, images=None, pixel_values=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
+    #[pyo3(signature = (*, keys, text=None, drawn=None, epoch=0, seed=0, images=None, pixel_values=None, augmented=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -129,6 +129,7 @@ impl PyBatch {
         #[pyo3(from_py_with = number)] seed: u64,
         images: Option<Given>,
         pixel_values: Option<Given>,
+        augmented: Option<Given>,
         latents: Option<Given>,
         #[pyo3(from_py_with = number)] size: (i64, i64),
         encoder: Option<PyObject>,
@@ -149,6 +150,7 @@ impl PyBatch {
         Ok(PyBatch(Mutex::new(Batch {
             images: optional(images, "images")?,
             pixel_values: optional(pixel_values, "pixel_values")?,
+            augmented: optional(augmented, "augmented")?,
             latents: optional(latents, "latents")?,
             size,
             encoder: encoder.map(|object| self::encoder(py, object)).transpose()?,

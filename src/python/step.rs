@@ -19,7 +19,10 @@ use super::tensor::{optional, Given, PyTensor};
 use super::term::CallbackTerm;
 use crate::denoiser::Denoiser;
 use crate::error::{DivaError, Result};
-use crate::feedback::{Anchor, Denoise, Distance, Feedback, Losses, MemoryLimit, SampleData, Teacher, Term};
+use crate::feedback::{
+    Anchor, Contrast, Denoise, Distance, Feedback, Losses, MemoryLimit, Negatives, SampleData, Teacher, Term,
+    Weighted,
+};
 use crate::step::{Original, Step as Core, VisionTower};
 use crate::torch::Tensor;
 use crate::train::{train, Part, Update};
@@ -63,11 +66,12 @@ struct Step(Mutex<Core>);
 
 #[pymethods]
 impl Step {
-    /// `denoising`: the weight of the denoising loss; with 0, `denoiser` and `schedule` may be None. `original`: (tower,
-    /// bridge) of the untouched model, which the anchor and other terms read. `terms`: (name, weight, function of a `View`
-    /// -> 0-dim loss).
+    /// `denoising`, `contrast` and `anchor` are weights: with 0 a term takes no part, and without the first two `denoiser`
+    /// and `schedule` may be None. `contrast_options`: temperature, negatives of each image, images of a group, seed of the
+    /// choice of negatives. `original`: (tower, bridge) of the untouched model, which the anchor and other terms read.
+    /// `terms`: (name, weight, function of a `View` -> 0-dim loss).
     #[new]
-    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, denoising=1.0, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, anchor=0.0, terms=List(vec![]), original=None, micro_batch=None, denoiser_batch=None))]
+    #[pyo3(signature = (tower, denoiser, bridge, schedule, *, denoising=1.0, loss="mse", draw_weights=List(vec![1.0]), min_snr=None, contrast=0.0, contrast_options=(0.1, None, None, 0), anchor=0.0, anchor_kind="cosine", terms=List(vec![]), original=None, micro_batch=None, denoiser_batch=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -79,7 +83,10 @@ impl Step {
         loss: &str,
         #[pyo3(from_py_with = number)] draw_weights: List<f64>,
         #[pyo3(from_py_with = number)] min_snr: Option<f64>,
+        #[pyo3(from_py_with = number)] contrast: f64,
+        #[pyo3(from_py_with = number)] contrast_options: (f64, Option<usize>, Option<usize>, u64),
         #[pyo3(from_py_with = number)] anchor: f64,
+        anchor_kind: &str,
         #[pyo3(from_py_with = number)] terms: List<(String, f64, PyObject)>,
         original: Option<(PyObject, PyRef<'_, PyBridge>)>,
         #[pyo3(from_py_with = number)] micro_batch: Option<usize>,
@@ -89,9 +96,15 @@ impl Step {
         if draw_weights.is_empty() || draw_weights.iter().any(|weight| !weight.is_finite()) {
             return refused(format!("draw_weights {draw_weights:?}: need at least one, all finite"));
         }
-        for (name, weight) in [("anchor", anchor), ("denoising", denoising)] {
-            if !weight.is_finite() || weight < 0.0 {
-                return refused(format!("{name} {weight}: must be finite and not negative"));
+        let (temperature, count, group, seed) = contrast_options;
+        for (name, value) in [
+            ("anchor", anchor),
+            ("contrast", contrast),
+            ("denoising", denoising),
+            ("temperature", temperature),
+        ] {
+            if !value.is_finite() || value < 0.0 {
+                return refused(format!("{name} {value}: must be finite and not negative"));
             }
         }
         if micro_batch == Some(0) {
@@ -106,26 +119,31 @@ impl Step {
                 batch: denoiser_batch,
                 limit: MemoryLimit::default(),
             }),
-            (None, None) if denoising == 0.0 => None,
-            _ => return refused("the denoising loss needs a denoiser and its schedule".to_string()),
+            (None, None) if denoising == 0.0 && contrast == 0.0 => None,
+            _ => return refused("the losses of predictions need a denoiser and its schedule".to_string()),
         };
-        let mut objective: Vec<Box<dyn Term>> = Vec::new();
-        if let Some(teacher) = teacher.as_ref().filter(|_| denoising != 0.0) {
+        let mut terms_of_all: Vec<Weighted> = Vec::new();
+        let mut add = |weight, term: Box<dyn Term>| terms_of_all.push(Weighted { weight, term });
+        if let Some(teacher) = &teacher {
             let min_snr = min_snr.map(|gamma| (gamma, teacher.schedule.clone()));
-            objective.push(Box::new(Denoise { weight: denoising, distance, draw_weights, min_snr }));
+            let each = draw_weights.clone();
+            add(denoising, Box::new(Denoise { distance, draw_weights: each, min_snr }));
+            add(contrast, Box::new(Contrast { temperature, draw_weights }));
         }
-        if anchor != 0.0 {
-            objective.push(Box::new(Anchor { weight: anchor }));
-        }
+        add(anchor, Box::new(Anchor::parse(anchor_kind).map_err(raise)?));
         for (name, weight, function) in terms.0 {
-            objective.push(Box::new(CallbackTerm::new(name, weight, function)?));
+            if !weight.is_finite() {
+                return refused(format!("term {name:?} has the weight {weight}: it must be finite"));
+            }
+            add(weight, Box::new(CallbackTerm { name, function }));
         }
         let original = original.map(|(tower, bridge)| -> PyResult<_> {
             let tower = self::tower(py, tower)?;
             Ok(Arc::new(Mutex::new(Original { tower, head: bridge.core().head })))
         });
         let original = original.transpose()?;
-        let feedback = Feedback { bridge: bridge.core(), teacher, terms: objective, draws };
+        let negatives = Negatives { seed, group, count };
+        let feedback = Feedback { bridge: bridge.core(), teacher, terms: terms_of_all, negatives, draws };
         let tower = self::tower(py, tower)?;
         Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch })))
     }
@@ -161,6 +179,18 @@ impl Step {
             train(&reader, &step, &mut optimizer, &lock(&batch.0), &part, &signals, &hold)
         })?;
         Ok((named(py, &losses)?, norm.map(PyTensor)))
+    }
+
+    /// Gives terms other weights, by name.
+    #[pyo3(signature = (weights))]
+    fn weigh(&self, #[pyo3(from_py_with = number)] weights: List<(String, f64)>) -> PyResult<()> {
+        let mut core = lock(&self.0);
+        for (name, weight) in weights.0 {
+            if !weight.is_finite() || (!core.feedback.weigh(&name, weight) && weight != 0.0) {
+                return refused(format!("the term {name:?} cannot have the weight {weight}"));
+            }
+        }
+        Ok(())
     }
 
     /// The most images that fit into the denoiser's memory at a time; None while all have fitted.

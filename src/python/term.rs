@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use super::callback::python;
 use super::enter::{enter_step, raise};
 use super::tensor::{Given, PyTensor};
-use crate::error::{floating, DivaError, Result};
+use crate::error::{floating, Result};
 use crate::feedback::{Scope, Term, View};
 
 /// What a term of the loss sees: the whole batch of a step. Each tensor is computed when it is first read.
@@ -69,28 +69,13 @@ impl PyView {
 
 /// A Python callable as a term: it sees the whole batch.
 pub struct CallbackTerm {
-    name: String,
-    weight: f64,
-    function: PyObject,
-}
-
-impl CallbackTerm {
-    pub fn new(name: String, weight: f64, function: PyObject) -> PyResult<Self> {
-        if !weight.is_finite() {
-            let what = format!("term {name:?} has the weight {weight}: it must be finite");
-            return Err(raise(DivaError::config("Step", what)));
-        }
-        Ok(CallbackTerm { name, weight, function })
-    }
+    pub name: String,
+    pub function: PyObject,
 }
 
 impl Term for CallbackTerm {
     fn name(&self) -> &str {
         &self.name
-    }
-
-    fn weight(&self) -> f64 {
-        self.weight
     }
 
     fn scope(&self) -> Scope {

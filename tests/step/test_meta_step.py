@@ -22,6 +22,17 @@ VARIANTS = {
     "text": {"condition": "text", "anchor": 0.1},
     "official-pixels": {"vae_pixels": "official", "resize": "bilinear", "antialias": False},
     "sampled-posterior": {"latent": "sample", "pixels": "symmetric", "micro_batch": 1},
+    "contrast": {"contrast": 1.0, "denoising": 0.0, "condition": "class", "text": "add"},
+    "contrast-official": {
+        "contrast": 1.0,
+        "contrast_view": "official",
+        "contrast_negatives": 1,
+        "anchor": 0.1,
+        "anchor_kind": "kernel",
+        "micro_batch": 1,
+        "denoiser_batch": 1,
+        "denoiser_checkpointing": True,
+    },
     "clip-pixels": {"pixels": "clip", "resize": "bilinear", "gradient_checkpointing": True},
 }
 

@@ -26,7 +26,7 @@ def contrast(view):
     return near + view.tokens[:, 1:].var() * (1 + view.timesteps.double().mean() / 1000)
 
 
-SPREAD, CONTRAST = {"spread": (0.3, spread)}, {"contrast": (0.7, contrast)}
+SPREAD, CONTRAST = {"spread": (0.3, spread)}, {"pairs": (0.7, contrast)}
 TERMS = {"embeddings": SPREAD, "predictions": CONTRAST, "both": {**SPREAD, **CONTRAST}}
 
 

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"recipe {recipe.name}; differing from the defaults:", *(changed or ["nothing"]), sep="\n  ")
     result = post_train(
         clip,
-        teacher if recipe.denoising else None,
+        teacher if recipe.predicts else None,
         loader,
         recipe,
         terms=None if judged is None else _terms(judged, clip, options, recipe),

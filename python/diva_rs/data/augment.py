@@ -1,7 +1,7 @@
 """Views of an image: the paper's augmentation, and the fixed views of a latent cache. Both are keyed."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ def unit_tensor(image: Any) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1).contiguous().float().div_(255)
 
 
-def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
+def keyed(transform: Transform, image: Any, key: tuple[int, int, int], purpose: bytes = b"augment") -> Any:
     """Run ``transform(image)`` with torch's CPU generator seeded by ``key`` = (seed, sample id, epoch), and
     restored afterwards. The result is independent of workers and order.
 
@@ -83,7 +83,7 @@ def keyed(transform: Transform, image: Any, key: tuple[int, int, int]) -> Any:
     # A default device would otherwise take the transform's tensors, and its draws from another generator.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the CUDA generators too, which fork_rng(devices=[]) does not restore.
-        torch.default_generator.manual_seed(crop_seed(*key))
+        torch.default_generator.manual_seed(crop_seed(*key, purpose))
         with library_errors("the transform", "the image"):
             return transform(image)
 
@@ -131,6 +131,31 @@ def transform_of(size: int, scale: tuple[float, float] | None, views: Views | No
     if crops and scale is None:
         raise ConfigError(f"crops={crops} are random and scale=None means the centre crop: give one")
     return center_transform(size) if scale is None or crops == 0 else train_transform(size, scale)
+
+
+def contrast_views(
+    images: Tensor, keys: Iterable[int], seed: int, epoch: int, size: tuple[int, int]
+) -> Tensor:
+    """The augmented views (B, 3, *size) of DCR's contrast, of images (B, 3, H, W) in [0, 1]: slightly other
+    colours, mirrored and turned upside down or not, and a crop of 0.9 to 1.0 of the image.
+
+    A view is a function of (seed, key, epoch). Order and strengths are those of github.com/boyuh/DCR.
+
+    >>> images = torch.rand(2, 3, 40, 30)
+    >>> contrast_views(images, [5, 6], seed=0, epoch=1, size=(32, 32)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    transforms = require("torchvision.transforms.v2", extra="data")
+    view = transforms.Compose(
+        [
+            transforms.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.1, hue=0.05),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.RandomResizedCrop(size, scale=(0.9, 1.0), ratio=(0.9, 1.1)),
+        ]
+    )
+    pairs = zip(images, keys, strict=True)
+    return torch.stack([keyed(view, image, (seed, int(key), epoch), b"contrast") for image, key in pairs])
 
 
 def view(transform: Transform, image: Any, key: tuple[int, int, int], name: str) -> Tensor:

@@ -23,6 +23,8 @@ class Batch:
                   and the VAE's inputs.
     pixel_values  (B, 3, h, w) ready for CLIP. Without ``images`` and ``latents`` they are un-normalised for
                   the VAE, at CLIP's resolution.
+    augmented     (B, 3, H', W') augmented views for recipes with ``contrast``, in the convention of
+                  ``images``, or ready for CLIP where there are none. None: they are made of the images.
     latents       (B, C, h, w) already scaled: the VAE does not run.
     ids           B sample ids (integers or strings) that key the draws. None: the position in the run does.
 
@@ -33,6 +35,7 @@ class Batch:
 
     images: Tensor | None = None
     pixel_values: Tensor | None = None
+    augmented: Tensor | None = None
     latents: Tensor | None = None
     ids: Ids | None = None
 
@@ -144,7 +147,7 @@ def _tensor(value: Any, what: str) -> Tensor:
 
 def _check(batch: Batch, where: str, number: int | None) -> None:
     """Raise ShapeError for parts of a wrong shape, and for parts of different lengths."""
-    for key in ("images", "pixel_values"):
+    for key in ("images", "pixel_values", "augmented"):
         if getattr(batch, key) is not None:
             check_shape(getattr(batch, key), key, number)
     latents, ids = batch.latents, batch.ids
@@ -155,7 +158,7 @@ def _check(batch: Batch, where: str, number: int | None) -> None:
         listed = (is_dense(ids) or isinstance(ids, np.ndarray)) and ids.ndim == 1
     if ids is not None and not listed:
         raise ShapeError(f"{where}: ids must be a sequence of one integer or string per sample")
-    for key in ("pixel_values", "latents", "ids"):
+    for key in ("pixel_values", "augmented", "latents", "ids"):
         part = getattr(batch, key)
         if part is not None and len(part) != len(batch):
             raise ShapeError(f"{where}: {len(part)} {key} for {len(batch)} samples: one per sample is needed")

@@ -55,9 +55,9 @@ def name_key(name: str) -> int:
     return _hash(name.encode("utf-8", "surrogateescape")) >> 1
 
 
-def crop_seed(seed: int, sample: int, epoch: int) -> int:
-    """A 63-bit seed for torch's generator, of (seed, sample id, epoch)."""
-    return _hash(struct.pack("<QQQ8s", seed % 2**64, sample % 2**64, epoch % 2**64, b"augment\0")) >> 1
+def crop_seed(seed: int, sample: int, epoch: int, purpose: bytes = b"augment") -> int:
+    """A 63-bit seed for torch's generator, of (seed, sample id, epoch) and 8 bytes of what it is for."""
+    return _hash(struct.pack("<QQQ8s", seed % 2**64, sample % 2**64, epoch % 2**64, purpose)) >> 1
 
 
 def scramble(ids: np.ndarray[Any, Any], seed: int, epoch: int) -> np.ndarray[Any, Any]:

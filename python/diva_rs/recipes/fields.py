@@ -62,6 +62,18 @@ class Fields(Settings):
     """weight of the denoising loss; 0: off, and the denoiser runs only for terms that read predictions"""
     anchor: NonNegativeFloat = 0.0
     """weight of the penalty that keeps embeddings near the original CLIP's; 0: off"""
+    anchor_kind: Literal["cosine", "squared", "kernel"] = "cosine"
+    """1 - cosine, squared distance, or mean squared gap of the batch's kernel matrices (KUEA, ICML 2025)"""
+    contrast: NonNegativeFloat = 0.0
+    """weight of DCR's contrast of predictions under the conditions of other images of the batch; 0: off"""
+    contrast_temperature: PositiveFloat = 0.1
+    """what the cosines of predictions are divided by"""
+    contrast_negatives: Count | None = None
+    """negatives of each image, drawn by its key; None: every other image of its group"""
+    contrast_group: Annotated[int, Field(ge=2)] | None = None
+    """images, in the order of a batch, that are negatives of each other; None: the loader's whole batch"""
+    contrast_view: Literal["unit", "official"] = "unit"
+    """augmented views, of pixels in [0, 1], or as DCR's code makes them, of CLIP's normalised input"""
 
     # The vision tower, where matrices of a low rank train in its place.
     low_rank: Count | None = None
@@ -170,6 +182,12 @@ class RecipeFields(TypedDict, total=False):
     min_snr: float | None
     denoising: float
     anchor: float
+    anchor_kind: Literal["cosine", "squared", "kernel"]
+    contrast: float
+    contrast_temperature: float
+    contrast_negatives: int | None
+    contrast_group: int | None
+    contrast_view: Literal["unit", "official"]
     low_rank: int | None
     low_rank_alpha: float | None
     low_rank_targets: tuple[str, ...]

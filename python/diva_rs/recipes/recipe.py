@@ -12,7 +12,7 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError, a_type, shown
 from diva_rs.recipes.fields import Fields, RecipeFields
 from diva_rs.recipes.presets import presets
-from diva_rs.recipes.stage import Group, PlannedStage, Stage, plan
+from diva_rs.recipes.stage import WEIGHTS, Group, PlannedStage, Stage, plan
 
 __all__ = ["Group", "Recipe", "Stage"]
 
@@ -110,6 +110,15 @@ class Recipe(Fields):
             stages = (Stage(train=("projector",), steps=warmup), *rest)
         return tuple(plan(stages, dict(self), steps))
 
+    @property
+    def predicts(self) -> bool:
+        """Whether the loss of some stage needs the predictions of a diffusion model.
+
+        >>> Recipe(denoising=0, anchor=1).predicts
+        False
+        """
+        return any(stage.weights[name] for stage in self.plan() for name in ("denoising", "contrast"))
+
     def chosen(self, patches: int) -> int:
         """How many rows of the condition come from the tower's ``patches``, the class token's not counted.
 
@@ -157,6 +166,10 @@ class Recipe(Fields):
         """
         later = {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
         values = self.model_dump(mode="json", exclude=_OPERATIONAL | later)
+        values["stages"] = [
+            {name: value for name, value in stage.items() if value is not None or name not in WEIGHTS}
+            for stage in values["stages"]
+        ]
         canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -172,8 +185,8 @@ class Recipe(Fields):
     def describe(self) -> str:
         """One line per field: ``*`` where it differs from the default, its value, and in a preset its source.
 
-        >>> print(Recipe(lr=1e-5).describe().splitlines()[27])
-        * lr                1e-05
+        >>> print(*(line for line in Recipe(lr=1e-5).describe().splitlines() if line.startswith("*")))
+        * lr 1e-05
         """
         preset = presets().get(self.name)
         about = preset.describe() if preset else []
@@ -184,7 +197,7 @@ class Recipe(Fields):
             note = preset.source_of(name) if preset else ""
             if value != published[name]:
                 note = f"changed: the preset has {published[name]!r}"
-            lines.append(f"{mark} {name:<17} {value!r:<24} {note}".rstrip())
+            lines.append(f"{mark} {name:<20} {value!r:<24} {note}".rstrip())
         return "\n".join(lines)
 
     @model_validator(mode="after")
@@ -214,6 +227,8 @@ class Recipe(Fields):
                 "text='broadcast' adds one visual token to every text token, but "
                 f"condition={self.condition!r} gives several: use condition='class'"
             )
+        if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
+            raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range
         if weights is not None and len(weights) != self.draws:
             raise ConfigError(
@@ -253,5 +268,7 @@ class Recipe(Fields):
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
 _LOW_RANK = ("low_rank_alpha", "low_rank_targets", "low_rank_bias")
-_LATER = {"denoising", "low_rank", *_LOW_RANK}  # fields that are younger than recorded digests
+_CONTRAST = ("contrast_temperature", "contrast_negatives", "contrast_group", "contrast_view")
+# Fields that are younger than recorded digests.
+_LATER = {"denoising", "anchor_kind", "contrast", *_CONTRAST, "low_rank", *_LOW_RANK}
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

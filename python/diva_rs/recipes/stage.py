@@ -11,6 +11,7 @@ from typing_extensions import Self
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.settings import Count, Decay, Optimizer, Schedule, Settings, Whole
 
+WEIGHTS = ("denoising", "contrast", "anchor")  # of the terms that a recipe has by itself
 _NAME = re.compile(r"[a-z]\w*(:\S+)?")
 
 
@@ -58,6 +59,12 @@ class Stage(Settings):
     warmup: Whole | None = None
     grad_clip: NonNegativeFloat | None = None
     """greatest norm of the gradient; 0: no clipping"""
+    denoising: NonNegativeFloat | None = None
+    """weight of the denoising loss in this stage"""
+    contrast: NonNegativeFloat | None = None
+    """weight of the contrast in this stage"""
+    anchor: NonNegativeFloat | None = None
+    """weight of the anchor in this stage"""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -109,6 +116,7 @@ class PlannedStage:
     betas: tuple[float, float]
     eps: float
     grad_clip: float | None  # None: no clipping
+    weights: Mapping[str, float]  # of the terms that a recipe has by itself
 
 
 def plan(stages: Sequence[Stage], recipe: Mapping[str, Any], steps: int | None) -> Iterator[PlannedStage]:
@@ -133,6 +141,7 @@ def plan(stages: Sequence[Stage], recipe: Mapping[str, Any], steps: int | None) 
             schedule_first=start,
             schedule_steps=length,
             grad_clip=values["grad_clip"] or None,
+            weights={name: values[name] for name in WEIGHTS},
             **{name: values[name] for name in ("optimizer", "momentum", "betas", "eps")},
         )
         first += count or 0

@@ -11,6 +11,7 @@ from diva_rs.report.words import figure
 
 LABELS = {
     "denoising": "Denoising loss",
+    "contrast": "Contrast",
     "anchor": "Anchor penalty",
     "lr": "Learning rate",
     "grad_norm": "Gradient norm",

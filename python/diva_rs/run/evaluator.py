@@ -81,7 +81,7 @@ class Evaluator:
                 if name not in scores:
                     near = hint(name, scores) or f": measured are {', '.join(scores)}"
                     raise ConfigError(f"best and guard name scores, and {name!r} is not one{near}")
-            taken = sorted(scores.keys() & {*_LOGGED, *self.trainer.loss_names})
+            taken = sorted(scores.keys() & {*_LOGGED, *self.trainer.step_modules.all_loss_names})
             if taken:
                 raise ConfigError(f"a score is named {taken[0]!r}, which the log uses already: rename it")
             if self.stopped is not None:

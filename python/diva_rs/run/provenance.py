@@ -51,7 +51,7 @@ def describe_models(trainer: Trainer) -> dict[str, Any]:
             "clip" if part == "tower" else part: sum(p.numel() for p in named.values())
             for part, named in parts
         },
-        "losses": list(trainer.loss_names),
+        "losses": list(trainer.step_modules.all_loss_names),
         "backend": trainer.backend,
     }
 

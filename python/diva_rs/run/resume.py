@@ -108,7 +108,7 @@ def _models_of(trainer: Trainer) -> dict[str, Any]:
         "clip_frozen": frozen(clip),
         "teacher": None if unet is None else type(unet).__name__,
         "teacher_weights": None if unet is None else frozen(unet),
-        "losses": ", ".join(trainer.loss_names),
+        "losses": ", ".join(trainer.step_modules.all_loss_names),
         **{f"term {name}": text for name, text in terms},
     }
 

@@ -83,7 +83,7 @@ class FeedbackLoss(nn.Module):
         if self._calls % self.recipe.log_every == 0:
             modules.guard.report()  # pixels on a device are checked without waiting; here is the one read
         if self.training:
-            self.samples_seen += len(inputs.images)
+            self.samples_seen += len(inputs.batch)
         return loss
 
     def set_epoch(self, epoch: int) -> None:

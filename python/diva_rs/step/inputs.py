@@ -1,5 +1,6 @@
 """From what a loader yields to the tensors of a step: CLIP's pixels, latents, draws and text."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 import diva_rs._native as _native
 from diva_rs._base.world import rank_and_world
 from diva_rs.clip import Tower
+from diva_rs.data.augment import contrast_views
 from diva_rs.data.batches import Batch, read_batch
 from diva_rs.data.checks import PixelGuard, check_finite
 from diva_rs.data.pixels import native_pixels
@@ -24,13 +26,14 @@ Keys = np.ndarray[Any, np.dtype[np.uint64]]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _EPOCHS = 1 << 63
+_log = logging.getLogger("diva_rs")
 
 
 @dataclass(frozen=True)
 class Inputs:
     """The tensors of a step: CLIP's pixels and what the teacher denoises."""
 
-    images: Tensor  # (B, 3, H, W), normalised for CLIP
+    images: Tensor  # (B | 2B, 3, H, W), normalised for CLIP; augmented views follow
     # latents, noise, timesteps, choice, text; None: there is no denoiser
     targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | None
     batch: _native.Batch  # what they were made of
@@ -49,6 +52,8 @@ class Reader:
         self.tower, self.recipe = tower, recipe
         self.device, self.dtype = device, dtype
         self.guard = PixelGuard()
+        self.augments = False  # whether the loss needs an augmented view of each image
+        self._warned = False
         self._home = torch.empty((), device=device, dtype=dtype)
         self.query = None if teacher is None else QueryReader(teacher, recipe, tower.patches, self._home)
         pixels = native_pixels(recipe, *self._normalisation())
@@ -63,7 +68,8 @@ class Reader:
         batch = self._checked(item, ids)
         keys = _keys(batch, seen)
         self._check_ready(batch)
-        pinned = batch.pinned(self.device)
+        views = self._views(batch, keys, epoch) if self.augments else None
+        pinned = replace(batch, augmented=views).pinned(self.device)
         if draws is not None and self.query is None:
             raise ConfigError("draws are given, but there is no diffusion model that takes them")
         return _native.Batch(
@@ -72,6 +78,7 @@ class Reader:
             seed=self.recipe.seed,
             images=pinned.images,
             pixel_values=pinned.pixel_values,
+            augmented=pinned.augmented,
             **({} if self.query is None else self.query.of(pinned, draws)),
         )
 
@@ -90,8 +97,10 @@ class Reader:
         if ids is not None:
             listed = isinstance(ids, (Sequence, Tensor, np.ndarray)) or not isinstance(ids, Iterable)
             batch = read_batch(replace(batch, ids=ids if listed else list(iter(ids))), number)
+        declared = self.recipe.pixels if batch.images is not None else "clip"
         pixels = {
             "images": (batch.images, self.recipe.pixels),
+            "augmented": (batch.augmented, declared),
             "pixel_values": (batch.pixel_values, "clip"),
             "latents": (batch.latents, ""),
         }
@@ -111,6 +120,22 @@ class Reader:
                 # As the step will see it: what float64 holds may be infinite in float32.
                 check_finite(tensor.to(self.dtype), what, number, batch.ids)
         return batch
+
+    def _views(self, batch: Batch, keys: Keys, epoch: int) -> Tensor:
+        """The augmented views (B, 3, h, w), ready for CLIP: the loader's, or made of its images."""
+        if len(batch) == 1 and not self._warned:
+            self._warned = True
+            _log.warning("contrast has no negatives in a batch of one image: give larger batches")
+        pixels, convention = batch.source(self.recipe.pixels)
+        size, official = self.tower.image_size, self.recipe.contrast_view == "official"
+        native = native_pixels(self.recipe, *self._normalisation(), convention)
+        if batch.augmented is not None:
+            return native.clip_input(batch.augmented, size)
+        unit = native_pixels(self.recipe, *self._normalisation(), "unit")
+        # The colour changes clamp to [0, 1], also what was normalised for CLIP already.
+        made = native.clip_input(pixels, size) if official else native.to_unit(pixels)
+        views = contrast_views(made, keys, self.recipe.seed, epoch, size)
+        return views if official else unit.clip_input(views, size)
 
     def _check_ready(self, batch: Batch) -> None:
         ready, size = batch.pixel_values, self.tower.image_size

@@ -22,6 +22,7 @@ from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.native.choose import Part, choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.stage import WEIGHTS
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
@@ -68,13 +69,6 @@ class StepModules:
         if unet is not None:
             teacher = Teacher.of(unet)
             self.teacher = (teacher.training if trained else teacher.to_precision)(recipe.precision)
-        # The names of the losses, in the order of the logs.
-        built_in = ("denoising", "anchor")
-        self.loss_names = (
-            "loss",
-            *(name for name in built_in if getattr(recipe, name)),
-            *(name for name, _, _ in added),
-        )
         self._check_objective(trained)
         if projector is None:
             slots = None if self.teacher is None else self.teacher.slots
@@ -85,7 +79,7 @@ class StepModules:
             self.reader = Reader(self.tower, self.teacher, recipe, self.device, self.dtype)
         self.guard = self.reader.guard
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
-        self._original = original or (self._untouched() if recipe.anchor or added else None)
+        self._original = original or (self._untouched() if self._anchor or added else None)
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
         self.low_rank = low_rank or self._low_rank_of(recipe)
         self.parts: dict[str, dict[str, nn.Parameter]] = {
@@ -105,12 +99,37 @@ class StepModules:
             loss=recipe.loss,
             draw_weights=list(recipe.weights()),
             min_snr=recipe.min_snr,
+            contrast=recipe.contrast,
+            contrast_options=(
+                recipe.contrast_temperature,
+                recipe.contrast_negatives,
+                recipe.contrast_group,
+                recipe.seed,
+            ),
             anchor=recipe.anchor,
+            anchor_kind=recipe.anchor_kind,
             terms=added,
             original=self._original,
             micro_batch=recipe.micro_batch,
             denoiser_batch=recipe.denoiser_batch,
         )
+        self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Give the recipe's own terms these weights; those that are left out keep theirs."""
+        self.step.weigh(list(weights.items()))
+        self.reader.augments = weights["contrast"] > 0
+        self.loss_names = self._named(weights)
+
+    def _named(self, *weights: Mapping[str, float]) -> tuple[str, ...]:
+        """The names of the losses, in the order of the logs."""
+        own = (name for name in WEIGHTS if any(each[name] for each in weights))
+        return ("loss", *own, *(self._terms or ()))
+
+    @property
+    def all_loss_names(self) -> tuple[str, ...]:
+        """The names of the losses of all stages."""
+        return self._named(*(stage.weights for stage in self.recipe.plan()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "StepModules":
         """Over copies of CLIP and the projector; teacher, terms and untouched model are shared."""
@@ -234,9 +253,14 @@ class StepModules:
                 self.low_rank.pull()
 
     @property
+    def _anchor(self) -> float:
+        """The greatest weight of the anchor."""
+        return max(self.recipe.anchor, *(stage.weights["anchor"] for stage in self.recipe.plan()))
+
+    @property
     def needing_original(self) -> list[str]:
         """What needs the CLIP from which training began: a low-rank tower, and terms."""
-        anchor = [f"anchor={self.recipe.anchor}"] if self.recipe.anchor else []
+        anchor = [f"anchor={self._anchor}"] if self._anchor else []
         anchor += [f"low_rank={self.recipe.low_rank}"] if self.recipe.low_rank else []
         added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
         return anchor + added
@@ -248,13 +272,17 @@ class StepModules:
 
     def _check_objective(self, trained: bool) -> None:
         """Raise ConfigError where there is nothing to minimise, or no diffusion model that it needs."""
-        if self.loss_names == ("loss",):
-            raise ConfigError("denoising=0 leaves nothing to minimise: give terms, or an anchor")
-        if self.teacher is None and (self.recipe.denoising or trained):
-            what = "the denoiser trains" if trained else f"denoising={self.recipe.denoising}"
-            raise ConfigError(
-                f"unet is None, but {what}: give a diffusion model, or denoising=0 and terms that do without"
-            )
+        for stage in self.recipe.plan():
+            if self._named(stage.weights) == ("loss",):
+                where = f" in the stage from step {stage.first}" if self.recipe.stages else ""
+                raise ConfigError(f"denoising=0 leaves nothing to minimise{where}: give terms, or an anchor")
+            for name in ("denoising", "contrast"):
+                if self.teacher is None and (trained or stage.weights[name]):
+                    what = "the denoiser trains" if trained else f"{name}={stage.weights[name]}"
+                    raise ConfigError(
+                        f"unet is None, but {what}: give a diffusion model, or {name}=0 and terms that do "
+                        "without"
+                    )
 
     def _student_home(self) -> tuple[torch.device, torch.dtype]:
         wanted = _STUDENT_DTYPE[self.recipe.precision]

@@ -78,15 +78,16 @@ class Stages:
         group = self.current.groups[-1]
         return group.lr * self._factor(group, step)
 
-    def advance(self, step: int) -> None:
-        """Make the stage current that optimizer step ``step`` belongs to."""
-        index = self._index_of(step)
+    def advance(self, step: int) -> bool:
+        """Make the stage current that optimizer step ``step`` belongs to; returns whether it is another."""
+        before, index = self.index, self._index_of(step)
         while self.index < index:
             self.index += 1
             if self.current.continues:
                 self.optimizer.regroup(self._given(self.index))
             else:
                 self.optimizer = self._new(self.index)
+        return index != before
 
     def load(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Make the stage of ``step`` current, with this optimizer state; an error changes nothing."""

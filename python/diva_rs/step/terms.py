@@ -11,7 +11,7 @@ from diva_rs.errors import ConfigError, a_type
 Term = Callable[[View], Tensor]
 
 # Other values in the logs have these names.
-_TAKEN = {"loss", "denoising", "anchor", "grad_norm", "lr", "epoch", "samples", "step", "skipped"}
+_TAKEN = {"loss", "denoising", "contrast", "anchor", "grad_norm", "lr", "epoch", "samples", "step", "skipped"}
 
 
 def named_terms(terms: Mapping[str, tuple[float, Term]] | None) -> list[tuple[str, float, Term]]:

@@ -66,6 +66,7 @@ class Trainer:
         with self.step_modules.plain():
             tower = (self.step_modules.parameters, self.step_modules.low_rank)
             self._stages = Stages(self.recipe, self.step_modules.parts, tower)
+        self.step_modules.weigh(self._stages.current.weights)
 
     def __reduce__(self) -> NoReturn:
         raise ConfigError(
@@ -92,7 +93,7 @@ class Trainer:
 
     @property
     def loss_names(self) -> tuple[str, ...]:
-        """The names of the losses in `metrics`: "loss" is the sum of the others."""
+        """The names of this stage's losses in `metrics`: "loss" is the sum of the others."""
         return self.step_modules.loss_names
 
     @property
@@ -233,6 +234,7 @@ class Trainer:
         if modules.low_rank is not None:
             modules.low_rank.check(state.get("low_rank"))
         self._stages.load(saved.counters["steps_done"], saved.optimizer)
+        modules.weigh(self._stages.current.weights)
         modules.write(saved.parameters)
         self.__dict__.update(saved.counters)
         self.discard()
@@ -250,6 +252,8 @@ class Trainer:
         """
         if self.pending == 0:
             self._clear()
+            for name in {*self.step_modules.all_loss_names} - {*self.loss_names}:
+                self.metrics.pop(name, None)  # of the stage before
         read = self.step_modules.batch(batch, ids, self.epoch, draws, self.samples_seen)
         samples = self.pending + len(read)
         stages, share = self._stages, len(read) / samples
@@ -300,7 +304,8 @@ class Trainer:
         self.pending = 0
         self.steps_done += 1
         with self.step_modules.plain():
-            self._stages.advance(self.steps_done)
+            if self._stages.advance(self.steps_done):
+                self.step_modules.weigh(self._stages.current.weights)
 
     def _clear(self) -> None:
         for parameter in (*self.parameters().values(), *self.step_modules.parameters.values()):
