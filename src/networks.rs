@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::denoiser::dit::DiTTransformer2D;
+use crate::denoiser::mmdit::MMDiT;
 use crate::denoiser::unet_2d_condition::UNet2DCondition;
 use crate::denoiser::vae::AutoencoderEncoder;
 use crate::denoiser::Denoiser;
@@ -50,6 +51,7 @@ pub const KINDS: &[(&str, Read)] = &[
             denoiser(DiTTransformer2D::new(config, weights)?)
         })
     }),
+    ("mmdit", |config| build(config, |config, weights, fixed| denoiser(MMDiT::new(config, weights, fixed)?))),
     ("autoencoder_kl_encoder", |config| {
         build(config, |config, weights, fixed| {
             no_fixed(&fixed)?;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::torch::{no_grad_guard, Tensor};
 
+use crate::autograd::pull::push;
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
 use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
@@ -69,12 +70,12 @@ impl Step {
             let original = self.original(&images.f_narrow(0, 0, length)?);
             let part = Samples { tokens: &tokens, data: &data, original, of: samples };
             let found = self.feedback.loss_and_grad(part, share_of)?;
+            losses.add_all(&found.losses)?;
             let carried = carry.is_some();
             if let Some(carry) = carry {
                 carry(&scaled(&found.tokens, share)?)?;
             }
-            trained |= self.backward(&tokens, &found, share)? || carried;
-            losses.add_all(&found.losses)?;
+            trained |= self.backward(&tokens, found, share)? || carried;
             poll()?;
         }
         if !trained {
@@ -161,29 +162,20 @@ impl Step {
         }))
     }
 
-    /// Cut 1 joined again: the backward pass of the scalar sum(tokens * d_tokens) + sum(param * d_param), whose
-    /// gradient is the given one exactly, adds to every `.grad` through autograd's own accumulation. False: there is none.
-    fn backward(&self, tokens: &Tensor, found: &LossAndGrad, share: f64) -> Result<bool> {
+    /// Cut 1 joined again: adds the given gradients to every `.grad` through autograd's own accumulation. Each is dropped
+    /// as soon as it is added: a denoiser that trains has gigabytes of them. False: there is none.
+    fn backward(&self, tokens: &Tensor, found: LossAndGrad, share: f64) -> Result<bool> {
         let denoiser = self.feedback.teacher.as_ref().map(|teacher| teacher.params()).unwrap_or_default();
-        let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(&found.bridge);
-        let params = bridge.chain(denoiser.iter().zip(&found.denoiser));
-        let params = params.filter_map(|(param, gradient)| Some((param, gradient.as_ref()?)));
-        let mut scalar: Option<Tensor> = None;
-        for (value, gradient) in [(tokens, &found.tokens)].into_iter().chain(params) {
-            if !value.requires_grad() {
-                continue;
+        let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(found.bridge);
+        let mut trained = false;
+        let leaves = bridge.chain(denoiser.iter().zip(found.denoiser));
+        for (value, gradient) in [(tokens, Some(found.tokens))].into_iter().chain(leaves) {
+            if let Some(gradient) = gradient.filter(|_| value.requires_grad()) {
+                push(value, &scaled(&gradient, share)?)?;
+                trained = true;
             }
-            let product = value.f_mul(&scaled(gradient, share)?)?;
-            let term = product.f_sum(product.kind())?;
-            scalar = Some(match scalar {
-                Some(sum) => sum.f_add(&term.f_type_as(&sum)?)?,
-                None => term,
-            });
         }
-        if let Some(scalar) = &scalar {
-            scalar.f_backward()?;
-        }
-        Ok(scalar.is_some())
+        Ok(trained)
     }
 
     /// How many samples have these images or tokens.

@@ -59,17 +59,30 @@ def measure(size: str, precision: str, name: str, device: str) -> dict[str, floa
         if cuda:
             torch.cuda.reset_peak_memory_stats(models.device)
         else:
-            with contextlib.suppress(OSError):  # not permitted: the peak then covers the whole process
-                Path("/proc/self/clear_refs").write_text("5")
-        before = torch.cuda.memory_allocated(models.device) / 2**30 if cuda else _status("VmRSS")
+            forget_peak()
+        before = torch.cuda.memory_allocated(models.device) / 2**30 if cuda else resident("VmRSS")
         for _ in range(2):
             contestant.step(images)
-        peak = torch.cuda.max_memory_allocated(models.device) / 2**30 if cuda else _status("VmHWM")
+        peak = torch.cuda.max_memory_allocated(models.device) / 2**30 if cuda else resident("VmHWM")
     del state  # kept until the measurement is done
     return {"before": before, "peak": max(before, peak)}
 
 
-def _status(name: str) -> float:
+def forget_peak() -> None:
+    """From here on ``resident("VmHWM")`` is the peak; where that is not permitted, of the whole process.
+
+    >>> forget_peak()
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident(name: str) -> float:
+    """GiB of this process: "VmRSS" now, or "VmHWM" at the peak.
+
+    >>> 0 < resident("VmRSS") <= resident("VmHWM")
+    True
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(name + ":"):

@@ -55,6 +55,13 @@ impl Sinusoids {
     }
 }
 
+/// 0, 1, ... in float64 where `place` is, made on the device: a copy from the host would have to be waited for.
+pub fn count(place: &Tensor, length: i64) -> Result<Tensor> {
+    let one =
+        place.f_detach()?.f_flatten(0, -1)?.f_narrow(0, 0, 1)?.f_to_kind(Kind::Double)?.f_ones_like()?;
+    Ok(one.f_expand([length], false)?.f_cumsum(0, Kind::Double)?.f_sub_scalar(1.0)?)
+}
+
 /// diffusers embeddings.py `TimestepEmbedding`: Linear, activation, Linear.
 pub struct TimestepEmbedding {
     linear_1: Linear,

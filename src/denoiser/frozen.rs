@@ -1,4 +1,4 @@
-//! The weights of a network that is never trained.
+//! The weights of a denoiser, which is frozen as a rule.
 
 use crate::torch::{Kind, Tensor};
 
@@ -6,17 +6,23 @@ use crate::error::{DivaError, Result};
 use crate::nn::Store;
 
 /// The weights detached: no gradient is computed for one, even where the module around it trains. They share their
-/// storage with the caller's, and have one dtype: float32, bfloat16 or float64. Beside bfloat16 any may be float32: it was
-/// not rounded. The dtype of those named in `any_dtype` may differ.
+/// storage with the caller's. Their dtypes as [`check`] takes them.
 pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&str]) -> Result<Store> {
+    check(op, &weights, any_dtype)?;
+    let detached = weights.into_iter().map(|(key, tensor)| Ok((key, tensor.f_detach()?)));
+    Ok(Store::new(detached.collect::<Result<Vec<_>>>()?))
+}
+
+/// The weights have one dtype: float32, bfloat16 or float64. Beside bfloat16 any may be float32: it was not rounded. The
+/// dtype of those named in `any_dtype` may differ.
+pub fn check(op: &'static str, weights: &[(String, Tensor)], any_dtype: &[&str]) -> Result<()> {
     let half = weights.iter().any(|(_, weight)| weight.f_kind().ok() == Some(Kind::BFloat16));
-    let mut first: Option<(String, Kind)> = None;
-    let mut detached = Vec::with_capacity(weights.len());
+    let mut first: Option<(&str, Kind)> = None;
     for (key, tensor) in weights {
         let kind = tensor.f_kind()?;
         if !(any_dtype.contains(&key.as_str()) || half && kind == Kind::Float) {
-            let (other, expected) = first.get_or_insert_with(|| (key.clone(), kind));
-            if kind != *expected {
+            let (other, expected) = *first.get_or_insert((key, kind));
+            if kind != expected {
                 let what =
                     format!("is {kind:?}, but `{other}` is {expected:?}: cast the module to one dtype");
                 return Err(DivaError::weights(op, key, what));
@@ -26,9 +32,8 @@ pub fn frozen(op: &'static str, weights: Vec<(String, Tensor)>, any_dtype: &[&st
             let what = format!("is {kind:?}: cast the module to float32, bfloat16 or float64");
             return Err(DivaError::weights(op, key, what));
         }
-        detached.push((key, tensor.f_detach()?));
     }
-    Ok(Store::new(detached))
+    Ok(())
 }
 
 #[cfg(test)]

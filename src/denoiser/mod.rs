@@ -15,6 +15,7 @@ pub mod dit;
 pub mod embeddings;
 pub mod frozen;
 pub mod layers;
+pub mod mmdit;
 pub use crate::autograd::pull;
 pub mod unet_2d_condition;
 pub mod vae;
@@ -40,10 +41,10 @@ pub trait Denoiser: Send {
         Ok(None)
     }
 
-    /// The gradient at each slot of the loss whose gradient at the prediction `loss_gradient` gives, for denoisers that
-    /// compute their blocks again in the backward pass instead of keeping every activation. `None`: autograd finds it
-    /// through `predict`.
-    fn gradient(&self, _query: &Query, _loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    /// The gradients of the loss whose gradient at the prediction `loss_gradient` gives, for denoisers that compute their
+    /// blocks again in the backward pass instead of keeping every activation. `None`: autograd finds them through
+    /// `predict`.
+    fn gradient(&self, _query: &Query, _loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         Ok(None)
     }
 
@@ -75,6 +76,19 @@ impl Query<'_> {
     /// A prediction on the device of `noisy`, in its own dtype.
     pub fn home(&self, prediction: &Tensor) -> Result<Tensor> {
         Ok(prediction.f_to_other(&self.noisy.f_to_kind(prediction.f_kind()?)?, false, false)?)
+    }
+}
+
+/// Gradients at the slots of a condition, and at those of `Denoiser::params` that require one.
+#[derive(Default)]
+pub struct Gradients {
+    pub condition: Condition,
+    pub params: Vec<Option<Tensor>>,
+}
+
+impl From<Condition> for Gradients {
+    fn from(condition: Condition) -> Self {
+        Gradients { condition, params: Vec::new() }
     }
 }
 
@@ -135,7 +149,7 @@ impl<T: Denoiser + ?Sized> Denoiser for Arc<Mutex<T>> {
         held(self).read(text)
     }
 
-    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         held(self).gradient(query, loss_gradient)
     }
 

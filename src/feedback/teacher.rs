@@ -73,7 +73,9 @@ impl Teacher {
         let recomputed =
             self.denoiser.gradient(&Query { condition: &detached, ..*query }, &mut loss_gradient)?;
         if let (Some(gradients), Some(losses)) = (recomputed, losses) {
-            sum.condition.extend(leaf.map(|leaf| query.condition.pull(&gradients, leaf)).transpose()?);
+            let pulled = leaf.map(|leaf| query.condition.pull(&gradients.condition, leaf));
+            sum.condition.extend(pulled.transpose()?);
+            add(&mut sum.params, &gradients.params)?;
             return sum.losses.add_all(&losses);
         }
         let prediction = self.denoiser.predict(query)?;

@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod compute;
 mod geglu;
 mod layers;
 mod mixed;
@@ -14,6 +15,7 @@ mod weights;
 
 pub use activation::Activation;
 pub use attention::{attention, merge_heads, quick_attention, split_heads};
+pub use compute::Compute;
 pub use geglu::geglu;
 pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear};
 pub use weights::{Path, Store};

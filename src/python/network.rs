@@ -10,7 +10,7 @@ use pythonize::depythonize;
 use super::enter::{enter, lock, raise};
 use super::number::number;
 use super::tensor::{optional, tensors, Given, PyTensor};
-use crate::denoiser::pull::{leaf, pull};
+use crate::denoiser::pull::{leaf, push};
 use crate::denoiser::vae::AutoencoderEncoder;
 use crate::denoiser::{Condition, Denoiser, Query};
 use crate::error::{DivaError, Result};
@@ -76,7 +76,8 @@ impl PyNetwork {
 #[pymethods]
 impl PyNetwork {
     /// `fixed`: inputs that are the same in every step. A UNet takes "encoder_hidden_states" (1, L, D), "text_embeds"
-    /// (1, n) and "time_ids" (1, m), as its configuration needs them.
+    /// (1, n) and "time_ids" (1, m), as its configuration needs them; an MMDiT "encoder_hidden_states" (1, L, D) or
+    /// "pooled_projections" (1, V) for a slot that is not the condition's.
     #[new]
     #[pyo3(signature = (kind, config, weights, fixed=None))]
     fn new(
@@ -148,8 +149,9 @@ impl PyNetwork {
         enter(py, move || asked.predict(&network)).map(PyTensor)
     }
 
-    /// (prediction, the gradient at the condition), given the gradient at the prediction. Where the configuration says
-    /// `checkpoint`, the blocks are computed again in the backward pass.
+    /// (prediction, the gradient at the condition), given the gradient at the prediction; those at the weights that train
+    /// are added to their `.grad`. Where the configuration says `checkpoint`, the blocks are computed again in the
+    /// backward pass.
     #[pyo3(signature = (noisy, timesteps, condition, at_prediction, text=None))]
     fn gradient(
         &self,
@@ -249,10 +251,18 @@ impl Asked {
         let detached = filled.detached()?;
         let found = self.of(network, &detached, |query| network.gradient(query, &mut loss_gradient))?;
         if let (Some(gradients), Some(prediction)) = (found, seen) {
-            return Ok((prediction, filled.pull(&gradients, &source)?));
+            let trained = network.params().into_iter().map(|(_, param)| param).filter(Tensor::requires_grad);
+            for (param, gradient) in trained.zip(gradients.params) {
+                gradient.map_or(Ok(()), |gradient| push(&param, &gradient))?;
+            }
+            return Ok((prediction, filled.pull(&gradients.condition, &source)?));
         }
         let prediction = self.of(network, &filled, |query| network.predict(query))?;
-        let gradient = pull(&prediction, at_prediction, &[&source])?.swap_remove(0);
+        push(&prediction, at_prediction)?; // to the weights that train, and to the condition
+        let gradient = source.f_grad()?;
+        if !gradient.defined() {
+            return Err(DivaError::config("backward", "the output was computed without a graph"));
+        }
         Ok((prediction.f_detach()?, gradient))
     }
 }

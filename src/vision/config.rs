@@ -1,11 +1,10 @@
 //! What a tower's weights do not say.
 
-use crate::torch::Kind;
 use serde::Deserialize;
 
 use super::layouts::Layout;
 use crate::error::{DivaError, Result};
-use crate::nn::Activation;
+use crate::nn::{Activation, Compute};
 
 const OP: &str = "VisionTransformer";
 
@@ -52,26 +51,6 @@ pub enum HeadLayer {
     /// Without a bias in its second layer.
     Mlp,
     MlpBias,
-}
-
-/// The precision of matrix products. The residual stream, the norms and the weights keep the weights' own precision
-/// where that is the wider one, so gradients add up in the weights' own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compute {
-    Fp32,
-    Bf16,
-    Fp64,
-}
-
-impl Compute {
-    pub fn kind(self) -> Kind {
-        match self {
-            Compute::Fp32 => Kind::Float,
-            Compute::Bf16 => Kind::BFloat16,
-            Compute::Fp64 => Kind::Double,
-        }
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]

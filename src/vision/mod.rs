@@ -15,7 +15,7 @@ mod map_head;
 mod recompute;
 mod vit;
 
-pub use config::{Compute, Config, HeadLayer, Pool, Positions, Resize};
+pub use config::{Config, HeadLayer, Pool, Positions, Resize};
 pub use layouts::Layout;
 pub use recompute::Recording;
 pub use vit::Vit;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::torch::{no_grad_guard, with_grad, Tensor};
 
 use super::vit::Vit;
+use crate::autograd::pull::push;
 use crate::error::Result;
 use crate::step::{Carry, VisionTower};
 
@@ -74,13 +75,4 @@ fn pull(input: &Tensor, gradient: &Tensor, layer: impl Fn(&Tensor) -> Result<Ten
     let leaf = input.f_detach()?.f_set_requires_grad(true)?;
     push(&layer(&leaf)?, gradient)?;
     Ok(leaf.f_grad()?)
-}
-
-/// Backward from `output` with `gradient`: that of the scalar sum(output * gradient) is the same, exactly.
-fn push(output: &Tensor, gradient: &Tensor) -> Result<()> {
-    if !output.requires_grad() {
-        return Ok(()); // a frozen stem
-    }
-    let product = output.f_mul(&gradient.f_to_kind(output.kind())?)?;
-    Ok(product.f_sum(product.kind())?.f_backward()?)
 }

@@ -27,6 +27,8 @@ import diva_rs
 import diva_rs._base.checkpoint
 import diva_rs._base.files
 import diva_rs.run.evaluator
+from builders import genhancer as genhancers
+from builders.dcr import stages
 from builders.judged import judged
 from builders.rank import two_ranks
 from builders.small import images, small_clip, small_teacher
@@ -67,7 +69,9 @@ def train(batches: Any = None, seed: int = 0, teacher: Any = True, **fields: Any
     batches = loader() if batches is None else batches
     result = diva_rs.post_train(clip, unet, batches, progress=False, **{**RUN, **fields})
     weights = {f"clip.{name}": value.clone() for name, value in clip.visual.state_dict().items()}
-    weights |= {f"projector.{name}": value.clone() for name, value in result.projector.state_dict().items()}
+    for part, module in (("projector", result.projector), ("denoiser", result.denoiser)):
+        state = {} if module is None else module.state_dict()
+        weights |= {f"{part}.{name}": value.clone() for name, value in state.items()}
     history = [{name: float(value) for name, value in row.items()} for row in result.history]
     names = ("steps", "samples", "ranks", "interrupted", "stopped", "evaluation")
     report = {name: result.report[name] for name in names if name in result.report}
@@ -163,6 +167,32 @@ def un2clip(place: Path, world: int) -> dict[str, Any]:
     """un2CLIP's step: a pooled condition without a projector."""
     fields = {"recipe": "un2clip-openai-vit-l-14-224", "image_size": None, "density": None, "warmup": 0}
     return train(teacher=unclip_teacher(torch.float64), **fields)
+
+
+def dcr(place: Path, world: int) -> dict[str, Any]:
+    """DCR's two stages: negatives are the others of three images that lie on one rank."""
+    recipe = diva_rs.Recipe.named("dcr-openai-vit-l-14-224")
+    fields = {"recipe": recipe, "stages": stages(recipe, 3, 3, lr=1e-3), "contrast_group": 3, "low_rank": 4}
+    fields |= {"image_size": None, "density": None, "warmup": 0, "anchor": 0.0, "steps": None, "batch": 6}
+    batches = [images(3, seed=seed, dtype=torch.float64) for seed in range(4)]
+    starts = range(0, 12, 3)
+    named = [
+        {"images": batch, "ids": list(range(start, start + 3))}
+        for batch, start in zip(batches, starts, strict=True)
+    ]
+    if world > 1:
+        return train(named[int(os.environ["RANK"]) :: world], **fields)
+    pairs = [
+        {"images": torch.cat([one["images"], other["images"]]), "ids": [*one["ids"], *other["ids"]]}
+        for one, other in zip(named[::2], named[1::2], strict=True)
+    ]
+    return train(pairs, **fields)
+
+
+def genhancer(place: Path, world: int) -> dict[str, Any]:
+    """Two stages of three steps: slots of two widths, low rank, and a denoiser that trains."""
+    fields = {"recipe": genhancers.recipe(), "density": None, "draws": 1, "warmup": 0, "steps": 6}
+    return train(teacher=genhancers.teacher(torch.float64), **fields)
 
 
 def own_batches(place: Path, world: int) -> dict[str, Any]:
@@ -336,6 +366,7 @@ def counted(place: Path, world: int) -> dict[str, Any]:
 RUNS: dict[str, Callable[[Path, int], Any]] = {
     # Ten steps, of six batches each.
     "straight": lambda place, world: train(),
+    "low_rank": lambda place, world: train(low_rank=2, low_rank_bias=True, lr=1e-2),
     # 50 steps of two batches in float64.
     "fifty": lambda place, world: train(batch=4, steps=50),
     # Every rank begins with another CLIP, or has another learning rate.
@@ -349,9 +380,9 @@ RUNS: dict[str, Callable[[Path, int], Any]] = {
     **{
         run.__name__: run
         for run in (
-            counted, from_folder, from_shards, unequal, captions, un2clip, own_batches, with_files, guarded,
-            interrupted, begun, continued, killed, resumed, raising, terminated, other_teacher, spoilt,
-            spoilt_on, two_ranks,
+            counted, from_folder, from_shards, unequal, captions, dcr, un2clip, genhancer, own_batches,
+            with_files, guarded, interrupted, begun, continued, killed, resumed, raising, terminated,
+            other_teacher, spoilt, spoilt_on, two_ranks,
         )
     },
 }  # fmt: skip

@@ -165,12 +165,15 @@ PREFIXES = ("module.", "class_model.model.", "model.clip._orig_mod.")
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_and_what_lies_beside_it_are_left_out(prefix, tmp_path):
     own = small_clip(seed=7).state_dict()
-    weights = {prefix + name: value for name, value in own.items()} | {"unet.conv.weight": torch.zeros(3)}
+    inner = "blocks.1.", "blocks.1._checkpoint_wrapped_module."  # torch's wrapper around a part
+    weights = {prefix + name.replace(*inner): value for name, value in own.items()}
+    weights["unet.conv.weight"] = torch.zeros(3)
     torch.save({"state_dict": weights}, tmp_path / "a.pth")
     model = load(f"{MODEL}:{tmp_path / 'a.pth'}")
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
     weights |= {f"ema.{name}": value for name, value in own.items()}
     torch.save(weights, tmp_path / "b.pth")
+    prefix = prefix.removesuffix("_orig_mod.")
     with pytest.raises(WeightsError, match=rf"a model under each of {prefix}, ema\.|each of ema\., {prefix}"):
         load(f"{MODEL}:{tmp_path / 'b.pth'}")
 

@@ -4,13 +4,17 @@ import json
 
 import numpy as np
 import open_clip
+import pytest
 import torch
 
-from builders.cli import MODEL, message
+from builders.cli import MODEL, NEEDED, message, parsed
+from builders.flows import flux_pipeline
 from diva_rs.captions import Evidence, Judgements, Vocabulary
 from diva_rs.cli import main
+from diva_rs.cli.models import load_teacher
 from diva_rs.data import ImageFolder
 from diva_rs.diffusion import Teacher
+from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run import post_training
 from diva_rs.run.callbacks import TensorBoard
@@ -119,3 +123,14 @@ def test_judgements_train_without_the_diffusion_model(command, clip, photos, cap
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(row["captions"] > 0 and "keep" in row and "denoising" not in row for row in rows)
     assert "a folder of judgements is needed" in message(capsys, [*command, "--judged", photos])
+
+
+def test_options_reach_the_family_of_the_teacher(tmp_path):
+    flux_pipeline().save_pretrained(tmp_path)
+    flags = ["--teacher-options", "guidance=4", "--teacher-options", "slot=tokens"]
+    options, _ = parsed([*NEEDED, "--teacher", str(tmp_path), *flags])
+    teacher = load_teacher(options, torch.device("cpu"))
+    assert (teacher.family.guidance, teacher.slots.names) == (4.0, ("tokens",))
+    options, _ = parsed([*NEEDED, "--teacher-options", "guidance"])
+    with pytest.raises(ConfigError, match="--teacher-options guidance: write NAME=VALUE"):
+        load_teacher(options, torch.device("cpu"))

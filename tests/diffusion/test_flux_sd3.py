@@ -195,7 +195,7 @@ def test_it_trains_from_random_weights(kind: str, precision: str) -> None:
     trained = {name for name in before if name.startswith(("denoiser.", "projector."))}
     # What attention leaves of a key's bias is nothing, and the text's last values go nowhere.
     assert changed <= trained and len(changed) > 0.9 * len(trained)
-    assert "torch" in trainer.backend["denoiser"]
+    assert trainer.backend["denoiser"] == "native"
 
 
 def test_what_does_not_fit_is_said() -> None:

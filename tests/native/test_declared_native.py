@@ -17,7 +17,7 @@ from native import test_native_towers, test_native_vae
 from timm.layers import activations
 from torch import nn
 
-from builders import clips, dits, native_towers, unets
+from builders import clips, dits, mmdits, native_towers, unets
 from builders.clips import clip_variants, pixels
 from diva_rs._native import Schedule
 from diva_rs.clip import adapt
@@ -99,6 +99,7 @@ PARITY = {
     "vision_transformer": towers,
     "unet_2d_condition": lambda: kinds(*(unets.Case(name, torch.float32).unet for name in unets.VARIANTS)),
     "dit": lambda: kinds(*map(dits.build, dits.VARIANTS)),
+    "mmdit": lambda: kinds(*map(mmdits.build, mmdits.VARIANTS)),
     "autoencoder_kl_encoder": lambda: kinds(*map(test_native_vae.build, test_native_vae.VARIANTS)),
 }
 

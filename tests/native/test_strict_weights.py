@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from builders import dits, native_towers, unets
+from builders import dits, mmdits, native_towers, unets
 from builders.clips import clip_variants
 from builders.diffusion import tiny_vae
 from diva_rs import _native
 from diva_rs.clip import adapt
 from diva_rs.errors import WeightsError
 from diva_rs.native.dit import dit_config
+from diva_rs.native.inspect import class_path
+from diva_rs.native.mmdit import MMDIT
 from diva_rs.native.unet import unet_config
 from diva_rs.native.vae import vae_config
 from diva_rs.native.vision import describe
@@ -28,6 +30,15 @@ def dit() -> Parts:
     model = dits.build("affine")
     config = {**dit_config(model), "label": "replace", "checkpoint": False}
     return "dit", config, dict(model.named_buffers()) | dict(model.named_parameters())
+
+
+def mmdit(name: str) -> Callable[[], Parts]:
+    def parts() -> Parts:
+        model = mmdits.build(name)
+        config = {**MMDIT.configs[class_path(model)](model), "checkpoint": False}
+        return "mmdit", config, dict(model.named_buffers()) | dict(model.named_parameters())
+
+    return parts
 
 
 def unet() -> Parts:
@@ -50,7 +61,9 @@ def tower(name: str) -> Callable[[], Parts]:
     return parts
 
 
-NETWORKS = {"dit": dit, "unet": unet, "vae": vae, **{n: tower(n) for n in native_towers.ONE_PER_FAMILY}}
+MMDITS = {name: mmdit(name) for name in ("flux", "sd3-dual")}
+TOWERS = {name: tower(name) for name in native_towers.ONE_PER_FAMILY}
+NETWORKS = {"dit": dit, "unet": unet, "vae": vae, **MMDITS, **TOWERS}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

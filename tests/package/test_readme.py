@@ -22,6 +22,7 @@ import diva_rs
 from builders import exports, texts
 from builders.benchmarks import photos_folder
 from builders.diffusion import tiny_pipeline
+from builders.flows import flow_vae
 from builders.mmvp import mmvp_folder
 from builders.small import WIDTH, images, scheduler, small_clip, small_teacher, small_unet
 from diva_rs import cli
@@ -44,6 +45,7 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 COMMANDS = "".join(code for language, code in BLOCKS if language == "")
 
 
+GENHANCER = "GenHancer: a light denoiser that starts from nothing"
 # What is shortened where a block runs: (block, text, replacement).
 SHORTER = [
     ("In a notebook", "steps=200", "steps=2"),
@@ -51,6 +53,9 @@ SHORTER = [
     ("Keep what CLIP could before", "steps=2000", "steps=4"),
     ("Keep what CLIP could before", "eval_every=200", "eval_every=2"),
     ("2. Judge the photographs", "size=512", "size=32"),
+    (GENHANCER, "num_layers=2", "num_layers=1, num_attention_heads=1, joint_attention_dim=24"),
+    (GENHANCER, "size=224", "size=32"),
+    (GENHANCER, '-224"', '-224", image_size=32, batch=4, stages=SHORT'),
     ("4. Train on the judgements", "steps=500", "steps=2, log_every=1"),
     ("4. Train on the judgements", "CaptionTerm(judged,", "CaptionTerm(sure(judged),"),
 ]
@@ -81,6 +86,7 @@ def pasted(tmp_path_factory):
     names |= {"unet": small_teacher(), "scheduler": scheduler(), "text": torch.zeros(1, 4, WIDTH)}
     names |= {"model": lambda noisy, timesteps, tokens: unet(noisy, timesteps, tokens).sample}
     names["sure"] = sure
+    names["SHORT"] = [{"train": ["projector", "denoiser"], "steps": 1}, {"train": ["tower"], "steps": 1}]
     names |= {"loader": [{"images": images(4, seed=n), "latents": torch.randn(4, 4, 8, 8)} for n in range(4)]}
     found = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -115,6 +121,7 @@ def folders(root):
         pixels = np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "photos" / f"{i}.jpg")
     tiny_pipeline().save_pretrained(root / "stable-diffusion-2-1-base")
+    flow_vae().save_pretrained(root / "FLUX.1-schnell" / "vae")
     mmvp_folder(root / "MMVP_VLM", pairs=1)
     (words,) = (code for language, code in BLOCKS if language == "toml")
     (root / "words.toml").write_text(words)
@@ -177,6 +184,14 @@ def test_the_examples_of_caption_feedback(pasted):
     assert [path.name for path in sorted((folder / "captioned").iterdir())] == ["00000.tar", "sizes.json"]
     swapped, accuracy = found["Captions of your own"]["told"].splitlines()
     assert "One black cat is seen from above" in swapped and 0 <= float(accuracy) <= 1
+
+
+def test_the_example_of_genhancer(pasted):
+    names = pasted[1][GENHANCER]
+    assert names["enhanced"].report["steps"] == 2 and names["enhanced"].denoiser is names["flux"]
+    assert not torch.equal(
+        names["weights"]["visual.proj"], pasted[1]["In a notebook"]["weights"]["visual.proj"]
+    )
 
 
 def test_the_evaluation_example(pasted):

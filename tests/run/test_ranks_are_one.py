@@ -5,15 +5,16 @@ import pytest
 from builders.run_ranks import Runs
 from builders.small import worst
 
-LOSSES = ("loss", "denoising", "anchor", "captions", "keep", "grad_norm", "lr")
+RUNS = ("fifty", "from_folder", "unequal", "captions", "own_batches", "low_rank")
+RUNS += ("genhancer", "un2clip", "dcr")
+LOSSES = ("loss", "denoising", "contrast", "anchor", "captions", "keep", "grad_norm", "lr")
 pytestmark = [pytest.mark.invariant, pytest.mark.timeout(900)]  # a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    names = ("straight", "fifty", "from_folder", "unequal", "captions", "un2clip", "own_batches")
-    alone = [f"{name}-1" for name in names]
-    return Runs(tmp_path_factory.mktemp("ranks"), *alone, *(f"{name}-2" for name in names[1:]), "straight-3")
+    alone = [f"{name}-1" for name in ("straight", *RUNS)]
+    return Runs(tmp_path_factory.mktemp("ranks"), *alone, *(f"{name}-2" for name in RUNS), "straight-3")
 
 
 def apart(one, other):
@@ -25,9 +26,7 @@ def apart(one, other):
     )
 
 
-@pytest.mark.parametrize(
-    "run", ["fifty-2", "straight-3", "from_folder-2", "unequal-2", "captions-2", "un2clip-2", "own_batches-2"]
-)
+@pytest.mark.parametrize("run", ["straight-3", *(f"{name}-2" for name in RUNS)])
 def test_ranks_are_one_rank_with_the_same_global_batch(runs, run):
     [alone] = runs.of(run.rsplit("-", 1)[0] + "-1")
     assert alone["history"][0]["loss"] != alone["history"][-1]["loss"]

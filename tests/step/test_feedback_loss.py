@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import FeedbackLoss, Recipe, Trainer
@@ -67,6 +68,21 @@ def test_a_hand_written_loop_with_adamw_walks_with_the_native_optimizer():
         optimizer.zero_grad()
     ours = {name: value.detach() for name, value in trainer.clip.state_dict().items()}
     assert worst(ours, dict(feedback.clip.state_dict())) <= 1e-10
+
+
+WRAPPED = {
+    "checkpoint": lambda feedback, batch: checkpoint(feedback, batch, [1, 2, 3, 4], use_reentrant=False),
+    "reentrant": lambda feedback, batch: checkpoint(feedback, batch, [1, 2, 3, 4], use_reentrant=True),
+    "compiled": lambda feedback, batch: torch.compile(feedback, backend="eager")(batch, [1, 2, 3, 4]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_under_what_runs_or_compiles_a_loss_again(wrap):
+    trainer, feedback = pair()
+    trainer.accumulate(images(4, dtype=torch.float64), ids=[1, 2, 3, 4])
+    wrap(feedback, images(4, dtype=torch.float64).requires_grad_()).backward()
+    assert worst(grads_of(feedback), gradients(trainer)) <= 1e-10
 
 
 def test_inside_accelerate():

@@ -7,7 +7,7 @@ import torch
 
 from builders import clips
 from builders.small import gradients, images, small_clip, small_teacher, worst
-from diva_rs import ConfigError, Recipe, Stage, Trainer, WeightsError
+from diva_rs import ConfigError, FeedbackLoss, Recipe, Stage, Trainer, WeightsError
 from diva_rs.clip import adapt
 
 FIELDS = {"precision": "fp64", "draws": 2, "choose": 4, "optimizer": "adamw", "lr": 1e-2}
@@ -191,3 +191,98 @@ def test_targets_are_every_linear_layer(name):
     }
     taken = {pair.matrix.key for pair in trainer.step_modules.low_rank.pairs}
     assert taken == linear
+
+
+def feedback_of(clip=None, **fields):
+    clip = clip or small_clip(DTYPE)
+    return FeedbackLoss(clip, small_teacher(DTYPE), Recipe(**{**FIELDS, **fields}))
+
+
+def twin(trainer, **fields):
+    """A FeedbackLoss with the trainer's A, B and projector."""
+    feedback = feedback_of(**fields)
+    feedback.step_modules.write(trainer.parameters())
+    return feedback
+
+
+@pytest.mark.invariant
+@pytest.mark.parametrize("bias", [False, True])
+def test_feedback_loss_has_the_same_gradient(bias):
+    trainer = away_from_zero(trainer_of(low_rank_bias=bias))
+    feedback = twin(trainer, low_rank_bias=bias)
+    batch = images(4, dtype=DTYPE)
+    loss = trainer.accumulate(batch, ids=[5, 6, 7, 8])
+    found = feedback(batch, ids=[5, 6, 7, 8])
+    found.backward()
+    assert abs(float(found) - float(loss)) < 1e-12
+    parameters = feedback.step_modules.parts["tower"] | feedback.step_modules.parts["projector"]
+    assert worst({name: p.grad for name, p in parameters.items()}, gradients(trainer)) < 1e-10
+    trained = {id(p) for p in feedback.trained_parameters()}
+    assert trained <= {id(p) for p in feedback.parameters()}
+    assert {id(p) for p in feedback.parameters() if p.grad is not None} == trained
+
+
+def test_feedback_loss_under_autocast_keeps_the_update_in_float32():
+    recipe = {"precision": "fp32", "low_rank_bias": False}
+    feedback = FeedbackLoss(small_clip(), small_teacher(), Recipe(**{**FIELDS, **recipe}))
+    optimizer = torch.optim.AdamW(feedback.trained_parameters(), lr=1e-2)
+    for seed in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = feedback(images(4, seed=seed))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert not feedback.clip.visual.ln_post.weight.requires_grad
+    feedback.merge()
+    assert all(p.requires_grad for p in feedback.clip.parameters())
+    pair = feedback.step_modules.low_rank.pairs[1]
+    expected = pair.base + 2 * pair.b @ pair.a
+    assert (pair.matrix.of(pair.matrix.weight) - expected).abs().max() < 1e-7
+
+
+@pytest.mark.invariant
+def test_a_copy_has_its_own_a_and_b():
+    feedback = twin(away_from_zero(trainer_of()))
+    copied = copy.deepcopy(feedback)
+    batch, before = images(4, dtype=DTYPE), weights(feedback.clip)
+    own = {id(p) for p in feedback.parameters()}
+    assert not own & {id(p) for p in copied.trained_parameters()}
+    optimizer = torch.optim.SGD(copied.trained_parameters(), lr=0.1)
+    loss = copied(batch, ids=[0, 1, 2, 3])
+    loss.backward()
+    optimizer.step()
+    copied.merge()
+    assert same(weights(feedback.clip), before)
+    assert not same(weights(copied.clip), weights(feedback.clip))
+    assert float(feedback(batch, ids=[0, 1, 2, 3])) == float(loss)
+
+
+def test_a_state_of_a_feedback_loss_resumes_on_the_clip_it_began_from():
+    feedback = twin(away_from_zero(trainer_of()))
+    state = copy.deepcopy(feedback.state_dict())
+    assert {name for name in state if name.startswith("low_rank.")} >= {"low_rank.visual/proj/lora_A"}
+    batch, other = images(4, dtype=DTYPE), feedback_of()
+    other.load_state_dict(state)
+    assert float(other(batch)) == float(feedback(batch))
+    assert same(weights(other.clip), weights(feedback.clip))
+    for refused in (feedback_of(copy.deepcopy(feedback.clip)), feedback_of(low_rank_alpha=1.0)):
+        with pytest.raises(WeightsError, match="another low_rank, low_rank_alpha or CLIP"):
+            refused.load_state_dict(state)
+
+
+@pytest.mark.invariant
+@pytest.mark.parametrize("name", ["open_clip-gelu", "transformers-clip-projection", "timm-siglip"])
+def test_gradient_checkpointing_of_the_library_changes_no_gradient(name):
+    found = []
+    for checkpointing in (False, True):
+        clip = clips.clip_variants()[name](dtype=DTYPE)
+        if checkpointing and hasattr(clip, "gradient_checkpointing_enable"):
+            clip.gradient_checkpointing_enable()
+        elif checkpointing:
+            clip.set_grad_checkpointing()
+        feedback = feedback_of(clip, low_rank_bias=True)
+        for pair in feedback.step_modules.low_rank.pairs:
+            torch.nn.init.constant_(pair.b, 0.01)
+        feedback(images(2, dtype=DTYPE)).backward()
+        found.append({n: p.grad.clone() for n, p in feedback.step_modules.parts["tower"].items()})
+    assert worst(*found) < 1e-10

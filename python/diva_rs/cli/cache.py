@@ -2,10 +2,9 @@
 
 import argparse
 
-from diva_rs.cli.models import check_data, load_images, pick_device
+from diva_rs.cli.models import check_data, load_images, load_teacher, pick_device
 from diva_rs.cli.options import CacheOptions, add_options, settings
 from diva_rs.data import LatentCache, Views
-from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
 
 HELP = "encode images into latents once, for diva-rs train --latents"
@@ -25,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     check_data(options.data)
     if recipe.vae_pixels == "official" and None in (recipe.clip_mean, recipe.clip_std):
         raise ConfigError("vae_pixels='official' starts from CLIP's pixels: give --clip-mean and --clip-std")
-    teacher = Teacher(options.teacher, device=pick_device(options.device))
+    teacher = load_teacher(options, pick_device(options.device))
     loader = load_images(options, recipe, teacher, Views(options.crops, options.flip), shuffle=False)
     cache = LatentCache.build(
         loader, teacher, options.out, recipe, dtype=options.dtype, overwrite=options.overwrite

@@ -14,10 +14,9 @@ from diva_rs.captions.sources import read_sets
 from diva_rs.captions.vocabulary import Vocabulary
 from diva_rs.cli.clips import load_clip
 from diva_rs.cli.flags import add_flags, given
-from diva_rs.cli.models import TOKENIZER, check_data, load_images, pick_device, tokenizer_of
+from diva_rs.cli.models import TOKENIZER, check_data, load_images, load_teacher, pick_device, tokenizer_of
 from diva_rs.cli.options import CLIP, ImageOptions, Text
 from diva_rs.data import ImageLoader, Views
-from diva_rs.diffusion import Teacher
 from diva_rs.distributed import launched
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.settings import Count, Whole
@@ -86,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     place = launched()
     own = f"cuda:{place.local}" if place is not None and torch.cuda.is_available() else None
     device = pick_device(options.device or own)
-    teacher = Teacher(options.teacher, device=device).to_precision(options.precision)
+    teacher = load_teacher(options, device).to_precision(options.precision)
     clip = load_clip(options.clip, device, "fp32")
     guesses = Guesses(clip, tokenizer_of(options.tokenizer or options.clip), vocabulary)
     recipe = Recipe(image_size=options.image_size, seed=options.seed)

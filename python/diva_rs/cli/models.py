@@ -1,6 +1,8 @@
 """From what a command line names to a CLIP (with its transform and tokenizer), a teacher and a loader."""
 
+import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,19 @@ def check_data(data: str, flag: str = "--data") -> None:
     pattern = any(mark in data for mark in ("{", "*", "?", "[", "://"))
     if not pattern and not os.path.exists(data):
         raise ConfigError(f"{flag} {data}: there is no such folder or file")
+
+
+def load_teacher(options: ImageOptions, device: torch.device) -> Teacher:
+    """The teacher of ``--teacher`` with the options of its family."""
+    given: dict[str, Any] = {}
+    for option in options.teacher_options:
+        name, equals, value = option.partition("=")
+        if not (name and equals and value):
+            raise ConfigError(f"--teacher-options {option}: write NAME=VALUE, such as guidance=4")
+        given[name] = value
+        with suppress(ValueError):
+            given[name] = json.loads(value)  # a number
+    return Teacher(options.teacher, device=device, **given)
 
 
 def load_images(

@@ -36,7 +36,9 @@ class ImageOptions(Options):
     recipe: Text | None = None
     """preset to start from (diva-rs info --recipes lists them)"""
     teacher: Text
-    """diffusers folder (or repository) of the frozen diffusion model"""
+    """diffusers folder (or repository) of the diffusion model"""
+    teacher_options: tuple[Text, ...] = ()
+    """option of the teacher's family as NAME=VALUE, such as guidance=4; may be repeated"""
     data: Text
     """image folder, or webdataset shards such as 'cc3m/{00000..00331}.tar'"""
     device: Text | None = Field(default=None, description=DEVICE)

@@ -8,12 +8,11 @@ from typing import Any
 from diva_rs._base.files import make_folder, names_in
 from diva_rs.captions import CaptionTerm, Judgements, KeepTerm
 from diva_rs.cli.clips import load_clip
-from diva_rs.cli.models import check_data, load_images, pick_device, tokenizer_of
+from diva_rs.cli.models import check_data, load_images, load_teacher, pick_device, tokenizer_of
 from diva_rs.cli.options import TrainOptions, add_options, settings
 from diva_rs.cli.scores import scores_table, scoring
 from diva_rs.clip import adapt
 from diva_rs.data import LatentCache, Views
-from diva_rs.diffusion import Teacher
 from diva_rs.distributed import launched
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         LatentCache.open(options.latents)
     judged = None if options.judged is None else Judgements.load(options.judged)
     device = pick_device(options.device)
-    teacher = Teacher(options.teacher, device=device)
+    teacher = load_teacher(options, device)
     clip = load_clip(options.clip, device, recipe.precision)
     loader: Any
     if options.latents is None:

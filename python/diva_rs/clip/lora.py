@@ -4,7 +4,8 @@ The tower's own tensors hold W, so that it runs as any other, natively or not. A
 a step's gradient at W is carried to them, and after each update W is computed from W0 again.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -44,6 +45,9 @@ class _Pair(NamedTuple):
 class LowRank:
     """A and B of every target of a tower, and the way between them and the tower's weights.
 
+    ``parameters`` are A and B by the matrix's name, as ``<name>.lora_A`` (r, in) and ``<name>.lora_B``
+    (out, r), and the biases that train.
+
     A begins uniform in +-1/sqrt(in), as peft's, from ``seed`` alone, and B at zero, so that nothing changes
     before the first step. They have the weights' dtype and device.
 
@@ -77,12 +81,12 @@ class LowRank:
                 a.uniform_(-(width**-0.5), width**-0.5, generator=generator)
                 b = base.new_zeros(out, rank)
                 self.pairs.append(_Pair(matrix, base, nn.Parameter(a.to(base)), nn.Parameter(b)))
-        own = {id(parameter): key for key, parameter in tower.named_parameters().items()}
-        biases = [pair.matrix.bias for pair in self.pairs if bias]
-        self.parameters: dict[str, nn.Parameter] = {}
-        for matrix, _, a, b in self.pairs:
-            self.parameters |= {f"{matrix.name}.lora_A": a, f"{matrix.name}.lora_B": b}
-        self.parameters |= {own[id(b)]: b for b in biases if b is not None and id(b) in own}
+        biases = {id(pair.matrix.bias) for pair in self.pairs if bias}
+        taken = {id(pair.matrix.weight) for pair in self.pairs} | biases
+        named = tower.named_parameters()
+        trained = {key: value for key, value in named.items() if id(value) in biases}
+        self.parameters: dict[str, nn.Parameter] = self.factors() | trained
+        self.others = [value for value in named.values() if id(value) not in taken]
 
     @property
     def scale(self) -> float:
@@ -113,8 +117,41 @@ class LowRank:
         for pair in self.pairs:
             pair.matrix.weight.grad = None
 
+    def freeze(self, frozen: bool = True) -> None:
+        """Turn the gradients of the tower's other parameters off, or on again."""
+        for parameter in self.others:
+            parameter.requires_grad_(not frozen)
+
+    def values(self) -> dict[int, Tensor]:
+        """The id of each target's weight -> its value, computed from W0, A and B by autograd."""
+        found: dict[int, Tensor] = {}
+        for key in dict.fromkeys(pair.matrix.key for pair in self.pairs):
+            pairs = [pair for pair in self.pairs if pair.matrix.key == key]
+            weight, transposed = pairs[0].matrix.weight, pairs[0].matrix.transposed
+            whole, end, parts = weight.detach().T if transposed else weight.detach(), 0, []
+            for matrix, base, a, b in pairs:
+                parts += [whole[end : matrix.start], torch.addmm(base, b, a, alpha=self.scale)]
+                end = matrix.start + matrix.rows
+            value = torch.cat([*parts, whole[end:]])
+            found[id(weight)] = value.T if transposed else value
+        return found
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LowRank":
+        copied = copy.copy(self)
+        memo |= {id(pair.base): pair.base for pair in self.pairs}  # never changed, and shared
+        own = (self.pairs, self.parameters, self.others)
+        copied.pairs, copied.parameters, copied.others = copy.deepcopy(own, memo)
+        return copied
+
+    def factors(self) -> dict[str, nn.Parameter]:
+        """A and B of every matrix, by name."""
+        found: dict[str, nn.Parameter] = {}
+        for matrix, _, a, b in self.pairs:
+            found |= {f"{matrix.name}.lora_A": a, f"{matrix.name}.lora_B": b}
+        return found
+
     def facts(self) -> dict[str, Any]:
-        """What A and B mean something with: alpha, and a fingerprint of every W0."""
+        """What A and B belong to: alpha, and a fingerprint of every W0."""
         bases = ((pair.matrix.name, pair.base) for pair in self.pairs)
         return {"alpha": self.alpha, "start": fingerprint(bases)}
 
@@ -133,6 +170,30 @@ class LowRank:
             )
 
 
+class Call(nn.Module):
+    """A function of images that runs ``module``, for `torch.func.functional_call`.
+
+    >>> linear = nn.Linear(2, 2, bias=False)
+    >>> values = {id(linear.weight): torch.eye(2)}
+    >>> Call(linear, linear.forward).on(values, torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The function's result."""
+        return self.function(images)
+
+    def on(self, values: Mapping[int, Tensor], images: Tensor) -> Tensor:
+        """The result with these values, by id, in place of parameters."""
+        named = {name: values[id(p)] for name, p in self.named_parameters() if id(p) in values}
+        result: Tensor = torch.func.functional_call(self, named, (images,))
+        return result
+
+
 def matrices(tower: Tower) -> Iterator[Matrix]:
     """The weights of the tower's linear layers and its projection, as far as they train; fused ones in parts.
 
@@ -140,14 +201,15 @@ def matrices(tower: Tower) -> Iterator[Matrix]:
     >>> [matrix.name.removeprefix("visual.") for matrix in matrices(adapt(clip))][:2]
     ['proj', 'transformer.resblocks.0.attn.in_proj_weight.q']
     """
-    biases: dict[int, nn.Parameter | None] = {} if tower.proj is None else {id(tower.proj): None}
+    biases: dict[int, Any] = {} if tower.proj is None else {id(tower.proj): None}
     for path, module in tower.module.named_modules():
         if callable(getattr(module, "get_base_layer", None)):
             raise ConfigError(
                 f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "
                 "first (peft: model.merge_and_unload())"
             )
-        if isinstance(module, (nn.Linear, nn.MultiheadAttention)):
+        # `in_proj_bias`: nn.MultiheadAttention, and open_clip's own attention.
+        if isinstance(module, nn.Linear) or hasattr(module, "in_proj_bias"):
             bias = module.bias if isinstance(module, nn.Linear) else module.in_proj_bias
             biases |= {id(p): bias for p in module.parameters(recurse=False) if p.ndim == 2}
     for key, weight in tower.named_parameters().items():

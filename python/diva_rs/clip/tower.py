@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -102,6 +103,22 @@ class Tower:
             raise ShapeError(f"pixels is {pixels.dtype}, expected floating point, normalised by mean and std")
         self._check_mode()
         return self.tap(pixels.to(next(self.stem.parameters()).dtype))
+
+    def called(self) -> set[nn.Module]:
+        """The modules whose code `tokens` runs: of another one at most the weights are read."""
+        found: set[nn.Module] = set()
+        hooks = [
+            module.register_forward_pre_hook(lambda module, _: found.add(module))
+            for module in self.module.modules()
+        ]
+        pixel = next(self.stem.parameters())
+        try:
+            with torch.no_grad():
+                self.tap(pixel.new_zeros(1, 3, *self.image_size))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
 
     def project(self, tokens: Tensor) -> Tensor:
         """The rest of the library's head on each row, `norm`, then `proj`: (..., W) -> (..., D)."""

@@ -1,6 +1,7 @@
 """Weights by name from a model, a mapping or a file; and back into a model."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ _IN_FOLDERS = (
 )
 # What an archive of OpenAI's holds beside the weights (clip/model.py, `build_model`, removes it too).
 _OPENAI = frozenset({"input_resolution", "context_length", "vocab_size"})
+# What torch's wrappers around a model or its parts put into names.
+_WRAPPERS = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 _OPENAI_FACTS = {part: {"activation": ["quick_gelu"]} for part in ("vision", "text")}
 
 
@@ -58,13 +61,15 @@ def stored(source: Any, name: str) -> Stored:
 def named_as(weights: Mapping[str, Tensor], keys: Iterable[str], name: str) -> dict[str, Tensor]:
     """The entries of ``weights`` that a model with these keys takes, under the model's keys.
 
-    A prefix (``module.``, ``class_model.model.``, ...) is removed and what lies beside it (a UNet) left out;
-    open_clip's two layouts of the text tower are exchanged. Raises WeightsError where several prefixes fit.
+    A prefix (``module.``, ``class_model.model.``, ...) is removed and what lies beside it (a UNet) left out,
+    as are the names of compiled and sharded parts; open_clip's two layouts of the text tower are exchanged.
+    Raises WeightsError where several prefixes fit.
 
     >>> named_as({"module.w": torch.ones(1), "epoch": torch.ones(1)}, ["w"], "x")
     {'w': tensor([1.])}
     """
     keys = set(keys)
+    weights = {_WRAPPERS.sub("", k): v for k, v in weights.items()}
     weights = {k: v for k, v in weights.items() if k in keys or not k.endswith("position_ids")}
     if keys <= weights.keys():
         return weights

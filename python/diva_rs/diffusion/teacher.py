@@ -76,6 +76,7 @@ class Teacher:
     device: torch.device
     dtype: torch.dtype
     trainable: bool  # whether the denoiser's parameters train: see `training`
+    products: str | None  # the precision of its matrix products where it trains
     _vae: nn.Module | None
 
     def __init__(
@@ -99,7 +100,7 @@ class Teacher:
             source = predictor(source, predict, latent_shape, condition_width, text_condition)
         self._parts = Parts(source, {"vae": vae, "scheduler": scheduler})
         self.given, self.trainable, self._options = self._parts.denoiser, False, options
-        self._compute: torch.dtype | None = None  # of matrix products, where autocast chooses it
+        self.products = None
         self._settled(None if device is None else available_device(device), None)
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
@@ -143,9 +144,9 @@ class Teacher:
         return self if device == self.device else copy.copy(self)._settled(device, self._precision)
 
     def training(self, precision: str = "fp32") -> "Teacher":
-        """This teacher with a denoiser whose parameters train, in eval mode and through PyTorch.
+        """This teacher with a denoiser whose parameters train, in eval mode.
 
-        With "bf16" the weights stay in float32, and autocast runs the matrix products in bfloat16.
+        With "bf16" the weights stay in float32, and the matrix products run in bfloat16.
 
         >>> trained = teacher.training()
         >>> trained.trainable, all(parameter.requires_grad for parameter in trained.denoiser.parameters())
@@ -153,7 +154,7 @@ class Teacher:
         """
         mixed = precision == "bf16"
         other = copy.copy(self.to_precision("fp32" if mixed else precision))
-        other.trainable, other._compute = True, torch.bfloat16 if mixed else None
+        other.trainable, other.products = True, precision
         other.denoiser.requires_grad_()
         return other
 
@@ -176,7 +177,7 @@ class Teacher:
         condition = self.slots.checked(condition, len(noisy))
         if self.denoiser.training:
             self.denoiser.eval()  # a parent's train() was called: dropout would change the prediction
-        mixed = torch.autocast(self.device.type, self._compute) if self._compute else None
+        mixed = torch.autocast(self.device.type, torch.bfloat16) if self.products == "bf16" else None
         with mixed or no_autocast(self.device):
             prediction = self.family.predict(
                 moved(noisy, self.device, self.dtype),

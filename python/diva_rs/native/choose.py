@@ -15,6 +15,7 @@ from diva_rs.diffusion.frozen import freeze, home
 from diva_rs.errors import ConfigError
 from diva_rs.native.dit import DIT
 from diva_rs.native.inspect import NotNative
+from diva_rs.native.mmdit import MMDIT
 from diva_rs.native.unchanged import ModuleSnapshot
 from diva_rs.native.unet import UNET
 from diva_rs.native.vae import native_vae
@@ -23,7 +24,7 @@ from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
 
-DENOISERS = {denoiser.kind: denoiser for denoiser in (UNET, DIT)}
+DENOISERS = {denoiser.kind: denoiser for denoiser in (UNET, DIT, MMDIT)}
 
 
 class Part(NamedTuple):
@@ -86,18 +87,18 @@ def native_denoiser(teacher: Teacher, checkpoint: bool = False) -> _native.Netwo
     >>> native_denoiser(teacher).kind
     'unet_2d_condition'
     """
-    if teacher.trainable:
-        raise NotNative("it trains")
     plan = teacher.family.native()
     if isinstance(plan, str):
         raise NotNative(plan)
     if plan.kind not in DENOISERS:
         raise NotNative(f"there is no native network of the kind {plan.kind!r}")
+    build = partial(DENOISERS[plan.kind].build, teacher.denoiser, plan, checkpoint)
+    if teacher.trainable:
+        return build(train=teacher.products)
     freeze(teacher.denoiser)
     device, dtype = home(teacher.given, "the denoiser")
     rounded = teacher.dtype == torch.bfloat16 and dtype == torch.float32 and device == teacher.device
-    exact = teacher.given if rounded else None
-    return DENOISERS[plan.kind].build(teacher.denoiser, plan, checkpoint, exact)
+    return build(exact=teacher.given if rounded else None)
 
 
 def native_encoder(teacher: Teacher) -> _native.Network:

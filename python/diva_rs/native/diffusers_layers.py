@@ -1,7 +1,7 @@
 """Layers that diffusers' models share, and whether each computes what its weights say and nothing else."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -28,32 +28,42 @@ COMMON = frozenset({ATTENTION, CONV, LINEAR, SILU, DROPOUT, MODULE_LIST})
 
 
 class Denoiser(NamedTuple):
-    """What the native network of one class of denoisers is made of."""
+    """What the native networks of one kind are made of."""
 
     kind: str  # of `_native.Network`
-    cls: str  # the model's class
+    # By a model's class: its configuration but for the plan's fields and `checkpoint`.
+    configs: Mapping[str, Callable[[Any], dict[str, Any]]]
     allowed: frozenset[str]  # every class of module that the native network computes
-    config: Callable[[Any], dict[str, Any]]  # the configuration but for the plan's fields and `checkpoint`
     small: Callable[[str], bool]  # whether a bf16 network computes in float32 with this weight
+    trains: bool = False  # whether its weights may train
 
     def build(
-        self, model: nn.Module, plan: NativePlan, checkpoint: bool = False, exact: nn.Module | None = None
+        self,
+        model: nn.Module,
+        plan: NativePlan,
+        checkpoint: bool = False,
+        exact: nn.Module | None = None,
+        train: str | None = None,
     ) -> _native.Network:
         """The native network that computes exactly what `model` does, or NotNative.
 
-        The weights share their storage and get no gradient. Predictions have the model's dtype, the device of
+        The weights share their storage and get no gradient, unless `train` names the precision of the matrix
+        products of a network that trains. Predictions have the model's dtype, the device of
         the noisy latents, and no learned variance. With bf16 weights matrix products run in bf16 and the rest
         in float32, which is then the predictions' dtype. With `checkpoint` a step runs each block twice
         instead of keeping its activations. `exact` is what the model was before it was rounded to bf16: what
         runs in float32 takes its weights unrounded, which costs next to nothing and saves a quarter of the
         error.
         """
-        expect(class_path(model) == self.cls, f"it is a {class_path(model)}")
+        expect(class_path(model) in self.configs, f"it is a {class_path(model)}")
+        expect(train is None or self.trains, "it trains")
         with warnings.catch_warnings():
             # diffusers warns of every look for an attribute that it finds in the configuration.
             warnings.simplefilter("ignore", FutureWarning)
             check_modules(model, self.allowed)
-        config = {**self.config(model), **plan.fields, "checkpoint": checkpoint}
+        config = {**self.configs[class_path(model)](model), **plan.fields, "checkpoint": checkpoint}
+        if train is not None:
+            config["train"] = train
         weights: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         check_weights(weights.items())
         # The positions of a DiT: diffusers leaves them in float32 when it loads the weights in another dtype.

@@ -115,8 +115,7 @@ def _activation(gelu: Any) -> str:
 
 DIT = layers.Denoiser(
     kind="dit",
-    cls=_DIT,
+    configs={_DIT: dit_config},
     allowed=_ALLOWED,
-    config=dit_config,
     small=lambda key: key.startswith(("pos_embed.", "proj_out_")) or ".norm" in key,
 )

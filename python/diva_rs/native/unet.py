@@ -170,4 +170,4 @@ def _block(where: str, block: Any, classes: tuple[str, ...]) -> dict[str, Any]:
     return {"depths": depths, "heads": one(f"number of heads in {where}", heads)}
 
 
-UNET = layers.Denoiser("unet_2d_condition", _UNET, _ALLOWED, unet_config, _is_small)
+UNET = layers.Denoiser("unet_2d_condition", {_UNET: unet_config}, _ALLOWED, _is_small)

@@ -24,6 +24,8 @@ _CODE = "official code, train_*_stage*.py"
 _BANK = "official code, clip_models/CLIP_bank.py"
 _CONFIG = "official code, train_configs/*_stage*.yaml"
 
+_PROJECTOR = Stage(train=("projector",), steps=100_000, lr=1e-4)
+
 _SHARED: Values = {
     "condition": ("class", f"{_BANK}: the class token after the visual projection"),
     "text": ("broadcast", f"{_BANK}: one vector is added to all 77 tokens of the empty text"),
@@ -56,14 +58,12 @@ _SIGLIP: Values = {
 }
 
 
-def _stages(steps: int, source: str, **first: float) -> Values:
-    """Both stages; ``first`` are the weights of stage 1."""
-    stages = (
-        Stage(train=("projector",), steps=100_000, lr=1e-4, **first),
-        Stage(train=("tower",), steps=steps, lr=1e-5),
-    )
+def _stages(first: Stage, steps: int, source: str) -> Values:
     return {
-        "stages": (stages, f"{_CONFIG}: 100,000 steps at 1e-4, then {steps:,} at 1e-5; {source}"),
+        "stages": (
+            (first, Stage(train=("tower",), steps=steps, lr=1e-5)),
+            f"{_CONFIG}: 100,000 steps at 1e-4, then {steps:,} at 1e-5; {source}",
+        ),
         "steps": (100_000 + steps, f"{_CONFIG}: the sum of both stages"),
     }
 
@@ -86,8 +86,9 @@ def _presets() -> Iterator[tuple[str, Preset]]:
         }
         # The code's configurations of MetaCLIP have 100,000 steps in stage 2, all others 4,600.
         steps = 100_000 if "metaclip" in key else 4600
-        paper = _stages(4600, "paper: stage 1 with the plain denoising loss", denoising=1.0, contrast=0.0)
-        official = _stages(steps, "the contrast in both")
+        plain = _PROJECTOR.model_copy(update={"denoising": 1.0, "contrast": 0.0})
+        paper = _stages(plain, 4600, "paper: stage 1 with the plain denoising loss")
+        official = _stages(_PROJECTOR, steps, "the contrast in both")
         for prefix, account, values in (
             ("dcr", "the method on correct pixels", paper),
             (

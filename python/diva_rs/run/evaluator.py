@@ -27,7 +27,7 @@ _LOGGED = ("step", "stage", "grad_norm", "lr", "epoch", "samples", "samples_per_
 _FACTS = ("name", "kind", "is_test_set")
 # score -> its results: their facts, and the result as a dict
 Results = dict[str, list[dict[str, Any]]]
-_BEST_FILES = {"clip.safetensors", "projector.safetensors", "denoiser.safetensors"}
+_BEST_FILES = {"clip.safetensors", "projector.safetensors", "denoiser.safetensors", "low_rank.safetensors"}
 _BEST_FILES |= {"scores.json", "evaluations.json"}
 
 
@@ -178,7 +178,8 @@ class Evaluator:
         if self.folder is not None:
             with replacing(self.folder / "best") as beside:
                 beside.mkdir()
-                save_models(beside, trainer.clip, trainer.projector, trained_denoiser(trainer))
+                models = (trainer.clip, trainer.projector, trained_denoiser(trainer))
+                save_models(beside, *models, trainer.step_modules.low_rank)
                 write_json(beside / "scores.json", row)
                 write_json(beside / "evaluations.json", results)
 
@@ -196,6 +197,8 @@ class Evaluator:
         for part in ("projector", *(["denoiser"] if trained_denoiser(self.trainer) else [])):
             weights = load_weights(best / f"{part}.safetensors")
             found |= {f"{part}.{name}": value for name, value in weights.items()}
+        if self.trainer.step_modules.low_rank is not None:
+            found |= load_weights(best / "low_rank.safetensors")
         try:
             weights = {name: found[name] for name in self.trainer.parameters()}
         except KeyError as err:

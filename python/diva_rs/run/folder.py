@@ -43,7 +43,8 @@ _LONGEST_LOG = 1 << 30  # bytes of metrics.jsonl: three million rows
 _STEP = re.compile(r"step-(\d{8,})")
 _EVALUATIONS = ("evaluations", "evaluations-before", "evaluations-after")
 _JSON = ("run", "best", "recipe", "history", "report", *_EVALUATIONS)
-_WEIGHTS = ("clip.safetensors", "projector.safetensors", "denoiser.safetensors")
+_MODELS = ("clip", "projector", "denoiser", "low_rank", "adapter_model")
+_WEIGHTS = ("adapter_config.json", *(f"{name}.safetensors" for name in _MODELS))
 
 
 class RunFolder:

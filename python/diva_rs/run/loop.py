@@ -274,7 +274,8 @@ class Run:
             **found,
         }
         models = (trainer.projector, self.recipe, trainer.clip, trained_denoiser(trainer))
-        result = PostTrainResult(self.history, report, *models, evaluations=results)
+        low_rank = trainer.step_modules.low_rank
+        result = PostTrainResult(self.history, report, *models, low_rank, evaluations=results)
         if self.folder is not None:
             result.save(self.folder.path)
         _log.info("the run read %s", report["data"])

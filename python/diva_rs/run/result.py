@@ -1,5 +1,6 @@
 """What `post_train` gives back."""
 
+import logging
 import math
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -13,13 +14,18 @@ from torch import nn
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs._base.optional import require
+from diva_rs.clip.export.adapter import save_adapter
 from diva_rs.clip.facts import facts
+from diva_rs.clip.lora import LowRank
 from diva_rs.clip.wrappers import own_weights
+from diva_rs.errors import WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.card import base_of, check_repository, results_of, upload, write_card
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_log = logging.getLogger("diva_rs")
 
 
 @dataclass
@@ -36,6 +42,7 @@ class PostTrainResult:
         recipe: the recipe as it was run.
         clip: the caller's CLIP, the same object, now trained.
         denoiser: the caller's denoiser where it was trained, else None.
+        low_rank: A and B of a low-rank tower, else None; ``clip`` holds the merged weights.
         evaluations: "before" and "after" -> score -> the results that it is made of, as dicts:
             name, kind ("detail" or "retention"), is_test_set, result.
     """
@@ -46,6 +53,7 @@ class PostTrainResult:
     recipe: Recipe
     clip: nn.Module = field(repr=False)
     denoiser: nn.Module | None = field(default=None, repr=False)
+    low_rank: LowRank | None = field(default=None, repr=False)
     evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,7 +100,10 @@ class PostTrainResult:
         ``clip.safetensors`` holds the whole CLIP by its own keys; open_clip loads it with
         ``create_model(name, pretrained=".../clip.safetensors")``. Its metadata say what the model
         computes (see `diva_rs.clip.facts`). ``projector.safetensors`` holds the projector, and
-        ``denoiser.safetensors`` the denoiser where it was trained. Returns the folder.
+        ``denoiser.safetensors`` the denoiser where it was trained. Of a low-rank tower
+        ``low_rank.safetensors`` holds A and B, and the folder is an adapter that
+        ``peft.PeftModel.from_pretrained`` loads onto the original CLIP; a target that peft cannot
+        adapt is named in a warning instead. Returns the folder.
 
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
@@ -100,7 +111,12 @@ class PostTrainResult:
         'clip.safetensors'
         """
         folder = make_folder(path)
-        save_models(folder, self.clip, self.projector, self.denoiser)
+        save_models(folder, self.clip, self.projector, self.denoiser, self.low_rank)
+        if self.low_rank is not None:
+            try:
+                save_adapter(folder, self.low_rank, self.clip)
+            except WeightsError as err:
+                _log.warning("no adapter of peft is written: %s", err)
         write_json(folder / "recipe.json", self.recipe.to_dict())
         write_json(folder / "history.json", self.history)
         write_json(folder / "report.json", self.report)
@@ -157,12 +173,21 @@ class PostTrainResult:
             return str(place) if kept else upload(place, repo_id, private)
 
 
-def save_models(folder: Path, clip: nn.Module, projector: nn.Module, denoiser: nn.Module | None) -> None:
+def save_models(
+    folder: Path,
+    clip: nn.Module,
+    projector: nn.Module,
+    denoiser: nn.Module | None,
+    low_rank: LowRank | None = None,
+) -> None:
     """Write the weights of what was trained, each as one safetensors file."""
     save_weights(folder / "clip.safetensors", own_weights(clip), facts(clip))
     save_weights(folder / "projector.safetensors", projector.state_dict())
     if denoiser is not None:
         save_weights(folder / "denoiser.safetensors", denoiser.state_dict())
+    if low_rank is not None:
+        about = {"rank": low_rank.rank, **low_rank.facts()}
+        save_weights(folder / "low_rank.safetensors", low_rank.factors(), about)
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

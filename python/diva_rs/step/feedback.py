@@ -1,11 +1,15 @@
 """FeedbackLoss: the generative feedback as an ordinary loss module, for a training loop of one's own."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
+from diva_rs._base.tensors import fingerprint
+from diva_rs.errors import WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, checked_epoch
@@ -20,7 +24,9 @@ class FeedbackLoss(nn.Module):
     they expect. The teacher is no submodule: ``parameters()`` and ``state_dict()`` hold CLIP, the projector
     and the draw counter alone. Text-side parameters of a full CLIP take no part; under DDP pass
     ``find_unused_parameters=True`` or hand over the vision model only. A copy (``copy.deepcopy``, torch's
-    ``AveragedModel``, EMA helpers) has its own CLIP and projector, and shares the teacher.
+    ``AveragedModel``, EMA helpers) has its own CLIP and projector, and shares the teacher. With
+    ``low_rank`` A and B are parameters of this module; until `merge` is called, CLIP holds the weights of the
+    last forward pass, and the vision parameters that do not train are frozen.
 
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
@@ -49,6 +55,10 @@ class FeedbackLoss(nn.Module):
         self.clip = clip
         modules = StepModules(clip, unet, self.recipe, terms)
         self.projector = modules.projector
+        if modules.low_rank is not None:
+            modules.low_rank.freeze()
+            named = modules.low_rank.factors()
+            self.low_rank = nn.ParameterDict({name.replace(".", "/"): p for name, p in named.items()})
         # Past nn.Module's registration: the frozen teacher is neither trained nor saved nor moved.
         object.__setattr__(self, "step_modules", modules)
         self.epoch = 0
@@ -62,13 +72,15 @@ class FeedbackLoss(nn.Module):
         return self.step_modules.backend
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """CLIP's vision parameters and the projector's: what an optimizer should get.
+        """CLIP's vision parameters, or its low-rank ones, and the projector's: what an optimizer should get.
 
         >>> len(FeedbackLoss(clip, teacher).trained_parameters()) > 2
         True
         """
-        return [*self.step_modules.parameters.values(), *self.projector.parameters()]
+        return [*self.step_modules.parts["tower"].values(), *self.projector.parameters()]
 
+    # The step is native: a compiled loop breaks its graph here.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
         """Mean loss over a batch (0-dim), differentiable in CLIP's vision tower and the projector.
 
@@ -77,14 +89,26 @@ class FeedbackLoss(nn.Module):
         """
         modules = self.step_modules
         inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
-        tokens = modules.tokens(inputs.images)
-        loss: Tensor = _Feedback.apply(self, inputs, tokens, *modules.bridge_parameters())
+        tokens, bridge = modules.at_cut(inputs.images)
+        loss: Tensor = _Feedback.apply(self, inputs, tokens, *bridge)
         self._calls += 1
         if self._calls % self.recipe.log_every == 0:
             modules.guard.report()  # pixels on a device are checked without waiting; here is the one read
         if self.training:
             self.samples_seen += len(inputs.batch)
         return loss
+
+    def merge(self) -> None:
+        """Make an ordinary model of a CLIP with a low-rank tower: write A and B into its weights, and let
+        its other parameters have gradients again.
+
+        Call it after the last ``optimizer.step()``, before CLIP is measured or saved. Training may go on.
+
+        >>> FeedbackLoss(clip, teacher, Recipe(low_rank=4)).merge()
+        """
+        self.step_modules.merge()
+        if self.step_modules.low_rank is not None:
+            self.step_modules.low_rank.freeze(False)
 
     def set_epoch(self, epoch: int) -> None:
         """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
@@ -95,12 +119,41 @@ class FeedbackLoss(nn.Module):
         self.samples_seen = 0
 
     def get_extra_state(self) -> Tensor:
-        """The draw counters, as a tensor so that every checkpoint format can hold them."""
-        return torch.tensor([self.epoch, self.samples_seen], dtype=torch.int64, device="cpu")
+        """The draw counters, and of a low-rank tower what A and B belong to; as a tensor so that every
+        checkpoint format can hold them.
+        """
+        state = [self.epoch, self.samples_seen, *self._low_rank_key()]
+        return torch.tensor(state, dtype=torch.int64, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore the draw counters."""
-        self.epoch, self.samples_seen = (int(value) for value in state)
+        """Restore the draw counters; WeightsError where A and B belong to other weights of CLIP."""
+        epoch, samples_seen, *key = (int(value) for value in state)
+        if key != self._low_rank_key():
+            raise WeightsError(
+                "the saved state is of another low_rank, low_rank_alpha or CLIP (training changes CLIP in "
+                "place): load the model again, and make the FeedbackLoss with the same recipe"
+            )
+        self.epoch, self.samples_seen = epoch, samples_seen
+
+    def _low_rank_key(self) -> list[int]:
+        """A number for alpha and W0 of a low-rank tower."""
+        low_rank = self.step_modules.low_rank
+        if low_rank is None:
+            return []
+        facts = low_rank.facts()
+        alpha = torch.tensor([facts["alpha"]], dtype=torch.float64, device="cpu")
+        return [int(fingerprint([(facts["start"], alpha)])[:15], 16)]
+
+
+def _without_hooks() -> AbstractContextManager[Any]:
+    """Inside, the caller's hooks on saved tensors do not apply. ``torch.utils.checkpoint`` would run the step
+    again in the middle of itself, for ever.
+    """
+    try:
+        with disable_saved_tensors_hooks("there are some"):
+            return nullcontext()
+    except RuntimeError:
+        return saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor)
 
 
 class _Feedback(torch.autograd.Function):
@@ -112,7 +165,8 @@ class _Feedback(torch.autograd.Function):
         # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
         # before a GradScaler multiplies them.
         wide = tokens.detach().to(modules.dtype)
-        found = modules.step.at_tokens(wide, inputs.images, inputs.targets, inputs.batch)
+        with _without_hooks():
+            found = modules.step.at_tokens(wide, inputs.images, inputs.targets, inputs.batch)
         module.losses, d_tokens, d_bridge, _ = found
         modules.report_limit()
         ctx.save_for_backward(d_tokens, *d_bridge)

@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import diva_rs._native as _native
 from diva_rs.clip import Tower, adapt
-from diva_rs.clip.lora import LowRank
+from diva_rs.clip.lora import Call, LowRank
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.errors import ConfigError, DeviceError
@@ -135,9 +136,12 @@ class StepModules:
         """Over copies of CLIP and the projector; teacher, terms and untouched model are shared."""
         if self.teacher is not None and self.teacher.trainable:
             raise ConfigError("the denoiser trains in place and is not copied: copy or average .clip instead")
-        clip, projector = copy.deepcopy((self._clip, self.projector), memo)
+        clip, projector, low_rank = copy.deepcopy((self._clip, self.projector, self.low_rank), memo)
         return StepModules(
-            clip, self.teacher, self.recipe, self._terms, projector=projector, original=self._original
+            *(clip, self.teacher, self.recipe, self._terms),
+            projector=projector,
+            original=self._original,
+            low_rank=low_rank,
         )
 
     def __reduce__(self) -> NoReturn:
@@ -191,17 +195,24 @@ class StepModules:
 
     def tokens(self, images: Tensor) -> Tensor:
         """The student's tokens (B, 1+P, W), differentiable, in the recipe's precision."""
-        tokens: Tensor = self._tokens_of(self.tower)(images)
-        return tokens
+        return self.at_cut(images)[0]
 
-    def bridge_parameters(self) -> list[nn.Parameter]:
-        """What the native bridge takes part in training, in the order in which it returns gradients."""
-        norm = self.tower.norm
-        named: dict[str, Any] = {"proj": self.tower.proj}
-        if norm is not None:
-            named.update({"norm.weight": norm.weight, "norm.bias": norm.bias})
+    def at_cut(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The student's tokens, and the tensors at which the native bridge gives gradients, in its order."""
+        tower, values = self.tower, {}
+        tokens_of = self._tokens_of(tower)
+        if self.low_rank is not None:
+            self.merge()
+            self.low_rank.freeze()
+            with no_autocast(self.device):
+                values = self.low_rank.values()
+            tokens_of = partial(Call(tower.module, tokens_of).on, values)
+        named: dict[str, Any] = {"proj": tower.proj}
+        if tower.norm is not None:
+            named.update({"norm.weight": tower.norm.weight, "norm.bias": tower.norm.bias})
         named.update({f"projector.{name}": value for name, value in self.projector.named_parameters()})
-        return [named[name] for name in self.bridge.param_names]
+        bridge = [named[name] for name in self.bridge.param_names]
+        return tokens_of(images), [values.get(id(value), value) for value in bridge]
 
     @contextmanager
     def plain(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ use super::embeddings::Sinusoids;
 use super::frozen::frozen;
 use super::layers::{conv, linear, stream_of};
 use super::pull::{leaf, pull};
-use super::{Denoiser, LossGradient, Query};
+use super::{Denoiser, Gradients, LossGradient, Query};
 use crate::error::{floating, DivaError, Result};
 use crate::nn::{Conv2d, LayerNorm, Linear};
 
@@ -173,7 +173,7 @@ impl Denoiser for DiTTransformer2D {
     }
 
     /// Gradient checkpointing: the input of each block is kept, and the backward pass runs one block at a time again.
-    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
@@ -203,6 +203,6 @@ impl Denoiser for DiTTransformer2D {
             total = total.f_add(&gradients.swap_remove(1))?;
             gradient = gradients.swap_remove(0);
         }
-        Ok(Some(Condition::of_pooled(pull(&label, &total, &[&source])?.swap_remove(0))))
+        Ok(Some(Condition::of_pooled(pull(&label, &total, &[&source])?.swap_remove(0)).into()))
     }
 }

@@ -3,6 +3,7 @@
 use crate::torch::{Kind, Tensor};
 
 use super::config::Config;
+use crate::denoiser::embeddings::count;
 use crate::error::Result;
 use crate::nn::Path;
 
@@ -26,9 +27,9 @@ impl Positions {
         // diffusers embeddings.py `get_2d_sincos_pos_embed`: coordinates in float32, scaled to those of training,
         // frequencies and angles in float64, the result in float32 whatever the network's dtype.
         let scale = side as f64 / self.grid as f64;
-        let coordinates = self.count(side)?.f_to_kind(Kind::Float)?.f_div_scalar(scale)?;
+        let coordinates = count(&self.stored, side)?.f_to_kind(Kind::Float)?.f_div_scalar(scale)?;
         let quarter = self.width / 4;
-        let exponents = self.count(quarter)?.f_div_scalar(quarter as f64)?;
+        let exponents = count(&self.stored, quarter)?.f_div_scalar(quarter as f64)?;
         let frequencies = Tensor::f_pow_scalar(10000.0, &exponents)?.f_reciprocal()?;
         let angles = coordinates.f_to_kind(Kind::Double)?.f_outer(&frequencies)?; // (side, W / 4)
         let line = Tensor::f_cat(&[angles.f_sin()?, angles.f_cos()?], 1)?.f_to_kind(Kind::Float)?; // (side, W / 2)
@@ -37,11 +38,5 @@ impl Positions {
         let (columns, rows) =
             (line.f_unsqueeze(0)?.f_expand(shape, false)?, line.f_unsqueeze(1)?.f_expand(shape, false)?);
         Ok(Tensor::f_cat(&[columns, rows], 2)?.f_view([1, side * side, self.width])?)
-    }
-
-    /// 0, 1, ... in float64, made on the device: a copy from the host would have to be waited for.
-    fn count(&self, length: i64) -> Result<Tensor> {
-        let one = self.stored.f_flatten(0, -1)?.f_narrow(0, 0, 1)?.f_to_kind(Kind::Double)?.f_ones_like()?;
-        Ok(one.f_expand([length], false)?.f_cumsum(0, Kind::Double)?.f_sub_scalar(1.0)?)
     }
 }

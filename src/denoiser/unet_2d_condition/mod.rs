@@ -9,7 +9,7 @@ use super::condition::{Condition, Slots};
 use super::embeddings::{Sinusoids, TimestepEmbedding};
 use super::frozen::frozen;
 use super::layers::{conv, stream_of};
-use super::{Denoiser, KeysValues, LossGradient, Query};
+use super::{Denoiser, Gradients, KeysValues, LossGradient, Query};
 use crate::error::{floating, DivaError, Result};
 use crate::nn::{Activation, Conv2d, GroupNorm};
 
@@ -235,11 +235,11 @@ impl Denoiser for UNet2DCondition {
         Ok(Some(KeysValues(attentions.map(|part| part.keys_values(&text)).collect::<Result<_>>()?)))
     }
 
-    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Condition>> {
+    fn gradient(&self, query: &Query, loss_gradient: LossGradient) -> Result<Option<Gradients>> {
         if !self.config.checkpoint {
             return Ok(None);
         }
         self.check(query)?;
-        self.recomputed(query, loss_gradient).map(Some)
+        Ok(Some(self.recomputed(query, loss_gradient)?.into()))
     }
 }

@@ -6,7 +6,7 @@ use crate::torch::{no_grad_guard, Tensor};
 use super::blocks::Input;
 use super::given::Given;
 use super::UNet2DCondition;
-use crate::denoiser::pull::{leaf, pull};
+use crate::denoiser::pull::{leaf, pull, sum};
 use crate::denoiser::{Condition, LossGradient, Query};
 use crate::error::Result;
 
@@ -86,11 +86,4 @@ impl UNet2DCondition {
         }
         Ok((x, inputs))
     }
-}
-
-fn sum(a: Option<Tensor>, b: Option<Tensor>) -> Result<Option<Tensor>> {
-    Ok(match (a, b) {
-        (Some(a), Some(b)) => Some(a.f_add(&b)?),
-        (a, b) => a.or(b),
-    })
 }

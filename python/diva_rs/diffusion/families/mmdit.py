@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.diffusion.condition import Condition, Slots
-from diva_rs.diffusion.families.family import ENCODE, Context, Family
+from diva_rs.diffusion.families.family import ENCODE, Context, Family, NativePlan
 from diva_rs.diffusion.frozen import moved
 from diva_rs.diffusion.text import Parts, pooled_prompts
 from diva_rs.errors import ConfigError, ShapeError, shown
@@ -22,6 +22,7 @@ class MMDiT(Family):
     """
 
     options = frozenset({"slot", "pooled_projections"})
+    guidance: float | None = None  # the scale that the model is given, where it has an embedding of it
     pooling: tuple[str, ...]  # the text encoders whose pooled outputs the pipeline joins to the pooled vector
 
     def __init__(
@@ -62,6 +63,15 @@ class MMDiT(Family):
         if pooled is None:
             pooled = moved(self.pooled_text(), noisy.device, noisy.dtype).expand(len(noisy), -1)
         return tokens, pooled
+
+    def native(self) -> NativePlan:
+        fixed = {}
+        if self.slots.tokens is None:
+            assert self.text_width is not None
+            fixed["encoder_hidden_states"] = self.context.text(self.text_width)
+        if self.slots.pooled is None:
+            fixed["pooled_projections"] = self.pooled_text()
+        return NativePlan("mmdit", {} if self.guidance is None else {"guidance": self.guidance}, fixed)
 
     def conditions(self, prompts: Sequence[str], parts: Parts) -> Tensor:
         if self.slots.tokens is None or self.slots.pooled is None:

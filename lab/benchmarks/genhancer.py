@@ -1,0 +1,186 @@
+"""A step of GenHancer's first stage; `python -m lab.benchmarks.genhancer` writes its page in benches/results.
+
+The denoiser of 1.3 billion parameters and the projectors train, OpenAI's ViT-L/14 is frozen; random weights,
+latents of 28 x 28, matrix products in bf16. Each way runs in a process of its own.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import diffusers
+import torch
+import torch.nn.functional as F  # noqa: N812
+import transformers
+from torch import Tensor, nn
+
+from diva_rs import Recipe, Stage, Teacher, Trainer
+from lab.benchmarks.machine import stamp
+from lab.benchmarks.memory import forget_peak, resident
+
+PAGE = Path(__file__).parents[2] / "benches" / "results" / "genhancer.md"
+TOKENS, POOLED, WIDTH, CHANNELS, SIDE = 4096, 768, 768, 16, 28
+GUIDANCE = 4.0
+BATCH = 2
+WAYS = {
+    "plain PyTorch, autocast": "plain",
+    "diva-rs, diffusers' network": "torch",
+    "diva-rs, native": "native",
+    "diva-rs, native, denoiser_checkpointing": "checkpointing",
+}
+
+
+def denoiser() -> nn.Module:
+    """GenHancer's denoiser in diffusers' terms, with random weights."""
+    flux: type[nn.Module] = diffusers.FluxTransformer2DModel
+    return flux(num_layers=2, num_single_layers=4, guidance_embeds=True)
+
+
+def tower() -> nn.Module:
+    """OpenAI's ViT-L/14 with random weights."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        patch_size=14,
+        projection_dim=WIDTH,
+    )
+    clip: nn.Module = transformers.CLIPVisionModelWithProjection(config)
+    return clip.eval()
+
+
+def ours(backend: Literal["torch", "native"], checkpoint: bool) -> Callable[[dict[str, Tensor]], Tensor]:
+    """The step of a `Trainer`: gradients and the update of plain SGD."""
+    recipe = Recipe(
+        condition="class",
+        text="none",
+        projector="mlp",
+        timesteps="logit-normal",
+        precision="bf16",
+        backend=backend,
+        denoiser_checkpointing=checkpoint,
+        momentum=0.0,
+        stages=(Stage(train=("projector", "denoiser"), steps=100, optimizer="sgd"),),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    trainer = Trainer(tower(), Teacher(denoiser(), scheduler=scheduler, guidance=GUIDANCE), recipe)
+    return trainer.step
+
+
+def plain() -> Callable[[dict[str, Tensor]], Tensor]:
+    """The same step in PyTorch."""
+    clip, model = tower().requires_grad_(False), denoiser()
+    projectors = nn.ModuleDict({"tokens": projector(TOKENS), "pooled": projector(POOLED)})
+    optimizer = torch.optim.SGD([*model.parameters(), *projectors.parameters()], lr=1e-4)
+    rows = SIDE // 2
+    image = diffusers.FluxPipeline._prepare_latent_image_ids(1, rows, rows, "cpu", torch.float32)
+
+    def step(batch: dict[str, Tensor]) -> Tensor:
+        latents, pixels = batch["latents"], batch["pixel_values"]
+        t = torch.randn(len(latents)).sigmoid()
+        noise = torch.randn_like(latents)
+        level = t.view(-1, 1, 1, 1)
+        noisy = (1 - level) * latents + level * noise
+        packed = diffusers.FluxPipeline._pack_latents(noisy, *noisy.shape)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                embedding = clip(pixels).image_embeds
+            output = model(
+                packed,
+                projectors["tokens"](embedding).unsqueeze(1),
+                projectors["pooled"](embedding),
+                t,
+                image,
+                torch.zeros(1, 3),
+                torch.full((len(t),), GUIDANCE),
+                return_dict=False,
+            )[0]
+        prediction = diffusers.FluxPipeline._unpack_latents(output, SIDE, SIDE, vae_scale_factor=1)
+        loss: Any = F.mse_loss(prediction.float(), noise - latents)
+        loss.backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *projectors.parameters()], 1.0)
+        optimizer.step()
+        result: Tensor = loss.detach()
+        return result
+
+    return step
+
+
+def projector(width: int) -> nn.Module:
+    """LayerNorm, linear, GELU, linear."""
+    return nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, width), nn.GELU(), nn.Linear(width, width))
+
+
+def measure(way: str, rounds: int = 3) -> dict[str, float]:
+    """Seconds of a step, and GiB before the first one and at the peak, of one way in this process."""
+    torch.manual_seed(0)
+    step = (
+        plain() if way == "plain" else ours("torch" if way == "torch" else "native", way == "checkpointing")
+    )
+    batch = {
+        "pixel_values": torch.randn(BATCH, 3, 224, 224),
+        "latents": torch.randn(BATCH, CHANNELS, SIDE, SIDE),
+    }
+    before = resident("VmRSS")
+    forget_peak()
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        loss = float(step(batch))
+        times.append(time.perf_counter() - start)
+    return {
+        "seconds": statistics.median(times[1:]),
+        "before": before,
+        "peak": resident("VmHWM"),
+        "loss": loss,
+    }
+
+
+def page(found: dict[str, dict[str, float]], machine: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "# GenHancer's first stage",
+        "",
+        "One step of stage 1: the denoiser (`FluxTransformer2DModel`, 2 double and 4 single blocks, 1.31",
+        "billion parameters) and both projectors train from random weights, OpenAI's ViT-L/14 is frozen.",
+        f"Latents of 16 x 28 x 28, batch {BATCH}, one draw each, float32 weights under bf16 matrix products,",
+        "gradients clipped at 1, plain SGD: AdamW's two moments would add 9.8 GiB to each row. Random",
+        "weights; the median of three steps. Made by `python -m lab.benchmarks.genhancer`.",
+        "",
+        f"{machine['date']}, {machine['cpu']} ({' '.join(machine['flags'])}), {machine['threads']} threads,",
+        f"{machine['memory_gib']} GiB, torch {machine['torch']}, commit {machine['commit']},",
+        f"load of other processes {machine['load']}.",
+        "",
+        "| way | seconds | GiB before | GiB at the peak |",
+        "|---|---|---|---|",
+    ]
+    for name, figures in found.items():
+        numbers = f"{figures['seconds']:.1f} | {figures['before']:.1f} | {figures['peak']:.1f}"
+        lines.append(f"| {name} | {numbers} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure every way and write the page."""
+    machine, found = stamp(torch.device("cpu")), {}
+    for name, way in WAYS.items():
+        done = subprocess.run(
+            [sys.executable, "-m", "lab.benchmarks.genhancer", way], check=True, stdout=subprocess.PIPE
+        )
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        print(name, found[name], flush=True)
+    PAGE.write_text(page(found, machine))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        main()

@@ -1,0 +1,88 @@
+"""Flux and SD3 in a training step: frozen in either slot or trained, natively as through PyTorch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from builders.clips import clip_variants
+from builders.dits import through
+from builders.flows import POOLED, TOKENS, flow_scheduler, tiny_flux, tiny_sd3
+from builders.unets import error
+from diva_rs import Recipe, Teacher, Trainer
+from diva_rs.native import native_denoiser
+
+pytestmark = pytest.mark.parity
+
+MODELS = {"flux": tiny_flux, "sd3": tiny_sd3}
+WIDTHS = {"both": TOKENS + POOLED, "tokens": TOKENS, "pooled": POOLED}
+
+
+def teacher_of(kind: str, slot: str = "both") -> Teacher:
+    """The slot that the condition leaves holds text of random numbers."""
+    generator = torch.Generator().manual_seed(7)
+    text = torch.randn(1, 4, TOKENS, generator=generator).double() if slot == "pooled" else None
+    pooled = torch.randn(1, POOLED, generator=generator).double() if slot == "tokens" else None
+    model = MODELS[kind]().double()
+    return Teacher(model, None, flow_scheduler(), text, slot=slot, pooled_projections=pooled)
+
+
+@pytest.mark.parametrize("slot", WIDTHS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_slot_with_and_without_checkpointing(kind: str, slot: str) -> None:
+    teacher = teacher_of(kind, slot)
+    generator = torch.Generator().manual_seed(5)
+    noisy = torch.randn(2, 16, 8, 6, generator=generator).double()
+    condition = torch.randn(2, 3, WIDTHS[slot], generator=generator).double()
+    args = (noisy, torch.tensor([12.5, 731.0]), condition)
+    expected = through(teacher.denoise, *args)
+    weights = torch.randn(noisy.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    native = native_denoiser(teacher)
+    assert native.condition_width == teacher.condition_width
+    assert native.slots == list(teacher.slots.names)
+    for found in (through(native.predict, *args), native_denoiser(teacher, True).gradient(*args, weights)):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert error(ours, theirs) <= 1e-10
+
+
+def step(kind: str, train: tuple[str, ...], precision: str = "fp64", **fields: object) -> dict[str, Tensor]:
+    """The loss and every gradient of one step."""
+    torch.manual_seed(0)
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    clip, model = clip_variants()["open_clip-gelu"](dtype), MODELS[kind]().to(dtype)
+    recipe = Recipe(
+        **{
+            "condition": "class",
+            "text": "none",
+            "projector": "mlp",
+            "timesteps": "logit-normal",
+            "draws": 2,
+            "precision": precision,
+            "stages": ({"train": train, "steps": 1, "optimizer": "adamw"},),
+            **fields,
+        }
+    )
+    trainer = Trainer(clip, Teacher(model, scheduler=flow_scheduler()), recipe)
+    batch = {
+        "pixel_values": torch.rand(3, 3, 32, 32).to(dtype),
+        "latents": torch.randn(3, 16, 6, 6).to(dtype),
+    }
+    loss = trainer.accumulate(batch, ids=[3, 4, 5])
+    native = fields.get("backend") != "torch"
+    assert (trainer.backend["denoiser"] == "native") == native
+    found = {name: param.grad for name, param in trainer.parameters().items() if param.grad is not None}
+    assert any(name.startswith("denoiser.") for name in found) == ("denoiser" in train)
+    return {"loss": loss, **found}
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"denoiser_checkpointing": True}, {"denoiser_batch": 1}, {"micro_batch": 2}], ids=str
+)
+@pytest.mark.parametrize("train", [("projector", "denoiser"), ("projector", "tower")], ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_step_is_that_of_the_torch_backend(kind: str, train: tuple[str, ...], fields: dict) -> None:
+    expected = step(kind, train, backend="torch")
+    found = step(kind, train, **fields)
+    assert found.keys() == expected.keys()
+    largest = max(float(value.norm()) for value in expected.values())
+    for name, value in expected.items():
+        assert float((found[name] - value).norm()) <= 1e-10 * max(float(value.norm()), 1e-3 * largest), name
