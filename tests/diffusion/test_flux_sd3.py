@@ -214,6 +214,11 @@ def test_what_does_not_fit_is_said() -> None:
         ),
         (
             ConfigError,
+            r"leaves no slot to text: .*slot='tokens'",
+            lambda: Teacher(flux, text_condition=torch.zeros(1, 5, TOKENS)),
+        ),
+        (
+            ConfigError,
             "has no guidance embedding",
             lambda: Teacher(tiny_flux(guidance_embeds=False), guidance=4),
         ),

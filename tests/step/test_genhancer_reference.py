@@ -10,6 +10,7 @@ import torch
 import diva_rs
 from builders import small
 from builders.clips import clip_variants
+from builders.flows import flow_scheduler, flow_vae, tiny_flux, tiny_sd3
 from builders.genhancer import Reference, recipe, teacher
 from builders.reference import OPENAI, channels
 from builders.run_ranks import environment
@@ -18,6 +19,7 @@ from diva_rs.clip import adapt
 from diva_rs.clip.lora import LowRank
 from diva_rs.errors import ConfigError
 
+TORCH = "torch (as the recipe says)"
 TOLERANCE = {"fp64": 1e-10, "fp32": 1e-5}
 TRAINED = {
     "genhancer": ({"projector", "denoiser"}, {"visual"}),
@@ -27,7 +29,7 @@ TRAINED = {
 
 @pytest.mark.parity
 @pytest.mark.parametrize("precision", TOLERANCE)
-@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize(
     "account, micro_batch", [("genhancer", None), ("genhancer-official", 1), ("genhancer-official", 2)]
 )
@@ -38,6 +40,7 @@ def test_loss_and_gradients_of_both_stages(account, micro_batch, backend, precis
     clip, flow = small.small_clip(dtype), teacher(dtype)
     reference = Reference(copy.deepcopy(clip.visual), copy.deepcopy(flow.denoiser), 20)
     trainer = Trainer(clip, flow, settings)
+    assert set(trainer.backend.values()) <= {"native" if backend == "native" else TORCH, "not needed yet"}
     images = small.images(3, dtype=dtype)
     mean, std = (channels(values, images) for values in OPENAI)
     mode = flow.vae.encode(images * 2 - 1).latent_dist.mode().detach()
@@ -76,6 +79,16 @@ def test_each_stage_changes_what_it_trains(account):
         assert {name.split(".")[0] for name in changed} == trained
         moved = {name for name, value in clip.state_dict().items() if not value.equal(tower[name])}
         assert bool(moved) == ("visual" in trained)
+
+
+@pytest.mark.parametrize("make", [tiny_flux, tiny_sd3])
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_no_stage_reads_a_value_from_the_device(make, backend):
+    flow = Teacher(make().to("meta"), vae=flow_vae().to("meta"), scheduler=flow_scheduler())
+    trainer = Trainer(small.small_clip().to("meta"), flow, recipe(backend=backend))
+    for _ in range(6):
+        assert trainer.step(torch.empty(2, 3, 32, 32, device="meta")).is_meta
+    assert trainer.stage == 1
 
 
 def test_a_teacher_without_both_slots_is_an_error_that_says_what_to_give():

@@ -286,3 +286,27 @@ def test_gradient_checkpointing_of_the_library_changes_no_gradient(name):
         feedback(images(2, dtype=DTYPE)).backward()
         found.append({n: p.grad.clone() for n, p in feedback.step_modules.parts["tower"].items()})
     assert worst(*found) < 1e-10
+
+
+@pytest.mark.hostile
+def test_a_gradient_that_a_and_b_do_not_get_is_named():
+    clip = clips.clip_variants()["transformers-clip-projection"](dtype=DTYPE)
+    clip.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    clip.enable_input_require_grads()
+    feedback, batch = feedback_of(clip), images(2, dtype=DTYPE)
+    feedback(batch).backward()
+    with pytest.raises(ConfigError, match=r"encoder.layers.*weight has a gradient, which A and B do not get"):
+        feedback(batch)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_bf16_trains_a_and_b_in_float32(backend):
+    fields = {**FIELDS, "precision": "bf16", "backend": backend, "lr": 1e-6}
+    trainer = Trainer(small_clip(), small_teacher(), Recipe(**fields))
+    for seed in range(3):
+        trainer.step(images(4, seed=seed))
+    for matrix, base, a, b in trainer.step_modules.low_rank.pairs:
+        assert (a.dtype, b.dtype, matrix.weight.dtype) == (torch.float32,) * 3
+        # An update of 1e-6, which bfloat16 would round away, is in the weights.
+        update = matrix.of(matrix.weight) - base
+        assert b.abs().max() < 1e-5 and (update - 2 * b @ a).abs().max() < 1e-7 and update.abs().max() > 1e-7

@@ -35,6 +35,7 @@ VARIANTS = {
     },
     "clip-pixels": {"pixels": "clip", "resize": "bilinear", "gradient_checkpointing": True},
 }
+LOW_RANK = {"low_rank": 2, "low_rank_bias": True, "grad_clip": 0.5}
 
 
 def meta_teacher():
@@ -44,7 +45,7 @@ def meta_teacher():
 
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("fields", [*VARIANTS.values(), LOW_RANK], ids=[*VARIANTS, "low-rank"])
 def test_a_whole_step_reads_nothing_from_the_device(fields, backend):
     trainer = Trainer(small_clip().to("meta"), meta_teacher(), Recipe(backend=backend, **fields))
     batch = torch.empty(2, 3, SIDE, SIDE, device="meta")

@@ -1,5 +1,6 @@
 """From a CLIP model of any supported library to its Tower, without patching or copying anything."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from diva_rs.clip.libraries import libraries
 from diva_rs.clip.tower import Tower
-from diva_rs.clip.wrappers import check_adapters, unwrap
+from diva_rs.clip.wrappers import adapters, check_adapters, unwrap
 from diva_rs.errors import ConfigError
 
 
@@ -65,6 +66,7 @@ def _why_not(model: nn.Module, visual: nn.Module | None) -> str:
 
 def _check_trainable(tower: Tower) -> None:
     check_adapters(tower.module)
+    _check_called(tower)
     for key, parameter in tower.module.named_parameters():
         why = ""
         if not parameter.is_leaf:
@@ -80,3 +82,26 @@ def _check_trainable(tower: Tower) -> None:
             f"every parameter of the vision tower ({tower.name}) is frozen, so nothing could be trained: "
             f"call {tower.call}requires_grad_(True)"
         )
+
+
+def _check_called(tower: Tower) -> None:
+    found = adapters(tower.module)
+    called = tower.called() if found else set()
+    for path, layer in found.items():
+        inside = any(path.startswith(f"{other}.") for other in found)
+        if layer not in called and not inside:
+            raise ConfigError(
+                f"the adapter on {tower.prefix}{path} has no effect, since the model reads the weight "
+                "beneath it and does not call the layer: leave it out of the adapter's target_modules"
+            )
+    attention = (
+        path for path, layer in found.items() if isinstance(layer.get_base_layer(), nn.MultiheadAttention)
+    )
+    for path in attention:
+        warnings.warn(
+            f"{tower.prefix}{path} is peft's nn.MultiheadAttention, which up to peft 0.21 adds the update of "
+            "its out_proj twice and rounds its base weights at each pass: a recipe's low_rank does neither",
+            UserWarning,
+            stacklevel=4,
+        )
+        break

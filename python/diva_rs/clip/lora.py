@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diva_rs._base.settings import hint
 from diva_rs._base.tensors import fingerprint
 from diva_rs.clip.tower import Tower
+from diva_rs.clip.wrappers import adapters
 from diva_rs.errors import ConfigError, WeightsError
 
 
@@ -123,8 +124,17 @@ class LowRank:
             parameter.requires_grad_(not frozen)
 
     def values(self) -> dict[int, Tensor]:
-        """The id of each target's weight -> its value, computed from W0, A and B by autograd."""
+        """The id of each target's weight -> its value, computed from W0, A and B by autograd.
+
+        Raises ConfigError where a gradient has reached a weight and not A and B.
+        """
         found: dict[int, Tensor] = {}
+        for pair in self.pairs:
+            if pair.matrix.weight.grad is not None:
+                raise ConfigError(
+                    f"{pair.matrix.key} has a gradient, which A and B do not get: set CLIP's gradients to "
+                    "None first, checkpoint with use_reentrant=False, and add no loss that runs CLIP itself"
+                )
         for key in dict.fromkeys(pair.matrix.key for pair in self.pairs):
             pairs = [pair for pair in self.pairs if pair.matrix.key == key]
             weight, transposed = pairs[0].matrix.weight, pairs[0].matrix.transposed
@@ -201,13 +211,13 @@ def matrices(tower: Tower) -> Iterator[Matrix]:
     >>> [matrix.name.removeprefix("visual.") for matrix in matrices(adapt(clip))][:2]
     ['proj', 'transformer.resblocks.0.attn.in_proj_weight.q']
     """
+    for path in adapters(tower.module):
+        raise ConfigError(
+            f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "
+            "first (peft: model.merge_and_unload())"
+        )
     biases: dict[int, Any] = {} if tower.proj is None else {id(tower.proj): None}
-    for path, module in tower.module.named_modules():
-        if callable(getattr(module, "get_base_layer", None)):
-            raise ConfigError(
-                f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "
-                "first (peft: model.merge_and_unload())"
-            )
+    for module in tower.module.modules():
         # `in_proj_bias`: nn.MultiheadAttention, and open_clip's own attention.
         if isinstance(module, nn.Linear) or hasattr(module, "in_proj_bias"):
             bias = module.bias if isinstance(module, nn.Linear) else module.in_proj_bias

@@ -43,6 +43,12 @@ def merged(clip: nn.Module) -> nn.Module:
     return unwrap(holder["model"])
 
 
+def adapters(model: nn.Module) -> dict[str, Any]:
+    """The layers that peft has put around others, by path."""
+    layers = model.named_modules()
+    return {path: layer for path, layer in layers if callable(getattr(layer, "get_base_layer", None))}
+
+
 def check_adapters(model: nn.Module) -> None:
     """Raise ConfigError naming an adapter that the model never runs, so that it neither trains nor counts."""
     for path, module in model.named_modules():

@@ -104,6 +104,11 @@ class Teacher:
         self._settled(None if device is None else available_device(device), None)
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
+        if text_condition is not None and self.slots.split is not None:
+            raise ConfigError(
+                f"text_condition is given, but the condition ({self.family.entry}) leaves no slot to text: "
+                "leave it out, or give the condition one slot, as Teacher(..., slot='tokens')"
+            )
         text_width = self.family.text_width or self.condition_width
         self._text = TextSource(self._parts, text_condition, text_width, self.family.text_joins, self.device)
         for module in self.modules():

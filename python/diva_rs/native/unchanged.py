@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diva_rs.clip.wrappers import adapters
 from diva_rs.errors import ConfigError, DeviceError
 from diva_rs.native.inspect import HOOKS, NotNative, global_hooks
 
@@ -80,8 +81,12 @@ class ModuleSnapshot:
 
 def _weights(root: nn.Module) -> dict[str, tuple[torch.dtype, torch.device, int]]:
     """Dtype, device and address of each weight, without a reference to it."""
+    # peft's attention gives the layer inside new weights at each pass.
+    inside = tuple(f"{path}.base_layer." for path in adapters(root))
     found = {}
     for name, weight in root.named_parameters():
+        if name.startswith(inside) and not weight.requires_grad:
+            continue
         # Another storage under the same parameter (`weight.data = ...`) does not reach a native network.
         ordinary = type(weight) in (Tensor, nn.Parameter)
         found[name] = (weight.dtype, weight.device, weight.data_ptr() if ordinary else id(weight))

@@ -17,7 +17,7 @@ from diva_rs._base.optional import require
 from diva_rs.clip.export.adapter import save_adapter
 from diva_rs.clip.facts import facts
 from diva_rs.clip.lora import LowRank
-from diva_rs.clip.wrappers import own_weights
+from diva_rs.clip.wrappers import adapters, own_weights, unwrap
 from diva_rs.errors import WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.card import base_of, check_repository, results_of, upload, write_card
@@ -117,6 +117,12 @@ class PostTrainResult:
                 save_adapter(folder, self.low_rank, self.clip)
             except WeightsError as err:
                 _log.warning("no adapter of peft is written: %s", err)
+        for path in adapters(unwrap(self.clip)):
+            text = (
+                "clip.safetensors holds the keys of an adapter (%s.base_layer.*), which no library builds: "
+            )
+            _log.warning(text + "model.merge_and_unload() and diva_rs.export write one that loads", path)
+            break
         write_json(folder / "recipe.json", self.recipe.to_dict())
         write_json(folder / "history.json", self.history)
         write_json(folder / "report.json", self.report)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from diva_rs._base.optional import one_line, require
 from diva_rs.clip.facts import differences, facts
 from diva_rs.clip.weights import check_alike
+from diva_rs.clip.wrappers import adapters
 from diva_rs.errors import WeightsError
 
 _LIBRARIES = ("open_clip.", "timm.", "transformers.", "torch.", "torchvision.")
@@ -24,7 +25,9 @@ _MERGE = (
 
 
 def check_dense(model: nn.Module) -> None:
-    """Raise WeightsError naming a parameter that is quantized, or a shard of one."""
+    """Raise WeightsError naming a parameter that is quantized, or a shard of one, or a layer's adapter."""
+    for path in adapters(model):
+        raise WeightsError(f"{path} has an adapter: {_MERGE}")
     for name, parameter in model.named_parameters():
         if type(parameter) is not nn.Parameter or parameter.dtype not in _FLOATS:
             kind = "" if type(parameter) is nn.Parameter else f" {type(parameter).__name__}"
