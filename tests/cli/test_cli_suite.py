@@ -10,6 +10,7 @@ import torch
 from builders import detail
 from builders.benchmarks import photos_folder
 from builders.cli import SCORED, message
+from builders.evaluations import mmvp
 from builders.mmvp import mmvp_folder
 from diva_rs._base.checkpoint import load_weights, save_weights
 from diva_rs.cli import main, suite
@@ -113,6 +114,8 @@ def test_what_fails_is_named_and_costs_no_other(run, tmp_path, weights, benchmar
     (data / "mine" / "3.png").unlink()
     detail.pairs_jsonl(data / "broken", ["group", "none"])
     (data / "broken" / "0.png").write_bytes(b"no image")
+    (data / "pointers").mkdir()
+    (data / "pointers" / "test.parquet").write_text("version https://git-lfs.github.com/spec/v1\n")
     (weights / "cut").mkdir(exist_ok=True)
     save_weights(weights / "cut" / "clip.safetensors", {"visual.proj": torch.zeros(1)})
     try:
@@ -123,7 +126,8 @@ def test_what_fails_is_named_and_costs_no_other(run, tmp_path, weights, benchmar
     assert [len(rows) for rows in content["models"].values()] == [1, 1]
     failed = re.findall(r"^failed: (\S+?)(?:, (\S+))?: ", told, re.MULTILINE)
     assert ("mine-pairs", "") in failed and sum(name == "broken-pairs" for _, name in failed) == 2
-    assert any("/cut/" in model for model, _ in failed) and len(failed) == len(content["failed"]) == 4
+    assert any("/cut/" in model for model, _ in failed) and len(failed) == len(content["failed"]) == 5
+    assert "test.parquet cannot be read: it is a pointer of Git LFS" in told
     assert told.count("retention not measured") == 2 * 3
 
 
@@ -176,3 +180,6 @@ def test_compare_by_category(run, capsys, tmp_path, weights, benchmarks):
         capsys, ["compare", str(one), str(next(sides[1].glob("M*.json")))]
     )
     assert "holds no scores that count items" in message(capsys, ["compare", str(benchmarks), str(sides[0])])
+    for number in range(2):
+        mmvp(range(number)).to_json(tmp_path / f"{number}.json")
+    assert "holds two different results of MMVP-VLM" in message(capsys, ["compare", *2 * [str(tmp_path)]])

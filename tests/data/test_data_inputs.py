@@ -196,6 +196,12 @@ def test_bad_samples_of_a_shard_are_named_by_shard_and_member(tmp_path):
         list(ImageShards(path, size=8, shuffle=False))
 
 
+def test_a_picture_that_git_lfs_did_not_fetch(tmp_path):
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match=r"a\.jpg: a pointer of Git LFS, not the image: run git lfs pull"):
+        ImageFolder(tmp_path)[0]
+
+
 def test_shards_that_are_no_shards(tmp_path):
     (tmp_path / "0.tar").write_bytes(b"x" * 2000)
     (tmp_path / "1.tar").write_bytes(b"")

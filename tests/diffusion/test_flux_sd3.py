@@ -229,6 +229,11 @@ def test_what_does_not_fit_is_said() -> None:
     noisy, timesteps, condition = inputs(torch.float32)
     teacher, alone = Teacher(flux), Teacher(flux, slot="tokens")
     cases += [
+        (
+            ConfigError,
+            "trained by flow matching, but the scheduler's target is epsilon: give diffusers' FlowMatch",
+            lambda: Teacher(flux, scheduler=small.scheduler()).schedule,
+        ),
         (ShapeError, "multiples of 2", lambda: teacher.denoise(noisy[..., :7], timesteps, condition)),
         (
             ConfigError,

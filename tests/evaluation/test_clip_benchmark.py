@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from builders.benchmarks import (
     tokenize,
 )
 from builders.clips import clip_variants
+from builders.evaluations import retrieval as recalls
 from builders.small import SIDE, small_clip
 from diva_rs.errors import ConfigError, DataError, DependencyError
 from diva_rs.evaluation import SUITES, Embedder, retrieval, wilson_interval, zero_shot, zero_shot_folder
@@ -297,6 +299,14 @@ def test_without_clip_benchmark_the_pip_command_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "clip_benchmark", None)
     with pytest.raises(DependencyError, match=r"pip install 'diva-rs\[eval\]'"):
         planted(tmp_path, "cifar10")
+
+
+def test_another_measure_is_not_compared():
+    first = recalls(80.0)
+    score = replace(first.scores[0], metric="mean_recall@5")
+    assert first.compare(recalls(79.5)) == {"flickr30k": -0.5}
+    with pytest.raises(DataError, match="flickr30k: image_retrieval_recall@5 before and mean_recall@5 after"):
+        first.compare(replace(first, scores=(score,)))
 
 
 NAMED = {"cat": "red", "wild_dog": "blue"}

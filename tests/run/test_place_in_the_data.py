@@ -199,6 +199,16 @@ def test_samples_that_do_not_come_again_are_refused_or_warned_of(teacher, data, 
         assert caplog.text.count("12 samples again") == warnings
 
 
+@pytest.mark.parametrize("ids", [["0", "1", "1"], torch.tensor([0, 1, 1])])
+def test_an_id_that_comes_twice_is_warned_of_once(ids, caplog):
+    loader = ResumableLoader([{"images": images(3), "ids": ids}, {"images": images(3), "ids": ids}], seed=0)
+    for epoch in range(2):
+        list(loader.read(epoch))
+    assert caplog.text.count("the id 1 comes twice in a pass") == 1
+    list(ResumableLoader([{"images": images(3), "ids": [0, 1, 2]}], seed=0).read(0))
+    assert caplog.text.count("comes twice") == 1
+
+
 @pytest.mark.parametrize("generator", [None, torch.Generator()])
 def test_a_pass_of_workers_that_stay_has_the_order_of_a_new_loader(generator):
     def loader():

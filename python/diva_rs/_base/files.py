@@ -21,6 +21,7 @@ from diva_rs.errors import DataError, DivaError
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
 # A file system that cannot sync (CIFS, FUSE, WSL).
 _NO_SYNC = ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EPERM", "EACCES")
+LFS = b"version https://git-lfs"  # the beginning of a pointer of Git LFS
 # What systems put into folders; a leading dot marks the others (.DS_Store, .nfs0001, ._a.png).
 _OF_SYSTEMS = ("Thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN")
 
@@ -53,6 +54,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise OSError(22, f"it is {kind}, a file is needed", os.fspath(path))
     return os.fdopen(handle, "rb")
+
+
+def is_pointer(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is what Git LFS leaves in place of a file that was not downloaded."""
+    try:
+        return read_bytes(path, 1 << 10).startswith(LFS)
+    except OSError:  # also of a larger file
+        return False
 
 
 def read_text(path: str | os.PathLike[str], most: int = 1 << 26) -> str:

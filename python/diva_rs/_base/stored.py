@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from diva_rs._base.checkpoint import FACTS, LONGEST, load_weights
-from diva_rs._base.files import open_regular, read_text
+from diva_rs._base.files import LFS, open_regular, read_text
 from diva_rs._base.optional import one_line
 from diva_rs._base.tensors import described, is_dense
 from diva_rs._base.torchscript import is_torchscript, read_torchscript
@@ -20,7 +20,7 @@ from diva_rs.errors import WeightsError, a_type, shown
 _LONGEST_HEADER = 100_000_000  # bytes: the most that safetensors takes
 _AGAIN = "download it again"
 _NOT_WEIGHTS = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the weights: run git lfs pull in its folder"),
+    (LFS, "is a pointer of Git LFS, not the weights: run git lfs pull in its folder"),
     (b"GGUF", "is a GGUF file, whose weights are quantized: give the model as safetensors"),
     (b"\x93NUMPY", "is an array of NumPy, not the weights of a model"),
 )

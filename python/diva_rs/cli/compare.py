@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _results(place: Path, side: str) -> dict[str, Any]:
     """Name -> result."""
-    found = {result.name: result for result in results_in(place, side) if isinstance(result, Counted)}
+    found: dict[str, Any] = {}
+    for result in results_in(place, side):
+        if isinstance(result, Counted) and found.setdefault(result.name, result) != result:
+            raise DataError(f"{place} holds two different results of {result.name}: give the file of one")
     if not found:
         raise DataError(f"{place} holds no scores that count items")
     return found

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, BinaryIO
 
-from diva_rs._base.files import open_regular
+from diva_rs._base.files import LFS, open_regular
 from diva_rs._base.optional import require
 from diva_rs.data.metadata import bare, upright
 from diva_rs.errors import ConfigError, DataError, DivaError, shown
@@ -108,6 +108,8 @@ def _loaded(file: BinaryIO, name: str, max_pixels: int) -> Any:
         with suppress(Exception):
             image.getexif()  # some formats read it from the file
         return image
+    if start and LFS.startswith(start):
+        raise DataError(f"{name}: a pointer of Git LFS, not the image: run git lfs pull in its folder")
     raise pil.UnidentifiedImageError from failure
 
 

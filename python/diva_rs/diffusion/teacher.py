@@ -276,7 +276,13 @@ class Teacher:
         >>> len(teacher.schedule)
         1000
         """
-        return schedule_from_scheduler(self._parts.need("scheduler"))
+        schedule = schedule_from_scheduler(self._parts.need("scheduler"))
+        if self.family.flow and schedule.prediction_type != "flow":
+            raise ConfigError(
+                f"a {type(self.given).__name__} is trained by flow matching, but the scheduler's target is "
+                f"{schedule.prediction_type}: give diffusers' FlowMatchEulerDiscreteScheduler"
+            )
+        return schedule
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -110,6 +110,8 @@ class SuiteResult(Result):
         changes: dict[str, Comparison | float] = {}
         for old in self.scores:
             name, new = old.dataset, theirs.get(old.dataset)
+            if new is not None and new.metric != old.metric:
+                raise DataError(f"{name}: {old.metric} before and {new.metric} after are not one measure")
             if new is not None and old.outcomes and new.outcomes:
                 rest = (name, self.confidence, resamples, seed)
                 changes[name] = compare_outcomes(old.outcomes, new.outcomes, *rest)

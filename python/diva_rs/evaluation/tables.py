@@ -6,9 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diva_rs._base.files import is_pointer
 from diva_rs._base.optional import one_line, require
 from diva_rs.errors import DataError
 
+_POINTER = "it is a pointer of Git LFS, not the table: run git lfs pull in its folder"
 _SPLITS = ("train", "val", "dev")  # beginnings of names
 _SHARD = re.compile(r"(.*?)-?(\d{5})-of-(\d{5})")
 
@@ -72,4 +74,4 @@ def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
                 stream = require("pyarrow.ipc", extra="eval").open_stream(source)
                 yield stream.schema, stream
     except (arrow.ArrowException, OSError) as err:
-        raise DataError(f"{file} cannot be read: {one_line(err)}") from err
+        raise DataError(f"{file} cannot be read: {_POINTER if is_pointer(file) else one_line(err)}") from err

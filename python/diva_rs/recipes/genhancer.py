@@ -30,12 +30,15 @@ _FIRST = Stage(train=("projector", "denoiser"), steps=100_000, lr=1e-4)
 _SHARED: Values = {
     "condition": (
         "class",
-        "paper: the class token alone; a tenth of the local tokens makes training collapse",
+        "paper: the class token alone; a few local tokens make training collapse",
     ),
     "text": ("none", "paper: no text"),
     "projector": ("mlp", f"{_CODE}clip_models/CLIP_bank.py: LayerNorm, Linear, GELU, Linear for each slot"),
     "draws": (1, f"{_CODE}train_*.py: one t and one noise per image"),
-    "timesteps": ("logit-normal", "paper and code: t = sigmoid(N(0, 1)); uniform t gives 21.5"),
+    "timesteps": (
+        "logit-normal",
+        f"{_CODE}train_*.py: t = sigmoid(N(0, 1)); uniform t is reported to give 21.5",
+    ),
     "loss": ("mse", f"{_CODE}train_*.py: against noise - latents"),
     "latent": ("sample", f"{_CODE}src/flux/modules/autoencoder.py: the posterior is sampled"),
     "optimizer": ("adamw", f"{_CODE}train_*.py"),
@@ -54,7 +57,7 @@ _PAPER: Values = {
     **_SHARED,
     "stages": (
         (_FIRST, Stage(train=("tower",), steps=10_000, lr=1e-5)),
-        f"paper: stage 2 tunes CLIP; {_STEPS}",
+        f"official README: stage 2 mainly tunes CLIP; {_STEPS}",
     ),
 }
 _OFFICIAL: Values = {

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 import diva_rs._native as _native
 from diva_rs.data.batches import Batch, read_batch
@@ -20,6 +19,7 @@ from diva_rs.errors import ConfigError, DataError
 _log = logging.getLogger("diva_rs")
 
 _SAMPLED = 256  # values of an image that a print is made of
+_KNOWN = 100_000  # ids of a pass that are compared
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ResumableLoader:
 
     def __init__(self, loader: Iterable[Any], seed: int, strict: bool = True) -> None:
         self.loader, self.seed, self.waited = loader, seed, 0.0
-        self.strict, self.print = strict, 0
+        self.strict, self.print, self._twice = strict, 0, False
         self._skips = callable(getattr(loader, "start_at", None)) and hasattr(loader, "position")
         self._generators = [(each, each.initial_seed()) for each in generators_of(loader)]
         self._random: tuple[Any, ...] | None = None  # states of the global generators for the loader
@@ -104,11 +104,12 @@ class ResumableLoader:
     def _batches(self, passed: int, before: int) -> Iterator[tuple[tuple[int, ...], Batch]]:
         own: Any = self.loader
         with self._loading():
-            if isinstance(own, DataLoader) and own._iterator is not None:
+            if getattr(own, "_iterator", None) is not None:
                 # Workers that stay alive had their seed in the first pass; a new loader draws it again.
-                torch.empty((), dtype=torch.int64).random_(generator=own.generator)
+                torch.empty((), dtype=torch.int64).random_(generator=getattr(own, "generator", None))
             batches = iter(own)
         read = number = self.print = 0
+        known = set[bytes]()
         while True:
             try:
                 with self._loading():
@@ -122,6 +123,8 @@ class ResumableLoader:
                 continue
             cut = min(len(batch), max(0, passed - read))
             marks = _marks(batch)
+            if batch.ids is not None:
+                self._note_ids(batch.ids, marks, known)
             self.print = _hashed(self.print, marks[:cut])
             if cut and read + cut == passed and self.print and before not in (0, self.print):
                 self._report_others(passed, batch.ids is not None)
@@ -129,6 +132,19 @@ class ResumableLoader:
             read += len(batch)
             if read > passed:
                 yield (read,), batch[cut:] if cut else batch
+
+    def _note_ids(self, ids: Any, marks: list[bytes], known: set[bytes]) -> None:
+        """Warn once of an id that comes twice in a pass; ``known`` are the first ones of the pass."""
+        for key, mark in zip(ids, marks, strict=True):
+            if mark in known and not self._twice:
+                self._twice = True
+                _log.warning(
+                    "the id %s comes twice in a pass: both samples get the same draws. Different images need "
+                    "different ids (keys of shards: put the shard's name before them)",
+                    key.item() if isinstance(key, torch.Tensor) else key,
+                )
+            if len(known) < _KNOWN:
+                known.add(mark)
 
     def _report_others(self, passed: int, by_ids: bool) -> None:
         name = type(self.loader).__name__

@@ -51,6 +51,8 @@ class Family(ABC):
     options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of Teacher that are for this family
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
 
+    flow: ClassVar[bool] = False  # whether its models are trained by flow matching alone
+
     slots: Slots
     text_width: int | None = None  # of the model's text tokens; None for a model that reads no text
     text_joins: bool = True  # whether text tokens may stand in the condition beside the visual ones

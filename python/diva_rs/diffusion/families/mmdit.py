@@ -22,6 +22,7 @@ class MMDiT(Family):
     """
 
     options = frozenset({"slot", "pooled_projections"})
+    flow = True
     guidance: float | None = None  # the scale that the model is given, where it has an embedding of it
     pooling: tuple[str, ...]  # the text encoders whose pooled outputs the pipeline joins to the pooled vector
 

@@ -52,14 +52,24 @@ def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]
     root = as_path(folder)
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: give the one that holds the benchmarks")
-    here = [name for name, found in formats().items() if found.matches(root)]
+    here = list(_matching(root))
     yield from ((root, name) for name in here)
     for place in (root / name for name in names_in(root) if (root / name).is_dir()):
-        for name, found in formats().items():
+        for name in _matching(place):
             # The parts of a benchmark that was found in `root` itself.
-            part = name in here and place.name in PARTS
-            if not part and found.matches(place):
+            if name not in here or place.name not in PARTS:
                 yield place, name
+
+
+def _matching(place: Path) -> Iterator[str]:
+    """The formats of a folder. Of a damaged one the first that cannot tell: reading it raises the error."""
+    for name, found in formats().items():
+        try:
+            if found.matches(place):
+                yield name
+        except DataError:
+            yield name
+            return
 
 
 def read_benchmark(
