@@ -1,9 +1,9 @@
-//! Compiles the two C++ files against the libtorch that torch-sys found, and notes its version.
+//! Compiles the C++ files against the libtorch that torch-sys found, and notes its version.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-const SOURCES: [&str; 2] = ["src/autograd/node.cpp", "src/threads/team.cpp"];
+const SOURCES: [&str; 3] = ["src/autograd/node.cpp", "src/optim/lists.cpp", "src/threads/team.cpp"];
 
 fn main() {
     for source in SOURCES {

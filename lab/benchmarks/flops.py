@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lab.benchmarks.contestants import BestPlain, Drawn, Official
+from lab.benchmarks.contestants import BestPlain, Drawn, Official, Plain
 from lab.benchmarks.models import Models
 from lab.benchmarks.sizes import Size
 
@@ -23,23 +23,22 @@ def count(size: Size) -> dict[str, int]:
     True
     """
     models = Models(size, device="meta")
-    drawn = Drawn(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in _like(models)))
     images = models.images()
-    found = {"needed": _counted(BestPlain(models), images, drawn)}
-    found["official"] = _counted(Official(models), images, drawn)
+    found = {"needed": counted(lambda: no_draws(BestPlain(models)).step(images))}
+    found["official"] = counted(lambda: no_draws(Official(models)).step(images))
     pixels = torch.empty(images.shape, device="meta")
     found["cached"] = found["needed"] - counted(lambda: models.vae.encode(pixels))
     return found
 
 
-def _like(models: Models) -> tuple[torch.Tensor, ...]:
-    return models.draws().tensors(torch.empty(()))
-
-
-def _counted(contestant: Any, images: torch.Tensor, drawn: Drawn) -> int:
+def no_draws(contestant: Plain) -> Plain:
+    """The contestant on the meta device, where its draws are made already."""
+    models = contestant.models
+    parts = models.draws().tensors(torch.empty(()))
+    drawn = Drawn(*(torch.empty(part.shape, dtype=part.dtype, device="meta") for part in parts))
     contestant.alphas = contestant.alphas.to("meta")
-    contestant.drawn = lambda batch, draws: drawn
-    return counted(lambda: contestant.step(images))
+    contestant.drawn = lambda batch, draws: drawn  # type: ignore[method-assign]
+    return contestant
 
 
 def counted(call: Callable[[], Any]) -> int:

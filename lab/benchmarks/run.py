@@ -17,6 +17,7 @@ from diva_rs.errors import ConfigError, DataError
 from lab.benchmarks import kernels, steps
 from lab.benchmarks.cuda import channels_last, tf32
 from lab.benchmarks.growth import growth
+from lab.benchmarks.launches import launches
 from lab.benchmarks.machine import stamp
 from lab.benchmarks.memory import memory
 from lab.benchmarks.models import Models, quiet
@@ -101,12 +102,17 @@ def _ranks(bench: _Bench) -> dict[str, Any]:
     return ranks(bench.size.name, bench.options.rounds, turns=1 if bench.tiny else 3)
 
 
+def _launches(bench: _Bench) -> dict[str, Any]:
+    return launches(bench.size, bench.precision)
+
+
 ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
     "memory": _memory,  # of each contestant, in a separate process
     "growth": _growth,  # with draws, batch and resolution, and the vision tower's part
     "recap": _recap,  # recap and assembly against plain indexing
+    "launches": _launches,  # operations that launch a kernel on a GPU, casts and bytes, without a GPU
     "draws": _draws,  # keyed draws against torch.randn and randint
     "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)
 }

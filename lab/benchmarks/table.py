@@ -182,12 +182,26 @@ def _ranks(found: Record, rows: Record) -> list[str]:
     return [told, "", *table(["ranks", "median ms", "speed"], body)]
 
 
+def _launches(found: Record, rows: Record) -> list[str]:
+    body = []
+    for part in ("step", "update"):
+        for name, of in found.items():
+            one, plain = of[part], found["plain"][part]
+            most = ", ".join(f"{count} {op}" for op, count in list(one["most"].items())[:4])
+            cells = [f"{one['launches']:,}", f"{one['launches'] / max(plain['launches'], 1):.2f}x"]
+            cells += [f"{one['casts']:,}", f"{one['bytes'] / 2**20:,.0f}", most]
+            body.append([f"{part}, {name}", *cells])
+    told = "Operations that launch a kernel on a GPU, counted without one; MiB of those that are no products:"
+    return [told, "", *table(["launches", "count", "of plain", "casts", "MiB", "most"], body)]
+
+
 _WRITERS = {
     "step": _steps,
     "peak": _peak,
     "memory": _memory,
     "growth": _growth,
     "recap": _recap,
+    "launches": _launches,
     "draws": _draws,
     "ranks": _ranks,
 }

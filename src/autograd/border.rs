@@ -40,8 +40,15 @@ pub fn attach(mut output: Tensor, inputs: &[&Tensor], backward: State) -> Result
     let message = unsafe {
         diva_attach(output.as_mut_ptr(), raw.as_ptr(), raw.len(), state, run, release, free_message)
     };
+    said(message)?;
+    Ok(output)
+}
+
+/// What C++ of this crate says of a call: a message where it failed, otherwise null.
+#[allow(unsafe_code)]
+pub(crate) fn said(message: *mut c_char) -> Result<()> {
     if message.is_null() {
-        return Ok(output);
+        return Ok(());
     }
     // SAFETY: a message that is not null is a C string made with malloc, which is ours to free.
     let text = unsafe {

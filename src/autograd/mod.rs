@@ -11,6 +11,8 @@ use crate::error::Result;
 mod border;
 pub mod pull;
 
+pub(crate) use border::said;
+
 /// The backward pass of a function with one output. It holds what the forward pass kept, as tensors
 /// without a graph: the output with its graph would hold itself.
 pub trait Backward: Send {

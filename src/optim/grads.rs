@@ -1,8 +1,9 @@
 //! All gradients at once: their norm, clipping and scaling. Nothing here reads a value on the host.
 
-use crate::torch::Tensor;
+use crate::torch::{Device, Kind, Tensor};
 
-use super::{in_range, Optimizer};
+use super::rule::number;
+use super::{in_range, lists, Optimizer};
 use crate::error::{DivaError, Result};
 
 impl Optimizer {
@@ -14,10 +15,11 @@ impl Optimizer {
             in_range(OP, "the maximal norm (None: no clipping)", max)?;
         }
         let _guard = crate::torch::no_grad_guard();
-        let mut grads = self.grads(OP)?;
-        let mut norms = Vec::with_capacity(grads.len());
-        for grad in &grads {
-            let norm = grad.f_norm()?;
+        let parts = self.grads(OP)?;
+        let mut norms: Vec<Tensor> = Vec::new();
+        for norm in
+            parts.iter().map(|part| lists::norms(part)).collect::<Result<Vec<_>>>()?.into_iter().flatten()
+        {
             // Groups may live on several devices: their norms meet on the first.
             norms.push(match norms.first() {
                 Some(first) if Tensor::device(first) != norm.device() => {
@@ -33,12 +35,8 @@ impl Optimizer {
         let Some(max) = max else { return Ok(total) };
         // Clamped instead of compared: a comparison would wait for the device.
         let factor = total.f_add_scalar(1e-6)?.f_reciprocal()?.f_mul_scalar(max)?.f_clamp_max(1.0)?;
-        for grad in &mut grads {
-            if grad.device() == factor.device() {
-                let _ = grad.f_mul_(&factor)?;
-            } else {
-                let _ = grad.f_mul_(&factor.f_to_other(grad, true, false)?)?;
-            }
+        for part in &parts {
+            lists::scale(part, &factor.f_to_other(&part[0], true, false)?)?;
         }
         Ok(total)
     }
@@ -53,14 +51,24 @@ impl Optimizer {
             ));
         }
         let _guard = crate::torch::no_grad_guard();
-        for mut grad in self.grads(OP)? {
-            let _ = grad.f_mul_scalar_(factor)?;
+        for part in &self.grads(OP)? {
+            lists::scale(part, &number(&part[0], factor)?)?;
         }
         Ok(())
     }
 
-    fn grads(&self, op: &'static str) -> Result<Vec<Tensor>> {
-        self.slots().filter_map(|slot| slot.grad(op).transpose()).collect()
+    /// The gradients, those of one device and kind together.
+    fn grads(&self, op: &'static str) -> Result<Vec<Vec<Tensor>>> {
+        let mut parts: Vec<((Device, Kind), Vec<Tensor>)> = Vec::new();
+        for slot in self.slots() {
+            let Some(grad) = slot.grad(op)? else { continue };
+            let place = (grad.device(), grad.f_kind()?);
+            match parts.iter_mut().find(|(other, _)| *other == place) {
+                Some((_, part)) => part.push(grad),
+                None => parts.push((place, vec![grad])),
+            }
+        }
+        Ok(parts.into_iter().map(|(_, part)| part).collect())
     }
 
     /// The norm of nothing, where the first parameter lives.

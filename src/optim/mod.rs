@@ -5,8 +5,9 @@
 //! at all.
 
 mod grads; // norm, clipping and scaling of the gradients
+mod lists; // libtorch's operations over lists of tensors
 mod lr; //    learning-rate schedules
-mod rule; //  how one parameter moves
+mod rule; //  how parameters move
 mod slot; //  one parameter: what may be trained
 mod state; // names and tensors of the state, out and in
 
@@ -16,7 +17,7 @@ use std::fmt::Display;
 use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
-use rule::Scalars;
+use rule::Move;
 use slot::Slot;
 
 pub use lr::LrSchedule;
@@ -96,7 +97,7 @@ impl Optimizer {
             before.chain(std::mem::take(&mut self.resting)).map(|slot| (slot.key.clone(), slot)).collect();
         for slot in built.iter_mut().flat_map(|group| &mut group.slots) {
             if let Some(kept) = known.remove(&slot.key) {
-                slot.rule = kept.rule;
+                slot.memory = kept.memory;
             }
         }
         self.groups = built;
@@ -111,8 +112,8 @@ impl Optimizer {
         self.advance(None, factors)
     }
 
-    /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves, and gradients become zero:
-    /// decided on the device, without a read. AdamW's count of updates, kept on the host, rises in both cases, as the
+    /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves: decided on the device, without a
+    /// read. AdamW's count of updates, kept on the host, rises in both cases, as the
     /// count of a learning-rate schedule does.
     pub fn step_if(&mut self, finite: &Tensor, factors: &[f64]) -> Result<()> {
         self.advance(Some(finite), factors)
@@ -135,25 +136,24 @@ impl Optimizer {
         }
         let _guard = crate::torch::no_grad_guard();
         // Every gradient is looked at before the first weight moves: a refused step changes nothing.
-        let mut moves = Vec::new();
+        let mut moves: Vec<Move> = Vec::new();
         for (group, factor) in self.groups.iter_mut().zip(factors) {
             let (lr, weight_decay) = (group.lr * factor, group.weight_decay);
+            let first = moves.len();
             for slot in &mut group.slots {
-                if let Some(grad) = slot.grad(OP)? {
-                    moves.push((lr, weight_decay, slot, grad));
+                let Some(grad) = slot.grad(OP)? else { continue };
+                let (device, kind) = (slot.device, slot.kind);
+                let at = moves[first..].iter().position(|one| (one.device, one.kind) == (device, kind));
+                let at = at.map_or(moves.len(), |at| first + at);
+                if at == moves.len() {
+                    let (slots, grads) = (Vec::new(), Vec::new());
+                    moves.push(Move { lr, weight_decay, device, kind, slots, grads });
                 }
+                moves[at].slots.push(slot);
+                moves[at].grads.push(grad);
             }
         }
-        let mut scalars = Scalars::new(finite);
-        for (lr, weight_decay, slot, mut grad) in moves {
-            // Parameter.grad_dtype allows gradients of lower precision.
-            if grad.f_kind()? != slot.kind {
-                grad = grad.f_to_kind(slot.kind)?;
-            }
-            scalars.clean(&mut grad)?;
-            slot.rule.update(&mut slot.param, &grad, (lr, weight_decay), &mut scalars)?;
-        }
-        Ok(())
+        moves.into_iter().try_for_each(|one| one.run(&self.method, finite))
     }
 
     /// One line about the method and each group.

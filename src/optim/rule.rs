@@ -1,9 +1,10 @@
-//! How one parameter moves. Few libtorch calls and at most one temporary per parameter: a CLIP tower has hundreds of
-//! small ones.
+//! How parameters move: libtorch's fused kernels, one call for all parameters of a group on one device.
 
 use crate::torch::{Device, Kind, Tensor};
 
 use super::in_range;
+use super::lists::Update;
+use super::slot::Slot;
 use crate::error::{DivaError, Result};
 
 /// The update rule and its hyper-parameters, named as in torch.optim.
@@ -34,15 +35,11 @@ impl Method {
     }
 }
 
-/// A method together with what it remembers of one parameter.
-pub(super) enum Rule {
-    Sgd { momentum: Option<Momentum> },
-    AdamW { betas: (f64, f64), eps: f64, moments: Moments },
-}
-
-pub(super) struct Momentum {
-    factor: f64,
-    pub(super) buffer: Tensor,
+/// What a method remembers of one parameter.
+pub(super) enum Memory {
+    /// SGD's buffer, where it has momentum.
+    Sgd(Option<Tensor>),
+    AdamW(Moments),
 }
 
 pub(super) struct Moments {
@@ -51,134 +48,108 @@ pub(super) struct Moments {
     pub(super) exp_avg_sq: Tensor,
 }
 
-impl Rule {
+impl Memory {
     pub(super) fn new(method: &Method, param: &Tensor) -> Result<Self> {
         Ok(match *method {
             Method::Sgd { momentum } => {
-                let buffer = (momentum != 0.0).then(|| param.f_zeros_like()).transpose()?;
-                let momentum = buffer.map(|buffer| Momentum { factor: momentum, buffer });
-                Rule::Sgd { momentum }
+                Memory::Sgd((momentum != 0.0).then(|| param.f_zeros_like()).transpose()?)
             }
-            Method::AdamW { betas, eps } => {
-                let moments =
-                    Moments { step: 0, exp_avg: param.f_zeros_like()?, exp_avg_sq: param.f_zeros_like()? };
-                Rule::AdamW { betas, eps, moments }
+            Method::AdamW { .. } => {
+                let (exp_avg, exp_avg_sq) = (param.f_zeros_like()?, param.f_zeros_like()?);
+                Memory::AdamW(Moments { step: 0, exp_avg, exp_avg_sq })
             }
         })
     }
-
-    /// Moves `param` along `grad`, with a learning rate and a weight decay. To be called without autograd.
-    pub(super) fn update(
-        &mut self,
-        param: &mut Tensor,
-        grad: &Tensor,
-        (lr, weight_decay): (f64, f64),
-        scalars: &mut Scalars<'_>,
-    ) -> Result<()> {
-        match self {
-            // torch/optim/sgd.py, _single_tensor_sgd: d = g + wd p; b = momentum b + d; p -= lr b
-            Rule::Sgd { momentum: Some(Momentum { factor, buffer }) } => {
-                scalars.scale(buffer, *factor)?;
-                let _ = buffer.f_add_(grad)?;
-                scalars.add_scaled(buffer, param, weight_decay)?;
-                scalars.add_scaled(param, buffer, -lr)
-            }
-            // The same without a buffer: p -= lr wd p + lr g
-            Rule::Sgd { momentum: None } => {
-                scalars.scale(param, 1.0 - lr * weight_decay)?;
-                scalars.add_scaled(param, grad, -lr)
-            }
-            // torch/optim/adam.py, _single_tensor_adam with decoupled_weight_decay
-            Rule::AdamW { betas, eps, moments } => {
-                moments.step += 1;
-                let correction = |beta: f64| 1.0 - beta.powf(moments.step as f64);
-                let (step_size, root) = (lr / correction(betas.0), correction(betas.1).sqrt());
-                scalars.scale(param, 1.0 - lr * weight_decay)?;
-                scalars.approach(&mut moments.exp_avg, grad, 1.0 - betas.0)?;
-                // v += (1 - beta2) (g^2 - v): libtorch's lerp saves the pass that scales v.
-                let mut scratch = grad.f_square()?;
-                scalars.approach(&mut moments.exp_avg_sq, &scratch, 1.0 - betas.1)?;
-                let _ = moments.exp_avg_sq.f_sqrt_out(&scratch)?;
-                let _ = scratch.f_div_scalar_(root)?.f_add_scalar_(*eps)?;
-                let _ = moments.exp_avg.f_div_out(&scratch, &scratch)?;
-                scalars.add_scaled(param, &scratch, -step_size)
-            }
-        }
-    }
 }
 
-/// Numbers as 0-dim tensors beside the parameters they multiply, each made once per step. tch's `add_` has no factor;
-/// `addcmul_` with a 0-dim tensor is the same kernel without a temporary, and without a copy from the host. In a step
-/// that is skipped each number is the one that changes nothing.
-pub(super) struct Scalars<'a> {
-    finite: Option<&'a Tensor>,
-    made: Vec<(Device, Kind, f64, f64, Tensor)>,
+/// Parameters of one group, device and kind, with their gradients, which move together.
+pub(super) struct Move<'a> {
+    pub lr: f64,
+    pub weight_decay: f64,
+    pub device: Device,
+    pub kind: Kind,
+    pub slots: Vec<&'a mut Slot>,
+    pub grads: Vec<Tensor>,
 }
 
-impl<'a> Scalars<'a> {
-    /// `finite` (0-dim bool): whether this step is one at all. `None`: it is.
-    pub(super) fn new(finite: Option<&'a Tensor>) -> Self {
-        Scalars { finite, made: Vec::new() }
-    }
-
-    /// Sets a gradient that is to be skipped to zero: a factor of 0 would leave its NaN.
-    pub(super) fn clean(&self, grad: &mut Tensor) -> Result<()> {
-        if let Some(finite) = self.finite {
-            let skipped = finite.f_logical_not()?;
-            let skipped = if skipped.device() == grad.device() {
-                skipped
-            } else {
-                skipped.f_to_other(grad, true, false)?.f_to_kind(Kind::Bool)?
-            };
-            let _ = grad.f_masked_fill_(&skipped, 0.0)?;
-        }
-        Ok(())
-    }
-
-    /// target += factor * other
-    fn add_scaled(&mut self, target: &mut Tensor, other: &Tensor, factor: f64) -> Result<()> {
-        if factor != 0.0 && target.numel() != 0 {
-            let factor = self.scalar(target, factor, 0.0)?;
-            let _ = target.f_addcmul_(other, &factor)?;
-        }
-        Ok(())
-    }
-
-    /// target *= factor
-    fn scale(&mut self, target: &mut Tensor, factor: f64) -> Result<()> {
-        if factor != 1.0 && target.numel() != 0 {
-            let factor = self.scalar(target, factor, 1.0)?;
-            let _ = target.f_mul_(&factor)?;
-        }
-        Ok(())
-    }
-
-    /// target += weight * (other - target)
-    fn approach(&mut self, target: &mut Tensor, other: &Tensor, weight: f64) -> Result<()> {
-        if target.numel() != 0 {
-            let weight = self.scalar(target, weight, 0.0)?;
-            let _ = target.f_lerp_tensor_(other, &weight)?;
-        }
-        Ok(())
-    }
-
-    /// `value` where this is a step, otherwise `neutral`; as `target` is.
-    fn scalar(&mut self, target: &Tensor, value: f64, neutral: f64) -> Result<Tensor> {
-        let (device, kind) = (target.device(), target.f_kind()?);
-        let same = |(d, k, v, n, _): &&(Device, Kind, f64, f64, Tensor)| {
-            *d == device && *k == kind && *v == value && *n == neutral
+impl Move<'_> {
+    /// Moves the parameters. To be called without autograd. `finite` (0-dim bool): whether this step is one at all, decided
+    /// on the device; `None`: it is.
+    pub(super) fn run(mut self, method: &Method, finite: Option<&Tensor>) -> Result<()> {
+        // The kernels read every tensor of a parameter in the order of its memory.
+        let dense: Vec<Tensor> =
+            self.slots.iter().map(|slot| in_order(&slot.param)).collect::<Result<_>>()?;
+        let alike = self.grads.iter().zip(&dense).map(|(grad, param)| as_ordered(grad, param));
+        let grads: Vec<Tensor> = alike.collect::<Result<_>>()?;
+        let skip = finite
+            .map(|finite| finite.f_logical_not()?.f_to_other(&dense[0], true, false)?.f_to_kind(Kind::Float))
+            .transpose()?;
+        let update = Update {
+            params: &dense,
+            grads: &grads,
+            lr: self.lr,
+            weight_decay: self.weight_decay,
+            skip: skip.as_ref(),
         };
-        if let Some((.., scalar)) = self.made.iter().find(same) {
-            return Ok(scalar.shallow_clone());
+        let mut buffers: [Vec<Tensor>; 2] = Default::default();
+        let mut steps: Vec<(i64, Tensor)> = Vec::new();
+        let mut counts = Vec::new();
+        for slot in &mut self.slots {
+            match &mut slot.memory {
+                Memory::Sgd(buffer) => buffers[0].extend(buffer.iter().map(Tensor::shallow_clone)),
+                Memory::AdamW(moments) => {
+                    moments.step += 1;
+                    if steps.iter().all(|(step, _)| *step != moments.step) {
+                        let step = number(&dense[0], moments.step as f64)?.f_to_kind(Kind::Float)?;
+                        steps.push((moments.step, step));
+                    }
+                    let step = steps.iter().find(|(step, _)| *step == moments.step);
+                    counts.extend(step.map(|(_, step)| step.shallow_clone()));
+                    buffers[0].push(moments.exp_avg.shallow_clone());
+                    buffers[1].push(moments.exp_avg_sq.shallow_clone());
+                }
+            }
         }
-        // A view of the first element has the device and kind to fill in, on the meta device too.
-        let first = target.f_as_strided([0i64; 0], [0i64; 0], None)?;
-        let mut scalar = first.f_full_like(value)?;
-        if let Some(finite) = self.finite {
-            let finite = finite.f_to_other(&scalar, true, false)?; // 1 or 0, as the scalar is
-            scalar = scalar.f_where_self(&finite.f_to_kind(Kind::Bool)?, &first.f_full_like(neutral)?)?;
+        match *method {
+            Method::Sgd { momentum } => update.sgd(momentum, &buffers[0])?,
+            Method::AdamW { betas, eps } => update.adamw(betas, eps, [&buffers[0], &buffers[1], &counts])?,
         }
-        self.made.push((device, kind, value, neutral, scalar.shallow_clone()));
-        Ok(scalar)
+        for (slot, moved) in self.slots.iter_mut().zip(&dense) {
+            if slot.param.data_ptr() != moved.data_ptr() {
+                slot.param.f_copy_(moved)?;
+            }
+        }
+        Ok(())
     }
+}
+
+/// A number as a 0-dim tensor of the kind and on the device of another tensor, the meta device too.
+pub(super) fn number(like: &Tensor, value: f64) -> Result<Tensor> {
+    let size: [i64; 0] = [];
+    let first = match like.numel() {
+        0 => like.f_sum(like.f_kind()?)?,
+        _ => like.f_as_strided(size, size, None)?, // a view of the first element
+    };
+    Ok(first.f_full_like(value)?)
+}
+
+/// The parameter itself where it fills its memory without gaps, or a copy that does.
+fn in_order(param: &Tensor) -> Result<Tensor> {
+    let like = param.f_empty_like()?;
+    if like.stride() == param.stride() {
+        return Ok(param.shallow_clone());
+    }
+    let mut copy = like;
+    copy.f_copy_(param)?;
+    Ok(copy)
+}
+
+/// A gradient in the order of its parameter's memory.
+fn as_ordered(grad: &Tensor, param: &Tensor) -> Result<Tensor> {
+    if grad.stride() == param.stride() && grad.f_kind()? == param.f_kind()? {
+        return Ok(grad.shallow_clone());
+    }
+    let mut copy = param.f_empty_like()?;
+    copy.f_copy_(grad)?;
+    Ok(copy)
 }

@@ -2,25 +2,25 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::rule::{Method, Rule};
+use super::rule::{Memory, Method};
 use crate::error::{DivaError, Result};
 
-/// A parameter, its key, what it was when the state was made, and what its rule remembers.
+/// A parameter, its key, what it was when the state was made, and what the method remembers of it.
 pub(super) struct Slot {
     pub(super) key: String,
     pub(super) param: Tensor,
     pub(super) kind: Kind,
-    pub(super) rule: Rule,
-    device: Device,
+    pub(super) memory: Memory,
+    pub(super) device: Device,
     size: Vec<i64>,
 }
 
 impl Slot {
     pub(super) fn new(method: &Method, key: String, param: Tensor) -> Result<Self> {
         let kind = trainable(&key, &param)?;
-        let rule = Rule::new(method, &param)?;
+        let memory = Memory::new(method, &param)?;
         let (device, size) = (param.device(), param.size());
-        Ok(Slot { key, param, kind, rule, device, size })
+        Ok(Slot { key, param, kind, memory, device, size })
     }
 
     /// The gradient, None where autograd has left none.

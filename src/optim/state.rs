@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::torch::{Kind, Tensor};
 
-use super::rule::Rule;
+use super::rule::Memory;
 use super::slot::Slot;
 use super::Optimizer;
 use crate::error::{DivaError, Result};
@@ -16,12 +16,12 @@ impl Optimizer {
     /// `step` (0-dim float32), `exp_avg` and `exp_avg_sq` for AdamW. The buffers are the live ones, not copies.
     pub fn state(&self) -> Result<Vec<(String, Tensor)>> {
         let mut state = Vec::new();
-        for Slot { key, rule, .. } in self.all_slots() {
-            if let Rule::AdamW { moments, .. } = rule {
+        for Slot { key, memory, .. } in self.all_slots() {
+            if let Memory::AdamW(moments) = memory {
                 let step = Tensor::f_from_slice(&[moments.step as f32])?.f_reshape([0i64; 0])?;
                 state.push((format!("{key}.step"), step));
             }
-            for (name, buffer) in rule.buffers() {
+            for (name, buffer) in memory.buffers() {
                 state.push((format!("{key}.{name}"), buffer.shallow_clone()));
             }
         }
@@ -34,11 +34,11 @@ impl Optimizer {
         let mut given = Given::new(state)?;
         let mut steps = Vec::new();
         let mut copies = Vec::new();
-        for Slot { key, rule, .. } in self.all_slots() {
-            if let Rule::AdamW { .. } = rule {
+        for Slot { key, memory, .. } in self.all_slots() {
+            if let Memory::AdamW(_) = memory {
                 steps.push(given.step(format!("{key}.step"))?);
             }
-            for (name, buffer) in rule.buffers() {
+            for (name, buffer) in memory.buffers() {
                 copies.push((buffer.shallow_clone(), given.take(format!("{key}.{name}"), buffer)?));
             }
         }
@@ -47,9 +47,9 @@ impl Optimizer {
             buffer.f_copy_(&source)?;
         }
         let slots = self.groups.iter_mut().flat_map(|group| &mut group.slots).chain(&mut self.resting);
-        let counters = slots.filter_map(|slot| match &mut slot.rule {
-            Rule::AdamW { moments, .. } => Some(&mut moments.step),
-            Rule::Sgd { .. } => None,
+        let counters = slots.filter_map(|slot| match &mut slot.memory {
+            Memory::AdamW(moments) => Some(&mut moments.step),
+            Memory::Sgd(_) => None,
         });
         for (counter, step) in counters.zip(steps) {
             *counter = step;
@@ -58,11 +58,11 @@ impl Optimizer {
     }
 }
 
-impl Rule {
+impl Memory {
     fn buffers(&self) -> Vec<(&'static str, &Tensor)> {
         match self {
-            Rule::Sgd { momentum, .. } => momentum.iter().map(|m| ("momentum_buffer", &m.buffer)).collect(),
-            Rule::AdamW { moments, .. } => {
+            Memory::Sgd(buffer) => buffer.iter().map(|buffer| ("momentum_buffer", buffer)).collect(),
+            Memory::AdamW(moments) => {
                 vec![("exp_avg", &moments.exp_avg), ("exp_avg_sq", &moments.exp_avg_sq)]
             }
         }

@@ -19,16 +19,21 @@ def batch_of(rank: int, call: int = 0, size: int = 3) -> torch.Tensor:
     return images(size, seed=10 * call + rank, dtype=torch.float64)
 
 
-def feedback_loss(vision_only: bool = False) -> FeedbackLoss:
+def feedback_loss(vision_only: bool = False, low_rank: bool = False) -> FeedbackLoss:
     """The same student and teacher on every rank, and in the test."""
     clip = small_clip(torch.float64)
-    return FeedbackLoss(clip.visual if vision_only else clip, small_teacher(torch.float64), RECIPE)
+    recipe = RECIPE.replace(low_rank=2) if low_rank else RECIPE
+    feedback = FeedbackLoss(clip.visual if vision_only else clip, small_teacher(torch.float64), recipe)
+    if low_rank:
+        for pair in feedback.step_modules.low_rank.pairs:
+            torch.nn.init.constant_(pair.b, 0.01)  # at zero A has no gradient
+    return feedback
 
 
 def gradients(feedback: FeedbackLoss) -> dict[str, torch.Tensor]:
     """A copy of every gradient, by name."""
     named = {
-        **feedback.step_modules.parameters,
+        **feedback.step_modules.parts["tower"],
         **dict(feedback.projector.named_parameters(prefix="projector")),
     }
     return {name: parameter.grad.clone() for name, parameter in named.items()}
@@ -62,6 +67,11 @@ def work(rank: int) -> dict[str, Any]:
         wrapped.zero_grad()
         wrapped(batch_of(rank, call)).backward()
     seen["vision only"] = gradients(vision)
+
+    low_rank = feedback_loss(low_rank=True)
+    wrapped = DistributedDataParallel(low_rank, find_unused_parameters=True)
+    wrapped(batch_of(rank)).backward()
+    seen["low rank"] = gradients(low_rank)
 
     uneven = feedback_loss()
     seen["uneven"] = []

@@ -71,9 +71,10 @@ def test_sugarcrepe_plus_plus(tmp_path):
     assert [name for _, name in find_benchmarks(tmp_path)] == ["sugarcrepe++"]
 
 
-def test_whatsup_counts_singles_pairs_and_sets(tmp_path):
+@pytest.mark.parametrize("place", ["", "data"])  # of the files in the repository
+def test_whatsup_counts_singles_pairs_and_sets(tmp_path, place):
     wrong = ["cup_left_of_table", "mug_in-front_of_plate", "mug_behind_plate", "coco 1"]
-    result = score(whatsup(tmp_path, wrong), tmp_path)
+    result = score(whatsup(tmp_path / place, wrong), tmp_path)
     assert result.counts == {
         "controlled A": (7, 8),
         "controlled B": (2, 4),

@@ -153,10 +153,11 @@ def test_items_that_share_an_image_are_in_one_half(tmp_path):
     assert {f"p{n}" for n in range(10)} <= ids[0] or {f"p{n}" for n in range(10)} <= ids[1]
 
 
-def test_only_the_validation_half_of_a_test_set_is_not_one(tmp_path):
-    naturalbench(tmp_path, ["group"] * 12)
+@pytest.mark.parametrize("write", [naturalbench, pairs_jsonl])
+def test_a_test_half_is_a_test_set_and_a_validation_half_is_none(tmp_path, write):
+    write(tmp_path, ["group"] * 12)
     found = [read_benchmark(tmp_path, half=half) for half in (None, "validation", "test")]
-    assert [benchmark.is_test_set for benchmark in found] == [True, False, True]
+    assert [benchmark.is_test_set for benchmark in found] == [write is naturalbench, False, True]
 
 
 def test_mmvp_vlms_image_score_is_its_average(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -199,6 +200,34 @@ def test_a_transformers_processor_serves_as_the_transform():
     ours = image_transform(processor)(image)
     theirs = processor(images=image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
     assert ours.shape == (3, IMAGE, IMAGE) and torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["open_clip-gelu", "timm-siglip", "transformers-clip", "openai"])
+@pytest.mark.parametrize("shape", [(3, 48, 48), (1, IMAGE, IMAGE)])
+def test_images_that_the_model_does_not_take_are_named(name, shape):
+    embedder = Embedder(VARIANTS[name]().eval(), lambda image: torch.zeros(shape), tokenize)
+    with pytest.raises(
+        ConfigError, match=rf"images \({shape[0]}, .*, the model takes \(3, 32, 32\): give the m"
+    ):
+        embedder.encode_image(embedder.transform(Image.new("RGB", (4, 4)))[None])
+
+
+def test_pixels_that_are_not_normalised_are_named():
+    embedder = Embedder(VARIANTS["openai"]().eval(), lambda image: torch.full((3, 4, 4), 220.0), tokenize)
+    with pytest.raises(ConfigError, match="preprocess gives pixels up to 220, not normalised"):
+        embedder.transform(Image.new("RGB", (4, 4)))
+
+
+@pytest.mark.parametrize("size", [(32, 35), (43, 64), (60, 38), (32, 40), (20, 30)])
+def test_the_crop_of_a_transformers_processor_is_torchvisions(size):
+    """Its own may lie a pixel beside it."""
+    noise = np.random.default_rng(0).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": IMAGE}, crop_size=IMAGE)
+    theirs = image_transform_v2(PreprocessCfg(size=IMAGE), is_train=False)(image)
+    torch.testing.assert_close(image_transform(processor)(image), theirs, atol=0.05, rtol=0)
+    padding = transformers.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=IMAGE)
+    assert image_transform(padding)(image).shape == (3, IMAGE, IMAGE)
 
 
 @pytest.mark.parametrize("name", ["transformers-clip", "transformers-siglip"])

@@ -113,6 +113,30 @@ def test_siglip_reads_lower_case_texts():
     assert not TextSide.of(VARIANTS["transformers-clip"]()).lower
 
 
+ODD = ["the cat\u2019s \u201chat\u201d", "black &amp; white", "a \ufb01sh", "two  cats\u2026", "A DOG_HOUSE."]
+
+
+def test_every_librarys_tokenizer_cleans_texts_alike(tmp_path):
+    """OpenAI's and open_clip's mend quotes, ligatures and entities, those of transformers do not."""
+    text = {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "head_width": 16, "layers": 1}
+    model = open_clip.model.CLIP(embed_dim=20, vision_cfg=vision, text_cfg=text)
+    words = transformers.AutoTokenizer.from_pretrained(export.to_transformers(model, tmp_path / "x"))
+    own, theirs = (
+        Embedder(model, preprocess, tokenizer).tokenize(ODD)
+        for tokenizer in (open_clip.get_tokenizer("ViT-B-32"), words)
+    )
+    for row, other in zip(own.tolist(), theirs["input_ids"].tolist(), strict=True):
+        end = row.index(49407)
+        assert row[: end + 1] == other[: end + 1]
+
+
+def test_siglip_reads_texts_without_punctuation():
+    embedder = Embedder(VARIANTS["transformers-siglip"]().eval(), preprocess, word_tokenizer(64, 63))
+    first, second = embedder.tokenize(["A_cat's hat.", "a cats hat"])["input_ids"]
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize(
     "tokenizer,message",
     [

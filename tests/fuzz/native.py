@@ -15,8 +15,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
+from builders import mmdits
 from builders.diffusion import tiny_dit
 from builders.dits import native_dit
+from builders.mmdits import native_mmdit
 from builders.small import small_clip, small_teacher, small_vae
 from diva_rs import Recipe, Trainer, _native
 from diva_rs.errors import DivaError
@@ -62,6 +64,7 @@ def calls() -> dict[str, Call]:
 
     state = _construct(made, "Optimizer").state()
     network = {"noisy": latents, "timesteps": timesteps[:, 0], "condition": condition}
+    two_slots = network | {"condition": torch.randn(2, 5, 16)}
     gradient = torch.randn(bridge.forward(tokens, text, choice)[0].shape)
     flow, levels = _construct(made, "Schedule.flow"), "Schedule.from_alphas_cumprod"
     return {
@@ -126,6 +129,10 @@ def calls() -> dict[str, Call]:
             of("Network, dit", "gradient"),
             network | {"condition": torch.randn(2, 5, 16), "at_prediction": noise[:, 0]},
         ),
+        "Network.predict, of an MMDiT": Call(of("Network, mmdit", "predict"), two_slots),
+        "Network.gradient, of an MMDiT": Call(
+            of("Network, mmdit", "gradient"), two_slots | {"at_prediction": noise[:, 0]}
+        ),
         "Network.encode": Call(
             of("Network, autoencoder_kl_encoder", "encode"),
             {"images": images, "noise": None, "micro_batch": 1},
@@ -180,7 +187,7 @@ def target(scratch: Path) -> Native:
 
 
 def _constructors() -> dict[str, Call]:
-    """The arguments that a whole trainer, a DiT and a VAE were made with."""
+    """The arguments that a whole trainer, a DiT, an MMDiT and a VAE were made with."""
     made: dict[str, Call] = {}
     with _spied(made):
         trainer = Trainer(small_clip(), small_teacher(), Recipe(draws=2, choose=3, optimizer="adamw"))
@@ -188,6 +195,7 @@ def _constructors() -> dict[str, Call]:
         trainer.step_modules.step = cast(Any, _Recorder(step, made))
         trainer.step(torch.rand(2, 3, 32, 32))
         native_dit(tiny_dit().eval())
+        native_mmdit(mmdits.build("sd3-dual", torch.float32))
         native_vae(small_vae())
     schedule: Any = _native.Schedule
     plan = {

@@ -46,6 +46,13 @@ def test_the_averaged_gradient_is_that_of_the_concatenated_batch(ranks):
     assert abs(float(ranks[0]["loss"] + ranks[1]["loss"]) / 2 - loss) <= 1e-12
 
 
+def test_the_same_of_a_low_rank_tower(ranks):
+    expected = alone(together(), low_rank=True)
+    assert sum(name.endswith("lora_A") for name in expected) == 13
+    for rank in ranks:
+        assert worst(rank["low rank"], expected) <= 1e-10
+
+
 def test_the_same_with_ids_of_the_callers_own(ranks):
     batch = torch.cat([batch_of(0), batch_of(1)])
     names = [f"{rank}-{i}.jpg" for rank in range(2) for i in range(3)]

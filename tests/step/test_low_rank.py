@@ -299,6 +299,17 @@ def test_a_gradient_that_a_and_b_do_not_get_is_named():
         feedback(batch)
 
 
+@pytest.mark.hostile
+def test_weights_that_are_loaded_too_late_are_named():
+    trainer = away_from_zero(trainer_of())
+    merged = weights(trainer.clip)
+    trainer.clip.load_state_dict(small_clip(DTYPE, seed=1).state_dict())
+    with pytest.raises(ConfigError, match=r"visual.proj has other values than the trainer gave it"):
+        run(trainer, 0, 1)
+    trainer.clip.load_state_dict(merged)  # as one who swaps averaged weights in and out
+    run(trainer, 0, 1)
+
+
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_bf16_trains_a_and_b_in_float32(backend):
     fields = {**FIELDS, "precision": "bf16", "backend": backend, "lr": 1e-6}

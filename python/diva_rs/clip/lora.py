@@ -5,7 +5,7 @@ a step's gradient at W is carried to them, and after each update W is computed f
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -88,21 +88,36 @@ class LowRank:
         trained = {key: value for key, value in named.items() if id(value) in biases}
         self.parameters: dict[str, nn.Parameter] = self.factors() | trained
         self.others = [value for value in named.values() if id(value) not in taken]
+        self._versions = [pair.matrix.weight._version for pair in self.pairs]
 
     @property
     def scale(self) -> float:
         """Alpha / rank."""
         return self.alpha / self.rank
 
-    def weights(self, trained: Collection[int]) -> set[int]:
+    def weights(self, trained: set[int]) -> set[int]:
         """The ids of the tower's weights whose A or B has an id among ``trained``."""
-        return {id(pair.matrix.weight) for pair in self.pairs if {id(pair.a), id(pair.b)} & {*trained}}
+        return {id(pair.matrix.weight) for pair in self.pairs if trained & {id(pair.a), id(pair.b)}}
 
     @torch.no_grad()
     def merge(self) -> None:
         """Compute the tower's weights from W0, A and B."""
         for matrix, base, a, b in self.pairs:
             torch.addmm(base, b, a, alpha=self.scale, out=matrix.of(matrix.weight))
+        self._versions = [pair.matrix.weight._version for pair in self.pairs]
+
+    @torch.no_grad()
+    def check_merged(self) -> None:
+        """Raise ConfigError where the caller has changed a weight since `merge`, which would overwrite it."""
+        for (matrix, base, a, b), version in zip(self.pairs, self._versions, strict=True):
+            if matrix.weight._version == version or base.is_meta:
+                continue
+            value = torch.addmm(base, b, a, alpha=self.scale)
+            if not torch.allclose(matrix.of(matrix.weight), value, rtol=1e-5, atol=1e-6):
+                raise ConfigError(
+                    f"{matrix.key} has other values than the trainer gave it, which low_rank would "
+                    "overwrite: load the weights first, then make the trainer"
+                )
 
     @torch.no_grad()
     def pull(self) -> None:

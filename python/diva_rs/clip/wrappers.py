@@ -39,7 +39,11 @@ def merged(clip: nn.Module) -> nn.Module:
     check_adapters(model)
     holder: Any = nn.ModuleDict({"model": copy.deepcopy(model)})
     while tuned := next((path for path, module in holder.named_modules() if hasattr(module, _MERGE)), None):
-        holder.set_submodule(tuned, unwrap(holder.get_submodule(tuned).merge_and_unload()))
+        tuner = holder.get_submodule(tuned)
+        whole = tuner.merge_and_unload()
+        if adapters(whole):  # peft leaves those inside another one, such as that of `visual.proj`
+            whole = tuner.base_model.merge_and_unload()
+        holder.set_submodule(tuned, unwrap(whole))
     return unwrap(holder["model"])
 
 

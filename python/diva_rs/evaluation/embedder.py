@@ -23,6 +23,9 @@ from diva_rs.evaluation.measures import device_of
 from diva_rs.evaluation.text_side import TextSide, Tokens, of_transformers
 from diva_rs.step.draws import draw
 
+_OWN = "give the model's own transform"
+_MOST = 20.0  # normalised pixels are below 5
+
 Combine = Callable[[Tensor, Tensor], Tensor]
 """(first token (B, D), patches (B, P, D)), both after the CLIP projection -> (B, D)."""
 
@@ -165,9 +168,23 @@ class Embedder:
         """(B, 3, H, W) as `transform` makes them -> (B, D), before L2 normalisation; ``ids`` key draws."""
         if self._tower is None:
             own = next(self.model.parameters(), pixels) if isinstance(self.model, nn.Module) else pixels
-            return library_embedding(self.model, None, pixels.to(own.dtype))
+            try:
+                return library_embedding(self.model, None, pixels.to(own.dtype))
+            except Exception as err:
+                self._check_shape(pixels, err)
+                raise
         ids = ids if len(ids) else range(len(pixels))
         return self.embedding.of_tokens(self._tower, self._tower.tokens(pixels), ids, self.seed)
+
+    def _check_shape(self, pixels: Tensor, err: Exception) -> None:
+        """Raise ConfigError if ``err`` comes of images that the model does not take."""
+        try:
+            needed = (3, *adapt(self.model, training=False).image_size)
+        except ConfigError:  # a model of another library
+            return
+        if pixels.shape[1:] != needed:
+            given = tuple(pixels.shape[1:])
+            raise ConfigError(f"preprocess gives images {given}, the model takes {needed}: {_OWN}") from err
 
     def encode_text(self, tokens: Tokens) -> Tensor:
         """What `tokenize` gives, on the model's device -> (B, D), before L2 normalisation."""
@@ -224,13 +241,35 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
     def transform(picture: Any) -> Tensor:
         with torch.device("cpu"):  # whatever the default device
             if of_transformers(preprocess):
-                pixels = image(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+                pixels = _processed(image, picture.convert("RGB"))
             else:
                 pixels = preprocess(picture)
         # Integers would be cast later on and scored as if they were normalised.
-        return image_pixels(pixels, "preprocess", "give the model's own transform")
+        pixels = image_pixels(pixels, "preprocess", _OWN)
+        if (most := float(pixels.abs().max())) > _MOST:
+            raise ConfigError(f"preprocess gives pixels up to {most:g}, not normalised: {_OWN}")
+        return pixels
 
     return transform
+
+
+def _processed(processor: Any, picture: Any) -> Tensor:
+    """(3, H, W) of a processor of transformers, whose centre crop is made as torchvision makes it: where the
+    margin is odd, that of transformers may lie one pixel beside the crop that CLIPs are trained on.
+    """
+    size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
+
+    def pixels(**settings: Any) -> Tensor:
+        found: Tensor = processor(images=picture, return_tensors="pt", **settings)["pixel_values"][0]
+        return found
+
+    if not size:
+        return pixels()
+    whole, height, width = pixels(do_center_crop=False), size["height"], size["width"]
+    if whole.shape[-2] < height or whole.shape[-1] < width:  # transformers pads
+        return pixels()
+    top, left = round((whole.shape[-2] - height) / 2), round((whole.shape[-1] - width) / 2)
+    return whole[..., top : top + height, left : left + width]
 
 
 def _check_scale(transform: Callable[[Any], Tensor], clip: Any) -> None:

@@ -121,8 +121,7 @@ class Benchmark:
         tasks = tuple(task.kept(lambda item: _half(names[item.group]) == which) for task in self.tasks)
         if not all(task.items for task in tasks):
             raise DataError(f"{self.root}: too few items for two halves, none is in the {which} half")
-        test = self.is_test_set and which == "test"
-        return replace(self, name=f"{self.name}, {which} half", tasks=tasks, is_test_set=test)
+        return replace(self, name=f"{self.name}, {which} half", tasks=tasks, is_test_set=which == "test")
 
     def check(self) -> "Benchmark":
         """This benchmark; DataError that names an item which is there twice or cannot be decided."""

@@ -1,12 +1,16 @@
 """Whether a tokenizer is the model's own: rows of another length or vocabulary would be scored in silence."""
 
+import html
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._base.optional import require
 from diva_rs.errors import ConfigError, a_type
 
 Tokens = Any
@@ -27,6 +31,7 @@ class TextSide:
     vocabulary: int | None = None  # ids lie below
     end: int | None = None  # the id where a text's embedding is read: every row has it
     lower: bool = False  # whether it was trained on lower-case texts
+    plain: bool = False  # whether it was trained on texts without punctuation
 
     @classmethod
     def of(cls, model: Any) -> "TextSide":
@@ -44,14 +49,16 @@ class TextSide:
         context = None if places is None else len(getattr(places, "weight", places))
         if getattr(text, "cls_emb", None) is not None:  # CoCa appends a token of its own
             return cls(None if context is None else context - 1, words.num_embeddings)
-        lower = "siglip" in str(getattr(getattr(model, "config", None), "model_type", ""))
-        return cls(context, words.num_embeddings, _end(text, words.num_embeddings), lower)
+        kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+        end = _end(text, words.num_embeddings)
+        return cls(context, words.num_embeddings, end, "siglip" in kind, kind == "siglip")
 
     def checked(self, tokenizer: Any) -> Callable[[Sequence[str]], Tokens]:
         """The tokenizer as a function of texts whose rows are checked; raises ConfigError."""
         if not callable(tokenizer):
             raise ConfigError(f"tokenizer is {a_type(tokenizer)}: {_OWN}")
-        tokenize = self._padding(tokenizer) if of_transformers(tokenizer) else tokenizer
+        theirs = of_transformers(tokenizer)
+        tokenize = self._padding(tokenizer) if theirs else tokenizer
         known = _known_words(tokenizer)
         size = self.vocabulary or known
         # Vocabularies are padded by a few entries, and tokenizers extended by some.
@@ -63,13 +70,25 @@ class TextSide:
             )
 
         def checked(texts: Sequence[str]) -> Tokens:
-            listed = [text.lower() for text in texts] if self.lower else list(texts)
+            listed = [self._cleaned(text) for text in texts] if theirs else list(texts)
+            listed = [text.lower() for text in listed] if self.lower else listed
             with torch.device("cpu"):  # tokens are made where a default device says
                 tokens = tokenize(listed)
             self._check(tokens.get("input_ids") if isinstance(tokens, Mapping) else tokens, listed)
             return tokens
 
         return checked
+
+    def _cleaned(self, text: str) -> str:
+        """A text as the other libraries' tokenizers clean it: open_clip/tokenizer.py, `basic_clean` and
+        `canonicalize_text`; clip/simple_tokenizer.py.
+        """
+        if find_spec("ftfy") is not None:  # which both libraries require
+            text = require("ftfy").fix_text(text)
+        text = html.unescape(html.unescape(text))
+        if self.plain:
+            text = text.replace("_", " ").translate(dict.fromkeys(map(ord, string.punctuation)))
+        return text
 
     def _padding(self, tokenizer: Any) -> Callable[[Sequence[str]], Tokens]:
         """A transformers tokenizer pads to the model's length, as its model was trained."""

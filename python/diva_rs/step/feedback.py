@@ -89,6 +89,8 @@ class FeedbackLoss(nn.Module):
         """
         modules = self.step_modules
         inputs = modules.inputs(images, ids, self.epoch, draws, self.samples_seen)
+        if modules.low_rank is not None:
+            modules.low_rank.freeze()
         tokens, bridge = modules.at_cut(inputs.images)
         loss: Tensor = _Feedback.apply(self, inputs, tokens, *bridge)
         self._calls += 1

@@ -82,7 +82,10 @@ class StepModules:
         # Terms may read the untouched model's embeddings, and the tower changes with the first step.
         self._original = original or (self._untouched() if self._anchor or added else None)
         tower = choose_tower(self.tower, recipe, self._tokens_of(self.tower))
-        self.low_rank = low_rank or self._low_rank_of(recipe)
+        if recipe.low_rank is not None and low_rank is None:
+            how = (recipe.low_rank_alpha, recipe.low_rank_targets, recipe.low_rank_bias, recipe.seed)
+            low_rank = LowRank(self.tower, recipe.low_rank, *how)
+        self.low_rank = low_rank
         self.parts: dict[str, dict[str, nn.Parameter]] = {
             "tower": self.parameters if self.low_rank is None else self.low_rank.parameters,
             "projector": dict(self.projector.named_parameters(prefix="projector")),
@@ -164,6 +167,8 @@ class StepModules:
         """A loader's item, checked, for a step that runs all the networks: see `Reader.batch`."""
         self.check_home()
         self._check("tower")
+        if self.low_rank is not None:
+            self.low_rank.check_merged()
         return self._batch(item, ids, epoch, draws, seen)
 
     def inputs(self, item: Any, ids: Any, epoch: int, draws: Draws | None, seen: int) -> Inputs:
@@ -203,7 +208,6 @@ class StepModules:
         tokens_of = self._tokens_of(tower)
         if self.low_rank is not None:
             self.merge()
-            self.low_rank.freeze()
             with no_autocast(self.device):
                 values = self.low_rank.values()
             tokens_of = partial(Call(tower.module, tokens_of).on, values)
@@ -271,10 +275,10 @@ class StepModules:
     @property
     def needing_original(self) -> list[str]:
         """What needs the CLIP from which training began: a low-rank tower, and terms."""
-        anchor = [f"anchor={self._anchor}"] if self._anchor else []
-        anchor += [f"low_rank={self.recipe.low_rank}"] if self.recipe.low_rank else []
+        values = {"anchor": self._anchor, "low_rank": self.recipe.low_rank}
+        fields = [f"{name}={value}" for name, value in values.items() if value]
         added = [name for name, _, term in named_terms(self._terms) if getattr(term, "needs_original", False)]
-        return anchor + added
+        return fields + added
 
     @property
     def terms_identity(self) -> dict[str, str]:
@@ -326,12 +330,6 @@ class StepModules:
                 "denoiser to CLIP's device and leave out Teacher(device=...)"
             )
         return named
-
-    def _low_rank_of(self, recipe: Recipe) -> LowRank | None:
-        if recipe.low_rank is None:
-            return None
-        how = (recipe.low_rank_alpha, recipe.low_rank_targets, recipe.low_rank_bias, recipe.seed)
-        return LowRank(self.tower, recipe.low_rank, *how)
 
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()

@@ -60,7 +60,7 @@ def adapter(low_rank: LowRank, clip: nn.Module) -> tuple[dict[str, Tensor], dict
             # peft adapts `out_proj` beside it, at the same rank.
             found[f"{path}.out_proj"] = (torch.zeros_like(a), b.new_zeros(layer.embed_dim, len(a)))
         elif not isinstance(layer, nn.Linear):
-            if parts[path] > 1 or isinstance(layer, nn.MultiheadAttention):
+            if not path or parts[path] > 1 or isinstance(layer, nn.MultiheadAttention):
                 raise WeightsError(f"peft has no adapter for {key}: {_MERGED}")
             parameters.append(key)
         elif layer not in called and layer.weight is not tower.proj:
@@ -75,12 +75,14 @@ def adapter(low_rank: LowRank, clip: nn.Module) -> tuple[dict[str, Tensor], dict
     for key in sorted(biases):
         path, _, name = key.rpartition(".")
         weights[f"{_place(path, found)}.base_layer.{name}"] = low_rank.parameters[key].detach()
+    name = getattr(model, "name_or_path", "")
     owners = {key.rpartition(".")[0] for key in parameters}
     larger = {path: count for path, count in parts.items() if count > 1}
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": getattr(model, "name_or_path", None) or None,
+        # The name of a repository; a path would say nothing on another machine.
+        "base_model_name_or_path": None if not name or Path(name).exists() else name,
         "r": low_rank.rank,
         "lora_alpha": low_rank.alpha,
         "lora_dropout": 0.0,

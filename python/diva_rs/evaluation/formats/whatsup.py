@@ -24,7 +24,12 @@ _SCENE = re.compile(r"([^_]+)_(left|right|on|under|in[-_]front|front|behind)(?:_
 
 def matches(root: Path) -> bool:
     """Whether there is a file of a subset."""
-    return any((root / name).is_file() for name in _SUBSETS)
+    return any((_place(root) / name).is_file() for name in _SUBSETS)
+
+
+def _place(root: Path) -> Path:
+    """The folder of the files: ``data`` in a copy of the repository."""
+    return root if any((root / name).is_file() for name in _SUBSETS) else root / "data"
 
 
 def read(root: Path, images: Path | None) -> Benchmark:
@@ -33,6 +38,7 @@ def read(root: Path, images: Path | None) -> Benchmark:
     In the controlled subsets four photographs of the same two objects are a set, and two with opposite
     prepositions a pair: right if all of their items are.
     """
+    root = _place(root)
     items: list[Item] = []
     pairs: dict[str, tuple[str, ...]] = {}
     sets: dict[str, tuple[str, ...]] = {}
