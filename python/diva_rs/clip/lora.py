@@ -176,9 +176,10 @@ class LowRank:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """What A and B belong to: alpha, and a fingerprint of every W0."""
-        bases = ((pair.matrix.name, pair.base) for pair in self.pairs)
-        return {"alpha": self.alpha, "start": fingerprint(bases)}
+        """What A and B belong to: alpha, and a fingerprint of it and every W0."""
+        named = [(pair.matrix.name, pair.base) for pair in self.pairs]
+        alpha = torch.tensor([self.alpha], dtype=torch.float32, device="cpu")
+        return {"alpha": self.alpha, "start": fingerprint([*named, ("alpha", alpha)])}
 
     def check(self, saved: Mapping[str, Any] | None) -> None:
         """Raise WeightsError unless ``saved`` are these facts."""
