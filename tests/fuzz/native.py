@@ -47,7 +47,7 @@ def calls() -> dict[str, Call]:
     noise, timesteps = torch.randn(2, 2, 4, 8, 8), torch.tensor([[3, 500], [7, 999]])
     one = {"latents": latents, "noise": noise[:, 0], "timesteps": timesteps[:, 0]}
     choice, text = torch.randint(0, 16, (2, 2, 3)), torch.randn(1, 7, 24)
-    targets = (latents, noise, timesteps, choice, text)
+    targets = (latents, noise, timesteps, choice, text, None)
     tokens = tower.tokens(images).detach()
     condition = torch.randn(2, 5, 24)
     ids = np.array([3, 4], np.uint64)
