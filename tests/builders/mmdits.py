@@ -79,17 +79,16 @@ def is_flux(model: nn.Module) -> bool:
     return isinstance(model, diffusers.FluxTransformer2DModel)
 
 
-def widths(model: nn.Module) -> tuple[int, ...]:
-    both = (model.config.joint_attention_dim, model.config.pooled_projection_dim)
-    return both[:1] if both[0] == both[1] else both
+def widths(model: nn.Module) -> tuple[int, int]:
+    return model.config.joint_attention_dim, model.config.pooled_projection_dim
 
 
 def theirs(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The model's own prediction, by the parts of its pipeline."""
 
     def predict(noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        tokens, *rest = condition.split(widths(model), dim=-1)
-        pooled = (rest or [tokens])[0].mean(dim=1)
+        tokens, pooled = condition.split(widths(model), dim=-1)
+        pooled = pooled.mean(dim=1)
         if not is_flux(model):
             return model(noisy, tokens, pooled, timesteps.to(noisy.dtype), return_dict=False)[0]
         batch, channels, height, width = noisy.shape

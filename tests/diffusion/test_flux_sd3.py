@@ -242,7 +242,7 @@ def test_what_does_not_fit_is_said() -> None:
         ),
         (
             ConfigError,
-            r"text='mean': .* two widths .*use text='none', or .*slot='tokens'",
+            r"text='mean': .* two slots .*use text='none', or .*slot='tokens'",
             lambda: Trainer(small.small_clip(), Teacher(flux, scheduler=flow_scheduler()), Recipe()),
         ),
     ]

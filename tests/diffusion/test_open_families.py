@@ -151,11 +151,22 @@ def test_slots_of_two_widths_have_a_projector_each(installed: None, kind: str) -
     }
     expected = [f"{slot}.{key}" for slot in ("pooled", "tokens") for key in keys[kind]]
     assert sorted(trainer.projector.state_dict()) == expected
-    with pytest.raises(ConfigError, match=r"text='mean': .* two widths .*: use text='none'"):
+    with pytest.raises(ConfigError, match=r"text='mean': .* two slots .*: use text='none'"):
         Trainer(small.small_clip(), teacher, Recipe(precision="fp32"))
     noisy, timesteps, condition = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, 33)
     apart = Condition(condition[..., :24], condition[..., 24:].mean(dim=1))
     assert torch.equal(teacher.denoise(noisy, timesteps, condition), teacher.denoise(noisy, timesteps, apart))
+
+
+def test_slots_of_one_width_can_be_apart() -> None:
+    shared, apart = Slots(tokens=24, pooled=24), Slots(tokens=24, pooled=24, apart=True)
+    assert (shared.split, apart.split, apart.width, apart.parts) == (
+        None,
+        24,
+        48,
+        {"tokens": 24, "pooled": 24},
+    )
+    assert Slots(pooled=24, apart=True).split is None
 
 
 def test_without_it_the_model_is_unknown() -> None:

@@ -35,7 +35,8 @@ class Condition:
 class Slots:
     """Which slots of a denoiser carry the condition, by their width; None where it has no such slot.
 
-    Slots of one width share a condition. Slots of two widths have columns of it each: the tokens' first.
+    Slots of one width share the condition. Slots of two widths, or ``apart``, have columns of it each,
+    the tokens' first.
 
     >>> Slots(pooled=16).names, Slots(tokens=24, pooled=24).width, Slots(tokens=24, pooled=16).width
     (('pooled',), 24, 40)
@@ -43,6 +44,7 @@ class Slots:
 
     tokens: int | None = None
     pooled: int | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -56,8 +58,8 @@ class Slots:
     @property
     def split(self) -> int | None:
         """How many columns of the condition are the tokens'; None where one condition fills every slot."""
-        apart = self.pooled is not None and self.pooled != self.tokens
-        return self.tokens if apart else None
+        apart = self.apart or self.pooled != self.tokens
+        return self.tokens if apart and self.pooled is not None else None
 
     @property
     def parts(self) -> dict[str, int]:

@@ -28,7 +28,7 @@ class QueryReader:
         self._plans: dict[tuple[int, ...], DrawPlan] = {}
         if teacher.slots.split is not None and recipe.text != "none":
             raise ConfigError(
-                f"text={recipe.text!r}: this teacher's condition has slots of two widths "
+                f"text={recipe.text!r}: this teacher's condition has two slots "
                 f"({teacher.family.entry}), which no text joins: use text='none', or one slot for the "
                 "condition, as Teacher(..., slot='tokens') gives Flux and Stable Diffusion 3"
             )
@@ -57,6 +57,7 @@ class QueryReader:
             "size": size,
             "encoder": encoder,
             "sampled": sampled,
+            "pooled_noise": self.teacher.family.pooled_noise,
         }
 
     def _latents(self, batch: Batch) -> tuple[tuple[int, int], tuple[int, ...], Any]:

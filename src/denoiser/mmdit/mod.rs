@@ -149,12 +149,9 @@ fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
 }
 
 impl Denoiser for MMDiT {
-    /// Slots of equal width share one condition.
     fn slots(&self) -> Slots {
         let (tokens, pooled) = (self.fixed.tokens.is_none(), self.fixed.pooled.is_none());
-        let Config { tokens_width, pooled_width, .. } = self.config;
-        let split = (tokens && pooled && tokens_width != pooled_width).then_some(tokens_width);
-        Slots { tokens, pooled, split }
+        Slots { tokens, pooled, split: (tokens && pooled).then_some(self.config.tokens_width) }
     }
 
     fn condition_width(&self) -> Option<i64> {

@@ -34,7 +34,8 @@ class MMDiT(Family):
         widths = {"tokens": int(config.joint_attention_dim), "pooled": int(config.pooled_projection_dim)}
         if slot not in ("both", *widths):
             raise ConfigError(f'slot is {shown(slot)}, expected "both", "tokens" or "pooled"')
-        self.slots = Slots(**{name: width for name, width in widths.items() if slot in ("both", name)})
+        open_ = {name: width for name, width in widths.items() if slot in ("both", name)}
+        self.slots = Slots(**open_, apart=slot == "both")
         self.text_joins = slot == "tokens"
         self.text_width = None if slot == "both" else widths["tokens"]
         given, self._pooled = pooled_projections, pooled_projections
