@@ -6,7 +6,7 @@
 use crate::torch::kind::Element;
 use crate::torch::{no_grad_guard, Kind, Tensor};
 
-use crate::draws::{posterior_noise, DrawPlan, TokenRule};
+use crate::draws::{pooled_noise, posterior_noise, DrawPlan, TokenRule};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Keyed, SampleData, Targets};
 use crate::pixels::{Convention, Pixels, Size};
@@ -55,6 +55,8 @@ pub struct Batch {
     pub encoder: Option<Box<dyn Encoder>>,
     /// The shape of one latent, where it is to be drawn from the posterior.
     pub sampled: Option<Vec<usize>>,
+    /// (V,): the standard deviation of the noise at the pooled condition of each draw, where it has some.
+    pub pooled_noise: Option<Tensor>,
     /// `None`: there is no denoiser.
     pub query: Option<Query>,
     pub keys: Vec<u64>,
@@ -108,7 +110,11 @@ impl Reader {
         };
         let (timesteps, noise, choice) = self.drawn(batch, query, kind)?;
         let (latents, text) = (own(&latents)?, query.text.shallow_clone());
-        let targets = Some(Targets { latents, noise, timesteps, choice, text });
+        let pooled = match &batch.pooled_noise {
+            Some(deviation) => Some(self.pooled(batch, deviation, timesteps.size2()?.1)?),
+            None => None,
+        };
+        let targets = Some(Targets { latents, noise, timesteps, choice, text, pooled });
         Ok((images_of_clip, SampleData { targets, keyed }))
     }
 
@@ -161,6 +167,15 @@ impl Reader {
                 ))
             }
         }
+    }
+
+    /// (B, N, V)
+    fn pooled(&self, batch: &Batch, deviation: &Tensor, draws: i64) -> Result<Tensor> {
+        let (draws, width) = (draws as usize, deviation.size1()? as usize);
+        let values = pooled_noise(batch.seed, &batch.keys, batch.epoch, draws, width)?;
+        let kind = self.home.f_kind()?;
+        let noise = self.drawn_here(&values, &[batch.keys.len(), draws, width], kind)?;
+        Ok(noise.f_mul(&self.carried(deviation, kind)?)?)
     }
 
     /// Values drawn on the host, as a tensor on the student's device.

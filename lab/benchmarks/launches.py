@@ -23,7 +23,7 @@ _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "linear", "attentio
 _NOTHING = ("detach", "empty", "lift_fresh", "_unsafe_view", "set_")  # no kernel
 
 
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operations within it: ``launches`` by name, ``casts``, and ``bytes`` of other than products.
 
     Views, allocations and what is done on the host launch nothing. A ``_foreach_`` operation counts once. A
@@ -37,7 +37,7 @@ class Launches(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: Counter[str] = Counter()
         self.casts, self.bytes = 0, 0
 
@@ -98,7 +98,8 @@ def launches(size: Size, precision: str) -> dict[str, Any]:
 
 
 def _counted(call: Callable[[], Any]) -> dict[str, Any]:
-    with Launches() as counted:
+    counted = Launches()
+    with counted:
         call()
     return counted.figures()
 

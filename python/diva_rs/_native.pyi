@@ -30,7 +30,7 @@ __all__ = [
     "negatives",
 ]
 
-_Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
+_Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]
 
 def negatives(
     seed: int,
@@ -149,6 +149,7 @@ class Batch:
         size: tuple[int, int] = ...,
         encoder: Any = None,
         sampled: Sequence[int] | None = None,
+        pooled_noise: Tensor | None = None,
     ) -> Batch: ...
     def __len__(self) -> int: ...
 

@@ -27,10 +27,12 @@ pub enum Purpose {
     Posterior = 7,
     /// Which other images of the batch are the negatives of one draw.
     Negatives = 8,
+    /// The Gaussian noise of one draw at the pooled condition.
+    Pooled = 9,
 }
 
 impl Purpose {
-    pub const ALL: [Purpose; 8] = [
+    pub const ALL: [Purpose; 9] = [
         Purpose::Timestep,
         Purpose::Noise,
         Purpose::Tokens,
@@ -39,6 +41,7 @@ impl Purpose {
         Purpose::Augment,
         Purpose::Posterior,
         Purpose::Negatives,
+        Purpose::Pooled,
     ];
 }
 
@@ -135,6 +138,6 @@ mod tests {
     #[test]
     fn every_purpose_has_its_own_number() {
         let numbers: Vec<u32> = Purpose::ALL.iter().map(|purpose| *purpose as u32).collect();
-        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     }
 }

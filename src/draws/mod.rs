@@ -150,12 +150,29 @@ impl DrawPlan {
 /// # Ok::<(), diva_rs::DivaError>(())
 /// ```
 pub fn posterior_noise(seed: u64, ids: &[u64], epoch: u64, latent: &[usize]) -> Result<Vec<f32>> {
-    let (latent, tokens) = (latent.to_vec(), TokenRule::None);
+    noise_of(seed, ids, epoch, 1, latent, Purpose::Posterior)
+}
+
+/// Standard normal noise (B, `draws`, `width`), row-major, for the pooled condition of each draw: a function of (seed, sample
+/// id, epoch, draw).
+pub fn pooled_noise(seed: u64, ids: &[u64], epoch: u64, draws: usize, width: usize) -> Result<Vec<f32>> {
+    noise_of(seed, ids, epoch, draws, &[width], Purpose::Pooled)
+}
+
+fn noise_of(
+    seed: u64,
+    ids: &[u64],
+    epoch: u64,
+    draws: usize,
+    shape: &[usize],
+    purpose: Purpose,
+) -> Result<Vec<f32>> {
+    let (latent, tokens) = (shape.to_vec(), TokenRule::None);
     let plan =
-        DrawPlan { seed, draws: 1, timesteps: Timesteps::Uniform, range: (0, 1), latent, patches: 0, tokens };
+        DrawPlan { seed, draws, timesteps: Timesteps::Uniform, range: (0, 1), latent, patches: 0, tokens };
     let sizes = plan.sizes(ids.len())?;
     let mut noise = filled("noise", sizes.noise, 0.0)?;
-    noise::fill(&plan, ids, epoch, Purpose::Posterior, sizes.latent, &mut noise);
+    noise::fill(&plan, ids, epoch, purpose, sizes.latent, &mut noise);
     Ok(noise)
 }
 

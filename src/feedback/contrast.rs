@@ -36,6 +36,10 @@ impl Negatives {
             (None, None) => ((0..samples as u64).collect(), 0),
             (None, Some(_)) => return Err(unkeyed()),
         };
+        if keys.len() as i64 != samples {
+            let what = format!("the Batch has {} keys for {samples} samples", keys.len());
+            return Err(DivaError::data("contrast", what));
+        }
         Ok(negatives(self.seed, &keys, epoch, draw as u32, self.group, self.count))
     }
 }

@@ -20,6 +20,8 @@ pub(super) struct Conditioned<'a> {
     /// Behind the positions, read once for all draws.
     pub text: Option<KeysValues>,
     text_length: i64,
+    /// Whether the draws share one condition, to which each adds its own noise.
+    shared: bool,
     /// Whether the positions come from the student.
     pub learns: bool,
 }
@@ -47,8 +49,13 @@ impl Teacher {
             _ => None,
         };
         let text_length = if text.is_some() { targets.text.size3()?.1 } else { 0 };
-        let positions = condition.f_narrow(2, 0, condition.size4()?.2 - text_length)?;
-        Ok(Conditioned { targets, positions, text, text_length, learns })
+        let (_, draws, length, _) = condition.size4()?;
+        let mut positions = condition.f_narrow(2, 0, length - text_length)?;
+        if let Some(noise) = &targets.pooled {
+            positions = positions.f_add(&noise.f_unsqueeze(2)?)?; // the mean of the positions gets it once
+        }
+        let shared = draws == 1 && targets.pooled.is_some();
+        Ok(Conditioned { targets, positions, text, text_length, shared, learns })
     }
 
     /// The losses of all draws, and their gradients at the condition (B, N | 1, S, C) and at `params`.
@@ -191,6 +198,10 @@ impl Teacher {
 impl Conditioned<'_> {
     /// The gradient at the whole condition, given that at the positions: the text learns nothing.
     pub(super) fn whole(&self, positions: Tensor) -> Result<Tensor> {
+        let positions = match self.shared {
+            true => positions.f_sum_dim_intlist(1, true, positions.kind())?,
+            false => positions,
+        };
         Ok(match self.text_length {
             0 => positions,
             length => positions.f_constant_pad_nd([0, 0, 0, length])?,

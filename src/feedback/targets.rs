@@ -39,6 +39,7 @@ pub struct Targets {
     pub timesteps: Tensor,      // (B, N) int64
     pub choice: Option<Tensor>, // (B, N, k) int64
     pub text: Tensor,           // (1 | B, L, C)
+    pub pooled: Option<Tensor>, // (B, N, C): noise at a pooled condition
 }
 
 impl Targets {
@@ -74,6 +75,7 @@ impl Targets {
         Ok(Targets {
             choice: self.choice.as_ref().map(twice).transpose()?,
             text: if one { self.text.shallow_clone() } else { twice(&self.text)? },
+            pooled: self.pooled.as_ref().map(twice).transpose()?,
             ..self.shallow_clone()
         })
     }
@@ -86,6 +88,7 @@ impl Targets {
             timesteps: self.timesteps.shallow_clone(),
             choice: self.choice.as_ref().map(Tensor::shallow_clone),
             text: self.text.shallow_clone(),
+            pooled: self.pooled.as_ref().map(Tensor::shallow_clone),
         }
     }
 
@@ -102,6 +105,7 @@ impl Targets {
             } else {
                 part(&self.text)?
             },
+            pooled: self.pooled.as_ref().map(part).transpose()?,
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::rule::number;
+use super::moves::number;
 use super::{in_range, lists, Optimizer};
 use crate::error::{DivaError, Result};
 

@@ -7,7 +7,8 @@
 mod grads; // norm, clipping and scaling of the gradients
 mod lists; // libtorch's operations over lists of tensors
 mod lr; //    learning-rate schedules
-mod rule; //  how parameters move
+mod moves; // how parameters move
+mod rule; //  the update rules and what they remember
 mod slot; //  one parameter: what may be trained
 mod state; // names and tensors of the state, out and in
 
@@ -17,7 +18,7 @@ use std::fmt::Display;
 use crate::torch::Tensor;
 
 use crate::error::{DivaError, Result};
-use rule::Move;
+use moves::Move;
 use slot::Slot;
 
 pub use lr::LrSchedule;

@@ -110,7 +110,7 @@ impl PyReader {
 /// ``images`` (B, 3, H, W) are in the declared convention, ``pixel_values`` and ``augmented``, the augmented views (B, 3, h,
 /// w) that a term needs, ready for CLIP, ``latents`` (B, C, h, w) scaled; ``text`` (1 | B, L, C) is on the student's device. ``size`` is that of the images that latents are
 /// made from, by ``encoder``, where none are given; ``sampled`` is the shape of a latent where it is drawn from the
-/// posterior. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices. Where there is no denoiser, ``text`` and
+/// posterior; ``pooled_noise`` (V,) the standard deviation of the noise at the pooled condition of each draw. ``drawn``: a `DrawPlan`, or timesteps, noise and token choices. Where there is no denoiser, ``text`` and
 /// ``drawn`` are None.
 #[pyclass(frozen, name = "Batch", module = "diva_rs._native")]
 pub struct PyBatch(pub Mutex<Batch>);
@@ -118,7 +118,7 @@ pub struct PyBatch(pub Mutex<Batch>);
 #[pymethods]
 impl PyBatch {
     #[new]
-    #[pyo3(signature = (*, keys, text=None, drawn=None, epoch=0, seed=0, images=None, pixel_values=None, augmented=None, latents=None, size=(0, 0), encoder=None, sampled=None))]
+    #[pyo3(signature = (*, keys, text=None, drawn=None, epoch=0, seed=0, images=None, pixel_values=None, augmented=None, latents=None, size=(0, 0), encoder=None, sampled=None, pooled_noise=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -134,6 +134,7 @@ impl PyBatch {
         #[pyo3(from_py_with = number)] size: (i64, i64),
         encoder: Option<PyObject>,
         #[pyo3(from_py_with = number)] sampled: Option<List<usize>>,
+        pooled_noise: Option<Given>,
     ) -> PyResult<Self> {
         let query = match (text, drawn) {
             (Some(text), Some(drawn)) => {
@@ -155,6 +156,7 @@ impl PyBatch {
             size,
             encoder: encoder.map(|object| self::encoder(py, object)).transpose()?,
             sampled: sampled.map(|List(items)| items),
+            pooled_noise: optional(pooled_noise, "pooled_noise")?,
             query,
             keys: keys.as_array().to_vec(),
             epoch,

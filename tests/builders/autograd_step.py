@@ -27,7 +27,7 @@ class AutogradStep:
         inputs = trainer.step_modules.inputs(images, ids, trainer.epoch, None, trainer.samples_seen)
         pixels, augmented = inputs.images[: len(images)], inputs.images[len(images) :]
         keys = sample_keys(range(len(images)) if ids is None else ids)
-        latents, noise, timesteps, choice, text = inputs.targets
+        latents, noise, timesteps, choice, text, _ = inputs.targets
         plain = ReferenceStep(self.clip, self.unet, None, None, text, self.projector, recipe.to_dict())
         schedule = trainer.teacher.schedule
         predictions, targets, contrasts = [], [], []

@@ -76,10 +76,12 @@ def unclip_teacher(dtype: torch.dtype = torch.float32, level: int | None = None)
     return diva_rs.Teacher(pipeline, text_condition=empty_text().to(dtype), noise_level=level)
 
 
-def reference_loss(visual: nn.Module, level: int, pixels: Tensor, latents: Tensor, draws: Any) -> Tensor:
+def reference_loss(
+    visual: nn.Module, level: int, pixels: Tensor, latents: Tensor, draws: Any, noised: Tensor
+) -> Tensor:
     """un2CLIP's loss with diffusers alone: v-prediction, the embedding through `noise_image_embeddings`.
 
-    `pixels` are normalised for CLIP. The noise on the embedding is zero.
+    `pixels` are normalised for CLIP. `noised` (B, N, V) is the noise on the embedding, standard normal.
     """
     dtype = pixels.dtype
     pipeline, text = small_unclip(), empty_text().to(dtype)
@@ -90,7 +92,7 @@ def reference_loss(visual: nn.Module, level: int, pixels: Tensor, latents: Tenso
     timesteps, noises = torch.from_numpy(draws.timesteps), torch.from_numpy(draws.noise).to(dtype)
     for n in range(timesteps.shape[1]):
         embedding = visual(pixels)
-        labels = pipeline.noise_image_embeddings(embedding, level, torch.zeros_like(embedding))
+        labels = pipeline.noise_image_embeddings(embedding, level, noised[:, n])
         noise, t = noises[:, n], timesteps[:, n]
         noisy, target = scheduler.add_noise(latents, noise, t), scheduler.get_velocity(latents, noise, t)
         hidden = text.expand(len(pixels), -1, -1)

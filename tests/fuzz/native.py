@@ -47,7 +47,7 @@ def calls() -> dict[str, Call]:
     noise, timesteps = torch.randn(2, 2, 4, 8, 8), torch.tensor([[3, 500], [7, 999]])
     one = {"latents": latents, "noise": noise[:, 0], "timesteps": timesteps[:, 0]}
     choice, text = torch.randint(0, 16, (2, 2, 3)), torch.randn(1, 7, 24)
-    targets = (latents, noise, timesteps, choice, text)
+    targets = (latents, noise, timesteps, choice, text, None)
     tokens = tower.tokens(images).detach()
     condition = torch.randn(2, 5, 24)
     ids = np.array([3, 4], np.uint64)
@@ -66,6 +66,8 @@ def calls() -> dict[str, Call]:
     network = {"noisy": latents, "timesteps": timesteps[:, 0], "condition": condition}
     two_slots = network | {"condition": torch.randn(2, 5, 16)}
     gradient = torch.randn(bridge.forward(tokens, text, choice)[0].shape)
+    step = made["Step"]
+    contrasting = _run(step, {**step.arguments, "contrast": 1.0, "contrast_options": (0.1, 1, 2, 0)})
     flow, levels = _construct(made, "Schedule.flow"), "Schedule.from_alphas_cumprod"
     return {
         **made,
@@ -94,6 +96,19 @@ def calls() -> dict[str, Call]:
         "Pixels.to_unit": Call(of("Pixels", "to_unit"), {"images": images}),
         "Pixels.clip_input": Call(of("Pixels", "clip_input"), {"images": images, "size": (16, 16)}),
         "Pixels.vae_input": Call(of("Pixels", "vae_input"), {"images": images, "size": (16, 16)}),
+        "negatives": Call(
+            _native.negatives, {"seed": 1, "ids": ids, "epoch": 0, "draw": 0, "group": 2, "count": 1}
+        ),
+        "Step.weigh": Call(of("Step", "weigh"), {"weights": [("denoising", 0.5), ("anchor", 0.0)]}),
+        "Step.at_tokens, of the contrast": Call(
+            contrasting.at_tokens,
+            {
+                "tokens": torch.cat([tokens, tokens]),
+                "images": torch.cat([images, images]),
+                "targets": targets,
+                "batch": made["Step.train"].arguments["1"],
+            },
+        ),
         "Step.changed_limit": Call(of("Step", "changed_limit"), {}),
         "Step.at_tokens": Call(
             of("Step", "at_tokens"),

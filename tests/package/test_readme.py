@@ -21,10 +21,11 @@ from safetensors.torch import load_file
 import diva_rs
 from builders import exports, texts
 from builders.benchmarks import photos_folder
-from builders.diffusion import tiny_pipeline
+from builders.diffusion import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
 from builders.flows import flow_vae
 from builders.mmvp import mmvp_folder
 from builders.small import WIDTH, images, scheduler, small_clip, small_teacher, small_unet
+from builders.unclip import small_unclip
 from diva_rs import cli
 from diva_rs.captions import Evidence, Judgements
 from diva_rs.cli import options
@@ -46,6 +47,7 @@ COMMANDS = "".join(code for language, code in BLOCKS if language == "")
 
 
 GENHANCER = "GenHancer: a light denoiser that starts from nothing"
+UN2CLIP = "un²CLIP: a generator that inverts CLIP"
 # What is shortened where a block runs: (block, text, replacement).
 SHORTER = [
     ("In a notebook", "steps=200", "steps=2"),
@@ -56,6 +58,7 @@ SHORTER = [
     (GENHANCER, "num_layers=2", "num_layers=1, num_attention_heads=1, joint_attention_dim=24"),
     (GENHANCER, "size=224", "size=32"),
     (GENHANCER, '-224"', '-224", image_size=32, batch=4, stages=SHORT'),
+    (UN2CLIP, '-224"', '-224", image_size=16, batch=4, steps=2'),
     ("4. Train on the judgements", "steps=500", "steps=2, log_every=1"),
     ("4. Train on the judgements", "CaptionTerm(judged,", "CaptionTerm(sure(judged),"),
 ]
@@ -122,6 +125,9 @@ def folders(root):
         Image.fromarray(pixels).save(root / "photos" / f"{i}.jpg")
     tiny_pipeline().save_pretrained(root / "stable-diffusion-2-1-base")
     flow_vae().save_pretrained(root / "FLUX.1-schnell" / "vae")
+    generator = small_unclip(exports.model("openai").visual.output_dim)
+    generator.register_modules(tokenizer=tiny_tokenizer(), text_encoder=tiny_text_encoder())
+    generator.save_pretrained(root / "stable-diffusion-2-1-unclip-small")
     mmvp_folder(root / "MMVP_VLM", pairs=1)
     (words,) = (code for language, code in BLOCKS if language == "toml")
     (root / "words.toml").write_text(words)
@@ -192,6 +198,12 @@ def test_the_example_of_genhancer(pasted):
     assert not torch.equal(
         names["weights"]["visual.proj"], pasted[1]["In a notebook"]["weights"]["visual.proj"]
     )
+
+
+def test_the_example_of_un2clip(pasted):
+    names = pasted[1][UN2CLIP]
+    assert names["inverted"].report["steps"] == 2 and names["inverted"].recipe.lr == 3e-7
+    assert not torch.equal(names["weights"]["visual.proj"], pasted[1][GENHANCER]["weights"]["visual.proj"])
 
 
 def test_the_evaluation_example(pasted):

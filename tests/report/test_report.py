@@ -21,11 +21,12 @@ from builders.mmvp import mmvp_folder
 from builders.pages import parsed
 from builders.small import images, small_clip, small_teacher
 from builders.texts import tokenize
-from diva_rs import Recipe
+from diva_rs import Recipe, Stage, post_train
 from diva_rs.errors import DependencyError
 from diva_rs.evaluation import PATTERNS, Drift, DriftResult, mmvp_vlm, pairs, report, zero_shot_folder
-from diva_rs.report import charts
+from diva_rs.report import charts, facts
 from diva_rs.report.charts import COLOURS
+from diva_rs.report.run import read_run
 
 ANCHORS = [
     *("trained", "recipe", "training", "mmvp", "flips", "retention", "probes", "drift"),
@@ -448,3 +449,13 @@ def test_pictures_that_cannot_be_shown(tmp_path):
         with pytest.raises(diva_rs.DataError, match=words):
             report.write(post_trained(), tmp_path / "report", pictures={"a": path})
     assert not (tmp_path / "report").exists()
+
+
+def test_the_losses_of_stages_are_not_compared():
+    stages = (Stage(train=("projector",), steps=1, contrast=0.0), Stage(train=("tower",), denoising=0.0))
+    recipe = Recipe(contrast=1.0, stages=stages, steps=3, log_every=1)
+    batches = [images(2, seed=n) for n in range(3)]
+    result = post_train(small_clip(), small_teacher(), batches, recipe, progress=False)
+    text = facts.course(read_run(result))
+    assert "These are the 2 logs of the last objective, contrast." in text
+    assert "not finite" not in text

@@ -171,7 +171,10 @@ def test_a_state_of_another_low_rank_is_refused_by_name():
         ({"low_rank_targets": ("*ln_1*",)}, "matches no matrix"),
         ({"low_rank": None}, "low_rank_alpha=6.0 needs low_rank"),
         ({"low_rank": 0}, "low_rank=0: it must be an integer of at least 1"),
-        ({"stages": (Stage(train=("tower:*ln_1*",)),)}, "no trainable parameter has such a key"),
+        (
+            {"stages": (Stage(train=("tower:*ln_1*",)),)},
+            "no trainable parameter has such a key; low_rank trains .* matrices alone",
+        ),
     ],
 )
 def test_fields_that_mean_nothing_are_refused(fields, message):

@@ -36,7 +36,9 @@ class Matrix(NamedTuple):
         return whole.narrow(0, self.start, self.rows)
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
+    """What trains in place of a matrix."""
+
     matrix: Matrix
     base: Tensor  # W0
     a: nn.Parameter
@@ -72,7 +74,7 @@ class LowRank:
         seed: int = 0,
     ) -> None:
         self.rank, self.alpha = rank, float(rank if alpha is None else alpha)
-        self.pairs: list[_Pair] = []
+        self.pairs: list[Pair] = []
         generator = torch.Generator("cpu").manual_seed(seed)
         with torch.inference_mode(False), torch.no_grad():
             for matrix in _chosen(list(matrices(tower)), targets):
@@ -81,7 +83,7 @@ class LowRank:
                 a = torch.empty(rank, width, dtype=torch.float32, device="cpu")
                 a.uniform_(-(width**-0.5), width**-0.5, generator=generator)
                 b = base.new_zeros(out, rank)
-                self.pairs.append(_Pair(matrix, base, nn.Parameter(a.to(base)), nn.Parameter(b)))
+                self.pairs.append(Pair(matrix, base, nn.Parameter(a.to(base)), nn.Parameter(b)))
         biases = {id(pair.matrix.bias) for pair in self.pairs if bias}
         taken = {id(pair.matrix.weight) for pair in self.pairs} | biases
         named = tower.named_parameters()
@@ -94,6 +96,13 @@ class LowRank:
     def scale(self) -> float:
         """Alpha / rank."""
         return self.alpha / self.rank
+
+    def by_key(self) -> dict[str, list[Pair]]:
+        """The matrices of each weight, by its key."""
+        found: dict[str, list[Pair]] = {}
+        for pair in self.pairs:
+            found.setdefault(pair.matrix.key, []).append(pair)
+        return found
 
     def weights(self, trained: set[int]) -> set[int]:
         """The ids of the tower's weights whose A or B has an id among ``trained``."""
@@ -150,8 +159,7 @@ class LowRank:
                     f"{pair.matrix.key} has a gradient, which A and B do not get: set CLIP's gradients to "
                     "None first, checkpoint with use_reentrant=False, and add no loss that runs CLIP itself"
                 )
-        for key in dict.fromkeys(pair.matrix.key for pair in self.pairs):
-            pairs = [pair for pair in self.pairs if pair.matrix.key == key]
+        for pairs in self.by_key().values():
             weight, transposed = pairs[0].matrix.weight, pairs[0].matrix.transposed
             whole, end, parts = weight.detach().T if transposed else weight.detach(), 0, []
             for matrix, base, a, b in pairs:
@@ -176,9 +184,10 @@ class LowRank:
         return found
 
     def facts(self) -> dict[str, Any]:
-        """What A and B belong to: alpha, and a fingerprint of every W0."""
-        bases = ((pair.matrix.name, pair.base) for pair in self.pairs)
-        return {"alpha": self.alpha, "start": fingerprint(bases)}
+        """What A and B belong to: alpha, and a fingerprint of it and every W0."""
+        named = [(pair.matrix.name, pair.base) for pair in self.pairs]
+        alpha = torch.tensor([self.alpha], dtype=torch.float32, device="cpu")
+        return {"alpha": self.alpha, "start": fingerprint([*named, ("alpha", alpha)])}
 
     def check(self, saved: Mapping[str, Any] | None) -> None:
         """Raise WeightsError unless ``saved`` are these facts."""

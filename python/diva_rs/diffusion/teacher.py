@@ -49,7 +49,8 @@ class Teacher:
             "text_embeds" (1, D) and "time_ids" (1, 6), by default zeros and the size of the image without
             cropping (SDXL's refiner: 5 ids, with an aesthetic score of 6). A UNet of Stable unCLIP takes
             ``noise_level``, that of the image embedding for which the condition stands, by default 0: the
-            UNet reads what its pipeline makes of the embedding at that level where the noise drawn is zero.
+            UNet reads what its pipeline makes of the embedding at that level. A training step draws the noise
+            for each draw, `denoise` by itself adds none.
             A DiT takes ``label``: whether the condition is to "replace" the label embedding, or to "join"
             that of "no class". Flux and Stable Diffusion 3 take ``slot``, which of the slots "tokens" and
             "pooled" the condition fills, by default "both", and ``pooled_projections`` (1, V), the text's

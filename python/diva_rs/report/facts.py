@@ -28,7 +28,11 @@ def ends(values: list[float]) -> tuple[int, float, float]:
 
 def course(run: Run) -> str:
     """The losses in a sentence or two."""
-    finite, logs = run.finite("loss"), len(run.history)
+    names = run.losses
+    now = [name for name in names if name in run.history[-1]]  # stages may have other losses
+    same = [log for log in run.history if [name for name in names if name in log] == now]
+    losses = [log.get("loss", math.nan) for log in same]
+    finite, logs = list(filter(math.isfinite, losses)), len(losses)
     gaps = logs - len(finite)
     part, early, late = ends(finite)
     if len(finite) < 2:
@@ -38,6 +42,8 @@ def course(run: Run) -> str:
     else:
         text = f"Average of the first {part} of {len(finite)} losses logged: {figure(early)}; "
         text += f"of the last {part}: {figure(late)}."
+    if logs < len(run.history):
+        text += f" These are the {logs} logs of the last objective, {' + '.join(now)}."
     return f"{text} {gaps} of {logs} logs {'is' if gaps == 1 else 'are'} not finite." if gaps else text
 
 
@@ -52,7 +58,7 @@ def training(run: Run) -> tuple[Chart, list[Chart], list[Row]]:
     charts = [logged(run, name) for name in names if run.finite(name)]
     rows = []
     for name in ["loss", *names]:
-        values, finite = run.column(name)[1], run.finite(name)
+        values, finite = [log[name] for log in run.history if name in log], run.finite(name)
         if finite:
             rows.append((name, *map(figure, (values[0], values[-1], min(finite), max(finite)))))
     return loss, charts, rows

@@ -14,6 +14,7 @@ import torch
 
 import diva_rs._native as _native
 from diva_rs.data.batches import Batch, read_batch
+from diva_rs.data.keys import sample_keys
 from diva_rs.errors import ConfigError, DataError
 
 _log = logging.getLogger("diva_rs")
@@ -135,7 +136,7 @@ class ResumableLoader:
 
     def _note_ids(self, ids: Any, marks: list[bytes], known: set[bytes]) -> None:
         """Warn once of an id that comes twice in a pass; ``known`` are the first ones of the pass."""
-        for key, mark in zip(ids, marks, strict=True):
+        for key, mark in zip(ids, marks, strict=False):
             if mark in known and not self._twice:
                 self._twice = True
                 _log.warning(
@@ -197,9 +198,12 @@ class ResumableLoader:
 
 
 def _marks(batch: Batch) -> list[bytes]:
-    """For each sample what tells it from others; empty where that is on a device."""
+    """For each sample what tells it from others; empty where pixels are on a device."""
     if batch.ids is not None:
-        return [str(key).encode("utf-8", "surrogatepass") for key in np.asarray(batch.ids).tolist()]
+        try:
+            return [key.tobytes() for key in sample_keys(batch.ids)]
+        except DataError:  # the step names the id
+            return []
     parts = (batch.images, batch.pixel_values, batch.latents)
     values = next(part for part in parts if part is not None).detach().flatten(1)
     if values.device.type != "cpu":

@@ -117,12 +117,12 @@ class PostTrainResult:
                 save_adapter(folder, self.low_rank, self.clip)
             except WeightsError as err:
                 _log.warning("no adapter of peft is written: %s", err)
-        for path in adapters(unwrap(self.clip)):
-            text = (
+        for path in [*adapters(unwrap(self.clip))][:1]:
+            _log.warning(
                 "clip.safetensors holds the keys of an adapter (%s.base_layer.*), which no library builds: "
+                "model.merge_and_unload() and diva_rs.export write one that loads",
+                path,
             )
-            _log.warning(text + "model.merge_and_unload() and diva_rs.export write one that loads", path)
-            break
         write_json(folder / "recipe.json", self.recipe.to_dict())
         write_json(folder / "history.json", self.history)
         write_json(folder / "report.json", self.report)

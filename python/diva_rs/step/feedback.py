@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
-from diva_rs._base.tensors import fingerprint
 from diva_rs.errors import WeightsError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import Draws
@@ -31,7 +30,8 @@ class FeedbackLoss(nn.Module):
     Args:
         clip: as for `Trainer`; changed in place by the caller's optimizer.
         unet: as for `Trainer`; None for terms that do without a diffusion model.
-        recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields are not used.
+        recipe: a `Recipe`, a preset's name, or None for the defaults. Its optimizer fields and its stages are
+            not used.
         terms: as for `Trainer`.
 
     >>> feedback = FeedbackLoss(clip, teacher, Recipe(draws=2))
@@ -140,11 +140,7 @@ class FeedbackLoss(nn.Module):
     def _low_rank_key(self) -> list[int]:
         """A number for alpha and W0 of a low-rank tower."""
         low_rank = self.step_modules.low_rank
-        if low_rank is None:
-            return []
-        facts = low_rank.facts()
-        alpha = torch.tensor([facts["alpha"]], dtype=torch.float64, device="cpu")
-        return [int(fingerprint([(facts["start"], alpha)])[:15], 16)]
+        return [] if low_rank is None else [int(low_rank.facts()["start"][:15], 16)]
 
 
 def _without_hooks() -> AbstractContextManager[Any]:

@@ -34,8 +34,8 @@ class Inputs:
     """The tensors of a step: CLIP's pixels and what the teacher denoises."""
 
     images: Tensor  # (B | 2B, 3, H, W), normalised for CLIP; augmented views follow
-    # latents, noise, timesteps, choice, text; None: there is no denoiser
-    targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor] | None
+    # latents, noise, timesteps, choice, text, noise at a pooled condition; None: there is no denoiser
+    targets: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None] | None
     batch: _native.Batch  # what they were made of
 
 

@@ -120,7 +120,7 @@ class StepModules:
         self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
 
     def weigh(self, weights: Mapping[str, float]) -> None:
-        """Give the recipe's own terms these weights; those that are left out keep theirs."""
+        """Give the recipe's own terms these weights, by name: all of them."""
         self.step.weigh(list(weights.items()))
         self.reader.augments = weights["contrast"] > 0
         self.loss_names = self._named(weights)

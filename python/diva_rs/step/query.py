@@ -57,6 +57,7 @@ class QueryReader:
             "size": size,
             "encoder": encoder,
             "sampled": sampled,
+            "pooled_noise": self.teacher.family.pooled_noise,
         }
 
     def _latents(self, batch: Batch) -> tuple[tuple[int, int], tuple[int, ...], Any]:

@@ -32,7 +32,10 @@ def match(name: str, parts: Mapping[str, Parameters]) -> dict[str, nn.Parameter]
         if not glob or fnmatchcase(key, glob) or fnmatchcase(key.rpartition(".lora_")[0], glob)
     }
     if not found and parts[part]:
-        raise ConfigError(f"train names the group {name!r}: no trainable parameter has such a key")
+        alone = (
+            "; low_rank trains the tower's matrices alone" if any(".lora_" in k for k in parts[part]) else ""
+        )
+        raise ConfigError(f"train names the group {name!r}: no trainable parameter has such a key{alone}")
     return found
 
 

@@ -5,6 +5,7 @@ on a diagonal of blocks, at three times the rank and alpha. A weight that is no 
 `visual.proj`, is one of its ``target_parameters`` (from peft 0.17).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs.clip.adapter import adapt
-from diva_rs.clip.lora import LowRank
+from diva_rs.clip.lora import LowRank, Pair
 from diva_rs.clip.wrappers import own_names, unwrap
 from diva_rs.errors import WeightsError
 
@@ -49,12 +50,12 @@ def adapter(low_rank: LowRank, clip: nn.Module) -> tuple[dict[str, Tensor], dict
     called = tower.called()
     found: dict[str, tuple[Tensor, Tensor]] = {}  # path of a module -> A and B
     parameters, parts = [], {}
-    for key in dict.fromkeys(pair.matrix.key for pair in low_rank.pairs):
+    for key, pairs in low_rank.by_key().items():
         path, _, name = key.rpartition(".")
         layer, outer = layers[path], layers.get(path.rpartition(".")[0])
         if isinstance(outer, nn.MultiheadAttention):
             raise WeightsError(f"peft (0.21) adds the update of {key} twice to its weight: {_MERGED}")
-        a, b, parts[path] = _factors(low_rank, key)
+        a, b, parts[path] = _factors(low_rank.rank, pairs)
         found[path] = (a, b)
         if isinstance(layer, nn.MultiheadAttention) and name == "in_proj_weight":
             # peft adapts `out_proj` beside it, at the same rank.
@@ -107,11 +108,10 @@ def _place(path: str, wrapped: Any) -> str:
     )
 
 
-def _factors(low_rank: LowRank, key: str) -> tuple[Tensor, Tensor, int]:
+def _factors(rank: int, pairs: Sequence[Pair]) -> tuple[Tensor, Tensor, int]:
     """A (r, in) and B (out, r) of a weight as it is stored, and how many matrices it holds."""
-    pairs = [pair for pair in low_rank.pairs if pair.matrix.key == key]
     weight, transposed = pairs[0].matrix.weight, pairs[0].matrix.transposed
-    a, rank = torch.cat([pair.a.detach() for pair in pairs]), low_rank.rank
+    a = torch.cat([pair.a.detach() for pair in pairs])
     b = a.new_zeros(weight.shape[1 if transposed else 0], len(a))
     for n, (matrix, _, _, own) in enumerate(pairs):
         b[matrix.start : matrix.start + matrix.rows, n * rank : (n + 1) * rank] = own.detach()

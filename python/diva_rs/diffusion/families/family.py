@@ -56,6 +56,7 @@ class Family(ABC):
     slots: Slots
     text_width: int | None = None  # of the model's text tokens; None for a model that reads no text
     text_joins: bool = True  # whether text tokens may stand in the condition beside the visual ones
+    pooled_noise: Tensor | None = None  # (V,): deviation of the noise that a step adds to a pooled condition
 
     def __init__(self, model: nn.Module, context: Context) -> None:
         self.model: Any = model

@@ -17,9 +17,10 @@ class StableUnclip(UNet):
     """The condition stands in the place of the image embedding.
 
     The published models read the embedding noised at a level, and behind it an embedding of this level, as
-    wide as itself. They get what diffusers' pipeline makes of the condition at ``noise_level`` where the
-    noise drawn is zero: the mean over all noise. The level is 0 where the pipeline has the parts that noise
-    image embeddings. None leaves all of the class embedding to the condition.
+    wide as itself: what diffusers' pipeline makes of the condition at ``noise_level``. A training step draws
+    the noise for each draw; `predict` by itself adds none, which is the mean. The level is 0 where the
+    pipeline has the parts that noise image embeddings. None leaves all of the class embedding to the
+    condition.
     """
 
     text_joins = False
@@ -33,12 +34,13 @@ class StableUnclip(UNet):
         scheduler = context.part("image_noising_scheduler")
         if noise_level is None and scheduler is not None:
             noise_level = 0
-        self._affine: tuple[Tensor, ...] = ()
+        self._affine: list[Tensor] = []
         if noise_level is not None:
             if width % 2:
                 raise ConfigError(f"noise_level: this UNet's class embedding is {width} wide, no even number")
             width //= 2
-            self._affine = _affine(noise_level, width, scheduler, context.part("image_normalizer"))
+            normalizer = context.part("image_normalizer")
+            self.pooled_noise, *self._affine = _noised(noise_level, width, scheduler, normalizer)
         self.slots = Slots(pooled=width)
         self._here: tuple[Tensor, ...] = ()  # text, scale and shift where the model is
 
@@ -73,11 +75,12 @@ class StableUnclip(UNet):
         return moved(self.context.text(self.text_width), like.device, like.dtype)
 
 
-def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Tensor, ...]:
-    """The scale (1, V) of an image embedding, and the shift (1, 2 V) of the class labels that it begins.
+def _noised(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The deviation (V,) of an embedding's noise, and the scale (1, V) and shift (1, 2 V) that follow.
 
-    diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings: standardise, noise, undo the former, and
-    append the level's sinusoids. Zero noise leaves a e + (1 - a) mean, a = sqrt(alphas_cumprod[level]).
+    diffusers StableUnCLIPImg2ImgPipeline.noise_image_embeddings standardises, noises, undoes the former, and
+    appends the level's sinusoids. With the level's a**2 in ``alphas_cumprod`` the embedding e becomes
+    a (e + noise std sqrt(1 - a**2) / a) + (1 - a) mean.
     """
     levels = None if scheduler is None else scheduler.alphas_cumprod
     if isinstance(level, bool) or not isinstance(level, int) or level < 0:
@@ -85,7 +88,9 @@ def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Te
     if levels is not None and level >= len(levels):
         raise ConfigError(f"noise_level is {level}, but the pipeline has {len(levels)} levels, from 0")
     cpu = torch.device("cpu")
-    mean = torch.zeros(1, width, device=cpu) if normalizer is None else normalizer.mean.detach()
+    mean, std = torch.zeros(1, width, device=cpu), torch.ones(1, width, device=cpu)
+    if normalizer is not None:
+        mean, std = normalizer.mean.detach(), normalizer.std.detach()
     if tuple(mean.shape) != (1, width):
         raise ConfigError(
             f"the image normalizer is for embeddings {mean.shape[-1]} wide, this UNet takes {width}: give "
@@ -97,8 +102,9 @@ def _affine(level: Any, width: int, scheduler: Any, normalizer: Any) -> tuple[Te
     sinusoids = embeddings.get_timestep_embedding(
         torch.tensor([level], device=cpu), width, flip_sin_to_cos=True, downscale_freq_shift=0
     )
-    shift = (1 - scale) * moved(mean, cpu, torch.float64)
-    return scale, torch.cat((shift, sinusoids.double()), dim=1)
+    mean, std = (moved(part, cpu, torch.float64) for part in (mean, std))
+    deviation = (std * (1 - scale**2).sqrt() / scale).squeeze(0)
+    return deviation, scale, torch.cat(((1 - scale) * mean, sinusoids.double()), dim=1)
 
 
 FAMILY = StableUnclip

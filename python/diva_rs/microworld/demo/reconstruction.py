@@ -47,7 +47,7 @@ def views(
         modules.projector.load_state_dict(projector.state_dict())
         inputs = modules.inputs(images, None, 0, _draws(teacher, modules, one, len(images)), 0)
         assert inputs.targets is not None
-        latents, noise, timesteps, choice, text = inputs.targets
+        latents, noise, timesteps, choice, text, _ = inputs.targets
         noisy, target, _ = teacher.schedule.add_noise(latents, noise[:, 0], timesteps[:, 0])
         condition, _ = modules.bridge.forward(modules.tokens(inputs.images), text, choice)
         ways = {title: condition[:, 0]}  # of its one draw
