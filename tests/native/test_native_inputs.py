@@ -139,7 +139,7 @@ def test_both_encoders_sample_the_same_latents():
 def test_draws_are_those_of_the_draw_plan(fields):
     made = modules(seed=3, draws=3, timesteps="stratified", **fields)
     ids = [4, 9, 2]
-    _, (_, noise, timesteps, choice, _) = read(made, {"images": images(3), "ids": ids}, epoch=2)
+    _, (_, noise, timesteps, choice, *_) = read(made, {"images": images(3), "ids": ids}, epoch=2)
     rules = {"density" if name == "density" else name: value for name, value in fields.items()}
     rules.pop("bernoulli", None)
     plan = diva_rs.step.draws.DrawPlan(3, 3, (4, 8, 8), 16, timesteps="stratified", **rules)

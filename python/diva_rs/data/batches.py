@@ -23,10 +23,10 @@ class Batch:
                   and the VAE's inputs.
     pixel_values  (B, 3, h, w) ready for CLIP. Without ``images`` and ``latents`` they are un-normalised for
                   the VAE, at CLIP's resolution.
-    augmented     (B, 3, H', W') augmented views for recipes with ``contrast``, in the convention of
-                  ``images``, or ready for CLIP where there are none. None: they are made of the images.
     latents       (B, C, h, w) already scaled: the VAE does not run.
     ids           B sample ids (integers or strings) that key the draws. None: the position in the run does.
+    augmented     (B, 3, H', W') augmented views for recipes with ``contrast``, in the convention of
+                  ``images``, or ready for CLIP where there are none. None: they are made of the images.
 
     >>> batch = Batch(images=torch.zeros(4, 3, 8, 8), ids=[3, 1, 4, 1])
     >>> len(batch), batch[1:3].ids
@@ -35,9 +35,9 @@ class Batch:
 
     images: Tensor | None = None
     pixel_values: Tensor | None = None
-    augmented: Tensor | None = None
     latents: Tensor | None = None
     ids: Ids | None = None
+    augmented: Tensor | None = None
 
     def __len__(self) -> int:
         parts = (self.images, self.pixel_values, self.latents)
