@@ -16,6 +16,7 @@ updates, and its data: every rank reads the same stream there.
 
 from collections.abc import Iterator
 
+from diva_rs.recipes.clips import CLIPS
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -68,24 +69,19 @@ def _stages(first: Stage, steps: int, source: str) -> Values:
     }
 
 
-# model: (title, its name in open_clip, MMVP-VLM)
-_MODELS = {
-    "openai-vit-l-14-224": ("OpenAI CLIP ViT-L/14", "ViT-L-14-quickgelu:openai", "19.3 -> 33.3"),
-    "openai-vit-l-14-336": ("OpenAI CLIP ViT-L/14", "ViT-L-14-336-quickgelu:openai", "20.0 -> 31.1"),
-    "metaclip-vit-h-14-224": ("MetaCLIP ViT-H/14", "ViT-H-14-quickgelu:metaclip_fullcc", "25.2 -> 37.8"),
-    "siglip-so400m-14-224": ("SigLIP SO400M/14", "ViT-SO400M-14-SigLIP:webli", "37.8 -> 43.0"),
+# Model: MMVP-VLM after it, what the model needs beside the others, the official code's steps in stage 2.
+_MODELS: dict[str, tuple[str, Values, int]] = {
+    "openai-vit-l-14-224": ("33.3", {}, 4600),
+    "openai-vit-l-14-336": ("31.1", {}, 4600),
+    "metaclip-vit-h-14-224": ("37.8", {}, 100_000),
+    "siglip-so400m-14-224": ("43.0", _SIGLIP, 4600),
 }
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
-    for key, (title, clip, expected) in _MODELS.items():
-        size = int(key[-3:])
-        own: Values = {
-            "image_size": (size, f"{_CONFIG}: CLIP's resolution"),
-            **(_SIGLIP if "siglip" in key else {}),
-        }
-        # The code's configurations of MetaCLIP have 100,000 steps in stage 2, all others 4,600.
-        steps = 100_000 if "metaclip" in key else 4600
+    for key, (average, own, steps) in _MODELS.items():
+        clip, size = CLIPS[key], int(key[-3:])
+        own = {"image_size": (size, f"{_CONFIG}: CLIP's resolution"), **own}
         plain = _PROJECTOR.model_copy(update={"denoising": 1.0, "contrast": 0.0})
         paper = _stages(plain, 4600, "paper: stage 1 with the plain denoising loss")
         official = _stages(_PROJECTOR, steps, "the contrast in both")
@@ -101,11 +97,11 @@ def _presets() -> Iterator[tuple[str, Preset]]:
             yield (
                 name,
                 Preset(
-                    summary=f"{title} at {size}, {account}",
+                    summary=f"{clip.title} at {size}, {account}",
                     source=_SOURCE,
-                    command=f"diva-rs train --recipe {name} --clip {clip} --teacher <SD-2-1 folder> "
+                    command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <SD-2-1 folder> "
                     f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}",
-                    expected=expected,
+                    expected=clip.to(average),
                     values={**_SHARED, **values, **own},
                     teacher="Stable Diffusion 2.1, or another model with cross-attention",
                     images="CC3M, random crops of 0.9 to 1.0",

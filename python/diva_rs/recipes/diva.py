@@ -14,8 +14,9 @@ scores at or below the original for OpenAI's model at 224 (issues 11 and 12 ther
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from diva_rs.recipes.clips import CLIPS
 from diva_rs.recipes.presets import Preset, Values
 
 _SOURCE = '"Diffusion Feedback Helps CLIP See Better", arXiv 2407.20171; github.com/baaivision/DIVA'
@@ -114,66 +115,50 @@ _HALF: Values = {
 }
 
 
-@dataclass(frozen=True)
-class _Model:
-    """A CLIP of the paper, its name in open_clip, its scores, and its condition by both accounts."""
+_STEP = "11.3 GiB for a step of one image in bf16 on a CPU"  # benches/results/published-sizes.md
 
-    title: str
-    clip: str
-    expected: str
+
+class _Model(NamedTuple):
+    """MMVP-VLM after DIVA, the condition by both accounts, and what a step needs."""
+
+    average: str
     paper: Values
     official: Values
     memory: str = "not measured"
 
 
-_STEP = "11.3 GiB for a step of one image in bf16 on a CPU"  # benches/results/published-sizes.md
 _MODELS = {
-    "openai-vit-l-14-224": _Model(
-        "OpenAI CLIP ViT-L/14", "ViT-L-14-quickgelu:openai", "19.3 -> 25.9", _density(15, 224), _OPENAI, _STEP
-    ),
-    "openai-vit-l-14-336": _Model(
-        "OpenAI CLIP ViT-L/14", "ViT-L-14-336-quickgelu:openai", "20.0 -> 25.2", _density(30, 336), _OPENAI
-    ),
-    "metaclip-vit-l-14-224": _Model(
-        "MetaCLIP ViT-L/14", "ViT-L-14-quickgelu:metaclip_fullcc", "23.7 -> 27.4", _ALL, _METACLIP
-    ),
-    "metaclip-vit-h-14-224": _Model(
-        "MetaCLIP ViT-H/14", "ViT-H-14-quickgelu:metaclip_fullcc", "25.2 -> 31.9", _ALL, _METACLIP
-    ),
-    "dfn-vit-h-14-224": _Model(
-        "DFN CLIP ViT-H/14", "ViT-H-14-quickgelu:dfn5b", "39.3 -> 43.7", _ALL, _DFN_224
-    ),
-    "dfn-vit-h-14-378": _Model(
-        "DFN CLIP ViT-H/14", "ViT-H-14-378-quickgelu:dfn5b", "34.8 -> 37.8", _HALF, _DFN_378
-    ),
-    "siglip-so400m-14-224": _Model(
-        "SigLIP SO400M/14", "ViT-SO400M-14-SigLIP:webli", "37.8 -> 40.7", *_window(6, 42, 256)
-    ),
-    "siglip-so400m-14-384": _Model(
-        "SigLIP SO400M/14", "ViT-SO400M-14-SigLIP-384:webli", "37.0 -> 38.5", *_window(10, 72, 729)
-    ),
+    "openai-vit-l-14-224": _Model("25.9", _density(15, 224), _OPENAI, _STEP),
+    "openai-vit-l-14-336": _Model("25.2", _density(30, 336), _OPENAI),
+    "metaclip-vit-l-14-224": _Model("27.4", _ALL, _METACLIP),
+    "metaclip-vit-h-14-224": _Model("31.9", _ALL, _METACLIP),
+    "dfn-vit-h-14-224": _Model("43.7", _ALL, _DFN_224),
+    "dfn-vit-h-14-378": _Model("37.8", _HALF, _DFN_378),
+    "siglip-so400m-14-224": _Model("40.7", *_window(6, 42, 256)),
+    "siglip-so400m-14-384": _Model("38.5", *_window(10, 72, 729)),
 }
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
     for key, model in _MODELS.items():
+        clip = CLIPS[key]
         for prefix, account, values in (
             ("diva", "as the paper describes it", {**_PAPER, **model.paper}),
             ("diva-official", "as the official code computes it", {**_OFFICIAL, **model.official}),
         ):
             name = f"{prefix}-{key}"
             command = (
-                f"diva-rs train --recipe {name} --clip {model.clip} --teacher <SD-2-1-base folder> "
+                f"diva-rs train --recipe {name} --clip {clip.name} --teacher <SD-2-1-base folder> "
                 f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}"
             )
-            summary = f"{model.title} at {key[-3:]}, {account}"
+            summary = f"{clip.title} at {key[-3:]}, {account}"
             yield (
                 name,
                 Preset(
                     summary,
                     _SOURCE,
                     command,
-                    model.expected,
+                    clip.to(model.average),
                     values,
                     teacher="Stable Diffusion 2.1 base: a UNet with cross-attention, VAE and text encoder",
                     images="CC3M",

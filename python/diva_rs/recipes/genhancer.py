@@ -19,6 +19,7 @@ images with 8 noises each. It keeps many checkpoints and has no validation set.
 
 from collections.abc import Iterator
 
+from diva_rs.recipes.clips import CLIPS
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -73,23 +74,21 @@ _SIGLIP: Values = {
     "low_rank_targets": (("*attn.*", "*fc1*", "*fc2*"), f"{_CODE}train_SigLIP_stage2_*.py: target_modules"),
 }
 
-_MODELS = {
-    "openai-vit-l-14-224": ("OpenAI CLIP ViT-L/14", "ViT-L-14-quickgelu:openai", "19.3 -> 31.9"),
-    "openai-vit-l-14-336": ("OpenAI CLIP ViT-L/14", "ViT-L-14-336-quickgelu:openai", "20.0 -> 29.6"),
-    "metaclip-vit-l-14-224": ("MetaCLIP ViT-L/14", "ViT-L-14-quickgelu:metaclip_fullcc", "23.7 -> 31.9"),
-    "metaclip-vit-h-14-224": ("MetaCLIP ViT-H/14", "ViT-H-14-quickgelu:metaclip_fullcc", "25.2 -> 37.0"),
-    "siglip-so400m-14-224": ("SigLIP SO400M/14", "ViT-SO400M-14-SigLIP:webli", "37.8 -> 42.2"),
-    "siglip-so400m-14-384": ("SigLIP SO400M/14", "ViT-SO400M-14-SigLIP-384:webli", "37.0 -> 40.0"),
+# Model: MMVP-VLM after it, and what the model needs beside the others.
+_MODELS: dict[str, tuple[str, Values]] = {
+    "openai-vit-l-14-224": ("31.9", {}),
+    "openai-vit-l-14-336": ("29.6", {}),
+    "metaclip-vit-l-14-224": ("31.9", {}),
+    "metaclip-vit-h-14-224": ("37.0", {}),
+    "siglip-so400m-14-224": ("42.2", _SIGLIP),
+    "siglip-so400m-14-384": ("40.0", _SIGLIP),
 }
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
-    for key, (title, clip, expected) in _MODELS.items():
-        size = int(key[-3:])
-        own: Values = {
-            "image_size": (size, f"{_CONFIG}: CLIP's resolution"),
-            **(_SIGLIP if "siglip" in key else {}),
-        }
+    for key, (average, own) in _MODELS.items():
+        clip, size = CLIPS[key], int(key[-3:])
+        own = {"image_size": (size, f"{_CONFIG}: CLIP's resolution"), **own}
         for prefix, account, values in (
             ("genhancer", "the method on correct pixels", _PAPER),
             ("genhancer-official", 'as the official code computes it, variant "all"', _OFFICIAL),
@@ -98,12 +97,12 @@ def _presets() -> Iterator[tuple[str, Preset]]:
             yield (
                 name,
                 Preset(
-                    summary=f"{title} at {size}, {account}",
+                    summary=f"{clip.title} at {size}, {account}",
                     source=_SOURCE,
-                    command=f"diva-rs train --recipe {name} --clip {clip} --teacher <folder> "
+                    command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <folder> "
                     "--teacher-options guidance=4 --data 'cc3m/{00000..00331}.tar' "
                     f"--output-dir runs/{name}",
-                    expected=expected,
+                    expected=clip.to(average),
                     values={**values, **own},
                     teacher="a FLUX of random weights with 2 double and 4 single blocks (1.3 billion "
                     "parameters), the VAE of FLUX.1 and guidance 4 (see diva_rs.recipes.genhancer)",

@@ -12,6 +12,7 @@ The published generators predict the velocity, so the target is what the generat
 
 from collections.abc import Iterator
 
+from diva_rs.recipes.clips import CLIPS
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -36,37 +37,28 @@ _VALUES: Values = {
     "image_size": (768, "paper: latents 96 x 96"),
 }
 
-# model: (title, its name in open_clip, MMVP-VLM, the generator)
+# Model: MMVP-VLM after it, and the generator.
 _L14 = "ViT-L/14 (embeddings 768 wide)"
 _MODELS = {
-    "openai-vit-l-14-224": ("OpenAI CLIP ViT-L/14", "ViT-L-14-quickgelu:openai", "19.3 -> 32.6", _L14),
-    "openai-vit-l-14-336": ("OpenAI CLIP ViT-L/14", "ViT-L-14-336-quickgelu:openai", "20.0 -> 30.4", _L14),
-    "openclip-vit-h-14-224": (
-        "OpenCLIP ViT-H/14",
-        "ViT-H-14:laion2b_s32b_b79k",
-        "28.9 -> 36.3",
-        "ViT-H/14 (1024 wide)",
-    ),
-    "siglip-so400m-14-384": (
-        "SigLIP SO400M/14",
-        "ViT-SO400M-14-SigLIP-384:webli",
-        "37.0 -> 41.5",
-        "SigLIP (1152 wide), of which no published weights are known here",
-    ),
+    "openai-vit-l-14-224": ("32.6", _L14),
+    "openai-vit-l-14-336": ("30.4", _L14),
+    "openclip-vit-h-14-224": ("36.3", "ViT-H/14 (1024 wide)"),
+    "siglip-so400m-14-384": ("41.5", "SigLIP (1152 wide), of which no published weights are known here"),
 }
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
-    for key, (title, clip, expected, generator) in _MODELS.items():
+    for key, (average, generator) in _MODELS.items():
+        clip = CLIPS[key]
         name = f"un2clip-{key}"
         yield (
             name,
             Preset(
-                summary=f"{title} at {key[-3:]}, as the paper is reported; the rest is at the defaults",
+                summary=f"{clip.title} at {key[-3:]}, as the paper is reported; the rest is at the defaults",
                 source=_SOURCE,
-                command=f"diva-rs train --recipe {name} --clip {clip} --teacher <Stable unCLIP folder> "
+                command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <Stable unCLIP folder> "
                 f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}",
-                expected=expected,
+                expected=clip.to(average),
                 values=_VALUES,
                 teacher=f"Stable unCLIP for {generator}, its whole pipeline",
                 images="CC3M",
