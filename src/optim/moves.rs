@@ -80,11 +80,13 @@ pub(super) fn number(like: &Tensor, value: f64) -> Result<Tensor> {
 
 /// The parameter itself where it fills its memory without gaps, or a copy that does.
 fn in_order(param: &Tensor) -> Result<Tensor> {
-    let like = param.f_empty_like()?;
-    if like.stride() == param.stride() {
+    let mut sides: Vec<_> = param.stride().into_iter().zip(param.size()).filter(|side| side.1 != 1).collect();
+    sides.sort_unstable();
+    let filled = sides.iter().try_fold(1, |step, &(stride, size)| (stride == step).then_some(step * size));
+    if filled.is_some() || param.numel() == 0 {
         return Ok(param.shallow_clone());
     }
-    let mut copy = like;
+    let mut copy = param.f_empty_like()?;
     copy.f_copy_(param)?;
     Ok(copy)
 }
