@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,8 @@ _FOLDERS = {
 }
 
 collect_ignore_glob = ["tests/*/conftest.py"]  # no examples, and one module name for all of them
+if find_spec("triton") is None:
+    collect_ignore_glob += ["python/diva_rs/native/recap.py", "tests/builders/fused_recap.py"]
 
 
 @pytest.fixture(autouse=True)
