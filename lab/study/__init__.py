@@ -10,7 +10,7 @@ from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
-from lab.study.data import TrainingImages, unseen
+from lab.study.data import TrainingImages
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
@@ -67,7 +67,7 @@ def ablate(
     arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
     settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
-    pictures = TrainingImages(models.vae, unseen(images))
+    pictures = TrainingImages(models.vae, models.data.feedback(images))
     judged = None
     if any(arm.captions is not None for arm in arms.values()):
         judged = judge_images(models, pictures, folder / "judged")
@@ -79,7 +79,7 @@ def ablate(
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,
-        Measure(split, asked, asked, max(1, asked // 20)),
+        Measure(split, asked, asked, max(1, asked // 20), models.data),
         pictures,
         steps,
         judged,

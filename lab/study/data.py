@@ -6,15 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva_rs.microworld.dataset import World
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels
 from lab.pretraining.denoiser import encode
-
-
-def unseen(size: int) -> World:
-    """Scenes of the train split that no pretraining has used."""
-    return World("train", size, start=1 << 20)
 
 
 class TrainingImages:

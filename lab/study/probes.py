@@ -42,8 +42,11 @@ class Probes:
             own = []
             for column, name in enumerate(self.asked.values):
                 if name != self.asked.subject:
-                    probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows, known[:, column])
-                    right = probe.predict(questions) == truth[:, column]
+                    # Not where the attribute does not apply: the probe would read the subject.
+                    empty = [place for place, word in enumerate(self.asked.values[name]) if not word]
+                    own_rows, own_questions = (~np.isin(of[:, column], empty) for of in (known, truth))
+                    probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows[own_rows], known[own_rows, column])
+                    right = probe.predict(questions[own_questions]) == truth[own_questions, column]
                     scores[f"probe_{kind}/{name}"] = 100 * float(right.mean())
                     own.append(scores[f"probe_{kind}/{name}"])
             scores[f"probe_{kind}"] = float(np.mean(own))
@@ -55,7 +58,7 @@ class Kept:
 
     def __init__(self, dataset: Captioned) -> None:
         self.dataset = dataset
-        self.values, self.subject = dataset.values, dataset.subject
+        self.values, self.subject, self.vocabulary = dataset.values, dataset.subject, dataset.vocabulary
         self.tokenizer, self.first = dataset.tokenizer, dataset.first
 
     def __len__(self) -> int:
