@@ -58,11 +58,7 @@ class StudyWorld(Microworld):
             raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
         if kind == "dit":
             return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
-        return (
-            self.teacher_of(self.unet)
-            if kind == "unet"
-            else self.teacher_of(new_unet(1000 + seed, self.side))
-        )
+        return self.teacher_of(self.unet if kind == "unet" else new_unet(1000 + seed, self.side))
 
     @torch.no_grad()
     def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diva_rs.microworld.models import new_scheduler
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
-from lab.pretraining.loop import Keep, Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
 
 EMPTY = 0.1  # share of empty captions, as in Stable Diffusion's training
 
@@ -103,9 +103,8 @@ def _train(
             noise = torch.randn(clean.shape, generator=generator)
             timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(clean),), generator=generator)
             target = scheduler.get_velocity(clean, noise, timesteps)
-            prediction = predict(
-                scheduler.add_noise(clean, noise, timesteps), timesteps, numbers, epoch, chance
-            )
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            prediction = predict(noisy, timesteps, numbers, epoch, chance)
             loss = nn.functional.mse_loss(prediction, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]

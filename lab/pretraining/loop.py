@@ -151,6 +151,9 @@ class Keep:
         return int(saved["done"])
 
 
+NOTHING = Keep()  # is saved
+
+
 def _state(part: Any) -> Any:
     if isinstance(part, torch.Generator):
         return part.get_state()

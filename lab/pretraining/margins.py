@@ -32,11 +32,11 @@ def margins(unet: Any, encoder: Any, dataset: Captioned, latents: Tensor, draws:
     for name, own in zip(dataset.values, said[0], strict=True):
         rows = [row for row in every if said[row][own]]
         words = [word for word in vocabulary.words(own) if word]
-        wrong = [
-            _other(words, said[row][own], 1 + place % (len(words) - 1)) for place, row in enumerate(rows)
-        ]
-        pairs = zip(rows, wrong, strict=True)
-        captions[name] = (rows, [vocabulary.caption({**said[row], own: word}) for row, word in pairs])
+        wrong = []
+        for place, row in enumerate(rows):
+            word = _other(words, said[row][own], 1 + place % (len(words) - 1))
+            wrong.append(vocabulary.caption({**said[row], own: word}))
+        captions[name] = (rows, wrong)
     states = {
         name: encoder(dataset.tokenizer(texts)).last_hidden_state for name, (_, texts) in captions.items()
     }

@@ -147,8 +147,8 @@ class _Notes:
             for name, value in now.items():
                 if value != was.get(name):
                     raise ConfigError(
-                        f"{folder} holds checkpoints made with {name}={was.get(name)!r}, now {name}={value!r}: "
-                        "use another folder"
+                        f"{folder} holds checkpoints made with {name}={was.get(name)!r}, now {name}="
+                        f"{value!r}: use another folder"
                     )
         self.write()
 
@@ -157,10 +157,7 @@ class _Notes:
 
     @contextmanager
     def timed(self, part: str, models: dict[str, nn.Module], *stages: str) -> Iterator[list[Keep]]:
-        """Checkpoints for each stage of the block, which is timed; then save the weights and write the manifest.
-
-        The time of a resumed part is that since it was resumed.
-        """
+        """Where each stage of the block saves its state; then save the weights, the time, the manifest."""
         started = time.perf_counter()
         keeps = [Keep(self.folder / f"{part}.{stage}.state") for stage in stages or ("training",)]
         yield keeps

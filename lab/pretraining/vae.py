@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lab.pretraining.data import Pixels, batch_numbers
-from lab.pretraining.loop import Keep, Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
 
 
 def train_vae(

@@ -46,7 +46,7 @@ words = ["", "striped", "dotted"]
 
 [attributes.pose]
 words = ["standing", "lying"]
-phrase = "which is {}"
+phrase = "in a {} pose"
 
 [attributes.side]
 words = ["left", "right"]

@@ -36,8 +36,8 @@ class Table:
     other name, such as images of other sources, can be scored like "test".
 
     Args:
-        place: the CSV, or a folder with ``table.csv``. A ``words.toml`` beside it is read as the `Vocabulary`;
-            without one the attributes are adjectives: "a photo of a red striped bottle".
+        place: the CSV, or a folder with ``table.csv``. A ``words.toml`` beside it is read as the
+            `Vocabulary`; without one the attributes are adjectives: "a photo of a red striped bottle".
         side: images are cropped to a square and resized to this many pixels.
     """
 
@@ -62,7 +62,8 @@ class Table:
 
     def identity(self) -> dict[str, Any]:
         """What the manifest of the checkpoints keeps."""
-        digest = hashlib.blake2b(repr(self.rows).encode(), digest_size=8).hexdigest()
+        contents = repr((self.rows, self.vocabulary.digest)).encode()
+        digest = hashlib.blake2b(contents, digest_size=8).hexdigest()
         return {"table": str(self.path.absolute()), "digest": digest, "side": self.side}
 
     def pretraining(self, size: int, seed: int) -> "Rows":
@@ -82,7 +83,7 @@ class Table:
         return self._some(split, size)
 
     def pairs(self, split: str, per_pattern: int) -> list[Pair]:
-        """At most ``per_pattern`` pairs of each attribute: see `nearest_pairs`. Their items are row numbers."""
+        """At most ``per_pattern`` pairs of each attribute, as `nearest_pairs` finds them, of row numbers."""
         rows = self._numbers(split)
         found = []
         for column, name in enumerate(self.values):
