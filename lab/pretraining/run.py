@@ -4,7 +4,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,6 @@ class Lengths:
     images: int = 65536
     share: float = 0.03
     asked: int = 4096  # scenes of the manifest's scores
-
-    def times(self, factor: float) -> "Lengths":
-        """With ``factor`` times as many steps.
-
-        >>> Lengths().times(0.5).unet
-        1500
-        """
-        steps = [one.name for one in fields(self) if one.name not in ("images", "share", "asked")]
-        return replace(self, **{name: round(getattr(self, name) * factor) for name in steps})
 
 
 QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, asked=64)
