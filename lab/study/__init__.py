@@ -1,5 +1,6 @@
 """Studies on the microworld: arms, scores, resumable runs and their summary."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diva_rs._base.files import make_folder, write_json, write_text
@@ -11,7 +12,7 @@ from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.data import TrainingImages
-from lab.study.measure import Measure
+from lab.study.measure import Measure, measure_all
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
 from lab.world import StudyWorld
@@ -38,7 +39,7 @@ def ablate(
     name: str,
     output_dir: str | Path,
     seeds: int = 5,
-    split: str = "validation",
+    split: str | Sequence[str] = "validation",
     world: str | Path = SHIPPED,
     steps: int | None = None,
     images: int = 4096,
@@ -55,8 +56,9 @@ def ablate(
             ``judged.json``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
-        split: "validation" while settings are chosen, "test" once they are fixed.
-        world: a folder of checkpoints; by default those of the package.
+        split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
+            world, of which the first has the headline scores.
+        world: a folder of `python -m lab pretrain`; by default the package's checkpoints.
         steps: optimizer steps; None: those of each arm.
         images: number of training images.
         asked: number of scenes for zero-shot, for fitting and for scoring the probes. A twentieth of it is
@@ -65,7 +67,8 @@ def ablate(
     if name not in _EVERY:
         raise ConfigError(f"name={name!r} is unknown{hint(name, _EVERY) or ': one of ' + ', '.join(_EVERY)}")
     arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
-    settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
+    splits = [split] if isinstance(split, str) else list(split)
+    settings = {"name": name, "split": " ".join(splits), "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
     pictures = TrainingImages(models.vae, models.data.feedback(images))
     judged = None
@@ -79,15 +82,14 @@ def ablate(
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,
-        Measure(split, asked, asked, max(1, asked // 20), models.data),
+        measure_all(splits, asked, asked, max(1, asked // 20), models.data),
         pictures,
         steps,
         judged,
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")
-    text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
-    write_text(folder / "summary.md", text)
+    write_text(folder / "summary.md", summary.page(name, splits))
     figure = summary.plot()
     figure.savefig(folder / "summary.png", dpi=120)
     require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time

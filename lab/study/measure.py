@@ -1,12 +1,14 @@
 """The scores of the study: mini-MMVP, zero-shot objects, and a probe for each attribute."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diva_rs.microworld.scores import PAIRS, score_pairs, zero_shot_objects
+from lab.study.outcomes import Outcomes, Scores
 from lab.study.probes import Kept, Probes
 from lab.worlds import Data, MicroworldData
 
@@ -40,7 +42,7 @@ class Measure:
         self.probes = Probes(Kept(self.data.fitted(fitted)), self.asked)
         self._pictures: dict[Any, Tensor] = {}
 
-    def __call__(self, clip: nn.Module) -> dict[str, float]:
+    def __call__(self, clip: nn.Module) -> Scores:
         """Scores in per cent: "mini_mmvp", "zero_shot", "probe_pooled", "probe_class", "probe_patches", and
         each of them but zero-shot per attribute ("mini_mmvp/colour")."""
         pairs = score_pairs(clip, self.pairs, self.data.tokenizer, self._remembered)
@@ -48,7 +50,17 @@ class Measure:
         scores = {"mini_mmvp": pairs.average, "zero_shot": named.accuracy}
         attributes = {pair.pattern: pair.attribute for pair in self.pairs}
         scores |= {f"mini_mmvp/{attributes[name]}": value for name, value in pairs.patterns.items()}
-        return scores | self.probes(clip)
+        right = np.full((len(self.pairs), len(attributes)), np.nan)
+        for row, (pair, one) in enumerate(zip(self.pairs, pairs.pairs, strict=True)):
+            right[row, list(attributes).index(pair.pattern)] = one.correct
+        outcomes = {"mini_mmvp": Outcomes(tuple(attributes.values()), right)}
+        outcomes["zero_shot"] = Outcomes((), np.array(named.outcomes, np.float64)[:, None])
+        probes = self.probes(clip)
+        for kind, found in probes.items():
+            own = found.scores()
+            scores |= {f"{kind}/{name}": value for name, value in own.items()}
+            scores[kind] = float(np.mean(list(own.values())))
+        return Scores(scores, outcomes | probes)
 
     def _remembered(self, items: Sequence[Any]) -> Tensor:
         missing = [item for item in items if item not in self._pictures]
@@ -56,3 +68,23 @@ class Measure:
             made = (self.data.pictures(missing) * 255).round().to(torch.uint8)
             self._pictures.update(zip(missing, made, strict=True))
         return torch.stack([self._pictures[item] for item in items]).float() / 255
+
+
+def measure_all(splits: Sequence[str], *settings: Any) -> Callable[[nn.Module], Scores]:
+    """`Measure` on several splits; the scores of all but the first have their split's name in front.
+
+    >>> measure = measure_all(["validation", "test"], 64, 64, 2)
+    >>> sorted(measure(diva_rs.microworld.new_clip(0)))[-2:]
+    ['test zero_shot', 'zero_shot']
+    """
+    first, *others = (Measure(split, *settings) for split in splits)
+
+    def scores(clip: nn.Module) -> Scores:
+        found = first(clip)
+        for split, measure in zip(splits[1:], others, strict=True):
+            more = measure(clip)
+            found.update({f"{split} {name}": value for name, value in more.items()})
+            found.outcomes.update({f"{split} {name}": one for name, one in more.outcomes.items()})
+        return found
+
+    return scores
