@@ -17,7 +17,7 @@ from diva_rs.evaluation.interpolation import interpolate
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
 from lab.study.data import TrainingImages
-from lab.study.outcomes import Scores, intervals
+from lab.study.outcomes import intervals
 from lab.study.supervised import fine_tune
 
 
@@ -88,7 +88,7 @@ def run_all(
     folder: Path,
     clip_of: Callable[[int], nn.Module],
     world: Models,
-    measure: Callable[[nn.Module], Scores],
+    measure: Callable[[nn.Module], Mapping[str, float]],
     images: TrainingImages,
     steps: int | None = None,
     judged: Judgements | None = None,
@@ -96,7 +96,9 @@ def run_all(
     """Run every arm on the CLIP of every seed, except for the runs that ``folder`` already has.
 
     Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, the scores "before" and "after",
-    and for each score the interval of its change over the items ("intervals"). The file is replaced as a whole after each run, so it never contains half a row.
+    and for each score the interval of its change over the items ("intervals"). The file is replaced as a
+    whole after each run, so it never contains half a row. ``measure`` returns at least "mini_mmvp",
+    "zero_shot" and "probe_class".
     """
     place = folder / "runs.jsonl"
     rows = read_rows(place) if place.exists() else []

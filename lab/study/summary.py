@@ -76,18 +76,18 @@ class Summary:
 
     def page(self, name: str, splits: Sequence[str]) -> str:
         """Markdown: the scores of each split, with intervals over seeds and over items, and by attribute."""
-        parts = [f"# {name}, {splits[0]} split", self.table(), self.paragraph()]
-        for split in splits:
-            start = "" if split == splits[0] else f"{split} "
+        parts = []
+        for number, split in enumerate(splits):
+            start = f"{split} " if number else ""
             headlines = {f"{start}{score}": title for score, title in HEADLINES.items()}
-            if start:
-                parts += [f"# {name}, {split} split", self.table(headlines)]
+            parts += [f"# {name}, {split} split", self.table(headlines), self.paragraph(f"{start}mini_mmvp")]
+            if not all("intervals" in row for rows in self.rows.values() for row in rows):
+                continue  # runs of an earlier version
             parts += ["Intervals over the items of the scores:", self.table(headlines, self.over_items)]
-            for score, title in headlines.items():
-                own = [key for key in self.rows[self.arms[0]][0]["before"] if key.startswith(f"{score}/")]
-                if own and score.endswith(("mini_mmvp", "probe_class")):
-                    names = {key: key.partition("/")[2] for key in own}
-                    parts += [f"{title}, {split} split, over the items:", self.table(names, self.over_items)]
+            for score in ("mini_mmvp", "probe_class"):
+                before = self.rows[self.arms[0]][0]["before"]
+                names = {key: key.partition("/")[2] for key in before if key.startswith(f"{start}{score}/")}
+                parts += [f"{HEADLINES[score]}, over the items:", self.table(names, self.over_items)]
         return "\n\n".join(parts) + "\n"
 
     def to_csv(self, path: Path) -> None:

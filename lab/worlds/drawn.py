@@ -8,7 +8,7 @@ a hash, so no tested combination was trained on.
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -139,11 +139,13 @@ _DARK = (45, 38, 40)
 COPIES = {"train": 2, "feedback": 1, "validation": 2, "test": 4, "sources": 4}
 
 
-def draw_world(folder: str | Path, copies: Mapping[str, int] = COPIES) -> Path:
+def draw_world(
+    folder: str | Path, copies: Mapping[str, int] = COPIES, things: Iterable[str] = tuple(_THINGS)
+) -> Path:
     """Draw the images and write their table and the vocabulary's file; returns the folder."""
     image, place = require("PIL.Image", extra="demo"), make_folder(folder)
     rows = []
-    for number, (split, style, thing, values) in enumerate(_listed(copies)):
+    for number, (split, style, thing, values) in enumerate(_listed(copies, things)):
         name = f"{split}/{number:05}.png"
         (place / split).mkdir(exist_ok=True)
         # The table is written last and as a whole; twenty thousand synced files would take minutes.
@@ -159,10 +161,12 @@ def draw_world(folder: str | Path, copies: Mapping[str, int] = COPIES) -> Path:
     return place
 
 
-def _listed(copies: Mapping[str, int]) -> Iterator[tuple[str, str, str, dict[str, str]]]:
+def _listed(
+    copies: Mapping[str, int], things: Iterable[str]
+) -> Iterator[tuple[str, str, str, dict[str, str]]]:
     """(split, style, thing, values) of each image."""
     styles = list(STYLES)
-    for thing in _THINGS:
+    for thing in things:
         choices = [("",) if name == "pattern" and thing in PLAIN else VALUES[name] for name in VALUES]
         for chosen in product(*choices):
             values = dict(zip(VALUES, chosen, strict=True))
