@@ -33,8 +33,8 @@ def margins(unet: Any, encoder: Any, dataset: Captioned, latents: Tensor, draws:
         rows = [row for row in every if said[row][own]]
         words = [word for word in vocabulary.words(own) if word]
         wrong = []
-        for place, row in enumerate(rows):
-            word = _other(words, said[row][own], 1 + place % (len(words) - 1))
+        for number, row in enumerate(rows):
+            word = _other(words, said[row][own], 1 + number % (len(words) - 1))
             wrong.append(vocabulary.caption({**said[row], own: word}))
         captions[name] = (rows, wrong)
     states = {

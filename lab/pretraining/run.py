@@ -150,8 +150,8 @@ class _Notes:
     def timed(self, part: str, models: dict[str, nn.Module], *stages: str) -> Iterator[list[Keep]]:
         """Where each stage of the block saves its state; then save the weights, the time, the manifest."""
         started = time.perf_counter()
-        keeps = [Keep(self.folder / f"{part}.{stage}.state") for stage in stages or ("training",)]
-        yield keeps
+        files = [self.folder / f"{part}.{stage}.state" for stage in stages or ("training",)]
+        yield [Keep(file) for file in files]
         for name, model in models.items():
             weights = {
                 key: tensor.half() if tensor.is_floating_point() else tensor
@@ -164,8 +164,8 @@ class _Notes:
             self.manifest["clips"].append(part)
         self.manifest["made"][part] = {"seconds": seconds, "parameters": parameters}
         self.write()
-        for keep in keeps:
-            keep.file.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def write(self) -> None:
         self.manifest["environment"] = {

@@ -39,7 +39,7 @@ def nearest_pairs(
     chance = np.random.Generator(np.random.Philox(key=column)).permutation(len(listed))
     listed = listed[chance][np.argsort(listed[chance][:, 0], kind="stable")]
     taken: set[int] = set()
-    found = []
+    found: list[tuple[int, int]] = []
     for _, first, second in listed.tolist():
         if len(found) < most and first not in taken and second not in taken:
             taken |= {first, second}
