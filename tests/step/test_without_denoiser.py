@@ -127,3 +127,27 @@ def test_a_copy_of_a_loss_without_a_diffusion_model():
     other = copy.deepcopy(feedback)
     assert torch.equal(other(images(2)), feedback(images(2)))
     assert other.clip is not clip and set(feedback.state_dict()) == set(other.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["cosine", "squared", "kernel"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_the_anchor_alone_leaves_the_weights_as_they_are(kind, backend):
+    """AdamW turns any gradient above its eps, rounding noise too, into steps as long as the rate."""
+    clip = small_clip(torch.float32)
+    recipe = Recipe(
+        precision="fp32",
+        denoising=0,
+        anchor=1.0,
+        anchor_kind=kind,
+        backend=backend,
+        optimizer="adamw",
+        lr=1e-2,
+    )
+    trainer = Trainer(clip, None, recipe)
+    before = [parameter.detach().clone() for parameter in clip.visual.parameters()]
+    for step in range(3):
+        trainer.train({"images": images(SAMPLES).float(), "ids": range(step * SAMPLES, (step + 1) * SAMPLES)})
+    apart = [
+        float((old - new.detach()).abs().max()) for old, new in zip(before, clip.visual.parameters(), strict=True)
+    ]
+    assert max(apart) <= 1e-7
