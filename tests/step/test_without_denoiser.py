@@ -135,13 +135,10 @@ def test_the_anchor_alone_leaves_the_weights_as_they_are(backend):
     """AdamW turns any gradient above its eps, rounding noise too, into steps as long as the rate."""
     clip = Microworld().clip()
     before = copy.deepcopy(clip.visual.state_dict())
-    recipe = Recipe(
-        denoising=0, condition="class", anchor=1.0, optimizer="adamw", lr=1e-2, batch=16, backend=backend
-    )
+    recipe = Recipe(denoising=0, condition="class", anchor=1.0, optimizer="adamw", lr=1e-2, backend=backend)
     trainer = Trainer(clip, None, recipe)
     pixels = torch.rand(16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     for step in range(3):
-        outcome = trainer.train({"images": pixels, "ids": range(16 * step, 16 * step + 16)})
-        assert outcome.stepped
+        trainer.step(pixels, range(16 * step, 16 * step + 16))
     after = clip.visual.state_dict()
     assert max(float((after[name] - old).abs().max()) for name, old in before.items()) <= 1e-6
