@@ -51,10 +51,11 @@ class Table:
         self.values: Mapping[str, Sequence[str]] = words
         self.tokenizer = Tokenizer(longest(self.vocabulary), all_words(self.vocabulary))
         self.labels = np.array([[words[name].index(row[name]) for name in words] for row in self.rows])
-        order: dict[str, list[int]] = {}
-        for number, row in enumerate(self.rows):
-            order.setdefault(row["split"], []).append(number)
-        self.splits = order
+        # Neighbours in a table are often alike; controls give an image what is its neighbour's.
+        order = sorted(range(len(self.rows)), key=lambda number: hash_of(self.rows[number]["file"]))
+        self.splits: dict[str, list[int]] = {}
+        for number in order:
+            self.splits.setdefault(self.rows[number]["split"], []).append(number)
 
     def template(self, subject: str) -> str:
         """The caption of a subject alone."""
@@ -67,7 +68,7 @@ class Table:
         return {"table": str(self.path.absolute()), "digest": digest, "side": self.side}
 
     def pretraining(self, size: int, seed: int) -> "Rows":
-        """At most ``size`` images of "train", an even share of them."""
+        """At most ``size`` images of "train"."""
         return self._some("train", size)
 
     def feedback(self, size: int) -> "Rows":
@@ -119,8 +120,7 @@ class Table:
     def _some(self, split: str, size: int) -> "Rows":
         numbers = self._numbers(split)
         first = sum(len(self.splits[name]) for name in list(self.splits)[: list(self.splits).index(split)])
-        kept = numbers if size >= len(numbers) else numbers[np.arange(size) * len(numbers) // size]
-        return Rows(self, kept, first)
+        return Rows(self, numbers[:size], first)
 
     def _numbers(self, split: str) -> Any:
         if split not in self.splits:

@@ -69,6 +69,7 @@ class PostTrainResult:
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the losses and the begins of stages over the steps; returns the matplotlib axes.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> result.plot().get_xlabel()
         'step'
         """
@@ -105,6 +106,7 @@ class PostTrainResult:
         ``peft.PeftModel.from_pretrained`` loads onto the original CLIP; a target that peft cannot
         adapt is named in a warning instead. Returns the folder.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
         >>> sorted(file.name for file in folder.iterdir())[0]
@@ -162,6 +164,7 @@ class PostTrainResult:
             ConfigError: the Hub takes no such name.
             DataError: the upload failed, and why.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> folder = result.push_to_hub("me/clip-that-sees", dry_run=True)
         >>> print((Path(folder) / "README.md").read_text())
         ---
