@@ -13,9 +13,9 @@ from diva_rs.microworld.models import new_vae
 from lab.pretraining.run import QUICK, pretrain
 from lab.study import CAPTION_CHOICES, CAPTIONS, TrainingImages, ablate, judge_images
 from lab.study.captions import Captions, accuracy, calibration, certain, guessed, keys_of, truth
+from lab.study.data import unseen
 from lab.study.runs import run_arm
 from lab.world import StudyWorld
-from lab.worlds import MicroworldData
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images():
-    return TrainingImages(new_vae(0), MicroworldData().feedback(24))
+    return TrainingImages(new_vae(0), unseen(24))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_labels_are_another_images_or_clips_own(images, right):
 
 
 def test_judgements_are_kept(world, tmp_path):
-    images = TrainingImages(world.vae, MicroworldData().feedback(8))
+    images = TrainingImages(world.vae, unseen(8))
     first = judge_images(world, images, tmp_path / "judged")
     again = judge_images(world, images, tmp_path / "judged")
     assert list(first) == list(again) == keys_of(images)

@@ -20,9 +20,9 @@ from lab.pretraining.margins import margins
 from lab.pretraining.run import QUICK, pretrain
 from lab.pretraining.vae import reconstruction_error
 from lab.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, ablate, change
+from lab.study.data import unseen
 from lab.study.runs import read_rows, run_arm
 from lab.world import StudyWorld
-from lab.worlds import MicroworldData
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_scenes_that_are_asked_about_are_neither_trained_on_nor_in_the_pairs():
 
 
 def test_mismatched_batches_carry_another_images_latents():
-    images = TrainingImages(new_vae(0).requires_grad_(False), MicroworldData().feedback(12))
+    images = TrainingImages(new_vae(0).requires_grad_(False), unseen(12))
     right = next(iter(images.loader(4, seed=1)))
     wrong = next(iter(images.loader(4, seed=1, mismatched=True)))
     assert right["ids"] == wrong["ids"] and torch.equal(right["pixel_values"], wrong["pixel_values"])
@@ -160,7 +160,7 @@ def test_every_kind_of_arm_trains_the_tower(name, folder):
         "one draw": Arm({"draws": 1}),
     }[name]
     world = StudyWorld(folder)
-    images = TrainingImages(world.vae, MicroworldData().feedback(32))
+    images = TrainingImages(world.vae, unseen(32))
     clip = world.clip()
     before = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
     losses = run_arm(arm, clip, world, images, seed=0, steps=6)
@@ -202,10 +202,7 @@ def test_ablations_resume_and_refuse_a_damaged_file(folder, tmp_path, capsys):
 def test_no_images_is_no_training(folder):
     world = StudyWorld(folder)
     clip, original = world.clip(), world.clip().state_dict()
-    assert (
-        run_arm(Arm(share=0.0), clip, world, TrainingImages(world.vae, MicroworldData().feedback(8)), seed=0)
-        == {}
-    )
+    assert run_arm(Arm(share=0.0), clip, world, TrainingImages(world.vae, unseen(8)), seed=0) == {}
     assert all(torch.equal(original[key], value) for key, value in clip.state_dict().items())
 
 
