@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diva_rs._base.files import make_folder, write_json, write_text
 from diva_rs._base.optional import require
@@ -12,6 +13,7 @@ from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.data import TrainingImages
+from lab.study.diagram import diagram
 from lab.study.measure import Measure, measure_all
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
@@ -53,7 +55,7 @@ def ablate(
     Args:
         name: "captions", "caption-choices", "condition", "density", "data", "denoiser", "draws", "anchor",
             "lr", "projector_warmup", or "study": the recipes and their controls. Those of captions also write
-            ``judged.json``: how often the judgements are right.
+            ``judged.json`` and ``judged.png``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
         split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
@@ -76,6 +78,7 @@ def ablate(
         judged = judge_images(models, pictures, folder / "judged")
         right = {"accuracy": accuracy(judged, pictures), "calibration": calibration(judged, pictures)}
         write_json(folder / "judged.json", right)
+        _save(diagram(**right), folder / "judged.png")
     rows = run_all(
         arms,
         range(seeds),
@@ -90,7 +93,10 @@ def ablate(
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")
     write_text(folder / "summary.md", summary.page(name, splits))
-    figure = summary.plot()
-    figure.savefig(folder / "summary.png", dpi=120)
-    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time
+    _save(summary.plot(), folder / "summary.png")
     return summary
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time

@@ -90,6 +90,7 @@ def test_every_caption_arm_trains_the_tower(arm, world, images, right):
 def test_the_command_writes_what_was_judged(world, tmp_path):
     """Of models that were hardly trained nothing is reliable, and the run is whole."""
     summary = ablate("captions", tmp_path, 1, "validation", world.folder, 2, 16, 64)
+    assert (tmp_path / "judged.png").stat().st_size > 5000
     found = json.loads((tmp_path / "judged.json").read_text())["accuracy"]
     assert list(found) == list(DETAILS) and all(0 <= row["accuracy"] <= 100 for row in found.values())
     assert summary.arms == list(CAPTIONS)

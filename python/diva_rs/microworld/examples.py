@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from diva_rs._base.files import make_folder
 from diva_rs._base.optional import require
 from diva_rs.captions import Judge, Judgements
+from diva_rs.clip.export import to_transformers
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
-from diva_rs.microworld.captions import Tokenizer, vocabulary
+from diva_rs.microworld.captions import END, PAD, START, Tokenizer, vocabulary
 from diva_rs.microworld.dataset import World, pictures
-from diva_rs.microworld.models import MEAN, STD
+from diva_rs.microworld.models import MEAN, STD, new_scheduler
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scores import pairs
@@ -100,6 +101,33 @@ def example(*names: str) -> Any:
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
+def write_models(folder: str | Path) -> Path:
+    """Write the tiny models as others publish theirs, for ``--clip`` and ``--teacher`` of the command line:
+    ``clip`` for transformers, ``diffusion`` as a diffusers pipeline. Returns the folder.
+
+    >>> folder = diva_rs.microworld.write_models(tempfile.mkdtemp())
+    >>> teacher = diva_rs.Teacher(folder / "diffusion")
+    >>> teacher.texts(["a photo of a fish"]).shape
+    torch.Size([1, 26, 64])
+    """
+    models, words = Microworld(), _words_of_transformers()
+    to_transformers(models.clip(), Path(folder) / "clip", processor=words)
+    diffusers = require("diffusers", extra="diffusers")
+    diffusers.StableDiffusionPipeline(
+        vae=models.vae,
+        text_encoder=models.text_encoder,
+        tokenizer=words,
+        unet=models.unet,
+        scheduler=diffusers.DDPMScheduler.from_config(
+            new_scheduler().config, clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(Path(folder) / "diffusion")
+    return Path(folder)
+
+
 def write_photos(folder: str | Path, images: int = 16) -> Path:
     """Write pictures of the world as PNG files, one folder for each of the eight objects; returns the folder.
 
@@ -136,3 +164,22 @@ def write_mmvp(folder: str | Path, per_pattern: int = 2) -> Path:
 def _save(pixels: Tensor, path: Path) -> None:
     image = require("PIL.Image", extra="data")
     image.fromarray((pixels * 255).round().byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def _words_of_transformers() -> Any:
+    """`Tokenizer` as a tokenizer of transformers."""
+    parts, world = require("tokenizers", extra="diffusers"), Tokenizer()
+    words = parts.Tokenizer(parts.models.WordLevel(world.ids, unk_token=PAD))
+    words.normalizer = parts.normalizers.Replace(parts.Regex("[ .]+$"), "")
+    words.pre_tokenizer = parts.pre_tokenizers.WhitespaceSplit()
+    words.post_processor = parts.processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(word, world.ids[word]) for word in (START, END)]
+    )
+    return require("transformers", extra="diffusers").PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        model_max_length=world.context_length,
+        pad_token=PAD,
+        unk_token=PAD,
+        bos_token=START,
+        eos_token=END,
+    )

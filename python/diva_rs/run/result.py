@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("diva_rs")
 
 
-@dataclass
+@dataclass(repr=False)
 class PostTrainResult:
     """The trained model's record.
 
@@ -51,10 +51,16 @@ class PostTrainResult:
     report: dict[str, Any]
     projector: nn.Module
     recipe: Recipe
-    clip: nn.Module = field(repr=False)
-    denoiser: nn.Module | None = field(default=None, repr=False)
-    low_rank: LowRank | None = field(default=None, repr=False)
-    evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
+    clip: nn.Module
+    denoiser: nn.Module | None = None
+    low_rank: LowRank | None = None
+    evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        done, losses = self.report, [f"{row['loss']:.4f}" for row in self.history]
+        fell = f", loss {losses[0]} to {losses[-1]}" if losses else ""
+        numbers = f"{done.get('steps', 0)} steps, {done.get('samples', 0)} images"
+        return f"PostTrainResult({numbers} in {done.get('seconds', 0):.0f} s{fell})"
 
     @property
     def interrupted(self) -> bool:
