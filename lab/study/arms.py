@@ -79,7 +79,7 @@ STUDY: dict[str, Arm] = {
     "best, untrained denoiser": replace(BEST, teacher="untrained"),
     # In these two nothing moves the tower, so fewer steps are enough.
     "anchored, text alone": Arm({"anchor": ANCHOR, "condition": "text", "steps": 300}),
-    "anchor alone": Arm({**BEST.fields, "draw_weights": (1e-9,), "steps": 300}),
+    "anchor alone": Arm({**BEST.fields, "denoising": 0.0, "projector_warmup": 0, "steps": 300}),
     "supervised on detailed captions": Arm(supervised=True),
 }
 
