@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 import diva_rs.native.inspect
 
 READ = torch.ops.aten._local_scalar_dense.default
+PIN = torch.ops.aten._pin_memory.default  # which torch does not simulate
 
 
 @contextmanager
@@ -21,6 +22,7 @@ def cuda() -> Iterator[None]:
     with MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
         # `Module.to` would swap a parameter's contents with the new one's, which fake tensors refuse.
         patch.setattr(nn.Module, "_apply", _applied)
+        patch.setitem(fake_impls.op_implementations_dict, PIN, lambda mode, func, value, *_: value.clone())
         patch.setattr(diva_rs.native.inspect, "Tensor", FakeTensor)  # otherwise no subclass runs natively
         yield
 

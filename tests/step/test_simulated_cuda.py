@@ -1,16 +1,21 @@
-"""The whole step on CUDA as torch simulates it, for every published preset: no mixed devices, no host read,
-fixed shapes. The models are small; the recipe is the preset's."""
+"""The step on CUDA as torch simulates it, for every preset: no mixed devices, no host read, fixed shapes.
+
+The models are small; the recipe is the preset's. PyTorch that was built for CUDA refuses backward passes
+without a driver: there the step runs up to the first one, and the meta device covers the rest.
+"""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import diva_rs
 from builders import simulated
 from builders.flows import flow_scheduler, flow_vae, tiny_flux
 from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
 from builders.unclip import TEXT, small_unclip
-from diva_rs import Recipe, Trainer
+from diva_rs import DivaError, Recipe, Trainer
 from diva_rs.recipes.presets import presets
 
 
@@ -37,8 +42,8 @@ TEACHERS = {("tokens", "pooled"): flux_teacher, ("pooled",): unclip_teacher}
 def small(name):
     """The preset for small models, and what else decides about the step."""
     recipe = Recipe.named(name)
-    fields = {"image_size": SIDE, "batch": None, **({} if recipe.choose is None else {"choose": 5})}
-    return recipe.replace(**fields)
+    fields = {"image_size": SIDE, "batch": None, "low_rank_targets": ("*",)}
+    return recipe.replace(**fields, **({} if recipe.choose is None else {"choose": 5}))
 
 
 def differing():
@@ -54,25 +59,63 @@ def differing():
 
 @pytest.mark.parametrize("name", differing())
 def test_a_presets_step_runs_on_simulated_cuda(name):
-    recipe = small(name)
     with simulated.cuda():
         with simulated.reads():
-            clip = simulated.moved(small_clip)
             teacher = TEACHERS.get(presets()[name].slots, unet_teacher)()
-            with unset_fake_temporarily():
-                assert len(teacher.schedule) == 1000
-            trainer = Trainer(clip, teacher, recipe)
-            step(trainer)  # what happens once, such as the VAE's choice
+            trainer = made(simulated.moved(small_clip), teacher, small(name))
+            stepped(trainer)  # what happens once, such as the VAE's choice
+        with Operations() as operations:
+            stepped(trainer)
+        assert set(trainer.backend.values()) == {"native"} and len(operations.seen) > 200
+
+
+def stepped(trainer, draws=None):
+    """A step; up to the first backward pass where PyTorch was built for CUDA and finds no driver."""
+    try:
+        batch = {"images": torch.empty(2, 3, SIDE, SIDE, device="cuda"), "ids": [4, 5]}
+        loss = trainer.accumulate(batch, draws=draws)
+    except DivaError as err:
+        if torch.cuda.is_available() or "hasPrimaryContext" not in str(err):
+            raise
+    else:
+        assert loss.device.type == "cuda" and loss.shape == ()
+
+
+def made(clip, teacher, recipe):
+    with unset_fake_temporarily():
+        assert len(teacher.schedule) == 1000  # of values: made before the simulation
+    return Trainer(clip, teacher, recipe)
+
+
+class Operations(TorchDispatchMode):
+    """Names, shapes and devices of what every operation reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        read = [one for one in tree_leaves((args, kwargs or {})) if isinstance(one, torch.Tensor)]
+        self.seen.append((str(func), *((one.device.type, tuple(one.shape)) for one in read)))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["diva-openai-vit-l-14-224", "diva-official-openai-vit-l-14-224"])
+def test_with_draws_on_the_device_a_step_reads_no_host_tensor_and_never_changes(name):
+    """What a CUDA graph needs of the part that it captures."""
+    recipe = small(name)
+    with simulated.cuda():
+        timesteps = torch.empty(2, recipe.draws, dtype=torch.int64, device="cuda")
+        noise = torch.empty(2, recipe.draws, 4, 8, 8, device="cuda")
+        choice = torch.empty(2, recipe.draws, 5, dtype=torch.int64, device="cuda")
+        draws = diva_rs.Draws(timesteps, noise, choice)
+        with simulated.reads():
+            trainer = made(simulated.moved(small_clip), unet_teacher(), recipe)
+            stepped(trainer, draws)
+        runs = []
         for _ in range(2):
-            loss = step(trainer)
-            assert loss.device.type == "cuda" and loss.shape == ()
-        assert set(trainer.backend.values()) == {"native"}
-        for key, parameter in trainer.parameters().items():
-            gradient = parameter.grad
-            assert gradient is None or (
-                gradient.device.type == "cuda" and gradient.shape == parameter.shape
-            ), key
-
-
-def step(trainer):
-    return trainer.step({"images": torch.empty(2, 3, SIDE, SIDE, device="cuda"), "ids": [4, 5]})
+            with Operations() as operations:
+                stepped(trainer, draws)
+            runs.append(operations.seen)
+    assert runs[0] == runs[1] and len(runs[0]) > 200
+    assert {place for _, *read in runs[0] for place, _ in read} == {"cuda"}
