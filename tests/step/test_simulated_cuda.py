@@ -72,7 +72,9 @@ def test_a_presets_step_runs_on_simulated_cuda(name):
 def stepped(trainer, draws=None):
     """A step; up to the first backward pass where PyTorch was built for CUDA and finds no driver."""
     try:
-        batch = {"images": torch.empty(2, 3, SIDE, SIDE, device="cuda"), "ids": [4, 5]}
+        images = torch.empty(2, 3, SIDE, SIDE, device="cuda")
+        # Augmented views are made on the host otherwise, of values.
+        batch = {"images": images, "augmented": images, "ids": [4, 5]}
         loss = trainer.accumulate(batch, draws=draws)
     except DivaError as err:
         if torch.cuda.is_available() or "hasPrimaryContext" not in str(err):
@@ -106,7 +108,7 @@ def test_with_draws_on_the_device_a_step_reads_no_host_tensor_and_never_changes(
     recipe = small(name)
     with simulated.cuda():
         timesteps = torch.empty(2, recipe.draws, dtype=torch.int64, device="cuda")
-        noise = torch.empty(2, recipe.draws, 4, 8, 8, device="cuda")
+        noise = torch.empty(2, recipe.draws, 4, SIDE // 2, SIDE // 2, device="cuda")
         choice = torch.empty(2, recipe.draws, 5, dtype=torch.int64, device="cuda")
         draws = diva_rs.Draws(timesteps, noise, choice)
         with simulated.reads():
