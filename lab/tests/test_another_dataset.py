@@ -159,6 +159,8 @@ def test_without_words_and_splits_a_table_is_read_all_the_same(tmp_path):
     ],
 )
 def test_a_bad_table_is_named(tmp_path, text, match):
+    with pytest.raises(DataError, match=r"table\.csv is missing"):
+        Table(tmp_path / "table.csv")
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(DataError, match=match):
         Table(tmp_path)

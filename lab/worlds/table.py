@@ -51,7 +51,7 @@ class Table:
         self.values: Mapping[str, Sequence[str]] = words
         self.tokenizer = Tokenizer(longest(self.vocabulary), all_words(self.vocabulary))
         self.labels = np.array([[words[name].index(row[name]) for name in words] for row in self.rows])
-        # Neighbours in a table are often alike; controls give an image what is its neighbour's.
+        # In an order by hash: neighbours in a table are alike, and controls exchange what neighbours have.
         order = sorted(range(len(self.rows)), key=lambda number: hash_of(self.rows[number]["file"]))
         self.splits: dict[str, list[int]] = {}
         for number in order:
@@ -182,6 +182,8 @@ def hash_of(text: str) -> int:
 
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows; DataError with the row and what is missing."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing: a CSV of images is needed, or a folder with a {TABLE}")
     reader = csv.DictReader(read_text(path).splitlines())
     rows = list(reader)
     columns = reader.fieldnames or []
