@@ -14,7 +14,7 @@ import diva_rs
 from builders import simulated
 from builders.flows import flow_scheduler, flow_vae, tiny_flux
 from builders.small import SIDE, WIDTH, scheduler, small_clip, small_unet, small_vae
-from builders.unclip import TEXT, small_unclip
+from builders.unclip import small_unclip
 from diva_rs import DivaError, Recipe, Trainer
 from diva_rs.recipes.presets import presets
 
@@ -31,7 +31,7 @@ def flux_teacher():
 
 
 def unclip_teacher():
-    text = torch.empty(1, 7, TEXT, device="cuda")
+    text = torch.empty(1, 7, WIDTH, device="cuda")
     return diva_rs.Teacher(simulated.moved(small_unclip), text_condition=text)
 
 
@@ -102,7 +102,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["diva-openai-vit-l-14-224", "diva-official-openai-vit-l-14-224"])
+@pytest.mark.parametrize("name", ["diva-official-openai-vit-l-14-224", "diva-dfn-vit-h-14-378"])
 def test_with_draws_on_the_device_a_step_reads_no_host_tensor_and_never_changes(name):
     """What a CUDA graph needs of the part that it captures."""
     recipe = small(name)
