@@ -349,7 +349,7 @@ def test_links_lead_somewhere(page):
         path, _, anchor = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
-        assert not anchor or anchor in headings(target.read_text()), link
+        assert target.suffix == ".svg" or not anchor or anchor in headings(target.read_text()), link
 
 
 def test_paths_in_the_pages_exist():
