@@ -76,6 +76,7 @@ def _members(module: str) -> str:
             continue
         kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
         lines.append(f".. auto{'exception' if fault else kind}:: {module}.{name}")
+        lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
     return "\n".join(["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", "", *lines, "```"])
 
 

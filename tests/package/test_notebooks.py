@@ -12,7 +12,8 @@ FOLDER = Path(__file__).parents[2] / "notebooks"
 WHOLE = {
     "quickstart": "450 steps",
     "your_own_training_loop": "200 steps",
-    "ablations": "seed 2: ",
+    "recipes_compared": "(80 steps",
+    "bring_your_own_world": "300 steps",
     "caption_feedback": "600 steps",
 }
 
