@@ -7,6 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import diva_rs
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 # Each with what its output says after a whole run: the settings of the tests are smaller.
 WHOLE = {
@@ -62,6 +64,8 @@ def test_what_the_repository_holds_is_a_whole_run(name):
     )
     assert not re.search(r"/(home|root|tmp|Users)/", text)  # a path of the machine that ran it
     assert WHOLE[name] in text
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert f"'diva-rs[all]=={diva_rs.__version__}+torch{{minor}}'" in first  # in Colab
 
 
 def test_every_notebook_is_tested():
