@@ -16,6 +16,8 @@ pub enum Anchor {
     /// Mean squared difference of the batch's kernel matrices (KUEA): `k(a, b) = (a.b / D + 1)^3`, normalised by
     /// `sqrt(k(a, a) k(b, b))`.
     Kernel,
+    /// `Squared` and half of `Kernel`, the weights of KUEA.
+    Both,
 }
 
 impl Anchor {
@@ -24,8 +26,11 @@ impl Anchor {
             "cosine" => Ok(Anchor::Cosine),
             "squared" => Ok(Anchor::Squared),
             "kernel" => Ok(Anchor::Kernel),
+            "squared+kernel" => Ok(Anchor::Both),
             other => {
-                let what = format!("unknown anchor {other:?}: use \"cosine\", \"squared\" or \"kernel\"");
+                let what = format!(
+                    "unknown anchor {other:?}: use \"cosine\", \"squared\", \"kernel\" or \"squared+kernel\""
+                );
                 Err(DivaError::config("Step", what))
             }
         }
@@ -40,7 +45,7 @@ impl Term for Anchor {
     fn scope(&self) -> Scope {
         match self {
             Anchor::Cosine | Anchor::Squared => Scope::Sample,
-            Anchor::Kernel => Scope::Batch,
+            Anchor::Kernel | Anchor::Both => Scope::Batch,
         }
     }
 
@@ -56,16 +61,26 @@ impl Term for Anchor {
                 let similarity = Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?;
                 similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?
             }
-            Anchor::Squared => {
-                let squares = embedding.f_sub(&original)?.f_square()?;
-                squares.f_sum(squares.kind())?
-            }
-            Anchor::Kernel => {
-                let gap = kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?;
-                gap.f_mean(gap.kind())?
-            }
+            Anchor::Squared => squares(&embedding, &original)?,
+            Anchor::Kernel => gap(&embedding, &original)?,
+            // A term of the batch gives its mean, one of samples their sum.
+            Anchor::Both => squares(&embedding, &original)?
+                .f_div_scalar(embedding.size2()?.0)?
+                .f_add(&gap(&embedding, &original)?.f_mul_scalar(0.5)?)?,
         })
     }
+}
+
+/// The squared distances of a batch, added up.
+fn squares(embedding: &Tensor, original: &Tensor) -> Result<Tensor> {
+    let squares = embedding.f_sub(original)?.f_square()?;
+    Ok(squares.f_sum(squares.kind())?)
+}
+
+/// The mean squared difference of the kernel matrices.
+fn gap(embedding: &Tensor, original: &Tensor) -> Result<Tensor> {
+    let gap = kernel(embedding)?.f_sub(&kernel(original)?)?.f_square()?;
+    Ok(gap.f_mean(gap.kind())?)
 }
 
 /// The normalised cubic kernel (B, B) of embeddings (B, D), in float32 or better.

@@ -19,12 +19,18 @@ fn maybe_like(weight: &Option<Tensor>, input: &Tensor) -> Result<Option<Tensor>>
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    /// Where the gradient of a product in its dtype arrives instead of at the weight ([`super::Store::with_leaves`]).
+    pub leaf: Option<Tensor>,
 }
 
 impl Linear {
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Linear { weight, bias, leaf: None }
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
-            return mixed_linear(x, &self.weight, self.bias.as_ref());
+            return mixed_linear(x, &self.weight, self.bias.as_ref(), self.leaf.as_ref());
         }
         Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }

@@ -5,27 +5,36 @@
 //! which for a whole tower is half of the weights' memory again. Here the weight is cast in both
 //! passes and not kept between them.
 
-use crate::torch::Tensor;
+use crate::torch::{Kind, Tensor};
 
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
 /// x (..., in) of a narrow dtype, weight (out, in) and bias (out,) of a wider one -> (..., out) in
-/// the dtype of `x`. The gradients of weight and bias arrive in their own dtype.
-pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let mut inputs = vec![x, weight];
+/// the dtype of `x`. The gradients of weight and bias arrive in their own dtype, that of the weight at `leaf` and in its
+/// dtype where one is given.
+pub fn mixed_linear(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    leaf: Option<&Tensor>,
+) -> Result<Tensor> {
+    let at = leaf.unwrap_or(weight);
+    let mut inputs = vec![x, at];
     inputs.extend(bias);
     apply(&inputs, || {
         let kind = x.f_kind()?;
         let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
         let output = x.f_linear(&weight.f_to_kind(kind)?, bias)?;
-        Ok((output, Kept { x: x.f_detach()?, weight: weight.f_detach()? }))
+        Ok((output, Kept { x: x.f_detach()?, weight: weight.f_detach()?, at: at.f_kind()? }))
     })
 }
 
 struct Kept {
     x: Tensor,
     weight: Tensor,
+    /// Of the weight's gradient.
+    at: Kind,
 }
 
 impl Backward for Kept {
@@ -42,7 +51,7 @@ impl Backward for Kept {
             Ok(product.f_view(self.x.size().as_slice())?)
         };
         let at_weight =
-            |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(wide)?) };
+            |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(self.at)?) };
         let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,
@@ -55,7 +64,7 @@ impl Backward for Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::torch::{Device, Kind};
+    use crate::torch::Device;
 
     #[test]
     fn gradients_are_those_of_a_cast_within_the_graph() -> Result<()> {
@@ -68,7 +77,7 @@ mod tests {
             let bias = biased.then_some(&bias);
             let cast = |x: &Tensor| x.f_to_kind(Kind::Float);
             let pairs = [
-                mixed_linear(&narrow, &weight, bias)?,
+                mixed_linear(&narrow, &weight, bias, None)?,
                 narrow.f_linear(&cast(&weight)?, bias.map(cast).transpose()?)?,
             ];
             let mut leaves = vec![&x];
