@@ -1,6 +1,7 @@
 """Studies on the microworld: arms, scores, resumable runs and their summary."""
 
 from pathlib import Path
+from typing import Any
 
 from diva_rs._base.files import make_folder, write_json, write_text
 from diva_rs._base.optional import require
@@ -8,9 +9,10 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
-from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
+from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.data import TrainingImages, unseen
+from lab.study.diagram import diagram
 from lab.study.measure import Measure
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 
-_EVERY = {**ABLATIONS, "captions": CAPTIONS, "study": STUDY}
+_EVERY = {**ABLATIONS, "captions": CAPTIONS, "caption-choices": CAPTION_CHOICES, "study": STUDY}
 
 
 def ablate(
@@ -50,9 +52,9 @@ def ablate(
     Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
-        name: "captions", "condition", "density", "data", "denoiser", "draws", "anchor", "lr",
-            "projector_warmup", or "study": the recipes and their controls. "captions" also writes
-            ``judged.json``: how often the judgements are right.
+        name: "captions", "caption-choices", "condition", "density", "data", "denoiser", "draws", "anchor",
+            "lr", "projector_warmup", or "study": the recipes and their controls. Those of captions also write
+            ``judged.json`` and ``judged.png``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
         split: "validation" while settings are chosen, "test" once they are fixed.
@@ -73,6 +75,7 @@ def ablate(
         judged = judge_images(models, pictures, folder / "judged")
         right = {"accuracy": accuracy(judged, pictures), "calibration": calibration(judged, pictures)}
         write_json(folder / "judged.json", right)
+        _save(diagram(**right), folder / "judged.png")
     rows = run_all(
         arms,
         range(seeds),
@@ -88,7 +91,10 @@ def ablate(
     summary.to_csv(folder / "summary.csv")
     text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
     write_text(folder / "summary.md", text)
-    figure = summary.plot()
-    figure.savefig(folder / "summary.png", dpi=120)
-    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time
+    _save(summary.plot(), folder / "summary.png")
     return summary
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time

@@ -12,7 +12,7 @@ from diva_rs._base.files import as_path, check_files
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs._base.tensors import available_device
-from diva_rs.cli.clips import LOCAL, SCHEMES, load_clip
+from diva_rs.cli.clips import LOCAL, SCHEMES, folder_of, load_clip
 from diva_rs.cli.options import ImageOptions
 from diva_rs.clip import adapt, facts
 from diva_rs.clip.facts import differences
@@ -78,9 +78,9 @@ def load_other(
 
 def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
-    folder = as_path(spec)
+    folder = folder_of(spec)
     if (folder / "config.json").is_file():
-        return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or spec)
+        return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or str(folder))
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     adapt(clip, training=False)  # warns of pixels that do not belong to the weights
