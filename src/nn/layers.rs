@@ -21,16 +21,18 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// Where the gradient of a product in its dtype arrives instead of at the weight ([`super::Store::with_leaves`]).
     pub leaf: Option<Tensor>,
+    /// Whether a product in another dtype keeps the weight in that dtype for its backward pass, instead of casting again.
+    pub holds: bool,
 }
 
 impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias, leaf: None }
+        Linear { weight, bias, leaf: None, holds: false }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
-            return mixed_linear(x, &self.weight, self.bias.as_ref(), self.leaf.as_ref());
+            return mixed_linear(x, self);
         }
         Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }
