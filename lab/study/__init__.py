@@ -1,5 +1,6 @@
 """Studies on the microworld: arms, scores, resumable runs and their summary."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
-from lab.study.data import TrainingImages, unseen
+from lab.study.data import TrainingImages
 from lab.study.diagram import diagram
-from lab.study.measure import Measure
+from lab.study.measure import Measure, measure_all
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
 from lab.world import StudyWorld
@@ -40,7 +41,7 @@ def ablate(
     name: str,
     output_dir: str | Path,
     seeds: int = 5,
-    split: str = "validation",
+    split: str | Sequence[str] = "validation",
     world: str | Path = SHIPPED,
     steps: int | None = None,
     images: int = 4096,
@@ -57,8 +58,9 @@ def ablate(
             ``judged.json`` and ``judged.png``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
-        split: "validation" while settings are chosen, "test" once they are fixed.
-        world: a folder of checkpoints; by default those of the package.
+        split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
+            world, of which the first has the headline scores.
+        world: a folder of `python -m lab pretrain`; by default the package's checkpoints.
         steps: optimizer steps; None: those of each arm.
         images: number of training images.
         asked: number of scenes for zero-shot, for fitting and for scoring the probes. A twentieth of it is
@@ -67,9 +69,10 @@ def ablate(
     if name not in _EVERY:
         raise ConfigError(f"name={name!r} is unknown{hint(name, _EVERY) or ': one of ' + ', '.join(_EVERY)}")
     arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
-    settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
+    splits = [split] if isinstance(split, str) else list(split)
+    settings = {"name": name, "split": " ".join(splits), "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
-    pictures = TrainingImages(models.vae, unseen(images))
+    pictures = TrainingImages(models.vae, models.data.feedback(images))
     judged = None
     if any(arm.captions is not None for arm in arms.values()):
         judged = judge_images(models, pictures, folder / "judged")
@@ -82,15 +85,14 @@ def ablate(
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,
-        Measure(split, asked, asked, max(1, asked // 20)),
+        measure_all(splits, asked, asked, max(1, asked // 20), models.data),
         pictures,
         steps,
         judged,
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")
-    text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
-    write_text(folder / "summary.md", text)
+    write_text(folder / "summary.md", summary.page(name, splits))
     _save(summary.plot(), folder / "summary.png")
     return summary
 

@@ -34,9 +34,9 @@ def diagram(accuracy: Mapping[str, Mapping[str, float]], calibration: Sequence[S
     left.set(ylabel="per cent", ylim=(0, 105))
     left.tick_params(axis="x", rotation=35)
     left.legend(fontsize=8, frameon=False, loc="center left")
-    likely, share, sets = np.array(calibration).T
+    likely, share, sets = np.array(calibration).reshape(-1, 3).T
     right.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    right.scatter(likely, share, s=10 + 200 * sets / sets.max())
+    right.scatter(likely, share, s=10 + 200 * sets / sets.max(initial=1))
     right.set(xlabel="probability of the best caption", ylabel="share right", xlim=(0, 1.05), ylim=(0, 1.05))
     for ax in (left, right):
         ax.spines[["top", "right"]].set_visible(False)

@@ -32,7 +32,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def right(images):
-    return Judgements({key: certain(values) for key, values in truth(images).items()}, vocabulary())
+    words = vocabulary()
+    return Judgements({key: certain(values, words) for key, values in truth(images).items()}, words)
 
 
 def test_the_truth_is_that_of_the_scenes_and_is_judged_right(images, right):
