@@ -50,8 +50,12 @@ impl Backward for Kept {
             let product = at_output.f_mm(&self.weight.f_to_kind(narrow)?)?;
             Ok(product.f_view(self.x.size().as_slice())?)
         };
-        let at_weight =
-            |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(at_leaf)?) };
+        let at_weight = |_| -> Result<Tensor> {
+            // Where a narrow gradient is wanted its product is narrow, too.
+            let product = if at_leaf == Kind::BFloat16 { at_leaf } else { narrow };
+            let (at_output, x) = (at_output.f_to_kind(product)?, rows(&self.x)?.f_to_kind(product)?);
+            Ok(at_output.f_tr()?.f_mm(&x)?.f_to_kind(at_leaf)?)
+        };
         let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,
