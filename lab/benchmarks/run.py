@@ -23,6 +23,7 @@ from lab.benchmarks.memory import memory
 from lab.benchmarks.models import Models, quiet
 from lab.benchmarks.plot import figure, svg
 from lab.benchmarks.ranks import ranks
+from lab.benchmarks.reader import reader
 from lab.benchmarks.sizes import Size, find
 from lab.benchmarks.table import page
 
@@ -106,6 +107,11 @@ def _launches(bench: _Bench) -> dict[str, Any]:
     return launches(bench.size, bench.precision)
 
 
+def _reader(bench: _Bench) -> dict[str, Any]:
+    small = {"images": 2, "batch": 2, "sizes": ((64, 48),)} if bench.tiny else {}
+    return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
+
+
 ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
@@ -114,14 +120,18 @@ ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "recap": _recap,  # recap and assembly against plain indexing
     "launches": _launches,  # operations that launch a kernel on a GPU, casts and bytes, without a GPU
     "draws": _draws,  # keyed draws against torch.randn and randint
+    "reader": _reader,  # images/s of one core, and the latent cache; the same for all sizes and precisions
     "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)
 }
+
+
+DEFAULT = tuple(name for name in ROWS if name != "reader")
 
 
 def run(
     size: str,
     precision: str,
-    rows: Sequence[str] = tuple(ROWS),
+    rows: Sequence[str] = DEFAULT,
     options: Options | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
