@@ -108,7 +108,7 @@ def _launches(bench: _Bench) -> dict[str, Any]:
 
 
 def _reader(bench: _Bench) -> dict[str, Any]:
-    small = {"images": 2, "batch": 2, "sizes": ((64, 48),)} if bench.tiny else {}
+    small = {"images": 2, "batch": 2, "sizes": ((64, 48),), "rows": 80} if bench.tiny else {}
     return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
 
 

@@ -112,6 +112,15 @@ def test_the_other_rows_measure_what_they_say(tmp_path):
     assert "its calls" in (tmp_path / "bench.md").read_text()
 
 
+def test_every_reader_gives_both_inputs_of_every_image():
+    record = run("tiny", "fp32", ["reader"], Options(rounds=1))
+    found = record["rows"]["reader"]
+    assert found["cache"]["bytes"] > 80 * 4 * 64 * 64 * 4
+    [names] = found["sizes"].values()
+    assert {"torchvision", "webdataset", "ours, folder", "ours, shards", "ours, one batch"} <= names.keys()
+    assert all(f"| {name} " in section(record) for name in names)
+
+
 def test_the_ways_of_the_bridge_give_the_same_gradients():
     ways = kernels.Bridges(kernels.TINY[0], batch=3, draws=2).ways()
     reference = ways.pop("indexed last")()

@@ -19,12 +19,21 @@ fn maybe_like(weight: &Option<Tensor>, input: &Tensor) -> Result<Option<Tensor>>
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    /// Where the gradient arrives instead of at the weight, in its dtype ([`super::Store::with_leaves`]).
+    pub leaf: Option<Tensor>,
+    /// Whether a product in another dtype keeps the weight in that dtype for its backward pass, instead of casting again.
+    pub holds: bool,
 }
 
 impl Linear {
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Linear { weight, bias, leaf: None, holds: false }
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
-            return mixed_linear(x, &self.weight, self.bias.as_ref());
+        let mixed = self.leaf.is_some() || self.weight.f_kind()? != x.f_kind()?;
+        if mixed && self.weight.requires_grad() {
+            return mixed_linear(x, self);
         }
         Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }

@@ -48,7 +48,7 @@ impl Embed {
             .then(|| path.get(names.positions, &with_batch(&[prefix_rows + grid.0 * grid.1, width])))
             .transpose()?;
         let (image, patch, resize) = (config.image, config.patch, config.resize);
-        let stem = Linear { weight, bias };
+        let stem = Linear::new(weight, bias);
         Ok(Embed { stem, class, registers, positions, prefix_rows, image, patch, grid, width, resize })
     }
 

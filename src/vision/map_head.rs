@@ -89,5 +89,5 @@ impl MapHead {
 /// `rows` outputs of a linear layer from `start` on. Taken at every forward pass: a view is part of the graph.
 fn part(linear: &Linear, start: i64, rows: i64) -> Result<Linear> {
     let bias = linear.bias.as_ref().map(|bias| bias.f_narrow(0, start, rows)).transpose()?;
-    Ok(Linear { weight: linear.weight.f_narrow(0, start, rows)?, bias })
+    Ok(Linear::new(linear.weight.f_narrow(0, start, rows)?, bias))
 }

@@ -39,6 +39,8 @@ pub struct MMDiT {
     stream: Kind,
     /// The weights, where they train.
     params: Vec<(String, Tensor)>,
+    /// Where their gradients arrive: there, or at leaves of another dtype.
+    leaves: Vec<Tensor>,
     config: Config,
 }
 
@@ -50,11 +52,14 @@ impl MMDiT {
         config.check()?;
         let fixed = config.fixed(fixed)?;
         let mut params = Vec::new();
-        let store = if config.train.is_some() {
+        let store = if let Some(train) = config.train {
             check(OP, &weights, &[POSITIONS])?;
             let all = weights.iter().filter(|(key, _)| key != POSITIONS);
             params.extend(all.map(|(key, weight)| (key.clone(), weight.shallow_clone())));
-            Store::new(weights)
+            let narrow =
+                |weight: &Tensor| config.checkpoint && weight.dim() == 2 && weight.kind() != train.kind();
+            let keys = params.iter().filter(|(_, weight)| narrow(weight)).map(|(key, _)| key.as_str());
+            Store::new(weights).with_leaves(keys, train.kind())?
         } else {
             frozen(OP, weights, &[POSITIONS])?
         };
@@ -69,6 +74,10 @@ impl MMDiT {
             stream: stream_of(kind),
             context,
             fixed: Condition::default(),
+            leaves: params
+                .iter()
+                .map(|(key, param)| root.leaf(key).unwrap_or(param.shallow_clone()))
+                .collect(),
             params,
             config,
         };
