@@ -2,7 +2,8 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::mixed::mixed_linear;
+use super::mixed::{mixed_conv, mixed_linear};
+use super::products::compute_of;
 use super::weights::Path;
 use crate::error::Result;
 
@@ -23,8 +24,9 @@ pub struct Linear {
 
 impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if self.weight.requires_grad() && self.weight.f_kind()? != x.f_kind()? {
-            return mixed_linear(x, &self.weight, self.bias.as_ref());
+        let (kind, compute) = (x.f_kind()?, compute_of(x)?);
+        if compute != kind || (self.weight.requires_grad() && self.weight.f_kind()? != kind) {
+            return mixed_linear(x, &self.weight, self.bias.as_ref(), compute);
         }
         Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }
@@ -40,6 +42,14 @@ pub struct Conv2d {
 
 impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match compute_of(x)? {
+            compute if compute != x.f_kind()? => mixed_conv(self, x, compute),
+            _ => self.plain(x),
+        }
+    }
+
+    /// In the dtype of `x`.
+    pub(super) fn plain(&self, x: &Tensor) -> Result<Tensor> {
         if let (Some(size), Some(bias)) = (self.few_pixels(x)?, &self.bias) {
             return self.as_product(x, size, &like(bias, x)?);
         }
@@ -66,6 +76,23 @@ impl Conv2d {
         let weight = like(&self.weight, x)?.f_flatten(1, -1)?;
         let pixels = bias.f_unsqueeze(1)?.f_addmm(&weight, &patches)?; // (out, pixels)
         Ok(pixels.f_view([1, -1, height, width])?)
+    }
+
+    /// The gradient at the input of this `size`, given the one at the output, in its dtype.
+    pub(super) fn at_input(&self, gradient: &Tensor, size: &[i64]) -> Result<Tensor> {
+        let (weight, kernel) = (like(&self.weight, gradient)?, self.weight.size4()?.2);
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        // What a stride leaves of each side.
+        let output = gradient.size4()?;
+        let rest = |side: i64, out: i64| side + 2 * self.padding - kernel - (out - 1) * self.stride;
+        let rests = [rest(size[2], output.2), rest(size[3], output.3)];
+        let (none, dilation) = (None::<&Tensor>, [1, 1]);
+        Ok(gradient.f_conv_transpose2d(&weight, none, stride, padding, rests, 1, dilation)?)
+    }
+
+    pub(super) fn shallow_clone(&self) -> Self {
+        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
+        Conv2d { weight: self.weight.shallow_clone(), bias, ..*self }
     }
 }
 

@@ -1,90 +1,170 @@
-//! A linear layer whose weights stay in a wider dtype than its products: the float32 weights that
-//! are trained in bf16.
+//! Layers whose weights, activations and products differ in dtype: float32 weights that are trained in bf16, and bf16
+//! networks that are multiplied in float32.
 //!
-//! A cast within the graph would keep the narrow weight from the forward pass to the backward pass,
-//! which for a whole tower is half of the weights' memory again. Here the weight is cast in both
-//! passes and not kept between them.
+//! A cast within the graph would keep its result from the forward pass to the backward pass, which for the weights of a
+//! whole network is gigabytes. Here a weight is cast in both passes and not kept between them.
 
-use crate::torch::Tensor;
+use crate::torch::{Device, Kind, Tensor};
 
+use super::layers::Conv2d;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
-/// x (..., in) of a narrow dtype, weight (out, in) and bias (out,) of a wider one -> (..., out) in
-/// the dtype of `x`. The gradients of weight and bias arrive in their own dtype.
-pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+/// x (..., in), weight (out, in) and bias (out,) multiplied in `compute` -> (..., out) in the dtype of `x`. The gradients
+/// arrive in the dtypes of what they belong to.
+pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: Kind) -> Result<Tensor> {
     let mut inputs = vec![x, weight];
     inputs.extend(bias);
     apply(&inputs, || {
-        let kind = x.f_kind()?;
-        let bias = bias.map(|bias| bias.f_to_kind(kind)).transpose()?;
-        let output = x.f_linear(&weight.f_to_kind(kind)?, bias)?;
-        Ok((output, Kept { x: x.f_detach()?, weight: weight.f_detach()? }))
+        let cast = |tensor: &Tensor| tensor.f_to_kind(compute);
+        let output = cast(x)?.f_linear(&cast(weight)?, bias.map(cast).transpose()?)?;
+        let kept = weight.requires_grad().then(|| x.f_detach()).transpose()?;
+        let (size, kind) = (x.size(), x.f_kind()?);
+        Ok((output.f_to_kind(kind)?, OfLinear { x: kept, weight: weight.f_detach()?, size, kind, compute }))
     })
 }
 
-struct Kept {
-    x: Tensor,
+struct OfLinear {
+    x: Option<Tensor>, // where the weight learns
     weight: Tensor,
+    size: Vec<i64>, // of x
+    kind: Kind,     // of x
+    compute: Kind,
 }
 
-impl Backward for Kept {
+impl Backward for OfLinear {
     fn backward(&self, gradient: &Tensor, needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (narrow, wide) = (self.x.f_kind()?, self.weight.f_kind()?);
+        let wide = self.weight.f_kind()?;
         let wants = |index: usize| needed.get(index).copied().unwrap_or(false);
         let rows = |x: &Tensor| -> Result<Tensor> {
             let width = x.size().last().copied().unwrap_or(1);
-            Ok(x.f_reshape([-1, width])?)
+            Ok(x.f_reshape([-1, width])?.f_to_kind(self.compute)?)
         };
         let at_output = rows(gradient)?;
         let at_x = |_| -> Result<Tensor> {
-            let product = at_output.f_mm(&self.weight.f_to_kind(narrow)?)?;
-            Ok(product.f_view(self.x.size().as_slice())?)
+            let product = at_output.f_mm(&self.weight.f_to_kind(self.compute)?)?;
+            Ok(product.f_to_kind(self.kind)?.f_view(self.size.as_slice())?)
         };
-        let at_weight =
-            |_| -> Result<Tensor> { Ok(at_output.f_tr()?.f_mm(&rows(&self.x)?)?.f_to_kind(wide)?) };
+        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, wide);
         let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,
-            wants(1).then_some(()).map(at_weight).transpose()?,
+            self.x.as_ref().filter(|_| wants(1)).map(at_weight).transpose()?,
             wants(2).then_some(()).map(at_bias).transpose()?,
         ])
+    }
+}
+
+/// a b in dtype `kind`. CUDA's products can write the float32 sums of bf16 factors; MPS has no such product.
+fn product(a: &Tensor, b: &Tensor, kind: Kind) -> Result<Tensor> {
+    if a.device() != Device::Cpu && (a.f_kind()?, kind) == (Kind::BFloat16, Kind::Float) {
+        if let Ok(product) = a.f_mm_dtype(b, kind) {
+            return Ok(product);
+        }
+    }
+    Ok(a.f_mm(b)?.f_to_kind(kind)?)
+}
+
+/// A frozen convolution of x (B, in, H, W) in `compute` -> (B, out, h, w) in the dtype of `x`.
+pub fn mixed_conv(conv: &Conv2d, x: &Tensor, compute: Kind) -> Result<Tensor> {
+    apply(&[x], || {
+        let (size, kind) = (x.size(), x.f_kind()?);
+        let output = conv.plain(&x.f_to_kind(compute)?)?.f_to_kind(kind)?;
+        Ok((output, OfConv { conv: conv.shallow_clone(), size, kind, compute }))
+    })
+}
+
+struct OfConv {
+    conv: Conv2d,
+    size: Vec<i64>, // of x
+    kind: Kind,     // of x
+    compute: Kind,
+}
+
+impl Backward for OfConv {
+    fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
+        let found = self.conv.at_input(&gradient.f_to_kind(self.compute)?, &self.size)?;
+        Ok(vec![Some(found.f_to_kind(self.kind)?)])
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::torch::{Device, Kind};
+    use crate::nn::{quick_attention, Linear, Wide};
+
+    fn randn(size: &[i64], kind: Kind) -> Tensor {
+        Tensor::randn(size, (kind, Device::Cpu)).set_requires_grad(true)
+    }
+
+    /// Output and gradients at `leaves` of sum(scales * output), as float64.
+    fn both(output: &Tensor, scales: &Tensor, leaves: &[&Tensor]) -> Result<Vec<Tensor>> {
+        let loss = output.f_mul(scales)?.f_sum(Kind::Float)?;
+        let mut found = Tensor::f_run_backward(&[&loss], leaves, false, false)?;
+        found.push(output.f_detach()?);
+        Ok(found)
+    }
+
+    fn assert_near(ours: &[Tensor], theirs: &[Tensor], bound: f64) -> Result<()> {
+        for (mine, other) in ours.iter().zip(theirs) {
+            assert_eq!((mine.kind(), mine.size()), (other.kind(), other.size()));
+            let off = mine.f_sub(other)?.f_abs()?.f_max()?.f_double_value(&[])?;
+            assert!(off <= bound * other.f_abs()?.f_max()?.f_double_value(&[])?, "{off}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn gradients_are_those_of_a_cast_within_the_graph() -> Result<()> {
         crate::torch::manual_seed(0);
-        let randn = |size: &[i64]| Tensor::randn(size, (Kind::Double, Device::Cpu)).set_requires_grad(true);
         for (biased, frozen) in [(true, false), (false, false), (true, true)] {
-            let (x, weight, bias) = (randn(&[2, 3, 5]), randn(&[7, 5]), randn(&[7]));
+            let [x, weight, bias] = [&[2, 3, 5][..], &[7, 5], &[7]].map(|size| randn(size, Kind::Double));
             let weight = if frozen { weight.detach() } else { weight };
             let narrow = x.f_to_kind(Kind::Float)?;
             let bias = biased.then_some(&bias);
             let cast = |x: &Tensor| x.f_to_kind(Kind::Float);
-            let pairs = [
-                mixed_linear(&narrow, &weight, bias)?,
-                narrow.f_linear(&cast(&weight)?, bias.map(cast).transpose()?)?,
-            ];
             let mut leaves = vec![&x];
             leaves.extend((!frozen).then_some(&weight));
             leaves.extend(bias);
             let scales = Tensor::randn([2, 3, 7], (Kind::Float, Device::Cpu));
-            let mut found = pairs.iter().map(|output| {
-                assert_eq!(output.kind(), Kind::Float);
-                Tensor::f_run_backward(&[output.f_mul(&scales)?.f_sum(Kind::Float)?], &leaves, false, false)
-            });
-            let (Some(ours), Some(theirs)) = (found.next(), found.next()) else { continue };
-            for (mine, other) in ours?.iter().zip(&theirs?) {
-                assert_eq!((mine.kind(), mine.size()), (Kind::Double, other.size()));
-                assert!(mine.f_sub(other)?.f_abs()?.f_max()?.f_double_value(&[])? < 1e-6);
-            }
+            let ours = mixed_linear(&narrow, &weight, bias, Kind::Float)?;
+            let theirs = narrow.f_linear(&cast(&weight)?, bias.map(cast).transpose()?)?;
+            assert_near(&both(&ours, &scales, &leaves)?, &both(&theirs, &scales, &leaves)?, 1e-6)?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn wide_layers_multiply_bf16_matrices_in_float32() -> Result<()> {
+        crate::torch::manual_seed(0);
+        let wide = |x: &Tensor| x.f_to_kind(Kind::Float);
+        let narrow = |x: &Tensor| x.f_to_kind(Kind::BFloat16);
+        for trained in [Kind::BFloat16, Kind::Float] {
+            let (x, weight, bias) =
+                (randn(&[2, 3, 64], Kind::BFloat16), randn(&[7, 64], trained), randn(&[7], trained));
+            let scales = randn(&[2, 3, 7], Kind::BFloat16).detach();
+            let theirs = narrow(&wide(&x)?.f_linear(&wide(&weight)?, Some(wide(&bias)?))?)?;
+            let layer = Linear { weight: weight.shallow_clone(), bias: Some(bias.shallow_clone()) };
+            let _wide = Wide::set(true);
+            let leaves = [&x, &weight, &bias];
+            let ours = both(&layer.forward(&x)?, &scales, &leaves)?;
+            assert_near(&ours, &both(&theirs, &scales, &leaves)?, 8e-3)?;
+        }
+        for (kernel, stride, padding) in [(3, 1, 1), (3, 2, 1), (3, 2, 0), (1, 1, 0)] {
+            let (weight, x) = (randn(&[4, 3, kernel, kernel], Kind::BFloat16), randn(&[2, 3, 6, 7], Kind::BFloat16));
+            let conv = Conv2d { weight: weight.detach(), bias: None, stride, padding };
+            let theirs = narrow(&conv.plain(&wide(&x)?)?)?;
+            let scales = theirs.f_randn_like()?;
+            let _wide = Wide::set(true);
+            let ours = both(&conv.forward(&x)?, &scales, &[&x])?;
+            assert_near(&ours, &both(&theirs, &scales, &[&x])?, 8e-3)?;
+        }
+        let [query, key, value] = [5, 4, 4].map(|length| randn(&[2, length, 6], Kind::BFloat16)); // heads of an odd width
+        let theirs = crate::nn::attention(&wide(&query)?, &wide(&key)?, &wide(&value)?, 2)?;
+        let _wide = Wide::set(true);
+        let scales = randn(&[2, 5, 6], Kind::BFloat16).detach();
+        let leaves = [&query, &key, &value];
+        let ours = both(&quick_attention(&query, &key, &value, 2)?, &scales, &leaves)?;
+        assert_near(&ours, &both(&narrow(&theirs)?, &scales, &leaves)?, 8e-3)
     }
 }

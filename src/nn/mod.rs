@@ -11,6 +11,7 @@ mod compute;
 mod geglu;
 mod layers;
 mod mixed;
+mod products;
 mod weights;
 
 pub use activation::Activation;
@@ -18,4 +19,5 @@ pub use attention::{attention, merge_heads, quick_attention, split_heads};
 pub use compute::Compute;
 pub use geglu::geglu;
 pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+pub use products::{compute_of, Wide};
 pub use weights::{Path, Store};

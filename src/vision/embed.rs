@@ -6,7 +6,7 @@ use super::config::{Config, Positions, Resize};
 use super::layouts::Names;
 use super::load::rows;
 use crate::error::{floating, DivaError, Result};
-use crate::nn::{Linear, Path};
+use crate::nn::{compute_of, Linear, Path};
 
 const OP: &str = "VisionTransformer.tokens";
 
@@ -60,6 +60,8 @@ impl Embed {
     /// (B, 3, H, W) -> (B, prefix + P, W): the convolution in `compute`, the sum in `residual`.
     pub fn forward(&self, images: &Tensor, compute: Kind, residual: Kind) -> Result<Tensor> {
         let grid = self.check(images)?;
+        let images = images.f_to_kind(compute)?;
+        let compute = compute_of(&images)?;
         let weight = self.stem.weight.f_to_kind(compute)?;
         let bias = self.stem.bias.as_ref().map(|bias| bias.f_to_kind(compute)).transpose()?;
         let patch = [self.patch.0, self.patch.1];

@@ -51,7 +51,7 @@ impl Transformer2D {
     pub fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
         let (batch, channels, height, width) = x.size4()?;
         let narrow = |x: &Tensor| narrowed(x, &self.proj_in.weight);
-        let pixels = narrow(&self.norm.forward(x)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
+        let pixels = narrow(&self.norm.forward(x)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?.f_contiguous()?; // (B, h w, C)
         let mut hidden = self.proj_in.forward(&pixels)?.f_to_kind(x.f_kind()?)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, given)?;
