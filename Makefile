@@ -79,8 +79,9 @@ torch-matrix: $(NATIVE) ## build, install and try beside every supported torch: 
 gpu-bundle: ## a folder for a GPU machine without Rust and network: make gpu-bundle PYTHON=3.12 TORCH=2.11
 	python3 -m lab.gpu_bundle --python $(PYTHON:python%=%) --torch $(TORCH)
 
-docs: $(NATIVE) ## the documentation as a site, build/site/index.html: warnings and misspellings are errors
+docs: $(NATIVE) ## the documentation as a site, build/site/index.html: links, spelling and code blocks are checked
 	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md CODE_OF_CONDUCT.md docs python/diva_rs src --skip '*.so'
+	$(BIN)/python -m pytest tests/package/test_readme.py tests/package/test_reference.py
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/site
 
 notebooks: $(NATIVE) ## run the notebooks at full settings and keep their outputs: about ten minutes on one core

@@ -1,6 +1,5 @@
-"""The environment that the tests run in, and the names that examples in docstrings use."""
+"""The environment that the tests run in, and the imports of examples in docstrings."""
 
-import importlib
 import os
 import signal
 import tempfile
@@ -23,40 +22,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     _share = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_share, 1)))
 
-# Name in an example -> module under tests/builders that makes it. Folders are made in `tmp_path`.
-_MODELS = {
-    **dict.fromkeys(("clip", "teacher", "unet", "result", "preprocess", "tokenizer"), "builders.examples"),
-    "judged": "builders.judged",
-}
-_FOLDERS = {
-    "mmvp_folder": "builders.mmvp",
-    "shapes_folder": "builders.benchmarks",
-    "captions_folder": "builders.benchmarks",
-    "photos_folder": "builders.benchmarks",
-    "sugarcrepe_folder": "builders.detail",
-}
-
 collect_ignore_glob = ["tests/*/conftest.py"]  # no examples, and one module name for all of them
 
 
 @pytest.fixture(autouse=True)
-def _names_for_examples(request, doctest_namespace):
+def _imports_of_examples(request, doctest_namespace):
     if not isinstance(request.node, DoctestItem):
         return
     import torch
 
     import diva_rs
 
+    # As the pages of the reference say: examples begin with these imports, and import or make the rest.
     torch.manual_seed(0)
     doctest_namespace.update({name: getattr(diva_rs, name) for name in diva_rs.__all__})
-    doctest_namespace.update(torch=torch, diva_rs=diva_rs)
-    # Building models costs time that most examples do not need: only the names that an example mentions.
-    text = "".join(example.source for example in request.node.dtest.examples)
-    for name, module in {**_MODELS, **_FOLDERS}.items():
-        if name in text:
-            make = getattr(importlib.import_module(module), name)
-            given = [request.getfixturevalue("tmp_path")] if name in _FOLDERS else []
-            doctest_namespace[name] = make(*given)
+    doctest_namespace.update(torch=torch, diva_rs=diva_rs, tempfile=tempfile)
 
 
 @pytest.fixture

@@ -7,7 +7,18 @@ from lab.cli.numbers import count
 
 HELP = "measure what a choice does to the tiny CLIP, over several seeds"
 USAGE = "python -m lab ablate NAME --output-dir FOLDER [--seeds N] [--split validation|test] [options]"
-NAMES = ("captions", "condition", "density", "data", "denoiser", "draws", "anchor", "lr", "projector_warmup")
+NAMES = (
+    "captions",
+    "caption-choices",
+    "condition",
+    "density",
+    "data",
+    "denoiser",
+    "draws",
+    "anchor",
+    "lr",
+    "projector_warmup",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

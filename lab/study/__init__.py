@@ -8,7 +8,7 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
-from lab.study.arms import ABLATIONS, CAPTIONS, STUDY, Arm
+from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.data import TrainingImages, unseen
 from lab.study.measure import Measure
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-_EVERY = {**ABLATIONS, "captions": CAPTIONS, "study": STUDY}
+_EVERY = {**ABLATIONS, "captions": CAPTIONS, "caption-choices": CAPTION_CHOICES, "study": STUDY}
 
 
 def ablate(
@@ -50,8 +50,8 @@ def ablate(
     Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
-        name: "captions", "condition", "density", "data", "denoiser", "draws", "anchor", "lr",
-            "projector_warmup", or "study": the recipes and their controls. "captions" also writes
+        name: "captions", "caption-choices", "condition", "density", "data", "denoiser", "draws", "anchor",
+            "lr", "projector_warmup", or "study": the recipes and their controls. Those of captions also write
             ``judged.json``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.

@@ -79,7 +79,7 @@ STUDY: dict[str, Arm] = {
     "best, untrained denoiser": replace(BEST, teacher="untrained"),
     # In these two nothing moves the tower, so fewer steps are enough.
     "anchored, text alone": Arm({"anchor": ANCHOR, "condition": "text", "steps": 300}),
-    "anchor alone": Arm({**BEST.fields, "draw_weights": (1e-9,), "steps": 300}),
+    "anchor alone": Arm({**BEST.fields, "denoising": 0.0, "projector_warmup": 0, "steps": 300}),
     "supervised on detailed captions": Arm(supervised=True),
 }
 
@@ -97,7 +97,7 @@ CAPTIONED = Arm(_ALONE, captions=Captions(), interpolate=0.6)
 CAPTIONS: dict[str, Arm] = {
     "captions": CAPTIONED,
     "captions, true: the ceiling": replace(CAPTIONED, captions=Captions("true")),
-    "captions, another image's": replace(CAPTIONED, captions=Captions("another's")),
+    "captions, another image's": replace(CAPTIONED, captions=Captions(mixed=1.0)),
     "captions, CLIP's own guesses": replace(CAPTIONED, captions=Captions("guessed")),
     "captions, written": replace(CAPTIONED, captions=Captions(written=True, context=0.5)),
     "captions and feedback": replace(CAPTIONED, fields={**_ALONE, "denoising": 1.0}),
@@ -126,4 +126,30 @@ ABLATIONS: dict[str, dict[str, Arm]] = {
     "anchor": _each("anchor", (0.0, 0.1, 0.3, 0.5, 1.0)),
     "lr": _each("lr", (3e-5, 1e-4, 3e-4, 1e-3)),
     "projector_warmup": _each("projector_warmup", (0, 60, 120)),
+}
+
+
+def _captioned(fields: dict[str, Any] | None = None, share: float = 1.0, **captions: Any) -> Arm:
+    """Caption feedback in a third of the steps."""
+    fields = {**_ALONE, "steps": 600, **(fields or {})}
+    return replace(CAPTIONED, fields=fields, share=share, captions=Captions(**captions))
+
+
+CAPTION_CHOICES: dict[str, Arm] = {
+    "captions, 600 steps": _captioned(),
+    "no anchor": _captioned({"anchor": 0.0}),
+    "anchor 3": _captioned({"anchor": 3.0}),
+    "squared anchor": _captioned({"anchor_kind": "squared"}),
+    "kernel anchor": _captioned({"anchor_kind": "kernel"}),
+    "answers not kept": _captioned(keep=0.0),
+    "rank 4": _captioned({"low_rank": 4}),
+    "rank 16": _captioned({"low_rank": 16}),
+    "rank 16, lr 3e-3": _captioned({"low_rank": 16, "lr": 3e-3}),
+    "256 images": _captioned(share=1 / 16),
+    "1,024 images": _captioned(share=1 / 4),
+    "one set": _captioned(sets=1),
+    "three sets": _captioned(sets=3),
+    "10 % mixed up": _captioned(mixed=0.1),
+    "30 % mixed up": _captioned(mixed=0.3),
+    "with feedback": _captioned({"denoising": 1.0}),
 }

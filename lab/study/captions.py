@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ class Captions:
     """How captions train a CLIP in one arm.
 
     Attributes:
-        labels: "judged"; or a control: "another's" (the judgements of the next image), "guessed" (CLIP's own
-            guesses); or the ceiling: "true".
+        labels: "judged"; the control "guessed": CLIP's own guesses; or the ceiling: "true".
+        mixed: share of the images that have the judgements of the next image; 1: a control.
         weight: of the captions' term.
         keep: weight of `KeepTerm` over the names of the subjects.
         sets: most contrast sets of an image in a step.
@@ -44,6 +45,7 @@ class Captions:
     """
 
     labels: str = "judged"
+    mixed: float = 0.0
     weight: float = 1.0
     keep: float = 1.0
     sets: int = 9
@@ -68,13 +70,13 @@ class Captions:
     def _labels(self, images: TrainingImages, judged: Judgements, guesses: Values) -> Judgements:
         given = {key: {SUBJECT: values[SUBJECT]} for key, values in guesses.items()}
         evidence = dict(judged.evidence)
-        if self.labels == "another's":
-            keys = list(evidence)
-            shifted = [*keys[1:], keys[0]]
-            evidence = {key: judged.evidence[other] for key, other in zip(keys, shifted, strict=True)}
-        elif self.labels != "judged":
+        if self.labels != "judged":
             values = guesses if self.labels == "guessed" else truth(images)
             evidence = {key: certain(each) for key, each in values.items()}
+        keys = list(evidence)
+        others = dict(zip(keys, [*keys[1:], keys[0]], strict=True))
+        mixed = {key for key in keys if Random(key).random() < self.mixed}
+        evidence = {key: evidence[others[key] if key in mixed else key] for key in keys}
         return Judgements(evidence, vocabulary(), given=given)
 
 

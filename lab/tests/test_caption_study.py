@@ -11,7 +11,7 @@ from diva_rs.microworld import new_clip
 from diva_rs.microworld.captions import DETAILS, vocabulary
 from diva_rs.microworld.models import new_vae
 from lab.pretraining.run import QUICK, pretrain
-from lab.study import CAPTIONS, TrainingImages, ablate, judge_images
+from lab.study import CAPTION_CHOICES, CAPTIONS, TrainingImages, ablate, judge_images
 from lab.study.captions import Captions, accuracy, calibration, certain, guessed, keys_of, truth
 from lab.study.data import unseen
 from lab.study.runs import run_arm
@@ -51,8 +51,11 @@ def test_the_truth_is_that_of_the_scenes_and_is_judged_right(images, right):
 def test_labels_are_another_images_or_clips_own(images, right):
     guesses = guessed(new_clip(0), images)
     keys = keys_of(images)
-    others = Captions("another's")._labels(images, right, guesses)
+    others = Captions(mixed=1.0)._labels(images, right, guesses)
+    some = Captions(mixed=0.5)._labels(images, right, guesses)
     own = Captions("guessed")._labels(images, right, guesses)
+    kept = [some.values(key) == {**right.values(key), "subject": guesses[key]["subject"]} for key in keys]
+    assert 0 < sum(kept) < len(keys)
     for key, after in zip(keys, [*keys[1:], keys[0]], strict=True):
         subject = {"subject": guesses[key]["subject"]}
         assert others.values(key) == {**right.values(after), **subject}
@@ -72,11 +75,13 @@ def test_judgements_are_kept(world, tmp_path):
     assert np.array_equal(first[keys_of(images)[0]][0].losses, again[keys_of(images)[0]][0].losses)
 
 
-@pytest.mark.parametrize("name", CAPTIONS)
-def test_every_caption_arm_trains_the_tower(name, world, images, right):
+@pytest.mark.parametrize(
+    "arm", [*CAPTIONS.values(), *CAPTION_CHOICES.values()], ids=[*CAPTIONS, *CAPTION_CHOICES]
+)
+def test_every_caption_arm_trains_the_tower(arm, world, images, right):
     clip = world.clip()
     before = clip.visual.transformer.resblocks[0].mlp.c_fc.weight.detach().clone()
-    losses = run_arm(CAPTIONS[name], clip, world, images, seed=0, steps=4, judged=right)
+    losses = run_arm(arm, clip, world, images, seed=0, steps=4, judged=right)
     assert np.isfinite(list(losses.values())).all()
     assert not torch.equal(before, clip.visual.transformer.resblocks[0].mlp.c_fc.weight)
 

@@ -50,31 +50,28 @@ impl Term for Anchor {
             let expected = format!("{:?} like the embedding", embedding.size());
             return Err(DivaError::shape("anchor", "original", &original, expected));
         }
-        let original = original.f_type_as(&embedding)?.f_detach()?;
-        Ok(match self {
+        let kind = embedding.kind();
+        let (embedding, original) = (embedding.f_to_kind(WIDE)?, original.f_to_kind(WIDE)?.f_detach()?);
+        let loss = match self {
             Anchor::Cosine => {
-                let similarity = Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?;
-                similarity.f_rsub_scalar(1.0)?.f_sum(similarity.kind())?
+                Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?.f_rsub_scalar(1.0)?.f_sum(WIDE)?
             }
-            Anchor::Squared => {
-                let squares = embedding.f_sub(&original)?.f_square()?;
-                squares.f_sum(squares.kind())?
-            }
-            Anchor::Kernel => {
-                let gap = kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?;
-                gap.f_mean(gap.kind())?
-            }
-        })
+            Anchor::Squared => embedding.f_sub(&original)?.f_square()?.f_sum(WIDE)?,
+            Anchor::Kernel => kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?.f_mean(WIDE)?,
+        };
+        Ok(loss.f_to_kind(kind)?)
     }
 }
 
-/// The normalised cubic kernel (B, B) of embeddings (B, D), in float32 or better.
+/// What the penalties are computed in. At the original weights the gradient of a float32 cosine is rounding
+/// noise of 1e-7, which AdamW turns into full steps; in float64 it lies far below AdamW's `eps`.
+const WIDE: Kind = Kind::Double;
+
+/// The normalised cubic kernel (B, B) of embeddings (B, D).
 fn kernel(embeddings: &Tensor) -> Result<Tensor> {
-    let kind = if embeddings.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let wide = embeddings.f_to_kind(kind)?;
-    let width = wide.size2()?.1 as f64;
+    let width = embeddings.size2()?.1 as f64;
     let powers = |products: Tensor| products.f_div_scalar(width)?.f_add_scalar(1.0)?.f_pow_tensor_scalar(3);
-    let norms = powers(wide.f_square()?.f_sum_dim_intlist(1, true, kind)?)?.f_sqrt()?;
-    Ok(powers(wide.f_matmul(&wide.f_transpose(0, 1)?)?)?
+    let norms = powers(embeddings.f_square()?.f_sum_dim_intlist(1, true, WIDE)?)?.f_sqrt()?;
+    Ok(powers(embeddings.f_matmul(&embeddings.f_transpose(0, 1)?)?)?
         .f_div(&norms.f_matmul(&norms.f_transpose(0, 1)?)?)?)
 }

@@ -176,12 +176,6 @@ def sugarcrepe(root: Path, right: Mapping[str, Sequence[bool]], step: int = 1) -
     return model
 
 
-def sugarcrepe_folder(root: Path) -> Path:
-    """For examples: SugarCrepe with six items."""
-    sugarcrepe(root / "SugarCrepe", {"swap_obj": [True] * 3, "add_att": [True] * 3})
-    return root / "SugarCrepe"
-
-
 def sugarcrepe_pp(root: Path, plans: Mapping[str, Sequence[tuple[bool, bool]]]) -> Planted:
     """Lists with (whether image-to-text, whether text-only is right) of each item."""
     model, number = Planted(), 0

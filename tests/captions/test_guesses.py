@@ -5,7 +5,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch.nn.functional import normalize
 
-from builders import examples
+from builders.small import small_clip
 from builders.texts import tokenize
 from diva_rs import ConfigError
 from diva_rs.captions import Attribute, Guesses, Vocabulary
@@ -21,7 +21,7 @@ WORDS = Vocabulary(
 )
 def test_the_nearest_caption_is_the_guess(words):
     torch.manual_seed(0)
-    clip, images = examples.clip().double(), torch.rand(12, 3, 1, 1).round().expand(-1, -1, 32, 32).double()
+    clip, images = small_clip().double(), torch.rand(12, 3, 1, 1).round().expand(-1, -1, 32, 32).double()
     mean, std = (torch.tensor(v)[:, None, None] for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     embedded = normalize(clip.encode_image((images - mean) / std), dim=1)
     guesses = Guesses(clip, tokenize, words)(images)
@@ -42,4 +42,4 @@ def test_the_nearest_caption_is_the_guess(words):
 @pytest.mark.hostile
 def test_a_model_without_a_text_tower_cannot_guess():
     with pytest.raises(ConfigError, match="has no text tower"):
-        Guesses(examples.clip().visual, tokenize, WORDS)
+        Guesses(small_clip().visual, tokenize, WORDS)

@@ -109,6 +109,39 @@ def test_a_refiner_without_its_text_encoder_needs_its_added_condition():
         assert relative_error(found, expected) <= 1e-5
 
 
+def test_sdxl_reads_the_pooled_text_of_each_condition():
+    pipeline = tiny_pipeline("sdxl")
+    teacher = Teacher(pipeline, slot="both")
+    prompts = ["a photo of a cat", "a photo of two dogs", ""]
+    with torch.no_grad():
+        tokens, _, pooled, _ = pipeline.encode_prompt(
+            prompts, device="cpu", do_classifier_free_guidance=False
+        )
+    assert teacher.condition_width == tokens.shape[2] + pooled.shape[1]
+    condition = teacher.texts(prompts).requires_grad_()
+    size = 8 * teacher.family.added.factor()
+    ids = torch.tensor([[size, size, 0, 0, size, size]]).repeat(3, 1)
+    noisy, timesteps, _ = teacher_inputs(4, 1, 1, torch.float32)
+
+    def theirs(noisy, timesteps, condition):
+        added = {"text_embeds": condition[..., tokens.shape[2] :].mean(1), "time_ids": ids}
+        return pipeline.unet(
+            noisy, timesteps, condition[..., : tokens.shape[2]], added_cond_kwargs=added
+        ).sample
+
+    check(teacher.denoise, theirs, (noisy, timesteps, condition))
+    own = pipeline.unet(
+        noisy, timesteps, tokens, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}
+    ).sample
+    assert relative_error(teacher.denoise(noisy, timesteps, condition), own) <= 1e-5
+    with pytest.raises(NotNative, match="pooled text"):
+        native_denoiser(teacher)
+    with pytest.raises(ConfigError, match="text_embeds"):
+        Teacher(pipeline, slot="both", added_cond_kwargs={"text_embeds": pooled[:1]})
+    with pytest.raises(ConfigError, match="slot is 'pooled'"):
+        Teacher(pipeline, slot="pooled")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("source, level", [("pipeline", None), ("folder", 0), ("unet of the folder", 300)])
 def test_stable_unclip_reads_what_its_pipeline_makes_of_an_embedding(source, level, dtype, tmp_path):

@@ -10,6 +10,7 @@ from builders.autograd_step import AutogradStep
 from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import ConfigError, Draws, FeedbackLoss, Recipe, Stage, Trainer
 from diva_rs.captions import KeepTerm
+from diva_rs.microworld import Microworld
 
 SAMPLES = 5
 FIELDS = {"precision": "fp64", "draws": 2, "choose": 4, "anchor": 0.2}
@@ -127,3 +128,17 @@ def test_a_copy_of_a_loss_without_a_diffusion_model():
     other = copy.deepcopy(feedback)
     assert torch.equal(other(images(2)), feedback(images(2)))
     assert other.clip is not clip and set(feedback.state_dict()) == set(other.state_dict())
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_the_anchor_alone_leaves_the_weights_as_they_are(backend):
+    """AdamW turns any gradient above its eps, rounding noise too, into steps as long as the rate."""
+    clip = Microworld().clip()
+    before = copy.deepcopy(clip.visual.state_dict())
+    recipe = Recipe(denoising=0, condition="class", anchor=1.0, optimizer="adamw", lr=1e-2, backend=backend)
+    trainer = Trainer(clip, None, recipe)
+    pixels = torch.rand(16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    for step in range(3):
+        trainer.step(pixels, range(16 * step, 16 * step + 16))
+    after = clip.visual.state_dict()
+    assert max(float((after[name] - old).abs().max()) for name, old in before.items()) <= 1e-6

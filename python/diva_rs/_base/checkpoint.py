@@ -107,6 +107,7 @@ def save_state(folder: str | os.PathLike[str], state: Mapping[str, Any]) -> Path
     ``manifest.json`` holds the size and the SHA-256 of every other file. Raises DataError if the folder
     cannot be written or holds other files; then nothing has changed.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> import tempfile
     >>> folder = save_state(Path(tempfile.mkdtemp()) / "checkpoint", Trainer(clip, teacher).state_dict())
     >>> sorted(file.name for file in folder.iterdir())

@@ -21,9 +21,10 @@ class Guesses:
     ``clip`` is a model of open_clip, transformers or OpenAI's `clip`, ``tokenizer`` its own. Raises
     ConfigError for a model without a text tower.
 
-    >>> guesses = Guesses(clip, tokenizer, Vocabulary({"colour": ("red", "blue")}, subjects=("cat", "dog")))
-    >>> sorted(guesses(torch.rand(1, 3, 64, 64))[0])
-    ['colour', 'subject']
+    >>> clip, images, tokenizer = diva_rs.microworld.example("clip", "images", "tokenizer")
+    >>> guesses = Guesses(clip, tokenizer, diva_rs.microworld.vocabulary())
+    >>> sorted(guesses(images)[0])[:4]
+    ['border', 'colour', 'count', 'direction']
     """
 
     def __init__(self, clip: Any, tokenizer: Any, vocabulary: Vocabulary) -> None:

@@ -42,9 +42,10 @@ class Judge:
         batch: images that the denoiser sees at a time; None: as many as fill the machine.
         encode: texts -> (M, L, C), for teachers that have no text encoder; otherwise `Teacher.texts`.
 
-    >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
-    >>> colours = ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))
-    >>> judged = judge.judge(torch.randn(3, 3, 16, 16), [7, 8, 9], [[colours]] * 3)
+    >>> teacher, images, encode = diva_rs.microworld.example("teacher", "images", "encode")
+    >>> judge = Judge(teacher, draws=2, encode=encode)
+    >>> one = ContrastSet("object", ("a photo of a cup", "a photo of a fish"), ("cup", "fish"))
+    >>> judged = judge.judge(teacher.encode(2 * images[:3] - 1), [7, 8, 9], [[one]] * 3)
     >>> judged[8][0].posterior.shape, judged[8][0].draws
     ((2,), 2)
     """
@@ -132,10 +133,13 @@ class Judge:
             names: what is judged, in this order; None: `Vocabulary.attributes`. Other names keep the value
                 that ``start`` gives them. The subject is judged where it is named: CLIP is good at it.
 
-        >>> vocabulary = Vocabulary({"colour": ("red", "blue"), "size": ("big", "small")})
-        >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
-        >>> [verdict.set.name for verdict in judge.describe(torch.randn(1, 3, 16, 16), [7], vocabulary)[7]]
-        ['colour', 'size']
+        >>> teacher, images, encode = diva_rs.microworld.example("teacher", "images", "encode")
+        >>> words = diva_rs.microworld.vocabulary()
+        >>> judge = Judge(teacher, draws=2, encode=encode)
+        >>> latents = teacher.encode(2 * images - 1)
+        >>> judged = judge.describe(latents, range(8), words, [{"subject": "fish"}] * 8, 1, ["size"])
+        >>> [verdict.set.name for verdict in judged[7]]
+        ['size']
         """
         if rounds < 1:
             raise ConfigError(f"rounds={shown(rounds)}: at least 1 is needed")
@@ -163,6 +167,7 @@ class Judge:
     def settings(self) -> dict[str, Any]:
         """What decides the losses, beside the teacher.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> Judge(teacher, draws=4).settings()["draws"]
         4
         """

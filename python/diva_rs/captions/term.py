@@ -44,10 +44,12 @@ class CaptionTerm:
     Raises ConfigError where a setting is out of range, and in a step DataError where the judgements hold no
     image of the batch.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> tokenizer, judged = diva_rs.microworld.example("tokenizer", "judged")
     >>> term = CaptionTerm(judged, clip, tokenizer)
     >>> trainer = Trainer(clip, teacher, terms={"captions": (0.3, term)})
     >>> ids = list(judged)[:2]
-    >>> loss = trainer.step(torch.rand(2, 3, 32, 32), ids)
+    >>> loss = trainer.step(images[:2], ids)
     >>> trainer.loss_names
     ('loss', 'denoising', 'captions')
     """
@@ -143,8 +145,10 @@ class WrittenTerm:
 
     The other arguments are those of `CaptionTerm`; the judgements need a vocabulary.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> tokenizer, judged = diva_rs.microworld.example("tokenizer", "judged")
     >>> term = WrittenTerm(judged, clip, tokenizer, hard=1)
-    >>> loss = Trainer(clip, teacher, terms={"written": (0.1, term)}).step(torch.rand(4, 3, 32, 32))
+    >>> loss = Trainer(clip, teacher, terms={"written": (0.1, term)}).step(images, list(judged))
     """
 
     def __init__(
@@ -190,8 +194,10 @@ class KeepTerm:
     Args:
         texts: two or more, such as one sentence for each class.
 
-    >>> keep = KeepTerm(clip, tokenizer, ["a photo of a cat", "a photo of a dog"])
-    >>> loss = Trainer(clip, teacher, terms={"keep": (0.1, keep)}).step(torch.rand(2, 3, 32, 32))
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> tokenizer = diva_rs.microworld.example("tokenizer")
+    >>> keep = KeepTerm(clip, tokenizer, ["a photo of a fish", "a photo of a cup"])
+    >>> loss = Trainer(clip, teacher, terms={"keep": (0.1, keep)}).step(images)
     """
 
     needs_original = True  # a run resumes only from the CLIP that it began with

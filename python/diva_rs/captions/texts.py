@@ -30,9 +30,10 @@ class Texts:
 
     Raises ConfigError for a model without a text tower or a logit scale, and for another model's tokenizer.
 
+    >>> clip, tokenizer = diva_rs.microworld.example("clip", "tokenizer")
     >>> texts = Texts(clip, tokenizer)
-    >>> texts(["a photo of a cat", "a photo of a dog"]).shape
-    torch.Size([2, 32])
+    >>> texts(["a photo of a fish", "a photo of a cup"]).shape
+    torch.Size([2, 64])
     >>> texts.form
     'softmax'
     """

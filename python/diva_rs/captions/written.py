@@ -43,9 +43,10 @@ class Writer:
 
     Raises ConfigError for judgements without a vocabulary.
 
+    >>> judged = diva_rs.microworld.example("judged")
     >>> writer = Writer(judged, share=1.0)
-    >>> writer.caption(0)
-    'a photo of a red big open cat'
+    >>> writer.caption(next(iter(judged))).split()[:3]
+    ['a', 'photo', 'of']
     """
 
     def __init__(self, judged: Judgements, share: float = 0.5, seed: int = 0) -> None:

@@ -27,12 +27,18 @@ LOCAL = {"local_files_only": True, "trust_remote_code": False}  # a folder must 
 def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     """A CLIP with float32 weights (float64 for ``precision="fp64"``) on ``device``.
 
-    ``spec`` is a folder of transformers or open_clip, ``hf-hub:...``, or an open_clip model with a pretrained
-    tag or weights file behind a colon; without one its weights are random, and a note says so. Raises
+    ``spec`` is a folder of transformers or open_clip, with a weights file of a run behind a colon or without,
+    ``hf-hub:...``, or an open_clip model with a pretrained tag or weights file behind a colon; without one
+    its weights are random, and a note says so. Raises
     ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
     folder = as_path(spec)
-    if (folder / "config.json").is_file():
+    base, _, file = spec.rpartition(":")
+    if base and as_path(base).is_dir():
+        model = load_clip(base, device, precision)
+        weights, about = stored(file, "--clip")
+        fill(model, weights, spec, about)
+    elif (folder / "config.json").is_file():
         model = _from_transformers(folder)
     elif (folder / "open_clip_config.json").is_file():
         model = _from_open_clip(f"local-dir:{folder}", folder)

@@ -78,9 +78,10 @@ def load_other(
 
 def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
-    folder = as_path(spec)
+    base = spec.rpartition(":")[0]
+    folder = as_path(base if base and as_path(base).is_dir() else spec)
     if (folder / "config.json").is_file():
-        return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or spec)
+        return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or str(folder))
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     adapt(clip, training=False)  # warns of pixels that do not belong to the weights

@@ -20,9 +20,10 @@ def adapt(clip: Any, training: bool = True) -> Tower:
     alone (for example ``clip.visual``). Nothing of it is replaced, hooked or copied. With ``training=False``
     all parameters may be frozen. Raises ConfigError for an unknown class.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> tower = adapt(clip)
     >>> tower.family, tower.patches, tower.width, tower.embed_dim, tower.image_size
-    ('open_clip', 16, 32, 32, (32, 32))
+    ('open_clip', 16, 96, 64, (48, 48))
     """
     if isinstance(clip, Tower):
         return clip

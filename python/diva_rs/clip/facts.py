@@ -43,8 +43,9 @@ def facts(clip: Any) -> Facts:
     LayerNorms' eps, and how the tower pools; ``"pixels"`` the image size (H, W), mean, std and resizing;
     ``"model"`` and ``"tower"`` the class, the library and the sizes; ``"diva_rs"`` this package's version.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> facts(clip)["vision"]["activation"], facts(clip)["pixels"]["size"]
-    (['gelu'], [32, 32])
+    (['gelu'], [48, 48])
     """
     model = unwrap(clip)
     try:
@@ -102,6 +103,7 @@ def check_quick_gelu(clip: nn.Module, model_name: str, pretrained: str) -> bool:
     ``model_name`` and ``pretrained`` are the arguments of ``open_clip.create_model``. Returns True when they
     agree, or when ``pretrained`` is a file that does not say it, or an unknown tag.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> check_quick_gelu(clip, "ViT-L-14", "laion2b_s32b_b82k")
     True
     """

@@ -58,10 +58,11 @@ class LowRank:
         targets: globs over the keys of `matrices`; a fused weight's also match with ".q", ".k", ".v" behind.
         bias: whether the biases of the targets' layers train too.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt
     >>> low_rank = LowRank(adapt(clip), rank=4, targets=("*mlp*",))
     >>> [(name, tuple(value.shape)) for name, value in low_rank.parameters.items()][:2]
-    [('visual.transformer.resblocks.0.mlp.c_fc.weight.lora_A', (4, 32)), (...lora_B', (128, 4))]
+    [('visual.transformer.resblocks.0.mlp.c_fc.weight.lora_A', (4, 96)), (...lora_B', (384, 4))]
     """
 
     def __init__(
@@ -231,6 +232,7 @@ class Call(nn.Module):
 def matrices(tower: Tower) -> Iterator[Matrix]:
     """The weights of the tower's linear layers and its projection, as far as they train; fused ones in parts.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt
     >>> [matrix.name.removeprefix("visual.") for matrix in matrices(adapt(clip))][:2]
     ['proj', 'transformer.resblocks.0.attn.in_proj_weight.q']

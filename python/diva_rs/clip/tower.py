@@ -30,13 +30,13 @@ class Tower:
     LayerNorm and projection to each token alone, they are left to the caller as `norm` and `proj`, so that
     only the chosen tokens pay for them; otherwise :meth:`tokens` applies them and these fields are None.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> tower = diva_rs.clip.adapt(clip)
     >>> tower
-    Tower(open_clip, VisionTransformer: 16 patches of width 32 from 32x32 pixels, embedding 32)
-    >>> images = torch.rand(2, 3, 32, 32)
+    Tower(open_clip, VisionTransformer: 16 patches of width 96 from 48x48 pixels, embedding 64)
     >>> tokens = tower.tokens(images)
     >>> tokens.shape
-    torch.Size([2, 17, 32])
+    torch.Size([8, 17, 96])
     >>> torch.allclose(tower.embed(tokens), clip.encode_image(images), atol=1e-6)
     True
     """
@@ -140,6 +140,7 @@ class Tower:
         Left out: what is frozen (``requires_grad=False``), what neither tokens nor embedding depend on,
         the text tower and the logit scale. So a frozen `norm` or `proj` is left out too.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> sorted(diva_rs.clip.adapt(clip).named_parameters())[:3]
         ['visual.class_embedding', 'visual.conv1.weight', 'visual.ln_post.bias']
         """
@@ -155,6 +156,7 @@ class Tower:
     def frozen_copy(self) -> "Tower":
         """A copy of the vision part as it is now: own weights, eval mode, no gradients, no text tower.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> diva_rs.clip.adapt(clip).frozen_copy().named_parameters()
         {}
         """

@@ -23,7 +23,11 @@ def load_part(root: str, name: str) -> Any:
             check_model(Path(place))
             check_weights(Path(place))
         if name.startswith("tokenizer"):
-            kind = require("transformers", extra="diffusers").CLIPTokenizer
+            transformers = require("transformers", extra="diffusers")
+            auto = require("transformers.models.auto.tokenization_auto", extra="diffusers")
+            # Beside CLIP's there are those of T5, and others that a folder names.
+            wanted = str(auto.get_tokenizer_config(root, subfolder=name).get("tokenizer_class"))
+            kind = getattr(transformers, wanted, transformers.CLIPTokenizer)
             tokenizer = kind.from_pretrained(root, subfolder=name)
             longest = tokenizer.model_max_length
             if not isinstance(longest, int) or longest < 1:

@@ -65,14 +65,16 @@ class Teacher:
             guidance-distilled models read, by default 3.5.
 
     >>> from diffusers import DDPMScheduler
-    >>> teacher = Teacher(unet, scheduler=DDPMScheduler(), text_condition=torch.zeros(1, 8, 24))
+    >>> world = diva_rs.microworld.Microworld()
+    >>> text = world.encode([""])
+    >>> teacher = Teacher(world.unet, vae=world.vae, scheduler=DDPMScheduler(), text_condition=text)
     >>> teacher.latent_shape, teacher.image_size, teacher.condition_width
-    ((3, 16, 16), (16, 16), 24)
-    >>> condition = torch.randn(2, 5, 24, requires_grad=True)
-    >>> prediction = teacher.denoise(torch.randn(2, 3, 16, 16), torch.tensor([10, 500]), condition)
+    ((16, 6, 6), (48, 48), 64)
+    >>> condition = torch.randn(2, 5, 64, requires_grad=True)
+    >>> prediction = teacher.denoise(torch.randn(2, 16, 6, 6), torch.tensor([10, 500]), condition)
     >>> prediction.square().mean().backward()
-    >>> condition.grad.shape, any(p.grad is not None for p in unet.parameters())
-    (torch.Size([2, 5, 24]), False)
+    >>> condition.grad.shape, any(p.grad is not None for p in world.unet.parameters())
+    (torch.Size([2, 5, 64]), False)
     """
 
     denoiser: nn.Module  # the one given, or its copy in another dtype or on another device
@@ -126,6 +128,7 @@ class Teacher:
     def of(cls, source: Any) -> "Teacher":
         """A teacher from a denoiser, a pipeline, a folder, a Hub repository or a Teacher.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> Teacher.of(teacher) is teacher
         True
         """
@@ -136,6 +139,7 @@ class Teacher:
 
         A VAE that overflows in float16 (``force_upcast``) runs in float32 instead.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> teacher.to_precision("fp32").denoiser is teacher.denoiser
         True
         >>> teacher.to_precision("bf16").dtype
@@ -156,6 +160,7 @@ class Teacher:
     def on(self, device: torch.device | str) -> "Teacher":
         """This teacher on ``device``: itself where it is there already, otherwise one with a copy there.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> teacher.on("cpu") is teacher
         True
         """
@@ -173,6 +178,7 @@ class Teacher:
 
         With "bf16" the weights stay in float32, and the matrix products run in bfloat16.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trained = teacher.training()
         >>> trained.trainable, all(parameter.requires_grad for parameter in trained.denoiser.parameters())
         (True, True)
@@ -194,8 +200,9 @@ class Teacher:
             timesteps: (B,), as the model counts them; floating point for flow matching.
             condition: (B, S, `condition_width`), or a `Condition` whose `slots` are filled.
 
-        >>> teacher.denoise(torch.randn(2, 3, 16, 16), torch.tensor([1, 2]), torch.randn(2, 8, 24)).shape
-        torch.Size([2, 3, 16, 16])
+        >>> clip, teacher, images = diva_rs.microworld.example()
+        >>> teacher.denoise(torch.randn(2, 16, 6, 6), torch.tensor([1, 2]), torch.randn(2, 8, 64)).shape
+        torch.Size([2, 16, 6, 6])
         """
         channels = self.family.channels
         check_noisy(noisy, timesteps, channels)
@@ -228,16 +235,18 @@ class Teacher:
             noise: (B, C, h, w) standard normal, to sample the posterior with. Without both: its mean.
             micro_batch: images per pass of the VAE.
 
-        >>> teacher.encode(torch.zeros(2, 3, 16, 16)).shape
-        torch.Size([2, 3, 16, 16])
+        >>> clip, teacher, images = diva_rs.microworld.example()
+        >>> teacher.encode(2 * images - 1).shape
+        torch.Size([8, 16, 6, 6])
         """
         return autoencoder.latents_of(self.vae, images, self.family.channels, seeds, noise, micro_batch)
 
     def latents_of(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the latents of images of ``size`` (H, W).
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> teacher.latents_of((32, 16))
-        (3, 32, 16)
+        (16, 4, 2)
         """
         factor = autoencoder.downscale(self.vae)
         autoencoder.check_size((1, 3, *size), factor)
@@ -250,8 +259,9 @@ class Teacher:
         a single row of zeros: DiT, and Stable unCLIP, whose cross-attention reads ``text_condition`` or else
         the empty prompt.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> teacher.text("a photo of a cat").shape
-        torch.Size([1, 8, 24])
+        torch.Size([1, 26, 64])
         """
         family = self.family
         if not family.text_joins or (family.text_width is None and self._text.given is None):
@@ -264,6 +274,7 @@ class Teacher:
 
         Raises ConfigError for a model that has no text encoder or a ``text_condition``.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> teacher.texts(["a cat", "a dog"])
         Traceback (most recent call last):
         diva_rs.errors.ConfigError: this teacher has one text_condition for every prompt: give ...
@@ -281,8 +292,9 @@ class Teacher:
     def vae(self) -> nn.Module | None:
         """The frozen VAE; None for a model that works on pixels. ConfigError where it needs one and has none.
 
-        >>> teacher.vae is None
-        True
+        >>> clip, teacher, images = diva_rs.microworld.example()
+        >>> type(teacher.vae).__name__
+        'AutoencoderKL'
         """
         if self._vae is None:
             own, channels = (self.device, self.dtype), self.family.channels
@@ -296,6 +308,7 @@ class Teacher:
     def schedule(self) -> Schedule:
         """The noise schedule that the denoiser was trained on.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> len(teacher.schedule)
         1000
         """
@@ -327,12 +340,13 @@ class Teacher:
     def describe(self) -> str:
         """One line per part: class, parameters, dtype, device, and where it is from. Loads nothing.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> print(teacher.describe())
-        denoiser: UNet2DConditionModel, ... parameters, float32 on cpu, given
-        condition: cross-attention, 24 wide
-        vae: none, the denoiser works on pixels
+        denoiser: UNet2DConditionModel, 2.2 million parameters, float32 on cpu, given
+        condition: cross-attention, 64 wide
+        vae: AutoencoderKL, 709,659 parameters, float32 on cpu, given
         scheduler: DDPMScheduler, given
-        text: (1, 8, 24) tokens, given
+        text: (1, 26, 64) tokens, given
         """
         return describe(self._parts, self.denoiser, self._vae, self._text.given, self.family)
 

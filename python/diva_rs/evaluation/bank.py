@@ -24,12 +24,13 @@ class Bank:
     A text or image that occurs twice is embedded once, also over several benchmarks. Images of published
     benchmarks are read as they are stored, without EXIF rotation, as the benchmarks' own code reads them.
 
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
     >>> from diva_rs.evaluation.measures import evaluating
     >>> with evaluating(clip) as model:
     ...     bank = Bank(Embedder(model, preprocess, tokenizer))
-    ...     bank.add(["a photo of a cat", "a photo of a dog", "a photo of a cat"])
-    ...     bank["a photo of a cat"].shape, bank.counts["texts"]
-    (torch.Size([32]), 2)
+    ...     bank.add(["a photo of a fish", "a photo of a cup", "a photo of a fish"])
+    ...     bank["a photo of a fish"].shape, bank.counts["texts"]
+    (torch.Size([64]), 2)
     """
 
     def __init__(self, embedder: Embedder, batch: int = 64, progress: bool = False) -> None:

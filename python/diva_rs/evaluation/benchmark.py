@@ -58,9 +58,10 @@ def zero_shot(
         suite: "diva": the 27 sets of the paper, after those of ``datasets``.
         settings: fields of `Settings`.
 
-    >>> result = zero_shot(clip, preprocess, tokenizer, shapes_folder, "wds/shapes", progress=False)
-    >>> result["wds/shapes"].metric, result["wds/shapes"].items
-    ('acc1', 8)
+    With data sets of clip-benchmark in ``datasets``::
+
+        result = zero_shot(clip, preprocess, tokenizer, "datasets", ["cifar10", "wds/cars"])
+        print(result["cifar10"].line)
     """
     return _run("zero-shot", _classify, (clip, preprocess, tokenizer), root, (datasets, suite), settings)
 
@@ -79,11 +80,10 @@ def retrieval(
     The arguments are those of `zero_shot`, and ``recall`` (default 1, 5, 10). The score of a data set is the
     mean of both recalls at the first k of ``recall``; its ``metrics`` hold both for every k.
 
-    >>> result = retrieval(
-    ...     clip, preprocess, tokenizer, captions_folder, "wds/captions", recall=(1, 2), progress=False
-    ... )
-    >>> result["wds/captions"].metric, sorted(result["wds/captions"].metrics)[0]
-    ('mean_recall@1', 'image_retrieval_recall@1')
+    With data sets of clip-benchmark in ``datasets``::
+
+        result = retrieval(clip, preprocess, tokenizer, "datasets", suite="diva", recall=(1, 5))
+        print(result["flickr30k"].metrics)
     """
     return _run("retrieval", _retrieve, (clip, preprocess, tokenizer), root, (datasets, suite), settings)
 

@@ -139,9 +139,10 @@ class Embedder:
     ``clip`` is a model of open_clip, transformers (CLIP, MetaCLIP 2, SigLIP) or OpenAI's `clip`, or anything
     with ``encode_image`` and ``encode_text``. The other arguments are those of `mmvp_vlm`.
 
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
     >>> embedder = Embedder(clip, preprocess, tokenizer)
-    >>> embedder.encode_text(embedder.tokenize(["a photo of a cat"])).shape
-    torch.Size([1, 32])
+    >>> embedder.encode_text(embedder.tokenize(["a photo of a fish"])).shape
+    torch.Size([1, 64])
     """
 
     def __init__(

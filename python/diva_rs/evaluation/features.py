@@ -25,8 +25,9 @@ def image_features(clip: Any, images: Any, features: str = "pooled") -> Tensor:
     (D); "class": the first token after the last norm, before the projection (W); or "patches": the mean of
     the patch tokens, likewise (W).
 
-    >>> image_features(clip, torch.randn(3, 3, 32, 32), "patches").shape
-    torch.Size([3, 32])
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> image_features(clip, (images - 0.5) / 0.25, "patches").shape
+    torch.Size([8, 96])
     """
     batches = torch.split(images, _BATCH) if isinstance(images, Tensor) else images
     return collect(clip, ((pixels_of(batch), None) for batch in batches), (features,))[0][features]
@@ -78,10 +79,10 @@ def drift(before: Any, after: Any, images: Any = None, features: str = "pooled")
     `image_features` does; an iterable is read once for each model. Training changes a model in place, so keep
     the original's embeddings or a copy of its tower (``diva_rs.clip.adapt(clip).frozen_copy()``).
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.evaluation import image_features
-    >>> images = torch.randn(4, 3, 32, 32)
     >>> print(drift(image_features(clip, images), clip, images))
-    drift over 4 images: mean cosine 1.0000, lowest 1.0000, linear CKA 1.0000
+    drift over 8 images: mean cosine 1.0000, lowest 1.0000, linear CKA 1.0000
     """
     if images is None and not (isinstance(before, Tensor) and isinstance(after, Tensor)):
         raise ConfigError("drift of a model needs images: give them, or embeddings made by image_features")
@@ -121,7 +122,8 @@ class Drift:
     Create it before training, with the original model, of which only the embeddings are kept; 1 is no drift.
     ``images`` and ``features`` are as for `image_features`; a list is kept, an iterator is read once.
 
-    >>> metric = diva_rs.evaluation.Drift(clip, torch.randn(4, 3, 32, 32))
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> metric = diva_rs.evaluation.Drift(clip, images)
     >>> round(metric(clip), 6)
     1.0
     """

@@ -160,6 +160,7 @@ def interpolation_sweep(
     ``before`` that is a model. Its weights change for each alpha and are restored to the bit, also after an
     error.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> original = {name: value.clone() for name, value in clip.state_dict().items()}
     >>> sweep = interpolation_sweep(original, clip, {"scale": lambda clip: clip.logit_scale}, alphas=(0, 1))
     >>> [row["alpha"] for row in sweep.rows]

@@ -24,7 +24,7 @@ Similarity = Callable[[Tensor, Tensor], Tensor]
 def cosines(rows: Tensor, columns: Tensor) -> Tensor:
     """(R, D) and (C, D), normalised -> (R, C): each entry is summed alike, so equal options are a tie.
 
-    >>> import torch
+    >>> from diva_rs.evaluation.items import cosines
     >>> cosines(torch.eye(2), torch.eye(2)[:1]).tolist()
     [[1.0], [0.0]]
     """

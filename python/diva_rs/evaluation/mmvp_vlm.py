@@ -122,11 +122,13 @@ def mmvp_vlm(
             scores), or a function of the projected first token (B, D) and patches (B, P, D).
         seed: keys the tokens that "official-openai" and "official-dfn-378" draw for each image.
 
-    >>> result = mmvp_vlm(clip, preprocess, tokenizer, mmvp_folder)
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
+    >>> folder = diva_rs.microworld.write_mmvp(tempfile.mkdtemp())
+    >>> result = mmvp_vlm(clip, preprocess, tokenizer, folder)
     >>> len(result.pairs), len(result.patterns), 0 <= result.average <= 100
-    (135, 9, True)
+    (18, 9, True)
     >>> print(result.compare(result))
-    MMVP-VLM: ... of 135 right (+0), ...; 0 gained, 0 lost of 135, exact McNemar p = 1; ...
+    MMVP-VLM: ... of 18 right (+0), ...; 0 gained, 0 lost of 18, exact McNemar p = 1; ...
     """
     check_confidence(confidence)
     pairs = read_pairs(root)

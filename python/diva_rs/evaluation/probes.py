@@ -35,11 +35,11 @@ def linear_probe(
     as a torch DataLoader gives them; labels (B,) are whole numbers or strings. ``validation`` is the share of
     ``train`` that chooses the penalty, drawn by ``seed``, of ``cs``, scikit-learn's ``C``.
 
-    >>> labels = torch.tensor([0, 1] * 6)
-    >>> images = torch.randn(12, 3, 32, 32) + labels.view(-1, 1, 1, 1)
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> labels = torch.tensor([0, 1] * 4)
     >>> scores = linear_probe(clip, [(images, labels)], [(images, labels)], ["pooled", "patches"])
     >>> scores["patches"].images
-    {'train': 10, 'validation': 2, 'test': 12}
+    {'train': 6, 'validation': 2, 'test': 8}
     """
     check_confidence(confidence)
     if not 0 < validation < 1:

@@ -49,9 +49,11 @@ def pairs(
     fields of `Scoring`. A missing image or field, an id or key that is there twice, and equal captions raise
     DataError.
 
-    >>> result = pairs(clip, preprocess, tokenizer, mmvp_folder)
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
+    >>> folder = diva_rs.microworld.write_mmvp(tempfile.mkdtemp())
+    >>> result = pairs(clip, preprocess, tokenizer, folder)
     >>> result.asked, list(result.rules), result.kind
-    (135, ['image', 'text', 'group'], 'detail')
+    (18, ['image', 'text', 'group'], 'detail')
     """
     return _score((clip, preprocess, tokenizer), root, benchmark, "pairs", Scoring(**settings))
 
@@ -78,9 +80,15 @@ def captions(
     the folder of COCO's val2017 or of Visual Genome, if it is neither in the folder nor beside it. The rest
     is as for `pairs`; a gap in the keys and a wrong label raise DataError as well.
 
-    >>> result = captions(clip, preprocess, tokenizer, sugarcrepe_folder)
-    >>> print(result.line)
-    SugarCrepe (image-to-text)  ... of 6 items right  [...]  ... %
+    >>> import json, tempfile
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
+    >>> folder = diva_rs.microworld.write_photos(tempfile.mkdtemp())
+    >>> texts = {"caption": "a photo of a fish", "negative_caption": "a photo of a cup"}
+    >>> files = [str(file.relative_to(folder)) for file in folder.rglob("*.png")]
+    >>> items = {str(n): {"filename": file, **texts} for n, file in enumerate(files)}
+    >>> _ = (folder / "replace_obj.json").write_text(json.dumps(items))
+    >>> print(captions(clip, preprocess, tokenizer, folder, images=folder).line)
+    SugarCrepe (image-to-text)  ... of 16 items right  [...]  ... %
     """
     return _score((clip, preprocess, tokenizer), root, benchmark, "captions", Scoring(**settings))
 

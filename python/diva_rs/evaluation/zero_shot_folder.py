@@ -45,9 +45,11 @@ def zero_shot_folder(
     underscores; it may name classes that have no image. ``templates`` are texts with ``{}`` (or ``{c}``, as
     in clip-benchmark) in place of the class name. The model is as for `mmvp_vlm`.
 
-    >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos_folder)
-    >>> list(result.counts), 0 <= result.accuracy <= 100
-    (['cat', 'wild dog'], True)
+    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
+    >>> photos = diva_rs.microworld.write_photos(tempfile.mkdtemp())
+    >>> result = zero_shot_folder(clip, preprocess, tokenizer, photos)
+    >>> list(result.counts)[:3], 0 <= result.accuracy <= 100
+    (['arrow', 'boat', 'cup'], True)
     """
     check_confidence(confidence)
     listed = ImageFolder(root)

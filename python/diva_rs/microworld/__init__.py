@@ -3,7 +3,8 @@
 Scenes of ten attributes (`Scene`, `scene`), their pictures (`render`), short and detailed captions
 (`caption`), the words of these (`vocabulary`), a word tokenizer (`Tokenizer`), splits that share no scene
 (`World`), pairs that differ in one attribute, scored as MMVP-VLM is (`mini_mmvp`), zero-shot classification
-of objects (`zero_shot_objects`), and the checkpoints of the tiny models (`Microworld`).
+of objects (`zero_shot_objects`), the checkpoints of the tiny models (`Microworld`), and what the examples of
+the documentation run with (`example`, `write_models`, `write_photos`, `write_mmvp`).
 """
 
 from diva_rs.microworld.captions import (
@@ -15,6 +16,7 @@ from diva_rs.microworld.captions import (
     vocabulary,
 )
 from diva_rs.microworld.dataset import SPLITS, World, pictures
+from diva_rs.microworld.examples import example, write_mmvp, write_models, write_photos
 from diva_rs.microworld.models import image_embeddings, new_clip, text_embeddings
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.rendering import SIDE, render
@@ -35,6 +37,7 @@ __all__ = [
     "caption",
     "changed",
     "detailed_caption",
+    "example",
     "image_embeddings",
     "mini_mmvp",
     "new_clip",
@@ -45,5 +48,8 @@ __all__ = [
     "short_caption",
     "text_embeddings",
     "vocabulary",
+    "write_mmvp",
+    "write_models",
+    "write_photos",
     "zero_shot_objects",
 ]

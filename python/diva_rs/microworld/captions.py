@@ -29,7 +29,7 @@ _PHRASES = {
 }
 DETAILS = tuple(_PHRASES)  # the attributes that a caption may leave out
 
-_START, _END, _PAD = "<start>", "<end>", "<pad>"
+START, END, PAD = "<start>", "<end>", "<pad>"
 
 
 def caption(scene: Scene, details: Iterable[str] = ()) -> str:
@@ -88,22 +88,22 @@ class Tokenizer:
     def __init__(self, context_length: int = 26) -> None:
         words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
         words += [word for values in VALUES.values() for word in values]
-        self._ids = {word: number for number, word in enumerate([_PAD, *dict.fromkeys(words), _START, _END])}
+        self.ids = {word: number for number, word in enumerate([PAD, *dict.fromkeys(words), START, END])}
         self.context_length = context_length
-        self.vocab_size = len(self._ids)
+        self.vocab_size = len(self.ids)
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         length = context_length or self.context_length
         texts = [texts] if isinstance(texts, str) else texts
         ids = torch.zeros(len(texts), length, dtype=torch.int64, device="cpu")
         for row, text in zip(ids, texts, strict=True):
-            words = [_START, *str(text).rstrip(" .").split(), _END]
-            unknown = [word for word in words if word not in self._ids]
+            words = [START, *str(text).rstrip(" .").split(), END]
+            unknown = [word for word in words if word not in self.ids]
             if unknown:
                 raise DataError(f"{shown(unknown[0])} in {shown(text)} is not a word of the microworld")
             if len(words) > length:
                 raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")
-            row[: len(words)] = torch.tensor([self._ids[word] for word in words], device="cpu")
+            row[: len(words)] = torch.tensor([self.ids[word] for word in words], device="cpu")
         return ids
 
 

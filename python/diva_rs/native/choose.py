@@ -56,6 +56,7 @@ class TorchDenoiser:
 def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> Part:
     """The native tower, or ``fallback`` (images -> tokens) where the recipe or the module needs it.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt
     >>> tower = adapt(clip)
     >>> choose_tower(tower, Recipe(backend="torch"), tower.tokens).backend
@@ -71,6 +72,7 @@ def choose_tower(tower: Tower, recipe: Recipe, fallback: Callable[..., Any]) -> 
 def choose_denoiser(teacher: Teacher, recipe: Recipe) -> Part:
     """The teacher's native network, or its own module where the recipe or the model needs it.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> choose_denoiser(teacher, Recipe()).backend
     'native'
     """
@@ -84,6 +86,7 @@ def native_denoiser(teacher: Teacher, checkpoint: bool = False) -> _native.Netwo
     With ``checkpoint`` a step computes each of its blocks again in the backward pass instead of keeping its
     activations.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> native_denoiser(teacher).kind
     'unet_2d_condition'
     """
@@ -111,9 +114,10 @@ def native_encoder(teacher: Teacher) -> _native.Network:
 class Encoder:
     """What makes latents of pixels in [-1, 1]: the native VAE or `Teacher.encode`, chosen when first needed.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> encoder = Encoder(teacher, Recipe())
     >>> encoder.network() is None, encoder.backend
-    (True, 'none (the teacher works on pixels)')
+    (False, 'native')
     """
 
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:

@@ -20,15 +20,15 @@ def native_tower(tower: Tower, compute: str | None = None, checkpoint: bool = Fa
     weights and "bf16", tokens, norms and gradients are float32. With ``checkpoint`` a step runs each block
     twice instead of keeping its activations.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt
     >>> tower = adapt(clip)
-    >>> images = torch.rand(2, 3, 32, 32)
     >>> tokens = native_tower(tower).tokens(images)
     >>> torch.allclose(tokens, tower.tokens(images), atol=1e-5)
     True
     >>> tokens.sum().backward()
     >>> clip.visual.conv1.weight.grad.shape
-    torch.Size([32, 3, 8, 8])
+    torch.Size([96, 3, 12, 12])
     """
     config, weights = describe(tower)
     config |= {"compute": compute, "checkpoint": checkpoint}
@@ -62,6 +62,7 @@ def describe(tower: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def why_not(tower: Tower) -> str | None:
     """Why the native network would not compute `tower` exactly, or None when it would. It is cheap to ask.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt
     >>> why_not(adapt(clip)) is None
     True

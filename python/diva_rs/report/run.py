@@ -86,6 +86,7 @@ class Run:
     def losses(self) -> list[str]:
         """The names of the terms of the loss; without those that are always 0.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> read_run(result).losses
         ['denoising']
         """

@@ -50,6 +50,7 @@ def write(
         note: a sentence or two for the head of the page: what the run was for.
         pictures: caption -> image file; they have a section of their own.
 
+    >>> result = diva_rs.microworld.example("result")
     >>> import tempfile
     >>> write(result, tempfile.mkdtemp()).name
     'report.html'

@@ -64,14 +64,14 @@ def judge_images(
     sets than when they were judged, and for damaged and foreign files.
 
     >>> import tempfile
-    >>> from diva_rs.captions import Judge, Vocabulary
-    >>> words = Vocabulary({"colour": ("red", "blue")})
-    >>> judge = Judge(teacher, draws=2, encode=lambda texts: torch.randn(len(texts), 8, 24))
-    >>> loader = [{"images": torch.rand(2, 3, 16, 16), "ids": ["a.png", "b.png"]}]
-    >>> start = lambda images: [{"colour": "red"}] * len(images)
-    >>> judged = judge_images(judge, loader, words, tempfile.mkdtemp() + "/judged", start)
+    >>> from diva_rs.captions import Guesses, Judge
+    >>> clip, teacher, loader = diva_rs.microworld.example("clip", "teacher", "loader")
+    >>> tokenizer, encode = diva_rs.microworld.example("tokenizer", "encode")
+    >>> words, judge = diva_rs.microworld.vocabulary(), Judge(teacher, draws=2, encode=encode)
+    >>> guesses, folder = Guesses(clip, tokenizer, words), tempfile.mkdtemp() + "/judged"
+    >>> judged = judge_images(judge, loader, words, folder, guesses, names=["colour"])
     >>> len(judged), str(judged.facts.accounting)
-    (2, '2 images used, none left out')
+    (8, '8 images used, none left out')
     """
     check_loader(loader)
     vocabulary = captions if isinstance(captions, Vocabulary) else None

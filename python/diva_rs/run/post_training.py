@@ -103,7 +103,8 @@ def post_train(
             gradient is left then, and with an ``output_dir`` the last checkpoint holds the steps
             done.
 
-    >>> loader = [torch.rand(4, 3, 32, 32) for _ in range(3)]
+    >>> clip, teacher, images = diva_rs.microworld.example()
+    >>> loader = [images[:4] for _ in range(3)]
     >>> result = post_train(clip, teacher, loader, progress=False, log_every=1, lr=1e-3)
     >>> [row["step"] for row in result.history]
     [1, 2, 3]

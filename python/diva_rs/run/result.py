@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("diva_rs")
 
 
-@dataclass
+@dataclass(repr=False)
 class PostTrainResult:
     """The trained model's record.
 
@@ -51,10 +51,16 @@ class PostTrainResult:
     report: dict[str, Any]
     projector: nn.Module
     recipe: Recipe
-    clip: nn.Module = field(repr=False)
-    denoiser: nn.Module | None = field(default=None, repr=False)
-    low_rank: LowRank | None = field(default=None, repr=False)
-    evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict, repr=False)
+    clip: nn.Module
+    denoiser: nn.Module | None = None
+    low_rank: LowRank | None = None
+    evaluations: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        done, losses = self.report, [f"{row['loss']:.4f}" for row in self.history]
+        fell = f", loss {losses[0]} to {losses[-1]}" if losses else ""
+        numbers = f"{done.get('steps', 0)} steps, {done.get('samples', 0)} images"
+        return f"PostTrainResult({numbers} in {done.get('seconds', 0):.0f} s{fell})"
 
     @property
     def interrupted(self) -> bool:
@@ -69,6 +75,7 @@ class PostTrainResult:
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the losses and the begins of stages over the steps; returns the matplotlib axes.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> result.plot().get_xlabel()
         'step'
         """
@@ -105,6 +112,7 @@ class PostTrainResult:
         ``peft.PeftModel.from_pretrained`` loads onto the original CLIP; a target that peft cannot
         adapt is named in a warning instead. Returns the folder.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> import tempfile
         >>> folder = result.save(tempfile.mkdtemp())
         >>> sorted(file.name for file in folder.iterdir())[0]
@@ -162,6 +170,7 @@ class PostTrainResult:
             ConfigError: the Hub takes no such name.
             DataError: the upload failed, and why.
 
+        >>> result = diva_rs.microworld.example("result")
         >>> folder = result.push_to_hub("me/clip-that-sees", dry_run=True)
         >>> print((Path(folder) / "README.md").read_text())
         ---

@@ -34,9 +34,10 @@ class FeedbackLoss(nn.Module):
             not used.
         terms: as for `Trainer`.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> feedback = FeedbackLoss(clip, teacher, Recipe(draws=2))
     >>> optimizer = torch.optim.AdamW(feedback.trained_parameters(), lr=1e-5)
-    >>> loss = feedback(torch.rand(4, 3, 32, 32))
+    >>> loss = feedback(images[:4])
     >>> loss.backward()
     >>> optimizer.step()
     """
@@ -74,6 +75,7 @@ class FeedbackLoss(nn.Module):
     def trained_parameters(self) -> list[nn.Parameter]:
         """CLIP's vision parameters, or its low-rank ones, and the projector's: what an optimizer should get.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> len(FeedbackLoss(clip, teacher).trained_parameters()) > 2
         True
         """
@@ -106,6 +108,7 @@ class FeedbackLoss(nn.Module):
 
         Call it after the last ``optimizer.step()``, before CLIP is measured or saved. Training may go on.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> FeedbackLoss(clip, teacher, Recipe(low_rank=4)).merge()
         """
         self.step_modules.merge()
@@ -115,6 +118,7 @@ class FeedbackLoss(nn.Module):
     def set_epoch(self, epoch: int) -> None:
         """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> FeedbackLoss(clip, teacher).set_epoch(1)
         """
         self.epoch = checked_epoch(epoch)

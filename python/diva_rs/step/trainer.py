@@ -40,8 +40,9 @@ class Trainer:
             without it the learning rate stays constant after its warm-up.
         terms: further terms of the loss, name -> (weight, function of a `View` of the batch -> 0-dim loss).
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> trainer = Trainer(clip, teacher, Recipe(draws=2, density=0.5, lr=1e-3))
-    >>> loss = trainer.step(torch.rand(4, 3, 32, 32))
+    >>> loss = trainer.step(images[:4])
     >>> loss.shape, trainer.steps_done
     (torch.Size([]), 1)
     """
@@ -110,6 +111,7 @@ class Trainer:
         """Everything that can train: CLIP's vision parameters by their own keys, or with ``low_rank`` their
         ``<key>.lora_A`` and ``<key>.lora_B``; ``projector.*``, and ``denoiser.*`` where some stage trains it.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> sorted(Trainer(clip, teacher).parameters())[0]
         'projector.bias'
         """
@@ -140,8 +142,9 @@ class Trainer:
             DeviceError, ConfigError: CLIP was moved, cast or given other parameters since this trainer was
                 made.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)
-        >>> loss = trainer.accumulate({"images": torch.rand(2, 3, 32, 32), "ids": ["cat", "dog"]})
+        >>> loss = trainer.accumulate({"images": images[:2], "ids": ["cat", "dog"]})
         >>> trainer.pending
         2
         """
@@ -153,8 +156,9 @@ class Trainer:
         Where loss or gradient is not finite the update is skipped, without a wait for the device: weights and
         moments stay, and the step counts as one, for the schedule and AdamW's bias correction too.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)
-        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> _ = trainer.accumulate(images[:2])
         >>> trainer.apply().samples, trainer.pending, trainer.steps_done
         (2, 0, 1)
         """
@@ -176,7 +180,8 @@ class Trainer:
     def step(self, images: Any, ids: Any = None) -> Tensor:
         """`accumulate` and `apply` in one native call, without the GIL; returns the loss.
 
-        >>> Trainer(clip, teacher).step(torch.rand(2, 3, 32, 32)).requires_grad
+        >>> clip, teacher, images = diva_rs.microworld.example()
+        >>> Trainer(clip, teacher).step(images[:2]).requires_grad
         False
         """
         return self.train(images, ids, until=1).losses["loss"]
@@ -184,8 +189,9 @@ class Trainer:
     def discard(self) -> None:
         """Forget the gradient accumulated since the last `apply`.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)
-        >>> _ = trainer.accumulate(torch.rand(2, 3, 32, 32))
+        >>> _ = trainer.accumulate(images[:2])
         >>> trainer.discard()
         >>> trainer.pending
         0
@@ -196,6 +202,7 @@ class Trainer:
     def set_epoch(self, epoch: int) -> None:
         """Start a pass over the data: draws depend on it, and samples without ids are numbered from 0 again.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> Trainer(clip, teacher).set_epoch(3)
         """
         self.epoch = checked_epoch(epoch)
@@ -206,6 +213,7 @@ class Trainer:
 
         A gradient that was not applied yet is not kept.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> sorted(Trainer(clip, teacher).state_dict())
         ['counters', 'optimizer', 'parameters', 'recipe']
         """
@@ -226,6 +234,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Nothing is changed when anything in it does not fit.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)
         >>> trainer.load_state_dict(trainer.state_dict())
         """
@@ -249,8 +258,9 @@ class Trainer:
 
         The outcome's losses and samples are this batch's; `metrics` holds the means over the whole step.
 
+        >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)
-        >>> [trainer.train(torch.rand(2, 3, 32, 32), until=4).stepped for _ in range(4)]
+        >>> [trainer.train(images[:2], until=4).stepped for _ in range(4)]
         [False, True, False, True]
         """
         if self.pending == 0:

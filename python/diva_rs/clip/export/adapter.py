@@ -27,6 +27,7 @@ def save_adapter(folder: Path, low_rank: LowRank, clip: nn.Module) -> Path:
 
     Raises WeightsError naming a target that peft cannot adapt.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> import tempfile
     >>> from diva_rs.clip import adapt
     >>> low_rank = LowRank(adapt(clip), rank=4, targets=("*mlp*", "*in_proj_weight"))

@@ -34,6 +34,7 @@ def to_open_clip(clip: nn.Module, path: str | os.PathLike[str]) -> Path:
     ViT of OpenAI's `clip`, wrapped or not; the adapters of a `PeftModel` are merged in a copy. ``path`` ends
     in ``.safetensors`` or ``.pt``; an existing file is replaced. It is returned.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> import tempfile
     >>> path = to_open_clip(clip, tempfile.mkdtemp() + "/clip.safetensors")
     >>> torch.equal(diva_rs._base.checkpoint.load_weights(path)["visual.proj"], clip.visual.proj)
@@ -61,6 +62,7 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
     that ends in ``.pt``, is replaced if it exists, and returned. ``half`` stores in float16 what
     ``clip.load`` keeps in float16: half the size, the same loaded model.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> to_openai(clip, "clip.pt")
     Traceback (most recent call last):
     diva_rs.errors.ConfigError: visual: the activation is gelu, OpenAI's clip computes quick_gelu, ...

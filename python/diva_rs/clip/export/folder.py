@@ -59,6 +59,7 @@ def to_transformers(
             folder of a transformers model, or the family has it; and the tokenizer of a full model that uses
             OpenAI's vocabulary. Others (SigLIP's) are not part of a model, so give their tokenizer here.
 
+    >>> clip, teacher, images = diva_rs.microworld.example()
     >>> import tempfile
     >>> folder = to_transformers(clip, tempfile.mkdtemp() + "/tower")
     >>> sorted(file.name for file in folder.iterdir())

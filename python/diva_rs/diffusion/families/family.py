@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs.diffusion.condition import Condition, Slots
-from diva_rs.diffusion.text import Parts, encode_prompts
+from diva_rs.diffusion.text import Parts, encode_prompts, pooled_prompts
 from diva_rs.errors import ConfigError, ShapeError
 
 ENCODE = "give what encodes texts as (M, L, C), Judge(teacher, encode=f)"  # where prompts have no tokens
@@ -50,6 +51,7 @@ class Family(ABC):
     folder: ClassVar[str] = "transformer"  # the denoiser's name in diffusers' pipelines
     options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of Teacher that are for this family
     text_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    pooling: ClassVar[tuple[str, ...]] = ()  # the text encoders whose pooled outputs make the pooled vector
 
     flow: ClassVar[bool] = False  # whether its models are trained by flow matching alone
 
@@ -112,6 +114,12 @@ class Family(ABC):
 
         Raises ConfigError for a model that reads no text where its condition stands.
         """
+        if self.pooling and self.slots.tokens is not None and self.slots.pooled is not None:
+            tokens, pooled = self.encode(prompts, parts), pooled_prompts(prompts, parts.get, self.pooling)
+            if pooled is None:
+                raise ConfigError(f"no text encoder was found for the pooled slot: {ENCODE}")
+            every = pooled.to(tokens).unsqueeze(1).expand(-1, tokens.shape[1], -1)  # whose mean is the vector
+            return torch.cat((tokens, every), dim=2)
         if not self.text_joins or self.text_width is None:
             raise ConfigError(f"a {type(self.model).__name__} reads no text: {ENCODE}")
         return self.encode(prompts, parts)

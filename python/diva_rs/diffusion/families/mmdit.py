@@ -1,16 +1,14 @@
 """What Flux and Stable Diffusion 3 share: joint attention to tokens, and a pooled vector beside the time."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.diffusion.condition import Condition, Slots
-from diva_rs.diffusion.families.family import ENCODE, Context, Family, NativePlan
+from diva_rs.diffusion.families.family import Context, Family, NativePlan
 from diva_rs.diffusion.frozen import moved
-from diva_rs.diffusion.text import Parts, pooled_prompts
+from diva_rs.diffusion.text import pooled_prompts
 from diva_rs.errors import ConfigError, ShapeError, shown
 
 
@@ -24,7 +22,6 @@ class MMDiT(Family):
     options = frozenset({"slot", "pooled_projections"})
     flow = True
     guidance: float | None = None  # the scale that the model is given, where it has an embedding of it
-    pooling: tuple[str, ...]  # the text encoders whose pooled outputs the pipeline joins to the pooled vector
 
     def __init__(
         self, model: nn.Module, context: Context, slot: str = "both", pooled_projections: Tensor | None = None
@@ -74,16 +71,6 @@ class MMDiT(Family):
         if self.slots.pooled is None:
             fixed["pooled_projections"] = self.pooled_text()
         return NativePlan("mmdit", {} if self.guidance is None else {"guidance": self.guidance}, fixed)
-
-    def conditions(self, prompts: Sequence[str], parts: Parts) -> Tensor:
-        if self.slots.tokens is None or self.slots.pooled is None:
-            return super().conditions(prompts, parts)
-        tokens = self.encode(prompts, parts)
-        pooled = pooled_prompts(prompts, parts.get, self.pooling)
-        if pooled is None:
-            raise ConfigError(f"no text encoder was found for the pooled slot: {ENCODE}")
-        every = pooled.to(tokens).unsqueeze(1).expand(-1, tokens.shape[1], -1)  # whose mean is the vector
-        return torch.cat((tokens, every), dim=2)
 
     def pooled_text(self) -> Tensor:
         """The pooled vector (1, V) beside a condition that fills the tokens alone."""

@@ -72,12 +72,16 @@ class TextTime:
             )
         return text, ids
 
-    def like(self, noisy: Tensor) -> dict[str, Tensor]:
-        """The keyword argument for a batch ``noisy`` (B, C, h, w): text_embeds (B, D), time_ids (B, n)."""
+    def like(self, noisy: Tensor, text: Tensor | None = None) -> dict[str, Tensor]:
+        """The keyword argument for a batch ``noisy`` (B, C, h, w): text_embeds (B, D), time_ids (B, n).
+
+        ``text`` (B, D) takes the place of the one text for all samples.
+        """
         key = (noisy.device, noisy.dtype, *noisy.shape[-2:])
         if key not in self._cache:
             self._cache[key] = self._made(noisy)
-        return {name: tensor.expand(len(noisy), -1) for name, tensor in self._cache[key].items()}
+        found = {name: tensor.expand(len(noisy), -1) for name, tensor in self._cache[key].items()}
+        return found if text is None else {**found, "text_embeds": text}
 
     def _made(self, noisy: Tensor) -> dict[str, Tensor]:
         text, time_ids = self.text, self.time_ids

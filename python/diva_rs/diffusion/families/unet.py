@@ -48,17 +48,22 @@ class UNet(Family):
         return f"cross-attention, {self.slots.width} wide"
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-        return self.call(noisy, timesteps, condition.tokens, None)
+        return self.call(noisy, timesteps, condition.tokens)
 
     def call(
-        self, noisy: Tensor, timesteps: Tensor, hidden: Tensor | None, class_labels: Tensor | None
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        hidden: Tensor | None,
+        class_labels: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         output: Tensor = self.model(
             noisy,
             timesteps,
             encoder_hidden_states=hidden,
             class_labels=class_labels,
-            added_cond_kwargs=None if self.added is None else self.added.like(noisy),
+            added_cond_kwargs=None if self.added is None else self.added.like(noisy, pooled),
             return_dict=False,
         )[0]
         return output

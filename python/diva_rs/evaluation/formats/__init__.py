@@ -46,7 +46,7 @@ def formats() -> dict[str, Format]:
 def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]]:
     """(folder, name of its format) of ``folder`` and the folders directly in it that hold a benchmark.
 
-    >>> [name for _, name in find_benchmarks(mmvp_folder)]
+    >>> [name for _, name in find_benchmarks(diva_rs.microworld.write_mmvp(tempfile.mkdtemp()))]
     ['mmvp-vlm']
     """
     root = as_path(folder)
@@ -85,7 +85,7 @@ def read_benchmark(
     its images, where it is not beside the captions; ``half`` "validation" or "test" (see `Benchmark.half`).
     With ``kind``, "pairs" or "captions", formats of that kind alone are taken.
 
-    >>> read_benchmark(mmvp_folder).name
+    >>> read_benchmark(diva_rs.microworld.write_mmvp(tempfile.mkdtemp())).name
     'MMVP-VLM'
     """
     place = as_path(root)
