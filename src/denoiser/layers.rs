@@ -8,18 +8,18 @@ use crate::nn::{Conv2d, LayerNorm, Linear, Path};
 
 /// torch.nn.Linear(inputs, outputs).
 pub fn linear(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
-    Ok(Linear { weight: path.get("weight", &[outputs, inputs])?, bias: Some(path.get("bias", &[outputs])?) })
+    Ok(Linear::new(path.get("weight", &[outputs, inputs])?, Some(path.get("bias", &[outputs])?)))
 }
 
 /// torch.nn.Linear(inputs, outputs, bias=False).
 pub fn linear_without_bias(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
-    Ok(Linear { weight: path.get("weight", &[outputs, inputs])?, bias: None })
+    Ok(Linear::new(path.get("weight", &[outputs, inputs])?, None))
 }
 
 /// A convolution of one pixel as the linear layer over channels that it is: a view of its weight (out, in, 1, 1).
 pub fn pointwise(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
     let weight = path.get("weight", &[outputs, inputs, 1, 1])?.f_view([outputs, inputs])?;
-    Ok(Linear { weight, bias: Some(path.get("bias", &[outputs])?) })
+    Ok(Linear::new(weight, Some(path.get("bias", &[outputs])?)))
 }
 
 /// torch.nn.Conv2d(channels.0, channels.1, kernel, stride, padding).

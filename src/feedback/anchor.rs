@@ -53,9 +53,9 @@ impl Term for Anchor {
         let kind = embedding.kind();
         let (embedding, original) = (embedding.f_to_kind(WIDE)?, original.f_to_kind(WIDE)?.f_detach()?);
         let loss = match self {
-            Anchor::Cosine => {
-                Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?.f_rsub_scalar(1.0)?.f_sum(WIDE)?
-            }
+            Anchor::Cosine => Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?
+                .f_rsub_scalar(1.0)?
+                .f_sum(WIDE)?,
             Anchor::Squared => embedding.f_sub(&original)?.f_square()?.f_sum(WIDE)?,
             Anchor::Kernel => kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?.f_mean(WIDE)?,
         };

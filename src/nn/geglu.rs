@@ -46,8 +46,8 @@ impl Backward for Kept {
 /// Writes the gradient at value and gate, given the one at the product.
 fn at_both(both: &Tensor, gradient: &Tensor, to: &Tensor) -> Result<()> {
     let ((value, gate), (at_value, at_gate)) = (halves(both)?, halves(to)?);
-    gate.f_gelu("none")?.f_mul_out(&at_value, gradient)?;
-    gate.f_gelu_backward_grad_input(&at_gate, &gradient.f_mul(&value)?, "none")?;
+    let _ = gate.f_gelu("none")?.f_mul_out(&at_value, gradient)?;
+    let _ = gate.f_gelu_backward_grad_input(&at_gate, &gradient.f_mul(&value)?, "none")?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use crate::torch::{Device, Kind, Tensor};
 
 use super::mixed::{mixed_conv, mixed_linear};
-use super::products::compute_of;
+use super::products::{compute_in, compute_of};
 use super::weights::Path;
 use crate::error::Result;
 
@@ -20,15 +20,51 @@ fn maybe_like(weight: &Option<Tensor>, input: &Tensor) -> Result<Option<Tensor>>
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
+    /// Of weight and bias, in the dtype of the products.
+    copy: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl Linear {
+    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Linear { weight, bias, copy: None }
+    }
+
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (kind, compute) = (x.f_kind()?, compute_of(x)?);
-        if compute != kind || (self.weight.requires_grad() && self.weight.f_kind()? != kind) {
-            return mixed_linear(x, &self.weight, self.bias.as_ref(), compute);
+        let mixed = self.copy.is_some() || self.weight.requires_grad();
+        if compute != kind || (mixed && self.weight.f_kind()? != kind) {
+            return mixed_linear(x, self, compute, kind);
         }
-        Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+        // With other strides libtorch adds the bias by itself.
+        Ok(x.f_contiguous()?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+    }
+
+    /// Of `x` rounded to dtype `kind`, and in this dtype. The gradient at `x` is not rounded where products can give it so.
+    pub fn narrowed(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        match x.f_kind()? == kind {
+            true => self.forward(x),
+            false => mixed_linear(x, self, compute_in(kind, x), kind),
+        }
+    }
+
+    /// Multiplies with copies in dtype `kind` from now on, whose owner keeps them up to date: (copy, what it is of) each.
+    pub fn copy_in(&mut self, kind: Kind) -> Result<Vec<(Tensor, Tensor)>> {
+        let copy = |tensor: &Tensor| tensor.f_detach()?.f_to_kind(kind);
+        let (weight, bias) = (copy(&self.weight)?, self.bias.as_ref().map(copy).transpose()?);
+        let of_bias =
+            bias.iter().zip(&self.bias).map(|(copy, bias)| (copy.shallow_clone(), bias.shallow_clone()));
+        let pairs =
+            [(weight.shallow_clone(), self.weight.shallow_clone())].into_iter().chain(of_bias).collect();
+        self.copy = Some((weight, bias));
+        Ok(pairs)
+    }
+
+    /// Weight and bias, or their copies where they are in dtype `kind`.
+    pub(super) fn held(&self, kind: Kind) -> (&Tensor, Option<&Tensor>) {
+        match &self.copy {
+            Some((weight, bias)) if weight.f_kind().ok() == Some(kind) => (weight, bias.as_ref()),
+            _ => (&self.weight, self.bias.as_ref()),
+        }
     }
 }
 

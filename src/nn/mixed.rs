@@ -6,27 +6,37 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::layers::Conv2d;
+use super::layers::{Conv2d, Linear};
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
-/// x (..., in), weight (out, in) and bias (out,) multiplied in `compute` -> (..., out) in the dtype of `x`. The gradients
-/// arrive in the dtypes of what they belong to.
-pub fn mixed_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, compute: Kind) -> Result<Tensor> {
-    let mut inputs = vec![x, weight];
-    inputs.extend(bias);
+/// x (..., in) rounded to dtype `output` and multiplied in `compute` -> (..., out) in dtype `output`. The gradients arrive
+/// in the dtypes of what they belong to.
+pub fn mixed_linear(x: &Tensor, layer: &Linear, compute: Kind, output: Kind) -> Result<Tensor> {
+    let mut inputs = vec![x, &layer.weight];
+    inputs.extend(&layer.bias);
     apply(&inputs, || {
+        let (weight, bias) = layer.held(compute);
         let cast = |tensor: &Tensor| tensor.f_to_kind(compute);
-        let output = cast(x)?.f_linear(&cast(weight)?, bias.map(cast).transpose()?)?;
-        let kept = weight.requires_grad().then(|| x.f_detach()).transpose()?;
-        let (size, kind) = (x.size(), x.f_kind()?);
-        Ok((output.f_to_kind(kind)?, OfLinear { x: kept, weight: weight.f_detach()?, size, kind, compute }))
+        let narrow = x.f_to_kind(output)?.f_contiguous()?;
+        let found =
+            cast(&narrow)?.f_linear(&cast(weight)?, bias.map(cast).transpose()?)?.f_to_kind(output)?;
+        let kept = OfLinear {
+            x: layer.weight.requires_grad().then(|| narrow.f_detach()).transpose()?,
+            weight: weight.f_detach()?,
+            learns: layer.weight.f_kind()?,
+            size: x.size(),
+            kind: x.f_kind()?,
+            compute,
+        };
+        Ok((found, kept))
     })
 }
 
 struct OfLinear {
     x: Option<Tensor>, // where the weight learns
     weight: Tensor,
+    learns: Kind,   // of the weight that learns
     size: Vec<i64>, // of x
     kind: Kind,     // of x
     compute: Kind,
@@ -34,7 +44,6 @@ struct OfLinear {
 
 impl Backward for OfLinear {
     fn backward(&self, gradient: &Tensor, needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let wide = self.weight.f_kind()?;
         let wants = |index: usize| needed.get(index).copied().unwrap_or(false);
         let rows = |x: &Tensor| -> Result<Tensor> {
             let width = x.size().last().copied().unwrap_or(1);
@@ -42,11 +51,11 @@ impl Backward for OfLinear {
         };
         let at_output = rows(gradient)?;
         let at_x = |_| -> Result<Tensor> {
-            let product = at_output.f_mm(&self.weight.f_to_kind(self.compute)?)?;
-            Ok(product.f_to_kind(self.kind)?.f_view(self.size.as_slice())?)
+            let found = product(&at_output, &self.weight.f_to_kind(self.compute)?, self.kind)?;
+            Ok(found.f_view(self.size.as_slice())?)
         };
-        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, wide);
-        let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, wide)?) };
+        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, self.learns);
+        let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, self.learns)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,
             self.x.as_ref().filter(|_| wants(1)).map(at_weight).transpose()?,
@@ -91,7 +100,7 @@ impl Backward for OfConv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{quick_attention, Linear, Wide};
+    use crate::nn::{quick_attention, Wide};
 
     fn randn(size: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(size, (kind, Device::Cpu)).set_requires_grad(true)
@@ -127,9 +136,21 @@ mod tests {
             leaves.extend((!frozen).then_some(&weight));
             leaves.extend(bias);
             let scales = Tensor::randn([2, 3, 7], (Kind::Float, Device::Cpu));
-            let ours = mixed_linear(&narrow, &weight, bias, Kind::Float)?;
             let theirs = narrow.f_linear(&cast(&weight)?, bias.map(cast).transpose()?)?;
-            assert_near(&both(&ours, &scales, &leaves)?, &both(&theirs, &scales, &leaves)?, 1e-6)?;
+            let theirs = both(&theirs, &scales, &leaves)?;
+            let mut layer = Linear::new(weight.shallow_clone(), bias.map(Tensor::shallow_clone));
+            for copied in [false, true] {
+                let ours = [
+                    mixed_linear(&narrow, &layer, Kind::Float, Kind::Float)?,
+                    layer.narrowed(&x, Kind::Float)?,
+                ];
+                for ours in ours {
+                    assert_near(&both(&ours, &scales, &leaves)?, &theirs, 1e-6)?;
+                }
+                if !copied {
+                    layer.copy_in(Kind::Float)?;
+                }
+            }
         }
         Ok(())
     }
@@ -144,14 +165,15 @@ mod tests {
                 (randn(&[2, 3, 64], Kind::BFloat16), randn(&[7, 64], trained), randn(&[7], trained));
             let scales = randn(&[2, 3, 7], Kind::BFloat16).detach();
             let theirs = narrow(&wide(&x)?.f_linear(&wide(&weight)?, Some(wide(&bias)?))?)?;
-            let layer = Linear { weight: weight.shallow_clone(), bias: Some(bias.shallow_clone()) };
+            let layer = Linear::new(weight.shallow_clone(), Some(bias.shallow_clone()));
             let _wide = Wide::set(true);
             let leaves = [&x, &weight, &bias];
             let ours = both(&layer.forward(&x)?, &scales, &leaves)?;
             assert_near(&ours, &both(&theirs, &scales, &leaves)?, 8e-3)?;
         }
         for (kernel, stride, padding) in [(3, 1, 1), (3, 2, 1), (3, 2, 0), (1, 1, 0)] {
-            let (weight, x) = (randn(&[4, 3, kernel, kernel], Kind::BFloat16), randn(&[2, 3, 6, 7], Kind::BFloat16));
+            let (weight, x) =
+                (randn(&[4, 3, kernel, kernel], Kind::BFloat16), randn(&[2, 3, 6, 7], Kind::BFloat16));
             let conv = Conv2d { weight: weight.detach(), bias: None, stride, padding };
             let theirs = narrow(&conv.plain(&wide(&x)?)?)?;
             let scales = theirs.f_randn_like()?;

@@ -14,7 +14,7 @@ mod mixed;
 mod products;
 mod weights;
 
-pub use activation::Activation;
+pub use activation::{narrow_silu, Activation};
 pub use attention::{attention, merge_heads, quick_attention, split_heads};
 pub use compute::Compute;
 pub use geglu::geglu;

@@ -27,7 +27,15 @@ impl Drop for Wide {
 
 /// The dtype in which a product with `x` is computed. Its result has the dtype of `x`.
 pub fn compute_of(x: &Tensor) -> Result<Kind> {
-    let kind = x.f_kind()?;
+    Ok(compute_in(x.f_kind()?, x))
+}
+
+/// The dtype in which a product of matrices of dtype `kind` is computed where `x` is.
+pub(super) fn compute_in(kind: Kind, x: &Tensor) -> Kind {
     let wide = WIDE.get() && kind == Kind::BFloat16 && x.device() == Device::Cpu;
-    Ok(if wide { Kind::Float } else { kind })
+    if wide {
+        Kind::Float
+    } else {
+        kind
+    }
 }

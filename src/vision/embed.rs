@@ -1,6 +1,6 @@
 //! Pixels to tokens: patch convolution, class and register tokens, positions.
 
-use crate::torch::{Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::config::{Config, Positions, Resize};
 use super::layouts::Names;
@@ -48,8 +48,12 @@ impl Embed {
             .then(|| path.get(names.positions, &with_batch(&[prefix_rows + grid.0 * grid.1, width])))
             .transpose()?;
         let (image, patch, resize) = (config.image, config.patch, config.resize);
-        let stem = Linear { weight, bias };
+        let stem = Linear::new(weight, bias);
         Ok(Embed { stem, class, registers, positions, prefix_rows, image, patch, grid, width, resize })
+    }
+
+    pub fn device(&self) -> Device {
+        self.stem.weight.device()
     }
 
     /// The kind that the weights have now.

@@ -13,7 +13,7 @@ pub fn linear(path: &Path, inputs: i64, outputs: i64, bias: bool) -> Result<Line
 pub fn pair(path: &Path, keys: (&str, &str), inputs: i64, outputs: i64, bias: bool) -> Result<Linear> {
     let weight = path.get(keys.0, &[outputs, inputs])?;
     let bias = bias.then(|| path.get(keys.1, &[outputs])).transpose()?;
-    Ok(Linear { weight, bias })
+    Ok(Linear::new(weight, bias))
 }
 
 pub fn norm(path: &Path, width: i64, eps: f64) -> Result<LayerNorm> {

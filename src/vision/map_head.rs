@@ -81,7 +81,7 @@ impl MapHead {
             (key_value.f_narrow(2, 0, self.width)?, key_value.f_narrow(2, self.width, self.width)?);
         let pooled =
             self.out.forward(&quick_attention(&query, &key, &value, self.heads)?)?.f_to_kind(kind)?;
-        let fed = self.mlp.forward(&self.norm.forward(&pooled)?.f_to_kind(compute)?)?;
+        let fed = self.mlp.forward(&self.norm.forward(&pooled)?, compute)?;
         Ok(pooled.f_add(&fed)?)
     }
 }
@@ -89,5 +89,5 @@ impl MapHead {
 /// `rows` outputs of a linear layer from `start` on. Taken at every forward pass: a view is part of the graph.
 fn part(linear: &Linear, start: i64, rows: i64) -> Result<Linear> {
     let bias = linear.bias.as_ref().map(|bias| bias.f_narrow(0, start, rows)).transpose()?;
-    Ok(Linear { weight: linear.weight.f_narrow(0, start, rows)?, bias })
+    Ok(Linear::new(linear.weight.f_narrow(0, start, rows)?, bias))
 }

@@ -91,7 +91,7 @@ impl Patches {
         match &self.enter {
             Enter::Linear(layer) => layer.forward(&x),
             Enter::Conv { weight, bias, positions, grid } => {
-                let layer = Linear { weight: weight.f_flatten(1, 3)?, bias: Some(bias.shallow_clone()) };
+                let layer = Linear::new(weight.f_flatten(1, 3)?, Some(bias.shallow_clone()));
                 let positions = positions
                     .f_unflatten(1, [*grid, *grid])?
                     .f_narrow(1, (grid - height) / 2, height)?

@@ -129,7 +129,7 @@ impl PixelAttention {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = x.size4()?;
-        let pixels = self.group_norm.forward(&x.f_flatten(2, 3)?)?.f_transpose(1, 2)?.f_contiguous()?; // (B, h w, C)
+        let pixels = self.group_norm.forward(&x.f_flatten(2, 3)?)?.f_transpose(1, 2)?; // (B, h w, C)
         let (query, key) = (self.to_q.forward(&pixels)?, self.to_k.forward(&pixels)?);
         let mixed = attention(&query, &key, &self.to_v.forward(&pixels)?, self.heads)?;
         // `x` comes first in the sum, which takes its layout: see `Transformer2D::forward`.
