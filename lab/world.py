@@ -1,4 +1,4 @@
-"""The microworld for studies: beside the UNet a DiT, and a denoiser that was never trained."""
+"""The models of a study: beside CLIP and the UNet a DiT, and a denoiser that was never trained."""
 
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +16,22 @@ from diva_rs.microworld.models import FACTOR, LATENT_CHANNELS, fresh, new_clip, 
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
+from lab.worlds import Data, data_of
 
 TEACHERS = ("unet", "dit", "untrained")
 
 
 class StudyWorld(Microworld):
-    """`Microworld` with more CLIPs and teachers; the DiT of the package's world is in ``lab/checkpoints``."""
+    """`Microworld` with more CLIPs and teachers; the DiT of the package's world is in ``lab/checkpoints``.
+
+    The models may be of another world: `data` is what the manifest names.
+    """
+
+    def __init__(self, folder: str | Path = SHIPPED) -> None:
+        super().__init__(folder)
+        self.data: Data = data_of(self.manifest.get("data", {}))
+        self.tokenizer, self.side = self.data.tokenizer, self.data.side
+        self.patch = self.manifest.get("settings", {}).get("patch", Microworld.patch)
 
     @property
     def clips(self) -> int:
@@ -32,13 +42,13 @@ class StudyWorld(Microworld):
         """CLIP ``number``, an ``open_clip.CLIP``: a new copy at every call."""
         if not 0 <= number < self.clips:
             raise ConfigError(f"there is no clip {number} in {self.folder}: it has {self.clips}, from 0")
-        return self.filled(new_clip(0), clip_name(number))
+        return self.filled(new_clip(0, self.tokenizer, self.side, self.patch), clip_name(number))
 
     @cached_property
     def dit(self) -> Any:
         """The weaker ``DiTTransformer2DModel``, whose condition is the object's class alone."""
         folder = Path(__file__).parent / "checkpoints" if self.folder == SHIPPED else self.folder
-        dit = new_dit(0)
+        dit = new_dit(0, len(self.data.vocabulary.subjects), self.side)
         fill(dit, load_weights(folder / "dit.safetensors"), "dit.safetensors")
         return dit
 
@@ -48,7 +58,7 @@ class StudyWorld(Microworld):
             raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
         if kind == "dit":
             return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
-        return self.teacher_of(self.unet) if kind == "unet" else self.teacher_of(new_unet(1000 + seed))
+        return self.teacher_of(self.unet if kind == "unet" else new_unet(1000 + seed, self.side))
 
     @torch.no_grad()
     def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:
@@ -73,8 +83,8 @@ def clip_name(number: int) -> str:
     return f"clip-{number}" if number else "clip"
 
 
-def new_dit(seed: int) -> nn.Module:
-    """A diffusers ``DiTTransformer2DModel`` with fresh weights; its classes are the world's objects.
+def new_dit(seed: int, subjects: int = len(VALUES["object"]), side: int = SIDE) -> nn.Module:
+    """A diffusers ``DiTTransformer2DModel`` with fresh weights; its classes are the subjects.
 
     >>> new_dit(0).config.num_embeds_ada_norm
     8
@@ -88,7 +98,7 @@ def new_dit(seed: int) -> nn.Module:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=3,
-        sample_size=SIDE // FACTOR,
+        sample_size=side // FACTOR,
         patch_size=1,
-        num_embeds_ada_norm=len(VALUES["object"]),
+        num_embeds_ada_norm=subjects,
     )

@@ -1,12 +1,17 @@
-"""What a judged contrast set costs, in floating-point operations: `python -m lab.benchmarks.judging`."""
+"""What a judged contrast set costs, in operations and in time: `python -m lab.benchmarks.judging`."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+import diva_rs
+from diva_rs.captions import ContrastSet, Judge
 from lab.benchmarks.flops import counted
+from lab.benchmarks.machine import stamp
 from lab.benchmarks.models import Models
 from lab.benchmarks.sizes import Size, find
+from lab.benchmarks.timing import take_turns
 
 DRAWS = 8
 SETTLED = 5.8  # draws of a set where sets are settled early: measured on the microworld, of at most 8
@@ -56,5 +61,42 @@ def table(size: Size, sides: Sequence[int], captions: Sequence[int] = (2, 4, 6, 
     return "\n".join(lines)
 
 
+def seconds(size: Size, side: int, rounds: int = 2) -> dict[str, float]:
+    """CPU seconds in bf16, natively: "judged", two draws of one image under two captions, and "feedback", the
+    denoiser forward and backward to the condition for two draws.
+
+    >>> sorted(seconds(find("tiny"), 8, rounds=1))
+    ['feedback', 'judged']
+    """
+    models = Models(size, "bf16").only_what_is_needed()
+    teacher = diva_rs.Teacher(models.unet, vae=models.vae, scheduler=models.scheduler)
+    latents = torch.randn(1, size.latent_shape[0], side, side)
+    judge = Judge(teacher, draws=2, encode=lambda texts: models.text.expand(len(texts), -1, -1))
+    sets = [[ContrastSet("colour", ("a red car", "a blue car"), ("red", "blue"))]]
+    condition = models.text.repeat(2, 1, 1).requires_grad_()
+    noisy, timesteps = latents.repeat(2, 1, 1, 1), torch.tensor([100, 900])
+    network = diva_rs.native.native_denoiser(teacher)
+
+    def feedback() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(network.predict(noisy, timesteps, condition).sum(), condition)
+
+    times = take_turns(
+        {"judged": lambda: judge.losses(latents, [0], sets, range(2)), "feedback": feedback}, rounds
+    )
+    return {name: min(each.cpu) for name, each in times.items()}
+
+
+def timed(size: Size, sides: Sequence[int]) -> str:
+    """`seconds` as Markdown."""
+    lines = ["| latents | two captions, two draws | DIVA's two draws |", "|---|---|---|"]
+    for side in sides:
+        found = seconds(size, side)
+        lines.append(f"| {side}x{side} | {found['judged']:.1f} | {found['feedback']:.1f} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table(find("published"), (64, 32)))
+    machine, size = stamp(torch.device("cpu")), find("published")
+    print(table(size, (64, 32)))
+    print(f"\n{machine['cpu']} ({' '.join(machine['flags'])}), {machine['threads']} threads, CPU seconds:\n")
+    print(timed(size, (64, 32)))

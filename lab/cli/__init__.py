@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from diva_rs.cli import run
-from lab.cli import ablate, bench, photographs, pretrain, published_sizes, study, torch_matrix
+from lab.cli import ablate, bench, draw, photographs, pretrain, published_sizes, study, torch_matrix
 
 _COMMANDS = {
     "bench": bench,
+    "draw": draw,
     "pretrain": pretrain,
     "study": study,
     "ablate": ablate,

@@ -1,4 +1,4 @@
-"""``python -m lab ablate``: ablations on the microworld, over several seeds."""
+"""``python -m lab ablate``: ablations on the microworld or another world, over several seeds."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from lab.cli.numbers import count
 
 HELP = "measure what a choice does to the tiny CLIP, over several seeds"
-USAGE = "python -m lab ablate NAME --output-dir FOLDER [--seeds N] [--split validation|test] [options]"
+USAGE = "python -m lab ablate NAME --output-dir FOLDER [--seeds N] [--split NAME ...] [options]"
 NAMES = (
     "captions",
     "caption-choices",
@@ -34,7 +34,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", metavar="N", type=count, default=5, help="seeds of each arm [default 5]")
     parser.add_argument(
-        "--split", choices=["validation", "test"], default="validation", help="the scenes of the scores"
+        "--split",
+        metavar="NAME",
+        nargs="+",
+        default=["validation"],
+        help="images of the scores: validation, test, or others of a table; several are scored in one run",
     )
     parser.add_argument(
         "--world",

@@ -5,7 +5,7 @@ import argparse
 from lab.cli import ablate
 
 HELP = "train every arm of the study over several seeds and measure what each changes"
-USAGE = "python -m lab study --output-dir FOLDER [--seeds N] [--split validation|test] [options]"
+USAGE = "python -m lab study --output-dir FOLDER [--seeds N] [--split NAME ...] [options]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

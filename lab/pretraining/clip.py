@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
-from lab.pretraining.loop import Optimizers, Progress
+from lab.pretraining.loop import NOTHING, Keep, Optimizers, Progress
 
 _TEXT_SCALE = 20.0  # inverse temperature between two captions of a scene
 
@@ -28,6 +28,7 @@ def train_clip(
     lr: float = 1e-3,
     matrices: float = 2e-3,
     seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train the vision tower of an open_clip model on short captions that name each attribute with ``share``.
 
@@ -42,7 +43,7 @@ def train_clip(
     optimizers = Optimizers(trained, lr, matrices, steps)
     progress = Progress("clip", steps)
     clip.train()
-    for step in range(steps):
+    for step in keep.steps(progress, model=trained, optimizers=optimizers):
         numbers, epoch = batch_numbers(len(pixels), batch, step, seed)
         tokens = dataset.tokenizer(dataset.captions(numbers, share, epoch))
         with torch.no_grad():
@@ -66,6 +67,7 @@ def train_text(
     lr: float = 1e-3,
     matrices: float = 2e-3,
     seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train the text tower of an open_clip model on the captions of ``size`` items alone.
 
@@ -81,7 +83,7 @@ def train_text(
     optimizers = Optimizers(trained, lr, matrices, steps)
     progress = Progress("text", steps)
     clip.train()
-    for step in range(steps):
+    for step in keep.steps(progress, model=trained, optimizers=optimizers):
         numbers, epoch = batch_numbers(size, batch, step, seed)
         first, second = (
             clip.encode_text(
@@ -106,6 +108,7 @@ def train_classifier(
     lr: float = 2e-3,
     matrices: float = 5e-3,
     seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train a vision tower to classify objects before any caption, as LiT and BASIC do with ImageNet.
 
@@ -120,10 +123,11 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(visual.proj.shape[1], len(dataset.values[dataset.subject]))
-    optimizers = Optimizers(nn.ModuleList([visual, head]), lr, matrices, steps)
+    trained = nn.ModuleList([visual, head])
+    optimizers = Optimizers(trained, lr, matrices, steps)
     progress = Progress("objects", steps)
     visual.train()
-    for step in range(steps):
+    for step in keep.steps(progress, model=trained, optimizers=optimizers):
         numbers, _ = batch_numbers(len(pixels), batch, step, seed)
         logits, truth = head(visual((pixels[numbers] - MEAN) / STD)), labels[torch.tensor(numbers)]
         loss = nn.functional.cross_entropy(logits, truth)

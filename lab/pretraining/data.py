@@ -1,4 +1,4 @@
-"""Images of a dataset, rendered once and kept as bytes, and the images of each training step."""
+"""What the lab needs of a dataset; its images, rendered once and kept as bytes; the images of a step."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -7,18 +7,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diva_rs.captions import Vocabulary
+
 
 class Captioned(Protocol):
     """Images with captions and attribute labels. Another source with these members can replace the world.
 
     Attributes:
-        values: attribute -> the words for its values.
+        values: attribute -> the words for its values; an empty word: the attribute does not apply.
         subject: the attribute that every caption names; zero-shot classification asks for it.
+        vocabulary: its attributes are those of ``values`` but the subject, its subjects those of the subject.
         first: number of the first item among all items: item n draws its noise as ``first + n``.
     """
 
     values: Mapping[str, Sequence[str]]
     subject: str
+    vocabulary: Vocabulary
     first: int
 
     def __len__(self) -> int: ...
@@ -35,8 +39,23 @@ class Captioned(Protocol):
     # The subject, and each other attribute with probability ``share``.
     def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]: ...
 
-    # Everything.
+    # Everything that applies.
     def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]: ...
+
+
+def words_of(dataset: Captioned) -> list[dict[str, str]]:
+    """For each item the value of every attribute: name -> word, the subject as ``"subject"``.
+
+    >>> from diva_rs.microworld import World
+    >>> words_of(World("train", 1))[0]["subject"]
+    'key'
+    """
+    names = [Vocabulary.SUBJECT if name == dataset.subject else name for name in dataset.values]
+    words = [list(of) for of in dataset.values.values()]
+    return [
+        {name: of[value] for name, of, value in zip(names, words, row, strict=True)}
+        for row in dataset.labels(range(len(dataset))).tolist()
+    ]
 
 
 class Pixels:
@@ -65,9 +84,12 @@ class Pixels:
 def batch_numbers(size: int, batch: int, step: int, seed: int) -> tuple[list[int], int]:
     """The image numbers of a step, and its epoch; each epoch has another order.
 
+    A dataset smaller than the batch is one batch.
+
     >>> sum((batch_numbers(6, 2, step, seed=0)[0] for step in range(3)), []) != list(range(6))
     True
     """
+    batch = min(batch, size)
     per_epoch = size // batch
     epoch, place = divmod(step, per_epoch)
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(size)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diva_rs.microworld.models import new_scheduler
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
-from lab.pretraining.loop import Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
 
 EMPTY = 0.1  # share of empty captions, as in Stable Diffusion's training
 
@@ -32,15 +32,15 @@ def train_unet(
     batch: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train a ``UNet2DConditionModel`` with its text encoder on detailed captions, a tenth of them empty.
 
     Returns:
         the last running means: "loss".
     """
-    chance = torch.Generator().manual_seed(seed)
 
-    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int) -> Tensor:
+    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, chance: Any) -> Tensor:
         captions = dataset.detailed_captions(numbers, epoch)
         left_out = torch.rand(len(captions), generator=chance) < EMPTY
         kept = ["" if out else text for text, out in zip(captions, left_out.tolist(), strict=True)]
@@ -48,7 +48,7 @@ def train_unet(
         prediction: Tensor = unet(noisy, timesteps, states).sample
         return prediction
 
-    return _train("unet", (unet, encoder), predict, latents, steps, batch, lr, seed)
+    return _train("unet", nn.ModuleList([unet, encoder]), predict, latents, steps, batch, lr, seed, keep)
 
 
 def train_dit(
@@ -59,6 +59,7 @@ def train_dit(
     batch: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train a ``DiTTransformer2DModel`` on the subject's class; its embedding drops a tenth of the labels.
 
@@ -67,40 +68,43 @@ def train_dit(
     """
     labels = dataset.labels(range(len(latents)))[:, list(dataset.values).index(dataset.subject)]
 
-    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int) -> Tensor:
+    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, chance: Any) -> Tensor:
         prediction: Tensor = dit(noisy, timesteps, class_labels=labels[torch.tensor(numbers)]).sample
         return prediction
 
-    return _train("dit", (dit,), predict, latents, steps, batch, lr, seed)
+    return _train("dit", nn.ModuleList([dit]), predict, latents, steps, batch, lr, seed, keep)
 
 
 def _train(
     name: str,
-    modules: Sequence[nn.Module],
-    predict: Callable[[Tensor, Tensor, Sequence[int], int], Tensor],
+    model: nn.Module,
+    predict: Callable[[Tensor, Tensor, Sequence[int], int, torch.Generator], Tensor],
     latents: Tensor,
     steps: int,
     batch: int,
     lr: float,
     seed: int,
+    keep: Keep,
 ) -> dict[str, float]:
     scheduler = new_scheduler()
-    generator = torch.Generator().manual_seed(seed)
-    parameters = [parameter for module in modules for parameter in module.parameters()]
+    generator, chance = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     averages = [parameter.detach().clone() for parameter in parameters]
     progress = Progress(name, steps)
-    for module in modules:
-        module.train()
+    model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the DiT drops labels by the global generator
-        for step in range(steps):
+        parts = {"noise": generator, "chance": chance, "global": torch.default_generator}
+        kept = keep.steps(progress, model=model, optimizer=optimizer, averages=averages, **parts)
+        for step in kept:
             numbers, epoch = batch_numbers(len(latents), batch, step, seed)
             clean = latents[torch.tensor(numbers)]
             noise = torch.randn(clean.shape, generator=generator)
-            timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (batch,), generator=generator)
+            timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(clean),), generator=generator)
             target = scheduler.get_velocity(clean, noise, timesteps)
-            prediction = predict(scheduler.add_noise(clean, noise, timesteps), timesteps, numbers, epoch)
+            noisy = scheduler.add_noise(clean, noise, timesteps)
+            prediction = predict(noisy, timesteps, numbers, epoch, chance)
             loss = nn.functional.mse_loss(prediction, target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -113,6 +117,5 @@ def _train(
     with torch.no_grad():
         for parameter, average in zip(parameters, averages, strict=True):
             parameter.copy_(average)
-    for module in modules:
-        module.eval()
+    model.eval()
     return progress.last

@@ -1,12 +1,18 @@
-"""The common parts of the trainings: optimizers, learning rate, a line of progress."""
+"""The common parts of the trainings: optimizers, learning rate, a line of progress, checkpoints."""
 
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from diva_rs._base.files import replacing
+from diva_rs.errors import DataError
 from lab.pretraining.muon import Muon
 
 WARMUP = 100  # steps
@@ -37,6 +43,15 @@ class Optimizers:
         ]
         self._rates = [matrices, lr]
         self._steps = steps
+
+    def state_dict(self) -> list[Any]:
+        """That of each optimizer."""
+        return [optimizer.state_dict() for optimizer in self._each]
+
+    def load_state_dict(self, state: list[Any]) -> None:
+        """Continue from a `state_dict`."""
+        for optimizer, own in zip(self._each, state, strict=True):
+            optimizer.load_state_dict(own)
 
     def step(self, loss: Tensor, step: int) -> None:
         """One update from the gradient of ``loss``, its norm clipped at 1."""
@@ -80,3 +95,77 @@ class Progress:
             print(
                 f"{self.name} {step + 1}/{self.steps}  {shown}  {seconds:.0f} s", file=sys.stderr, flush=True
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums and last means."""
+        return {"sums": self.sums, "count": self.count, "last": self.last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.sums, self.count, self.last = state["sums"], state["count"], state["last"]
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Checkpoints of a training, and a function that is called after each step.
+
+    Attributes:
+        file: of the checkpoint; None: nothing is saved. A training that finds its file resumes to the same
+            bits; a file of the last step is a finished training.
+        every: steps between two checkpoints.
+        callback: gets the number of steps done; what it raises ends the training.
+    """
+
+    file: Path | None = None
+    every: int = 200
+    callback: Callable[[int], None] | None = None
+
+    def steps(self, progress: Progress, **parts: Any) -> Iterator[int]:
+        """The steps that are left; ``parts`` have a ``state_dict``, or are generators or lists of tensors.
+
+        Raises DataError for a file that is damaged or of a training of another length or other parts.
+        """
+        parts["progress"] = progress
+        start = self._restore(progress.steps, parts)
+        for step in range(start, progress.steps):
+            yield step
+            done = step + 1
+            if self.file is not None and (done % self.every == 0 or done == progress.steps):
+                state = {name: _state(part) for name, part in parts.items()}
+                with replacing(self.file) as beside:
+                    torch.save({"done": done, "steps": progress.steps, "parts": state}, beside)
+            if self.callback is not None:
+                self.callback(done)
+
+    def _restore(self, steps: int, parts: Mapping[str, Any]) -> int:
+        if self.file is None or not self.file.exists():
+            return 0
+        try:
+            saved = torch.load(self.file, weights_only=True)
+            if saved["steps"] != steps or saved["parts"].keys() != parts.keys():
+                raise ValueError(f"it is of {saved['steps']} steps of {', '.join(saved['parts'])}")
+            for name, part in parts.items():
+                _restore(part, saved["parts"][name])
+        except Exception as err:
+            raise DataError(f"{self.file} is no checkpoint of this training, remove it: {err}") from err
+        return int(saved["done"])
+
+
+NOTHING = Keep()  # is saved
+
+
+def _state(part: Any) -> Any:
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    return part if isinstance(part, list) else part.state_dict()
+
+
+@torch.no_grad()
+def _restore(part: Any, state: Any) -> None:
+    if isinstance(part, torch.Generator):
+        part.set_state(state)
+    elif isinstance(part, list):
+        for tensor, saved in zip(part, state, strict=True):
+            tensor.copy_(saved)
+    else:
+        part.load_state_dict(state)

@@ -1,40 +1,46 @@
 """How much each word of the condition lowers the denoising loss."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diva_rs.microworld.captions import DETAILS, Tokenizer, caption
-from diva_rs.microworld.dataset import World
 from diva_rs.microworld.models import new_scheduler
-from diva_rs.microworld.scenes import VALUES, changed
+from lab.pretraining.data import Captioned, words_of
 
 
 @torch.no_grad()
-def margins(unet: Any, encoder: Any, world: World, latents: Tensor, draws: int = 4) -> dict[str, float]:
+def margins(unet: Any, encoder: Any, dataset: Captioned, latents: Tensor, draws: int = 4) -> dict[str, float]:
     """The denoising loss under other captions minus that under the right one, on the same noise.
 
     Args:
         unet, encoder: the denoiser and its text encoder.
-        world: the scenes of ``latents``.
+        dataset: the images of ``latents``.
         latents: (N, C, h, w), scaled.
         draws: timesteps per image, evenly spread.
 
     Returns:
-        "loss" under the right caption; "empty", "shuffled" (another scene's caption), and per attribute the
-        margin of a caption with that one word wrong.
+        "loss" under the right caption; "empty", "shuffled" (another image's caption), and per attribute the
+        margin of a caption with that one word wrong, over the images to which the attribute applies.
     """
-    scheduler, tokenizer = new_scheduler(), Tokenizer()
-    scenes = [world.scene(number) for number in range(len(latents))]
-    right = [caption(scene, DETAILS) for scene in scenes]
-    captions = {"loss": right, "empty": [""] * len(right), "shuffled": right[1:] + right[:1]}
-    for attribute in VALUES:
-        steps = [1 + n % (len(VALUES[attribute]) - 1) for n in range(len(scenes))]
-        wrong = (changed(scene, attribute, step) for scene, step in zip(scenes, steps, strict=True))
-        captions[attribute] = [caption(scene, DETAILS) for scene in wrong]
-    states = {name: encoder(tokenizer(texts)).last_hidden_state for name, texts in captions.items()}
-    sums = dict.fromkeys(captions, 0.0)
+    scheduler, vocabulary, said = new_scheduler(), dataset.vocabulary, words_of(dataset)
+    right = [vocabulary.caption(values) for values in said]
+    every = list(range(len(said)))
+    captions = {"loss": (every, right), "empty": (every, [""] * len(right))}
+    captions["shuffled"] = (every, right[1:] + right[:1])
+    for name, own in zip(dataset.values, said[0], strict=True):
+        rows = [row for row in every if said[row][own]]
+        words = [word for word in vocabulary.words(own) if word]
+        wrong = []
+        for number, row in enumerate(rows):
+            word = _other(words, said[row][own], 1 + number % (len(words) - 1))
+            wrong.append(vocabulary.caption({**said[row], own: word}))
+        captions[name] = (rows, wrong)
+    states = {
+        name: encoder(dataset.tokenizer(texts)).last_hidden_state for name, (_, texts) in captions.items()
+    }
+    losses = {name: torch.zeros(len(rows)) for name, (rows, _) in captions.items()}
     generator = torch.Generator().manual_seed(0)
     train = len(scheduler.alphas_cumprod)
     for draw in range(draws):
@@ -43,6 +49,12 @@ def margins(unet: Any, encoder: Any, world: World, latents: Tensor, draws: int =
         timesteps = (place * train).long().clamp(max=train - 1)
         target = scheduler.get_velocity(latents, noise, timesteps)
         noisy = scheduler.add_noise(latents, noise, timesteps)
-        for name, condition in states.items():
-            sums[name] += float((unet(noisy, timesteps, condition).sample - target).square().mean()) / draws
-    return {name: value if name == "loss" else value - sums["loss"] for name, value in sums.items()}
+        for name, (rows, _) in captions.items():
+            error = unet(noisy[rows], timesteps[rows], states[name]).sample - target[rows]
+            losses[name] += error.square().flatten(1).mean(1) / draws
+    of = {name: float((losses[name] - losses["loss"][rows]).mean()) for name, (rows, _) in captions.items()}
+    return {**of, "loss": float(losses["loss"].mean())}
+
+
+def _other(words: Sequence[str], word: str, step: int) -> str:
+    return words[(words.index(word) + step) % len(words)]

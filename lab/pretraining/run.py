@@ -1,4 +1,4 @@
-"""Train all checkpoints of the microworld from scratch and write their manifest."""
+"""Train all checkpoints of a world from scratch and write their manifest."""
 
 import platform
 import time
@@ -15,19 +15,21 @@ import diva_rs
 from diva_rs._base.checkpoint import save_weights
 from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
-from diva_rs.microworld.dataset import World
 from diva_rs.microworld.models import new_clip, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.pretrained import Microworld
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
+from lab.pretraining.loop import Keep
 from lab.pretraining.margins import margins
 from lab.pretraining.vae import reconstruction_error, train_vae
 from lab.world import StudyWorld, clip_name, new_dit
+from lab.worlds import Data, MicroworldData
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Optimizer steps of each training, and the share of captions that name an attribute."""
+    """Optimizer steps of each training (no DiT for 0), and the share of captions that name an attribute."""
 
     text: int = 600
     objects: int = 2000
@@ -44,51 +46,58 @@ QUICK = Lengths(text=4, objects=4, clip=4, vae=4, unet=4, dit=4, images=256, ask
 
 
 def pretrain(
-    folder: str | Path, lengths: Lengths = Lengths(), seed: int = 0, clips: int = 1
+    folder: str | Path,
+    lengths: Lengths = Lengths(),
+    seed: int = 0,
+    clips: int = 1,
+    data: Data | None = None,
+    patch: int = Microworld.patch,
 ) -> dict[str, Any]:
-    """Train the microworld's CLIP, VAE, UNet with text encoder and DiT, and write ``manifest.json``.
+    """Train a world's CLIP, VAE, UNet with text encoder and DiT, and write ``manifest.json``.
 
-    An interrupted run resumes: parts that ``folder`` already has are kept. Other settings than those of the
-    kept parts are a ConfigError. Weights are saved in half precision, and the manifest's scores are those of
-    the saved weights. Takes about forty minutes on two cores.
+    An interrupted run resumes, also within a part: a training saves its state every 200 steps. Other settings
+    than those of the kept parts are a ConfigError. Weights are saved in half precision, and the manifest's
+    scores are those of the saved weights. Takes about forty minutes on two cores.
 
     Args:
         folder: for the checkpoints.
         lengths: the number of steps of each training.
         seed: of initial weights and of the orders of images.
         clips: number of CLIPs; they have consecutive seeds.
+        data: the world; None: the microworld.
+        patch: CLIP's, in pixels.
 
     Returns:
         the manifest.
     """
-    place = make_folder(folder)
-    settings = {**asdict(lengths), "seed": seed}
-    notes = _Notes(place, settings)
-    world = World("train", lengths.images, seed)
-    pixels = _once(lambda: Pixels(world))
+    data = data or MicroworldData()
+    place, side, tokenizer = make_folder(folder), data.side, data.tokenizer
+    notes = _Notes(place, {**asdict(lengths), "seed": seed, "patch": patch}, data.identity())
+    images = data.pretraining(lengths.images, seed)
+    pixels = _once(lambda: Pixels(images))
     latents = _once(lambda: encode(StudyWorld(place).vae, pixels()))
 
     for number in range(clips):
-        name = clip_name(number)
+        name, own = clip_name(number), seed + number
         if notes.missing(name):
-            clip: Any = new_clip(seed + number)
-            with notes.timed(name, {name: clip}):
-                train_text(clip, world, lengths.images, lengths.text, seed=seed + number)
-                train_classifier(clip.visual, world, pixels(), lengths.objects, seed=seed + number)
-                train_clip(clip, world, pixels(), lengths.clip, lengths.share, seed=seed + number)
+            clip: Any = new_clip(own, tokenizer, side, patch)
+            with notes.timed(name, {name: clip}, "text", "objects", "captions") as (text, objects, captions):
+                train_text(clip, images, len(images), lengths.text, seed=own, keep=text)
+                train_classifier(clip.visual, images, pixels(), lengths.objects, seed=own, keep=objects)
+                train_clip(clip, images, pixels(), lengths.clip, lengths.share, seed=own, keep=captions)
     if notes.missing("vae"):
-        vae = new_vae(seed)
-        with notes.timed("vae", {"vae": vae}):
-            train_vae(vae, pixels(), lengths.vae, seed=seed)
+        vae = new_vae(seed, side)
+        with notes.timed("vae", {"vae": vae}) as [keep]:
+            train_vae(vae, pixels(), lengths.vae, seed=seed, keep=keep)
             notes.manifest["scaling_factor"] = vae.config.scaling_factor  # type: ignore[union-attr]
     if notes.missing("unet"):
-        unet, encoder = new_unet(seed), new_text_encoder(seed)
-        with notes.timed("unet", {"unet": unet, "text_encoder": encoder}):
-            train_unet(unet, encoder, world, latents(), lengths.unet, seed=seed)
-    if notes.missing("dit"):
-        dit = new_dit(seed)
-        with notes.timed("dit", {"dit": dit}):
-            train_dit(dit, world, latents(), lengths.dit, seed=seed)
+        unet, encoder = new_unet(seed, side), new_text_encoder(seed, tokenizer)
+        with notes.timed("unet", {"unet": unet, "text_encoder": encoder}) as [keep]:
+            train_unet(unet, encoder, images, latents(), lengths.unet, seed=seed, keep=keep)
+    if notes.missing("dit") and lengths.dit:
+        dit = new_dit(seed, len(data.vocabulary.subjects), side)
+        with notes.timed("dit", {"dit": dit}) as [keep]:
+            train_dit(dit, images, latents(), lengths.dit, seed=seed, keep=keep)
     notes.manifest["validation"] = figures(StudyWorld(place), lengths.asked)
     notes.write()
     return notes.manifest
@@ -103,8 +112,8 @@ def figures(world: StudyWorld, asked: int = 4096) -> dict[str, Any]:
     """
     from lab.study.measure import Measure
 
-    measure = Measure("validation", asked, asked, per_pattern=max(1, asked // 20))
-    scenes = World("validation", max(1, asked // 4))
+    measure = Measure("validation", asked, asked, max(1, asked // 20), world.data)
+    scenes = world.data.scored("validation", max(1, asked // 4), per_pattern=0)
     pixels = Pixels(scenes)
     latents = encode(world.vae, pixels)
     return {
@@ -117,29 +126,32 @@ def figures(world: StudyWorld, asked: int = 4096) -> dict[str, Any]:
 class _Notes:
     """The manifest, written after each part."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], data: dict[str, Any]) -> None:
         self.folder = folder
-        file = folder / "manifest.json"
+        now = {**settings, "data": data}
         self.manifest: dict[str, Any] = {"settings": settings, "made": {}, "clips": [], "scaling_factor": 1.0}
-        if file.exists():
-            self.manifest = StudyWorld(folder).manifest
-            was = self.manifest.get("settings", {})
-            differing = [name for name in settings if settings[name] != was.get(name)]
-            if differing:
-                name = differing[0]
-                raise ConfigError(
-                    f"{folder} holds checkpoints made with {name}={was.get(name)!r}, now {name}="
-                    f"{settings[name]!r}: use another folder"
-                )
+        self.manifest["data"] = data
+        if (folder / "manifest.json").exists():
+            self.manifest = Microworld(folder).manifest
+            was = {"patch": Microworld.patch, **self.manifest.get("settings", {})}
+            was["data"] = self.manifest.get("data", {})
+            for name, value in now.items():
+                if value != was.get(name):
+                    raise ConfigError(
+                        f"{folder} holds checkpoints made with {name}={was.get(name)!r}, now {name}="
+                        f"{value!r}: use another folder"
+                    )
+        self.write()
 
     def missing(self, part: str) -> bool:
         return part not in self.manifest["made"]
 
     @contextmanager
-    def timed(self, part: str, models: dict[str, nn.Module]) -> Iterator[None]:
-        """Time the block; then save the weights and write the manifest."""
+    def timed(self, part: str, models: dict[str, nn.Module], *stages: str) -> Iterator[list[Keep]]:
+        """Where each stage of the block saves its state; then save the weights, the time, the manifest."""
         started = time.perf_counter()
-        yield
+        files = [self.folder / f"{part}.{stage}.state" for stage in stages or ("training",)]
+        yield [Keep(file) for file in files]
         for name, model in models.items():
             weights = {
                 key: tensor.half() if tensor.is_floating_point() else tensor
@@ -152,6 +164,8 @@ class _Notes:
             self.manifest["clips"].append(part)
         self.manifest["made"][part] = {"seconds": seconds, "parameters": parameters}
         self.write()
+        for file in files:
+            file.unlink(missing_ok=True)
 
     def write(self) -> None:
         self.manifest["environment"] = {

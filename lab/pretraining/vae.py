@@ -6,11 +6,18 @@ import torch
 from torch import nn
 
 from lab.pretraining.data import Pixels, batch_numbers
-from lab.pretraining.loop import Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
 
 
 def train_vae(
-    vae: Any, pixels: Pixels, steps: int, batch: int = 32, lr: float = 2e-3, kl: float = 1e-5, seed: int = 0
+    vae: Any,
+    pixels: Pixels,
+    steps: int,
+    batch: int = 32,
+    lr: float = 2e-3,
+    kl: float = 1e-5,
+    seed: int = 0,
+    keep: Keep = NOTHING,
 ) -> dict[str, float]:
     """Train an ``AutoencoderKL`` to reconstruct images; then set its scaling factor.
 
@@ -25,7 +32,7 @@ def train_vae(
     optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     progress = Progress("vae", steps)
     vae.train()
-    for step in range(steps):
+    for step in keep.steps(progress, model=vae, optimizer=optimizer, generator=generator):
         numbers, _ = batch_numbers(len(pixels), batch, step, seed)
         images = pixels[numbers] * 2 - 1
         posterior = vae.encode(images).latent_dist

@@ -1,6 +1,8 @@
 """Studies on the microworld: arms, scores, resumable runs and their summary."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from diva_rs._base.files import make_folder, write_json, write_text
 from diva_rs._base.optional import require
@@ -10,8 +12,9 @@ from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
-from lab.study.data import TrainingImages, unseen
-from lab.study.measure import Measure
+from lab.study.data import TrainingImages
+from lab.study.diagram import diagram
+from lab.study.measure import Measure, measure_all
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
 from lab.world import StudyWorld
@@ -38,7 +41,7 @@ def ablate(
     name: str,
     output_dir: str | Path,
     seeds: int = 5,
-    split: str = "validation",
+    split: str | Sequence[str] = "validation",
     world: str | Path = SHIPPED,
     steps: int | None = None,
     images: int = 4096,
@@ -52,11 +55,12 @@ def ablate(
     Args:
         name: "captions", "caption-choices", "condition", "density", "data", "denoiser", "draws", "anchor",
             "lr", "projector_warmup", or "study": the recipes and their controls. Those of captions also write
-            ``judged.json``: how often the judgements are right.
+            ``judged.json`` and ``judged.png``: how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
-        split: "validation" while settings are chosen, "test" once they are fixed.
-        world: a folder of checkpoints; by default those of the package.
+        split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
+            world, of which the first has the headline scores.
+        world: a folder of `python -m lab pretrain`; by default the package's checkpoints.
         steps: optimizer steps; None: those of each arm.
         images: number of training images.
         asked: number of scenes for zero-shot, for fitting and for scoring the probes. A twentieth of it is
@@ -65,30 +69,34 @@ def ablate(
     if name not in _EVERY:
         raise ConfigError(f"name={name!r} is unknown{hint(name, _EVERY) or ': one of ' + ', '.join(_EVERY)}")
     arms, models, folder = _EVERY[name], StudyWorld(world), make_folder(output_dir)
-    settings = {"name": name, "split": split, "steps": steps, "images": images, "asked": asked}
+    splits = [split] if isinstance(split, str) else list(split)
+    settings = {"name": name, "split": " ".join(splits), "steps": steps, "images": images, "asked": asked}
     keep_settings(folder, {**settings, "world": models.manifest["made"]})
-    pictures = TrainingImages(models.vae, unseen(images))
+    pictures = TrainingImages(models.vae, models.data.feedback(images))
     judged = None
     if any(arm.captions is not None for arm in arms.values()):
         judged = judge_images(models, pictures, folder / "judged")
         right = {"accuracy": accuracy(judged, pictures), "calibration": calibration(judged, pictures)}
         write_json(folder / "judged.json", right)
+        _save(diagram(**right), folder / "judged.png")
     rows = run_all(
         arms,
         range(seeds),
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,
-        Measure(split, asked, asked, max(1, asked // 20)),
+        measure_all(splits, asked, asked, max(1, asked // 20), models.data),
         pictures,
         steps,
         judged,
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")
-    text = f"# {name}, {split} split\n\n{summary.table()}\n\n{summary.paragraph()}\n"
-    write_text(folder / "summary.md", text)
-    figure = summary.plot()
-    figure.savefig(folder / "summary.png", dpi=120)
-    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time
+    write_text(folder / "summary.md", summary.page(name, splits))
+    _save(summary.plot(), folder / "summary.png")
     return summary
+
+
+def _save(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=120)
+    require("matplotlib.pyplot", extra="plot").close(figure)  # or a notebook would draw it a second time

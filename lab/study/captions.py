@@ -1,4 +1,4 @@
-"""Caption feedback on the microworld: the teacher's judgements of the training images, and their controls."""
+"""Caption feedback in the study: the teacher's judgements of the training images, and their controls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from diva_rs.captions import (
     Vocabulary,
     WrittenTerm,
 )
-from diva_rs.microworld.captions import DETAILS, Tokenizer, vocabulary
 from diva_rs.step.terms import Term
+from lab.pretraining.data import words_of
 from lab.study.data import TrainingImages
 from lab.world import StudyWorld
 
@@ -57,13 +57,14 @@ class Captions:
     ) -> dict[str, tuple[float, Term]]:
         """The terms of the loss. Each image's subject is what this CLIP finds by zero-shot."""
         guesses = guessed(clip, images)
-        labels, tokenizer = self._labels(images, judged, guesses), Tokenizer()
+        labels, tokenizer = self._labels(images, judged, guesses), images.dataset.tokenizer
         term: Term = (
             WrittenTerm(labels, clip, tokenizer, share=self.context, seed=seed)
             if self.written
             else CaptionTerm(labels, clip, tokenizer, self.sets, self.context, seed=seed)
         )
-        names = [vocabulary().caption({SUBJECT: word}) for word in vocabulary().subjects]
+        words = images.dataset.vocabulary
+        names = [words.caption({SUBJECT: word}) for word in words.subjects]
         keep = {"keep": (self.keep, KeepTerm(clip, tokenizer, names))} if self.keep else {}
         return {"captions": (self.weight, term), **keep}
 
@@ -72,12 +73,12 @@ class Captions:
         evidence = dict(judged.evidence)
         if self.labels != "judged":
             values = guesses if self.labels == "guessed" else truth(images)
-            evidence = {key: certain(each) for key, each in values.items()}
+            evidence = {key: certain(each, images.dataset.vocabulary) for key, each in values.items()}
         keys = list(evidence)
         others = dict(zip(keys, [*keys[1:], keys[0]], strict=True))
         mixed = {key for key in keys if Random(key).random() < self.mixed}
         evidence = {key: evidence[others[key] if key in mixed else key] for key in keys}
-        return Judgements(evidence, vocabulary(), given=given)
+        return Judgements(evidence, images.dataset.vocabulary, given=given)
 
 
 def judge_images(world: StudyWorld, images: TrainingImages, folder: Path, kind: str = "unet") -> Judgements:
@@ -89,7 +90,7 @@ def judge_images(world: StudyWorld, images: TrainingImages, folder: Path, kind: 
         judge = Judge(world.teacher(kind), draws=4, encode=world.encode)
         guesses = guessed(world.clip(0), images)
         latents, start = images.latents, [guesses[key] for key in keys_of(images)]
-        judge.describe(latents, keys_of(images), vocabulary(), start, names=DETAILS).save(folder)
+        judge.describe(latents, keys_of(images), images.dataset.vocabulary, start).save(folder)
     return Judgements.load(folder)
 
 
@@ -100,7 +101,7 @@ def keys_of(images: TrainingImages) -> list[int]:
 
 def guessed(clip: nn.Module, images: TrainingImages) -> dict[int, dict[str, str]]:
     """CLIP's own guess of every value."""
-    guesses, keys = Guesses(clip, Tokenizer(), vocabulary()), keys_of(images)
+    guesses, keys = Guesses(clip, images.dataset.tokenizer, images.dataset.vocabulary), keys_of(images)
     parts = (range(start, min(start + 256, len(keys))) for start in range(0, len(keys), 256))
     found = (guesses(images.pixels[part]) for part in parts)
     return dict(zip(keys, chain.from_iterable(found), strict=True))
@@ -108,21 +109,14 @@ def guessed(clip: nn.Module, images: TrainingImages) -> dict[int, dict[str, str]
 
 def truth(images: TrainingImages) -> dict[int, dict[str, str]]:
     """The true value of every attribute."""
-    names, labels = list(images.dataset.values), images.dataset.labels(range(len(images.pixels)))
-    return {
-        key: {
-            SUBJECT if name == images.dataset.subject else name: images.dataset.values[name][one]
-            for name, one in zip(names, row, strict=True)
-        }
-        for key, row in zip(keys_of(images), labels.tolist(), strict=True)
-    }
+    return dict(zip(keys_of(images), words_of(images.dataset), strict=True))
 
 
-def certain(values: Mapping[str, str]) -> tuple[Evidence, ...]:
+def certain(values: Mapping[str, str], vocabulary: Vocabulary) -> tuple[Evidence, ...]:
     """Evidence that leaves no doubt of these values."""
     found = []
-    for name in DETAILS:
-        each = vocabulary().set_of(name, values)
+    for name in vocabulary.attributes:
+        each = vocabulary.set_of(name, values)
         wrong = np.array([word != values[name] for word in each.words], np.float64)
         found.append(Evidence(each, np.stack([wrong, wrong], axis=1), settled=True))
     return tuple(found)
@@ -132,7 +126,7 @@ def accuracy(judged: Judgements, images: TrainingImages) -> dict[str, Any]:
     """Of each attribute: how many judgements are right, what was estimated without labels, draws used."""
     right = truth(images)
     table = {}
-    for name in DETAILS:
+    for name in images.dataset.vocabulary.attributes:
         sets = [(key, each) for key in judged for each in judged[key] if each.set.name == name]
         hits = [each.set.words[each.best] == right[key][name] for key, each in sets]
         found = judged.reliability[name]

@@ -10,11 +10,12 @@ from diva_rs.microworld.dataset import World
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels
 from lab.pretraining.denoiser import encode
+from lab.worlds import MicroworldData
 
 
 def unseen(size: int) -> World:
     """Scenes of the train split that no pretraining has used."""
-    return World("train", size, start=1 << 20)
+    return MicroworldData().feedback(size)
 
 
 class TrainingImages:

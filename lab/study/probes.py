@@ -12,6 +12,7 @@ from diva_rs._base.optional import require
 from diva_rs.evaluation.features import FEATURES, collect
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels
+from lab.study.outcomes import Outcomes
 
 _PENALTIES = tuple(10.0**n for n in range(-1, 5))  # ridge penalties that each probe chooses from
 
@@ -30,24 +31,29 @@ class Probes:
     def __init__(self, fitted: "Kept", asked: "Kept") -> None:
         self.fitted, self.asked = fitted, asked
 
-    def __call__(self, clip: nn.Module) -> dict[str, float]:
-        """Accuracy in per cent: "probe_pooled", "probe_class", "probe_patches", and each per attribute."""
+    def __call__(self, clip: nn.Module) -> dict[str, Outcomes]:
+        """Whether the probes are right: "probe_pooled", "probe_class", "probe_patches".
+
+        An image to which an attribute does not apply is not asked about it: the probe would read the subject.
+        """
         linear = require("sklearn.linear_model", extra="eval")
         fitted, known = self.fitted.features(clip)
         asked, truth = self.asked.features(clip)
-        scores: dict[str, float] = {}
+        found: dict[str, Outcomes] = {}
+        columns = {
+            name: column for column, name in enumerate(self.asked.values) if name != self.asked.subject
+        }
         for kind in FEATURES:
             middle, spread = fitted[kind].mean(axis=0), fitted[kind].std(axis=0) + 1e-6
             rows, questions = (fitted[kind] - middle) / spread, (asked[kind] - middle) / spread
-            own = []
-            for column, name in enumerate(self.asked.values):
-                if name != self.asked.subject:
-                    probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows, known[:, column])
-                    right = probe.predict(questions) == truth[:, column]
-                    scores[f"probe_{kind}/{name}"] = 100 * float(right.mean())
-                    own.append(scores[f"probe_{kind}/{name}"])
-            scores[f"probe_{kind}"] = float(np.mean(own))
-        return scores
+            right = np.full((len(truth), len(columns)), np.nan)
+            for place, (name, column) in enumerate(columns.items()):
+                empty = [number for number, word in enumerate(self.asked.values[name]) if not word]
+                taught, told = (~np.isin(of[:, column], empty) for of in (known, truth))
+                probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows[taught], known[taught, column])
+                right[told, place] = probe.predict(questions[told]) == truth[told, column]
+            found[f"probe_{kind}"] = Outcomes(tuple(columns), right)
+        return found
 
 
 class Kept:
@@ -55,7 +61,7 @@ class Kept:
 
     def __init__(self, dataset: Captioned) -> None:
         self.dataset = dataset
-        self.values, self.subject = dataset.values, dataset.subject
+        self.values, self.subject, self.vocabulary = dataset.values, dataset.subject, dataset.vocabulary
         self.tokenizer, self.first = dataset.tokenizer, dataset.first
 
     def __len__(self) -> int:

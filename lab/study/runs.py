@@ -5,26 +5,45 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from diva_rs._base.files import read_text, write_json, write_text
 from diva_rs.captions import Judgements
+from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.interpolation import interpolate
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
 from lab.study.data import TrainingImages
-from lab.study.measure import Measure
+from lab.study.outcomes import intervals
 from lab.study.supervised import fine_tune
-from lab.world import StudyWorld
+
+
+class Models(Protocol):
+    """What an arm needs of a world's models; `lab.world.StudyWorld` is one implementation.
+
+    ``vae`` and ``encode`` are needed for judging alone, `loss_ratio` for the arm with an untrained teacher.
+    """
+
+    # The teacher "unet", "dit" or "untrained"; ``seed`` is that of fresh weights.
+    def teacher(self, kind: str = "unet", seed: int = 0) -> Teacher: ...
+
+    # The factor that makes the loss of ``teacher`` as large as the trained one's, on latents (N, C, h, w).
+    def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float: ...
+
+    # CLIP ``number``: a new copy.
+    def clip(self, number: int = 0) -> nn.Module: ...
+
+    # Captions as the teacher reads them: (M, L, C).
+    def encode(self, texts: Sequence[str]) -> Tensor: ...
 
 
 def run_arm(
     arm: Arm,
     clip: nn.Module,
-    world: StudyWorld,
+    world: Models,
     images: TrainingImages,
     seed: int,
     steps: int | None = None,
@@ -68,16 +87,18 @@ def run_all(
     seeds: Sequence[int],
     folder: Path,
     clip_of: Callable[[int], nn.Module],
-    world: StudyWorld,
-    measure: Measure,
+    world: Models,
+    measure: Callable[[nn.Module], Mapping[str, float]],
     images: TrainingImages,
     steps: int | None = None,
     judged: Judgements | None = None,
 ) -> list[dict[str, Any]]:
     """Run every arm on the CLIP of every seed, except for the runs that ``folder`` already has.
 
-    Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, and the scores "before" and
-    "after". The file is replaced as a whole after each run, so it never contains half a row.
+    Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, the scores "before" and "after",
+    and for each score the interval of its change over the items ("intervals"). The file is replaced as a
+    whole after each run, so it never contains half a row. ``measure`` returns at least "mini_mmvp",
+    "zero_shot" and "probe_class".
     """
     place = folder / "runs.jsonl"
     rows = read_rows(place) if place.exists() else []
@@ -94,9 +115,8 @@ def run_all(
             losses = run_arm(arms[name], clip, world, images, seed, steps, judged)
             seconds = time.perf_counter() - started
             after = measure(clip)
-            rows.append(
-                {"arm": name, "seed": seed, "seconds": seconds, **losses, "before": before, "after": after}
-            )
+            row = {"arm": name, "seed": seed, "seconds": seconds, **losses, "before": before, "after": after}
+            rows.append({**row, "intervals": intervals(before, after)})
             write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
             gains = ", ".join(
                 f"{key} {before[key]:.1f} -> {after[key]:.1f}"

@@ -2,7 +2,8 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +50,45 @@ class Summary:
         rows = self.rows[arm]
         return change([row["before"][score] for row in rows], [row["after"][score] for row in rows])
 
-    def table(self, scores: Mapping[str, str] = HEADLINES) -> str:
-        """Markdown: a line per arm, a column per score, the change in points with its interval."""
+    def table(
+        self,
+        scores: Mapping[str, str] = HEADLINES,
+        of: Callable[[str, str], Change] | None = None,
+    ) -> str:
+        """Markdown: a line per arm, a column per score, the change in points with its interval.
+
+        ``of`` is by default `of`: intervals over seeds.
+        """
         lines = ["| | seeds | " + " | ".join(scores.values()) + " |", "|---" * (len(scores) + 2) + "|"]
         for arm in self.arms:
-            cells = [str(self.of(arm, score)) for score in scores]
+            cells = [str((of or self.of)(arm, score)) for score in scores]
             lines.append(f"| {arm} | {len(self.rows[arm])} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
+
+    def over_items(self, arm: str, score: str) -> Change:
+        """The change of ``score`` with its interval over the items, the mean of those of the seeds.
+
+        All seeds are scored on the same items, so the interval of the mean change is at most that wide.
+        """
+        of, rows = self.of(arm, score), self.rows[arm]
+        low, high = np.mean([row["intervals"][score] for row in rows], axis=0).tolist()
+        return replace(of, low=low, high=high, seeds=max(of.seeds, 2))
+
+    def page(self, name: str, splits: Sequence[str]) -> str:
+        """Markdown: the scores of each split, with intervals over seeds and over items, and by attribute."""
+        parts = []
+        for number, split in enumerate(splits):
+            start = f"{split} " if number else ""
+            headlines = {f"{start}{score}": title for score, title in HEADLINES.items()}
+            parts += [f"# {name}, {split} split", self.table(headlines), self.paragraph(f"{start}mini_mmvp")]
+            if not all("intervals" in row for rows in self.rows.values() for row in rows):
+                continue  # runs of an earlier version
+            parts += ["Intervals over the items of the scores:", self.table(headlines, self.over_items)]
+            for score in ("mini_mmvp", "probe_class"):
+                before = self.rows[self.arms[0]][0]["before"]
+                names = {key: key.partition("/")[2] for key in before if key.startswith(f"{start}{score}/")}
+                parts += [f"{HEADLINES[score]}, over the items:", self.table(names, self.over_items)]
+        return "\n\n".join(parts) + "\n"
 
     def to_csv(self, path: Path) -> None:
         """A line per arm and score."""

@@ -32,7 +32,8 @@ def images():
 
 @pytest.fixture(scope="module")
 def right(images):
-    return Judgements({key: certain(values) for key, values in truth(images).items()}, vocabulary())
+    words = vocabulary()
+    return Judgements({key: certain(values, words) for key, values in truth(images).items()}, words)
 
 
 def test_the_truth_is_that_of_the_scenes_and_is_judged_right(images, right):
@@ -89,6 +90,7 @@ def test_every_caption_arm_trains_the_tower(arm, world, images, right):
 def test_the_command_writes_what_was_judged(world, tmp_path):
     """Of models that were hardly trained nothing is reliable, and the run is whole."""
     summary = ablate("captions", tmp_path, 1, "validation", world.folder, 2, 16, 64)
+    assert (tmp_path / "judged.png").stat().st_size > 5000
     found = json.loads((tmp_path / "judged.json").read_text())["accuracy"]
     assert list(found) == list(DETAILS) and all(0 <= row["accuracy"] <= 100 for row in found.values())
     assert summary.arms == list(CAPTIONS)

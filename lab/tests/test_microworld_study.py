@@ -10,7 +10,7 @@ from scipy import stats
 from torch import nn
 
 from diva_rs import ConfigError, DataError, WeightsError
-from diva_rs.microworld import VALUES, World, new_clip
+from diva_rs.microworld import SPLITS, VALUES, World, new_clip, scene
 from diva_rs.microworld.models import new_vae
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from lab.cli import main
@@ -128,8 +128,9 @@ def test_scores_are_the_same_twice_and_leave_the_model_alone(measure):
 
 def test_scenes_that_are_asked_about_are_neither_trained_on_nor_in_the_pairs():
     measure = Measure("test", images=8, fitted=8, per_pattern=3)
+    pairs = {SPLITS["test"][0] + n for n in range(9 * 3)}
+    assert [pair.scenes[0] for pair in measure.pairs] == [scene(0, number) for number in sorted(pairs)]
     asked = {measure.asked.first + n for n in range(8)}
-    pairs = {measure.pairs.first + n for n in range(len(measure.pairs))}
     fitted = {measure.probes.fitted.first + n for n in range(8)}
     training = set(range(1 << 20, (1 << 20) + 4096)) | set(range(65536))
     assert not asked & pairs and not (asked | pairs) & fitted and not fitted & training

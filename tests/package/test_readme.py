@@ -4,10 +4,11 @@ import ast
 import contextlib
 import functools
 import importlib
+import importlib.util
 import io
 import re
 import shlex
-from itertools import chain, pairwise
+from itertools import chain, pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,20 @@ def test_the_messages_that_are_explained_exist():
     messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     sources = "".join(page.read_text() for page in (ROOT / "python" / "diva_rs").rglob("*.py"))
     assert len(messages) >= 10 and not [text for text in messages if text not in sources]
+
+
+def test_the_pictures_are_drawn_in_both_themes_with_alt_texts():
+    shown = re.findall(
+        r"^```\{image\} pictures/(\w+)-(\w+)\.svg\n:class: only-(\w+)\n:alt: (.+)$", TEXT, re.MULTILINE
+    )
+    assert TEXT.count("{image}") == len(shown) and all(theme == only for _, theme, only, _ in shown)
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    drawn = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawn)
+    assert {(name, theme) for name, theme, _, _ in shown} == set(product(drawn.PICTURES, drawn.THEMES))
+    for name, draw in drawn.PICTURES.items():
+        assert draw("black", "blue").axes
+        assert all((ROOT / "docs" / "pictures" / f"{name}-{theme}.svg").is_file() for theme in drawn.THEMES)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -32,11 +32,10 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
     its weights are random, and a note says so. Raises
     ConfigError for an unknown model or tag, with near ones, and WeightsError for unusable weights.
     """
-    folder = as_path(spec)
-    base, _, file = spec.rpartition(":")
-    if base and as_path(base).is_dir():
-        model = load_clip(base, device, precision)
-        weights, about = stored(file, "--clip")
+    folder = folder_of(spec)
+    if str(folder) != str(as_path(spec)):
+        model = load_clip(str(folder), device, precision)
+        weights, about = stored(spec.rpartition(":")[2], "--clip")
         fill(model, weights, spec, about)
     elif (folder / "config.json").is_file():
         model = _from_transformers(folder)
@@ -56,6 +55,16 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
                 name, pretrained, pretrained=pretrained or None, force_quick_gelu=bool(quick_gelu)
             )
     return model.to(device, torch.float64 if precision == "fp64" else torch.float32)
+
+
+def folder_of(spec: str) -> Path:
+    """The folder of the model that ``spec`` names, without the weights behind a colon.
+
+    >>> folder_of("."), folder_of(".:runs/a/clip.safetensors")
+    (PosixPath('.'), PosixPath('.'))
+    """
+    base = as_path(spec.rpartition(":")[0] or spec)
+    return base if base.is_dir() else as_path(spec)
 
 
 def facts_of_checkpoint(folder: Path) -> Facts | None:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from diva_rs._base.files import as_path
 from diva_rs._base.optional import require
-from diva_rs.cli.clips import load_clip
+from diva_rs.cli.clips import folder_of, load_clip
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.cli.models import pick_device, tokenizer_of
 from diva_rs.cli.options import CLIP
@@ -54,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     elif options.to == "openai":
         path = export.to_openai(clip, options.out, half=options.half)
     else:
-        own = tokenizer_of(options.clip) if _has_tokenizer(as_path(options.clip)) else None
+        folder = folder_of(options.clip)
+        own = tokenizer_of(str(folder)) if _has_tokenizer(folder) else None
         path = export.to_transformers(clip, options.out, vision_only=options.vision_only, processor=own)
         if not options.vision_only and not _has_tokenizer(path):
             print(f"{path} has no tokenizer: diva-rs eval needs --tokenizer, or the model's own saved there")

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"diva-rs       {_native.__version__}")
     print(f"python        {platform.python_version()} on {platform.platform()}")
     print(f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})")
+    print(f"native        built against torch {_native.__torch__}")
     print(f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -60,4 +61,5 @@ def run(args: argparse.Namespace) -> int:
         except PackageNotFoundError:
             found = f"not installed: pip install 'diva-rs[{extra}]'"
         print(f"{library:<13} {found}")
+    print("what runs natively, and why the rest does not: trainer.backend, and backend in a run's run.json")
     return 0

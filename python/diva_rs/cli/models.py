@@ -12,7 +12,7 @@ from diva_rs._base.files import as_path, check_files
 from diva_rs._base.optional import require
 from diva_rs._base.settings import hint
 from diva_rs._base.tensors import available_device
-from diva_rs.cli.clips import LOCAL, SCHEMES, load_clip
+from diva_rs.cli.clips import LOCAL, SCHEMES, folder_of, load_clip
 from diva_rs.cli.options import ImageOptions
 from diva_rs.clip import adapt, facts
 from diva_rs.clip.facts import differences
@@ -78,8 +78,7 @@ def load_other(
 
 def belongings(clip: Any, spec: str, tokenizer: str | None = None) -> tuple[Any, Any]:
     """The transform and the tokenizer of the model that was loaded by ``spec``."""
-    base = spec.rpartition(":")[0]
-    folder = as_path(base if base and as_path(base).is_dir() else spec)
+    folder = folder_of(spec)
     if (folder / "config.json").is_file():
         return processor(folder, "AutoImageProcessor"), tokenizer_of(tokenizer or str(folder))
     from open_clip.transform import PreprocessCfg, image_transform_v2

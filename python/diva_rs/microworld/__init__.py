@@ -21,7 +21,7 @@ from diva_rs.microworld.models import image_embeddings, new_clip, text_embedding
 from diva_rs.microworld.pretrained import Microworld
 from diva_rs.microworld.rendering import SIDE, render
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed, scene
-from diva_rs.microworld.scores import Pair, mini_mmvp, pairs, zero_shot_objects
+from diva_rs.microworld.scores import Pair, mini_mmvp, pairs, score_pairs, zero_shot_objects
 
 __all__ = [
     "DETAILS",
@@ -45,6 +45,7 @@ __all__ = [
     "pictures",
     "render",
     "scene",
+    "score_pairs",
     "short_caption",
     "text_embeddings",
     "vocabulary",

@@ -75,19 +75,22 @@ def detailed_caption(scene: Scene, key: Sequence[int]) -> str:
 
 
 class Tokenizer:
-    """Words of the world to token ids (N, L) int64: start, words, end, zeros; called as open_clip's are.
+    """Words to token ids (N, L) int64: start, words, end, zeros; called as open_clip's are.
 
     The end token has the highest id: open_clip's text tower reads a caption's embedding there. An unknown
-    word and too many words raise DataError.
+    word and too many words raise DataError. ``words`` are by default the world's.
 
     >>> tokenizer = Tokenizer()
     >>> tokenizer(["a photo of a fish", ""]).shape, tokenizer.vocab_size
     (torch.Size([2, 26]), 57)
+    >>> Tokenizer(4, ["cat", "dog"])("dog")
+    tensor([[3, 2, 4, 0]])
     """
 
-    def __init__(self, context_length: int = 26) -> None:
-        words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
-        words += [word for values in VALUES.values() for word in values]
+    def __init__(self, context_length: int = 26, words: Iterable[str] | None = None) -> None:
+        if words is None:
+            words = ["a", "an", "photo", "of", *(phrase.split()[0] for phrase in _PHRASES.values())]
+            words += [word for values in VALUES.values() for word in values]
         self.ids = {word: number for number, word in enumerate([PAD, *dict.fromkeys(words), START, END])}
         self.context_length = context_length
         self.vocab_size = len(self.ids)
@@ -100,7 +103,9 @@ class Tokenizer:
             words = [START, *str(text).rstrip(" .").split(), END]
             unknown = [word for word in words if word not in self.ids]
             if unknown:
-                raise DataError(f"{shown(unknown[0])} in {shown(text)} is not a word of the microworld")
+                raise DataError(
+                    f"{shown(unknown[0])} in {shown(text)} is none of the tokenizer's {len(self.ids)} words"
+                )
             if len(words) > length:
                 raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")
             row[: len(words)] = torch.tensor([self.ids[word] for word in words], device="cpu")

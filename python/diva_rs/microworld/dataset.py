@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diva_rs.errors import ConfigError, shown
-from diva_rs.microworld.captions import Tokenizer, detailed_caption, short_caption
+from diva_rs.microworld.captions import Tokenizer, detailed_caption, short_caption, vocabulary
 from diva_rs.microworld.rendering import render
 from diva_rs.microworld.scenes import VALUES, Scene, scene
 
@@ -34,6 +34,7 @@ class World:
     values: Mapping[str, Sequence[str]] = VALUES
     subject = "object"
     tokenizer = Tokenizer()
+    vocabulary = vocabulary()
 
     def __init__(self, split: str, size: int, seed: int = 0, start: int = 0) -> None:
         if split not in SPLITS:

@@ -112,12 +112,15 @@ def write_models(folder: str | Path) -> Path:
     """
     models, words = Microworld(), _words_of_transformers()
     to_transformers(models.clip(), Path(folder) / "clip", processor=words)
-    require("diffusers", extra="diffusers").StableDiffusionPipeline(
+    diffusers = require("diffusers", extra="diffusers")
+    diffusers.StableDiffusionPipeline(
         vae=models.vae,
         text_encoder=models.text_encoder,
         tokenizer=words,
         unet=models.unet,
-        scheduler=new_scheduler(),
+        scheduler=diffusers.DDPMScheduler.from_config(
+            new_scheduler().config, clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs._base.optional import require
+from diva_rs.errors import ConfigError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.rendering import SIDE
 
@@ -15,14 +16,18 @@ LATENT_CHANNELS, FACTOR = 16, 8  # of the VAE: 48 x 48 x 3 pixels become 6 x 6 x
 CONDITION_WIDTH = 64
 
 
-def new_clip(seed: int) -> nn.Module:
+def new_clip(seed: int, tokenizer: Tokenizer | None = None, side: int = SIDE, patch: int = 12) -> nn.Module:
     """The tiny CLIP as an ordinary ``open_clip.CLIP`` with fresh weights: 48 pixels, 16 patches.
+
+    ``tokenizer`` is by default the microworld's; ``side`` and ``patch`` are in pixels.
 
     >>> sum(p.numel() for p in new_clip(0).parameters()) < 800_000
     True
     """
-    open_clip, tokenizer = require("open_clip", extra="open-clip"), Tokenizer()
-    vision = {"image_size": SIDE, "layers": 4, "width": 96, "head_width": 32, "patch_size": 12}
+    open_clip, tokenizer = require("open_clip", extra="open-clip"), tokenizer or Tokenizer()
+    if side % patch:
+        raise ConfigError(f"side={side}: a multiple of patch={patch} is needed")
+    vision = {"image_size": side, "layers": 4, "width": 96, "head_width": 32, "patch_size": patch}
     text = {"width": 96, "heads": 3, "layers": 2, "vocab_size": tokenizer.vocab_size}
     text["context_length"] = tokenizer.context_length
     clip = fresh(seed, open_clip.model.CLIP, embed_dim=64, vision_cfg=vision, text_cfg=text)
@@ -31,8 +36,8 @@ def new_clip(seed: int) -> nn.Module:
     return clip
 
 
-def new_vae(seed: int) -> nn.Module:
-    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels."""
+def new_vae(seed: int, side: int = SIDE) -> nn.Module:
+    """A diffusers ``AutoencoderKL`` that makes 6 x 6 latents of 16 channels from images of 48 pixels."""
     diffusers = require("diffusers", extra="diffusers")
     return fresh(
         seed,
@@ -43,14 +48,13 @@ def new_vae(seed: int) -> nn.Module:
         latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=8,
-        sample_size=SIDE,
+        sample_size=side,
     )
 
 
-def new_text_encoder(seed: int) -> nn.Module:
-    """A transformers ``CLIPTextModel`` of two layers that reads the world's words for the denoiser."""
-    transformers = require("transformers", extra="diffusers")
-    tokenizer = Tokenizer()
+def new_text_encoder(seed: int, tokenizer: Tokenizer | None = None) -> nn.Module:
+    """A transformers ``CLIPTextModel`` of two layers that reads captions for the denoiser."""
+    transformers, tokenizer = require("transformers", extra="diffusers"), tokenizer or Tokenizer()
     config = transformers.CLIPTextConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=CONDITION_WIDTH,
@@ -65,13 +69,18 @@ def new_text_encoder(seed: int) -> nn.Module:
     return fresh(seed, transformers.CLIPTextModel, config=config)
 
 
-def new_unet(seed: int) -> nn.Module:
-    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents."""
+def new_unet(seed: int, side: int = SIDE) -> nn.Module:
+    """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents, of 48 pixels.
+
+    ``side`` is a multiple of 16 pixels: the VAE divides by 8, the UNet by 2.
+    """
     diffusers = require("diffusers", extra="diffusers")
+    if side % (2 * FACTOR):
+        raise ConfigError(f"side={side}: a multiple of {2 * FACTOR} is needed")
     return fresh(
         seed,
         diffusers.UNet2DConditionModel,
-        sample_size=SIDE // FACTOR,
+        sample_size=side // FACTOR,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(64, 80),

@@ -16,6 +16,7 @@ from diva_rs.diffusion import Teacher
 from diva_rs.errors import DataError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.models import new_clip, new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.rendering import SIDE
 
 SHIPPED = Path(__file__).parent / "checkpoints"
 
@@ -29,6 +30,8 @@ class Microworld:
     >>> world.teacher().latent_shape
     (16, 6, 6)
     """
+
+    tokenizer, side, patch = Tokenizer(), SIDE, 12
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
         self.folder = as_path(folder)
@@ -51,24 +54,24 @@ class Microworld:
 
     def clip(self) -> nn.Module:
         """The tiny CLIP, an ``open_clip.CLIP``: a new copy at every call."""
-        return self.filled(new_clip(0), "clip")
+        return self.filled(new_clip(0, self.tokenizer, self.side, self.patch), "clip")
 
     @cached_property
     def vae(self) -> Any:
         """The tiny ``AutoencoderKL``."""
-        vae: Any = self.filled(new_vae(0), "vae")
+        vae: Any = self.filled(new_vae(0, self.side), "vae")
         vae.register_to_config(scaling_factor=self.manifest["scaling_factor"])
         return vae
 
     @cached_property
     def unet(self) -> Any:
         """The tiny ``UNet2DConditionModel`` that was trained on detailed captions."""
-        return self.filled(new_unet(0), "unet")
+        return self.filled(new_unet(0, self.side), "unet")
 
     @cached_property
     def text_encoder(self) -> Any:
         """The ``CLIPTextModel`` that reads the UNet's captions."""
-        return self.filled(new_text_encoder(0), "text_encoder")
+        return self.filled(new_text_encoder(0, self.tokenizer), "text_encoder")
 
     def teacher(self) -> Teacher:
         """A `Teacher` of the UNet, with the empty text."""
@@ -85,7 +88,7 @@ class Microworld:
         >>> Microworld().encode(["a photo of a fish"]).shape
         torch.Size([1, 26, 64])
         """
-        tokens: Tensor = self.text_encoder(Tokenizer()(texts)).last_hidden_state
+        tokens: Tensor = self.text_encoder(self.tokenizer(texts)).last_hidden_state
         return tokens
 
     def filled(self, model: nn.Module, name: str) -> nn.Module:

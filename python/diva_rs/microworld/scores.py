@@ -15,16 +15,20 @@ from diva_rs.microworld.dataset import World, pictures
 from diva_rs.microworld.models import image_embeddings, text_embeddings
 from diva_rs.microworld.scenes import PATTERNS, VALUES, Scene, changed
 
+_READ = 256  # captions that a template is compared with
 PAIRS = 200  # per pattern: 1,800 in all, a standard error of 1 point at 25 %
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two scenes that differ in ``attribute`` alone, with a statement each that does not fit the other."""
+    """Two scenes that differ in ``attribute`` alone, with a statement each that does not fit the other.
+
+    The scenes of another world are whatever its pictures are made from.
+    """
 
     pattern: str
     attribute: str
-    scenes: tuple[Scene, Scene]
+    scenes: tuple[Any, Any]
     statements: tuple[str, str]
 
 
@@ -53,7 +57,6 @@ def pairs(world: World, per_pattern: int = PAIRS) -> list[Pair]:
     return made
 
 
-@torch.no_grad()
 def mini_mmvp(
     clip: nn.Module,
     world: World,
@@ -71,10 +74,36 @@ def mini_mmvp(
     >>> 0 <= mini_mmvp(clip, World("validation", 18), 2).average <= 100
     True
     """
-    listed = pairs(world, per_pattern)
+    return score_pairs(
+        clip,
+        pairs(world, per_pattern),
+        tokenizer or Tokenizer(),
+        images,
+        root=f"microworld {world.split}",
+        is_test_set=world.split == "test",
+    )
+
+
+@torch.no_grad()
+def score_pairs(
+    clip: Any,
+    listed: Sequence[Pair],
+    tokenizer: Callable[[Sequence[str]], Tensor],
+    images: Callable[[Sequence[Any]], Tensor],
+    **about: Any,
+) -> MmvpVlmResult:
+    """Score a CLIP on given pairs, as `mini_mmvp` does.
+
+    ``images`` turns the scenes of pairs into pictures (B, 3, H, W) in [0, 1]; ``about`` are further fields of
+    the result, such as ``root``.
+
+    >>> clip, world = diva_rs.microworld.new_clip(seed=0), World("validation", 18)
+    >>> score_pairs(clip, pairs(world, 2)[:3], world.tokenizer, pictures).asked
+    3
+    """
     shown = image_embeddings(clip, images, [scene for pair in listed for scene in pair.scenes])
     words = [statement for pair in listed for statement in pair.statements]
-    texts = text_embeddings(clip, (tokenizer or Tokenizer())(words))
+    texts = text_embeddings(clip, tokenizer(words))
     width = shown.shape[1]
     # (pairs, statements, images)
     similarity = torch.einsum("psd,pid->psi", texts.view(-1, 2, width), shown.view(-1, 2, width))
@@ -96,12 +125,7 @@ def mini_mmvp(
                 correct=picked == (1, 2),
             )
         )
-    return MmvpVlmResult(
-        tuple(decided),
-        model=type(clip).__name__,
-        root=f"microworld {world.split}",
-        is_test_set=world.split == "test",
-    )
+    return MmvpVlmResult(tuple(decided), model=type(clip).__name__, **about)
 
 
 @dataclass(frozen=True)
@@ -131,12 +155,17 @@ class ZeroShotScore:
 
 
 def zero_shot_objects(
-    clip: nn.Module, dataset: Any, attribute: str | None = None, template: str = "a photo of a {}"
+    clip: nn.Module,
+    dataset: Any,
+    attribute: str | None = None,
+    template: str | Callable[[str], str] = "a photo of a {}",
 ) -> ZeroShotScore:
     """Name the ``attribute`` of each image of ``dataset`` by the nearest of the captions ``template``.
 
-    ``dataset`` is a `World`, or has its ``values``, ``subject``, ``tokenizer``, ``images`` and ``labels``.
-    ``attribute`` is by default the dataset's subject; the world's is the object.
+    ``dataset`` is a `World`, or has its ``values``, ``subject``, ``tokenizer``, ``images``, ``labels`` and
+    ``captions``. ``attribute`` is by default the dataset's subject; the world's is the object. ``template``
+    may be a function of the value. It must say what the dataset's captions say: a word beside the value that
+    none of them has raises ConfigError.
 
     >>> world = diva_rs.microworld.World("validation", 16)
     >>> len(zero_shot_objects(diva_rs.microworld.new_clip(seed=0), world).outcomes)
@@ -145,12 +174,24 @@ def zero_shot_objects(
     attribute = dataset.subject if attribute is None else attribute
     if attribute not in dataset.values:
         raise ConfigError(f"attribute={shown(attribute)}: the dataset has {', '.join(dataset.values)}")
-    if "{}" not in template:
+    if isinstance(template, str) and "{}" not in template:
         raise ConfigError(f"template={shown(template)}: {{}} is needed where the value goes")
     numbers = range(len(dataset))
-    texts = text_embeddings(
-        clip, dataset.tokenizer([template.replace("{}", value) for value in dataset.values[attribute]])
-    )
+    said = template if callable(template) else lambda value: template.replace("{}", value)
+    names = [said(value) for value in dataset.values[attribute]]
+    _check_words(names, dataset.captions(numbers[:_READ], 1.0))
+    texts = text_embeddings(clip, dataset.tokenizer(names))
     picked = (image_embeddings(clip, dataset.images, numbers) @ texts.T).argmax(dim=1)
     truth = dataset.labels(numbers)[:, list(dataset.values).index(attribute)]
     return ZeroShotScore(tuple((picked == truth).tolist()))
+
+
+def _check_words(names: Sequence[str], captions: Sequence[str]) -> None:
+    """Whether the words that all names share occur in captions: CLIP knows no others."""
+    frame = set.intersection(*(set(name.split()) for name in names))
+    unknown = sorted(frame - set(" ".join(captions).split()) - {"a", "an"})
+    if unknown:
+        raise ConfigError(
+            f"template: {shown(names[0])} does not fit the dataset's captions, such as {shown(captions[0])}: "
+            f"none of them has the word {shown(unknown[0])}"
+        )
