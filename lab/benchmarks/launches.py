@@ -118,10 +118,13 @@ def _counted(**calls: Callable[[], Any]) -> dict[str, Any]:
 @contextmanager
 def _whole_attention() -> Iterator[None]:
     """On meta libtorch takes attention apart; within this it is one operation forward and one backward."""
-    library = torch.library.Library("aten", "IMPL")  # noqa: TOR901
+    library = torch.library.Library("aten", "IMPL")
     for key in ("Meta", "AutogradMeta"):
         library.m.impl(  # type: ignore[attr-defined]
-            "scaled_dot_product_attention", key, lambda query, key, value, *_, **__: _attention(query, key, value), False
+            "scaled_dot_product_attention",
+            key,
+            lambda query, key, value, *_, **__: _attention(query, key, value),
+            False,
         )
     try:
         yield
@@ -140,7 +143,9 @@ def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("diva_lab::attention_backward", mutates_args=())
-def _attention_backward(query: Tensor, key: Tensor, value: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _attention_backward(
+    query: Tensor, key: Tensor, value: Tensor, at: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return _like(query), _like(key), _like(value)
 
 

@@ -2,7 +2,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::mixed::{mixed_conv, mixed_linear};
+use super::mixed::{mixed_function, mixed_linear};
 use super::products::{compute_in, compute_of};
 use super::weights::Path;
 use crate::error::Result;
@@ -33,7 +33,7 @@ impl Linear {
         let (kind, compute) = (x.f_kind()?, compute_of(x)?);
         let mixed = self.copy.is_some() || self.weight.requires_grad();
         if compute != kind || (mixed && self.weight.f_kind()? != kind) {
-            return mixed_linear(x, self, compute, kind);
+            return self.mixed(x, compute, kind);
         }
         // With other strides libtorch adds the bias by itself.
         Ok(x.f_contiguous()?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
@@ -43,8 +43,17 @@ impl Linear {
     pub fn narrowed(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
         match x.f_kind()? == kind {
             true => self.forward(x),
-            false => mixed_linear(x, self, compute_in(kind, x), kind),
+            false => self.mixed(x, compute_in(kind, x), kind),
         }
+    }
+
+    fn mixed(&self, x: &Tensor, compute: Kind, output: Kind) -> Result<Tensor> {
+        let own = (&self.weight, self.bias.as_ref());
+        let held = match &self.copy {
+            Some((weight, bias)) if weight.f_kind()? == compute => (weight, bias.as_ref()),
+            _ => own,
+        };
+        mixed_linear(x, own, held, compute, output)
     }
 
     /// Multiplies with copies in dtype `kind` from now on, whose owner keeps them up to date: (copy, what it is of) each.
@@ -57,14 +66,6 @@ impl Linear {
             [(weight.shallow_clone(), self.weight.shallow_clone())].into_iter().chain(of_bias).collect();
         self.copy = Some((weight, bias));
         Ok(pairs)
-    }
-
-    /// Weight and bias, or their copies where they are in dtype `kind`.
-    pub(super) fn held(&self, kind: Kind) -> (&Tensor, Option<&Tensor>) {
-        match &self.copy {
-            Some((weight, bias)) if weight.f_kind().ok() == Some(kind) => (weight, bias.as_ref()),
-            _ => (&self.weight, self.bias.as_ref()),
-        }
     }
 }
 
@@ -79,7 +80,10 @@ pub struct Conv2d {
 impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match compute_of(x)? {
-            compute if compute != x.f_kind()? => mixed_conv(self, x, compute),
+            compute if compute != x.f_kind()? => {
+                let conv = self.shallow_clone();
+                mixed_function(x, compute, |x| self.plain(x), move |at, size| conv.at_input(at, size))
+            }
             _ => self.plain(x),
         }
     }

@@ -6,30 +6,36 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::layers::{Conv2d, Linear};
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
+/// Weight (out, in) and bias (out,) of a linear layer.
+pub type Weights<'a> = (&'a Tensor, Option<&'a Tensor>);
+
 /// x (..., in) rounded to dtype `output` and multiplied in `compute` -> (..., out) in dtype `output`. The gradients arrive
-/// in the dtypes of what they belong to.
-pub fn mixed_linear(x: &Tensor, layer: &Linear, compute: Kind, output: Kind) -> Result<Tensor> {
-    let mut inputs = vec![x, &layer.weight];
-    inputs.extend(&layer.bias);
+/// in the dtypes of what they belong to: of `x` and `weights`. `held`: these, or copies in another dtype.
+pub fn mixed_linear(
+    x: &Tensor,
+    weights: Weights,
+    held: Weights,
+    compute: Kind,
+    output: Kind,
+) -> Result<Tensor> {
+    let mut inputs = vec![x, weights.0];
+    inputs.extend(weights.1);
     apply(&inputs, || {
-        let (weight, bias) = layer.held(compute);
         let cast = |tensor: &Tensor| tensor.f_to_kind(compute);
         let narrow = x.f_to_kind(output)?.f_contiguous()?;
-        let found =
-            cast(&narrow)?.f_linear(&cast(weight)?, bias.map(cast).transpose()?)?.f_to_kind(output)?;
+        let found = cast(&narrow)?.f_linear(&cast(held.0)?, held.1.map(cast).transpose()?)?;
         let kept = OfLinear {
-            x: layer.weight.requires_grad().then(|| narrow.f_detach()).transpose()?,
-            weight: weight.f_detach()?,
-            learns: layer.weight.f_kind()?,
+            x: weights.0.requires_grad().then(|| narrow.f_detach()).transpose()?,
+            weight: held.0.f_detach()?,
+            learns: weights.0.f_kind()?,
             size: x.size(),
             kind: x.f_kind()?,
             compute,
         };
-        Ok((found, kept))
+        Ok((found.f_to_kind(output)?, kept))
     })
 }
 
@@ -74,25 +80,34 @@ fn product(a: &Tensor, b: &Tensor, kind: Kind) -> Result<Tensor> {
     Ok(a.f_mm(b)?.f_to_kind(kind)?)
 }
 
-/// A frozen convolution of x (B, in, H, W) in `compute` -> (B, out, h, w) in the dtype of `x`.
-pub fn mixed_conv(conv: &Conv2d, x: &Tensor, compute: Kind) -> Result<Tensor> {
+/// A frozen function of x, such as a convolution, in `compute` -> its output in the dtype of `x`. `pull` gives the gradient
+/// at an input of a size, given the one at the output.
+pub fn mixed_function<P>(
+    x: &Tensor,
+    compute: Kind,
+    function: impl FnOnce(&Tensor) -> Result<Tensor>,
+    pull: P,
+) -> Result<Tensor>
+where
+    P: Fn(&Tensor, &[i64]) -> Result<Tensor> + Send + 'static,
+{
     apply(&[x], || {
         let (size, kind) = (x.size(), x.f_kind()?);
-        let output = conv.plain(&x.f_to_kind(compute)?)?.f_to_kind(kind)?;
-        Ok((output, OfConv { conv: conv.shallow_clone(), size, kind, compute }))
+        let output = function(&x.f_to_kind(compute)?)?.f_to_kind(kind)?;
+        Ok((output, OfFunction { pull, size, kind, compute }))
     })
 }
 
-struct OfConv {
-    conv: Conv2d,
+struct OfFunction<P> {
+    pull: P,
     size: Vec<i64>, // of x
     kind: Kind,     // of x
     compute: Kind,
 }
 
-impl Backward for OfConv {
+impl<P: Fn(&Tensor, &[i64]) -> Result<Tensor> + Send> Backward for OfFunction<P> {
     fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let found = self.conv.at_input(&gradient.f_to_kind(self.compute)?, &self.size)?;
+        let found = (self.pull)(&gradient.f_to_kind(self.compute)?, &self.size)?;
         Ok(vec![Some(found.f_to_kind(self.kind)?)])
     }
 }
@@ -100,7 +115,7 @@ impl Backward for OfConv {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{quick_attention, Wide};
+    use crate::nn::{quick_attention, Conv2d, Linear, Wide};
 
     fn randn(size: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(size, (kind, Device::Cpu)).set_requires_grad(true)

@@ -82,8 +82,8 @@ def emptied(module: nn.Module) -> None:
 
 def _refuse(module: nn.Module, *_: object) -> NoReturn:
     raise ConfigError(
-        f"this {type(module).__name__} is empty: Teacher(consume=True) has moved its weights into the teacher, "
-        "whose .denoiser and .vae hold them in the dtype of the computation"
+        f"this {type(module).__name__} is empty: Teacher(consume=True) has moved its weights into the "
+        "teacher, whose .denoiser and .vae hold them in the dtype of the computation"
     )
 
 

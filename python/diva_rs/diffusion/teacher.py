@@ -168,7 +168,7 @@ class Teacher:
         return self if device == self.device else copy.copy(self)._settled(device, self._precision)
 
     def release(self) -> None:
-        """Give up the denoiser given, of which a copy is used: with ``consume``, once nothing else reads it."""
+        """With ``consume``: empty the denoiser given, of which a copy is used from here on."""
         if self._consume:
             self._parts.consume(self.given, self.denoiser)
             self.given = self.denoiser
