@@ -48,7 +48,7 @@ def words_of(dataset: Captioned) -> list[dict[str, str]]:
 
     >>> from diva_rs.microworld import World
     >>> words_of(World("train", 1))[0]["subject"]
-    'key'
+    'arrow'
     """
     names = [Vocabulary.SUBJECT if name == dataset.subject else name for name in dataset.values]
     words = [list(of) for of in dataset.values.values()]

@@ -34,7 +34,7 @@ class Probes:
     def __call__(self, clip: nn.Module) -> dict[str, Outcomes]:
         """Whether the probes are right: "probe_pooled", "probe_class", "probe_patches".
 
-        An image to which an attribute does not apply is not asked about it: the probe would read the subject.
+        An attribute's probe leaves out the images to which it does not apply: it would read the subject.
         """
         linear = require("sklearn.linear_model", extra="eval")
         fitted, known = self.fitted.features(clip)
@@ -49,9 +49,9 @@ class Probes:
             right = np.full((len(truth), len(columns)), np.nan)
             for place, (name, column) in enumerate(columns.items()):
                 empty = [number for number, word in enumerate(self.asked.values[name]) if not word]
-                taught, told = (~np.isin(of[:, column], empty) for of in (known, truth))
-                probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows[taught], known[taught, column])
-                right[told, place] = probe.predict(questions[told]) == truth[told, column]
+                train, test = (~np.isin(of[:, column], empty) for of in (known, truth))
+                probe = linear.RidgeClassifierCV(_PENALTIES).fit(rows[train], known[train, column])
+                right[test, place] = probe.predict(questions[test]) == truth[test, column]
             found[f"probe_{kind}"] = Outcomes(tuple(columns), right)
         return found
 

@@ -159,6 +159,8 @@ def test_without_words_and_splits_a_table_is_read_all_the_same(tmp_path):
     ],
 )
 def test_a_bad_table_is_named(tmp_path, text, match):
+    with pytest.raises(DataError, match=r"table\.csv is missing"):
+        Table(tmp_path / "table.csv")
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(DataError, match=match):
         Table(tmp_path)
@@ -330,3 +332,10 @@ def test_the_drawn_world_is_the_same_again_and_splits_combinations(tmp_path):
     assert np.array_equal(drawn, (table.pictures([0])[0].permute(1, 2, 0) * 255).round().byte().numpy())
     assert Vocabulary.read(tmp_path / "words.toml").names()[1:] == tuple(VALUES)
     assert len(table.pairs("test", 5)) == 30
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match="side=48: a multiple of patch=7"):
+        new_clip(0, patch=7)
+    with pytest.raises(ConfigError, match="side=40: a multiple of 16"):
+        new_unet(0, 40)

@@ -51,7 +51,7 @@ class Table:
         self.values: Mapping[str, Sequence[str]] = words
         self.tokenizer = Tokenizer(longest(self.vocabulary), all_words(self.vocabulary))
         self.labels = np.array([[words[name].index(row[name]) for name in words] for row in self.rows])
-        # Neighbours in a table are often alike; controls give an image what is its neighbour's.
+        # In an order by hash: neighbours in a table are alike, and controls exchange what neighbours have.
         order = sorted(range(len(self.rows)), key=lambda number: hash_of(self.rows[number]["file"]))
         self.splits: dict[str, list[int]] = {}
         for number in order:
@@ -168,8 +168,8 @@ class Rows:
 def part_of(values: Iterable[str]) -> str:
     """The split of a combination of values: "train" for eight in ten, "validation" and "test" for one each.
 
-    >>> part_of(("cat", "red")), part_of(("cat", "blue"))
-    ('train', 'validation')
+    >>> part_of(("cat", "red")), sorted({part_of([str(n)]) for n in range(99)})
+    ('train', ['test', 'train', 'validation'])
     """
     place = hash_of("\0".join(values)) % 10
     return "validation" if place == 8 else "test" if place == 9 else "train"
@@ -182,6 +182,8 @@ def hash_of(text: str) -> int:
 
 def _read(path: Path) -> list[dict[str, str]]:
     """The rows; DataError with the row and what is missing."""
+    if not path.is_file():
+        raise DataError(f"{path} is missing: a CSV of images is needed, or a folder with a {TABLE}")
     reader = csv.DictReader(read_text(path).splitlines())
     rows = list(reader)
     columns = reader.fieldnames or []

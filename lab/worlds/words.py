@@ -61,7 +61,7 @@ def longest(vocabulary: Vocabulary) -> int:
     """Tokens of the longest caption, with start and end.
 
     >>> longest(Vocabulary({"colour": ("red", "orange")}, subjects=["cat"]))
-    8
+    9
     """
     values = {name: max(vocabulary.words(name), key=_words) for name in vocabulary.attributes}
     values[Vocabulary.SUBJECT] = max(vocabulary.subjects, key=_words)
