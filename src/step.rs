@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::torch::{no_grad_guard, Tensor};
 
 use crate::autograd::pull::push;
+use crate::autograd::set_grad;
 use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
 use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
@@ -50,13 +51,14 @@ pub struct Step {
 impl Step {
     /// Adds `share` times the gradient of the mean loss over `images` (B | 2B, 3, H, W), where the augmented views that a
     /// term needs follow, to the `.grad` of every parameter that requires one. `train_tower`: whether the tower has such parameters; without any it runs outside any graph.
-    /// `poll` is called after each micro-batch.
+    /// `whole`: nothing is added to these gradients before the update. `poll` is called after each micro-batch.
     pub fn accumulate(
         &self,
         images: &Tensor,
         data: &SampleData,
         share: f64,
         train_tower: bool,
+        whole: bool,
         poll: Poll,
     ) -> Result<Losses> {
         let samples = self.samples(images)?;
@@ -64,6 +66,7 @@ impl Step {
             poll()?;
             self.tower.tokens(&images.f_narrow(0, start, length)?)
         })?;
+        let whole = whole && self.width(samples) >= samples;
         let (mut losses, mut trained) = (Losses::default(), false);
         for (start, length) in self.micro_batches(samples) {
             let images = part(images, samples, start, length)?;
@@ -76,9 +79,9 @@ impl Step {
             losses.add_all(&found.losses)?;
             let carried = carry.is_some();
             if let Some(carry) = carry {
-                carry(&scaled(&found.tokens, share)?)?;
+                carry(&scaled(found.tokens.shallow_clone(), share)?)?;
             }
-            trained |= self.backward(&tokens, found, share)? || carried;
+            trained |= self.backward(&tokens, found, share, whole)? || carried;
             poll()?;
         }
         if !trained {
@@ -167,16 +170,21 @@ impl Step {
     }
 
     /// Cut 1 joined again: adds the given gradients to every `.grad` through autograd's own accumulation. Each is dropped
-    /// as soon as it is added: a denoiser that trains has gigabytes of them. False: there is none.
-    fn backward(&self, tokens: &Tensor, found: LossAndGrad, share: f64) -> Result<bool> {
+    /// as soon as it is added: a denoiser that trains has gigabytes of them. The `whole` gradient of a denoiser's parameter
+    /// stays in the dtype in which it was computed. False: there is none.
+    fn backward(&self, tokens: &Tensor, found: LossAndGrad, share: f64, whole: bool) -> Result<bool> {
         let denoiser = self.feedback.teacher.as_ref().map(|teacher| teacher.params()).unwrap_or_default();
         let bridge = self.feedback.bridge.params().into_iter().map(|(_, param)| param).zip(found.bridge);
         let mut trained = false;
         let leaves = bridge.chain(denoiser.iter().zip(found.denoiser));
         for (value, gradient) in [(tokens, Some(found.tokens))].into_iter().chain(leaves) {
             if let Some(gradient) = gradient.filter(|_| value.requires_grad()) {
-                push(value, if share == 1.0 { gradient } else { gradient.f_mul_scalar(share)? })?;
                 trained = true;
+                if whole && gradient.f_kind()? != value.f_kind()? {
+                    set_grad(value, Some(&gradient));
+                } else {
+                    push(value, scaled(gradient, share)?)?;
+                }
             }
         }
         Ok(trained)
@@ -208,6 +216,6 @@ fn parts_of(samples: i64, width: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..samples).step_by(width as usize).map(move |start| (start, width.min(samples - start)))
 }
 
-fn scaled(gradient: &Tensor, share: f64) -> Result<Tensor> {
-    Ok(if share == 1.0 { gradient.shallow_clone() } else { gradient.f_mul_scalar(share)? })
+fn scaled(gradient: Tensor, share: f64) -> Result<Tensor> {
+    Ok(if share == 1.0 { gradient } else { gradient.f_mul_scalar(share)? })
 }

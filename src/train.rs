@@ -1,6 +1,6 @@
 //! A whole training step: from images to updated weights, without leaving this crate.
 
-use crate::torch::Tensor;
+use crate::torch::{no_grad_guard, Tensor};
 
 use crate::error::{DivaError, Result};
 use crate::feedback::Losses;
@@ -46,7 +46,8 @@ pub fn train(
     if part.share < 1.0 {
         optimizer.scale_grads(1.0 - part.share)?;
     }
-    let losses = step.accumulate(&images, &data, part.share, part.train_tower, poll)?;
+    let whole = part.share == 1.0 && part.update.is_some();
+    let losses = step.accumulate(&images, &data, part.share, part.train_tower, whole, poll)?;
     hold()?;
     let Some(update) = &part.update else { return Ok((losses, None)) };
     let norm = update.apply(optimizer, losses.get("loss"))?;
@@ -61,12 +62,13 @@ impl Update {
         if let Some(loss) = losses.iter().find(|loss| loss.dim() != 0) {
             return Err(DivaError::shape("Optimizer.update", "loss", loss, "()"));
         }
-        let norm = optimizer.clip_grad_norm(self.max_norm)?;
+        let _guard = no_grad_guard();
+        let (norm, clip) = optimizer.clip(self.max_norm)?;
         let mut finite = norm.f_isfinite()?;
         for loss in losses {
             finite = finite.f_logical_and(&loss.f_isfinite()?.f_to_other(&finite, true, false)?)?;
         }
-        optimizer.step_if(&finite, &self.factors)?;
+        optimizer.step_if(&finite, clip.as_ref(), &self.factors)?;
         Ok(norm)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_char, c_void, CStr, CString};
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::slice;
 
 use crate::torch::sys::C_tensor;
@@ -25,6 +25,7 @@ extern "C" {
         drop: extern "C" fn(*mut c_void),
         free_message: extern "C" fn(*mut c_char),
     ) -> *mut c_char;
+    fn diva_set_grad(leaf: *mut C_tensor, gradient: *const C_tensor);
     fn diva_free(message: *mut c_char);
 }
 
@@ -42,6 +43,14 @@ pub fn attach(mut output: Tensor, inputs: &[&Tensor], backward: State) -> Result
     };
     said(message)?;
     Ok(output)
+}
+
+/// Makes `gradient`, which may have another dtype than the leaf, its `.grad`; `None`: it has none.
+#[allow(unsafe_code)]
+pub fn set_grad(leaf: &Tensor, gradient: Option<&Tensor>) {
+    let mut leaf = leaf.shallow_clone();
+    // SAFETY: both tensors are alive during the call.
+    unsafe { diva_set_grad(leaf.as_mut_ptr(), gradient.map_or(null(), Tensor::as_ptr)) }
 }
 
 /// What C++ of this crate says of a call: a message where it failed, otherwise null.

@@ -11,7 +11,7 @@ use crate::error::Result;
 mod border;
 pub mod pull;
 
-pub(crate) use border::said;
+pub(crate) use border::{said, set_grad};
 
 /// The backward pass of a function with one output. It holds what the forward pass kept, as tensors
 /// without a graph: the output with its graph would hold itself.

@@ -105,4 +105,9 @@ extern "C" char* diva_attach(
   return nullptr;
 }
 
+// Makes `gradient`, of any dtype, the `.grad` of a leaf; without one (null) the leaf has none.
+extern "C" void diva_set_grad(Tensor* leaf, const Tensor* gradient) {
+  leaf->mutable_grad() = gradient ? *gradient : Tensor();
+}
+
 extern "C" void diva_free(char* message) { free(message); }

@@ -8,7 +8,8 @@ use crate::nn::{Conv2d, LayerNorm, Linear, Path};
 
 /// torch.nn.Linear(inputs, outputs).
 pub fn linear(path: &Path, inputs: i64, outputs: i64) -> Result<Linear> {
-    Ok(Linear::new(path.get("weight", &[outputs, inputs])?, Some(path.get("bias", &[outputs])?)))
+    let (weight, bias) = (path.get("weight", &[outputs, inputs])?, path.get("bias", &[outputs])?);
+    Ok(Linear { leaf: path.leaf("weight"), holds: true, ..Linear::new(weight, Some(bias)) })
 }
 
 /// torch.nn.Linear(inputs, outputs, bias=False).

@@ -16,6 +16,8 @@ pub enum Anchor {
     /// Mean squared difference of the batch's kernel matrices (KUEA): `k(a, b) = (a.b / D + 1)^3`, normalised by
     /// `sqrt(k(a, a) k(b, b))`.
     Kernel,
+    /// `Squared` and half of `Kernel`, the weights of KUEA.
+    Both,
 }
 
 impl Anchor {
@@ -24,8 +26,11 @@ impl Anchor {
             "cosine" => Ok(Anchor::Cosine),
             "squared" => Ok(Anchor::Squared),
             "kernel" => Ok(Anchor::Kernel),
+            "squared+kernel" => Ok(Anchor::Both),
             other => {
-                let what = format!("unknown anchor {other:?}: use \"cosine\", \"squared\" or \"kernel\"");
+                let what = format!(
+                    "unknown anchor {other:?}: use \"cosine\", \"squared\", \"kernel\" or \"squared+kernel\""
+                );
                 Err(DivaError::config("Step", what))
             }
         }
@@ -40,7 +45,7 @@ impl Term for Anchor {
     fn scope(&self) -> Scope {
         match self {
             Anchor::Cosine | Anchor::Squared => Scope::Sample,
-            Anchor::Kernel => Scope::Batch,
+            Anchor::Kernel | Anchor::Both => Scope::Batch,
         }
     }
 
@@ -56,8 +61,12 @@ impl Term for Anchor {
             Anchor::Cosine => Tensor::f_cosine_similarity(&embedding, &original, 1, 1e-8)?
                 .f_rsub_scalar(1.0)?
                 .f_sum(WIDE)?,
-            Anchor::Squared => embedding.f_sub(&original)?.f_square()?.f_sum(WIDE)?,
-            Anchor::Kernel => kernel(&embedding)?.f_sub(&kernel(&original)?)?.f_square()?.f_mean(WIDE)?,
+            Anchor::Squared => squares(&embedding, &original)?,
+            Anchor::Kernel => gap(&embedding, &original)?,
+            // A term of the batch gives its mean, one of samples their sum.
+            Anchor::Both => squares(&embedding, &original)?
+                .f_div_scalar(embedding.size2()?.0)?
+                .f_add(&gap(&embedding, &original)?.f_mul_scalar(0.5)?)?,
         };
         Ok(loss.f_to_kind(kind)?)
     }
@@ -66,6 +75,16 @@ impl Term for Anchor {
 /// What the penalties are computed in. At the original weights the gradient of a float32 cosine is rounding
 /// noise of 1e-7, which AdamW turns into full steps; in float64 it lies far below AdamW's `eps`.
 const WIDE: Kind = Kind::Double;
+
+/// The squared distances of a batch, added up.
+fn squares(embedding: &Tensor, original: &Tensor) -> Result<Tensor> {
+    Ok(embedding.f_sub(original)?.f_square()?.f_sum(WIDE)?)
+}
+
+/// The mean squared difference of the kernel matrices.
+fn gap(embedding: &Tensor, original: &Tensor) -> Result<Tensor> {
+    Ok(kernel(embedding)?.f_sub(&kernel(original)?)?.f_square()?.f_mean(WIDE)?)
+}
 
 /// The normalised cubic kernel (B, B) of embeddings (B, D).
 fn kernel(embeddings: &Tensor) -> Result<Tensor> {

@@ -7,6 +7,7 @@ use crate::torch::{no_grad_guard, Tensor};
 use super::limit::MemoryLimit;
 use super::losses::Losses;
 use super::view::Pass;
+use crate::denoiser::layers::stream_of;
 use crate::denoiser::{Condition, Denoiser, KeysValues, Query};
 use crate::error::{DivaError, Result};
 use crate::schedule::{Noised, Schedule};
@@ -117,13 +118,13 @@ pub(super) fn query<'a>(
     Query { noisy: &noised.noisy, timesteps: &noised.model_timesteps, condition, text }
 }
 
-/// Adds gradients of the same parameters.
+/// Adds gradients of the same parameters. A sum is float32 or better, whatever its parts.
 pub(super) fn add(sum: &mut Vec<Option<Tensor>>, gradients: &[Option<Tensor>]) -> Result<()> {
     sum.resize_with(gradients.len().max(sum.len()), || None);
     for (sum, gradient) in sum.iter_mut().zip(gradients) {
         let Some(gradient) = gradient else { continue };
         *sum = Some(match sum.take() {
-            Some(sum) => sum.f_add(gradient)?,
+            Some(sum) => sum.f_to_kind(stream_of(sum.f_kind()?))?.f_add(gradient)?,
             None => gradient.shallow_clone(),
         });
     }

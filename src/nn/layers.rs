@@ -20,20 +20,25 @@ fn maybe_like(weight: &Option<Tensor>, input: &Tensor) -> Result<Option<Tensor>>
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
-    /// Of weight and bias, in the dtype of the products.
-    copy: Option<(Tensor, Option<Tensor>)>,
+    /// Where the gradient of a product in its dtype arrives instead of at the weight ([`super::Store::with_leaves`]).
+    pub leaf: Option<Tensor>,
+    /// Whether a product in another dtype keeps a weight that learns in that dtype for its backward pass, instead of
+    /// casting again.
+    pub holds: bool,
+    /// Of weight and bias, in the dtype of the products ([`Linear::copy_in`]).
+    pub copy: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias, copy: None }
+        Linear { weight, bias, leaf: None, holds: false, copy: None }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (kind, compute) = (x.f_kind()?, compute_of(x)?);
         let mixed = self.copy.is_some() || self.weight.requires_grad();
         if compute != kind || (mixed && self.weight.f_kind()? != kind) {
-            return self.mixed(x, compute, kind);
+            return mixed_linear(x, self, compute, kind);
         }
         // With other strides libtorch adds the bias by itself.
         Ok(x.f_contiguous()?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
@@ -43,17 +48,8 @@ impl Linear {
     pub fn narrowed(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
         match x.f_kind()? == kind {
             true => self.forward(x),
-            false => self.mixed(x, compute_in(kind, x), kind),
+            false => mixed_linear(x, self, compute_in(kind, x), kind),
         }
-    }
-
-    fn mixed(&self, x: &Tensor, compute: Kind, output: Kind) -> Result<Tensor> {
-        let own = (&self.weight, self.bias.as_ref());
-        let held = match &self.copy {
-            Some((weight, bias)) if weight.f_kind()? == compute => (weight, bias.as_ref()),
-            _ => own,
-        };
-        mixed_linear(x, own, held, compute, output)
     }
 
     /// Multiplies with copies in dtype `kind` from now on, whose owner keeps them up to date: (copy, what it is of) each.

@@ -6,31 +6,30 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
+use super::Linear;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
 
-/// Weight (out, in) and bias (out,) of a linear layer.
-pub type Weights<'a> = (&'a Tensor, Option<&'a Tensor>);
-
 /// x (..., in) rounded to dtype `output` and multiplied in `compute` -> (..., out) in dtype `output`. The gradients arrive
-/// in the dtypes of what they belong to: of `x` and `weights`. `held`: these, or copies in another dtype.
-pub fn mixed_linear(
-    x: &Tensor,
-    weights: Weights,
-    held: Weights,
-    compute: Kind,
-    output: Kind,
-) -> Result<Tensor> {
-    let mut inputs = vec![x, weights.0];
-    inputs.extend(weights.1);
+/// in the dtypes of what they belong to; that of the weight at its leaf, where it has one.
+pub fn mixed_linear(x: &Tensor, layer: &Linear, compute: Kind, output: Kind) -> Result<Tensor> {
+    let own = (&layer.weight, layer.bias.as_ref());
+    let at = layer.leaf.as_ref().filter(|_| own.0.requires_grad()).unwrap_or(own.0);
+    let mut inputs = vec![x, at];
+    inputs.extend(own.1);
     apply(&inputs, || {
         let cast = |tensor: &Tensor| tensor.f_to_kind(compute);
-        let narrow = x.f_to_kind(output)?.f_contiguous()?;
-        let found = cast(&narrow)?.f_linear(&cast(held.0)?, held.1.map(cast).transpose()?)?;
+        let (weight, bias) = match &layer.copy {
+            Some((weight, bias)) if weight.f_kind()? == compute => (weight, bias.as_ref()),
+            _ => own,
+        };
+        let (narrow, ready) = (x.f_to_kind(output)?.f_contiguous()?, cast(weight)?);
+        let found = cast(&narrow)?.f_linear(&ready, bias.map(cast).transpose()?)?;
+        let learns = at.requires_grad();
         let kept = OfLinear {
-            x: weights.0.requires_grad().then(|| narrow.f_detach()).transpose()?,
-            weight: held.0.f_detach()?,
-            learns: weights.0.f_kind()?,
+            x: learns.then(|| narrow.f_detach()).transpose()?,
+            weight: if layer.holds && learns { ready } else { weight.f_detach()? },
+            kinds: (at.f_kind()?, own.0.f_kind()?),
             size: x.size(),
             kind: x.f_kind()?,
             compute,
@@ -42,7 +41,8 @@ pub fn mixed_linear(
 struct OfLinear {
     x: Option<Tensor>, // where the weight learns
     weight: Tensor,
-    learns: Kind,   // of the weight that learns
+    /// Of the gradients of weight and bias.
+    kinds: (Kind, Kind),
     size: Vec<i64>, // of x
     kind: Kind,     // of x
     compute: Kind,
@@ -60,8 +60,8 @@ impl Backward for OfLinear {
             let found = product(&at_output, &self.weight.f_to_kind(self.compute)?, self.kind)?;
             Ok(found.f_view(self.size.as_slice())?)
         };
-        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, self.learns);
-        let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, self.learns)?) };
+        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, self.kinds.0);
+        let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, self.kinds.1)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,
             self.x.as_ref().filter(|_| wants(1)).map(at_weight).transpose()?,
@@ -115,7 +115,7 @@ impl<P: Fn(&Tensor, &[i64]) -> Result<Tensor> + Send> Backward for OfFunction<P>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::{quick_attention, Conv2d, Linear, Wide};
+    use crate::nn::{quick_attention, Conv2d, Wide};
 
     fn randn(size: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(size, (kind, Device::Cpu)).set_requires_grad(true)
@@ -155,6 +155,7 @@ mod tests {
             let theirs = both(&theirs, &scales, &leaves)?;
             let mut layer = Linear::new(weight.shallow_clone(), bias.map(Tensor::shallow_clone));
             for copied in [false, true] {
+                layer.holds = !copied;
                 let ours = [
                     mixed_linear(&narrow, &layer, Kind::Float, Kind::Float)?,
                     layer.narrowed(&x, Kind::Float)?,

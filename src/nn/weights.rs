@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::ops::Div;
 
-use crate::torch::Tensor;
+use crate::torch::{Kind, Tensor};
 
 use crate::error::{DivaError, Result};
 
@@ -16,12 +16,26 @@ const OP: &str = "loading weights";
 /// The map, and which of its keys have been taken.
 pub struct Store {
     tensors: BTreeMap<String, Tensor>,
+    leaves: BTreeMap<String, Tensor>,
     taken: RefCell<BTreeSet<String>>,
 }
 
 impl Store {
     pub fn new(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Self {
-        Store { tensors: tensors.into_iter().collect(), taken: RefCell::default() }
+        Store { tensors: tensors.into_iter().collect(), leaves: BTreeMap::new(), taken: RefCell::default() }
+    }
+
+    /// With a leaf for each of these weights: a tensor of its shape in the dtype `kind`, without memory, at which its
+    /// gradient arrives in that dtype. In the weight's own, wider one it would take more memory and hold the same numbers.
+    pub fn with_leaves<'a>(mut self, keys: impl Iterator<Item = &'a str>, kind: Kind) -> Result<Self> {
+        for key in keys {
+            if let Some(weight) = self.tensors.get(key) {
+                let one = Tensor::f_empty([1], (kind, weight.device()))?;
+                let leaf = one.f_expand(weight.size(), false)?.f_set_requires_grad(true)?;
+                self.leaves.insert(key.to_string(), leaf);
+            }
+        }
+        Ok(self)
     }
 
     pub fn root(&self) -> Path<'_> {
@@ -93,6 +107,11 @@ impl Path<'_> {
         }
     }
 
+    /// The leaf of the tensor `name`, where it has one.
+    pub fn leaf(&self, name: &str) -> Option<Tensor> {
+        self.store.leaves.get(&self.key(name)).map(Tensor::shallow_clone)
+    }
+
     /// Whether the tensor `name`, or anything below it, is in the map.
     pub fn has(&self, name: &str) -> bool {
         let key = self.key(name);
@@ -114,7 +133,7 @@ impl Path<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::torch::{Device, Kind};
+    use crate::torch::Device;
 
     fn store() -> Store {
         let tensor = || Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));

@@ -47,10 +47,12 @@ char* guarded(Work work) {
 
 }  // namespace
 
-// The 2-norm of each tensor, as tensors that the caller owns.
+// The 2-norm of each tensor, float32 or better, as tensors that the caller owns.
 extern "C" char* diva_norms(List tensors, size_t count, Tensor** norms) {
   return guarded([&] {
-    auto found = at::_foreach_norm(list(tensors, count));
+    const bool narrow = count > 0 && tensors[0]->scalar_type() == at::kBFloat16;
+    const auto kind = narrow ? std::optional(at::kFloat) : std::nullopt;
+    auto found = at::_foreach_norm(list(tensors, count), 2, kind);
     for (size_t i = 0; i < count; ++i) norms[i] = new Tensor(std::move(found[i]));
   });
 }

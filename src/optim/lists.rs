@@ -41,7 +41,7 @@ extern "C" {
     ) -> *mut c_char;
 }
 
-/// The 2-norm of each tensor (0-dim).
+/// The 2-norm of each tensor (0-dim), float32 or better.
 #[allow(unsafe_code)]
 pub(super) fn norms(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     let mut found = vec![null_mut(); tensors.len()];

@@ -111,17 +111,18 @@ impl Optimizer {
     /// One update with the learning rate `group.lr * factor`, one of `factors` for each group. A parameter without a
     /// gradient keeps weight and state as they are (as in torch.optim).
     pub fn step(&mut self, factors: &[f64]) -> Result<()> {
-        self.advance(None, factors)
+        self.advance(None, None, factors)
     }
 
     /// `step` where `finite` (0-dim, bool) holds; otherwise no weight and no moment moves: decided on the device, without a
     /// read. AdamW's count of updates, kept on the host, rises in both cases, as the
-    /// count of a learning-rate schedule does.
-    pub fn step_if(&mut self, finite: &Tensor, factors: &[f64]) -> Result<()> {
-        self.advance(Some(finite), factors)
+    /// count of a learning-rate schedule does. `clip` (0-dim): the factor on gradients that are narrower than their
+    /// parameters, from `Optimizer::clip`. Those are dropped: the memory of a part of them serves the next.
+    pub fn step_if(&mut self, finite: &Tensor, clip: Option<&Tensor>, factors: &[f64]) -> Result<()> {
+        self.advance(Some(finite), clip, factors)
     }
 
-    fn advance(&mut self, finite: Option<&Tensor>, factors: &[f64]) -> Result<()> {
+    fn advance(&mut self, finite: Option<&Tensor>, clip: Option<&Tensor>, factors: &[f64]) -> Result<()> {
         const OP: &str = "Optimizer.step";
         if factors.len() != self.groups.len() {
             let names: Vec<_> = self.groups.iter().map(|group| group.name.as_str()).collect();
@@ -144,18 +145,18 @@ impl Optimizer {
             let first = moves.len();
             for slot in &mut group.slots {
                 let Some(grad) = slot.grad(OP)? else { continue };
-                let (device, kind) = (slot.device, slot.kind);
-                let at = moves[first..].iter().position(|one| (one.device, one.kind) == (device, kind));
-                let at = at.map_or(moves.len(), |at| first + at);
+                let (device, kinds) = (slot.device, (slot.kind, grad.f_kind()?));
+                let takes = |one: &Move| (one.device, one.kinds) == (device, kinds) && one.takes(&grad);
+                let at = moves[first..].iter().position(takes).map_or(moves.len(), |at| first + at);
                 if at == moves.len() {
                     let (slots, grads) = (Vec::new(), Vec::new());
-                    moves.push(Move { lr, weight_decay, device, kind, slots, grads });
+                    moves.push(Move { lr, weight_decay, device, kinds, slots, grads });
                 }
                 moves[at].slots.push(slot);
                 moves[at].grads.push(grad);
             }
         }
-        moves.into_iter().try_for_each(|one| one.run(&self.method, finite))
+        moves.into_iter().try_for_each(|one| one.run(&self.method, finite, clip))
     }
 
     /// One line about the method and each group.

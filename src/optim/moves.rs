@@ -2,30 +2,59 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::lists::Update;
+use super::lists::{self, Update};
 use super::rule::{Memory, Method};
 use super::slot::Slot;
+use crate::autograd::set_grad;
 use crate::error::Result;
+
+/// The most numbers of gradients that are made wider at a time, but for those of one parameter.
+const WIDENED: usize = 1 << 25;
 
 /// Parameters of one group, device and kind, with their gradients, which move together.
 pub(super) struct Move<'a> {
     pub lr: f64,
     pub weight_decay: f64,
     pub device: Device,
-    pub kind: Kind,
+    /// Of the parameters and of the gradients.
+    pub kinds: (Kind, Kind),
     pub slots: Vec<&'a mut Slot>,
     pub grads: Vec<Tensor>,
 }
 
 impl Move<'_> {
+    fn widens(&self) -> bool {
+        self.kinds.0 != self.kinds.1
+    }
+
+    /// Whether there is room for one more.
+    pub(super) fn takes(&self, grad: &Tensor) -> bool {
+        !self.widens() || self.grads.iter().map(Tensor::numel).sum::<usize>() + grad.numel() <= WIDENED
+    }
+
     /// Moves the parameters. To be called without autograd. `finite` (0-dim bool): whether this step is one at all, decided
-    /// on the device; `None`: it is.
-    pub(super) fn run(mut self, method: &Method, finite: Option<&Tensor>) -> Result<()> {
+    /// on the device; `None`: it is. Gradients that are narrower than their parameters are multiplied by `clip` (0-dim),
+    /// and dropped where `finite` is given.
+    pub(super) fn run(
+        mut self,
+        method: &Method,
+        finite: Option<&Tensor>,
+        clip: Option<&Tensor>,
+    ) -> Result<()> {
         // The kernels read every tensor of a parameter in the order of its memory.
         let dense: Vec<Tensor> =
             self.slots.iter().map(|slot| in_order(&slot.param)).collect::<Result<_>>()?;
         let alike = self.grads.iter().zip(&dense).map(|(grad, param)| as_ordered(grad, param));
         let grads: Vec<Tensor> = alike.collect::<Result<_>>()?;
+        if self.widens() {
+            self.grads.clear();
+            if finite.is_some() {
+                self.slots.iter().for_each(|slot| set_grad(&slot.param, None));
+            }
+            if let Some(clip) = clip {
+                lists::scale(&grads, &clip.f_to_other(&grads[0], true, false)?)?;
+            }
+        }
         let skip = finite
             .map(|finite| finite.f_logical_not()?.f_to_other(&dense[0], true, false)?.f_to_kind(Kind::Float))
             .transpose()?;

@@ -70,7 +70,7 @@ fn a_step_that_is_skipped_moves_no_weight_and_no_moment() -> Result<()> {
             let before = (values(&param)?, values(&other)?, moments(&optimizer)?);
             push_grad(&param, &[0.0, spoilt])?;
             let finite = optimizer.clip_grad_norm(Some(1.0))?.f_isfinite()?;
-            optimizer.step_if(&finite, &[1.0])?;
+            optimizer.step_if(&finite, None, &[1.0])?;
             assert_eq!((values(&param)?, values(&other)?, moments(&optimizer)?), before);
         }
     }
@@ -97,4 +97,18 @@ proptest! {
         let adamw = Method::AdamW { betas: (a, b), eps }.validate().is_ok();
         prop_assert_eq!(adamw, whole(a) && a < 1.0 && whole(b) && b < 1.0 && whole(eps));
     }
+}
+
+#[test]
+fn narrow_gradients_are_widened_so_many_at_a_time() -> Result<()> {
+    let device = crate::torch::Device::Cpu;
+    let grad = Tensor::f_zeros([1], (Kind::BFloat16, device))?.f_expand([1 << 24], false)?;
+    for (kind, takes) in [(Kind::BFloat16, false), (Kind::Float, true)] {
+        let (slots, grads) = (Vec::new(), vec![grad.shallow_clone(), grad.shallow_clone()]);
+        let mut one = Move { lr: 0.1, weight_decay: 0.0, device, kinds: (Kind::Float, kind), slots, grads };
+        assert_eq!(one.takes(&grad), takes);
+        one.grads.truncate(1);
+        assert!(one.takes(&grad));
+    }
+    Ok(())
 }

@@ -103,7 +103,11 @@ def _kernel(ours: Tensor, original: Tensor) -> Tensor:
     return torch.nn.functional.mse_loss(matrix(ours), matrix(original))
 
 
-ANCHORS = {"cosine": _cosine, "squared": _squared, "kernel": _kernel}
+def _both(ours: Tensor, original: Tensor) -> Tensor:
+    return _squared(ours, original) + _kernel(ours, original) / 2
+
+
+ANCHORS = {"cosine": _cosine, "squared": _squared, "kernel": _kernel, "squared+kernel": _both}
 
 
 def _tokens(clip, pixels: Tensor) -> Tensor:

@@ -9,53 +9,24 @@ import transformers
 from torch import Tensor, nn
 
 from builders.diffusion import tiny_text_encoder, tiny_tokenizer, tiny_vae
+from builders.dits import random_weights
+from builders.mmdits import FLUX, SD3
 
 TOKENS, POOLED, T5 = 24, 16, 24
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    """Fresh modulations and outputs are zeros, under which no condition would matter."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in module.parameters():
-        scale = 0.2 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
-        noise = torch.randn(parameter.shape, generator=generator) * scale
-        parameter.data = parameter.data * 0 + noise.to(parameter) + (parameter.ndim == 1)
-    return module
+WIDTHS = {"joint_attention_dim": TOKENS, "pooled_projection_dim": POOLED}
 
 
 def tiny_flux(**changes: Any) -> nn.Module:
     """16 latent channels as 64-wide patches, one double and one single block."""
-    torch.manual_seed(0)
-    config = {
-        "in_channels": 64,
-        "num_layers": 1,
-        "num_single_layers": 1,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": TOKENS,
-        "pooled_projection_dim": POOLED,
-        "guidance_embeds": True,
-        "axes_dims_rope": (4, 6, 6),
-    }
-    return randomised(diffusers.FluxTransformer2DModel(**{**config, **changes}))
+    config = FLUX | WIDTHS | {"in_channels": 64, "num_layers": 1, "num_single_layers": 1}
+    return random_weights(diffusers.FluxTransformer2DModel(**config | {"guidance_embeds": True} | changes))
 
 
 def tiny_sd3(**changes: Any) -> nn.Module:
-    """16 latent channels, two joint blocks, the second with attention of the image alone."""
-    torch.manual_seed(0)
-    config = {
-        "sample_size": 8,
-        "num_layers": 2,
-        "attention_head_dim": 16,
-        "num_attention_heads": 2,
-        "joint_attention_dim": TOKENS,
-        "caption_projection_dim": 32,
-        "pooled_projection_dim": POOLED,
-        "pos_embed_max_size": 12,
-        "qk_norm": "rms_norm",
-        "dual_attention_layers": (0,),
-    }
-    return randomised(diffusers.SD3Transformer2DModel(**{**config, **changes}))
+    """16 latent channels, two joint blocks, the first with attention of the image alone too."""
+    config = SD3 | WIDTHS | {"in_channels": 16, "out_channels": 16, "num_layers": 2}
+    own = {"qk_norm": "rms_norm", "dual_attention_layers": (0,)}
+    return random_weights(diffusers.SD3Transformer2DModel(**config | own | changes))
 
 
 def flow_vae() -> nn.Module:

@@ -10,7 +10,7 @@ import sys
 import torch
 
 import diva_rs
-from builders.rank_runs import RUN, Counted, loader
+from builders.rank_train import RUN, Counted, loader
 from builders.small import small_clip, small_teacher
 
 if __name__ == "__main__":  # pytest imports whatever may hold doctests

@@ -21,22 +21,25 @@ def small_clip(
     return open_clip.model.CLIP(embed_dim=embed_dim, vision_cfg=config, text_cfg=text).to(dtype)
 
 
-def small_unet(dtype: torch.dtype = torch.float32, seed: int = 1, channels: int = 4) -> nn.Module:
+def small_unet(
+    dtype: torch.dtype = torch.float32, seed: int = 1, channels: int = 4, **changes: object
+) -> nn.Module:
     """An SD-style UNet on 8 x 8 latents."""
     torch.manual_seed(seed)
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=WIDTH,
-        use_linear_projection=True,
-    ).to(dtype)
+    config = {
+        "sample_size": 8,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (8, 16),
+        "norm_num_groups": 4,
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "cross_attention_dim": WIDTH,
+        "use_linear_projection": True,
+    }
+    return diffusers.UNet2DConditionModel(**{**config, **changes}).to(dtype)
 
 
 def small_vae(dtype: torch.dtype = torch.float32, seed: int = 2) -> nn.Module:
@@ -52,9 +55,10 @@ def small_vae(dtype: torch.dtype = torch.float32, seed: int = 2) -> nn.Module:
     ).to(dtype)
 
 
-def scheduler() -> diffusers.DDPMScheduler:
+def scheduler(**changes: object) -> diffusers.DDPMScheduler:
     """Stable Diffusion's noise schedule."""
-    return diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    config = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return diffusers.DDPMScheduler(**{**config, **changes})
 
 
 def small_teacher(dtype: torch.dtype = torch.float32, text_tokens: int = 40) -> diva_rs.Teacher:

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 import diva_rs
 from builders.killed import killed_at
-from builders.small import small_vae
+from builders.small import WIDTH, scheduler, small_unet, small_vae
 from builders.unets import stirred
 from diva_rs.microworld import Microworld
 from diva_rs.microworld.dataset import World
 
-TEXT = 24
 FIELDS: dict[str, Any] = {"image_size": None, "steps": 6, "batch": 4, "lr": 1e-3}
 
 
@@ -27,22 +26,8 @@ def small_unclip(
     width: int = 20, channels: int = 4, side: int = 8, vae: nn.Module | None = None, seed: int = 1
 ) -> Any:
     """A pipeline with random weights for embeddings (B, width), float32; it predicts the velocity."""
-    torch.manual_seed(seed)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=side,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=TEXT,
-        use_linear_projection=True,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=2 * width,
-    )
+    labels = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * width}
+    unet = small_unet(seed=seed, channels=channels, sample_size=side, **labels)
     normalizer = StableUnCLIPImageNormalizer(width)
     normalizer.mean.data, normalizer.std.data = torch.randn(1, width), torch.rand(1, width) + 0.5
     return diffusers.StableUnCLIPImg2ImgPipeline(
@@ -53,19 +38,14 @@ def small_unclip(
         tokenizer=None,
         text_encoder=None,
         unet=stirred(unet),
-        scheduler=diffusers.DDPMScheduler(
-            beta_schedule="scaled_linear",
-            beta_start=0.00085,
-            beta_end=0.012,
-            prediction_type="v_prediction",
-        ),
+        scheduler=scheduler(prediction_type="v_prediction"),
         vae=vae or small_vae(),
     )
 
 
 def empty_text() -> Tensor:
-    """What stands for the empty prompt's tokens (1, 7, TEXT)."""
-    return torch.randn(1, 7, TEXT, generator=torch.Generator().manual_seed(3))
+    """What stands for the empty prompt's tokens (1, 7, WIDTH)."""
+    return torch.randn(1, 7, WIDTH, generator=torch.Generator().manual_seed(3))
 
 
 def unclip_teacher(dtype: torch.dtype = torch.float32, level: int | None = None) -> diva_rs.Teacher:

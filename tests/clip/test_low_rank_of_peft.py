@@ -176,13 +176,14 @@ def test_peft_loads_the_files_onto_the_original_model(name, bias, tmp_path):
         ("timm-eva-token-head", "attn.qkv.weight is read, and its layer is not called"),
         ("open_clip-coca-narrow", "peft has no adapter for visual.attn_pool.attn.q_proj_weight"),
         ("open_clip-gelu.visual", "peft has no adapter for proj: leave it out"),
+        ("openai", "would hide visual.conv1 from encode_image: leave it out"),
         ("open_clip-custom-block", "peft has no adapter for .*in_proj_weight"),
     ],
 )
 def test_a_target_that_peft_cannot_adapt_is_named(name, message, tmp_path):
     model, _, part = name.partition(".")
     clip = clips.clip_variants()[model]().get_submodule(part)
-    targets = ("*q_proj*",) if "coca" in name else ("*",)
+    targets = {"open_clip-coca-narrow": ("*q_proj*",), "openai": ("*mlp*", "visual.proj")}.get(name, ("*",))
     with pytest.raises(WeightsError, match=message):
         save_adapter(tmp_path, trained(clip, targets), clip)
     assert not any(tmp_path.iterdir())

@@ -44,8 +44,7 @@ def test_every_slot_with_and_without_checkpointing(kind: str, slot: str) -> None
             assert error(ours, theirs) <= 1e-10
 
 
-def step(kind: str, train: tuple[str, ...], precision: str = "fp64", **fields: object) -> dict[str, Tensor]:
-    """The loss and every gradient of one step."""
+def trainer_of(kind: str, train: tuple[str, ...], precision: str = "fp64", **fields: object) -> Trainer:
     torch.manual_seed(0)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     clip, model = clip_variants()["open_clip-gelu"](dtype), MODELS[kind]().to(dtype)
@@ -57,16 +56,25 @@ def step(kind: str, train: tuple[str, ...], precision: str = "fp64", **fields: o
             "timesteps": "logit-normal",
             "draws": 2,
             "precision": precision,
-            "stages": ({"train": train, "steps": 1, "optimizer": "adamw"},),
+            "stages": ({"train": train, "optimizer": "adamw"},),
             **fields,
         }
     )
-    trainer = Trainer(clip, Teacher(model, scheduler=flow_scheduler()), recipe)
-    batch = {
+    return Trainer(clip, Teacher(model, scheduler=flow_scheduler()), recipe)
+
+
+def batch(dtype: torch.dtype = torch.float64, seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {
         "pixel_values": torch.rand(3, 3, 32, 32).to(dtype),
         "latents": torch.randn(3, 16, 6, 6).to(dtype),
     }
-    loss = trainer.accumulate(batch, ids=[3, 4, 5])
+
+
+def step(kind: str, train: tuple[str, ...], **fields: object) -> dict[str, Tensor]:
+    """The loss and every gradient of one step."""
+    trainer = trainer_of(kind, train, **fields)
+    loss = trainer.accumulate(batch(), ids=[3, 4, 5])
     native = fields.get("backend") != "torch"
     assert (trainer.backend["denoiser"] == "native") == native
     found = {name: param.grad for name, param in trainer.parameters().items() if param.grad is not None}
@@ -86,3 +94,35 @@ def test_a_step_is_that_of_the_torch_backend(kind: str, train: tuple[str, ...], 
     largest = max(float(value.norm()) for value in expected.values())
     for name, value in expected.items():
         assert float((found[name] - value).norm()) <= 1e-10 * max(float(value.norm()), 1e-3 * largest), name
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_gradients_that_stay_in_bf16_move_the_weights_to_the_same_bits(kind: str, optimizer: str) -> None:
+    """A whole step keeps them until the update widens them; `accumulate` adds them up in float32."""
+    stages = ({"train": ("projector", "denoiser"), "optimizer": optimizer, "lr": 0.1},)
+    fields = {"precision": "bf16", "denoiser_checkpointing": True, "stages": stages, "grad_clip": 0.5}
+    whole, parts = (trainer_of(kind, (), **fields) for _ in range(2))
+    for seed in range(3):
+        loss = whole.step(batch(torch.float32, seed))
+        assert loss.equal(parts.accumulate(batch(torch.float32, seed)))
+        grads = {name: param.grad for name, param in parts.parameters().items()}
+        assert {grad.dtype for grad in grads.values() if grad is not None} == {torch.float32}
+        assert whole.metrics["grad_norm"].equal(parts.apply().grad_norm)
+        left = {name for name, param in whole.parameters().items() if param.grad is not None}
+        used = {name for name, grad in grads.items() if grad is not None} - left
+        assert used and all("transformer_blocks" in name and grads[name].ndim == 2 for name in used)
+        for name, value in whole.parameters().items():
+            assert value.equal(parts.parameters()[name]), name
+
+
+@pytest.mark.parametrize("fields", [{"denoiser_batch": 3}, {"micro_batch": 1}], ids=str)
+def test_several_passes_add_bf16_gradients_in_float32(fields: dict) -> None:
+    common = {"precision": "bf16", "denoiser_checkpointing": True}
+    for given, rounded in (({}, True), (fields, False)):
+        trainer = trainer_of("flux", ("projector", "denoiser"), **common, **given)
+        trainer.accumulate(batch(torch.float32), ids=[3, 4, 5])
+        blocks = {name: param for name, param in trainer.parameters().items() if "blocks.0.attn.to" in name}
+        grads = [param.grad for param in blocks.values() if param.ndim == 2]
+        assert len(grads) > 5
+        assert {bool(grad.bfloat16().float().equal(grad)) for grad in grads} == {rounded}

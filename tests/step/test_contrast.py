@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from builders.autograd_step import AutogradStep
+from builders.autograd_step import ANCHORS, AutogradStep
 from builders.small import gradients, images, small_clip, small_teacher, worst
 from diva_rs import ConfigError, FeedbackLoss, Recipe, Stage, Trainer
 
@@ -73,7 +73,7 @@ def test_groups_negatives_conditions_and_recomputation(fields, micro_batch):
 
 @pytest.mark.parity
 @pytest.mark.parametrize("micro_batch", [None, 2])
-@pytest.mark.parametrize("kind", ["cosine", "squared", "kernel"])
+@pytest.mark.parametrize("kind", ANCHORS)
 @pytest.mark.parametrize("contrast", [0.0, 0.6])
 def test_it_stands_beside_all_other_terms(kind, contrast, micro_batch):
     terms = {"spread": (0.7, spread)}

@@ -28,7 +28,7 @@ VARIANTS = {
         "contrast_view": "official",
         "contrast_negatives": 1,
         "anchor": 0.1,
-        "anchor_kind": "kernel",
+        "anchor_kind": "squared+kernel",
         "micro_batch": 1,
         "denoiser_batch": 1,
         "denoiser_checkpointing": True,

@@ -55,6 +55,7 @@ class Tower:
     std: Triple = OPENAI_STD
     where: str = ""  # the attribute of the caller's model that holds the vision part, for messages
     prefix: str = ""  # what the caller's keys have in front of the module's
+    opened: str = ""  # a part of `module` that the model around it reads; "": it only calls the module
     unused: frozenset[str] = frozenset()  # keys of the module that no token and no embedding depends on
     # Ends of the keys of weights that hold several matrices, one above the other -> a letter for each.
     fused: Mapping[str, str] = field(default_factory=lambda: {"in_proj_weight": "qkv"})

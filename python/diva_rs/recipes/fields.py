@@ -62,8 +62,9 @@ class Fields(Settings):
     """weight of the denoising loss; 0: off, and the denoiser runs only for terms that read predictions"""
     anchor: NonNegativeFloat = 0.0
     """weight of the penalty that keeps embeddings near the original CLIP's; 0: off"""
-    anchor_kind: Literal["cosine", "squared", "kernel"] = "cosine"
-    """1 - cosine, squared distance, or mean squared gap of the batch's kernel matrices (KUEA, ICML 2025)"""
+    anchor_kind: Literal["cosine", "squared", "kernel", "squared+kernel"] = "cosine"
+    """1 - cosine, squared distance, mean squared gap of the batch's kernel matrices, or the second and half
+    of the third (KUEA, ICML 2025)"""
     contrast: NonNegativeFloat = 0.0
     """weight of DCR's contrast of predictions under the conditions of other images of the batch; 0: off"""
     contrast_temperature: PositiveFloat = 0.1
@@ -185,7 +186,7 @@ class RecipeFields(TypedDict, total=False):
     min_snr: float | None
     denoising: float
     anchor: float
-    anchor_kind: Literal["cosine", "squared", "kernel"]
+    anchor_kind: Literal["cosine", "squared", "kernel", "squared+kernel"]
     contrast: float
     contrast_temperature: float
     contrast_negatives: int | None

@@ -3,11 +3,11 @@
 The generator is Stable unCLIP, which was trained to make an image from its CLIP embedding. It is frozen, the
 embedding enters as it is, without a projector, and the whole vision encoder trains.
 
-The values are those that third parties report of the paper. Its code was not read, so there is no
-``-official-`` account. Not known are the noise level of the embedding (0 here, otherwise the argument
-``noise_level`` of `diva_rs.Teacher`), its dropout (none here), gradient clipping, weight decay and the
-schedule of the learning rate: they are at diva_rs's defaults. One report has the noise as the target.
-The published generators predict the velocity, so the target is what the generator's scheduler says.
+The values are those that third parties report of the paper. Its authors announced their code for
+github.com/LiYinqi/un2CLIP; no copy of it could be had, so there is no ``-official-`` account. Not known are
+the noise level of the embedding (0 here, otherwise the argument ``noise_level`` of `diva_rs.Teacher`), its
+dropout (none here), gradient clipping, weight decay and the schedule of the learning rate: they are at
+diva_rs's defaults. One report has the noise as the target. The published generators predict the velocity, so the target is what the generator's scheduler says.
 """
 
 from collections.abc import Iterator

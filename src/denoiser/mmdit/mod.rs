@@ -26,6 +26,9 @@ use config::{Config, Form, OP};
 use entry::{Embedding, Patches, POSITIONS};
 use rotary::Rotary;
 
+/// With what the keys of blocks begin: of two streams, and of one.
+const BLOCKS: [&str; 2] = ["transformer_blocks", "single_transformer_blocks"];
+
 pub struct MMDiT {
     patches: Patches,
     embedding: Embedding,
@@ -39,6 +42,8 @@ pub struct MMDiT {
     stream: Kind,
     /// The weights, where they train.
     params: Vec<(String, Tensor)>,
+    /// Where their gradients arrive: there, or at leaves of another dtype.
+    leaves: Vec<Tensor>,
     config: Config,
 }
 
@@ -50,11 +55,17 @@ impl MMDiT {
         config.check()?;
         let fixed = config.fixed(fixed)?;
         let mut params = Vec::new();
-        let store = if config.train.is_some() {
+        let store = if let Some(train) = config.train {
             check(OP, &weights, &[POSITIONS])?;
             let all = weights.iter().filter(|(key, _)| key != POSITIONS);
             params.extend(all.map(|(key, weight)| (key.clone(), weight.shallow_clone())));
-            Store::new(weights)
+            // All other products are float32 or better.
+            let narrow = |key: &str, weight: &Tensor| {
+                let of_blocks = weight.dim() == 2 && BLOCKS.iter().any(|blocks| key.starts_with(blocks));
+                config.checkpoint && of_blocks && weight.kind() != train.kind()
+            };
+            let keys = params.iter().filter(|(key, weight)| narrow(key, weight)).map(|(key, _)| key.as_str());
+            Store::new(weights).with_leaves(keys, train.kind())?
         } else {
             frozen(OP, weights, &[POSITIONS])?
         };
@@ -69,6 +80,10 @@ impl MMDiT {
             stream: stream_of(kind),
             context,
             fixed: Condition::default(),
+            leaves: params
+                .iter()
+                .map(|(key, param)| root.leaf(key).unwrap_or(param.shallow_clone()))
+                .collect(),
             params,
             config,
         };
@@ -132,7 +147,7 @@ struct Entries {
 fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
     let mut blocks = Vec::new();
     for i in 0..config.num_layers {
-        let key = format!("transformer_blocks.{i}");
+        let key = format!("{}.{i}", BLOCKS[0]);
         let (last, dual) = match &config.form {
             Form::Flux(_) => (false, false),
             Form::Sd3(sd3) => (i + 1 == config.num_layers, sd3.dual_layers.contains(&i)),
@@ -142,7 +157,7 @@ fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
     }
     if let Form::Flux(flux) = &config.form {
         for i in 0..flux.num_single_layers {
-            let key = format!("single_transformer_blocks.{i}");
+            let key = format!("{}.{i}", BLOCKS[1]);
             let single = Single::load(&(root / &key), config)?;
             blocks.push((key + ".", Block::Single(Box::new(single))));
         }

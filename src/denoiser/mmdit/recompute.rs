@@ -70,7 +70,7 @@ impl MMDiT {
     }
 }
 
-/// The parameters that train, and their gradients as far as they are found.
+/// Where the gradients of the parameters that train arrive, and the gradients as far as they are found.
 struct Params {
     all: Vec<(String, Tensor)>,
     found: Vec<Option<Tensor>>,
@@ -78,8 +78,8 @@ struct Params {
 
 impl Params {
     fn of(network: &MMDiT) -> Self {
-        let all = network.params.iter().filter(|(_, param)| param.requires_grad());
-        let all: Vec<_> = all.map(|(key, param)| (key.clone(), param.shallow_clone())).collect();
+        let all = network.params.iter().zip(&network.leaves).filter(|((_, param), _)| param.requires_grad());
+        let all: Vec<_> = all.map(|((key, _), leaf)| (key.clone(), leaf.shallow_clone())).collect();
         Params { found: all.iter().map(|_| None).collect(), all }
     }
 

@@ -64,6 +64,10 @@ def adapter(low_rank: LowRank, clip: nn.Module) -> tuple[dict[str, Tensor], dict
         elif not isinstance(layer, nn.Linear):
             if not path or parts[path] > 1 or isinstance(layer, nn.MultiheadAttention):
                 raise WeightsError(f"peft has no adapter for {key}: {_MERGED}")
+            if layer is tower.module and tower.opened:
+                raise WeightsError(
+                    f"peft's adapter for {key} would hide {path}.{tower.opened} from encode_image: {_MERGED}"
+                )
             parameters.append(key)
         elif layer not in called and layer.weight is not tower.proj:
             raise WeightsError(

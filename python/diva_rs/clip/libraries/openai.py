@@ -51,6 +51,7 @@ def build(model: nn.Module, where: str = "") -> Tower:
         tap,
         width=int(v.positional_embedding.shape[1]),
         family="openai",
+        opened="conv1",  # clip/model.py, class CLIP (`dtype`)
         image_size=(side * rows, side * columns),
         rebuild=lambda copied: build(copied, where),
     )
