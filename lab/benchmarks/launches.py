@@ -99,7 +99,7 @@ def launches(size: Size, precision: str) -> dict[str, Any]:
         with FakeTensorMode():
             plain = BestPlain(Models(size, precision), batched)
             given = [torch.empty(part.shape, dtype=part.dtype) for part in drawn]
-            plain.drawn = lambda batch, draws, given=given: type(drawn)(*given)  # type: ignore[misc,assignment]
+            plain.drawn = lambda batch, draws, given=given: type(drawn)(*given)  # type: ignore[misc,method-assign]
             images = torch.empty(images.shape)
             found[name] = _counted(step=lambda: plain.step(images)) | of_plain  # noqa: B023
     return found
@@ -118,9 +118,9 @@ def _counted(**calls: Callable[[], Any]) -> dict[str, Any]:
 @contextmanager
 def _whole_attention() -> Iterator[None]:
     """On meta libtorch takes attention apart; within this it is one operation forward and one backward."""
-    library = torch.library.Library("aten", "IMPL")
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for key in ("Meta", "AutogradMeta"):
-        library.m.impl(  # type: ignore[attr-defined]
+        library.m.impl(
             "scaled_dot_product_attention",
             key,
             lambda query, key, value, *_, **__: _attention(query, key, value),

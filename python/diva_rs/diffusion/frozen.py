@@ -77,7 +77,7 @@ def emptied(module: nn.Module) -> None:
     """Drop the weights of a module that a copy stands in for: its use is an error from then on."""
     setattr(module.to_empty(device="meta"), _CONSUMED, True)
     module.register_forward_pre_hook(_refuse)
-    module.register_state_dict_pre_hook(_refuse)
+    module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
 
 
 def _refuse(module: nn.Module, *_: object) -> NoReturn:

@@ -298,10 +298,9 @@ class Teacher:
         """
         if self._vae is None:
             own, channels = (self.device, self.dtype), self.family.channels
-            found = self._parts.get("vae")
             self._vae = autoencoder.vae_of(self._parts, channels, own, self._wanted_device, self._precision)
             if self._consume and self._precision is not None and self._vae is not None:
-                self._parts.consume(found, self._vae)
+                self._parts.consume(self._parts.need("vae"), self._vae)
         return self._vae
 
     @cached_property

@@ -4,9 +4,11 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from diva_rs.diffusion.frozen import no_autocast
 from diva_rs.recipes.recipe import Recipe
@@ -51,7 +53,10 @@ def measured() -> dict[str, float]:
     ['bf16', 'fp32']
     """
     a, b = (torch.ones(rows, _SIDE, dtype=torch.bfloat16, device="cpu") for rows in (_ROWS, _SIDE))
-    ways = {"bf16": lambda: a @ b, "fp32": lambda: (a.float() @ b.float()).bfloat16()}
+    ways: dict[str, Callable[[], Tensor]] = {
+        "bf16": lambda: a @ b,
+        "fp32": lambda: (a.float() @ b.float()).bfloat16(),
+    }
     best = dict.fromkeys(ways, math.inf)
     with torch.no_grad(), no_autocast(a.device):
         for _ in range(_ROUNDS):
