@@ -7,7 +7,8 @@ The values are those that third parties report of the paper. Its authors announc
 github.com/LiYinqi/un2CLIP; no copy of it could be had, so there is no ``-official-`` account. Not known are
 the noise level of the embedding (0 here, otherwise the argument ``noise_level`` of `diva_rs.Teacher`), its
 dropout (none here), gradient clipping, weight decay and the schedule of the learning rate: they are at
-diva_rs's defaults. One report has the noise as the target. The published generators predict the velocity, so the target is what the generator's scheduler says.
+diva_rs's defaults. One report has the noise as the target. The published generators predict the velocity,
+so the target is what the generator's scheduler says.
 """
 
 from collections.abc import Iterator
