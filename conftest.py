@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_share, 1)))
 
 collect_ignore_glob = ["tests/*/conftest.py"]  # no examples, and one module name for all of them
+if find_spec("triton") is None:
+    collect_ignore_glob += ["python/diva_rs/native/recap.py", "tests/builders/fused_recap.py"]
 
 
 @pytest.fixture(autouse=True)

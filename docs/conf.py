@@ -76,6 +76,7 @@ def _members(module: str) -> str:
             continue
         kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
         lines.append(f".. auto{'exception' if fault else kind}:: {module}.{name}")
+        lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
     return "\n".join(["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", "", *lines, "```"])
 
 
@@ -115,6 +116,10 @@ def _linked(app, page, source):
     if included:  # paths from the repository's root become paths from here
         text = (HERE / included[1]).read_text()
         source[0] = re.sub(r"(\[[^\]]*\])\((?!\w+:|#)([^)]*)\)", r"\1(../\2)", text)
+    # GitHub's way to show a picture in one theme becomes furo's.
+    themed = r"!\[([^\]]*)\]\((\S+)-(light|dark)\.svg#gh-\w+-mode-only\)"
+    directive = r"```{image} \2-\3.svg\n:class: only-\3\n:alt: \1\n```"
+    source[0] = re.sub(themed, directive, source[0])
     source[0] = re.sub(r"(?<!!)\[([^\]]*)\]\((\.\./[^)#]*)(#[^)]*)?\)", target, source[0])
 
 

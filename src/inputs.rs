@@ -10,6 +10,7 @@ use crate::draws::{pooled_noise, posterior_noise, DrawPlan, TokenRule};
 use crate::error::{DivaError, Result};
 use crate::feedback::{Keyed, SampleData, Targets};
 use crate::pixels::{Convention, Pixels, Size};
+use crate::slices;
 
 /// Images that the VAE sees at a time.
 const ENCODED_TOGETHER: i64 = 8;
@@ -181,7 +182,7 @@ impl Reader {
     /// Values drawn on the host, as a tensor on the student's device.
     fn drawn_here<T: Element>(&self, values: &[T], sizes: &[usize], kind: Kind) -> Result<Tensor> {
         let sizes: Vec<i64> = sizes.iter().map(|&size| size as i64).collect();
-        let tensor = Tensor::f_from_slice(values)?.f_view(sizes.as_slice())?;
+        let tensor = slices::copied(values, &sizes)?;
         let device = self.home.device();
         let tensor = if device.is_cuda() { tensor.f_internal_pin_memory(device)? } else { tensor };
         self.carried(&tensor, kind)

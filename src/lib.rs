@@ -4,6 +4,7 @@
 //!
 //! * [`train`]: the whole of it, from images to updated weights
 //! * [`inputs`]: a loader's batch as the tensors of a step
+//! * [`resample`]: a loader's crops of decoded pictures
 //! * [`pixels`]: pixel conventions and resizing
 //! * [`draws`]: timesteps, noise and token choices, keyed by sample
 //! * [`step`]: the student's side: tokens from the vision tower, gradients back into it (cut 1)
@@ -34,6 +35,7 @@ pub mod networks;
 pub mod nn;
 pub mod optim;
 pub mod pixels;
+pub mod resample;
 pub mod schedule;
 #[cfg(target_arch = "x86_64")]
 mod simd;

@@ -41,6 +41,20 @@ pub fn view<T: Element>(tensor: &Tensor) -> Result<&[T]> {
     Ok(unsafe { slice::from_raw_parts(data, len) })
 }
 
+/// A new tensor (sizes) with these values. libtorch makes the source without its dispatcher, and the copy through it:
+/// where Python simulates a device, `Tensor::f_from_slice` would write into memory that does not exist.
+///
+/// Errors: `Device` when `sizes` hold another number of values.
+#[allow(unsafe_code)]
+pub fn copied<T: Element>(values: &[T], sizes: &[i64]) -> Result<Tensor> {
+    if i64::try_from(values.len()).ok() != sizes.iter().try_fold(1i64, |all, &size| all.checked_mul(size)) {
+        return Err(refused("another number of values"));
+    }
+    // SAFETY: `values` holds the elements of `sizes` in row-major order, and outlives `lent`, which is only read.
+    let lent = unsafe { Tensor::f_from_blob(values.as_ptr().cast(), sizes, &[], T::KIND, Device::Cpu)? };
+    Ok(lent.f_to_device_(Device::Cpu, T::KIND, false, true)?)
+}
+
 /// A new tensor in CPU memory that is written through a slice. It was made here and nothing else
 /// can reach it until [`Output::into_tensor`], so that no other handle reads or writes what the
 /// slice covers.
@@ -121,6 +135,17 @@ mod tests {
         assert_eq!(tensor.f_double_value(&[1, 1])?, 9.0);
         // A contiguous part of a larger tensor starts at its own offset.
         assert_eq!(view::<f64>(&tensor.f_select(0, 1)?)?, [3.0, 9.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_copy_has_the_values_and_outlives_them() -> Result<()> {
+        let values = vec![1i64, 2, 3, 4, 5, 6];
+        let tensor = copied(&values, &[2, 3])?;
+        drop(values);
+        assert_eq!((tensor.size(), view::<i64>(&tensor)?), (vec![2, 3], &[1, 2, 3, 4, 5, 6][..]));
+        assert_eq!(copied::<f32>(&[], &[0, 2])?.size(), [0, 2]);
+        assert!(copied(&[1.0f32], &[2]).is_err());
         Ok(())
     }
 

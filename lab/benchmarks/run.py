@@ -24,6 +24,7 @@ from lab.benchmarks.models import Models, quiet
 from lab.benchmarks.plot import figure, svg
 from lab.benchmarks.products import products
 from lab.benchmarks.ranks import ranks
+from lab.benchmarks.reader import reader
 from lab.benchmarks.sizes import Size, find
 from lab.benchmarks.table import page
 
@@ -111,6 +112,11 @@ def _products(bench: _Bench) -> dict[str, Any]:
     return products(bench.models, bench.options.rounds)
 
 
+def _reader(bench: _Bench) -> dict[str, Any]:
+    small = {"images": 2, "batch": 2, "sizes": ((64, 48),)} if bench.tiny else {}
+    return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
+
+
 ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "step": _step,  # official and best plain PyTorch against ours, without and with cached latents
     "peak": _peak,  # the machine's matrix products, and the FLOPs of a step
@@ -120,14 +126,18 @@ ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "launches": _launches,  # operations that launch a kernel on a GPU, casts and bytes, without a GPU
     "products": _products,  # bf16 matrices multiplied in bf16 and in float32, on a CPU
     "draws": _draws,  # keyed draws against torch.randn and randint
+    "reader": _reader,  # images/s of one core, and the latent cache; the same for all sizes and precisions
     "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)
 }
+
+
+DEFAULT = tuple(name for name in ROWS if name != "reader")
 
 
 def run(
     size: str,
     precision: str,
-    rows: Sequence[str] = tuple(ROWS),
+    rows: Sequence[str] = DEFAULT,
     options: Options | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:

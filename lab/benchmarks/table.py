@@ -209,6 +209,28 @@ def _products(found: Record, rows: Record) -> list[str]:
     return ["bf16 matrices multiplied by bf16 instructions, or in float32:", "", *table(head, body)]
 
 
+def _reader(found: Record, rows: Record) -> list[str]:
+    names = list(next(iter(found["sizes"].values())))
+    body = []
+    for name in names:
+        speeds = [found["images"] / min(of[name]["cpu"]) for of in found["sizes"].values()]
+        usual = [found["images"] / min(of["torchvision"]["cpu"]) for of in found["sizes"].values()]
+        pairs = zip(speeds, usual, strict=True)
+        body.append([name, *(f"{speed:.0f}, {speed / other:.2f}x" for speed, other in pairs)])
+    told = (
+        "Images per second of CPU time, from JPEG files to both inputs (224 and 512), and of torchvision's:"
+    )
+    lines = [told, "", *table(["reader", *found["sizes"]], body)]
+    cache = found["cache"]["contestants"].items()
+    rates = {name: found["cache"]["bytes"] / min(of["wall"]) / 1e9 for name, of in cache}
+    parts = ", ".join(f"{name} {rate:.2f} GB/s" for name, rate in rates.items())
+    return [
+        *lines,
+        "",
+        f"Latent cache, shuffled batches of 64, against its files in blocks of 4 MiB: {parts}.",
+    ]
+
+
 _WRITERS = {
     "step": _steps,
     "peak": _peak,
@@ -218,5 +240,6 @@ _WRITERS = {
     "launches": _launches,
     "products": _products,
     "draws": _draws,
+    "reader": _reader,
     "ranks": _ranks,
 }

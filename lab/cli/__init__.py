@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from diva_rs.cli import run
-from lab.cli import ablate, bench, draw, photographs, pretrain, published_sizes, study, torch_matrix
+from lab.cli import ablate, bench, draw, licences, photographs, pretrain, published_sizes, study, torch_matrix
 
 _COMMANDS = {
     "bench": bench,
@@ -14,6 +14,7 @@ _COMMANDS = {
     "photographs": photographs,
     "published-sizes": published_sizes,
     "torch-matrix": torch_matrix,
+    "licences": licences,
 }
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         metavar="ROW",
         nargs="+",
-        help="step, peak, memory, growth, recap, launches, products, draws, ranks [default: all]",
+        help="step, peak, memory, growth, recap, launches, products, draws, ranks [default: these], reader",
     )
     parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds per comparison [5]")
     parser.add_argument("--output", metavar="FOLDER", help="folder of bench.jsonl and bench.md")
@@ -52,7 +52,7 @@ def _announce(text: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     from diva_rs.cli.models import pick_device
-    from lab.benchmarks.run import ROWS, Options, append
+    from lab.benchmarks.run import DEFAULT, Options, append
     from lab.benchmarks.run import run as measure
     from lab.benchmarks.sizes import find
     from lab.benchmarks.table import section
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     for size in map(find, args.size):
         for precision in args.precision or size.precisions:
-            record = measure(size.name, precision, args.rows or tuple(ROWS), options, _announce)
+            record = measure(size.name, precision, args.rows or DEFAULT, options, _announce)
             print(section(record), flush=True)
             if args.output is not None:
                 print(f"\n{append(record, args.output)}")

@@ -9,7 +9,7 @@
 //! this room, so a backward pass never touches a `.grad`. Tokens in contiguous CPU memory take
 //! fused passes before and after the projections (`fused`), each with a backward pass by hand;
 //! every other device, layout or dtype takes libtorch operations that neither read a value on the
-//! host nor depend on one.
+//! host nor depend on one, or one kernel of the device's own (`Kernel`).
 
 mod assemble;
 mod check;
@@ -20,6 +20,7 @@ mod recap;
 mod sizes;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use crate::torch::{with_grad, Kind, Tensor};
 
@@ -56,12 +57,27 @@ pub struct Head {
     pub proj: Option<Proj>,
 }
 
+/// The visual path as one operation that autograd records: what a device's own kernel computes.
+pub trait Kernel: Send + Sync {
+    /// The condition (B, N', S, C) as [`Bridge::forward`] gives it, from inputs that were checked.
+    /// `params` are in the order of [`Bridge::params`].
+    fn condition(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        choice: Option<&Tensor>,
+        params: &[Tensor],
+    ) -> Result<Tensor>;
+}
+
 /// From the tokens of the student to the condition of the teacher.
 pub struct Bridge {
     pub head: Head,
     pub projector: Projector,
     pub recap: Recap,
     pub join: TextJoin,
+    /// Takes the place of this room's operations.
+    pub kernel: Option<Arc<dyn Kernel>>,
 }
 
 /// What the backward pass needs. It refers to the tokens and parameters of the forward pass without
@@ -155,7 +171,8 @@ impl Bridge {
             }
         };
         let projector = self.projector.map(make)?;
-        Ok(Bridge { head: Head { norm, proj }, projector, recap: self.recap, join: self.join })
+        let (head, kernel) = (Head { norm, proj }, self.kernel.clone());
+        Ok(Bridge { head, projector, recap: self.recap, join: self.join, kernel })
     }
 
     /// Checks that the parameters fit each other.
@@ -163,7 +180,7 @@ impl Bridge {
     /// Errors: `Weights` for a misshapen parameter, `Kind` and `Device` when the parameters are not
     /// all of one floating dtype on one device, `Config` for a window or an epsilon out of range.
     pub fn new(head: Head, projector: Projector, recap: Recap, join: TextJoin) -> Result<Self> {
-        let bridge = Bridge { head, projector, recap, join };
+        let bridge = Bridge { head, projector, recap, join, kernel: None };
         if !bridge.projector.maps().is_empty() {
             check::parameters(&bridge, None)?;
         }
@@ -218,7 +235,7 @@ impl Bridge {
             Ok(param)
         })?;
         let (norm, choice) = (leaves.head.norm.as_ref(), tape.choice.as_ref());
-        if fused::takes(tokens, kind) {
+        if fused::takes(tokens, kind) && self.kernel.is_none() {
             *tokens = tokens.f_to_kind(kind)?;
             let hidden = leaf(&fused::rows(plan, tokens, choice, norm)?)?;
             let rows = leaves.project(&hidden)?;
@@ -227,8 +244,13 @@ impl Bridge {
             return Ok(condition);
         }
         *tokens = leaf(tokens)?;
-        let rows = leaves.project(&recap::rows(plan, tokens, choice, norm, kind)?)?;
-        let condition = assemble::forward(plan, &rows, text, choice)?;
+        let condition = match &self.kernel {
+            Some(kernel) => kernel.condition(tokens, text, choice, params)?,
+            None => {
+                let rows = leaves.project(&recap::rows(plan, tokens, choice, norm, kind)?)?;
+                assemble::forward(plan, &rows, text, choice)?
+            }
+        };
         let detached = condition.f_detach()?;
         tape.path = Path::Recorded { condition };
         Ok(detached)

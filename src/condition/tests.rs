@@ -205,7 +205,7 @@ fn rebuilt(bridge: &Bridge, params: &[Tensor]) -> Bridge {
         bridge.projector.params().iter().map(|(name, _)| name.replacen("projector.", "", 1)).collect();
     let named = names.into_iter().map(|name| (name, like(true).unwrap_or_default())).collect();
     let projector = Projector::from_named(named).unwrap_or_else(|err| panic!("{err}"));
-    Bridge { head: Head { norm, proj }, projector, recap: bridge.recap, join: bridge.join }
+    Bridge { head: Head { norm, proj }, projector, recap: bridge.recap, join: bridge.join, kernel: None }
 }
 
 #[test]
@@ -305,8 +305,13 @@ fn embed_refuses_what_does_not_fit() -> Result<()> {
 
 #[test]
 fn a_bridge_built_without_its_constructor_is_checked_all_the_same() {
-    let mut bridge =
-        Bridge { head: head(0), projector: linear(WIDTH), recap: Recap::All, join: TextJoin::None };
+    let mut bridge = Bridge {
+        head: head(0),
+        projector: linear(WIDTH),
+        recap: Recap::All,
+        join: TextJoin::None,
+        kernel: None,
+    };
     let tokens = normal(&[BATCH, 1 + PATCHES, WIDTH]);
     let refused = bridge.forward(&tokens, &tokens, None);
     assert!(matches!(refused, Err(DivaError::Weights { .. })));

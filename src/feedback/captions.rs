@@ -9,6 +9,7 @@ use crate::denoiser::{Denoiser, KeysValues, Query};
 use crate::error::{DivaError, Result};
 use crate::inputs::Poll;
 use crate::schedule::Noised;
+use crate::slices;
 
 const OP: &str = "captions";
 
@@ -150,7 +151,7 @@ impl Captioned {
 /// On the device of `like`.
 fn indices(rows: &[i64], like: &Tensor) -> Result<Tensor> {
     let like = like.f_narrow(0, 0, 0)?.f_to_kind(Kind::Int64)?;
-    Ok(Tensor::f_from_slice(rows)?.f_to_other(&like, true, false)?)
+    Ok(slices::copied(rows, &[rows.len() as i64])?.f_to_other(&like, true, false)?)
 }
 
 /// How many images fill the machine where no activation is kept.

@@ -8,6 +8,7 @@ use super::rule::Memory;
 use super::slot::Slot;
 use super::Optimizer;
 use crate::error::{DivaError, Result};
+use crate::slices;
 
 const OP: &str = "Optimizer.load_state";
 
@@ -18,7 +19,7 @@ impl Optimizer {
         let mut state = Vec::new();
         for Slot { key, memory, .. } in self.all_slots() {
             if let Memory::AdamW(moments) = memory {
-                let step = Tensor::f_from_slice(&[moments.step as f32])?.f_reshape([0i64; 0])?;
+                let step = slices::copied(&[moments.step as f32], &[])?;
                 state.push((format!("{key}.step"), step));
             }
             for (name, buffer) in memory.buffers() {

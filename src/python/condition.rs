@@ -1,14 +1,17 @@
 //! `_native.Bridge` and its tape.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use super::callback::Callback;
 use super::enter::{enter, lock};
 use super::number::number;
 use super::tensor::{optional, tensors, Given, PyTensor};
-use crate::condition::{Bridge, Head, Norm, Proj, Projector, Recap, Tape, TextJoin};
+use crate::condition::{Bridge, Head, Kernel, Norm, Proj, Projector, Recap, Tape, TextJoin};
+use crate::error::Result;
+use crate::torch::Tensor;
 
 /// From the tokens of a vision tower to the condition of a denoiser, forward and backward.
 #[pyclass(frozen, name = "Bridge", module = "diva_rs._native")]
@@ -24,6 +27,19 @@ impl PyBridge {
     }
 }
 
+impl Kernel for Callback {
+    fn condition(
+        &self,
+        tokens: &Tensor,
+        text: &Tensor,
+        choice: Option<&Tensor>,
+        params: &[Tensor],
+    ) -> Result<Tensor> {
+        let inputs: Vec<&Tensor> = [tokens, text].into_iter().chain(choice).chain(params).collect();
+        self.call(&inputs)
+    }
+}
+
 /// What `Bridge.backward` needs of one forward pass.
 #[pyclass(frozen, name = "Tape", module = "diva_rs._native")]
 struct PyTape(Mutex<Tape>);
@@ -32,8 +48,10 @@ type NormArgs = (Option<Given>, Option<Given>, f64);
 
 #[pymethods]
 impl PyBridge {
+    /// `kernel(tokens, text, [choice,] *params)` takes the place of the core's operations; `params` are those of
+    /// `param_names`.
     #[new]
-    #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean"))]
+    #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean", kernel=None))]
     fn new(
         py: Python<'_>,
         #[pyo3(from_py_with = number)] norm: Option<NormArgs>,
@@ -42,6 +60,7 @@ impl PyBridge {
         recap: &str,
         #[pyo3(from_py_with = number)] window: Option<i64>,
         join: &str,
+        kernel: Option<PyObject>,
     ) -> PyResult<Self> {
         let named = tensors(projector)?;
         let norm = norm.map(|(weight, bias, eps)| -> PyResult<Norm> {
@@ -54,7 +73,8 @@ impl PyBridge {
         enter(py, move || {
             let recap = Recap::parse(recap, window)?;
             let join = TextJoin::parse(join)?;
-            let core = Bridge::new(Head { norm, proj }, Projector::from_named(named)?, recap, join)?;
+            let mut core = Bridge::new(Head { norm, proj }, Projector::from_named(named)?, recap, join)?;
+            core.kernel = kernel.map(|kernel| Arc::new(Callback(kernel)) as _);
             let names = core.params().into_iter().map(|(name, _)| name).collect();
             Ok(PyBridge { core: Mutex::new(core), names })
         })

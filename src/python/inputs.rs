@@ -16,6 +16,7 @@ use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Drawn, Encoder, Query, Reader};
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
+use crate::resample::{resample, Window};
 
 /// How the images of a run are read: the fields of a recipe of these names, and CLIP's mean and std per channel.
 ///
@@ -190,8 +191,25 @@ fn encoder(py: Python<'_>, object: PyObject) -> PyResult<Box<dyn Encoder>> {
     }
 }
 
+/// The window (top, left, height, width) of a picture of RGB bytes, `width` pixels wide, at another size (h, w), as by
+/// Pillow's bicubic resize, and of that the window `kept`: (3, kept height, kept width) float32 in [0, 1].
+#[pyfunction]
+fn resampled(
+    py: Python<'_>,
+    picture: PyReadonlyArray1<'_, u8>,
+    width: usize,
+    window: (usize, usize, usize, usize),
+    size: (usize, usize),
+    kept: (usize, usize, usize, usize),
+) -> PyResult<PyTensor> {
+    let [window, kept] = [window, kept].map(|(top, left, height, width)| Window { top, left, height, width });
+    let picture = picture.as_slice()?;
+    enter(py, || resample(picture, width, window, size, kept)).map(PyTensor)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PyBatch>()?;
     module.add_class::<PyPixels>()?;
-    module.add_class::<PyReader>()
+    module.add_class::<PyReader>()?;
+    module.add_function(wrap_pyfunction!(resampled, module)?)
 }

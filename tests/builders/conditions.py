@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Case:
         proj = {} if self.proj is None else {"proj": self.proj}
         return norm | proj | {f"projector.{key}": param for key, param in self.projector.named_parameters()}
 
-    def bridge(self) -> _native.Bridge:
+    def bridge(self, kernel: Any = None) -> _native.Bridge:
         kind = {"class": "class", "window": "window", "all": "all", "text": "text"}.get(self.recap, "random")
         return _native.Bridge(
             None if self.norm is None else (self.norm.weight, self.norm.bias, self.norm.eps),
@@ -50,6 +51,7 @@ class Case:
             kind,
             WINDOW if kind == "window" else None,
             self.join,
+            kernel,
         )
 
     def reference(self) -> Tensor:

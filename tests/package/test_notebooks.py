@@ -7,12 +7,15 @@ from pathlib import Path
 import nbformat
 import pytest
 
+import diva_rs
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 # Each with what its output says after a whole run: the settings of the tests are smaller.
 WHOLE = {
     "quickstart": "450 steps",
     "your_own_training_loop": "200 steps",
-    "ablations": "seed 2: ",
+    "recipes_compared": "(80 steps",
+    "bring_your_own_world": "300 steps",
     "caption_feedback": "600 steps",
 }
 
@@ -61,6 +64,8 @@ def test_what_the_repository_holds_is_a_whole_run(name):
     )
     assert not re.search(r"/(home|root|tmp|Users)/", text)  # a path of the machine that ran it
     assert WHOLE[name] in text
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert f"'diva-rs[all]=={diva_rs.__version__}+torch{{minor}}'" in first  # in Colab
 
 
 def test_every_notebook_is_tested():

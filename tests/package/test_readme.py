@@ -281,13 +281,10 @@ def test_the_pictures_are_drawn_in_both_themes_with_alt_texts():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_a_long_page_has_a_contents_list(page):
-    headings = re.findall(r"^## ", PAGES[page], re.MULTILINE)
-    long = PAGES[page].count("\n") > 100 and len(headings) > 3
-    assert (
-        not long
-        or "{contents}" in PAGES[page]
-        or page in ("README.md", "CONTRIBUTING.md", "docs/microworld.md")
-    )
+    long = PAGES[page].count("\n") > 100 and PAGES[page].count("\n## ") > 3
+    listed = "```{contents}\n:local:\n:class: this-will-duplicate" in PAGES[page]  # or furo shows an error
+    assert listed == ("{contents}" in PAGES[page])
+    assert listed or not long or page in ("README.md", "CONTRIBUTING.md", "docs/microworld.md")
 
 
 def test_the_names_of_the_package_in_the_texts_exist():
@@ -352,7 +349,7 @@ def test_links_lead_somewhere(page):
         path, _, anchor = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
-        assert not anchor or anchor in headings(target.read_text()), link
+        assert target.suffix == ".svg" or not anchor or anchor in headings(target.read_text()), link
 
 
 def test_paths_in_the_pages_exist():

@@ -1,6 +1,5 @@
 """Views of an image: the paper's augmentation, and the fixed views of a latent cache. Both are keyed."""
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -9,44 +8,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import diva_rs._native as _native
 from diva_rs._base.optional import library_errors, require
 from diva_rs.data.keys import crop_seed, scramble
 from diva_rs.errors import ConfigError, DataError, a_type, shown
 
 _MOST_CROPS = 1000  # a mistyped number must not fill a disk
 Transform = Callable[[Any], Any]
+_Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 def train_transform(size: int = 512, scale: tuple[float, float] = (0.9, 1.0)) -> Transform:
     """DIVA's training view of a PIL image: a RandomResizedCrop to a float32 tensor (3, size, size) in [0, 1],
-    bicubic. It draws from torch's generator.
+    bicubic. It draws from torch's generator. The pixels are Pillow's to the bit, resized along rows and then
+    along columns (Pillow 13 takes the other order for some sizes).
 
     >>> from PIL import Image
     >>> train_transform(16)(Image.new("RGB", (40, 30), "white")).mean()
     tensor(1.)
     """
-    transforms = require("torchvision.transforms", extra="data")
+    require("torchvision.transforms", extra="data")
     if not 0 < scale[0] <= scale[1] <= 1:  # torchvision would crop the centre, silently
         raise ConfigError(f"scale={scale} must be 0 < low <= high <= 1: the share that a crop keeps")
-    return transforms.Compose([_RandomCrop(size, scale), unit_tensor])  # type: ignore[no-any-return]
+    return _RandomCrop(size, scale)
 
 
 @dataclass(frozen=True)
 class _RandomCrop:
-    """torchvision's RandomResizedCrop, bicubic, without Pillow's limit on the pixels of a crop."""
+    """torchvision's RandomResizedCrop, bicubic."""
 
     size: int
     scale: tuple[float, float]
+    of_pixels = True  # a picture's bytes serve as well as a PIL image
 
-    def __call__(self, image: Any) -> Any:
-        transforms, pil = (require(name, extra="data") for name in ("torchvision.transforms", "PIL.Image"))
-        crop = transforms.RandomResizedCrop
-        top, left, height, width = crop.get_params(image, self.scale, (3 / 4, 4 / 3))
-        box = (left, top, left + width, top + height)
-        beyond = width * height > (pil.MAX_IMAGE_PIXELS or math.inf)
-        part = image.transform((width, height), pil.Transform.EXTENT, box) if beyond else image.crop(box)
-        bicubic = transforms.InterpolationMode.BICUBIC
-        return transforms.functional.resize(part, [self.size, self.size], bicubic)
+    def __call__(self, image: Any) -> Tensor:
+        crop, pixels = require("torchvision.transforms", extra="data").RandomResizedCrop, _pixels(image)
+        window = crop.get_params(pixels, self.scale, (3 / 4, 4 / 3))
+        return _resampled(pixels, window, (self.size, self.size), (0, 0, self.size, self.size))
 
 
 def center_transform(size: int = 512) -> Transform:
@@ -56,9 +54,35 @@ def center_transform(size: int = 512) -> Transform:
     >>> center_transform(16)(Image.new("RGB", (40, 30))).shape
     torch.Size([3, 16, 16])
     """
-    transforms = require("torchvision.transforms", extra="data")
-    resize = transforms.Resize(size, interpolation=transforms.InterpolationMode.BICUBIC)
-    return transforms.Compose([resize, transforms.CenterCrop(size), unit_tensor])  # type: ignore[no-any-return]
+    return _CenterCrop(size)
+
+
+@dataclass(frozen=True)
+class _CenterCrop:
+    """torchvision's Resize, bicubic, and CenterCrop."""
+
+    size: int
+    of_pixels = True
+
+    def __call__(self, image: Any) -> Tensor:
+        pixels = _pixels(image)
+        sides = pixels.shape[1:]
+        height, width = (self.size * side // min(sides) for side in sides)
+        top, left = (round((side - self.size) / 2) for side in (height, width))
+        return _resampled(pixels, (0, 0, *sides), (height, width), (top, left, self.size, self.size))
+
+
+def _pixels(image: Any) -> Tensor:
+    """The bytes (3, H, W) of a PIL image; those of a picture that is decoded to bytes already."""
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+
+
+def _resampled(pixels: Tensor, window: _Window, size: tuple[int, int], kept: _Window) -> Tensor:
+    """The window of a picture at another size, and of that the window ``kept``: (3, H, W) in [0, 1]."""
+    rows = pixels.permute(1, 2, 0).contiguous()
+    return _native.resampled(rows.numpy().reshape(-1), rows.shape[1], window, size, kept)
 
 
 def unit_tensor(image: Any) -> Tensor:

@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, BinaryIO
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from diva_rs._base.files import LFS, open_regular
 from diva_rs._base.optional import require
 from diva_rs.data.metadata import bare, upright
@@ -21,6 +25,8 @@ EXTENSIONS = frozenset(
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM", "TIFF", "AVIF")
 # Twice PIL's own warning threshold, where PIL itself raises: 179 million pixels are 0.5 GB of RGB.
 MAX_PIXELS = 178_956_970
+
+_JPEG, _ORIENTATION = b"\xff\xd8\xff", 0x0112
 
 _lock = Lock()
 _users, _lenient = 0, False  # threads in `_strict`, and Pillow's setting outside
@@ -63,6 +69,36 @@ def decode(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = 
     image = load(source, name, max_pixels)
     with _errors(name):
         return _rgb(upright(image))
+
+
+def decode_pixels(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """As `decode`, but the bytes of the picture, (3, H, W) uint8. torchvision decodes ordinary JPEG files, to
+    the bits that Pillow gives.
+
+    >>> decode_pixels(b"not an image", "x.jpg")
+    Traceback (most recent call last):
+    diva_rs.errors.DataError: x.jpg: not an image that Pillow can read
+    """
+    with _errors(name), _opened(source) as file:
+        ordinary = file.read(len(_JPEG)) == _JPEG and file.seek(0, os.SEEK_END) <= 3 * max_pixels
+        file.seek(0)
+        found = _ordinary_jpeg(file.read(), max_pixels) if ordinary else None
+    if found is None:
+        found = torch.from_numpy(np.array(decode(source, name, max_pixels))).permute(2, 0, 1)
+    return found
+
+
+def _ordinary_jpeg(data: bytes, max_pixels: int) -> Tensor | None:
+    """The pixels of a JPEG file in colour that stands upright; None for any other file, or a damaged one."""
+    pil, library = (require(module, extra="data") for module in ("PIL.Image", "torchvision.io"))
+    pil.init()
+    with suppress(Exception):
+        image = pil.OPEN["JPEG"][0](io.BytesIO(data), "")
+        upright = image.getexif().get(_ORIENTATION, 1) == 1
+        if image.mode == "RGB" and upright and image.width * image.height <= max_pixels:
+            pixels = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            return library.decode_jpeg(pixels, library.ImageReadMode.RGB)  # type: ignore[no-any-return]
+    return None
 
 
 def load(source: bytes | str | os.PathLike[str], name: str, max_pixels: int = MAX_PIXELS) -> Any:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from diva_rs._base.files import as_path, is_hidden, open_regular, read_bytes
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Transform, Views, train_transform, transform_of, view
-from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode
+from diva_rs.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, check_policy, decode, decode_pixels
 from diva_rs.data.keys import name_key
 from diva_rs.data.loader import ImageLoader, KeyedSampler, digest_of, text_of
 from diva_rs.errors import ConfigError, DataError, shown
@@ -59,8 +59,9 @@ class Images:
 
     def sample(self, source: bytes | os.PathLike[str], key: int, name: str) -> dict[str, Any] | BadImage:
         """The sample of an image file, or of its bytes; ``name`` stands for it in errors."""
+        read = decode_pixels if getattr(self.transform, "of_pixels", False) else decode
         try:
-            image = decode(source, name, self.max_pixels)
+            image = read(source, name, self.max_pixels)
         except DataError as err:
             return self.bad(name, str(err).removeprefix(f"{name}: "))
         return {"images": self._view(image, key, name), "ids": key}

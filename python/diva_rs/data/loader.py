@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate, get_worker_info
 
 from diva_rs._base.world import rank_and_world
 from diva_rs.data.accounting import Accounting
@@ -41,7 +41,7 @@ def collate(samples: Sequence[Any]) -> dict[str, Any]:
         if "accounts" in sample:
             batch.setdefault("accounts", {}).update(sample["accounts"])
     if good:
-        batch["images"] = torch.stack([sample["images"] for sample in good])
+        batch["images"] = default_collate([sample["images"] for sample in good])  # in a worker: shared memory
         ids = [sample["ids"] for sample in good]
         # A default device would otherwise take the ids, in a worker too.
         batch["ids"] = torch.tensor(ids, dtype=torch.int64, device="cpu")

@@ -94,9 +94,10 @@ def post_train(
             bound (without ``best`` the latest).
 
     Returns:
-        A `PostTrainResult`. Ctrl-C ends the run cleanly: the result so far has ``interrupted`` set,
-        and with an ``output_dir`` the checkpoint is written. SIGTERM, as well as SIGHUP, SIGUSR1 and
-        SIGUSR2 where they have no handler, end it in the same way, and then the process.
+        A `PostTrainResult`. Ctrl-C ends the run cleanly, after the step that it is in. The result so
+        far then has ``interrupted`` set, and with an ``output_dir`` the checkpoint is written. SIGTERM,
+        as well as SIGHUP, SIGUSR1 and SIGUSR2 where they have no handler, end it in the same way, and
+        then the process.
 
     Raises:
         ConfigError, DataError, ShapeError, DeviceError: what is wrong, where, and what to do. No

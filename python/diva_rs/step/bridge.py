@@ -1,5 +1,7 @@
 """Between the student and the teacher: the projector that trains, and the native bridge over its weights."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -65,4 +67,27 @@ def make_bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.B
     norm = None if tower.norm is None else (tower.norm.weight, tower.norm.bias, tower.norm.eps)
     proj = None if tower.proj is None else (tower.proj, tower.proj_transposed)
     weights = dict(projector.named_parameters())
-    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text)
+    kernel = fused_recap(tower, projector, recipe)
+    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text, kernel)
+
+
+def fused_recap(tower: Tower, projector: nn.Module, recipe: Recipe) -> Callable[..., Tensor] | None:
+    """The Triton kernel for this bridge, where its weights are on CUDA and Triton is installed. None where
+    the core's own operations run, also for windows, broadcast text, an mlp, two slots and float64.
+    """
+    named: dict[str, Tensor | None] = {"proj": tower.proj, **projector.state_dict(prefix="projector.")}
+    if tower.norm is not None:
+        named = {"norm.weight": tower.norm.weight, "norm.bias": tower.norm.bias, **named}
+    params = {name: part for name, part in named.items() if part is not None}
+    linear = isinstance(projector, (nn.Linear, nn.Identity)) and {"proj", "projector.weight"} & params.keys()
+    ready = all(part.is_cuda and part.dtype != torch.float64 for part in params.values())
+    patches = {"class": 0, "random": 0, "all": tower.patches}.get(recipe.condition)
+    if not linear or not ready or patches is None or find_spec("triton") is None:
+        return None
+    from diva_rs.native.recap import JOINS, FusedRecap  # needs Triton
+
+    if recipe.text not in JOINS:
+        return None
+    eps = None if tower.norm is None else tower.norm.eps
+    chosen = recipe.condition == "random"
+    return FusedRecap(tuple(params), eps, tower.proj_transposed, chosen, patches, recipe.text)

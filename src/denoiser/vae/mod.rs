@@ -8,6 +8,7 @@ use super::frozen::frozen;
 use super::layers::conv;
 use crate::error::{floating, DivaError, Result};
 use crate::nn::{Conv2d, GroupNorm};
+use crate::slices;
 
 pub mod blocks;
 pub mod config;
@@ -156,7 +157,7 @@ struct Scale {
 impl Scale {
     fn new(scaling: &Scaling, like: &Tensor) -> Result<Self> {
         let tensor = |values: &[f64]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(values)?.f_view([1, -1, 1, 1])?.f_to_other(like, false, false)?)
+            Ok(slices::copied(values, &[1, values.len() as i64, 1, 1])?.f_to_other(like, false, false)?)
         };
         let channels = match &scaling.channels {
             Some((mean, std)) => Some((tensor(mean)?, tensor(std)?)),
