@@ -20,7 +20,7 @@ fn maybe_like(weight: &Option<Tensor>, input: &Tensor) -> Result<Option<Tensor>>
 pub struct Linear {
     pub weight: Tensor,
     pub bias: Option<Tensor>,
-    /// Where the gradient of a product in its dtype arrives instead of at the weight ([`super::Store::with_leaves`]).
+    /// Where the gradient arrives instead of at the weight, in its dtype ([`super::Store::with_leaves`]).
     pub leaf: Option<Tensor>,
     /// Whether a product in another dtype keeps a weight that learns in that dtype for its backward pass, instead of
     /// casting again.
@@ -36,8 +36,9 @@ impl Linear {
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (kind, compute) = (x.f_kind()?, compute_of(x)?);
-        let mixed = self.copy.is_some() || self.weight.requires_grad();
-        if compute != kind || (mixed && self.weight.f_kind()? != kind) {
+        let (learns, apart) = (self.weight.requires_grad(), self.weight.f_kind()? != kind);
+        let mixed = (learns && (apart || self.leaf.is_some())) || (apart && self.copy.is_some());
+        if compute != kind || mixed {
             return mixed_linear(x, self, compute, kind);
         }
         // With other strides libtorch adds the bias by itself.

@@ -60,7 +60,11 @@ impl Backward for OfLinear {
             let found = product(&at_output, &self.weight.f_to_kind(self.compute)?, self.kind)?;
             Ok(found.f_view(self.size.as_slice())?)
         };
-        let at_weight = |x: &Tensor| product(&at_output.f_tr()?, &rows(x)?, self.kinds.0);
+        let at_weight = |x: &Tensor| {
+            // Where a narrow gradient is wanted its product is narrow, too.
+            let kind = if self.kinds.0 == Kind::BFloat16 { self.kinds.0 } else { self.compute };
+            product(&at_output.f_to_kind(kind)?.f_tr()?, &rows(x)?.f_to_kind(kind)?, self.kinds.0)
+        };
         let at_bias = |_| -> Result<Tensor> { Ok(at_output.f_sum_dim_intlist(0, false, self.kinds.1)?) };
         Ok(vec![
             wants(0).then_some(()).map(at_x).transpose()?,

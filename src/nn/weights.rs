@@ -26,7 +26,7 @@ impl Store {
     }
 
     /// With a leaf for each of these weights: a tensor of its shape in the dtype `kind`, without memory, at which its
-    /// gradient arrives in that dtype. In the weight's own, wider one it would take more memory and hold the same numbers.
+    /// gradient arrives in that dtype. A gradient in the weight's own, wider one would take more memory.
     pub fn with_leaves<'a>(mut self, keys: impl Iterator<Item = &'a str>, kind: Kind) -> Result<Self> {
         for key in keys {
             if let Some(weight) = self.tensors.get(key) {

@@ -144,6 +144,10 @@ def test_training_in_bf16_is_nearer_to_float32_than_autocast(name: str) -> None:
     library = with_weights(autocast, model, *args)
     ours = with_weights(native_mmdit(model, train="bf16").predict, model, *args)
     assert {gradient.dtype for gradient in ours.values()} == {torch.float32}
+    model.zero_grad()
+    weights = torch.randn(args[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    again = native_mmdit(model, True, train="bf16").gradient(*args, weights.float())
+    assert_near({"prediction": again[0], "condition": again[1], **by_layer(model)}, ours, 1e-2)
     for found, own, expected in zip(ours.values(), library.values(), reference.values(), strict=True):
         if expected.any():
             assert error(found, expected) <= 1.5 * error(own, expected)

@@ -6,7 +6,7 @@ use crate::torch::{Kind, Tensor};
 use super::attention::{attend, Projections, ADDED, OWN};
 use super::config::{Config, OP};
 use super::rotary::Rotary;
-use crate::denoiser::layers::linear;
+use crate::denoiser::layers::{linear, narrowed};
 use crate::error::{DivaError, Result};
 use crate::nn::{Activation, LayerNorm, Linear, Path};
 
@@ -47,14 +47,9 @@ impl Modulation {
         Ok(Modulation(linear(path, width, parts * width)?))
     }
 
-    /// The dtype of its weight.
-    pub fn kind(&self) -> Result<Kind> {
-        Ok(self.0.weight.f_kind()?)
-    }
-
-    /// In the dtype of `embedded`. The product is in `products`: the weight is as large as all others of a block.
-    pub fn forward(&self, embedded: &Tensor, products: Kind) -> Result<Parts> {
-        let all = self.0.forward(&embedded.f_to_kind(products)?)?;
+    /// In the dtype of `embedded`. The product is in that of the weight, which is as large as all others of a block.
+    pub fn forward(&self, embedded: &Tensor) -> Result<Parts> {
+        let all = self.0.forward(&narrowed(embedded, &self.0.weight)?)?;
         Ok(Parts { all: all.f_to_kind(embedded.f_kind()?)?.f_unsqueeze(1)?, width: embedded.size2()?.1 })
     }
 }
@@ -150,10 +145,8 @@ impl Joint {
         let text = state.text.as_ref();
         let text = text.ok_or_else(|| DivaError::config(OP, "a block of two streams after one of one"))?;
         let (length, products) = (text.size3()?.1, given.products);
-        let (of_image, of_text) = (
-            self.of_image.forward(&given.embedded, products)?,
-            self.of_text.forward(&given.embedded, products)?,
-        );
+        let (of_image, of_text) =
+            (self.of_image.forward(&given.embedded)?, self.of_text.forward(&given.embedded)?);
         let normed = self.norm.forward(&state.image)?;
         let ready = of_image.modulate(&normed, 0, 1)?.f_to_kind(products)?;
         let [query, key, value] = self.image.forward(&ready)?;
@@ -209,7 +202,7 @@ impl Single {
             None => state.image.shallow_clone(),
             Some(text) => Tensor::f_cat(&[text, &state.image], 1)?,
         };
-        let parts = self.modulation.forward(&given.embedded, given.products)?;
+        let parts = self.modulation.forward(&given.embedded)?;
         let ready = parts.modulate(&self.norm.forward(&x)?, 0, 1)?.f_to_kind(given.products)?;
         let hidden = Activation::GeluTanh.forward(&self.feed_in.forward(&ready)?)?;
         let mixed = attend(self.projections.forward(&ready)?, given.rotary.as_ref())?;

@@ -106,7 +106,7 @@ impl Patches {
     pub fn leave(&self, image: &Tensor, embedded: &Tensor, (height, width): (i64, i64)) -> Result<Tensor> {
         let patches = height * width;
         let x = image.f_narrow(1, image.size3()?.1 - patches, patches)?;
-        let parts = self.modulation.forward(embedded, self.modulation.kind()?)?;
+        let parts = self.modulation.forward(embedded)?;
         let x = self.leave.forward(&parts.modulate(&self.norm.forward(&x)?, 1, 0)?)?;
         let (channels, size) = (self.channels, self.size);
         let x = match &self.enter {

@@ -59,7 +59,7 @@ impl MMDiT {
             check(OP, &weights, &[POSITIONS])?;
             let all = weights.iter().filter(|(key, _)| key != POSITIONS);
             params.extend(all.map(|(key, weight)| (key.clone(), weight.shallow_clone())));
-            // All other products are float32 or better.
+            // The matrices of blocks; the others have few numbers.
             let narrow = |key: &str, weight: &Tensor| {
                 let of_blocks = weight.dim() == 2 && BLOCKS.iter().any(|blocks| key.starts_with(blocks));
                 config.checkpoint && of_blocks && weight.kind() != train.kind()
