@@ -80,7 +80,7 @@ gpu-bundle: ## a folder for a GPU machine without Rust and network: make gpu-bun
 	python3 -m lab.gpu_bundle --python $(PYTHON:python%=%) --torch $(TORCH)
 
 docs: $(NATIVE) ## the documentation as a site, build/site/index.html: links, spelling and code blocks are checked
-	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md CODE_OF_CONDUCT.md docs python/diva_rs src --skip '*.so'
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md CODE_OF_CONDUCT.md docs python/diva_rs src --skip '*.so,*.svg'
 	$(BIN)/python -m pytest tests/package/test_readme.py tests/package/test_reference.py
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/site
 

@@ -360,5 +360,9 @@ def test_paths_in_the_pages_exist():
     assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def test_the_wheels_have_the_version_of_the_package():
+    assert set(re.findall(r"diva_rs-([\d.]+)\+torch", TEXT)) == {diva_rs.__version__}
+
+
 def test_the_readme_is_short():
     assert PAGES["README.md"].count("\n") <= 110

@@ -1,6 +1,7 @@
 """Loading one part of a diffusers folder or Hub repository, strictly: no weight is ever left to chance."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
         raise ConfigError(f"{place} is a {class_name}, which is no {base.__name__} of diffusers")
     if schedules:
         return kind.from_pretrained(root, **subfolder)
-    model, info = _from_pretrained(kind, root, name)
+    lean = find_spec("accelerate") is not None  # where it is missing, diffusers warns and loads all the same
+    model, info = _from_pretrained(kind, root, name, low_cpu_mem_usage=lean)
     _strict(place, info, ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model
 
@@ -102,9 +104,9 @@ def _text_encoder(root: str, name: str, place: str) -> Any:
     return model.float()
 
 
-def _from_pretrained(kind: Any, root: str, name: str) -> tuple[Any, dict[str, Any]]:
+def _from_pretrained(kind: Any, root: str, name: str, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """The model and its loading info; in half precision where there is no other."""
-    settings = {"output_loading_info": True, **({"subfolder": name} if name else {})}
+    settings |= {"output_loading_info": True, **({"subfolder": name} if name else {})}
     variant, here = variant_of(Path(root) / name), Path(root).is_dir()
     try:
         return kind.from_pretrained(root, variant=variant, **settings)  # type: ignore[no-any-return]
