@@ -30,10 +30,12 @@ from lab.photographs import Photographs
 CLIP, VAE = 224, 512
 HALF = (0.5, 0.5, 0.5)
 SIZES = ((640, 480), (1024, 768), (2048, 1536))
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, ...]]
 
 
-def reader(rounds: int, images: int = 32, batch: int = 8, sizes: tuple[Any, ...] = SIZES) -> dict[str, Any]:
+def reader(
+    rounds: int, images: int = 16, batch: int = 8, sizes: tuple[Any, ...] = SIZES, rows: int = 4096
+) -> dict[str, Any]:
     """Seconds of each contestant for a pass over so many JPEG files of each size, and of a latent cache."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -42,10 +44,11 @@ def reader(rounds: int, images: int = 32, batch: int = 8, sizes: tuple[Any, ...]
         for size in sizes:
             with tempfile.TemporaryDirectory() as root:
                 files = make_files(Path(root), images, size)
-                calls = {name: partial(_passed, make(files, batch)) for name, make in contestants().items()}
+                readers = {name: make(files, batch) for name, make in contestants().items()}
+                calls = {name: partial(_passed, batches) for name, batches in readers.items()}
                 times = take_turns(calls, rounds)
             found["sizes"]["x".join(map(str, size))] = {name: t.to_dict() for name, t in times.items()}
-        found["cache"] = cache(rounds)
+        found["cache"] = cache(rounds, rows)
     finally:
         torch.set_num_threads(before)
     return found
@@ -73,6 +76,7 @@ def contestants() -> dict[str, Callable[[Path, int], Batches]]:
         "dali": _dali,
         "ours, folder": partial(_ours, make=lambda root: partial(folder_loader, root / "jpeg")),
         "ours, shards": partial(_ours, make=lambda root: partial(shard_loader, root / "0.tar")),
+        "ours, one batch": _batches,
     }
     needs = {"simplejpeg": "simplejpeg", "dali": "nvidia.dali", "webdataset": "webdataset"}
     return {name: make for name, make in found.items() if name not in needs or _installed(needs[name])}
@@ -86,13 +90,13 @@ def _installed(module: str) -> bool:
 
 
 def _passed(batches: Batches) -> None:
-    for clip, vae in batches:
-        assert clip.shape[1:] == (3, CLIP, CLIP) and vae.shape[1:] == (3, VAE, VAE)
-        assert clip.dtype == vae.dtype == torch.float32
+    for *clip, vae in batches:
+        assert all(one.shape[1:] == (3, CLIP, CLIP) for one in clip) and vae.shape[1:] == (3, VAE, VAE)
+        assert all(one.dtype == torch.float32 for one in (*clip, vae))
 
 
 class _Ours:
-    """The package's loader, then the two conversions that a step makes (on the GPU, where there is one)."""
+    """The package's loader, then the two conversions that a step makes, on the host too."""
 
     def __init__(self, loader: Any) -> None:
         self.loader, self.recipe = loader, Recipe()
@@ -108,6 +112,21 @@ class _Ours:
 
 def _ours(root: Path, batch: int, make: Callable[[Path], Any]) -> Batches:
     return _Ours(make(root)(batch=batch, size=VAE, workers=0))
+
+
+class _Batches:
+    """The package's loader alone: where there is a GPU, a step makes both inputs of this one batch on it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for item in self.loader:
+            yield (item["images"],)
+
+
+def _batches(root: Path, batch: int) -> Batches:
+    return _Batches(folder_loader(root / "jpeg", batch=batch, size=VAE, workers=0))
 
 
 class _Files(Dataset[Any]):
@@ -174,9 +193,11 @@ class _Dali:
     def __init__(self, root: Path, batch: int) -> None:
         dali, fn, types = (require(f"nvidia.dali{part}") for part in ("", ".fn", ".types"))
         files = sorted(map(str, (root / "jpeg").iterdir()))
+        # Otherwise batches are read ahead, in the CPU time of the contestant that follows.
+        at_once = {"exec_async": False, "exec_pipelined": False, "prefetch_queue_depth": 1}
         self.batches = -(-len(files) // batch)
 
-        @dali.pipeline_def(batch_size=batch, num_threads=1, device_id=None)  # type: ignore[untyped-decorator]
+        @dali.pipeline_def(batch_size=batch, num_threads=1, device_id=None, **at_once)  # type: ignore[untyped-decorator]
         def pipeline() -> Any:
             data, _ = fn.readers.file(files=files)
             image = fn.decoders.image_random_crop(
@@ -201,7 +222,7 @@ def _dali(root: Path, batch: int) -> Batches:
     return _Dali(root, batch)
 
 
-def cache(rounds: int, rows: int = 4096, batch: int = 64) -> dict[str, Any]:
+def cache(rounds: int, rows: int, batch: int = 64) -> dict[str, Any]:
     """Seconds to read a latent cache in shuffled batches, against its files read from end to end in blocks.
 
     Both come from the page cache of the system: what is compared is the work beside the disk's.

@@ -113,7 +113,7 @@ def _products(bench: _Bench) -> dict[str, Any]:
 
 
 def _reader(bench: _Bench) -> dict[str, Any]:
-    small = {"images": 2, "batch": 2, "sizes": ((64, 48),)} if bench.tiny else {}
+    small = {"images": 2, "batch": 2, "sizes": ((64, 48),), "rows": 80} if bench.tiny else {}
     return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
 
 

@@ -128,6 +128,15 @@ def test_rows_of_bf16_tell_what_is_counted_and_chosen():
     assert not run("tiny", "fp32", ["products"], Options(rounds=1, compile=False))["rows"]["products"]
 
 
+def test_every_reader_gives_both_inputs_of_every_image():
+    record = run("tiny", "fp32", ["reader"], Options(rounds=1))
+    found = record["rows"]["reader"]
+    assert found["cache"]["bytes"] > 80 * 4 * 64 * 64 * 4
+    [names] = found["sizes"].values()
+    assert {"torchvision", "webdataset", "ours, folder", "ours, shards", "ours, one batch"} <= names.keys()
+    assert all(f"| {name} " in section(record) for name in names)
+
+
 def test_the_ways_of_the_bridge_give_the_same_gradients():
     ways = kernels.Bridges(kernels.TINY[0], batch=3, draws=2).ways()
     reference = ways.pop("indexed last")()

@@ -198,7 +198,8 @@ def check_place(folder: Path, overwrite: bool) -> None:
 
 
 def _checksum(row: Tensor) -> int:
-    digest = hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest()
+    values = row.contiguous().numpy().reshape(-1).view(np.uint8)
+    digest = hashlib.blake2b(values.data, digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diva_rs._base.files import make_folder
+from diva_rs._base.files import as_path, make_folder
 from diva_rs._base.optional import require
 from diva_rs.captions import Judge, Judgements
 from diva_rs.clip.export import to_transformers
@@ -110,8 +110,8 @@ def write_models(folder: str | Path) -> Path:
     >>> teacher.texts(["a photo of a fish"]).shape
     torch.Size([1, 26, 64])
     """
-    models, words = Microworld(), _words_of_transformers()
-    to_transformers(models.clip(), Path(folder) / "clip", processor=words)
+    root, models, words = as_path(folder), Microworld(), _words_of_transformers()
+    to_transformers(models.clip(), root / "clip", processor=words)
     diffusers = require("diffusers", extra="diffusers")
     diffusers.StableDiffusionPipeline(
         vae=models.vae,
@@ -124,8 +124,8 @@ def write_models(folder: str | Path) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    ).save_pretrained(Path(folder) / "diffusion")
-    return Path(folder)
+    ).save_pretrained(root / "diffusion")
+    return root
 
 
 def write_photos(folder: str | Path, images: int = 16) -> Path:
@@ -135,11 +135,11 @@ def write_photos(folder: str | Path, images: int = 16) -> Path:
     >>> len(diva_rs.data.ImageFolder(photos))
     8
     """
-    world = World("validation", images)
+    root, world = as_path(folder), World("validation", images)
     for number in range(images):
-        place = make_folder(Path(folder) / world.scene(number).value("object"))
+        place = make_folder(root / world.scene(number).value("object"))
         _save(world.images([number])[0], place / f"{number}.png")
-    return Path(folder)
+    return root
 
 
 def write_mmvp(folder: str | Path, per_pattern: int = 2) -> Path:
@@ -150,15 +150,15 @@ def write_mmvp(folder: str | Path, per_pattern: int = 2) -> Path:
     >>> diva_rs.evaluation.mmvp_vlm(clip, preprocess, tokenizer, folder).asked
     18
     """
-    rows: list[list[Any]] = []
+    root, rows = as_path(folder), list[list[Any]]()
     for pair in pairs(World("validation", 9 * per_pattern), per_pattern):
-        place = make_folder(Path(folder) / "MLLM_VLM Images" / pair.pattern)
+        place = make_folder(root / "MLLM_VLM Images" / pair.pattern)
         for picture, statement in zip(pictures(pair.scenes), pair.statements, strict=True):
             rows.append([len(rows) + 1, pair.pattern, statement.removeprefix("a photo of ")])
             _save(picture, place / f"{len(rows)}.jpg")
-    with open(Path(folder) / "Questions.csv", "w", newline="", encoding="utf-8") as file:
+    with open(root / "Questions.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["Question ID", "Type", "Statement"], *rows])
-    return Path(folder)
+    return root
 
 
 def _save(pixels: Tensor, path: Path) -> None:

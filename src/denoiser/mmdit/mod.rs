@@ -26,9 +26,6 @@ use config::{Config, Form, OP};
 use entry::{Embedding, Patches, POSITIONS};
 use rotary::Rotary;
 
-/// With what the keys of blocks begin: of two streams, and of one.
-const BLOCKS: [&str; 2] = ["transformer_blocks", "single_transformer_blocks"];
-
 pub struct MMDiT {
     patches: Patches,
     embedding: Embedding,
@@ -59,12 +56,9 @@ impl MMDiT {
             check(OP, &weights, &[POSITIONS])?;
             let all = weights.iter().filter(|(key, _)| key != POSITIONS);
             params.extend(all.map(|(key, weight)| (key.clone(), weight.shallow_clone())));
-            // The matrices of blocks; the others have few numbers.
-            let narrow = |key: &str, weight: &Tensor| {
-                let of_blocks = weight.dim() == 2 && BLOCKS.iter().any(|blocks| key.starts_with(blocks));
-                config.checkpoint && of_blocks && weight.kind() != train.kind()
-            };
-            let keys = params.iter().filter(|(key, weight)| narrow(key, weight)).map(|(key, _)| key.as_str());
+            let narrow =
+                |weight: &Tensor| config.checkpoint && weight.dim() == 2 && weight.kind() != train.kind();
+            let keys = params.iter().filter(|(_, weight)| narrow(weight)).map(|(key, _)| key.as_str());
             Store::new(weights).with_leaves(keys, train.kind())?
         } else {
             frozen(OP, weights, &[POSITIONS])?
@@ -147,7 +141,7 @@ struct Entries {
 fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
     let mut blocks = Vec::new();
     for i in 0..config.num_layers {
-        let key = format!("{}.{i}", BLOCKS[0]);
+        let key = format!("transformer_blocks.{i}");
         let (last, dual) = match &config.form {
             Form::Flux(_) => (false, false),
             Form::Sd3(sd3) => (i + 1 == config.num_layers, sd3.dual_layers.contains(&i)),
@@ -157,7 +151,7 @@ fn blocks(root: &Path, config: &Config) -> Result<Vec<(String, Block)>> {
     }
     if let Form::Flux(flux) = &config.form {
         for i in 0..flux.num_single_layers {
-            let key = format!("{}.{i}", BLOCKS[1]);
+            let key = format!("single_transformer_blocks.{i}");
             let single = Single::load(&(root / &key), config)?;
             blocks.push((key + ".", Block::Single(Box::new(single))));
         }
