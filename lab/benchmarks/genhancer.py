@@ -64,6 +64,7 @@ def ours(
         condition="class",
         text="none",
         projector="mlp",
+        draws=1,
         timesteps="logit-normal",
         precision="bf16",
         backend=backend,

@@ -6,6 +6,9 @@ use super::moves::number;
 use super::{in_range, lists, Optimizer};
 use crate::error::{DivaError, Result};
 
+/// The places of some parameters, and their gradients.
+type Part = (Vec<usize>, Vec<Tensor>);
+
 impl Optimizer {
     /// The norm of all gradients as one vector (0-dim, on their device), after which they are scaled in place so that
     /// it is at most `max`. torch/nn/utils/clip_grad.py, clip_grad_norm_ with norm_type=2.
@@ -70,8 +73,8 @@ impl Optimizer {
     }
 
     /// The gradients with the places of their parameters, those of one device and kind together.
-    fn grads(&self, op: &'static str) -> Result<Vec<(Vec<usize>, Vec<Tensor>)>> {
-        let mut parts: Vec<((Device, Kind), (Vec<usize>, Vec<Tensor>))> = Vec::new();
+    fn grads(&self, op: &'static str) -> Result<Vec<Part>> {
+        let mut parts: Vec<((Device, Kind), Part)> = Vec::new();
         for (place, slot) in self.slots().enumerate() {
             let Some(grad) = slot.grad(op)? else { continue };
             let alike = (grad.device(), grad.f_kind()?);

@@ -52,6 +52,7 @@ impl PyBridge {
     /// `param_names`.
     #[new]
     #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean", kernel=None))]
+    #[allow(clippy::too_many_arguments)] // seven, and the interpreter
     fn new(
         py: Python<'_>,
         #[pyo3(from_py_with = number)] norm: Option<NormArgs>,
