@@ -76,7 +76,10 @@ def ablate(
     judged = None
     if any(arm.captions is not None for arm in arms.values()):
         judged = judge_images(models, pictures, folder / "judged")
-        right = {"accuracy": accuracy(judged, pictures), "calibration": calibration(judged, pictures)}
+        right: dict[str, Any] = {
+            "accuracy": accuracy(judged, pictures),
+            "calibration": calibration(judged, pictures),
+        }
         write_json(folder / "judged.json", right)
         _save(diagram(**right), folder / "judged.png")
     rows = run_all(

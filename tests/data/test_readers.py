@@ -1,5 +1,6 @@
 """Image folders and shards: what is read, in which order, and that pixels are keyed by (seed, id, epoch)."""
 
+import io
 import pickle
 
 import numpy as np
@@ -23,7 +24,7 @@ from diva_rs.data import (
     train_transform,
     unit_tensor,
 )
-from diva_rs.data.decode import decode
+from diva_rs.data.decode import decode, decode_pixels
 from diva_rs.data.keys import name_key, scramble
 from diva_rs.data.loader import KeyedSampler
 
@@ -222,6 +223,28 @@ def test_train_transform_is_the_papers_crop():
     )
     torch.manual_seed(5)
     assert torch.equal(train_transform(24)(picture(0)), want)
+
+
+@pytest.mark.parametrize("size", [(90, 50), (50, 90), (31, 20), (7, 200), (24, 24)], ids=str)
+def test_a_crop_is_pillows_along_rows_and_then_along_columns(size):
+    """In one call Pillow 13 takes the other order for some sizes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    image, bicubic = Image.fromarray(pixels), Image.Resampling.BICUBIC
+    torch.manual_seed(2)
+    top, left, height, width = RandomResizedCrop.get_params(image, (0.9, 1.0), (3 / 4, 4 / 3))
+    crop = image.crop((left, top, left + width, top + height))
+    want = crop.resize((24, height), bicubic).resize((24, 24), bicubic)
+    torch.manual_seed(2)
+    assert torch.equal(train_transform(24)(image), to_tensor(want))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2, "progressive": True}], ids=str)
+def test_the_bytes_of_a_jpeg_are_pillows(mode, options):
+    file = io.BytesIO()
+    picture(0).convert(mode).save(file, "JPEG", quality=80, **options)
+    want = np.array(decode(file.getvalue(), "a.jpg"))
+    assert np.array_equal(decode_pixels(file.getvalue(), "a.jpg").permute(1, 2, 0), want)
 
 
 def test_center_transform_is_resize_and_center_crop():

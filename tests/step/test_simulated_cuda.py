@@ -6,7 +6,7 @@ without a driver: there the step runs up to the first one, and the meta device c
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import DataDependentOutputException, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -55,6 +55,18 @@ def differing():
         }
         found.setdefault(repr(values), name)
     return sorted(found.values())
+
+
+def test_the_simulation_catches_mixed_devices_and_host_reads():
+    """The instrument itself: what the tests below rely on."""
+    with simulated.cuda():
+        there, here = torch.empty(2, device="cuda"), torch.empty(2)
+        with pytest.raises(RuntimeError, match="device"):
+            there + here
+        with pytest.raises(DataDependentOutputException):
+            there.sum().item()
+        with simulated.reads():
+            assert there.sum().item() == 1
 
 
 @pytest.mark.parametrize("name", differing())
