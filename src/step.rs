@@ -15,6 +15,7 @@ use crate::condition::{embed, Head};
 use crate::error::{DivaError, Result};
 use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
 use crate::inputs::Poll;
+use crate::nn::Wide;
 
 /// The student: the vision tower of a CLIP.
 pub trait VisionTower: Send {
@@ -43,6 +44,8 @@ pub struct Step {
     pub original: Option<Arc<Mutex<Original>>>,
     /// Samples that go through the step at a time; `None`: all.
     pub micro_batch: Option<usize>,
+    /// Whether bf16 matrices on a CPU are multiplied in float32.
+    pub wide: bool,
 }
 
 impl Step {
@@ -89,6 +92,7 @@ impl Step {
 
     /// Losses and gradients at given `tokens` (B | 2B, 1+P, W), for callers who run the tower themselves.
     pub fn at_tokens(&self, tokens: &Tensor, images: &Tensor, data: &SampleData) -> Result<LossAndGrad> {
+        let _products = Wide::set(self.wide);
         let samples = self.samples(tokens)?;
         let cached =
             self.cached(images, data, samples, |start, length| Ok(tokens.f_narrow(0, start, length)?))?;

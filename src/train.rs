@@ -5,6 +5,7 @@ use crate::torch::{no_grad_guard, Tensor};
 use crate::error::{DivaError, Result};
 use crate::feedback::Losses;
 use crate::inputs::{Batch, Poll, Reader};
+use crate::nn::Wide;
 use crate::optim::Optimizer;
 use crate::step::Step;
 
@@ -40,6 +41,7 @@ pub fn train(
     poll: Poll,
     hold: Poll,
 ) -> Result<(Losses, Option<Tensor>)> {
+    let _products = Wide::set(step.wide);
     let (images, data) = reader.read(batch, poll)?;
     if part.share < 1.0 {
         optimizer.scale_grads(1.0 - part.share)?;

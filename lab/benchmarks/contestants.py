@@ -167,7 +167,8 @@ class BestPlain(Plain):
         # Cast first, then copy around the casts: memory never holds a second float32 UNet.
         weights = {id(p): p.detach().to(self.dtype) for p in module.parameters()}
         memo: dict[int, Any] = {key: nn.Parameter(p, requires_grad=False) for key, p in weights.items()}
-        return copy.deepcopy(module, memo).to(dtype=self.dtype, memory_format=self.layout)
+        own = copy.deepcopy(module, memo)
+        return own.to(memory_format=self.layout) if channels_last else own
 
     def step(self, images: Tensor, draws: diva_rs.Draws | None = None) -> Tensor:
         self.clear()

@@ -22,6 +22,7 @@ from lab.benchmarks.machine import stamp
 from lab.benchmarks.memory import memory
 from lab.benchmarks.models import Models, quiet
 from lab.benchmarks.plot import figure, svg
+from lab.benchmarks.products import products
 from lab.benchmarks.ranks import ranks
 from lab.benchmarks.reader import reader
 from lab.benchmarks.sizes import Size, find
@@ -107,6 +108,10 @@ def _launches(bench: _Bench) -> dict[str, Any]:
     return launches(bench.size, bench.precision)
 
 
+def _products(bench: _Bench) -> dict[str, Any]:
+    return products(bench.models, bench.options.rounds)
+
+
 def _reader(bench: _Bench) -> dict[str, Any]:
     small = {"images": 2, "batch": 2, "sizes": ((64, 48),), "rows": 80} if bench.tiny else {}
     return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
@@ -119,6 +124,7 @@ ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "growth": _growth,  # with draws, batch and resolution, and the vision tower's part
     "recap": _recap,  # recap and assembly against plain indexing
     "launches": _launches,  # operations that launch a kernel on a GPU, casts and bytes, without a GPU
+    "products": _products,  # bf16 matrices multiplied in bf16 and in float32, on a CPU
     "draws": _draws,  # keyed draws against torch.randn and randint
     "reader": _reader,  # images/s of one core, and the latent cache; the same for all sizes and precisions
     "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)

@@ -195,6 +195,20 @@ def _launches(found: Record, rows: Record) -> list[str]:
     return [told, "", *table(["launches", "count", "of plain", "casts", "MiB", "most"], body)]
 
 
+def _products(found: Record, rows: Record) -> list[str]:
+    if not found:
+        return ["Products: bf16 on a CPU alone has a choice."]
+    times, speeds = found["contestants"], found["measured"]
+    body = []
+    for name, one in times.items():
+        cells = [f"{name}, chosen" if name == found["chosen"] else name, f"{speeds[name] / 1e9:,.0f}"]
+        cells += [f"{1e3 * statistics.median(one['wall']):.1f}"]
+        cells += [f"{ratio(times, name, found['chosen'], clock):.2f}x" for clock in ("wall", "cpu")]
+        body.append(cells)
+    head = ["products", "GFLOP/s, measured at the start", "step, median ms", "of chosen", "in CPU time"]
+    return ["bf16 matrices multiplied by bf16 instructions, or in float32:", "", *table(head, body)]
+
+
 def _reader(found: Record, rows: Record) -> list[str]:
     names = list(next(iter(found["sizes"].values())))
     body = []
@@ -224,6 +238,7 @@ _WRITERS = {
     "growth": _growth,
     "recap": _recap,
     "launches": _launches,
+    "products": _products,
     "draws": _draws,
     "reader": _reader,
     "ranks": _ranks,

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         metavar="ROW",
         nargs="+",
-        help="step, peak, memory, growth, recap, launches, draws, ranks [default: these], reader",
+        help="step, peak, memory, growth, recap, launches, products, draws, ranks [default: these], reader",
     )
     parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds per comparison [5]")
     parser.add_argument("--output", metavar="FOLDER", help="folder of bench.jsonl and bench.md")

@@ -112,6 +112,22 @@ def test_the_other_rows_measure_what_they_say(tmp_path):
     assert "its calls" in (tmp_path / "bench.md").read_text()
 
 
+def test_rows_of_bf16_tell_what_is_counted_and_chosen():
+    record = run("tiny", "bf16", ["launches", "products"], Options(rounds=1, compile=False))
+    counts, found = record["rows"]["launches"], record["rows"]["products"]
+    ours, plain, batched = (counts[name]["step"] for name in ("ours", "plain", "plain, batched"))
+    assert ours["launches"] < plain["launches"] > batched["launches"] and ours["casts"] > 0
+    assert set(found["contestants"]) == {"bf16", "fp32"}
+    told = section(record)
+    for word in (
+        f"| {found['chosen']}, chosen ",
+        "| step, plain, batched ",
+        "multiplied by bf16 instructions",
+    ):
+        assert word in told, word
+    assert not run("tiny", "fp32", ["products"], Options(rounds=1, compile=False))["rows"]["products"]
+
+
 def test_every_reader_gives_both_inputs_of_every_image():
     record = run("tiny", "fp32", ["reader"], Options(rounds=1))
     found = record["rows"]["reader"]

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use crate::torch::Tensor;
+use crate::torch::{Device, Tensor};
 
 /// The most images that fit into the denoiser's memory: unknown until a pass did not fit. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -42,8 +42,10 @@ impl MemoryLimit {
     }
 }
 
-/// How many images of `latents` (B, C, H, W) fill the machine: those that together are as large as one of 64 x 64.
+/// How many images of `latents` (B, C, H, W) fill the machine: those that together are as large as one of 64 x 64 on a
+/// CPU, and as sixteen elsewhere, where each further pass costs thousands of launches.
 pub(super) fn enough(latents: &Tensor) -> usize {
     let pixels: i64 = latents.size().iter().skip(2).product();
-    (64 * 64 / pixels.max(1)) as usize
+    let images = if latents.device() == Device::Cpu { 1 } else { 16 };
+    (images * 64 * 64 / pixels.max(1)) as usize
 }

@@ -2,7 +2,8 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::mixed::mixed_linear;
+use super::mixed::{mixed_function, mixed_linear};
+use super::products::{compute_in, compute_of};
 use super::weights::Path;
 use crate::error::Result;
 
@@ -21,21 +22,47 @@ pub struct Linear {
     pub bias: Option<Tensor>,
     /// Where the gradient arrives instead of at the weight, in its dtype ([`super::Store::with_leaves`]).
     pub leaf: Option<Tensor>,
-    /// Whether a product in another dtype keeps the weight in that dtype for its backward pass, instead of casting again.
+    /// Whether a product in another dtype keeps a weight that learns in that dtype for its backward pass, instead of
+    /// casting again.
     pub holds: bool,
+    /// Of weight and bias, in the dtype of the products ([`Linear::copy_in`]).
+    pub copy: Option<(Tensor, Option<Tensor>)>,
 }
 
 impl Linear {
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Linear { weight, bias, leaf: None, holds: false }
+        Linear { weight, bias, leaf: None, holds: false, copy: None }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let mixed = self.leaf.is_some() || self.weight.f_kind()? != x.f_kind()?;
-        if mixed && self.weight.requires_grad() {
-            return mixed_linear(x, self);
+        let (kind, compute) = (x.f_kind()?, compute_of(x)?);
+        let (learns, apart) = (self.weight.requires_grad(), self.weight.f_kind()? != kind);
+        let mixed = (learns && (apart || self.leaf.is_some())) || (apart && self.copy.is_some());
+        if compute != kind || mixed {
+            return mixed_linear(x, self, compute, kind);
         }
-        Ok(x.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+        // With other strides libtorch adds the bias by itself.
+        Ok(x.f_contiguous()?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+    }
+
+    /// Of `x` rounded to dtype `kind`, and in this dtype. The gradient at `x` is not rounded where products can give it so.
+    pub fn narrowed(&self, x: &Tensor, kind: Kind) -> Result<Tensor> {
+        match x.f_kind()? == kind {
+            true => self.forward(x),
+            false => mixed_linear(x, self, compute_in(kind, x), kind),
+        }
+    }
+
+    /// Multiplies with copies in dtype `kind` from now on, whose owner keeps them up to date: (copy, what it is of) each.
+    pub fn copy_in(&mut self, kind: Kind) -> Result<Vec<(Tensor, Tensor)>> {
+        let copy = |tensor: &Tensor| tensor.f_detach()?.f_to_kind(kind);
+        let (weight, bias) = (copy(&self.weight)?, self.bias.as_ref().map(copy).transpose()?);
+        let of_bias =
+            bias.iter().zip(&self.bias).map(|(copy, bias)| (copy.shallow_clone(), bias.shallow_clone()));
+        let pairs =
+            [(weight.shallow_clone(), self.weight.shallow_clone())].into_iter().chain(of_bias).collect();
+        self.copy = Some((weight, bias));
+        Ok(pairs)
     }
 }
 
@@ -49,6 +76,17 @@ pub struct Conv2d {
 
 impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match compute_of(x)? {
+            compute if compute != x.f_kind()? => {
+                let conv = self.shallow_clone();
+                mixed_function(x, compute, |x| self.plain(x), move |at, size| conv.at_input(at, size))
+            }
+            _ => self.plain(x),
+        }
+    }
+
+    /// In the dtype of `x`.
+    pub(super) fn plain(&self, x: &Tensor) -> Result<Tensor> {
         if let (Some(size), Some(bias)) = (self.few_pixels(x)?, &self.bias) {
             return self.as_product(x, size, &like(bias, x)?);
         }
@@ -75,6 +113,23 @@ impl Conv2d {
         let weight = like(&self.weight, x)?.f_flatten(1, -1)?;
         let pixels = bias.f_unsqueeze(1)?.f_addmm(&weight, &patches)?; // (out, pixels)
         Ok(pixels.f_view([1, -1, height, width])?)
+    }
+
+    /// The gradient at the input of this `size`, given the one at the output, in its dtype.
+    pub(super) fn at_input(&self, gradient: &Tensor, size: &[i64]) -> Result<Tensor> {
+        let (weight, kernel) = (like(&self.weight, gradient)?, self.weight.size4()?.2);
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        // What a stride leaves of each side.
+        let output = gradient.size4()?;
+        let rest = |side: i64, out: i64| side + 2 * self.padding - kernel - (out - 1) * self.stride;
+        let rests = [rest(size[2], output.2), rest(size[3], output.3)];
+        let (none, dilation) = (None::<&Tensor>, [1, 1]);
+        Ok(gradient.f_conv_transpose2d(&weight, none, stride, padding, rests, 1, dilation)?)
+    }
+
+    pub(super) fn shallow_clone(&self) -> Self {
+        let bias = self.bias.as_ref().map(Tensor::shallow_clone);
+        Conv2d { weight: self.weight.shallow_clone(), bias, ..*self }
     }
 }
 

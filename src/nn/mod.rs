@@ -11,11 +11,13 @@ mod compute;
 mod geglu;
 mod layers;
 mod mixed;
+mod products;
 mod weights;
 
-pub use activation::Activation;
+pub use activation::{narrow_silu, Activation};
 pub use attention::{attention, merge_heads, quick_attention, split_heads};
 pub use compute::Compute;
 pub use geglu::geglu;
 pub use layers::{Conv2d, GroupNorm, LayerNorm, Linear};
+pub use products::{compute_of, Wide};
 pub use weights::{Path, Store};

@@ -1,6 +1,7 @@
 // libtorch's operations over lists of tensors, a few kernels for all of them, which tch does not have (lists.rs). Each
 // returns what went wrong as a message for `diva_free`, or null.
 
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_norm.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -53,6 +54,13 @@ extern "C" char* diva_norms(List tensors, size_t count, Tensor** norms) {
     const auto kind = narrow ? std::optional(at::kFloat) : std::nullopt;
     auto found = at::_foreach_norm(list(tensors, count), 2, kind);
     for (size_t i = 0; i < count; ++i) norms[i] = new Tensor(std::move(found[i]));
+  });
+}
+
+// Overwrites each tensor of `to` by its counterpart.
+extern "C" char* diva_copy(List to, List from, size_t count) {
+  return guarded([&] {
+    if (count > 0) at::_foreach_copy_(list(to, count), list(from, count));
   });
 }
 

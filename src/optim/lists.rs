@@ -6,13 +6,14 @@ use std::ptr::{null, null_mut};
 use crate::autograd::said;
 use crate::error::Result;
 use crate::torch::sys::C_tensor;
-use crate::torch::Tensor;
+use crate::torch::{no_grad_guard, Tensor};
 
 type List = *const *const C_tensor;
 
 #[allow(unsafe_code)]
 extern "C" {
     fn diva_norms(tensors: List, count: usize, norms: *mut *mut C_tensor) -> *mut c_char;
+    fn diva_copy(to: List, from: List, count: usize) -> *mut c_char;
     fn diva_scale(tensors: List, count: usize, factor: *const C_tensor) -> *mut c_char;
     fn diva_sgd(
         params: List,
@@ -48,6 +49,15 @@ pub(super) fn norms(tensors: &[Tensor]) -> Result<Vec<Tensor>> {
     said(unsafe { diva_norms(pointers(tensors).as_ptr(), tensors.len(), found.as_mut_ptr()) })?;
     // SAFETY: without a message every place holds a tensor that was made for us.
     Ok(found.into_iter().map(|norm| unsafe { Tensor::from_ptr(norm) }).collect())
+}
+
+/// Overwrites each tensor by its counterpart, of any dtype, outside any graph.
+#[allow(unsafe_code)]
+pub fn copy(to: &[Tensor], from: &[Tensor]) -> Result<()> {
+    let _no_grad = no_grad_guard();
+    let count = to.len().min(from.len());
+    // SAFETY: the tensors are alive during the call, and both lists have `count` of them.
+    said(unsafe { diva_copy(pointers(to).as_ptr(), pointers(from).as_ptr(), count) })
 }
 
 /// Multiplies every tensor by `factor` (0-dim).

@@ -21,6 +21,7 @@ use crate::error::{DivaError, Result};
 use moves::Move;
 use slot::Slot;
 
+pub use lists::copy;
 pub use lr::LrSchedule;
 pub use rule::Method;
 

@@ -145,7 +145,7 @@ impl Step {
         let negatives = Negatives { seed, group, count };
         let feedback = Feedback { bridge: bridge.core(), teacher, terms: terms_of_all, negatives, draws };
         let tower = self::tower(py, tower)?;
-        Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch })))
+        Ok(Step(Mutex::new(Core { tower, feedback, original, micro_batch, wide: false })))
     }
 
     /// From a `Batch` to gradients, and with `update` on to updated weights: the losses by name (0-dim, on the device),
@@ -191,6 +191,11 @@ impl Step {
             }
         }
         Ok(())
+    }
+
+    /// Multiplies the bf16 matrices of native networks on a CPU in float32 from now on, or in bf16 again.
+    fn widen(&self, wide: bool) {
+        lock(&self.0).wide = wide;
     }
 
     /// The most images that fit into the denoiser's memory at a time; None while all have fitted.

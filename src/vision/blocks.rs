@@ -30,8 +30,9 @@ impl Mlp {
         Ok(Mlp { fc1, fc2, activation })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.fc2.forward(&self.activation.forward(&self.fc1.forward(x)?)?)
+    /// In `compute`, of `x` of any dtype.
+    pub fn forward(&self, x: &Tensor, compute: Kind) -> Result<Tensor> {
+        self.fc2.forward(&self.activation.forward(&self.fc1.narrowed(x, compute)?)?)
     }
 }
 
@@ -56,12 +57,15 @@ impl Qkv {
         }
     }
 
-    /// (B, L, W) -> three of them.
-    fn forward(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    /// (B, L, W) -> three of them in `compute`.
+    fn forward(&self, x: &Tensor, compute: Kind) -> Result<[Tensor; 3]> {
         match self {
-            Qkv::Separate([query, key, value]) => Ok([query.forward(x)?, key.forward(x)?, value.forward(x)?]),
+            Qkv::Separate([query, key, value]) => {
+                let x = x.f_to_kind(compute)?;
+                Ok([query.forward(&x)?, key.forward(&x)?, value.forward(&x)?])
+            }
             Qkv::Packed(linear) => {
-                let mut parts = linear.forward(x)?.f_chunk(3, 2)?.into_iter(); // of (B, L, 3 W)
+                let mut parts = linear.narrowed(x, compute)?.f_chunk(3, 2)?.into_iter(); // of (B, L, 3 W)
                 match (parts.next(), parts.next(), parts.next()) {
                     (Some(query), Some(key), Some(value)) => Ok([query, key, value]),
                     _ => {
@@ -104,12 +108,20 @@ impl Block {
         })
     }
 
+    pub fn linears(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let qkv = match &mut self.qkv {
+            Qkv::Packed(linear) => std::slice::from_mut(linear),
+            Qkv::Separate(linears) => linears,
+        };
+        qkv.iter_mut().chain([&mut self.out, &mut self.mlp.fc1, &mut self.mlp.fc2])
+    }
+
     /// (B, L, W) -> (B, L, W) in the kind of `x`; the matrix products in `compute`.
     pub fn forward(&self, x: &Tensor, compute: Kind) -> Result<Tensor> {
-        let [query, key, value] = self.qkv.forward(&self.norm1.forward(x)?.f_to_kind(compute)?)?;
+        let [query, key, value] = self.qkv.forward(&self.norm1.forward(x)?, compute)?;
         let mixed = self.out.forward(&quick_attention(&query, &key, &value, self.heads)?)?;
         let x = add(x, &mixed, self.scales.as_ref().map(|(scale, _)| scale))?;
-        let fed = self.mlp.forward(&self.norm2.forward(&x)?.f_to_kind(compute)?)?;
+        let fed = self.mlp.forward(&self.norm2.forward(&x)?, compute)?;
         add(&x, &fed, self.scales.as_ref().map(|(_, scale)| scale))
     }
 }

@@ -1,12 +1,12 @@
 //! Pixels to tokens: patch convolution, class and register tokens, positions.
 
-use crate::torch::{Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::config::{Config, Positions, Resize};
 use super::layouts::Names;
 use super::load::rows;
 use crate::error::{floating, DivaError, Result};
-use crate::nn::{Linear, Path};
+use crate::nn::{compute_of, Linear, Path};
 
 const OP: &str = "VisionTransformer.tokens";
 
@@ -52,6 +52,10 @@ impl Embed {
         Ok(Embed { stem, class, registers, positions, prefix_rows, image, patch, grid, width, resize })
     }
 
+    pub fn device(&self) -> Device {
+        self.stem.weight.device()
+    }
+
     /// The kind that the weights have now.
     pub fn kind(&self) -> Kind {
         self.stem.weight.kind()
@@ -60,6 +64,8 @@ impl Embed {
     /// (B, 3, H, W) -> (B, prefix + P, W): the convolution in `compute`, the sum in `residual`.
     pub fn forward(&self, images: &Tensor, compute: Kind, residual: Kind) -> Result<Tensor> {
         let grid = self.check(images)?;
+        let images = images.f_to_kind(compute)?;
+        let compute = compute_of(&images)?;
         let weight = self.stem.weight.f_to_kind(compute)?;
         let bias = self.stem.bias.as_ref().map(|bias| bias.f_to_kind(compute)).transpose()?;
         let patch = [self.patch.0, self.patch.1];

@@ -81,7 +81,7 @@ impl MapHead {
             (key_value.f_narrow(2, 0, self.width)?, key_value.f_narrow(2, self.width, self.width)?);
         let pooled =
             self.out.forward(&quick_attention(&query, &key, &value, self.heads)?)?.f_to_kind(kind)?;
-        let fed = self.mlp.forward(&self.norm.forward(&pooled)?.f_to_kind(compute)?)?;
+        let fed = self.mlp.forward(&self.norm.forward(&pooled)?, compute)?;
         Ok(pooled.f_add(&fed)?)
     }
 }

@@ -1,6 +1,6 @@
 //! The tower: embedding, blocks, pooling, and the layers of the library's head that cannot wait.
 
-use crate::torch::{Kind, Tensor};
+use crate::torch::{Device, Kind, Tensor};
 
 use super::blocks::{Block, Mlp, MlpSizes};
 use super::config::{Config, HeadLayer, Pool};
@@ -9,6 +9,7 @@ use super::load;
 use super::map_head::MapHead;
 use crate::error::{DivaError, Result};
 use crate::nn::{Activation, LayerNorm, Linear, Path, Store};
+use crate::optim::copy;
 use crate::step::VisionTower;
 
 enum Head {
@@ -35,6 +36,8 @@ pub struct Vit {
     pub(super) compute: Kind,
     pub(super) checkpoint: bool,
     residual: Kind,
+    /// Weights of the blocks in `compute`, and the weights themselves: where launches are dear, all are cast together.
+    copies: (Vec<Tensor>, Vec<Tensor>),
 }
 
 impl Vit {
@@ -56,7 +59,7 @@ impl Vit {
         let root = if config.root.is_empty() { store.root() } else { store.root() / &config.root };
         let norm = |key: &str| load::norm(&(&root / key), config.width, config.eps);
         let blocks = &root / names.blocks;
-        let vit = Vit {
+        let mut vit = Vit {
             embed: Embed::load(&root, &names, config)?,
             norm_pre: names.norm_pre.filter(|_| config.norm_pre).map(norm).transpose()?,
             blocks: (0..config.layers)
@@ -75,8 +78,16 @@ impl Vit {
             compute,
             checkpoint: config.checkpoint,
             residual: wider(weights, compute),
+            copies: Default::default(),
         };
         store.finish()?;
+        if compute != weights && vit.embed.device() != Device::Cpu {
+            for linear in vit.blocks.iter_mut().flat_map(Block::linears) {
+                let (copies, of): (Vec<_>, Vec<_>) = linear.copy_in(compute)?.into_iter().unzip();
+                vit.copies.0.extend(copies);
+                vit.copies.1.extend(of);
+            }
+        }
         Ok(vit)
     }
 
@@ -90,6 +101,7 @@ impl Vit {
             );
             return Err(DivaError::config("VisionTransformer.tokens", what));
         }
+        copy(&self.copies.0, &self.copies.1)?; // in each pass: a change through `.data` leaves no trace
         let x = self.embed.forward(images, self.compute, self.residual)?;
         self.norm_pre.as_ref().map_or(Ok(x.shallow_clone()), |norm| norm.forward(&x))
     }
@@ -120,7 +132,7 @@ impl Vit {
                 Head::Linear(linear) => {
                     linear.forward(&tokens.f_to_kind(self.compute)?)?.f_to_kind(self.residual)?
                 }
-                Head::Mlp(mlp) => mlp.forward(&tokens.f_to_kind(self.compute)?)?.f_to_kind(self.residual)?,
+                Head::Mlp(mlp) => mlp.forward(&tokens, self.compute)?.f_to_kind(self.residual)?,
             };
         }
         Ok(tokens)

@@ -1,36 +1,78 @@
 """Half precision, and a teacher on another device than CLIP."""
 
+import shutil
 import warnings
 
 import pytest
 import torch
 
 from builders.small import images, small_clip, small_teacher, small_unet
-from diva_rs import Recipe, Teacher, Trainer
-from diva_rs.errors import ConfigError
+from diva_rs import Recipe, Teacher, Trainer, post_train
+from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native import NotNative, native_denoiser, native_encoder
-from diva_rs.step import modules
+from diva_rs.step import precision
 
 pytestmark = pytest.mark.hostile
 
+BF16 = Recipe(precision="bf16")
+
+
+def _speeds(monkeypatch, bf16, fp32):
+    monkeypatch.setattr(precision, "measured", lambda: {"bf16": bf16, "fp32": fp32})
+
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
-def test_bf16_on_a_cpu_without_it_says_so_and_trains(monkeypatch, backend):
-    monkeypatch.setattr(modules, "computes_bf16", lambda device: False)
-    with pytest.warns(UserWarning, match=r'precision="bf16": this cpu device has no bfloat16.*fp32'):
+def test_bf16_on_a_cpu_where_float32_is_faster_says_so_and_trains(monkeypatch, backend):
+    _speeds(monkeypatch, 121e9, 189e9)
+    with pytest.warns(UserWarning, match=r'precision="bf16": this cpu .*121 .* 189 .*"fp32" is faster'):
         trainer = Trainer(small_clip(), small_teacher(), Recipe(precision="bf16", backend=backend))
+    assert trainer.step_modules.products == "fp32"
     loss = trainer.step(images(2))
     assert loss.dtype == torch.float32 and bool(torch.isfinite(loss))
     assert all(parameter.grad.dtype == torch.float32 for parameter in trainer.parameters().values())
 
 
-def test_no_word_where_it_is_supported_or_not_asked_for(monkeypatch):
-    monkeypatch.setattr(modules, "computes_bf16", lambda device: True)
+def test_no_word_where_bf16_is_faster_or_not_asked_for(monkeypatch):
+    _speeds(monkeypatch, 2e9, 2.05e9)  # within what a measurement may be off
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        Trainer(small_clip(), small_teacher(), Recipe(precision="bf16"))
-        monkeypatch.setattr(modules, "computes_bf16", lambda device: False)
-        Trainer(small_clip(), small_teacher(), Recipe(precision="fp32"))
+        assert Trainer(small_clip(), small_teacher(), BF16).step_modules.products == "bf16"
+        _speeds(monkeypatch, 1e9, 2e9)
+        for recipe in (Recipe(precision="fp32"), BF16.replace(products="bf16")):
+            Trainer(small_clip(), small_teacher(), recipe)
+
+
+def test_a_resumed_run_keeps_what_multiplies_unless_the_recipe_says(monkeypatch):
+    _speeds(monkeypatch, 1e9, 1e9)
+    wide = Trainer(small_clip(), small_teacher(), BF16.replace(products="fp32"))
+    narrow = Trainer(small_clip(), small_teacher(), BF16)
+    states = [wide.state_dict(), narrow.state_dict()]
+    assert [state["products"] for state in states] == ["fp32", "bf16"]
+    losses = [float(trainer.step(images(2))) for trainer in (wide, narrow)]
+    assert losses[0] != losses[1]
+    for state, loss in zip(states, losses, strict=True):
+        again = Trainer(small_clip(seed=5), small_teacher(), BF16)
+        again.load_state_dict(state)
+        assert float(again.step(images(2))) == loss
+    wide.load_state_dict(states[1])
+    assert wide.step_modules.products == "fp32"
+    with pytest.raises(WeightsError, match="products is 7 in the saved state"):
+        wide.load_state_dict({**states[0], "products": 7})
+
+
+def test_a_run_goes_on_with_the_products_it_began_with(monkeypatch, tmp_path):
+    def run(bf16, steps):
+        _speeds(monkeypatch, bf16, 1e9)
+        recipe = BF16.replace(batch=2, schedule="constant", steps=steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            result = post_train(small_clip(), small_teacher(), [images(2)] * 4, recipe, output_dir=tmp_path)
+        return result.history[-1]["loss"]
+
+    whole = run(0.5e9, 4)
+    shutil.rmtree(tmp_path)
+    run(0.5e9, 2)
+    assert run(2e9, 4) == whole  # on a machine that would choose otherwise
 
 
 def test_float16_weights_of_clip_are_refused_with_what_to_do():
@@ -67,11 +109,12 @@ def test_a_teacher_elsewhere_gets_copies_and_answers_to_where_it_was_asked_from(
             run()
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
-def test_a_teacher_in_another_dtype_than_clip_is_the_same_as_one_that_was_cast(backend):
+@pytest.mark.parametrize(("backend", "products"), [("native", "bf16"), ("native", "fp32"), ("torch", "auto")])
+def test_a_teacher_in_another_dtype_than_clip_is_the_same_as_one_that_was_cast(backend, products):
     """The copies change device and dtype in one place: here the dtype is seen to come back."""
     clip, teacher = small_clip(), small_teacher()
-    trainer = Trainer(clip, teacher, Recipe(precision="bf16", backend=backend, lr=1e-2))
+    recipe = BF16.replace(backend=backend, products=products, lr=1e-2)
+    trainer = Trainer(clip, teacher, recipe)
     assert trainer.teacher.dtype == torch.bfloat16 and teacher.dtype == torch.float32
     inputs = trainer.step_modules.inputs(images(2), None, 0, None, 0)
     tokens = trainer.step_modules.tokens(inputs.images).detach().float()

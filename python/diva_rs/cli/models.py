@@ -119,7 +119,7 @@ def load_teacher(options: ImageOptions, device: torch.device) -> Teacher:
         given[name] = value
         with suppress(ValueError):
             given[name] = json.loads(value)  # a number
-    return Teacher(options.teacher, device=device, **given)
+    return Teacher(options.teacher, device=device, consume=True, **given)
 
 
 def load_images(

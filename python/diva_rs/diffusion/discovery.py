@@ -11,6 +11,7 @@ from diva_rs._base.hub import mirror
 from diva_rs._base.stored import check_stored
 from diva_rs.clip import unwrap
 from diva_rs.diffusion.families import family_of, folders, supported
+from diva_rs.diffusion.frozen import emptied
 from diva_rs.diffusion.loading import denoiser_name, load_part, text_config
 from diva_rs.errors import ConfigError, WeightsError, a_type
 
@@ -100,6 +101,12 @@ class Parts:
     def owned(self, name: str) -> bool:
         """Whether the part was loaded here, so that no other object holds it."""
         return self._where.get(name, "").startswith("from ")
+
+    def consume(self, part: nn.Module, used: nn.Module) -> None:
+        """Empty a part of which ``used`` is a copy, and hold the copy in its place."""
+        if part is not used:
+            emptied(part)
+            self._parts = {name: used if one is part else one for name, one in self._parts.items()}
 
     def where(self, name: str) -> str:
         """Where the part is from, for people."""

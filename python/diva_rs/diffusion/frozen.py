@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from diva_rs.errors import ConfigError, DeviceError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+_CONSUMED = "_diva_rs_consumed"
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -19,6 +21,8 @@ def freeze(module: nn.Module) -> nn.Module:
 
 def home(module: nn.Module, name: str) -> tuple[torch.device, torch.dtype]:
     """The one device of a module's tensors, and the dtype of its first floating-point tensor."""
+    if _CONSUMED in vars(module):
+        _refuse(module)
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise ConfigError(
             f"{name} is offloaded by accelerate, which moves its weights away between forward and backward: "
@@ -67,6 +71,29 @@ def rebuilt(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> nn.Module
                 converted = nn.Parameter(converted, requires_grad=False)
             memo[id(tensor)] = converted
         return copy.deepcopy(module, memo)
+
+
+def emptied(module: nn.Module) -> None:
+    """Drop the weights of a module that a copy stands in for: its use is an error from then on."""
+    setattr(module.to_empty(device="meta"), _CONSUMED, True)
+    module.register_forward_pre_hook(_refuse)
+    module.register_state_dict_pre_hook(_refuse)  # type: ignore[no-untyped-call]
+
+
+def _refuse(module: nn.Module, *_: object) -> NoReturn:
+    raise ConfigError(
+        f"this {type(module).__name__} is empty: Teacher(consume=True) has moved its weights into the "
+        "teacher, whose .denoiser and .vae hold them in the dtype of the computation"
+    )
+
+
+def gib(module: nn.Module) -> str:
+    """The memory that a module's tensors take.
+
+    >>> gib(nn.Linear(2**14, 2**14))
+    '1.0 GiB'
+    """
+    return f"{sum(tensor.nbytes for _, tensor in _tensors(module)) / 2**30:.1f} GiB"
 
 
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

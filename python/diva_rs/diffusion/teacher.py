@@ -1,6 +1,7 @@
 """The teacher: everything diva_rs needs of a generative model, behind one object."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,17 +18,20 @@ from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.families import make
 from diva_rs.diffusion.families.family import ENCODE, Context, Family
 from diva_rs.diffusion.families.predict import predictor
-from diva_rs.diffusion.frozen import PRECISIONS, fitted, freeze, home, moved, no_autocast
+from diva_rs.diffusion.frozen import PRECISIONS, fitted, freeze, gib, home, moved, no_autocast
 from diva_rs.diffusion.schedule import schedule_from_scheduler
 from diva_rs.diffusion.text import TextSource
 from diva_rs.errors import ConfigError
+
+_log = logging.getLogger("diva_rs")
 
 
 class Teacher:
     """A diffusion model as a pure function: noisy latents, timesteps, condition -> prediction.
 
     The modules given are put into eval mode and frozen, in place. Where ``device`` or `to_precision` asks for
-    another device or dtype, a copy is used instead of the module given.
+    another device or dtype, a copy is used instead of the module given: two of them in memory, unless
+    ``consume`` is set.
 
     Args:
         unet: a denoiser of a known family (`diva_rs.diffusion.families`), a pipeline that holds one, a folder
@@ -45,6 +49,9 @@ class Teacher:
             inputs are in the recipe's precision; its weights are frozen where it is a module or its method.
         latent_shape: (C, h, w) of what ``predict`` denoises.
         condition_width: C of the condition of ``predict``; by default that of ``text_condition``.
+        consume: whether a denoiser or VAE that is given gives its weights up to its copy. Such a module is
+            empty once a trainer is made (the VAE after its first batch), and its use raises ConfigError. The
+            teacher itself is converted in place, once.
         options: of the denoiser's family. A UNet of SDXL takes ``added_cond_kwargs``, its pooled
             "text_embeds" (1, D) and "time_ids" (1, 6), by default zeros and the size of the image without
             cropping (SDXL's refiner: 5 ids, with an aesthetic score of 6). A UNet of Stable unCLIP takes
@@ -93,6 +100,7 @@ class Teacher:
         predict: Callable[[Tensor, Tensor, Condition], Tensor] | None = None,
         latent_shape: tuple[int, ...] | None = None,
         condition_width: int | None = None,
+        consume: bool = False,
         **options: Any,
     ) -> None:
         source = unet if denoiser is None else denoiser
@@ -102,7 +110,7 @@ class Teacher:
             source = predictor(source, predict, latent_shape, condition_width, text_condition)
         self._parts = Parts(source, {"vae": vae, "scheduler": scheduler})
         self.given, self.trainable, self._options = self._parts.denoiser, False, options
-        self.products = None
+        self.products, self._consume = None, consume
         self._settled(None if device is None else available_device(device), None)
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
@@ -141,7 +149,13 @@ class Teacher:
             raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
         if PRECISIONS[precision] == self._precision:
             return self
-        return copy.copy(self)._settled(self._wanted_device, PRECISIONS[precision])
+        if self._consume and self._precision is not None and PRECISIONS[precision] != self.dtype:
+            raise ConfigError(
+                f"this teacher consumes its models, for {self.dtype} already: make another one, of models "
+                f'that are loaded again, for precision="{precision}"'
+            )
+        other = self if self._consume else copy.copy(self)
+        return other._settled(self._wanted_device, PRECISIONS[precision])
 
     def on(self, device: torch.device | str) -> "Teacher":
         """This teacher on ``device``: itself where it is there already, otherwise one with a copy there.
@@ -152,6 +166,12 @@ class Teacher:
         """
         device = available_device(device)
         return self if device == self.device else copy.copy(self)._settled(device, self._precision)
+
+    def release(self) -> None:
+        """With ``consume``: empty the denoiser given, of which a copy is used from here on."""
+        if self._consume:
+            self._parts.consume(self.given, self.denoiser)
+            self.given = self.denoiser
 
     def training(self, precision: str = "fp32") -> "Teacher":
         """This teacher with a denoiser whose parameters train, in eval mode.
@@ -279,6 +299,8 @@ class Teacher:
         if self._vae is None:
             own, channels = (self.device, self.dtype), self.family.channels
             self._vae = autoencoder.vae_of(self._parts, channels, own, self._wanted_device, self._precision)
+            if self._consume and self._precision is not None and self._vae is not None:
+                self._parts.consume(self._parts.need("vae"), self._vae)
         return self._vae
 
     @cached_property
@@ -337,6 +359,12 @@ class Teacher:
         home(self.given, name)
         self.denoiser = freeze(fitted(self.given, device, precision)).requires_grad_(self.trainable)
         self.device, self.dtype = home(self.denoiser, name)
+        if self.denoiser is not self.given and not self._consume:
+            _log.info(
+                "%s is in memory twice, as given (%s) and in %s on %s (%s): Teacher(..., consume=True) keeps "
+                "the second alone",
+                *(name, gib(self.given), self.dtype, self.device, gib(self.denoiser)),
+            )
         self._vae = None
         # Methods and no closures: a teacher is copied, and sent to worker processes.
         context = Context(self._empty_text, self._usual_downscale, self._parts.pooled_width, self._parts.get)

@@ -120,11 +120,14 @@ class Fields(Settings):
     denoiser_checkpointing: bool = False
     """whether the native denoiser computes its blocks again in the backward pass, for less memory"""
     denoiser_batch: Count | None = None
-    """most images, each draw counted, per pass of the denoiser; None: draw by draw, small latents together"""
+    """most images, each draw counted, per pass of the denoiser; None: on a CPU draw by draw, small latents
+    together, elsewhere up to 16"""
 
     # The computation.
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     """of the computation (bf16: over float32 CLIP weights)"""
+    products: Literal["auto", "bf16", "fp32"] = "auto"
+    """what multiplies bf16 matrices on a CPU; "auto": the faster one, which a resumed run keeps"""
     backend: Literal["auto", "torch", "native"] = "auto"
     """what runs the networks"""
 
@@ -211,6 +214,7 @@ class RecipeFields(TypedDict, total=False):
     denoiser_checkpointing: bool
     denoiser_batch: int | None
     precision: Literal["fp32", "bf16", "fp64"]
+    products: Literal["auto", "bf16", "fp32"]
     backend: Literal["auto", "torch", "native"]
     pixels: Literal["unit", "clip", "symmetric"]
     vae_pixels: Literal["symmetric", "official"]

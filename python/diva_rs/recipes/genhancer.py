@@ -107,8 +107,8 @@ def _presets() -> Iterator[tuple[str, Preset]]:
                     teacher="a FLUX of random weights with 2 double and 4 single blocks (1.3 billion "
                     "parameters), the VAE of FLUX.1 and guidance 4 (see diva_rs.recipes.genhancer)",
                     images="CC3M, random crops of 0.9 to 1.0",
-                    memory="20 GiB for stage 1 with one image in bf16 with denoiser_checkpointing, from a "
-                    "measurement of half of the blocks on a CPU with ViT-L/14 at 224",
+                    memory="19.7 GiB for stage 1 with one image in bf16 with denoiser_checkpointing, "
+                    "measured on a CPU with ViT-L/14 at 224",
                     slots=("tokens", "pooled"),
                 ),
             )

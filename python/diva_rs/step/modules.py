@@ -6,7 +6,7 @@ between them, the reader that makes tensors of a batch, and the native step that
 
 import copy
 import logging
-import warnings
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +27,7 @@ from diva_rs.recipes.stage import WEIGHTS
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, Reader
+from diva_rs.step.precision import products_of
 from diva_rs.step.terms import Term, identity_of, named_terms
 
 _log = logging.getLogger("diva_rs")
@@ -56,19 +57,15 @@ class StepModules:
         self.parameters = self.tower.named_parameters()
         self._clip = clip
         self.device, self.dtype = self._student_home()
-        if recipe.precision == "bf16" and not computes_bf16(self.device):
-            warnings.warn(
-                f'precision="bf16": this {self.device.type} device has no bfloat16 arithmetic and emulates '
-                'it, more slowly than "fp32"',
-                UserWarning,
-                stacklevel=3,
-            )
+        products = products_of(recipe, self.device)
         trained = any(
             group.name.partition(":")[0] == "denoiser" for stage in recipe.plan() for group in stage.groups
         )
         self.teacher: Teacher | None = None
         if unet is not None:
-            teacher = Teacher.of(unet)
+            # Nobody else holds what is loaded here from files.
+            loaded = isinstance(unet, (str, os.PathLike))
+            teacher = Teacher(unet, consume=True) if loaded else Teacher.of(unet)
             self.teacher = (teacher.training if trained else teacher.to_precision)(recipe.precision)
         self._check_objective(trained)
         if projector is None:
@@ -93,6 +90,8 @@ class StepModules:
         if trained and self.teacher is not None:
             self.parts["denoiser"] = self._denoiser_parameters(self.teacher)
         denoiser = Part(None, WITHOUT) if self.teacher is None else choose_denoiser(self.teacher, recipe)
+        if self.teacher is not None:
+            self.teacher.release()
         self._parts = {"tower": tower, "denoiser": denoiser}
         self.step = _native.Step(
             tower.network,
@@ -117,7 +116,13 @@ class StepModules:
             micro_batch=recipe.micro_batch,
             denoiser_batch=recipe.denoiser_batch,
         )
+        self.multiply(products)
         self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
+
+    def multiply(self, products: str | None) -> None:
+        """Multiply the bf16 matrices of native networks in "bf16" or "fp32"; None: there is no choice."""
+        self.products = products
+        self.step.widen(products == "fp32")
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Give the recipe's own terms these weights, by name: all of them."""
@@ -345,17 +350,6 @@ class StepModules:
                 return tower.tokens(images)
 
         return tokens
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 numbers itself; others give the same results, but slowly.
-
-    >>> computes_bf16(torch.device("meta"))
-    True
-    """
-    if device.type == "cpu":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def as_recipe(recipe: Recipe | str | None) -> Recipe:

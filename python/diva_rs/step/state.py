@@ -18,6 +18,7 @@ class State(NamedTuple):
     parameters: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     counters: dict[str, int]
+    products: str | None  # what multiplied bf16 matrices, where there was a choice
 
 
 def checked_state(state: Any, own: Mapping[str, Tensor], device: torch.device) -> State:
@@ -40,7 +41,10 @@ def checked_state(state: Any, own: Mapping[str, Tensor], device: torch.device) -
         _check_plain(name, value, device)
     for name, parameter in own.items():
         _check_like(name, saved[name], parameter)
-    return State(saved, optimizer, {name: _count(counters, name) for name in _COUNTERS})
+    products = state.get("products")
+    if products not in (None, "bf16", "fp32"):
+        raise WeightsError(f"products is {shown(products)} in the saved state, expected 'bf16' or 'fp32'")
+    return State(saved, optimizer, {name: _count(counters, name) for name in _COUNTERS}, products)
 
 
 def _mapping(state: Any, name: str) -> Mapping[str, Any]:

@@ -228,6 +228,7 @@ class Trainer:
             },
             "recipe": self.recipe.to_dict(),
             **({} if low_rank is None else {"low_rank": low_rank.facts()}),
+            **({} if (products := self.step_modules.products) is None else {"products": products}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -242,6 +243,8 @@ class Trainer:
         saved = checked_state(state, self.parameters(), modules.device)
         if modules.low_rank is not None:
             modules.low_rank.check(state.get("low_rank"))
+        if modules.products is not None and self.recipe.products == "auto":
+            modules.multiply(saved.products or modules.products)
         self._stages.load(saved.counters["steps_done"], saved.optimizer)
         modules.weigh(self._stages.current.weights)
         modules.write(saved.parameters)

@@ -5,7 +5,7 @@ use crate::torch::Tensor;
 use super::config::{Config, TimeScaleShift};
 use crate::denoiser::layers::{conv, linear, narrowed};
 use crate::error::Result;
-use crate::nn::{Conv2d, GroupNorm, Linear, Path};
+use crate::nn::{narrow_silu, Conv2d, GroupNorm, Linear, Path};
 
 /// diffusers resnet.py `ResnetBlock2D`, with SiLU.
 pub struct ResnetBlock {
@@ -48,8 +48,8 @@ impl ResnetBlock {
 
     /// x (B, C, h, w), time (B, T) after its SiLU -> (B, C', h, w). Norms, activations and sums in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let narrow = |x: &Tensor| narrowed(x, &self.conv1.weight);
-        let hidden = self.conv1.forward(&narrow(&self.norm1.forward(x)?.f_silu()?)?)?;
+        let kind = self.conv1.weight.f_kind()?;
+        let hidden = self.conv1.forward(&narrow_silu(&self.norm1.forward(x)?, kind)?)?;
         let time = self.time_emb_proj.forward(time)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // (B, C' | 2 C', 1, 1)
         let hidden = match self.time_scale_shift {
             TimeScaleShift::Default => self.norm2.forward(&hidden.f_add(&time)?)?,
@@ -59,9 +59,11 @@ impl ResnetBlock {
                 self.norm2.forward(&hidden)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?
             }
         };
-        let hidden = self.conv2.forward(&narrow(&hidden.f_silu()?)?)?;
+        let hidden = self.conv2.forward(&narrow_silu(&hidden, kind)?)?;
         let sum = match &self.conv_shortcut {
-            Some(shortcut) => shortcut.forward(&narrow(x)?)?.f_to_kind(x.f_kind()?)?.f_add(&hidden)?,
+            Some(shortcut) => {
+                shortcut.forward(&narrowed(x, &shortcut.weight)?)?.f_to_kind(x.f_kind()?)?.f_add(&hidden)?
+            }
             None => x.f_add(&hidden)?,
         };
         Ok(if self.output_scale_factor == 1.0 { sum } else { sum.f_div_scalar(self.output_scale_factor)? })

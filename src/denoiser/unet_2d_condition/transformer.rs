@@ -50,15 +50,15 @@ impl Transformer2D {
     /// x (B, C, h, w) -> (B, C, h, w), in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
         let (batch, channels, height, width) = x.size4()?;
-        let narrow = |x: &Tensor| narrowed(x, &self.proj_in.weight);
-        let pixels = narrow(&self.norm.forward(x)?)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
-        let mut hidden = self.proj_in.forward(&pixels)?.f_to_kind(x.f_kind()?)?;
+        let kind = self.proj_in.weight.f_kind()?;
+        let pixels = self.norm.forward(x)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
+        let mut hidden = self.proj_in.narrowed(&pixels, kind)?.f_to_kind(x.f_kind()?)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, given)?;
         }
         // The sum takes the layout of `x`, which comes first: in that of `out`, channels last, every convolution to come
         // would rearrange its weights.
-        let out = self.proj_out.forward(&narrow(&hidden)?)?.f_transpose(1, 2)?; // (B, C, h w)
+        let out = self.proj_out.narrowed(&hidden, kind)?.f_transpose(1, 2)?; // (B, C, h w)
         Ok(x.f_add(&out.f_reshape([batch, channels, height, width])?)?)
     }
 }
@@ -91,11 +91,9 @@ impl TransformerLayer {
     }
 
     fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
-        let narrow = |x: &Tensor| narrowed(x, &self.attn1.to_q.weight);
-        let normed = narrow(&self.norm1.forward(x)?)?;
-        let x = self.attn1.to_itself(&normed)?.f_add(x)?;
-        let x = self.attn2.forward(&narrow(&self.norm2.forward(&x)?)?, given)?.f_add(&x)?;
-        Ok(self.ff.forward(&narrow(&self.norm3.forward(&x)?)?)?.f_add(&x)?)
+        let x = self.attn1.to_itself(&self.norm1.forward(x)?)?.f_add(x)?;
+        let x = self.attn2.forward(&self.norm2.forward(&x)?, given)?.f_add(&x)?;
+        Ok(self.ff.forward(&self.norm3.forward(&x)?)?.f_add(&x)?)
     }
 }
 
@@ -154,6 +152,6 @@ impl GegluFeedForward {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.out.forward(&geglu(&self.proj.forward(x)?)?)
+        self.out.forward(&geglu(&self.proj.narrowed(x, self.proj.weight.f_kind()?)?)?)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
+use super::products::compute_of;
 use crate::error::Result;
 
 mod blocks; // by libtorch's products, in bf16
@@ -44,7 +45,7 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Re
 
 /// [`attention`] in the way that is the fastest for bf16 on a CPU (benches/results/profile-cpu.md):
 /// without scores in memory where the processor multiplies bf16 vectors, by libtorch's matrix
-/// products where it has other means. In float32 libtorch's fused kernel is the faster one.
+/// products where it has other means, by its fused kernel where products are to be float32. In float32 libtorch's fused kernel is the faster one.
 pub fn quick_attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
     let inputs = [query, key, value];
     let here = inputs.iter().all(|x| x.device() == Device::Cpu && x.f_kind().ok() == Some(Kind::BFloat16));
@@ -54,6 +55,11 @@ pub fn quick_attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64)
     #[cfg(target_arch = "x86_64")]
     if flash::fits(inputs, heads)? {
         return flash::flash(query, key, value, heads);
+    }
+    let compute = compute_of(query)?;
+    if compute != Kind::BFloat16 {
+        let wide = |x: &Tensor| x.f_to_kind(compute);
+        return Ok(attention(&wide(query)?, &wide(key)?, &wide(value)?, heads)?.f_to_kind(Kind::BFloat16)?);
     }
     let learns = inputs.iter().any(|x| x.requires_grad());
     if learns && query.size3()?.1 * key.size3()?.1 > KEPT {
