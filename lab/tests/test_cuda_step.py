@@ -52,6 +52,18 @@ def test_loss_and_gradient_are_the_hosts(name, device):
 
 
 @devices
+def test_the_fused_recap_gives_the_same_step(device, monkeypatch):
+    """On the CPU the core's own operations run both times."""
+    draws = Models(find("tiny")).draws()
+    want, gradients = stepped("ours", device, draws)
+    monkeypatch.setenv("DIVA_RS_FUSED_RECAP", "1")
+    loss, found = stepped("ours", device, draws)
+    assert abs(loss - want) <= 1e-5 * want and found.keys() == gradients.keys()
+    for key, gradient in found.items():
+        assert (gradient - gradients[key]).norm() <= 1e-5 * gradients[key].norm(), key
+
+
+@devices
 def test_a_step_never_waits_for_the_device(device):
     """Draws keyed on the host, copied, and used: with CUDA's own watch for synchronisation on."""
     models = built(device)

@@ -1,5 +1,6 @@
 """Between the student and the teacher: the projector that trains, and the native bridge over its weights."""
 
+import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -72,9 +73,13 @@ def make_bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.B
 
 
 def fused_recap(tower: Tower, projector: nn.Module, recipe: Recipe) -> Callable[..., Tensor] | None:
-    """The Triton kernel for this bridge, where its weights are on CUDA and Triton is installed. None where
-    the core's own operations run, also for windows, broadcast text, an mlp, two slots and float64.
+    """The Triton kernel for this bridge, where ``DIVA_RS_FUSED_RECAP=1`` is set and the weights are on CUDA.
+
+    Otherwise the core's own operations run, also for windows, broadcast text, an mlp, two slots and float64.
+    It is to be switched on until somebody has compared it on a card: `benches/gpu.sh` does.
     """
+    if os.environ.get("DIVA_RS_FUSED_RECAP") != "1":
+        return None
     named: dict[str, Tensor | None] = {"proj": tower.proj, **projector.state_dict(prefix="projector.")}
     if tower.norm is not None:
         named = {"norm.weight": tower.norm.weight, "norm.bias": tower.norm.bias, **named}
