@@ -90,7 +90,7 @@ class Models:
         """A fresh projector with the same initial weights at every call."""
         slots = Slots(tokens=self.size.unet["cross_attention_dim"])
         with torch.device(self.device):
-            return make_projector(self.recipe, self.size.clip["embed_dim"], slots)
+            return make_projector(self.recipe, self.size.clip["embed_dim"], slots).to(self.device)
 
     def images(self, seed: int = 0, batch: int | None = None) -> Tensor:
         """(B, 3, side, side) in [0, 1]."""

@@ -57,10 +57,8 @@ impl Attention {
     /// Of a context (B, S, D): keys and values (B, S, W).
     pub fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
         if let Some(packed) = &self.packed {
-            let mut parts = packed.keys_values.forward(context)?.f_chunk(2, 2)?.into_iter();
-            if let (Some(key), Some(value)) = (parts.next(), parts.next()) {
-                return Ok((key, value));
-            }
+            let both = packed.keys_values.forward(context)?;
+            return Ok((part(&both, 0, 2)?, part(&both, 1, 2)?));
         }
         Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
     }
@@ -74,9 +72,8 @@ impl Attention {
     /// Of a sequence to itself.
     pub fn to_itself(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(Packed { all: Some(all), .. }) = &self.packed {
-            if let [query, key, value] = &all.narrowed(x, all.weight.f_kind()?)?.f_chunk(3, 2)?[..] {
-                return self.mixed(query, key, value);
-            }
+            let all = all.narrowed(x, all.weight.f_kind()?)?;
+            return self.mixed(&part(&all, 0, 3)?, &part(&all, 1, 3)?, &part(&all, 2, 3)?);
         }
         let x = narrowed(x, &self.to_q.weight)?;
         self.forward(&x, self.keys_values(&x)?)
@@ -85,6 +82,12 @@ impl Attention {
     fn mixed(&self, query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
         self.to_out.forward(&quick_attention(query, key, value, self.heads)?)
     }
+}
+
+/// One of `parts` equal parts of the last dimension of x (B, L, W).
+fn part(x: &Tensor, index: i64, parts: i64) -> Result<Tensor> {
+    let width = x.size3()?.2 / parts;
+    Ok(x.f_narrow(2, index * width, width)?)
 }
 
 /// One layer whose outputs are those of all.

@@ -31,24 +31,25 @@ struct Kept {
 
 impl Backward for Kept {
     fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let width = self.both.size().last().copied().unwrap_or(0).max(2);
-        let found = self.both.f_contiguous()?.f_empty_like()?;
-        let rows = if self.both.device() == Device::Cpu { (BLOCK / width).max(1) } else { i64::MAX };
-        let blocks = |x: &Tensor, width: i64| x.f_reshape([-1, width])?.f_split(rows, 0);
-        let (all, to) = (blocks(&self.both, width)?, blocks(&found, width)?);
-        for ((both, gradient), to) in all.iter().zip(blocks(gradient, width / 2)?).zip(&to) {
-            at_both(both, &gradient, to)?;
+        if self.both.device() != Device::Cpu {
+            return Ok(vec![Some(at_both(&self.both, gradient)?)]);
         }
-        Ok(vec![Some(found)])
+        let width = self.both.size().last().copied().unwrap_or(0).max(2);
+        let rows = (BLOCK / width).max(1);
+        let blocks = |x: &Tensor, width: i64| x.f_reshape([-1, width])?.f_split(rows, 0);
+        let (both, gradient) = (blocks(&self.both, width)?, blocks(gradient, width / 2)?);
+        let found = both.iter().zip(&gradient).map(|(both, gradient)| at_both(both, gradient));
+        let found = Tensor::f_cat(&found.collect::<Result<Vec<_>>>()?, 0)?;
+        Ok(vec![Some(found.f_view(self.both.size().as_slice())?)])
     }
 }
 
-/// Writes the gradient at value and gate, given the one at the product.
-fn at_both(both: &Tensor, gradient: &Tensor, to: &Tensor) -> Result<()> {
-    let ((value, gate), (at_value, at_gate)) = (halves(both)?, halves(to)?);
-    let _ = gate.f_gelu("none")?.f_mul_out(&at_value, gradient)?;
-    let _ = gate.f_gelu_backward_grad_input(&at_gate, &gradient.f_mul(&value)?, "none")?;
-    Ok(())
+/// The gradient at value and gate, given the one at the product.
+fn at_both(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let (value, gate) = halves(both)?;
+    let at_value = gradient.f_mul(&gate.f_gelu("none")?)?;
+    let at_gate = gate.f_gelu_backward(&gradient.f_mul(&value)?, "none")?;
+    Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
 }
 
 #[cfg(test)]

@@ -41,8 +41,7 @@ impl Linear {
         if compute != kind || mixed {
             return mixed_linear(x, self, compute, kind);
         }
-        // With other strides libtorch adds the bias by itself.
-        Ok(x.f_contiguous()?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+        Ok(row_major(x)?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }
 
     /// Of `x` rounded to dtype `kind`, and in this dtype. The gradient at `x` is not rounded where products can give it so.
@@ -174,6 +173,11 @@ impl GroupNorm {
         let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
         Ok(x.f_group_norm(self.groups, Some(weight), Some(bias), self.eps, true)?)
     }
+}
+
+/// Off the CPU, where each operation is a launch: with other strides libtorch adds a layer's bias by itself.
+pub(super) fn row_major(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_contiguous()? })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
+use super::layers::row_major;
 use super::Linear;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
@@ -23,7 +24,7 @@ pub fn mixed_linear(x: &Tensor, layer: &Linear, compute: Kind, output: Kind) -> 
             Some((weight, bias)) if weight.f_kind()? == compute => (weight, bias.as_ref()),
             _ => own,
         };
-        let (narrow, ready) = (x.f_to_kind(output)?.f_contiguous()?, cast(weight)?);
+        let (narrow, ready) = (row_major(&x.f_to_kind(output)?)?, cast(weight)?);
         let found = cast(&narrow)?.f_linear(&ready, bias.map(cast).transpose()?)?;
         let learns = at.requires_grad();
         let kept = OfLinear {

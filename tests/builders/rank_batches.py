@@ -31,11 +31,14 @@ def decoded_names() -> list[str]:
     """The names of the images that the readers decode from now on."""
     names: list[str] = []
 
-    def noted(source: Any, name: str, *rest: Any) -> Any:
-        names.append(Path(name).name)
-        return decode.decode(source, name, *rest)
+    def noted(read: Any) -> Any:
+        def noting(source: Any, name: str, *rest: Any) -> Any:
+            names.append(Path(name).name)
+            return read(source, name, *rest)
 
-    folder.decode = noted
+        return noting
+
+    folder.decode, folder.decode_pixels = noted(decode.decode), noted(decode.decode_pixels)
     return names
 
 

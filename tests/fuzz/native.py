@@ -72,6 +72,16 @@ def calls() -> dict[str, Call]:
     return {
         **made,
         "augment_seed": Call(_native.augment_seed, {"seed": 1, "id": 2, "epoch": 3}),
+        "resampled": Call(
+            _native.resampled,
+            {
+                "picture": np.arange(8 * 6 * 3, dtype=np.uint8),
+                "width": 6,
+                "window": (0, 0, 8, 6),
+                "size": (4, 3),
+                "kept": (1, 0, 2, 3),
+            },
+        ),
         "lr_factor": Call(_native.lr_factor, {"schedule": "cosine", "step": 3, "warmup": 2, "steps": 10}),
         "DrawPlan.draw": Call(of("DrawPlan", "draw"), {"ids": ids, "epoch": 0}),
         "Schedule.add_noise": Call(of(levels, "add_noise"), one),
@@ -109,6 +119,7 @@ def calls() -> dict[str, Call]:
                 "batch": made["Step.train"].arguments["1"],
             },
         ),
+        "Step.widen": Call(of("Step", "widen"), {"wide": False}),
         "Step.changed_limit": Call(of("Step", "changed_limit"), {}),
         "Step.at_tokens": Call(
             of("Step", "at_tokens"),

@@ -236,8 +236,10 @@ def test_a_folder_is_not_read_again_up_to_the_place(teacher, photos, tmp_path, m
     straight = run(tmp_path / "straight")
     with pytest.raises(Stop):
         run(tmp_path / "run", callbacks=[stop_at(7)])
-    read, decode = [], data_folder.decode
-    monkeypatch.setattr(data_folder, "decode", lambda path, *rest: read.append(path) or decode(path, *rest))
+    read, decode = [], data_folder.decode_pixels
+    monkeypatch.setattr(
+        data_folder, "decode_pixels", lambda path, *rest: read.append(path) or decode(path, *rest)
+    )
     result = run(tmp_path / "run")
     assert same(result, straight) and rows(tmp_path / "run") == rows(tmp_path / "straight")
     assert len(read) == 2  # the eighth step's
