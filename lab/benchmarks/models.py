@@ -89,8 +89,8 @@ class Models:
     def projector(self) -> nn.Module:
         """A fresh projector with the same initial weights at every call."""
         slots = Slots(tokens=self.size.unet["cross_attention_dim"])
-        with torch.device(self.device):
-            return make_projector(self.recipe, self.size.clip["embed_dim"], slots).to(self.device)
+        projector = make_projector(self.recipe, self.size.clip["embed_dim"], slots)
+        return projector if self.device.type == "cpu" else projector.to(self.device)
 
     def images(self, seed: int = 0, batch: int | None = None) -> Tensor:
         """(B, 3, side, side) in [0, 1]."""
