@@ -3,7 +3,7 @@
 use crate::torch::{Device, Kind, Tensor};
 
 use super::mixed::{mixed_function, mixed_linear};
-use super::products::{compute_in, compute_of};
+use super::products::{compute_in, compute_of, row_major};
 use super::weights::Path;
 use crate::error::Result;
 
@@ -173,11 +173,6 @@ impl GroupNorm {
         let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
         Ok(x.f_group_norm(self.groups, Some(weight), Some(bias), self.eps, true)?)
     }
-}
-
-/// Off the CPU, where each operation is a launch: with other strides libtorch adds a layer's bias by itself.
-pub(super) fn row_major(x: &Tensor) -> Result<Tensor> {
-    Ok(if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_contiguous()? })
 }
 
 #[cfg(test)]

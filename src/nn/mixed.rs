@@ -6,7 +6,7 @@
 
 use crate::torch::{Device, Kind, Tensor};
 
-use super::layers::row_major;
+use super::products::row_major;
 use super::Linear;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;

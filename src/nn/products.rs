@@ -39,3 +39,8 @@ pub(super) fn compute_in(kind: Kind, x: &Tensor) -> Kind {
         kind
     }
 }
+
+/// Off the CPU, where each operation is a launch: with other strides libtorch adds a layer's bias by itself.
+pub(super) fn row_major(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_contiguous()? })
+}
