@@ -33,13 +33,8 @@ MANIFEST = "manifest.json"
 FACTS = "diva_rs"  # the key of a model's facts in the metadata of safetensors
 LONGEST = 1000  # characters of a weight's name
 _STATE_FILES = ("parameters.safetensors", "optimizer.safetensors", "state.json")
-_FACTS = (
-    "counters",
-    "recipe",
-    "low_rank",
-    "products",
-    "run",
-)  # of a trainer's state: the content of state.json
+# Of a trainer's state, the content of state.json.
+_FACTS = ("counters", "recipe", "low_rank", "products", "run")
 
 
 def save_weights(

@@ -54,7 +54,8 @@ class Teacher:
             teacher itself is converted in place, once.
         options: of the denoiser's family. A UNet of SDXL takes ``added_cond_kwargs``, its pooled
             "text_embeds" (1, D) and "time_ids" (1, 6), by default zeros and the size of the image without
-            cropping (SDXL's refiner: 5 ids, with an aesthetic score of 6). A UNet of Stable unCLIP takes
+            cropping (SDXL's refiner: 5 ids, with an aesthetic score of 6), and ``slot``: "tokens", or "both"
+            for a condition that fills the pooled text, too. A UNet of Stable unCLIP takes
             ``noise_level``, that of the image embedding for which the condition stands, by default 0: the
             UNet reads what its pipeline makes of the embedding at that level. A training step draws the noise
             for each draw, `denoise` by itself adds none.
