@@ -28,6 +28,7 @@ __all__ = [
     "augment_seed",
     "lr_factor",
     "negatives",
+    "resampled",
 ]
 
 _Targets = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor | None]
