@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 
 from diva_rs.cli import run
-from lab.cli import ablate, bench, draw, licences, photographs, pretrain, published_sizes, study, torch_matrix
+from lab.cli import (
+    ablate,
+    bench,
+    draw,
+    licences,
+    photographs,
+    pretrain,
+    published_sizes,
+    sheet,
+    study,
+    torch_matrix,
+)
 
 _COMMANDS = {
     "bench": bench,
     "draw": draw,
     "pretrain": pretrain,
+    "sheet": sheet,
     "study": study,
     "ablate": ablate,
     "photographs": photographs,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
-from lab.pretraining.loop import NOTHING, Keep, Optimizers, Progress
+from lab.pretraining.loop import NOTHING, Keep, Optimizers, Progress, cosine
 
 _TEXT_SCALE = 20.0  # inverse temperature between two captions of a scene
 
@@ -40,7 +40,7 @@ def train_clip(
     """
     trained = nn.ModuleList([clip.visual])
     trained.logit_scale = clip.logit_scale
-    optimizers = Optimizers(trained, lr, matrices, steps)
+    optimizers = Optimizers(trained, lr, matrices, cosine(steps))
     progress = Progress("clip", steps)
     clip.train()
     for step in keep.steps(progress, model=trained, optimizers=optimizers):
@@ -80,7 +80,7 @@ def train_text(
     trained = nn.ModuleDict({"transformer": clip.transformer, "ln_final": clip.ln_final})
     trained["token_embedding"] = clip.token_embedding
     trained.positional_embedding, trained.text_projection = clip.positional_embedding, clip.text_projection
-    optimizers = Optimizers(trained, lr, matrices, steps)
+    optimizers = Optimizers(trained, lr, matrices, cosine(steps))
     progress = Progress("text", steps)
     clip.train()
     for step in keep.steps(progress, model=trained, optimizers=optimizers):
@@ -124,7 +124,7 @@ def train_classifier(
         torch.manual_seed(seed)
         head = nn.Linear(visual.proj.shape[1], len(dataset.values[dataset.subject]))
     trained = nn.ModuleList([visual, head])
-    optimizers = Optimizers(trained, lr, matrices, steps)
+    optimizers = Optimizers(trained, lr, matrices, cosine(steps))
     progress = Progress("objects", steps)
     visual.train()
     for step in keep.steps(progress, model=trained, optimizers=optimizers):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diva_rs.microworld.models import new_scheduler
 from lab.pretraining.data import Captioned, Pixels, batch_numbers
-from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Optimizers, Progress, plateau
 
 EMPTY = 0.1  # share of empty captions, as in Stable Diffusion's training
 
@@ -31,6 +31,7 @@ def train_unet(
     steps: int,
     batch: int = 64,
     lr: float = 1e-3,
+    matrices: float = 5e-3,
     seed: int = 0,
     keep: Keep = NOTHING,
 ) -> dict[str, float]:
@@ -40,15 +41,19 @@ def train_unet(
         the last running means: "loss".
     """
 
-    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, chance: Any) -> Tensor:
+    def predict(
+        noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, generator: Any
+    ) -> Tensor:
         captions = dataset.detailed_captions(numbers, epoch)
-        left_out = torch.rand(len(captions), generator=chance) < EMPTY
+        left_out = torch.rand(len(captions), generator=generator) < EMPTY
         kept = ["" if out else text for text, out in zip(captions, left_out.tolist(), strict=True)]
         states = encoder(dataset.tokenizer(kept)).last_hidden_state
         prediction: Tensor = unet(noisy, timesteps, states).sample
         return prediction
 
-    return _train("unet", nn.ModuleList([unet, encoder]), predict, latents, steps, batch, lr, seed, keep)
+    return _train(
+        "unet", nn.ModuleList([unet, encoder]), predict, latents, steps, batch, lr, matrices, seed, keep
+    )
 
 
 def train_dit(
@@ -58,6 +63,7 @@ def train_dit(
     steps: int,
     batch: int = 64,
     lr: float = 1e-3,
+    matrices: float = 5e-3,
     seed: int = 0,
     keep: Keep = NOTHING,
 ) -> dict[str, float]:
@@ -68,11 +74,13 @@ def train_dit(
     """
     labels = dataset.labels(range(len(latents)))[:, list(dataset.values).index(dataset.subject)]
 
-    def predict(noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, chance: Any) -> Tensor:
+    def predict(
+        noisy: Tensor, timesteps: Tensor, numbers: Sequence[int], epoch: int, generator: Any
+    ) -> Tensor:
         prediction: Tensor = dit(noisy, timesteps, class_labels=labels[torch.tensor(numbers)]).sample
         return prediction
 
-    return _train("dit", nn.ModuleList([dit]), predict, latents, steps, batch, lr, seed, keep)
+    return _train("dit", nn.ModuleList([dit]), predict, latents, steps, batch, lr, matrices, seed, keep)
 
 
 def _train(
@@ -83,39 +91,39 @@ def _train(
     steps: int,
     batch: int,
     lr: float,
+    matrices: float,
     seed: int,
     keep: Keep,
 ) -> dict[str, float]:
     scheduler = new_scheduler()
-    generator, chance = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
-    parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
-    averages = [parameter.detach().clone() for parameter in parameters]
+    generator = torch.Generator().manual_seed(seed)
+    optimizers = Optimizers(model, lr, matrices, plateau(steps), _inner, (0.9, 0.99), 1e-3)
+    averages = [parameter.detach().clone() for parameter in optimizers.parameters]
     progress = Progress(name, steps)
     model.train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # the DiT drops labels by the global generator
-        parts = {"noise": generator, "chance": chance, "global": torch.default_generator}
-        kept = keep.steps(progress, model=model, optimizer=optimizer, averages=averages, **parts)
-        for step in kept:
+        parts = {"noise": generator, "global": torch.default_generator}
+        for step in keep.steps(progress, model=model, optimizers=optimizers, averages=averages, **parts):
             numbers, epoch = batch_numbers(len(latents), batch, step, seed)
             clean = latents[torch.tensor(numbers)]
             noise = torch.randn(clean.shape, generator=generator)
             timesteps = torch.randint(0, len(scheduler.alphas_cumprod), (len(clean),), generator=generator)
             target = scheduler.get_velocity(clean, noise, timesteps)
             noisy = scheduler.add_noise(clean, noise, timesteps)
-            prediction = predict(noisy, timesteps, numbers, epoch, chance)
-            loss = nn.functional.mse_loss(prediction, target)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(parameters, 1.0)
-            cosine(optimizer, lr, step, steps)
-            optimizer.step()
-            # A moving average over about the last hundred steps, longer than the first few.
-            torch._foreach_lerp_(averages, [p.detach() for p in parameters], max(0.01, 1 / (step + 1)))
+            loss = nn.functional.mse_loss(predict(noisy, timesteps, numbers, epoch, generator), target)
+            optimizers.step(loss, step)
+            # A moving average over about the last 250 steps, longer than the first few.
+            now = [parameter.detach() for parameter in optimizers.parameters]
+            torch._foreach_lerp_(averages, now, max(0.004, 1 / (step + 1)))
             progress.update(step, loss=loss)
     with torch.no_grad():
-        for parameter, average in zip(parameters, averages, strict=True):
+        for parameter, average in zip(optimizers.parameters, averages, strict=True):
             parameter.copy_(average)
     model.eval()
     return progress.last
+
+
+def _inner(name: str) -> bool:
+    """Not what reads tokens, labels or latents, nor what writes latents."""
+    return not any(part in name for part in ("embed", "conv_in", "conv_out"))

@@ -19,30 +19,40 @@ WARMUP = 100  # steps
 
 
 class Optimizers:
-    """Muon for the matrices inside transformer blocks, AdamW for everything else, one schedule for both.
+    """Muon for matrices and convolutions inside a model, AdamW for everything else, one schedule for both.
 
-    With Muon so small a tower separates objects in half as many steps as with AdamW.
+    With Muon so small a tower separates objects in half as many steps as with AdamW, and the tiny UNet
+    represents directions and letters after 1,500 steps, which 3,000 steps of AdamW did not reach.
 
     Args:
         module: what trains.
         lr: of AdamW.
         matrices: Muon's rate.
-        steps: how long: a linear warm-up, then a cosine to 1 %.
+        factor: of both rates, for each step: `cosine` or `plateau`, say.
+        inner: whether a parameter of this name is Muon's; all others, and vectors, are AdamW's.
+        betas, weight_decay: of AdamW.
     """
 
     def __init__(
-        self, module: nn.Module, lr: float, matrices: float, steps: int, weight_decay: float = 0.05
+        self,
+        module: nn.Module,
+        lr: float,
+        matrices: float,
+        factor: Callable[[int], float],
+        inner: Callable[[str], bool] = lambda name: "resblocks" in name,
+        betas: tuple[float, float] = (0.9, 0.98),
+        weight_decay: float = 0.05,
     ) -> None:
         self.parameters = list(module.parameters())
-        inner = [p for name, p in module.named_parameters() if "resblocks" in name and p.ndim == 2]
-        taken = {id(p) for p in inner}
+        own = [p for name, p in module.named_parameters() if inner(name) and p.ndim > 1]
+        taken = {id(p) for p in own}
         rest = [p for p in self.parameters if id(p) not in taken]
         self._each = [
-            Muon(inner, lr=matrices),
-            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay),
+            Muon(own, lr=matrices),
+            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay),
         ]
         self._rates = [matrices, lr]
-        self._steps = steps
+        self._factor = factor
 
     def state_dict(self) -> list[Any]:
         """That of each optimizer."""
@@ -57,19 +67,39 @@ class Optimizers:
         """One update from the gradient of ``loss``, its norm clipped at 1."""
         for optimizer, rate in zip(self._each, self._rates, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            cosine(optimizer, rate, step, self._steps)
+            set_rate(optimizer, rate * self._factor(step))
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self._each:
             optimizer.step()
 
 
-def cosine(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
-    """Set the rate of a step: linear warm-up, then a cosine to 1 % of ``lr``."""
-    warm = min(1.0, (step + 1) / min(WARMUP, max(steps // 10, 1)))
-    factor = warm * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * factor
+        group["lr"] = lr
+
+
+def cosine(steps: int) -> Callable[[int], float]:
+    """The factor of the rate at each step: a linear warm-up, then a cosine to 1 %.
+
+    >>> cosine(1000)(99) > cosine(1000)(500) > cosine(1000)(999)
+    True
+    """
+    return lambda step: _warm(step, steps) * (0.01 + 0.99 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def plateau(steps: int) -> Callable[[int], float]:
+    """The factor of the rate at each step: a linear warm-up, then 1, linearly to 0 over the last quarter.
+
+    >>> [plateau(1000)(step) for step in (49, 99, 750, 875, 1000)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    return lambda step: _warm(step, steps) * min(1.0, 4 * (1 - step / steps))
+
+
+def _warm(step: int, steps: int) -> float:
+    return min(1.0, (step + 1) / min(WARMUP, max(steps // 10, 1)))
 
 
 class Progress:

@@ -17,7 +17,7 @@ class Muon(torch.optim.Optimizer):
     the updates of the tiny CLIP would then take longer than its gradients.
 
     Args:
-        matrices: what trains, 2-D each.
+        matrices: what trains, 2-D each; the kernel of a convolution counts as (out, in x height x width).
         lr: the rate.
         momentum: Nesterov's.
     """
@@ -33,9 +33,11 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     average = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
                     average.lerp_(matrix.grad, 1 - group["momentum"])
-                    update = orthogonal(matrix.grad.lerp(average, group["momentum"]))
-                    rows, columns = matrix.shape
-                    matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1, rows / columns)))
+                    update = orthogonal(matrix.grad.lerp(average, group["momentum"]).flatten(1))
+                    rows, columns = update.shape
+                    matrix.add_(
+                        update.view_as(matrix), alpha=-group["lr"] * math.sqrt(max(1, rows / columns))
+                    )
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lab.pretraining.data import Pixels, batch_numbers
-from lab.pretraining.loop import NOTHING, Keep, Progress, cosine
+from lab.pretraining.loop import NOTHING, Keep, Progress, cosine, set_rate
 
 
 def train_vae(
@@ -43,7 +43,7 @@ def train_vae(
         optimizer.zero_grad(set_to_none=True)
         (error + kl * divergence).backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        cosine(optimizer, lr, step, steps)
+        set_rate(optimizer, lr * cosine(steps)(step))
         optimizer.step()
         progress.update(step, mse=error, kl=divergence)
     vae.eval()

@@ -8,7 +8,7 @@ from torch import nn
 from diva_rs.microworld.models import MEAN, STD
 from lab.pretraining.clip import contrastive
 from lab.pretraining.data import batch_numbers
-from lab.pretraining.loop import cosine
+from lab.pretraining.loop import cosine, set_rate
 from lab.study.data import TrainingImages
 
 
@@ -34,7 +34,7 @@ def fine_tune(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        cosine(optimizer, lr, step, steps)
+        set_rate(optimizer, lr * cosine(steps)(step))
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses

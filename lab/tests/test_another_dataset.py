@@ -14,11 +14,12 @@ from builders.cli import message
 from diva_rs import ConfigError, DataError, Teacher
 from diva_rs.captions import Vocabulary
 from diva_rs.microworld import new_clip, zero_shot_objects
-from diva_rs.microworld.models import new_scheduler, new_text_encoder, new_unet, new_vae
+from diva_rs.microworld.models import fresh, new_scheduler, new_text_encoder, new_unet, new_vae
 from lab.cli import main
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels, words_of
 from lab.pretraining.denoiser import encode, train_dit, train_unet
+from lab.pretraining.generated import Classifier, read, train_reader
 from lab.pretraining.loop import Keep
 from lab.pretraining.margins import margins
 from lab.pretraining.vae import train_vae
@@ -285,6 +286,23 @@ def test_denoisers_learn_and_feed_back(table, clip):
     assert supervised["loss_first"] > 0
 
 
+def test_a_classifier_learns_and_its_score_counts_what_applies(table):
+    images = table.fitted(64)
+    pictures, truths = images.images(range(64)), images.labels(range(64))
+    sizes = [len(words) for words in images.values.values()]
+    classifier = fresh(0, Classifier, sizes=sizes, side=32)
+    train_reader(classifier, images, [Pixels(images)], 100, batch=32)
+    assert read(classifier, images, pictures)["shade"] > GUESS
+
+    def every_second(part):
+        said = (truths[: len(part)] + torch.arange(len(part))[:, None] % 2) % torch.tensor(sizes)
+        return [torch.eye(size)[of] for size, of in zip(sizes, said.T, strict=True)]
+
+    scores, squares = read(every_second, images, pictures), [bool(of["corner"]) for of in words_of(images)]
+    assert scores["shade"] == 50 and scores.keys() == images.values.keys()
+    assert scores["corner"] == pytest.approx(100 * sum(squares[::2]) / sum(squares))
+
+
 def test_the_commands_run_on_a_table(folder, tmp_path, capsys):
     models, out = tmp_path / "models", tmp_path / "out"
     argv = ["pretrain", "--output-dir", str(models), "--world", str(folder), "--side", "32", "--patch", "8"]
@@ -300,6 +318,11 @@ def test_the_commands_run_on_a_table(folder, tmp_path, capsys):
     assert {"mini_mmvp/corner", "others mini_mmvp/corner", "others zero_shot"} <= row["after"].keys()
     assert "# captions, others split" in (out / "summary.md").read_text()
     assert set(json.loads((out / "judged.json").read_text())["accuracy"]) == {"shade", "side", "corner"}
+    few = ["--images", "8", "--fitted", "64", "--steps", "2"]
+    assert main(["sheet", "--world", str(models), "--output-dir", str(out), *few]) == 0
+    sheet = json.loads((out / "sheet.json").read_text())
+    assert sheet["generated"].keys() == sheet["original"].keys() == {"subject", "shade", "side", "corner"}
+    assert Image.open(out / "sheet.png").width > 500
     capsys.readouterr()
     assert "--steps words=3: PART=N" in message(
         capsys, [*argv[:0], "pretrain", *argv[4:6], "--steps", "words=3"], main

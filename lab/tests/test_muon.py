@@ -34,6 +34,15 @@ def test_in_float64_it_is_the_polynomial_of_the_singular_values():
     assert torch.allclose(orthogonal(matrix), left @ torch.diag(singular) @ right, rtol=0, atol=1e-12)
 
 
+def test_a_convolution_is_a_matrix_of_its_outputs():
+    kernel = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+    flat, whole = torch.nn.Parameter(kernel.flatten(1).clone()), torch.nn.Parameter(kernel.clone())
+    for matrix in (flat, whole):
+        matrix.grad = matrix.detach().sin()
+        Muon([matrix], lr=0.1).step()
+    assert torch.equal(whole.flatten(1), flat) and not torch.equal(whole, kernel)
+
+
 def test_a_matrix_without_gradient_stays():
     matrix = torch.nn.Parameter(torch.eye(3))
     Muon([matrix], lr=1.0).step()

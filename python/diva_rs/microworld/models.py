@@ -87,7 +87,7 @@ def new_unet(seed: int, side: int = SIDE) -> nn.Module:
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        attention_head_dim=2,
+        attention_head_dim=8,  # diffusers reads this as the number of heads
         cross_attention_dim=CONDITION_WIDTH,
         norm_num_groups=16,
     )
