@@ -29,7 +29,7 @@ def generate(
         (N, 3, H, W) float32 in [0, 1].
     """
     scheduler = require("diffusers", extra="diffusers").DDIMScheduler.from_config(
-        new_scheduler().config, clip_sample=False, timestep_spacing="trailing"
+        new_scheduler().config, timestep_spacing="trailing"
     )
     scheduler.set_timesteps(steps)
     config = world.unet.config

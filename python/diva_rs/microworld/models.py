@@ -96,11 +96,16 @@ def new_unet(seed: int, side: int = SIDE) -> nn.Module:
 def new_scheduler() -> Any:
     """The training noise schedule of the tiny diffusion models: Stable Diffusion's, predicting the velocity.
 
-    The velocity gives high noise more weight than the noise does; there the condition matters most.
+    The velocity gives high noise more weight than the noise does; there the condition matters most. A sampler
+    made from its configuration does not clip latents, which exceed the range [-1, 1] of pixels.
     """
     diffusers = require("diffusers", extra="diffusers")
     return diffusers.DDPMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        clip_sample=False,
     )
 
 
