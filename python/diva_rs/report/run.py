@@ -84,12 +84,7 @@ class Run:
 
     @property
     def losses(self) -> list[str]:
-        """The names of the terms of the loss; without those that are always 0.
-
-        >>> result = diva_rs.microworld.example("result")
-        >>> read_run(result).losses
-        ['denoising']
-        """
+        """The names of the terms of the loss; without those that are always 0."""
         others = _OTHERS.union(self.scores, ["loss"])
         names = dict.fromkeys(name for log in self.history for name in log if name not in others)
         return [name for name in names if any(self.column(name)[1])]

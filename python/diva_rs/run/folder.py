@@ -52,13 +52,6 @@ class RunFolder:
 
     Raises DataError where the folder cannot be made, or holds something else where a checkpoint
     belongs, and ConfigError where another process is writing into it.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> import tempfile
-    >>> folder = RunFolder(tempfile.mkdtemp())
-    >>> folder.save(Trainer(clip, teacher).state_dict(), step=3, keep=2)
-    >>> folder.steps(), folder.restore()["counters"]["steps_done"]
-    ([3], 0)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
