@@ -26,6 +26,7 @@ from diva_rs._base.files import (
     names_in,
     old,
     read_bytes,
+    reading,
     remove_folder,
     replacing,
     write_json,
@@ -235,10 +236,8 @@ def _rows(content: bytes, file: Path) -> list[Row]:
 
 
 def _content(file: Path) -> bytes:
-    try:
+    with reading(file):
         return read_bytes(file, _MOST_BYTES)
-    except OSError as err:
-        raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
 
 
 def _digest(content: bytes) -> str:

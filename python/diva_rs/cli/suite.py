@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import as_path, make_folder, write_json
+from diva_rs._base.files import as_path, make_folder, read_json, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
@@ -36,7 +36,6 @@ from diva_rs.evaluation.decoded import decoded
 from diva_rs.evaluation.formats import formats
 from diva_rs.evaluation.items import Picture
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.report.run import read_json
 
 RETENTION = "retention"
 _FOLDER = "diva-scores"
