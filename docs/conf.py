@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import diva_rs
+from diva_rs._base.toml import read_toml
 from diva_rs.cli import _COMMANDS, main
 from diva_rs.recipes.presets import presets
 
@@ -57,6 +58,15 @@ def _zoo() -> str:
     return "\n".join(["| recipe | model | its authors, % | here, % |", "|---|---|---|---|", *rows])
 
 
+def _results() -> str:
+    """The results of users, in ``zoo.toml``."""
+    fields = ("recipe", "recipe_sha256", "data", "seeds", "before", "after", "retention", "weights")
+    rows = read_toml(str(HERE / "zoo.toml"), "zoo")["result"]
+    lines = ("| " + " | ".join(str(row[name]) for name in fields) + " |" for row in rows)
+    head = [f"| {' | '.join(name.replace('_', ' ') for name in fields)} |", "|---" * len(fields) + "|"]
+    return "\n".join([*head, *lines]) if rows else "Nobody has contributed a result yet."
+
+
 def _commands() -> str:
     return "\n\n".join(f"## diva-rs {name}\n\n```text\n{_printed(name)}```" for name in _COMMANDS)
 
@@ -97,6 +107,7 @@ myst_substitutions = {
     "presets": _presets(),
     "commands": _commands(),
     "zoo": _zoo(),
+    "results": _results(),
     **{module.removeprefix("diva_rs.").replace(".", "_"): _members(module) for module in _DOCUMENTED},
 }
 
