@@ -259,7 +259,7 @@ def test_the_cost_of_the_full_run(pasted):
 
 
 def test_the_messages_that_are_explained_exist():
-    section = PAGES["docs/troubleshooting.md"].partition("## By the words of the message")[2]
+    section = PAGES["docs/troubleshooting.md"].partition("## Error messages")[2]
     messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
     sources = "".join(page.read_text() for page in (ROOT / "python" / "diva_rs").rglob("*.py"))
     assert len(messages) >= 10 and not [text for text in messages if text not in sources]
