@@ -78,16 +78,18 @@ def _members(module: str) -> str:
     place = importlib.import_module(module)
     own = [name for name, value in vars(place).items() if getattr(value, "__module__", "") == place.__name__]
     names = getattr(place, "__all__", None) or [name for name in own if not name.startswith("_")]
-    lines = []
+    lines, shown = [], []
     for name in sorted(names, key=lambda name: (name not in _FIRST, _FIRST.find(name))):
         value = getattr(place, name)
         fault = isinstance(value, type) and issubclass(value, Exception)
         if name in diva_rs.__all__ and module != ("diva_rs.errors" if fault else "diva_rs"):
             continue
         kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+        shown.append(f":py:obj:`{name} <{module}.{name}>`")
         lines.append(f".. auto{'exception' if fault else kind}:: {module}.{name}")
         lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
-    return "\n".join(["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", "", *lines, "```"])
+    about = [f".. automodule:: {module}", "   :no-members:", "", " · ".join(shown), ""]
+    return "\n".join(["```{eval-rst}", *about, *lines, "```"])
 
 
 def _printed(command: str) -> str:
