@@ -141,7 +141,7 @@ def folders(root, page):
         generator.register_modules(tokenizer=tiny_tokenizer(), text_encoder=tiny_text_encoder())
         generator.save_pretrained(root / "stable-diffusion-2-1-unclip-small")
     if page == "docs/caption-feedback.md":
-        (words,) = (code for language, code in BLOCKS if language == "toml")
+        (words,) = (code for language, code in BLOCKS if language == "toml" and "subjects" in code)
         (root / "words.toml").write_text(words)
 
 
