@@ -60,9 +60,10 @@ class StudyWorld(Microworld):
     def unclip(self, seed: int) -> Teacher:
         """The UNet as Stable unCLIP is made of Stable Diffusion: the image embedding joins the time embedding
         through fresh weights, the text is empty, and the rest is the trained UNet. It is to be trained."""
-        config, width = dict(self.unet.config), self.clip().visual.output_dim  # type: ignore[union-attr]
+        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}
+        width = self.clip().visual.output_dim  # type: ignore[union-attr]
         config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
-        unet: Any = fresh(1000 + seed, type(self.unet).from_config, config=config)
+        unet: Any = fresh(1000 + seed, type(self.unet), **config)
         unet.load_state_dict({**unet.state_dict(), **self.unet.state_dict()})
         return self.teacher_of(unet)
 

@@ -86,6 +86,16 @@ def test_every_method_trains_the_tower(name, world, images, right):
     assert all(torch.equal(unet[key], value) for key, value in world.unet.state_dict().items())
 
 
+def test_the_generator_takes_the_embedding_in_place_of_words(world):
+    teacher, unet = world.teacher("unclip"), world.teacher()
+    assert teacher.slots.names == ("pooled",) and teacher.condition_width == 64
+    kept, fresh = unet.denoiser.state_dict(), teacher.denoiser.state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in kept.items()) and len(fresh) > len(kept)
+    noisy, timesteps = torch.randn(2, 16, 6, 6), torch.tensor([3, 500])
+    one, other = (teacher.denoise(noisy, timesteps, torch.full((2, 1, 64), value)) for value in (0.0, 1.0))
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     "curve, name",
     [
