@@ -26,7 +26,7 @@ NAMES = (
     "anchor-kind",
     "low-rank",
     "after",
-    "method-rates",
+    "method-choices",
 )
 
 

@@ -17,7 +17,7 @@ from lab.study.curves import CURVES
 from lab.study.data import TrainingImages
 from lab.study.diagram import diagram
 from lab.study.measure import Measure, measure_all
-from lab.study.methods import CONTROL_OF, METHODS, RATES, by_rate
+from lab.study.methods import CHOICES, CONTROL_OF, METHODS
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
 from lab.world import StudyWorld
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 
-_RATES = {f"{name}, x {rate:g}": arm for rate in RATES for name, arm in by_rate(rate).items()}
 _EVERY = {
     **ABLATIONS,
     **CURVES,
@@ -45,7 +44,7 @@ _EVERY = {
     "caption-choices": CAPTION_CHOICES,
     "study": STUDY,
     "methods": METHODS,
-    "method-rates": _RATES,
+    "method-choices": CHOICES,
 }
 
 
@@ -65,8 +64,8 @@ def ablate(
     Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
-        name: an ablation or curve; "study" or "methods": recipes and their controls; "method-rates": the
-            published methods at several rates. Where captions take part, ``judged.json`` and ``judged.png``
+        name: an ablation or curve; "study" or "methods": recipes and their controls; "method-choices": what
+            their common settings are chosen from. Where captions take part, ``judged.json`` and ``judged.png``
             say how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.

@@ -36,9 +36,9 @@ def cost(
 
     Not counted is what is done once for all runs: the latents of the VAE, and the judging of `judging`.
     """
-    tower = _forward(clip.encode_image, images.pixels[[0]])  # type: ignore[operator]
+    tower = _forward(clip.encode_image, images.pixels[[0]])
     if arm.supervised:
-        text = _forward(clip.encode_text, images.dataset.tokenizer([""]))  # type: ignore[operator]
+        text = _forward(clip.encode_text, images.dataset.tokenizer([""]))
         seen = fields["steps"] * min(64, len(images.pixels))
         return {"steps": fields["steps"], "teacher_gflops": 0.0, "tower_gflops": seen * (3 * tower + text)}
     recipe, batch = Recipe(**fields), min(fields["batch"], len(images.pixels))

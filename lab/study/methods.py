@@ -18,6 +18,7 @@ RATES = (10.0, 30.0, 100.0, 300.0)
 
 # KUEA's anchor, at a weight that was chosen on the validation split for all methods.
 KERNEL: dict[str, Any] = {"anchor_kind": "squared+kernel", "anchor": 0.001}
+WEIGHTS = (1e-4, 1e-3, 1e-2)
 
 # In other units (batches, pixels), or part of the rule.
 _REPLACED = ("stages", "steps", "batch", "image_size", "precision")
@@ -92,3 +93,13 @@ METHODS: dict[str, Arm] = {
 }
 CONTROL_OF |= {f"{name}, kernel anchor": control for name, control in CONTROL_OF.items()}
 CONTROL_OF |= {"DIVA, anchor": CONTROL_OF["DIVA"]}
+
+# What `RATE` and the weight of `KERNEL` are chosen from. Without an anchor the rates that move a tower lose pairs.
+CHOICES: dict[str, Arm] = {
+    **{f"{name}, x {rate:g}": anchored(arm, KERNEL) for rate in RATES for name, arm in by_rate(rate).items()},
+    **{
+        f"{name}, kernel {weight:g}": anchored(_BASIC[name], {**KERNEL, "anchor": weight})
+        for weight in WEIGHTS
+        for name in ("GenHancer", CLASS)
+    },
+}

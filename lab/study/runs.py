@@ -106,7 +106,7 @@ class Average:
     3.0
     """
 
-    def __init__(self, module: nn.Module, kept: float) -> None:
+    def __init__(self, module: Any, kept: float) -> None:
         self.module, self.kept, self.count = module, kept, 0
         self.sums = [torch.zeros_like(parameter) for parameter in module.parameters()]
 

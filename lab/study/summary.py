@@ -102,8 +102,9 @@ class Summary:
             {row["seed"]: row["after"][score] - row["before"][score] for row in self.rows[name]}
             for name in (other, arm)
         ]
-        both = sorted(gains[0].keys() & gains[1].keys())
-        return change(*([gain[seed] for seed in both] for gain in gains))
+        before, after = gains
+        both = sorted(before.keys() & after.keys())
+        return change([before[seed] for seed in both], [after[seed] for seed in both])
 
     def costs(self) -> str:
         """Markdown: what a run of each arm costs, on the mean."""
