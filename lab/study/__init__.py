@@ -65,8 +65,8 @@ def ablate(
 
     Args:
         name: an ablation or curve; "study" or "methods": recipes and their controls; "method-choices": what
-            their common settings are chosen from. Where captions take part, ``judged.json`` and ``judged.png``
-            say how often the judgements are right.
+            their common settings are chosen from. Where captions take part, ``judged.json`` and
+            ``judged.png`` say how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
         seeds: number of seeds, from 0.
         split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the

@@ -17,7 +17,7 @@ from lab.study.captions import certain, truth
 from lab.study.cost import cost, judging, predicted
 from lab.study.curves import CURVES
 from lab.study.gains import main as draw_gains
-from lab.study.methods import CONTROL_OF, METHODS, RATE, by_rate
+from lab.study.methods import CHOICES, CONTROL_OF, METHODS, RATE, by_rate
 from lab.study.outcomes import ITEMS, Outcomes, Scores, changed
 from lab.study.runs import read_rows, run_arm
 from lab.world import StudyWorld
@@ -114,7 +114,7 @@ def test_points_of_the_curves_train_the_tower(curve, name, world, images):
 
 
 def test_every_point_of_every_curve_is_a_recipe():
-    for arm in (arm for arms in CURVES.values() for arm in arms.values()):
+    for arm in (arm for arms in (*CURVES.values(), CHOICES) for arm in arms.values()):
         assert Recipe(**arm.recipe()).plan()
 
 
