@@ -18,6 +18,15 @@ NAMES = (
     "anchor",
     "lr",
     "projector_warmup",
+    "length",
+    "batch",
+    "images-per-step",
+    "timesteps",
+    "projector",
+    "anchor-kind",
+    "low-rank",
+    "after",
+    "method-choices",
 )
 
 

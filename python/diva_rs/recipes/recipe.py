@@ -248,7 +248,7 @@ class Recipe(Fields):
         if self.projector_warmup:
             raise ConfigError(
                 f"projector_warmup={self.projector_warmup} does not go with stages: give a first stage "
-                "Stage(train=('projector',), steps=...)"
+                "that trains the projector alone"
             )
         if self.stages[0].continues:
             raise ConfigError("stages[0]: continues=True needs a stage before it")
