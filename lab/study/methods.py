@@ -94,7 +94,7 @@ METHODS: dict[str, Arm] = {
 CONTROL_OF |= {f"{name}, kernel anchor": control for name, control in CONTROL_OF.items()}
 CONTROL_OF |= {"DIVA, anchor": CONTROL_OF["DIVA"]}
 
-# What `RATE` and the weight of `KERNEL` are chosen from, with the anchor: without one pairs fall at any rate.
+# What `RATE` and the weight of `KERNEL` are chosen from: without an anchor GenHancer loses pairs at 30.
 CHOICES: dict[str, Arm] = {
     **{f"{name}, x {rate:g}": anchored(arm, KERNEL) for rate in RATES for name, arm in by_rate(rate).items()},
     **{
