@@ -266,6 +266,22 @@ class Recipe(Fields):
         return self
 
 
+def as_recipe(recipe: Recipe | str | None) -> Recipe:
+    """The recipe itself, the preset of that name, or the defaults.
+
+    Raises:
+        ConfigError: an unknown name, with near ones, or something that is no recipe.
+    """
+    if isinstance(recipe, str):
+        return Recipe.named(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe is {a_type(recipe)}: give a diva_rs.Recipe, a preset's name or None (Recipe.from_dict "
+            "makes one of a mapping)"
+        )
+    return recipe or Recipe()
+
+
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}
 _LOW_RANK = ("low_rank_alpha", "low_rank_targets", "low_rank_bias")
 _CONTRAST = ("contrast_temperature", "contrast_negatives", "contrast_group", "contrast_view")
