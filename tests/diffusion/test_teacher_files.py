@@ -82,7 +82,7 @@ def test_folders_without_a_model(tmp_path):
     ):
         Teacher.of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "NoSuchModel"}))
-    with pytest.raises(ConfigError, match=r"is a NoSuchModel, which diffusers .* does not know"):
+    with pytest.raises(ConfigError, match=r"is a NoSuchModel, which diffusers .* does not have"):
         Teacher.of(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsError, match=f"{tmp_path} could not be loaded"):

@@ -222,7 +222,7 @@ class StepModules:
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """The modes of the native step, whatever the caller's: gradients on, autocast off."""
+        """The modes of the native step, independent of the caller's: gradients on, autocast off."""
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device):
             yield
 
