@@ -120,8 +120,9 @@ class StepModules:
         self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
 
     def multiply(self, products: str | None) -> None:
-        """Multiply the bf16 matrices of native networks, and of a tower outside them, in "bf16" or "fp32"; None:
-        there is no choice.
+        """Multiply the bf16 matrices of native networks, and of a tower outside them, in "bf16" or "fp32".
+
+        None: there is no choice.
         """
         self.products = products
         self.reader.wide = products == "fp32"
