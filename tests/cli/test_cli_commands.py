@@ -97,7 +97,7 @@ def test_info_says_how_to_install_what_is_missing(monkeypatch, capsys):
 
 def test_demo_checks_its_steps(capsys):
     assert "--steps=0: it must be an integer of at least 1" in message(capsys, ["demo", "--steps", "0"])
-    assert "--steps='many': it must be an integer" in message(capsys, ["demo", "--steps", "many"])
+    assert "--steps=many: it must be an integer" in message(capsys, ["demo", "--steps", "many"])
 
 
 def test_a_process_ends_with_the_code_and_has_not_imported_what_it_does_not_use():

@@ -7,6 +7,7 @@ import pytest
 import diva_rs
 from builders.cli import MODEL, NEEDED, message, parsed
 from diva_rs.cli import main, train
+from diva_rs.cli.flags import in_flags
 from diva_rs.errors import ConfigError
 from diva_rs.recipes.recipe import Recipe, Stage
 
@@ -105,20 +106,26 @@ def test_a_file_that_cannot_be_read(tmp_path):
 
 
 BAD_FLAGS = [
-    (["--lr", "fast"], "lr='fast': it must be a number of at least 0"),
-    (["--lr", "none"], "lr='none': it must be a number of at least 0"),
-    (["--steps", "1.5"], "steps='1.5': it must be an integer of at least 1, or None"),
+    (["--lr", "fast"], "--lr=fast: it must be a number of at least 0"),
+    (["--lr", "none"], "--lr=none: it must be a number of at least 0"),
+    (["--steps", "1.5"], "--steps=1.5: it must be an integer of at least 1, or None"),
     (
         ["--draw-weights", "1;2"],
-        "draw_weights='1;2': it must be one or more values, each a number of at least 0",
+        "--draw-weights='1;2': it must be one or more values, each a number of at least 0",
     ),
     (["--condition", "windows"], "did you mean 'window'"),
-    (["--workers", "many"], "--workers='many': it must be an integer of at least 0"),
+    (["--workers", "many"], "--workers=many: it must be an integer of at least 0"),
     (["--recipe", "diva-openai-vit-l-14"], "did you mean 'diva-openai-vit-l-14-336'"),
-    (["--draws", "3", "--draw-weights", "1,2"], "2 weights for draws=3"),
+    (["--draws", "3", "--draw-weights", "1,2"], "--draw-weights=1.0,2.0 holds 2 weights for --draws=3"),
+    (["--bernoulli"], "--bernoulli needs density"),
+    (
+        ["--density", "0.5", "--bernoulli", "--replacement"],
+        "--bernoulli and --replacement exclude each other",
+    ),
+    (["--condition", "text", "--text", "none"], "--condition=text with --text=none leaves no condition"),
     (["--densty=0.5"], "unknown argument '--densty=0.5'; did you mean '--density'"),
     (["--lr"], "argument --lr: expected one argument"),
-    (["--stages", "x"], "stages='x': it must be several values, each a mapping of fields"),
+    (["--stages", "x"], "--stages=x: it must be several values, each a mapping of fields"),
     (["--stages", '[{"train": ["Tower"]}]'], "stages[0]: train='Tower': a group's name is needed"),
     ([], "--teacher is needed: diffusers folder"),
     (
@@ -127,7 +134,7 @@ BAD_FLAGS = [
     ),
     (
         ["--clip", MODEL, "--teacher", "t", "--data", ".", "--output-dir", "x", "--pixels", "clip"],
-        "pixels='clip'",
+        "--pixels=clip: image files give",
     ),
 ]
 
@@ -139,6 +146,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, flags, words):
     assert output.err.startswith("diva-rs: error: ") and output.err.count("\n") == 1
     assert words in output.err
     assert output.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "steps=5, but it has 9: give more, or resume=False",
+            "--steps=5, but it has 9: give more, or --overwrite",
+        ),
+        ('give resume="force", or prompt="a dog"', "give --resume=force, or --prompt='a dog'"),
+        (
+            "best_on_test=True allows best=: give best= as well",
+            "--best-on-test allows --best: give --best as well",
+        ),
+        ("antialias=False, grad_clip=None", "--no-antialias, --grad-clip=None"),
+        (
+            "Stage(train=(), steps=3) and Teacher(unet, seed=2)",
+            "Stage(train=(), steps=3) and Teacher(unet, seed=2)",
+        ),
+        ("a/steps=5 and size=3", "a/steps=5 and size=3"),
+        ("config run.toml: lr='fast'", "config run.toml: lr='fast'"),
+    ],
+)
+def test_a_message_in_flags(text, told):
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    assert in_flags(text, parser._option_string_actions) == told
 
 
 def test_traceback_is_shown_on_request():

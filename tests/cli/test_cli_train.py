@@ -85,7 +85,7 @@ def test_an_output_folder_that_cannot_be(trained, command, capsys, tmp_path):
 
 
 def test_a_device_that_is_not_there(command, capsys):
-    assert "device='cuda:99' is not available" in message(capsys, [*command, "--device", "cuda:99"])
+    assert "--device=cuda:99 is not available" in message(capsys, [*command, "--device", "cuda:99"])
 
 
 def test_ctrl_c_outside_the_training_is_exit_code_130(monkeypatch, command, capsys):

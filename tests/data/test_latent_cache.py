@@ -147,9 +147,7 @@ def test_images_that_were_never_cached_are_errors(place):
     cache = LatentCache.build(batches(), Plain(), place)
     other = torch.rand(2, 3, SIZE, SIZE)
     mixed = torch.stack([batches()[0]["images"][0], other[0]])
-    with pytest.raises(
-        DataError, match=r"batch 0, sample 1 \(id 78\): this image is not in the latent cache"
-    ):
+    with pytest.raises(DataError, match=r"batch 0, sample 1 \(id 78\): this image is not in the latent"):
         list(cache.wrap([{"images": mixed, "ids": [77, 78]}]))
     shifted = batches()[0]["images"] + 1e-6
     with pytest.raises(DataError, match=r"sample 0 \(id 0\): .*its pixels are not those that were cached"):

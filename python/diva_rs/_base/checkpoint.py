@@ -18,7 +18,7 @@ from diva_rs._base.files import (
     names_in,
     old,
     open_regular,
-    read_text,
+    read_json,
     replacing,
     sync,
     write_json,
@@ -140,7 +140,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
         folder = old(folder)  # the machine went down between the two renames of `replacing`
     verify(folder, _STATE_FILES)
     file = folder / "state.json"
-    facts = read_json(file)
+    facts = read_json(file, error=WeightsError)
     for key in ("counters", "recipe"):
         if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
             raise WeightsError(f"{file} is not the state of a Trainer: it has no {key!r}")
@@ -168,7 +168,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 def verify(folder: Path, names: Iterable[str]) -> None:
     """Compare the files ``names`` with the folder's manifest; WeightsError names one that is damaged."""
     path = folder / MANIFEST
-    listed = read_json(path)
+    listed = read_json(path, error=WeightsError)
     for name in names:
         entry = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(entry, dict):
@@ -180,14 +180,6 @@ def verify(folder: Path, names: Iterable[str]) -> None:
             raise WeightsError(f"{file} cannot be read: {err}") from err
         if not intact:
             raise WeightsError(f"{file} is damaged: its size or checksum differs from that in {MANIFEST}")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises WeightsError naming a file that is missing or is not JSON."""
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as err:
-        raise WeightsError(f"{path} cannot be read: {err}") from err
 
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from diva_rs._base.files import (
     names_in,
     old,
     read_bytes,
+    reading,
     remove_folder,
     replacing,
     write_json,
@@ -33,6 +34,7 @@ from diva_rs._base.files import (
 )
 from diva_rs._base.leftovers import sweep
 from diva_rs._base.optional import one_line
+from diva_rs._base.settings import differing
 from diva_rs.captions.posteriors import Reliability
 from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.vocabulary import Vocabulary
@@ -110,12 +112,6 @@ class Unfinished:
     Several processes may add rows to one folder. Raises ConfigError, naming what differs, where another
     teacher, vocabulary or setting made the losses in it; DataError where it holds other files, or damaged
     ones.
-
-    >>> import tempfile
-    >>> store = Unfinished(tempfile.mkdtemp() + "/judged", {"seed": 0})
-    >>> store.add([Row(key=7, sets=())])
-    >>> Unfinished(store.folder, {"seed": 0}).rows
-    {7: Row(key=7, content='', sets=(), given={})}
     """
 
     def __init__(
@@ -167,12 +163,9 @@ class Unfinished:
         write(self.folder, self.rows.values(), made, vocabulary)
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
-        was, now = dict(_flat(saved)), dict(_flat(self.made_by))
-        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-        if names:
-            lines = (f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in names)
+        if found := differing(dict(_flat(saved)), dict(_flat(self.made_by))):
             raise ConfigError(
-                f"the judgements in {self.folder} were made otherwise ({'; '.join(lines)}): choose another "
+                f"the judgements in {self.folder} were made otherwise ({'; '.join(found)}): choose another "
                 "folder, or overwrite them"
             )
 
@@ -243,10 +236,8 @@ def _rows(content: bytes, file: Path) -> list[Row]:
 
 
 def _content(file: Path) -> bytes:
-    try:
+    with reading(file):
         return read_bytes(file, _MOST_BYTES)
-    except OSError as err:
-        raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
 
 
 def _digest(content: bytes) -> str:

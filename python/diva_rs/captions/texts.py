@@ -29,13 +29,6 @@ class Texts:
         most: embeddings that are kept; when they are exceeded, all are discarded.
 
     Raises ConfigError for a model without a text tower or a logit scale, and for another model's tokenizer.
-
-    >>> clip, tokenizer = diva_rs.microworld.example("clip", "tokenizer")
-    >>> texts = Texts(clip, tokenizer)
-    >>> texts(["a photo of a fish", "a photo of a cup"]).shape
-    torch.Size([2, 64])
-    >>> texts.form
-    'softmax'
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import diva_rs._native as _native
 from diva_rs._base.settings import hint
 from diva_rs.cli import cache, compare, demo, eval, export, info, judge, report, train
+from diva_rs.cli.flags import in_flags
 from diva_rs.errors import ConfigError, DivaError
 
 _COMMANDS = {
@@ -88,4 +89,8 @@ def _run(prog: str, description: str, known: Mapping[str, Any], arguments: list[
     if unknown:
         near = hint(unknown[0].split("=")[0], parsers[args.command]._option_string_actions)
         raise ConfigError(f"unknown argument {unknown[0]!r}{near}")
-    return int(known[args.command].run(args))
+    try:
+        return int(known[args.command].run(args))
+    except DivaError as err:
+        err.args = (in_flags(str(err), parsers[args.command]._option_string_actions),)
+        raise

@@ -2,7 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from pydantic import field_validator
@@ -19,6 +21,10 @@ class Options(Settings):
     def _from_home(cls, value: Any) -> Any:
         model, colon, path = value.rpartition(":") if isinstance(value, str) else ("", "", "")
         return f"{model}{colon}{as_path(path)}" if path.startswith("~") else value
+
+    def only(self, *names: str) -> dict[str, Any]:
+        """These fields, as keyword arguments of what the command calls."""
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def label(cls, field: str) -> str:
@@ -66,6 +72,36 @@ def parsed(text: Any, schema: Mapping[str, Any]) -> Any:
         return {"integer": int, "number": float}.get(one.get("type", ""), str)(text)
     except (ValueError, RecursionError):
         return text
+
+
+_PYTHON = re.compile(
+    r"""\w+\((?:[^()]|\([^()]*\))*\)  # a call, whose arguments are not flags
+    | (?<![\w./-])(?:--)?(?P<name>[a-z][\w-]*)=
+    (?:(?P<switch>True|False|(?=\W*$|[:;,]?\s))|(?P<quote>["'])(?P<text>.*?)(?P=quote)|(?P<many>\(.*?\)|\[.*?\]))?""",
+    re.VERBOSE,
+)
+_ELSEWHERE = {"resume=False": "--overwrite"}  # arguments whose flag has another name
+
+
+def in_flags(message: str, known: Container[str]) -> str:
+    """The message with ``name=value`` as it stands on a command line that has the flags ``known``.
+
+    >>> in_flags("steps=5 and bernoulli=True: give text='none'", ["--steps", "--bernoulli", "--text"])
+    '--steps=5 and --bernoulli: give --text=none'
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        option = f"--{(found['name'] or '').replace('_', '-')}"
+        if found[0] in _ELSEWHERE and "--overwrite" in known:
+            return _ELSEWHERE[found[0]]
+        if option not in known:
+            return found[0]
+        if found["switch"] is not None:
+            return option.replace("--", "--no-", found["switch"] == "False")
+        many = re.sub(r"""[][()"' ]""", "", found["many"] or "").removesuffix(",")
+        return f"{option}={many or (shlex.quote(found['text']) if found['quote'] else '')}"
+
+    return message if message.startswith("config ") else _PYTHON.sub(flag, message)
 
 
 def _metavar(schema: Mapping[str, Any]) -> str:

@@ -61,5 +61,5 @@ def run(args: argparse.Namespace) -> int:
         except PackageNotFoundError:
             found = f"not installed: pip install 'diva-rs[{extra}]'"
         print(f"{library:<13} {found}")
-    print("what runs natively, and why the rest does not: trainer.backend, and backend in a run's run.json")
+    print("what runs natively, and why the rest does not: trainer.backend, or backend in a run's report.json")
     return 0

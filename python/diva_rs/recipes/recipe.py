@@ -248,7 +248,7 @@ class Recipe(Fields):
         if self.projector_warmup:
             raise ConfigError(
                 f"projector_warmup={self.projector_warmup} does not go with stages: give a first stage "
-                "Stage(train=('projector',), steps=...)"
+                "that trains the projector alone"
             )
         if self.stages[0].continues:
             raise ConfigError("stages[0]: continues=True needs a stage before it")
@@ -264,6 +264,22 @@ class Recipe(Fields):
                 "out of the last stage, which then does the rest"
             )
         return self
+
+
+def as_recipe(recipe: Recipe | str | None) -> Recipe:
+    """The recipe itself, the preset of that name, or the defaults.
+
+    Raises:
+        ConfigError: an unknown name, with near ones, or something that is no recipe.
+    """
+    if isinstance(recipe, str):
+        return Recipe.named(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe is {a_type(recipe)}: give a diva_rs.Recipe, a preset's name or None (Recipe.from_dict "
+            "makes one of a mapping)"
+        )
+    return recipe or Recipe()
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}

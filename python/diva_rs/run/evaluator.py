@@ -90,7 +90,7 @@ class Evaluator:
             raise ConfigError(
                 f"best={best[0]!r} goes by {self._chosen_on_test}, a test set, whose score is too good for "
                 f"weights that it chose. {VALIDATION}, on the command line --pairs FOLDER. "
-                "best_on_test=True (--best-on-test) allows it, and the report says so"
+                "best_on_test=True allows it, and the report says so"
             )
         measured_first = self.results["before"].values()
         kinds = {entry["kind"] for entries in measured_first for entry in entries} - {"drift"}

@@ -33,9 +33,6 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
 
     Raises:
         ConfigError: "identity" with widths that differ, or a preset for teachers with other slots.
-
-    >>> make_projector(Recipe(projector="linear"), 768, Slots(tokens=1024))
-    Linear(in_features=768, out_features=1024, bias=True)
     """
     if slots is None:
         return nn.Identity()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from diva_rs.errors import WeightsError
-from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe, as_recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, checked_epoch
-from diva_rs.step.modules import StepModules, as_recipe
+from diva_rs.step.modules import StepModules
 from diva_rs.step.terms import Term
 
 

@@ -155,9 +155,6 @@ def checked_epoch(epoch: Any) -> int:
 
     Raises:
         ConfigError: it is no whole number from 0 to 2**63 - 1.
-
-    >>> checked_epoch(3)
-    3
     """
     whole = isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool)
     if not whole or not 0 <= epoch < _EPOCHS:
