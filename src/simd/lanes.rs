@@ -7,10 +7,10 @@ use std::arch::x86_64::*;
 use std::f32::consts::LN_2;
 use std::mem::transmute;
 
-use super::product::ROWS;
-
 /// Numbers in a vector.
 pub const LANES: usize = 16;
+/// Rows of a product.
+pub const ROWS: usize = 6;
 
 /// An element of a matrix: float32, or bf16 as bits.
 pub trait Number: Copy + Default + Send + Sync + 'static {

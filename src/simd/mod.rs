@@ -11,9 +11,9 @@ mod lanes; // vectors of 16 numbers, in three sets of instructions
 mod pack; //  matrices in the order in which a product reads them
 mod product;
 
-pub use lanes::{maximum, Avx2, Avx512, Avx512Bf16, Lanes, Number, LANES};
+pub use lanes::{maximum, Avx2, Avx512, Avx512Bf16, Lanes, Number, LANES, ROWS};
 pub use pack::{zeros, Columns, Pairs, Rows};
-pub use product::{product, Write, ROWS};
+pub use product::{product, Write};
 
 /// Whether the processor has instructions for whole tiles of bf16 (AMX), which libtorch's products use.
 pub fn multiplies_tiles() -> bool {

@@ -1,8 +1,7 @@
 //! Matrices in the order in which a product reads them: in pairs along the dimension that is summed
 //! over.
 
-use super::lanes::{Lanes, Number, LANES};
-use super::product::ROWS;
+use super::lanes::{Lanes, Number, LANES, ROWS};
 use crate::error::{DivaError, Result};
 
 /// Rows of a matrix that may lie apart: (len, width).

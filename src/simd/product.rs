@@ -1,9 +1,7 @@
 //! The product of six rows and a strip of columns: vectors of sums, which the registers hold, those
 //! of factors, and one pair of the rows at a time.
 
-use super::lanes::{Lanes, LANES};
-
-pub const ROWS: usize = 6;
+use super::lanes::{Lanes, LANES, ROWS};
 
 /// Whether a product is added to what is there.
 #[derive(Clone, Copy, PartialEq, Eq)]
