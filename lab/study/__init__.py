@@ -51,7 +51,7 @@ _EVERY = {
 def ablate(
     name: str,
     output_dir: str | Path,
-    seeds: int = 5,
+    seeds: int | Sequence[int] = 5,
     split: str | Sequence[str] = "validation",
     world: str | Path = SHIPPED,
     steps: int | None = None,
@@ -68,7 +68,7 @@ def ablate(
             their common settings are chosen from. Where captions take part, ``judged.json`` and
             ``judged.png`` say how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
-        seeds: number of seeds, from 0.
+        seeds: number of seeds, from 0, or the seeds themselves.
         split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
             world, of which the first has the headline scores.
         world: a folder of `python -m lab pretrain`; by default the package's checkpoints.
@@ -96,7 +96,7 @@ def ablate(
         _save(diagram(right["accuracy"], right["calibration"]), folder / "judged.png")
     rows = run_all(
         arms,
-        range(seeds),
+        range(seeds) if isinstance(seeds, int) else seeds,
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,

@@ -10,7 +10,6 @@ from typing import Any
 
 from diva_rs.recipes.recipe import Recipe, Stage
 from lab.study.arms import ANCHOR, BEST, CAPTIONED, STUDY, Arm
-from lab.study.captions import Captions
 
 TOWER, BEFORE = 900, 1800  # steps
 RATE = 100.0
@@ -67,34 +66,39 @@ def anchored(arm: Arm, fields: dict[str, Any]) -> Arm:
     return replace(arm, fields={**arm.fields, **fields, "stages": (*own, *stages[-1:])})
 
 
+def mismatched(arm: Arm) -> Arm:
+    """The control: every image gets the latents or the judgements of another one."""
+    words = replace(arm.captions, mixed=1.0) if arm.captions else None
+    return replace(arm, mismatched=words is None, captions=words)
+
+
 CLASS, WORDS = "class token alone", "captions"
 _BASIC = {
     **by_rate(RATE),
     CLASS: BEST,
     WORDS: replace(CAPTIONED, fields={**CAPTIONED.fields, "batch": 16, "steps": TOWER}),
 }
-_MISMATCHED = {
-    name: replace(arm, mismatched=True)
-    if arm.captions is None
-    else replace(arm, captions=Captions(mixed=1.0))
-    for name, arm in _BASIC.items()
+_KERNEL = {f"{name}, kernel anchor": anchored(arm, KERNEL) for name, arm in _BASIC.items()}
+# Arm -> its control, which has an anchor as the arm has: without one, scores fall whatever the latents.
+CONTROL_OF = {
+    name: f"{name}, another image's"
+    for name in (*(f"{name}, kernel anchor" for name in by_rate(RATE)), CLASS, WORDS)
 }
-CONTROL_OF = {name: f"{name}, another image's" for name in _BASIC}
+_MISMATCHED = {control: mismatched((_BASIC | _KERNEL)[name]) for name, control in CONTROL_OF.items()}
+CONTROL_OF |= {f"{name}, kernel anchor": CONTROL_OF[name] for name in (CLASS, WORDS)}
+CONTROL_OF |= {"DIVA, anchor": CONTROL_OF["DIVA, kernel anchor"]}
 
 METHODS: dict[str, Arm] = {
     **_BASIC,
     "DIVA, anchor": anchored(_BASIC["DIVA"], {"anchor": ANCHOR}),
-    **{f"{name}, kernel anchor": anchored(arm, KERNEL) for name, arm in _BASIC.items()},
-    **{CONTROL_OF[name]: arm for name, arm in _MISMATCHED.items()},
+    **_KERNEL,
+    **_MISMATCHED,
     f"{CLASS}, untrained denoiser": STUDY["best, untrained denoiser"],
     "text alone": STUDY["anchored, text alone"],
     "anchor alone": STUDY["anchor alone"],
     "supervised on detailed captions": STUDY["supervised on detailed captions"],
 }
-CONTROL_OF |= {f"{name}, kernel anchor": control for name, control in CONTROL_OF.items()}
-CONTROL_OF |= {"DIVA, anchor": CONTROL_OF["DIVA"]}
-
-# What `RATE` and the weight of `KERNEL` are chosen from, with the anchor: without one pairs fall at any rate.
+# What `RATE` and the weight of `KERNEL` are chosen from: without an anchor GenHancer loses pairs at 30.
 CHOICES: dict[str, Arm] = {
     **{f"{name}, x {rate:g}": anchored(arm, KERNEL) for rate in RATES for name, arm in by_rate(rate).items()},
     **{

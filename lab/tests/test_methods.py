@@ -203,10 +203,12 @@ def test_the_commands_name_the_arms(monkeypatch, tmp_path):
     assert set(NAMES) == set(lab.study._EVERY) - {"study", "methods"}
     asked = []
     summary = Summary([_row("a", 0, 31.0)], ["a"])
-    monkeypatch.setattr(lab.study, "ablate", lambda name, *_, **__: asked.append(name) or summary)
-    for argv in (["study"], ["study", "--arms", "methods"], ["ablate", "length"]):
+    monkeypatch.setattr(
+        lab.study, "ablate", lambda name, *_, seeds, **__: asked.append((name, seeds)) or summary
+    )
+    for argv in (["study"], ["study", "--arms", "methods", "--seeds", "3-5"], ["ablate", "length"]):
         assert main([*argv, "--output-dir", str(tmp_path)]) == 0
-    assert asked == ["study", "methods", "length"]
+    assert asked == [("study", range(5)), ("methods", range(3, 6)), ("length", range(5))]
 
 
 def test_rows_hold_costs_as_json(world, images):

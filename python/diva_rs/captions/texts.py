@@ -75,7 +75,7 @@ class Texts:
         return scale * (normalize(images, dim=-1) @ texts.to(images.device).mT) + bias
 
     def _embedded(self, texts: list[str]) -> Tensor:
-        """In batches of one size: a text's embedding is the same to the bit whatever the others are."""
+        """In batches of one size: a text's embedding is the same to the bit, independent of the others."""
         rows = []
         with evaluating(self.model) as model:
             for start in range(0, len(texts), self._batch):

@@ -42,7 +42,7 @@ def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = No
             form = {"action": argparse.BooleanOptionalAction}
         elif schema.get("items", {}).get("type") == "string":
             form = {"metavar": "TEXT", "action": "append"}
-        text = texts[name].replace("%", "%%")
+        text = texts[name].replace("%", "%%").replace(" None", " none")
         parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
 
 

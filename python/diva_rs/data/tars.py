@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 def labels(shards: Sequence[str]) -> list[str]:
-    """The base names of shards, with as many of the folders above as tell equal ones apart."""
+    """The base names of shards, with as many of the folders above as distinguish equal names."""
     parts = [os.path.abspath(shard).replace(os.sep, "/").split("/") for shard in shards]
     found = [names[-1] for names in parts]
     depth = 1

@@ -32,7 +32,7 @@ def image_transform(preprocess: Any) -> Callable[[Any], Tensor]:
         )
 
     def transform(picture: Any) -> Tensor:
-        with torch.device("cpu"):  # whatever the default device
+        with torch.device("cpu"):  # also under another default device
             if of_transformers(preprocess):
                 pixels = _processed(image, picture.convert("RGB"))
             else:

@@ -1,4 +1,4 @@
-"""MMVP-VLM: does CLIP tell apart images that differ in one visual pattern?
+"""MMVP-VLM: pairs of images that differ in one visual pattern.
 
 Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code does (github tsb0601/MMVP,
 scripts/evaluate_vlm.py), in float32 and, if tokens are drawn, by seed.

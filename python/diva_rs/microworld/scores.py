@@ -172,7 +172,7 @@ def zero_shot_objects(
 
 
 def _check_words(names: Sequence[str], captions: Sequence[str]) -> None:
-    """Whether the words that all names share occur in captions: CLIP knows no others."""
+    """Whether the words that all names share occur in captions: CLIP was trained on no others."""
     frame = set.intersection(*(set(name.split()) for name in names))
     unknown = sorted(frame - set(" ".join(captions).split()) - {"a", "an"})
     if unknown:

@@ -8,7 +8,7 @@ low-rank updates.
 contrast in stage 2. ``dcr-official-…`` is what the official code computes: the contrast in both stages, and
 augmented views of tensors that were normalised for CLIP already, whose colour changes clamp them to [0, 1].
 
-The official code takes the velocity as the target whatever the checkpoint predicts, and recommends one that
+The official code takes the velocity as the target for every checkpoint, and recommends one that
 predicts the noise. Here the target is what the teacher's scheduler says: for the code's, give `Teacher` a
 scheduler with ``prediction_type="v_prediction"``. Not reproduced are its dropout of 0.1 inside the low-rank
 updates, and its data: every rank reads the same stream there.

@@ -235,7 +235,7 @@ class Recipe(Fields):
                 f"draw_weights={weights} holds {len(weights)} weights for draws={self.draws}: give one each"
             )
         if weights is not None and not any(weights):
-            raise ConfigError(f"draw_weights={weights} are all zero: nothing would be learnt")
+            raise ConfigError(f"draw_weights={weights} are all zero: nothing would be trained")
         if steps is not None and steps[0] >= steps[1]:
             raise ConfigError(f"timestep_range={steps} is empty: the first number must be below the second")
         return self

@@ -51,7 +51,7 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
 
 
 def _projector(kind: str, width: int, out: int) -> nn.Module:
-    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
+    # On the CPU in float32, also under the caller's other defaults: the seed alone decides the start.
     home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     if kind == "linear":
         return nn.Linear(width, out, **home)

@@ -164,7 +164,7 @@ class _Feedback(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: FeedbackLoss, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
         modules = module.step_modules
-        # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
+        # In the weights' dtype, also where autocast changed the tokens': float16 would lose small gradients
         # before a GradScaler multiplies them.
         wide = tokens.detach().to(modules.dtype)
         with _without_hooks():

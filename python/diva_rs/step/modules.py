@@ -117,9 +117,13 @@ class StepModules:
         self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
 
     def multiply(self, products: str | None) -> None:
-        """Multiply the bf16 matrices of native networks in "bf16" or "fp32"; None: there is no choice."""
+        """Multiply the bf16 matrices of native networks, and of a tower outside them, in "bf16" or "fp32".
+
+        None: there is no choice.
+        """
         self.products = products
-        self.step.widen(products == "fp32")
+        self.reader.wide = products == "fp32"
+        self.step.widen(self.reader.wide)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Give the recipe's own terms these weights, by name: all of them."""
@@ -222,7 +226,7 @@ class StepModules:
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """The modes of the native step, whatever the caller's: gradients on, autocast off."""
+        """The modes of the native step, independent of the caller's: gradients on, autocast off."""
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device):
             yield
 
@@ -279,7 +283,8 @@ class StepModules:
             return tower.tokens
 
         def tokens(images: Tensor) -> Tensor:
-            with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            narrow = self.products != "fp32"
+            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=narrow):
                 return tower.tokens(images)
 
         return tokens

@@ -23,7 +23,7 @@ class Trainer:
 
     Args:
         clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
-        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`. None
+        unet: what `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`. None
             with ``denoising=0``, where the terms do without a diffusion model.
         recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
             without it the learning rate stays constant after its warm-up.
@@ -106,7 +106,7 @@ class Trainer:
         """Run one batch forward and backward; returns its mean loss, detached, 0-dim, on CLIP's device.
 
         Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last
-        `apply`, so that several calls are one larger batch, whatever their sizes. A batch that is refused
+        `apply`, so that several calls are one larger batch, of any sizes. A batch that raises an error
         changes nothing; an error inside the step discards what was accumulated before.
 
         Args:
