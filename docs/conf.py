@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import diva_rs
+from diva_rs._base.toml import read_toml
 from diva_rs.cli import _COMMANDS, main
 from diva_rs.recipes.presets import presets
 
@@ -57,6 +58,15 @@ def _zoo() -> str:
     return "\n".join(["| recipe | model | its authors, % | here, % |", "|---|---|---|---|", *rows])
 
 
+def _results() -> str:
+    """The results of users, in ``zoo.toml``."""
+    fields = ("recipe", "recipe_sha256", "data", "seeds", "before", "after", "retention", "weights")
+    rows = read_toml(str(HERE / "zoo.toml"), "zoo")["result"]
+    lines = ("| " + " | ".join(str(row[name]) for name in fields) + " |" for row in rows)
+    head = [f"| {' | '.join(name.replace('_', ' ') for name in fields)} |", "|---" * len(fields) + "|"]
+    return "\n".join([*head, *lines]) if rows else "Nobody has contributed a result yet."
+
+
 def _commands() -> str:
     return "\n\n".join(f"## diva-rs {name}\n\n```text\n{_printed(name)}```" for name in _COMMANDS)
 
@@ -68,16 +78,18 @@ def _members(module: str) -> str:
     place = importlib.import_module(module)
     own = [name for name, value in vars(place).items() if getattr(value, "__module__", "") == place.__name__]
     names = getattr(place, "__all__", None) or [name for name in own if not name.startswith("_")]
-    lines = []
+    lines, shown = [], []
     for name in sorted(names, key=lambda name: (name not in _FIRST, _FIRST.find(name))):
         value = getattr(place, name)
         fault = isinstance(value, type) and issubclass(value, Exception)
         if name in diva_rs.__all__ and module != ("diva_rs.errors" if fault else "diva_rs"):
             continue
         kind = "class" if isinstance(value, type) else "function" if callable(value) else "data"
+        shown.append(f":py:obj:`{name} <{module}.{name}>`")
         lines.append(f".. auto{'exception' if fault else kind}:: {module}.{name}")
         lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
-    return "\n".join(["```{eval-rst}", f".. automodule:: {module}", "   :no-members:", "", *lines, "```"])
+    about = [f".. automodule:: {module}", "   :no-members:", "", " · ".join(shown), ""]
+    return "\n".join(["```{eval-rst}", *about, *lines, "```"])
 
 
 def _printed(command: str) -> str:
@@ -97,6 +109,7 @@ myst_substitutions = {
     "presets": _presets(),
     "commands": _commands(),
     "zoo": _zoo(),
+    "results": _results(),
     **{module.removeprefix("diva_rs.").replace(".", "_"): _members(module) for module in _DOCUMENTED},
 }
 

@@ -122,7 +122,7 @@ def arms(ink: str, blue: str) -> Figure:
             axes.plot([row["low"], row["high"]], [place] * 2, color=color, linewidth=2)
             axes.plot(row["difference"], place, "o", color=color, markersize=6)
         axes.axvline(0, color=ink, linewidth=0.8)
-        axes.set(xlabel=f"{label}: change in points")
+        axes.set_xlabel(f"{label}:\nchange in points")
         plain(axes)
     sides[0].set_yticks(range(len(shown)), [name for _, name, _ in shown.values()])
     sides[0].invert_yaxis()

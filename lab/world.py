@@ -1,5 +1,6 @@
-"""The models of a study: beside CLIP and the UNet a DiT, and a denoiser that was never trained."""
+"""The models of a study: beside CLIP and the UNet a DiT, and denoisers that are not trained yet."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
 from lab.worlds import Data, data_of
-
-TEACHERS = ("unet", "dit", "untrained")
 
 
 class StudyWorld(Microworld):
@@ -53,12 +52,39 @@ class StudyWorld(Microworld):
         return dit
 
     def teacher(self, kind: str = "unet", seed: int = 0) -> Teacher:
-        """The teacher "unet", "dit", or the control "untrained": a UNet with fresh weights of ``seed``."""
+        """The teacher ``kind`` of `TEACHERS`; ``seed`` is that of fresh weights."""
         if kind not in TEACHERS:
             raise ConfigError(f"kind={shown(kind)}: one of {', '.join(TEACHERS)}")
-        if kind == "dit":
-            return Teacher(self.dit, vae=self.vae, scheduler=new_scheduler())
-        return self.teacher_of(self.unet if kind == "unet" else new_unet(1000 + seed, self.side))
+        return TEACHERS[kind](self, seed)
+
+    def unclip(self, seed: int) -> Teacher:
+        """The UNet as Stable unCLIP is made of Stable Diffusion: the image embedding joins the time embedding
+        through fresh weights, the text is empty, and the rest is the trained UNet. It is to be trained."""
+        config = {name: value for name, value in self.unet.config.items() if not name.startswith("_")}
+        width = self.clip().visual.output_dim  # type: ignore[union-attr]
+        config |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": width}
+        unet: Any = fresh(1000 + seed, type(self.unet), **config)
+        unet.load_state_dict({**unet.state_dict(), **self.unet.state_dict()})
+        return self.teacher_of(unet)
+
+    def flux(self, seed: int) -> Teacher:
+        """GenHancer's denoiser: its blocks, the world's widths, fresh weights. It is to be trained."""
+        diffusers, clip = require("diffusers", extra="diffusers"), self.clip()
+        flux = fresh(
+            1000 + seed,
+            diffusers.FluxTransformer2DModel,
+            in_channels=4 * self.vae.config.latent_channels,
+            num_layers=2,
+            num_single_layers=4,
+            attention_head_dim=32,
+            num_attention_heads=3,
+            joint_attention_dim=clip.visual.output_dim,  # type: ignore[union-attr]
+            pooled_projection_dim=clip.visual.output_dim,  # type: ignore[union-attr]
+            guidance_embeds=True,
+            axes_dims_rope=(4, 14, 14),
+        )
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        return Teacher(flux, vae=self.vae, scheduler=scheduler, guidance=4)
 
     @torch.no_grad()
     def loss_ratio(self, teacher: Teacher, latents: Tensor) -> float:
@@ -76,6 +102,15 @@ class StudyWorld(Microworld):
         text = trained.text().expand(len(latents), -1, -1)
         errors = [one.denoise(noisy, timesteps, text) - target for one in (trained, teacher)]
         return float(errors[0].square().mean()) / float(errors[1].square().mean())
+
+
+TEACHERS: dict[str, Callable[[StudyWorld, int], Teacher]] = {
+    "unet": lambda world, seed: world.teacher_of(world.unet),
+    "untrained": lambda world, seed: world.teacher_of(new_unet(1000 + seed, world.side)),
+    "dit": lambda world, seed: Teacher(world.dit, vae=world.vae, scheduler=new_scheduler()),
+    "unclip": StudyWorld.unclip,
+    "flux": StudyWorld.flux,
+}
 
 
 def clip_name(number: int) -> str:

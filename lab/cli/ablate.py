@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from lab.cli.numbers import count
+from lab.cli.numbers import count, seeds
 
 HELP = "measure what a choice does to the tiny CLIP, over several seeds"
 USAGE = "python -m lab ablate NAME --output-dir FOLDER [--seeds N] [--split NAME ...] [options]"
@@ -18,6 +18,15 @@ NAMES = (
     "anchor",
     "lr",
     "projector_warmup",
+    "length",
+    "batch",
+    "images-per-step",
+    "timesteps",
+    "projector",
+    "anchor-kind",
+    "low-rank",
+    "after",
+    "method-choices",
 )
 
 
@@ -32,7 +41,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir", metavar="FOLDER", type=Path, required=True, help="for the results; an old run resumes"
     )
-    parser.add_argument("--seeds", metavar="N", type=count, default=5, help="seeds of each arm [default 5]")
+    parser.add_argument(
+        "--seeds",
+        metavar="N",
+        type=seeds,
+        default=range(5),
+        help="seeds of each arm: how many, or the first and the last as 5-9 [default 5]",
+    )
     parser.add_argument(
         "--split",
         metavar="NAME",

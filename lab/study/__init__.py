@@ -12,9 +12,12 @@ from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
 from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
 from lab.study.captions import accuracy, calibration, judge_images
+from lab.study.cost import judging
+from lab.study.curves import CURVES
 from lab.study.data import TrainingImages
 from lab.study.diagram import diagram
 from lab.study.measure import Measure, measure_all
+from lab.study.methods import CHOICES, CONTROL_OF, METHODS
 from lab.study.runs import keep_settings, run_all, run_arm
 from lab.study.summary import Summary
 from lab.world import StudyWorld
@@ -34,13 +37,21 @@ __all__ = [
 ]
 
 
-_EVERY = {**ABLATIONS, "captions": CAPTIONS, "caption-choices": CAPTION_CHOICES, "study": STUDY}
+_EVERY = {
+    **ABLATIONS,
+    **CURVES,
+    "captions": CAPTIONS,
+    "caption-choices": CAPTION_CHOICES,
+    "study": STUDY,
+    "methods": METHODS,
+    "method-choices": CHOICES,
+}
 
 
 def ablate(
     name: str,
     output_dir: str | Path,
-    seeds: int = 5,
+    seeds: int | Sequence[int] = 5,
     split: str | Sequence[str] = "validation",
     world: str | Path = SHIPPED,
     steps: int | None = None,
@@ -53,15 +64,15 @@ def ablate(
     Writes ``runs.jsonl``, ``summary.csv``, ``summary.md`` and ``summary.png``.
 
     Args:
-        name: "captions", "caption-choices", "condition", "density", "data", "denoiser", "draws", "anchor",
-            "lr", "projector_warmup", or "study": the recipes and their controls. Those of captions also write
-            ``judged.json`` and ``judged.png``: how often the judgements are right.
+        name: an ablation or curve; "study" or "methods": recipes and their controls; "method-choices": what
+            their common settings are chosen from. Where captions take part, ``judged.json`` and
+            ``judged.png`` say how often the judgements are right.
         output_dir: for the results. Runs under other settings there are a ConfigError.
-        seeds: number of seeds, from 0.
+        seeds: number of seeds, from 0, or the seeds themselves.
         split: "validation" while settings are chosen, "test" once they are fixed; or several splits of the
             world, of which the first has the headline scores.
         world: a folder of `python -m lab pretrain`; by default the package's checkpoints.
-        steps: optimizer steps; None: those of each arm.
+        steps: in which the tower trains; None: those of each arm.
         images: number of training images.
         asked: number of scenes for zero-shot, for fitting and for scoring the probes. A twentieth of it is
             the number of pairs of each pattern.
@@ -79,12 +90,13 @@ def ablate(
         right: dict[str, Any] = {
             "accuracy": accuracy(judged, pictures),
             "calibration": calibration(judged, pictures),
+            "gflops": judging(judged, models.teacher(), pictures),
         }
         write_json(folder / "judged.json", right)
-        _save(diagram(**right), folder / "judged.png")
+        _save(diagram(right["accuracy"], right["calibration"]), folder / "judged.png")
     rows = run_all(
         arms,
-        range(seeds),
+        range(seeds) if isinstance(seeds, int) else seeds,
         folder,
         lambda seed: models.clip(seed % models.clips),
         models,
@@ -95,7 +107,7 @@ def ablate(
     )
     summary = Summary(rows, list(arms))
     summary.to_csv(folder / "summary.csv")
-    write_text(folder / "summary.md", summary.page(name, splits))
+    write_text(folder / "summary.md", summary.page(name, splits, CONTROL_OF))
     _save(summary.plot(), folder / "summary.png")
     return summary
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diva_rs.microworld.demo.run import RECIPE
+from diva_rs.recipes.recipe import Stage
 from lab.study.captions import Captions
 
 # The defaults of all arms: the demo's settings, with random patches and no anchor.
@@ -20,14 +21,16 @@ class Arm:
 
     Attributes:
         fields: recipe fields that differ from `BASE`.
-        teacher: "unet", "dit", or "untrained" (a UNet with fresh weights, its loss scaled
-            to the trained one's).
+        teacher: of `lab.world.TEACHERS`; the loss of "untrained", a UNet with fresh weights, is scaled to the
+            trained one's.
         share: of the training images; 0: none, so that nothing is trained.
         mismatched: whether each image gets the latents of another one.
         supervised: whether the vision tower is trained on detailed captions instead of by feedback: the
             ceiling.
         captions: what caption feedback trains on, if it takes part.
         interpolate: the weights at the end are this far on the line from the original to the trained ones.
+        average: the share that is kept, at each log, of the running mean of the weights; the mean is what the
+            run ends with. 0: none.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -37,9 +40,13 @@ class Arm:
     supervised: bool = False
     captions: Captions | None = None
     interpolate: float = 1.0
+    average: float = 0.0
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, steps: int | None = None) -> dict[str, Any]:
         """Recipe fields: `BASE` with this arm's own.
+
+        ``steps`` are those in which the tower trains, by default the arm's; what comes before is scaled in
+        proportion.
 
         >>> sorted(BEST.recipe().keys() - BASE.keys()), "density" in BEST.recipe()
         (['anchor', 'condition'], False)
@@ -47,6 +54,18 @@ class Arm:
         fields = {**BASE, **self.fields}
         if fields.get("condition", "random") != "random":
             del fields["density"]  # of the random patches
+        stages: tuple[Stage, ...] = fields.get("stages", ())
+        if steps is not None and stages:
+            share = steps / (stages[-1].steps or steps)
+            counts = [max(1, round(share * (stage.steps or steps))) for stage in stages]
+            fields["stages"] = tuple(
+                stage.model_copy(update={"steps": count}) for stage, count in zip(stages, counts, strict=True)
+            )
+        elif steps is not None:
+            fields["steps"] = steps
+            fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
+        if stages:
+            fields["steps"] = None  # the sum of the stages'
         return fields
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from diva_rs.evaluation.statistics import change
 
+ITEMS = "items"  # their number, in a list of changed items
+
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
@@ -60,4 +62,21 @@ def intervals(before: Mapping[str, float], after: Mapping[str, float]) -> dict[s
         for name, (one, two) in columns.items():
             of = change(one, two)
             found[name] = [of.low, of.high]
+    return found
+
+
+def changed(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """For pairs and zero-shot the items whose outcome changed: number of the item -> its change in points.
+
+    The mean of an item's change over all items is the change of the score. Probes ask too much of each item
+    for so short a list.
+    """
+    found: dict[str, dict[str, float]] = {}
+    if not isinstance(before, Scores) or not isinstance(after, Scores):
+        return found
+    for score, old in before.outcomes.items():
+        if "probe" not in score:
+            moved = after.outcomes[score].average() - old.average()
+            found[score] = {str(item): round(float(moved[item]), 3) for item in np.flatnonzero(moved)}
+            found[score][ITEMS] = len(moved)
     return found

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from diva_rs._base.files import read_text, write_json, write_text
@@ -14,10 +15,12 @@ from diva_rs.captions import Judgements
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.evaluation.interpolation import interpolate
+from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.post_training import post_train
 from lab.study.arms import Arm
+from lab.study.cost import cost
 from lab.study.data import TrainingImages
-from lab.study.outcomes import intervals
+from lab.study.outcomes import changed, intervals
 from lab.study.supervised import fine_tune
 
 
@@ -51,35 +54,74 @@ def run_arm(
 ) -> dict[str, float]:
     """Treat ``clip`` in place with ``arm``; ``judged`` is needed where captions take part.
 
+    Args:
+        steps: in which the tower trains; None: the arm's.
+
     Returns:
-        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps. Empty for
-        an arm that does not train.
+        "loss_first" and "loss_last": means over the first and the last tenth of the logged steps; and the
+        costs of `lab.study.cost`. Empty for an arm that does not train.
     """
     if not arm.share:
         return {}
-    fields = {**arm.recipe(), "seed": seed}
-    if steps is not None:
-        fields["steps"] = steps
-        fields["projector_warmup"] = min(fields["projector_warmup"], steps // 2)
+    fields = {**arm.recipe(steps), "seed": seed}
+    teacher = None
     if arm.supervised:
         losses = fine_tune(clip, images, fields["steps"], seed)
     else:
-        teacher = world.teacher(arm.teacher, seed) if fields.get("denoising", 1.0) else None
+        teacher = world.teacher(arm.teacher, seed) if Recipe(**fields).predicts else None
         if teacher is not None and arm.teacher == "untrained":
             weight = world.loss_ratio(teacher, images.latents[:256]) / fields["draws"]
             fields["draw_weights"] = (weight,) * fields["draws"]
         loader = images.loader(fields["batch"], seed, arm.share, arm.mismatched)
         terms, original = None, copy.deepcopy(clip) if arm.interpolate < 1 else None
+        mean = Average(clip.visual, arm.average) if arm.average else None
         if arm.captions is not None:
             assert judged is not None
             terms = arm.captions.terms(clip, images, judged, seed)
-        result = post_train(clip, teacher, loader, terms=terms, progress=False, log_every=5, **fields)
+        hooks = [mean.update] if mean else []
+        result = post_train(
+            clip, teacher, loader, callbacks=hooks, terms=terms, progress=False, log_every=5, **fields
+        )
+        if mean:
+            mean.write()
         if original is not None:
             interpolate(original, clip, arm.interpolate, into=clip)
         main = "denoising" if fields.get("denoising", 1.0) else "loss"
         losses = [row[main] for row in result.history if main in row]
     tenth = max(1, len(losses) // 10)
-    return {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
+    means = {"loss_first": sum(losses[:tenth]) / tenth, "loss_last": sum(losses[-tenth:]) / tenth}
+    return means | cost(arm, clip, teacher, images, fields)
+
+
+class Average:
+    """The running mean of a module's weights, without the bias of its start.
+
+    >>> module = nn.Linear(1, 1, bias=False)
+    >>> mean = Average(module, 0.5)
+    >>> for value in (1.0, 4.0):
+    ...     _ = nn.init.constant_(module.weight, value)
+    ...     mean.update(0, {})
+    >>> mean.write()
+    >>> module.weight.item()
+    3.0
+    """
+
+    def __init__(self, module: Any, kept: float) -> None:
+        self.module, self.kept, self.count = module, kept, 0
+        self.sums = [torch.zeros_like(parameter) for parameter in module.parameters()]
+
+    @torch.no_grad()
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add the weights, as a callback of `post_train`."""
+        self.count += 1
+        for total, parameter in zip(self.sums, self.module.parameters(), strict=True):
+            total.lerp_(parameter, 1 - self.kept)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Put the mean into the module."""
+        for total, parameter in zip(self.sums, self.module.parameters(), strict=True):
+            parameter.copy_(total / (1 - self.kept**self.count))
 
 
 def run_all(
@@ -95,8 +137,9 @@ def run_all(
 ) -> list[dict[str, Any]]:
     """Run every arm on the CLIP of every seed, except for the runs that ``folder`` already has.
 
-    Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds, losses, the scores "before" and "after",
-    and for each score the interval of its change over the items ("intervals"). The file is replaced as a
+    Each run is a row of ``folder/runs.jsonl``: arm, seed, seconds (also of processor time), losses, costs,
+    the scores "before" and "after", for each score the interval of its change over the items ("intervals"),
+    and which items changed ("changed"). The file is replaced as a
     whole after each run, so it never contains half a row. ``measure`` returns at least "mini_mmvp",
     "zero_shot" and "probe_class".
     """
@@ -111,12 +154,13 @@ def run_all(
         before = measure(original)
         for name in missing:
             clip = copy.deepcopy(original)
-            started = time.perf_counter()
+            started, busy = time.perf_counter(), time.process_time()
             losses = run_arm(arms[name], clip, world, images, seed, steps, judged)
-            seconds = time.perf_counter() - started
+            seconds, busy = time.perf_counter() - started, time.process_time() - busy
             after = measure(clip)
-            row = {"arm": name, "seed": seed, "seconds": seconds, **losses, "before": before, "after": after}
-            rows.append({**row, "intervals": intervals(before, after)})
+            row = {"arm": name, "seed": seed, "seconds": seconds, "cpu_seconds": busy, **losses}
+            row |= {"before": before, "after": after, "intervals": intervals(before, after)}
+            rows.append({**row, "changed": changed(before, after)})
             write_text(place, "".join(json.dumps(row) + "\n" for row in rows))
             gains = ", ".join(
                 f"{key} {before[key]:.1f} -> {after[key]:.1f}"

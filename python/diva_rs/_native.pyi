@@ -165,7 +165,7 @@ class Batch:
 @final
 class Reader:
     def __new__(cls, pixels: Pixels, size: tuple[int, int], home: Tensor) -> Reader: ...
-    def read(self, batch: Batch) -> tuple[Tensor, _Targets | None]: ...
+    def read(self, batch: Batch, wide: bool = False) -> tuple[Tensor, _Targets | None]: ...
 
 @final
 class View:
@@ -235,6 +235,7 @@ class Judge:
         schedule: Schedule,
         loss: str = "mse",
         batch: int | None = None,
+        wide: bool = False,
     ) -> Judge: ...
     def losses(
         self,

@@ -17,7 +17,11 @@ where
 {
     py.check_signals()?;
     let outcome = py.allow_threads(|| catch_unwind(AssertUnwindSafe(work)));
-    let value = outcome.unwrap_or_else(|panic| Err(DivaError::Panic(panic_text(&*panic)))).map_err(raise)?;
+    let outcome = outcome.unwrap_or_else(|panic| Err(DivaError::Panic(panic_text(&*panic))));
+    // Where libtorch called Python (a dispatch mode, a tensor's subclass), the exception is still set. With a result it
+    // belongs to an operation that another one replaced.
+    let pending = PyErr::take(py);
+    let value = outcome.map_err(|err| pending.unwrap_or_else(|| raise(err)))?;
     py.check_signals()?;
     Ok(value)
 }

@@ -15,6 +15,7 @@ use super::targets::{untargets, PyTargets};
 use super::tensor::{optional, Given, PyTensor};
 use crate::error::{DivaError, Result};
 use crate::inputs::{Batch, Drawn, Encoder, Query, Reader};
+use crate::nn::Wide;
 use crate::pixels::{Convention, Filter, Pixels, VaePixels};
 use crate::resample::{resample, Window};
 
@@ -99,9 +100,13 @@ impl PyReader {
     }
 
     /// CLIP's input (B | 2B, 3, H, W), where augmented views follow, and the targets (latents, noise, timesteps, choice, text) of a batch; None for these where
-    /// there is no denoiser.
-    fn read(&self, py: Python<'_>, batch: &PyBatch) -> PyResult<(PyTensor, Option<PyTargets>)> {
-        let (images, data) = enter_step(py, || lock(&self.0).read(&lock(&batch.0), &|| Ok(())))?;
+    /// there is no denoiser. `wide`: multiply the bf16 matrices of a native VAE on a CPU in float32.
+    #[pyo3(signature = (batch, wide=false))]
+    fn read(&self, py: Python<'_>, batch: &PyBatch, wide: bool) -> PyResult<(PyTensor, Option<PyTargets>)> {
+        let (images, data) = enter_step(py, || {
+            let _products = Wide::set(wide);
+            lock(&self.0).read(&lock(&batch.0), &|| Ok(()))
+        })?;
         Ok((PyTensor(images), data.targets.map(untargets)))
     }
 }

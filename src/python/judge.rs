@@ -10,27 +10,32 @@ use super::step::{denoiser, signals};
 use super::tensor::{Given, PyTensor};
 use crate::error::DivaError;
 use crate::feedback::{Captioned, Distance, MemoryLimit, Teacher};
+use crate::nn::Wide;
 
 /// A denoiser, native or a callable, and the most images at a time.
 #[pyclass(frozen, module = "diva_rs._native")]
 struct Judge {
     teacher: Teacher,
     distance: Distance,
+    wide: bool,
 }
 
 #[pymethods]
 impl Judge {
+    /// `wide`: multiply the bf16 matrices of a native denoiser on a CPU in float32.
     #[new]
-    #[pyo3(signature = (denoiser, schedule, loss="mse", batch=None))]
+    #[pyo3(signature = (denoiser, schedule, loss="mse", batch=None, wide=false))]
     fn new(
         denoiser: &Bound<'_, PyAny>,
         schedule: PyRef<'_, PySchedule>,
         loss: &str,
         #[pyo3(from_py_with = number)] batch: Option<usize>,
+        wide: bool,
     ) -> PyResult<Self> {
         let distance = Distance::parse(loss).map_err(raise)?;
         let (denoiser, schedule) = (self::denoiser(denoiser)?, schedule.0.clone());
-        Ok(Judge { teacher: Teacher { denoiser, schedule, batch, limit: MemoryLimit::default() }, distance })
+        let teacher = Teacher { denoiser, schedule, batch, limit: MemoryLimit::default() };
+        Ok(Judge { teacher, distance, wide })
     }
 
     /// The losses (R, N), by draw, of R pairs (image, text) int64 (R, 2), without gradients: latents (B, ...), noise
@@ -58,8 +63,12 @@ impl Judge {
             texts: texts.named("texts")?,
             pairs,
         };
-        let (teacher, distance) = (self.teacher.clone(), self.distance);
-        enter_step(py, move || teacher.caption_losses(&given, distance, &signals)).map(PyTensor)
+        let (teacher, distance, wide) = (self.teacher.clone(), self.distance, self.wide);
+        enter_step(py, move || {
+            let _products = Wide::set(wide);
+            teacher.caption_losses(&given, distance, &signals)
+        })
+        .map(PyTensor)
     }
 
     /// The most images that fit into the denoiser's memory at a time; None while all have fitted.

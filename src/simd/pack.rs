@@ -1,36 +1,42 @@
-//! Matrices of bf16 numbers in the order in which a product reads them: in pairs along the
-//! dimension that is summed over.
+//! Matrices in the order in which a product reads them: in pairs along the dimension that is summed
+//! over.
 
-use super::lanes::LANES;
-use super::product::{ROWS, STRIP};
+use super::lanes::{Lanes, Number, LANES, ROWS};
 use crate::error::{DivaError, Result};
 
-/// Rows of a matrix that may lie apart: (len, width), bf16 as bits.
+/// Rows of a matrix that may lie apart: (len, width).
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub data: &'a [u16],
+pub struct Rows<'a, T> {
+    pub data: &'a [T],
     /// From a row to the next.
     pub stride: usize,
     pub width: usize,
     pub len: usize,
 }
 
-impl<'a> Rows<'a> {
-    pub fn row(&self, index: usize) -> &'a [u16] {
+impl<'a, T: Number> Rows<'a, T> {
+    pub fn row(&self, index: usize) -> &'a [T] {
         &self.data[index * self.stride..][..self.width]
     }
 
     /// `len` rows from `start` on, or those that there are.
-    pub fn part(&self, start: usize, len: usize) -> Rows<'a> {
+    pub fn part(&self, start: usize, len: usize) -> Rows<'a, T> {
         Rows { data: &self.data[start * self.stride..], len: len.min(self.len - start), ..*self }
     }
 
-    /// Rows 2 p and 2 p + 1; zeros behind the last.
-    fn two(&self, p: usize) -> impl Iterator<Item = u32> + 'a {
-        let second: &[u16] = if 2 * p + 1 < self.len { self.row(2 * p + 1) } else { &[] };
-        let second = second.iter().copied().chain(std::iter::repeat(0));
-        self.row(2 * p).iter().zip(second).map(|(&first, second)| pair(first, second))
+    /// Row 2 p, and 2 p + 1 or nothing.
+    fn two(&self, p: usize) -> (&'a [T], &'a [T]) {
+        (self.row(2 * p), if 2 * p + 1 < self.len { self.row(2 * p + 1) } else { &[] })
     }
+}
+
+/// Pairs of the numbers of two rows; zeros where there is no second one.
+fn stacked<'a, S: Lanes, T: Number>(
+    (first, second): (&'a [T], &'a [T]),
+) -> impl Iterator<Item = S::Pair> + 'a {
+    let zeros = if second.is_empty() { first.len() } else { 0 };
+    let second = second.iter().copied().chain(std::iter::repeat_n(T::default(), zeros));
+    first.iter().zip(second).map(|(&first, second)| S::pair(first, second))
 }
 
 /// Room for a kernel's numbers. A plain `vec!` would abort the process where the memory is not
@@ -47,39 +53,35 @@ pub fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     Ok(numbers)
 }
 
-fn pair(first: u16, second: u16) -> u32 {
-    u32::from(first) | u32::from(second) << 16
-}
-
 /// The first factor of a product: rows of pairs, with zeros up to a multiple of [`ROWS`] rows.
-pub struct Pairs {
-    pub data: Vec<u32>,
+pub struct Pairs<S: Lanes> {
+    pub data: Vec<S::Pair>,
     /// Pairs in a row.
     pub pairs: usize,
 }
 
-impl Pairs {
+impl<S: Lanes> Pairs<S> {
     fn zeros(rows: usize, pairs: usize) -> Result<Self> {
         Ok(Pairs { data: zeros(rows.next_multiple_of(ROWS) * pairs)?, pairs })
     }
 
     /// The rows as they are; their width is even.
-    pub fn of(x: Rows) -> Result<Self> {
+    pub fn of<T: Number>(x: Rows<T>) -> Result<Self> {
         let mut packed = Pairs::zeros(x.len, x.width / 2)?;
         for (i, row) in packed.data.chunks_exact_mut(x.width / 2).take(x.len).enumerate() {
             for (to, from) in row.iter_mut().zip(x.row(i).chunks_exact(2)) {
-                *to = pair(from[0], from[1]);
+                *to = S::pair(from[0], from[1]);
             }
         }
         Ok(packed)
     }
 
     /// The columns as rows.
-    pub fn transposed(x: Rows) -> Result<Self> {
+    pub fn transposed<T: Number>(x: Rows<T>) -> Result<Self> {
         let mut packed = Pairs::zeros(x.width, x.len.div_ceil(2))?;
         let pairs = packed.pairs;
         for p in 0..pairs {
-            for (to, pair) in packed.data[p..].iter_mut().step_by(pairs).zip(x.two(p)) {
+            for (to, pair) in packed.data[p..].iter_mut().step_by(pairs).zip(stacked::<S, T>(x.two(p))) {
                 *to = pair;
             }
         }
@@ -87,48 +89,52 @@ impl Pairs {
     }
 
     /// [`ROWS`] rows from `start` on.
-    pub fn rows(&self, start: usize) -> &[u32] {
+    pub fn rows(&self, start: usize) -> &[S::Pair] {
         &self.data[start * self.pairs..][..ROWS * self.pairs]
     }
 }
 
-/// The second factor of a product, in strips of [`STRIP`] columns (the last may be narrower), pair
+/// The second factor of a product, in strips of [`Lanes::STRIP`] columns (the last may be narrower), pair
 /// by pair within a strip; zeros up to a whole vector of columns.
-pub struct Columns {
-    data: Vec<u32>,
+pub struct Columns<S: Lanes> {
+    data: Vec<S::Pair>,
     pub pairs: usize,
     pub width: usize,
 }
 
-impl Columns {
+impl<S: Lanes> Columns<S> {
     pub fn zeros(len: usize, columns: usize) -> Result<Self> {
         let (pairs, width) = (len.div_ceil(2), columns.next_multiple_of(LANES));
         Ok(Columns { data: zeros(pairs * width)?, pairs, width })
     }
 
     /// The matrix as it is: its rows are summed over.
-    pub fn of(x: Rows) -> Result<Self> {
+    pub fn of<T: Number>(x: Rows<T>) -> Result<Self> {
         let mut packed = Columns::zeros(x.len, x.width)?;
         for s in 0..packed.strips() {
             let (strip, width) = packed.strip_mut(s);
             for (p, row) in strip.chunks_exact_mut(width).enumerate() {
-                for (to, pair) in row.iter_mut().zip(x.two(p).skip(s * STRIP)) {
-                    *to = pair;
-                }
+                let (first, second) = x.two(p);
+                let from = (s * S::STRIP)..(x.width.min(s * S::STRIP + width));
+                S::stack(row, &first[from.clone()], second.get(from).unwrap_or(&[]));
             }
         }
         Ok(packed)
     }
 
     /// The transposed matrix: its columns, of which there is an even number, are summed over.
-    pub fn transposed(x: Rows) -> Result<Self> {
+    pub fn transposed<T: Number>(x: Rows<T>) -> Result<Self> {
         let mut packed = Columns::zeros(x.width, x.len)?;
         for s in 0..packed.strips() {
             let (strip, width) = packed.strip_mut(s);
-            for column in 0..width.min(x.len - s * STRIP) {
-                let row = x.row(s * STRIP + column).chunks_exact(2);
-                for (to, from) in strip[column..].iter_mut().step_by(width).zip(row) {
-                    *to = pair(from[0], from[1]);
+            for column in (0..width).step_by(LANES) {
+                let mut rows: [&[[T; 2]]; LANES] = [&[]; LANES];
+                for (i, row) in (s * S::STRIP + column..x.len).zip(&mut rows) {
+                    *row = x.row(i).as_chunks().0;
+                }
+                for (p, to) in strip.chunks_exact_mut(width).enumerate() {
+                    let pairs = rows.map(|row| row.get(p).copied().unwrap_or_default());
+                    S::transpose(&mut to[column..], pairs);
                 }
             }
         }
@@ -136,17 +142,17 @@ impl Columns {
     }
 
     pub fn strips(&self) -> usize {
-        self.width.div_ceil(STRIP)
+        self.width.div_ceil(S::STRIP)
     }
 
     /// A strip and its width.
-    pub fn strip(&self, index: usize) -> (&[u32], usize) {
-        let width = (self.width - index * STRIP).min(STRIP);
-        (&self.data[index * STRIP * self.pairs..][..width * self.pairs], width)
+    pub fn strip(&self, index: usize) -> (&[S::Pair], usize) {
+        let width = (self.width - index * S::STRIP).min(S::STRIP);
+        (&self.data[index * S::STRIP * self.pairs..][..width * self.pairs], width)
     }
 
-    pub fn strip_mut(&mut self, index: usize) -> (&mut [u32], usize) {
-        let width = (self.width - index * STRIP).min(STRIP);
-        (&mut self.data[index * STRIP * self.pairs..][..width * self.pairs], width)
+    pub fn strip_mut(&mut self, index: usize) -> (&mut [S::Pair], usize) {
+        let width = (self.width - index * S::STRIP).min(S::STRIP);
+        (&mut self.data[index * S::STRIP * self.pairs..][..width * self.pairs], width)
     }
 }

@@ -66,9 +66,9 @@ def test_cache_with_official_pixels_needs_a_mean(teacher, photos, capsys, tmp_pa
 def test_info(capsys):
     assert main(["info"]) == 0
     text = capsys.readouterr().out
-    assert f"diva-rs       {diva_rs.__version__}" in text and f"torch         {torch.__version__}" in text
+    assert f"diva-rs         {diva_rs.__version__}" in text and f"torch           {torch.__version__}" in text
     assert "CPU threads" in text and "diffusers" in text
-    assert "devices       cpu only" in text or "cuda:0" in text
+    assert "devices         cpu only" in text or "cuda:0" in text
 
 
 def test_info_recipes(capsys):
@@ -89,7 +89,7 @@ def test_info_says_how_to_install_what_is_missing(monkeypatch, capsys):
 
     monkeypatch.setattr(info, "version", absent)
     assert main(["info"]) == 0
-    assert "webdataset    not installed: pip install 'diva-rs[data]'" in capsys.readouterr().out
+    assert "webdataset      not installed: pip install 'diva-rs[data]'" in capsys.readouterr().out
 
 
 # demo, and the process

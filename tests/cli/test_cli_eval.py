@@ -80,8 +80,8 @@ def test_detail_of_two_models_with_retention_beside_it(capsys, tmp_path, weights
     )
     lines = told.splitlines()
     assert sum(line.startswith("retention: zero-shot  2 of 4 images right") for line in lines) == 2
-    assert str(before.compare(after)) in lines and "tells: the smallest difference" in told
-    rules = [line.split("  ")[0] for line in lines if line.endswith("McNemar p  tells")]
+    assert str(before.compare(after)) in lines and "needed: the smallest difference" in told
+    rules = [line.split("  ")[0] for line in lines if line.endswith("McNemar p  needed")]
     assert rules == [before[rule].title for rule in before.rules]
     stored = json.loads((tmp_path / "out" / f"{task}.json").read_text())
     assert stored["after"]["scores"][before.rule]["right"] == after.right

@@ -37,10 +37,7 @@ def test_weights_that_are_damaged_or_do_not_fit(tmp_path):
     with pytest.raises(WeightsError, match=r"bad\.safetensors is text"):
         load(f"{MODEL}:{tmp_path / 'bad.safetensors'}")
     save_file({"visual.proj": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(
-        WeightsError,
-        match=r"other\.safetensors could not be loaded: ln_final\.bias is in the",
-    ):
+    with pytest.raises(WeightsError, match=r"other\.safetensors could not be loaded: ln_final\.bias"):
         load(f"{MODEL}:{tmp_path / 'other.safetensors'}")
 
 

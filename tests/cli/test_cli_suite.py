@@ -174,7 +174,7 @@ def test_compare_by_category(run, capsys, tmp_path, weights, benchmarks):
     numbers = [*change.right, len(change.gained), len(change.lost), change.resolvable]
     found = row.replace(" of 9", "").split()[1:]
     assert [int(found[n]) for n in (0, 1, 2, 3, 5)] == numbers
-    assert "tells: the smallest difference" in told
+    assert "needed: the smallest difference" in told
     one = next(sides[0].glob("mine*.json"))
     assert "hold no score of the same name" in message(
         capsys, ["compare", str(one), str(next(sides[1].glob("M*.json")))]

@@ -36,10 +36,7 @@ GOOD = torch.full((2, 3, 8, 8), 0.5)
         (iter([GOOD]), "batch 4 is a list_iterator"),
         ([], "batch 4 is a list of nothing"),
         ({}, "batch 4 is a dict with the keys none: 'images' or 'pixel_values' is needed"),
-        (
-            {"image": GOOD, "label": 1},
-            "keys 'image', 'label': .* is needed; rename 'image' in the collate function",
-        ),
+        ({"image": GOOD, "label": 1}, "keys 'image', 'label': .* is needed; rename 'image' in the collate"),
         ({"latents": GOOD}, "batch 4 holds latents alone, which cannot feed CLIP"),
         ([GOOD[0], GOOD[1]], "batch 4 is a list of Tensor: .*default_collate stacks samples"),
         ({"images": [GOOD[0], GOOD[1]]}, "'images' is a list of Tensor: a loader yields"),

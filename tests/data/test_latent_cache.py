@@ -147,9 +147,7 @@ def test_images_that_were_never_cached_are_errors(place):
     cache = LatentCache.build(batches(), Plain(), place)
     other = torch.rand(2, 3, SIZE, SIZE)
     mixed = torch.stack([batches()[0]["images"][0], other[0]])
-    with pytest.raises(
-        DataError, match=r"batch 0, sample 1 \(id 78\): this image is not in the latent cache"
-    ):
+    with pytest.raises(DataError, match=r"batch 0, sample 1 \(id 78\): this image is not in the latent"):
         list(cache.wrap([{"images": mixed, "ids": [77, 78]}]))
     shifted = batches()[0]["images"] + 1e-6
     with pytest.raises(DataError, match=r"sample 0 \(id 0\): .*its pixels are not those that were cached"):
@@ -257,10 +255,10 @@ def test_nothing_else_is_ever_overwritten(place, tmp_path):
     with pytest.raises(DataError, match=r"holds a latent cache already: open it, .* with overwrite=True"):
         LatentCache.build(batches(), Plain(), place)
     (place / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not a latent cache: choose another folder"):
+    with pytest.raises(DataError, match=r"holds 'notes\.txt', which is not part of a latent cache"):
         LatentCache.build(batches(), Plain(), place, overwrite=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="is not a latent cache"):
+    with pytest.raises(DataError, match="file is a file: a folder is written"):
         LatentCache.build(batches(), Plain(), tmp_path / "file", overwrite=True)
     (tmp_path / "empty").mkdir()
     assert len(LatentCache.build(batches(), Plain(), tmp_path / "empty")) == 6

@@ -10,7 +10,6 @@ import torch
 from builders.small import gradients, images, scheduler, small_clip, small_teacher, small_unet, small_vae
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.errors import ConfigError
-from diva_rs.native.unet import UNET
 
 pytestmark = pytest.mark.invariant
 
@@ -41,8 +40,7 @@ def test_the_step_is_the_same_and_the_weights_given_are_gone(backend):
 
     assert all(tensor.is_meta for part in (unet, vae) for tensor in part.parameters())
     gc.collect()
-    # What a native network computes in float32 keeps the weights that were not rounded.
-    assert not any(storage() for name, storage in given.items() if backend == "torch" or not UNET.small(name))
+    assert not any(storage() for storage in given.values())
     held = sum(tensor.nbytes for part in (teacher.denoiser, teacher.vae) for tensor in part.parameters())
     assert held == whole / 2
     for use in (unet, vae, unet.state_dict, vae.state_dict, lambda: Teacher(unet)):
@@ -72,10 +70,16 @@ def test_two_in_memory_are_logged_with_what_they_take(caplog):
         assert len(said) == (not consume) and all("Teacher(..., consume=True)" in line for line in said)
 
 
-def test_what_a_trainer_loads_from_files_is_kept_once(tmp_path):
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_what_a_trainer_loads_from_files_is_kept_once(tmp_path, backend):
     small_unet().save_pretrained(tmp_path / "unet")
     small_vae().save_pretrained(tmp_path / "vae")
     scheduler().save_pretrained(tmp_path / "scheduler")
-    recipe = Recipe(precision="bf16", text="none")
+    recipe = Recipe(precision="bf16", text="none", backend=backend)
     teacher = Trainer(small_clip(), tmp_path, recipe).teacher
     assert teacher.dtype == torch.bfloat16 and teacher.given is teacher.denoiser
+    teacher = Teacher(tmp_path, consume=True)
+    files = [weakref.ref(tensor.untyped_storage()) for tensor in teacher.given.parameters()]
+    trainer = Trainer(small_clip(), teacher, recipe)
+    gc.collect()
+    assert trainer.teacher is teacher and not any(storage() for storage in files)

@@ -395,11 +395,7 @@ def heic_alone(root):
         (lambda root: (root / "cat" / "0.png").write_bytes(b"x"), NAMED, r"cat/0\.png: not an image"),
         (heic_alone, None, r"fox holds no image: .*1 left out: 1 with the ending \.heic \(0\.HEIC\)"),
         (lambda root: (root / "fox").mkdir(), {**NAMED, "fox": "x"}, "fox holds no"),
-        (
-            lambda root: (root / "kitten").symlink_to(root / "cat"),
-            None,
-            "kitten is a link to a folder that is",
-        ),
+        (lambda root: (root / "kitten").symlink_to(root / "cat"), None, "kitten is a link to a folder that"),
         (lambda root: (root / "kitten").symlink_to(root / "gone"), None, "kitten cannot be listed: No such"),
         (lambda root: None, {"cat": "red"}, "wild_dog: classes does not name this folder"),
         (lambda root: None, {"cat": "red", "wild_dog": "red"}, "has one class alone, 'red'"),

@@ -47,9 +47,7 @@ def test_images_may_lie_elsewhere(tmp_path):
     (tmp_path / "crepe" / "val2017").rename(tmp_path / "val2017")
     beside = score(model, tmp_path / "crepe")
     (tmp_path / "val2017").rename(tmp_path / "elsewhere")
-    with pytest.raises(
-        DataError, match=r"add_att\.json, key 0: the image 0{12}\.jpg is missing.*images= gives"
-    ):
+    with pytest.raises(DataError, match=r"add_att\.json, key 0: the image 0{12}\.jpg is missing.*images="):
         score(model, tmp_path / "crepe")
     given = score(model, tmp_path / "crepe", images=tmp_path / "elsewhere")
     assert given == beside and given.right == sum(map(sum, CREPE.values()))
@@ -171,10 +169,7 @@ HOSTILE = {
         (up(lambda rows: rows.insert(1, rows[0])), "entry 1: .*cup table has 'left' twice"),
         (gone("controlled_images/cup_on_table.jpeg"), r"entry 2: the image .*/cup_on_table\.jpeg is missing"),
         (up(lambda rows: rows[1].update(image_path="7.jpeg")), r"entry 1: .* in the file name 7\.jpeg"),
-        (
-            edit("coco_qa_one_obj.json", lambda rows: rows[1].pop()),
-            r"entry 1 is \[1001, .*expected \[image id",
-        ),
+        (edit("coco_qa_one_obj.json", lambda rows: rows[1].pop()), r"entry 1 is \[1001, .*expected \[image"),
     ],
     spec: [
         (
@@ -183,14 +178,8 @@ HOSTILE = {
         ),
         (count(lambda rows: rows[1].update(label="1")), "entry 1: label is '1'"),
         (count(lambda rows: rows[1].update(keys=["a"])), "entry 1: keys is"),
-        (
-            gone("existence/images/14.jpg"),
-            r"existence/image2text\.json, entry 1: the image .*14\.jpg is missing",
-        ),
-        (
-            count(lambda rows: rows[1].update(keys=["a", "a"], label=0)),
-            "entry 1: the caption 'a' is there twice",
-        ),
+        (gone("existence/images/14.jpg"), r"existence/image2text\.json, entry 1: the image .*14\.jpg"),
+        (count(lambda rows: rows[1].update(keys=["a", "a"], label=0)), "entry 1: the caption 'a' is there"),
         (empty, "has no items"),
     ],
 }

@@ -229,10 +229,7 @@ OF_PAIRS = [
 ]
 OF_NATURALBENCH = [
     (entries(lambda rows: rows[1].update(index=0)), "entry 1: the id 0 is that of .*entry 0 as well"),
-    (
-        entries(lambda rows: rows[1].update(image_0="9.jpg")),
-        r"entry 1: the image 9\.jpg is missing: looked in",
-    ),
+    (entries(lambda rows: rows[1].update(image_0="9.jpg")), r"entry 1: the image 9\.jpg is missing: looked"),
     (entries(lambda rows: rows.insert(1, [1])), "entry 1 is a list, expected an object with caption_0"),
 ]
 HOSTILE = [*((pairs_jsonl, *case) for case in OF_PAIRS), *((naturalbench, *case) for case in OF_NATURALBENCH)]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from builders.small import images, small_clip, small_teacher
 from diva_rs import FeedbackLoss, Recipe, Trainer
@@ -116,3 +117,26 @@ def test_a_teacher_of_pixels_has_no_posterior():
     teacher = Teacher(small_unet(channels=3), scheduler=scheduler(), text_condition=torch.zeros(1, 8, 24))
     with pytest.raises(ConfigError, match=r"works on pixels.*latent='mean'"):
         Trainer(small_clip(), teacher, Recipe(latent="sample")).step(images(2))
+
+
+class _Refusal(TorchDispatchMode):
+    """Raises at one operation."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ == self.name:
+            raise LookupError(f"no {self.name} here")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("operation", ["native_layer_norm", "native_layer_norm_backward"])
+def test_an_exception_of_pythons_within_a_native_call_is_raised_as_it_is(operation):
+    trainer = Trainer(small_clip(), small_teacher(), Recipe())
+    with pytest.raises((LookupError, DivaError), match=f"no {operation} here") as raised, _Refusal(operation):
+        trainer.accumulate(images(2))
+    # Autograd's engine carries the text alone from a backward pass.
+    assert raised.type is LookupError or operation.endswith("backward")
+    trainer.accumulate(images(2))

@@ -79,9 +79,7 @@ def test_a_missing_file_of_the_run_is_named(run, tmp_path):
     (run / "recipe.json").unlink()
     with pytest.raises(DataError, match=r"recipe.json cannot be read: No such file"):
         report.write(run)
-    with pytest.raises(
-        DataError, match=r"nowhere is not a run folder: give the output_dir of a training run"
-    ):
+    with pytest.raises(DataError, match=r"nowhere is not a run folder: give the output_dir of a training"):
         report.write(tmp_path / "nowhere")
 
 
@@ -164,20 +162,11 @@ def _changed(change):
         ('{"benchmark": "MMVP-VLM"}', "pairs: Field required"),
         ('{"benchmark": "MMVP-VLM", "pairs": []}', "or there is no pair"),
         (_changed(lambda c: c["pairs"].pop()), "patterns differ in their number of pairs"),
-        (
-            _changed(lambda c: c["pairs"][3].update(scores=["x", 1])),
-            "pairs.3.scores.0: Input should be a valid number",
-        ),
-        (
-            _changed(lambda c: c["pairs"][3].update(correct=1)),
-            "pairs.3.correct: Input should be a valid boolean",
-        ),
+        (_changed(lambda c: c["pairs"][3].update(scores=["x", 1])), "pairs.3.scores.0: Input should be"),
+        (_changed(lambda c: c["pairs"][3].update(correct=1)), "pairs.3.correct: Input should be a valid"),
         (_changed(lambda c: c["pairs"][3].update(correct=False)), "contradicts itself"),
         (_changed(lambda c: c["pairs"][3].update(picked=[1, 3], expected=[1, 3])), "contradicts itself"),
-        (
-            _changed(lambda c: c.update(confidence=math.nan)),
-            "Out of range float values are not JSON compliant",
-        ),
+        (_changed(lambda c: c.update(confidence=math.nan)), "Out of range float values are not JSON"),
         (_changed(lambda c: c.update(confidence=95)), "confidence is 95.0, not inside (0, 1)"),
         ('{"cka": 1.0, "cosine": 1.0, "lowest": 1.0, "cosines": []}', "there is no cosine"),
     ],

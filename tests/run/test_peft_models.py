@@ -53,9 +53,7 @@ def test_the_adapters_train_alone(teacher, name, endings, how, tmp_path, caplog)
 
 def test_pefts_attention_trains_with_a_warning(teacher):
     clip = adapted("open_clip-gelu", "PeftModel", "attn")
-    with pytest.warns(
-        UserWarning, match=r"resblocks.0.attn is peft's .* adds the update of its out_proj twice"
-    ):
+    with pytest.warns(UserWarning, match=r"resblocks.0.attn is peft's .* adds the update of its out_proj"):
         result = train(teacher, LOADER, clip=clip, lr=1e-2, optimizer="adamw", density=0.5)
     assert len(result.history) == 3
 
@@ -68,7 +66,5 @@ def test_an_adapter_whose_layer_is_not_called_is_named(teacher):
 
 @pytest.mark.hostile
 def test_low_rank_needs_a_model_without_adapters(teacher):
-    with pytest.raises(
-        ConfigError, match=r"q_proj has an adapter already.*merge_and_unload\(\)|k_proj has an"
-    ):
+    with pytest.raises(ConfigError, match=r"q_proj has an adapter already.*merge_and_unload\(\)|k_proj has"):
         train(teacher, LOADER, clip=adapted("transformers-clip", "injected"), low_rank=2)

@@ -5,11 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from diva_rs import ConfigError, DataError, DivaError, _native
-from diva_rs.step.draws import DrawPlan, Draws, augment_seed, draw, sample_keys
+from diva_rs import ConfigError, DataError, _native
+from diva_rs.step.draws import DrawPlan, augment_seed, draw
 
 pytestmark = pytest.mark.hostile
 
@@ -29,11 +27,7 @@ HUGE = 2**70
         ("draws", "2", "`draws` is '2', expected a whole number"),
         ("latent_shape", (), r"`latent_shape` is \[\], expected 1 to 8 sizes of at least 1"),
         ("latent_shape", (4, 0), r"`latent_shape` is \[4, 0\]"),
-        (
-            "latent_shape",
-            (4, -8),
-            r"`latent_shape` is \(4, -8\), expected a sequence of at most 8 whole numbers",
-        ),
+        ("latent_shape", (4, -8), r"`latent_shape` is \(4, -8\), expected a sequence of at most 8 whole"),
         ("latent_shape", 4, "`latent_shape` is 4, expected a sequence"),
         ("latent_shape", (1,) * 9, "expected a sequence of at most 8"),
         ("latent_shape", (2**40, 2**40), "exceed 16 GiB for one call; reduce the batch"),
@@ -70,9 +64,7 @@ def test_each_setting_is_named(field, value, message):
 
 @pytest.mark.parametrize(("mean", "std"), [(math.nan, 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, math.inf)])
 def test_logit_normal_settings(mean, std):
-    with pytest.raises(
-        ConfigError, match=r"`logit_mean` is .* and `logit_std` is .*, expected a finite mean"
-    ):
+    with pytest.raises(ConfigError, match=r"`logit_mean` is .* and `logit_std` is .*, expected a finite"):
         DrawPlan(**GOOD, timesteps="logit-normal", logit_mean=mean, logit_std=std)
 
 
@@ -131,67 +123,3 @@ def test_the_door_takes_keys_only():
             DataError, match=r"must be a one-dimensional uint64 array; diva_rs.draws.sample_keys makes"
         ):
             plan.draw(ids, 0)
-
-
-# Anything at all, and among it enough that is nearly right. Sizes are small or absurd, never merely large.
-NUMBERS = st.one_of(st.integers(-2, 5), st.sampled_from([2**31, 2**63, 2**64 - 1, 2**64, HUGE, -HUGE]))
-ANYTHING = st.one_of(
-    NUMBERS,
-    st.none(),
-    st.booleans(),
-    st.floats(),
-    st.text(max_size=3),
-    st.binary(max_size=3),
-    st.lists(NUMBERS, max_size=3),
-)
-SETTINGS = st.fixed_dictionaries(
-    {
-        "seed": st.one_of(NUMBERS, ANYTHING),
-        "draws": st.one_of(st.integers(1, 3), ANYTHING),
-        "latent_shape": st.one_of(
-            st.lists(st.integers(1, 4), min_size=1, max_size=3), st.lists(NUMBERS, max_size=10), ANYTHING
-        ),
-    },
-    optional={
-        "patches": st.one_of(st.integers(1, 9), ANYTHING),
-        "choose": st.one_of(st.integers(1, 9), ANYTHING),
-        "replacement": st.one_of(st.booleans(), ANYTHING),
-        "density": st.one_of(st.floats(), ANYTHING),
-        "timesteps": st.one_of(st.sampled_from(["uniform", "stratified", "logit-normal"]), ANYTHING),
-        "timestep_range": st.one_of(st.tuples(NUMBERS, NUMBERS), ANYTHING),
-        "logit_mean": st.one_of(st.floats(), ANYTHING),
-        "logit_std": st.one_of(st.floats(), ANYTHING),
-    },
-)
-IDS = st.one_of(
-    st.lists(NUMBERS, max_size=4), st.lists(st.text(), max_size=4), st.lists(ANYTHING, max_size=3), ANYTHING
-)
-
-
-@settings(max_examples=500, deadline=None)
-@given(SETTINGS, IDS, st.one_of(st.just(0), ANYTHING))
-def test_any_argument_gives_draws_or_an_exception_of_ours(fields, ids, epoch):
-    try:
-        drawn = DrawPlan(**fields).draw(ids, epoch)
-    except DivaError as err:
-        assert "internal error" not in str(err)
-    else:
-        assert isinstance(drawn, Draws) and np.isfinite(drawn.noise).all()
-
-
-@settings(max_examples=200, deadline=None)
-@given(ANYTHING, ANYTHING, ANYTHING)
-def test_any_augmentation_seed_or_an_exception_of_ours(seed, sample, epoch):
-    try:
-        assert 0 <= augment_seed(seed, sample, epoch) < 2**63
-    except DivaError as err:
-        assert "internal error" not in str(err)
-
-
-@settings(max_examples=200, deadline=None)
-@given(IDS)
-def test_any_ids_give_keys_or_a_data_error(ids):
-    try:
-        assert sample_keys(ids).dtype == np.uint64
-    except DataError as err:
-        assert "ids" in str(err)

@@ -129,10 +129,7 @@ def test_draws_of_ones_own_are_checked():
         ((steps, noise, tokens[:, 0]), r"`tokens` has shape \(3, 0\), expected \(B, N, k\)"),
         ((steps.astype(float), noise, tokens), "`timesteps` is float64, expected whole numbers"),
         ((steps, noise.astype(int), tokens), "`noise` is int64, expected floating point"),
-        (
-            (steps, noise, torch.zeros(3, 2, 1, dtype=torch.bool)),
-            "`tokens` is torch.bool, expected whole numbers",
-        ),
+        ((steps, noise, torch.zeros(3, 2, 1, dtype=torch.bool)), "`tokens` is torch.bool, expected whole"),
         ((steps, torch.zeros(3, 2, 1, dtype=torch.complex64), tokens), "`noise` is torch.complex64"),
         ((steps.tolist(), noise, tokens), "`timesteps` is a list, expected a NumPy array or a tensor"),
     ]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from builders.small import images, small_clip, small_teacher, small_unet
-from diva_rs import Recipe, Teacher, Trainer, post_train
+from diva_rs import FeedbackLoss, Recipe, Teacher, Trainer, post_train
+from diva_rs.captions import ContrastSet, Judge
 from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.native import NotNative, native_denoiser, native_encoder
 from diva_rs.step import precision
@@ -126,3 +127,38 @@ def test_a_teacher_in_another_dtype_than_clip_is_the_same_as_one_that_was_cast(b
     reference, *_ = exact.step.at_tokens(tokens, inputs.images, inputs.targets)
     loss, expected = float(losses["loss"]), float(reference["loss"])
     assert abs(loss - expected) <= 2e-2 * expected
+
+
+def test_float32_products_hold_for_a_feedback_loss_tower_and_vae_too(monkeypatch):
+    def found(products):
+        feedback = FeedbackLoss(small_clip(), small_teacher(), BF16.replace(products=products))
+        inputs = feedback.step_modules.inputs(images(2), None, 0, None, 0)
+        tokens, _ = feedback.step_modules.at_cut(inputs.images)
+        return tokens.detach(), inputs.targets[0]
+
+    (narrow, near), (wide, latents) = found("bf16"), found("fp32")
+    exact = FeedbackLoss(small_clip(), small_teacher(), Recipe()).step_modules
+    inputs = exact.inputs(images(2), None, 0, None, 0)
+    assert torch.equal(wide, exact.at_cut(inputs.images)[0]) and not torch.equal(narrow.float(), wide)
+    off = [float((each - inputs.targets[0]).norm()) for each in (latents, near)]
+    assert 0 < off[0] < off[1]
+
+
+def test_a_judge_multiplies_as_a_step_does(monkeypatch):
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    texts = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(2))
+    sets = [[ContrastSet("size", ("big", "small"), ("big", "small"))]] * 2
+
+    def losses(dtype):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            judge = Judge(small_teacher(dtype), draws=2, backend="native", encode=lambda names: texts)
+        found = judge.losses(latents, [1, 2], sets, range(2))
+        return torch.tensor([[each.tolist() for each in of] for of in found])
+
+    _speeds(monkeypatch, 2e9, 1e9)
+    narrow, exact = losses(torch.bfloat16), losses(torch.float32)
+    _speeds(monkeypatch, 1e9, 2e9)
+    wide = losses(torch.bfloat16)
+    assert not torch.equal(wide, narrow) and torch.equal(exact, losses(torch.float32))
+    assert float((wide - exact).norm()) <= 2e-2 * float(exact.norm())

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import Parameter
 
-from diva_rs import ConfigError, DivaError, ShapeError, WeightsError, _native
+from diva_rs import ConfigError, ShapeError, WeightsError, _native
 
 pytestmark = pytest.mark.hostile
 
@@ -158,10 +158,7 @@ def test_loading_a_state_is_strict_and_all_or_nothing():
             {"w.exp_avg_sq": torch.ones(3, 2)},
             r"`w\.exp_avg_sq` has shape \[3, 2\], expected \[2, 3\]",
         ),
-        (
-            {"w.exp_avg_sq": torch.ones(2, 3).double()},
-            r"`w\.exp_avg_sq` is Double, expected Float",
-        ),
+        ({"w.exp_avg_sq": torch.ones(2, 3).double()}, r"`w\.exp_avg_sq` is Double, expected"),
         ({"w.step": torch.ones(1)}, r"`w\.step` has shape \[1\], expected \[\]"),
         ({"w.step": torch.tensor(-1.0)}, r"`w\.step` is -1, expected a number of updates"),
         ({"w.step": torch.tensor(NAN)}, r"`w\.step` is NaN"),
@@ -192,48 +189,6 @@ def test_schedule_arguments():
     ]:
         with pytest.raises(ConfigError, match=match):
             _native.lr_factor(*arguments)
-
-
-numbers = st.floats(allow_nan=True, allow_infinity=True, width=64)
-names = st.text(max_size=3)
-tensors = st.sampled_from(
-    [
-        lambda: torch.ones(2),
-        lambda: torch.ones(()),
-        lambda: torch.ones(0),
-        lambda: torch.ones(3, 2).t(),
-        lambda: torch.ones(1).expand(3),
-        lambda: torch.ones(2, device="meta"),
-        lambda: torch.ones(2).bfloat16(),
-        lambda: torch.ones(2, dtype=torch.int64),
-        lambda: torch.eye(2).to_sparse(),
-        lambda: torch.ones(2, requires_grad=True) * 2,
-    ]
-).map(lambda build: build())
-options = {"momentum": numbers, "betas": st.tuples(numbers, numbers), "eps": numbers}
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    method=st.one_of(st.sampled_from(["sgd", "adamw"]), st.text(max_size=4)),
-    groups=st.lists(
-        st.tuples(names, numbers, numbers, st.dictionaries(names, tensors, max_size=2)), max_size=2
-    ),
-    options=st.fixed_dictionaries({}, optional=options),
-    factor=numbers,
-)
-def test_any_arguments_give_a_result_or_a_diva_error(method, groups, options, factor):
-    for *_, params in groups:
-        for param in params.values():
-            if param.is_leaf and param.is_floating_point() and param.layout is torch.strided:
-                param.grad = torch.ones_like(param)
-    try:
-        optimizer = _native.Optimizer(method, groups, **options)
-        optimizer.clip_grad_norm(factor)
-        optimizer.step([factor] * len(groups))
-        optimizer.load_state(optimizer.state())
-    except DivaError as err:
-        assert "internal error" not in str(err)
 
 
 # Beyond the bound each number alone, or a product of two, would not fit float32.

@@ -64,10 +64,7 @@ def test_recipes_that_do_not_fit(teacher):
     for fields, match in (
         ({"choose": 17}, "choose=17 is more than the tower's 16 patches"),
         ({"condition": "window", "window": 17}, "window=17 is wider than the tower's 16 patches"),
-        (
-            {"timestep_range": (0, 1001)},
-            r"timestep_range=\(0, 1001\) ends beyond the teacher's 1000 timesteps",
-        ),
+        ({"timestep_range": (0, 1001)}, r"timestep_range=\(0, 1001\) ends beyond the teacher's 1000"),
     ):
         with refused(ConfigError, match, clip):
             Trainer(clip, teacher, Recipe(**fields))
@@ -139,11 +136,7 @@ def test_apply_needs_a_gradient(teacher):
 @pytest.mark.parametrize(
     ("change", "kind", "match"),
     [
-        (
-            "double",
-            DeviceError,
-            "is now torch.float64 on cpu, but was torch.float32 on cpu when this trainer was",
-        ),
+        ("double", DeviceError, "is now torch.float64 on cpu, but was torch.float32 on cpu when"),
         ("half", DeviceError, "is now torch.float16 on cpu, but was .*move the model first"),
         ("meta", ConfigError, "is another tensor than when this trainer was made"),
     ],

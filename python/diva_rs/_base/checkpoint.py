@@ -14,18 +14,18 @@ from torch import Tensor
 
 from diva_rs._base.files import (
     as_path,
+    check_replaceable,
     make_folder,
-    names_in,
     old,
     open_regular,
-    read_text,
+    read_json,
     replacing,
     sync,
     write_json,
 )
 from diva_rs._base.optional import one_line
 from diva_rs._base.tensors import described, is_dense
-from diva_rs.errors import DataError, WeightsError, shown
+from diva_rs.errors import WeightsError, shown
 
 __all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
@@ -140,7 +140,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
         folder = old(folder)  # the machine went down between the two renames of `replacing`
     verify(folder, _STATE_FILES)
     file = folder / "state.json"
-    facts = read_json(file)
+    facts = read_json(file, error=WeightsError)
     for key in ("counters", "recipe"):
         if not isinstance(facts, dict) or not isinstance(facts.get(key), dict):
             raise WeightsError(f"{file} is not the state of a Trainer: it has no {key!r}")
@@ -153,9 +153,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def check_place(folder: Path) -> None:
     """Raise DataError if ``folder`` holds other files, which `save_state` would remove."""
-    others = set(names_in(folder)) - {*_STATE_FILES, MANIFEST}
-    if others:
-        raise DataError(f"{folder} holds {min(others)!r}, which is not part of a checkpoint: choose another")
+    check_replaceable(folder, (*_STATE_FILES, MANIFEST), "a checkpoint")
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:
@@ -168,7 +166,7 @@ def write_manifest(folder: Path, names: Iterable[str]) -> None:
 def verify(folder: Path, names: Iterable[str]) -> None:
     """Compare the files ``names`` with the folder's manifest; WeightsError names one that is damaged."""
     path = folder / MANIFEST
-    listed = read_json(path)
+    listed = read_json(path, error=WeightsError)
     for name in names:
         entry = listed.get(name) if isinstance(listed, dict) else None
         if not isinstance(entry, dict):
@@ -180,14 +178,6 @@ def verify(folder: Path, names: Iterable[str]) -> None:
             raise WeightsError(f"{file} cannot be read: {err}") from err
         if not intact:
             raise WeightsError(f"{file} is damaged: its size or checksum differs from that in {MANIFEST}")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises WeightsError naming a file that is missing or is not JSON."""
-    try:
-        return json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as err:
-        raise WeightsError(f"{path} cannot be read: {err}") from err
 
 
 def _copies(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -9,13 +9,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diva_rs._base.leftovers import remove, sweep, temporary_of
-from diva_rs.errors import DataError, DivaError
+from diva_rs.errors import DataError, DivaError, a_type
 
 # No published model comes near these sizes.
 _MOST_LAYERS, _LARGEST = 1000, 1 << 24
@@ -41,6 +42,15 @@ def names_in(folder: Path) -> list[str]:
     return sorted(name for name in (os.listdir(folder) if folder.is_dir() else ()) if not is_hidden(name))
 
 
+def check_replaceable(folder: Path, known: Iterable[str], what: str) -> None:
+    """Raise DataError where ``folder`` is a file, or holds one whose name fits no pattern in ``known``."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: a folder is written")
+    for name in names_in(folder):
+        if not any(fnmatch(name, pattern) for pattern in known):
+            raise DataError(f"{folder} holds {name!r}, which is not part of {what}: choose another folder")
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading bytes; links are followed. Raises OSError."""
     try:
@@ -62,6 +72,30 @@ def is_pointer(path: str | os.PathLike[str]) -> bool:
         return read_bytes(path, 1 << 10).startswith(LFS)
     except OSError:  # also of a larger file
         return False
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], error: type[DivaError] = DataError) -> Iterator[None]:
+    """In this block an OSError becomes ``error``, which names the file that could not be read."""
+    try:
+        yield
+    except OSError as err:
+        raise error(f"{path} cannot be read: {err.strerror or err}") from err
+
+
+def read_json(path: Path, kind: type = object, error: type[DivaError] = DataError) -> Any:
+    """The content of a JSON file, a list or a dict where ``kind`` says so; ``error`` names a bad file."""
+    try:
+        with reading(path, error):
+            content = json.loads(read_text(path))
+    except DivaError:
+        raise
+    except (ValueError, RecursionError) as err:
+        raise error(f"{path} cannot be read: it is not valid JSON: {err}") from err
+    if not isinstance(content, kind):
+        wanted = "a list" if kind is list else "an object"
+        raise error(f"{path} holds {a_type(content)}: {wanted} is needed")
+    return content
 
 
 def read_text(path: str | os.PathLike[str], most: int = 1 << 26) -> str:

@@ -60,11 +60,7 @@ def available_device(device: str | int | torch.device) -> torch.device:
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hash of the names, the shapes and some values of each tensor; copies to the host once.
-
-    >>> fingerprint([("weight", torch.ones(2))]) == fingerprint([("weight", torch.zeros(2))])
-    False
-    """
+    """A hash of the names, the shapes and some values of each tensor; copies to the host once."""
     digest, values = hashlib.sha256(), []
     for name, tensor in tensors:
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

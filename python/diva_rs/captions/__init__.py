@@ -4,42 +4,16 @@
 (`from_loader`), a user's captions (`swaps`), a dict or a function (`sets_of`).
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from diva_rs.captions.guesses import Guesses
-    from diva_rs.captions.judge import Judge
-    from diva_rs.captions.judgements import Evidence, Judgements, Verdict
-    from diva_rs.captions.negatives import swaps
-    from diva_rs.captions.posteriors import Reliability
-    from diva_rs.captions.sets import ContrastSet
-    from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
-    from diva_rs.captions.term import CaptionTerm, KeepTerm, WrittenTerm
-    from diva_rs.captions.vocabulary import Attribute, Vocabulary
-    from diva_rs.captions.written import Writer
-
-# Public names and their modules, imported on first use.
-_NAMES = {
-    "Attribute": "vocabulary",
-    "CaptionTerm": "term",
-    "ContrastSet": "sets",
-    "Evidence": "judgements",
-    "Guesses": "guesses",
-    "Judge": "judge",
-    "Judgements": "judgements",
-    "KeepTerm": "term",
-    "Reliability": "posteriors",
-    "Verdict": "judgements",
-    "Vocabulary": "vocabulary",
-    "Writer": "written",
-    "WrittenTerm": "term",
-    "from_loader": "sources",
-    "from_values": "sources",
-    "read_sets": "sources",
-    "sets_of": "sources",
-    "swaps": "negatives",
-}
+from diva_rs.captions.guesses import Guesses
+from diva_rs.captions.judge import Judge
+from diva_rs.captions.judgements import Evidence, Judgements, Verdict
+from diva_rs.captions.negatives import swaps
+from diva_rs.captions.posteriors import Reliability
+from diva_rs.captions.sets import ContrastSet
+from diva_rs.captions.sources import from_loader, from_values, read_sets, sets_of
+from diva_rs.captions.term import CaptionTerm, KeepTerm, WrittenTerm
+from diva_rs.captions.vocabulary import Attribute, Vocabulary
+from diva_rs.captions.written import Writer
 
 __all__ = [
     "Attribute",
@@ -61,9 +35,3 @@ __all__ = [
     "sets_of",
     "swaps",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NAMES:
-        return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,5 +51,5 @@ class Guesses:
         return guesses
 
     def identity(self) -> dict[str, Any]:
-        """The model, as JSON values: where images are judged anew, the guesses must be the same."""
+        """The model, as JSON values: where more images are judged, the guesses must be the same."""
         return {type(self.texts.model).__name__: hash_of_weights(self.texts.model)}

@@ -14,6 +14,7 @@ from diva_rs.errors import ConfigError, DataError, ShapeError, shown
 from diva_rs.native.choose import choose_denoiser
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.step.draws import DrawPlan
+from diva_rs.step.precision import products_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Losses = dict[str, Array]  # (n,) of one image by caption
@@ -37,7 +38,12 @@ class Measure:
             raise ConfigError(f"timestep_range={recipe.timestep_range}: the teacher has {steps} timesteps")
         self.dtype = torch.float64 if teacher.dtype == torch.float64 else torch.float32
         self._part = choose_denoiser(teacher, recipe)
-        self._core = _native.Judge(self._part.network, teacher.schedule, recipe.loss, recipe.denoiser_batch)
+        wide = False
+        if teacher.dtype == torch.bfloat16 and self._part.backend == "native":
+            wide = products_of(recipe.replace(precision="bf16"), teacher.device) == "fp32"
+        self._core = _native.Judge(
+            self._part.network, teacher.schedule, recipe.loss, recipe.denoiser_batch, wide
+        )
         self._texts: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(

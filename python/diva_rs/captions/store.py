@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,10 +21,12 @@ from typing_extensions import Self
 from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
 from diva_rs._base.files import (
     as_path,
+    check_replaceable,
     make_folder,
     names_in,
     old,
     read_bytes,
+    reading,
     remove_folder,
     replacing,
     write_json,
@@ -33,6 +34,7 @@ from diva_rs._base.files import (
 )
 from diva_rs._base.leftovers import sweep
 from diva_rs._base.optional import one_line
+from diva_rs._base.settings import differing
 from diva_rs.captions.posteriors import Reliability
 from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.vocabulary import Vocabulary
@@ -110,12 +112,6 @@ class Unfinished:
     Several processes may add rows to one folder. Raises ConfigError, naming what differs, where another
     teacher, vocabulary or setting made the losses in it; DataError where it holds other files, or damaged
     ones.
-
-    >>> import tempfile
-    >>> store = Unfinished(tempfile.mkdtemp() + "/judged", {"seed": 0})
-    >>> store.add([Row(key=7, sets=())])
-    >>> Unfinished(store.folder, {"seed": 0}).rows
-    {7: Row(key=7, content='', sets=(), given={})}
     """
 
     def __init__(
@@ -124,7 +120,7 @@ class Unfinished:
         self.folder = as_path(folder).absolute()
         self.made_by: dict[str, Any] = json.loads(json.dumps(made_by))
         self.rows: dict[int, Row] = {}
-        _check_place(self.folder)
+        check_replaceable(self.folder, _KNOWN, "a folder of judgements")
         if overwrite:
             remove_folder(self.folder)
         elif not self.folder.exists() and old(self.folder).exists():
@@ -167,19 +163,16 @@ class Unfinished:
         write(self.folder, self.rows.values(), made, vocabulary)
 
     def _compare(self, saved: Mapping[str, Any]) -> None:
-        was, now = dict(_flat(saved)), dict(_flat(self.made_by))
-        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-        if names:
-            lines = (f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in names)
+        if found := differing(dict(_flat(saved)), dict(_flat(self.made_by))):
             raise ConfigError(
-                f"the judgements in {self.folder} were made otherwise ({'; '.join(lines)}): choose another "
+                f"the judgements in {self.folder} were made otherwise ({'; '.join(found)}): choose another "
                 "folder, or overwrite them"
             )
 
 
 def write(folder: Path, rows: Iterable[Row], facts: Facts, vocabulary: Vocabulary | None = None) -> None:
     """Write a finished folder in place of what was there; it appears whole. Raises DataError."""
-    _check_place(folder)
+    check_replaceable(folder, _KNOWN, "a folder of judgements")
     ordered = sorted(rows, key=lambda row: row.key)
     starts = range(0, len(ordered), _IMAGES)
     digest = None if vocabulary is None else vocabulary.digest
@@ -221,13 +214,6 @@ def read(folder: Path) -> tuple[Facts, Vocabulary | None, list[Row]]:
     return facts, vocabulary, rows
 
 
-def _check_place(folder: Path) -> None:
-    """Raise DataError if there is something else than judgements at ``folder``."""
-    others = [name for name in names_in(folder) if not any(fnmatch(name, known) for known in _KNOWN)]
-    if others or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{folder / (others or [''])[0]} is no file of judgements: choose another folder")
-
-
 def _lines(rows: Iterable[Row]) -> str:
     return "".join(f"{row.model_dump_json()}\n" for row in rows)
 
@@ -243,10 +229,8 @@ def _rows(content: bytes, file: Path) -> list[Row]:
 
 
 def _content(file: Path) -> bytes:
-    try:
+    with reading(file):
         return read_bytes(file, _MOST_BYTES)
-    except OSError as err:
-        raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
 
 
 def _digest(content: bytes) -> str:

@@ -29,13 +29,6 @@ class Texts:
         most: embeddings that are kept; when they are exceeded, all are discarded.
 
     Raises ConfigError for a model without a text tower or a logit scale, and for another model's tokenizer.
-
-    >>> clip, tokenizer = diva_rs.microworld.example("clip", "tokenizer")
-    >>> texts = Texts(clip, tokenizer)
-    >>> texts(["a photo of a fish", "a photo of a cup"]).shape
-    torch.Size([2, 64])
-    >>> texts.form
-    'softmax'
     """
 
     def __init__(
@@ -82,7 +75,7 @@ class Texts:
         return scale * (normalize(images, dim=-1) @ texts.to(images.device).mT) + bias
 
     def _embedded(self, texts: list[str]) -> Tensor:
-        """In batches of one size: a text's embedding is the same to the bit whatever the others are."""
+        """In batches of one size: a text's embedding is the same to the bit, independent of the others."""
         rows = []
         with evaluating(self.model) as model:
             for start in range(0, len(texts), self._batch):

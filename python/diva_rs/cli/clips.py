@@ -58,11 +58,7 @@ def load_clip(spec: str, device: torch.device, precision: str) -> nn.Module:
 
 
 def folder_of(spec: str) -> Path:
-    """The folder of the model that ``spec`` names, without the weights behind a colon.
-
-    >>> folder_of("no-model:openai").name
-    'no-model:openai'
-    """
+    """The folder of the model that ``spec`` names, without the weights behind a colon."""
     base = as_path(spec.rpartition(":")[0] or spec)
     models = ("config.json", "open_clip_config.json")
     return base if any((base / name).is_file() for name in models) else as_path(spec)

@@ -149,13 +149,12 @@ def _retention(options: EvalOptions, model: Scored) -> Any:
 
 
 def _mmvp(options: EvalOptions) -> Callable[..., Any]:
-    settings = {name: getattr(options, name) for name in ("embedding", "seed", "progress")}
-    return partial(evaluation.mmvp_vlm, root=options.data, **settings)
+    return partial(evaluation.mmvp_vlm, root=options.data, **options.only("embedding", "seed", "progress"))
 
 
 def _detail(score: Callable[..., Any], options: EvalOptions) -> Callable[..., Any]:
     used = ("benchmark", "images", "half", "embedding", "seed", "batch", "progress")
-    return partial(score, root=options.data, **{name: getattr(options, name) for name in used})
+    return partial(score, root=options.data, **options.only(*used))
 
 
 def _zero_shot(options: EvalOptions) -> Callable[..., Any]:
@@ -168,7 +167,7 @@ def _zero_shot(options: EvalOptions) -> Callable[..., Any]:
 def _datasets(score: Callable[..., Any], options: EvalOptions) -> Callable[..., Any]:
     names = [name.strip() for name in (options.datasets or "").split(",") if name.strip()]
     used = ("suite", "split", "batch", "workers", "webdataset", "download", "progress", "recall")
-    settings = {name: getattr(options, name) for name in used}
+    settings = options.only(*used)
     sides = iter(["before", "after"] if options.compare else [""])
 
     def scored(*model: Any) -> Any:

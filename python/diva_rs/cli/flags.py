@@ -22,6 +22,10 @@ class Options(Settings):
         model, colon, path = value.rpartition(":") if isinstance(value, str) else ("", "", "")
         return f"{model}{colon}{as_path(path)}" if path.startswith("~") else value
 
+    def only(self, *names: str) -> dict[str, Any]:
+        """These fields, as keyword arguments of what the command calls."""
+        return {name: getattr(self, name) for name in names}
+
     @classmethod
     def label(cls, field: str) -> str:
         """The field's flag."""
@@ -38,7 +42,7 @@ def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = No
             form = {"action": argparse.BooleanOptionalAction}
         elif schema.get("items", {}).get("type") == "string":
             form = {"metavar": "TEXT", "action": "append"}
-        text = texts[name].replace("%", "%%")
+        text = texts[name].replace("%", "%%").replace(" None", " none")
         parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
 
 

@@ -45,21 +45,23 @@ def run(args: argparse.Namespace) -> int:
         for name, preset in presets().items():
             print(f"{name}: {preset.summary}", *preset.needs(), sep="\n")
         return 0
-    print(f"diva-rs       {_native.__version__}")
-    print(f"python        {platform.python_version()} on {platform.platform()}")
-    print(f"torch         {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})")
-    print(f"native        built against torch {_native.__torch__}")
-    print(f"CPU threads   {torch.get_num_threads()} of {os.cpu_count()}")
+    print(f"diva-rs         {_native.__version__}")
+    print(f"python          {platform.python_version()} on {platform.platform()}")
+    print(f"torch           {torch.__version__} (CUDA {torch.version.cuda or 'not in this build'})")
+    print(f"native          built against torch {_native.__torch__}")
+    print(f"CPU threads     {torch.get_num_threads()} of {os.cpu_count()}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        print(f"cuda:{index}        {device.name}, {device.total_memory / 2**30:.0f} GiB")
+        print(f"cuda:{index:<11}{device.name}, {device.total_memory / 2**30:.0f} GiB")
     if not torch.cuda.is_available():
-        print("devices       cpu only")
+        print("devices         cpu only")
     for library, extra in _LIBRARIES.items():
         try:
             found = version(library)
         except PackageNotFoundError:
             found = f"not installed: pip install 'diva-rs[{extra}]'"
-        print(f"{library:<13} {found}")
-    print("what runs natively, and why the rest does not: trainer.backend, and backend in a run's run.json")
+        print(f"{library:<16}{found}")
+    print(
+        "trainer.backend, or backend in a run's report.json, lists what runs natively, and why not the rest"
+    )
     return 0

@@ -92,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
     loader = load_images(options, recipe, teacher, Views(), shuffle=False)
     judge = Judge(
         teacher,
-        **{name: getattr(options, name) for name in ("draws", "first", "settle", "loss", "seed", "batch")},
-        timestep_range=options.timestep_range,
+        **options.only("draws", "first", "settle", "timestep_range", "loss", "seed", "batch"),
     )
     captions = vocabulary if options.sets is None else read_sets(options.sets, vocabulary)
     judged = judge_images(

@@ -40,11 +40,7 @@ Scored = tuple[Any, Any, Any]
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name; None: CUDA where there is one, otherwise the CPU.
-
-    >>> pick_device("cpu")
-    device(type='cpu')
-    """
+    """The device of that name; None: CUDA where there is one, otherwise the CPU."""
     return available_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -117,7 +117,7 @@ _T = TypeVar("_T", bound=ImageOptions)
 
 def add_options(parser: argparse.ArgumentParser, cls: type[ImageOptions], fields: Iterable[str]) -> None:
     """Give a parser the flags of these options and recipe fields, and ``--config``."""
-    text = "TOML file with the same settings; a flag goes before it"
+    text = "TOML file with the same settings; flags override it"
     parser.add_argument("--config", metavar="FILE", help=text)
     add_flags(parser, cls)
     add_flags(parser.add_argument_group("recipe fields"), Recipe, fields)

@@ -6,19 +6,18 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import as_path, make_folder, write_json
+from diva_rs._base.files import as_path, make_folder, read_json, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.cli.clips import facts_of_checkpoint
 from diva_rs.cli.models import Scored, load_other, load_scored, pick_device
-from diva_rs.cli.tables import NOT_MEASURED, by_rule, left_out
+from diva_rs.cli.suite_table import Row, content, table
+from diva_rs.cli.tables import left_out
 from diva_rs.clip.facts import facts
 from diva_rs.clip.weights import fill
 from diva_rs.clip.wrappers import own_weights
@@ -37,36 +36,11 @@ from diva_rs.evaluation.decoded import decoded
 from diva_rs.evaluation.formats import formats
 from diva_rs.evaluation.items import Picture
 from diva_rs.evaluation.measures import evaluating
-from diva_rs.report.run import read_json
 
 RETENTION = "retention"
 _FOLDER = "diva-scores"
 _MODELS = ("config.json", "open_clip_config.json")  # of a folder that is a model by itself
 _TRAINED = "parameters.safetensors"  # of a checkpoint of a run
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model on one data set."""
-
-    data: str
-    model: str
-    result: Any
-    seconds: float
-    images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, without the single decisions, which have files of their own."""
-        facts = ("name", "kind", "is_test_set", "root")
-        scores = {
-            getattr(part, "rule", "accuracy"): {
-                name: getattr(part, name) for name in ("right", "asked", "interval", "per_cent", "counts")
-            }
-            for part in by_rule(self.result)
-        }
-        speed = {"seconds": self.seconds, "images_per_second": self.images / max(self.seconds, 1e-9)}
-        about = {name: getattr(self.result, name) for name in facts}
-        return {"data": self.data, **about, "scores": scores, **speed}
 
 
 def run(options: Any) -> int:
@@ -81,15 +55,15 @@ def run(options: Any) -> int:
             model = _load(spec, specs[0], options, device)
             for row in _scored(spec, model, sets, options, folder, failed):
                 rows.append(row)
-                write_json(folder / "suite.json", _content(rows, failed))
+                write_json(folder / "suite.json", content(rows, failed))
         except DivaError as err:
             failed.append((spec, str(err)))
         except KeyboardInterrupt:
             print(f"the scores so far are in {folder}: the same command resumes", file=sys.stderr)
             raise
-    write_json(folder / "suite.json", _content(rows, failed))
+    write_json(folder / "suite.json", content(rows, failed))
     notes = dict.fromkeys(line for row in rows for line in left_out(row.result))
-    print(*_table(rows), *notes, sep="\n")
+    print(*table(rows), *notes, sep="\n")
     for name, reason in failed:
         print(f"failed: {name}: {reason}")
     print(f"\nscores in {folder / 'suite.json'}; beside it the decisions of each model and data set as CSV")
@@ -206,68 +180,13 @@ def _score(model: Scored, data: Any, bank: Bank, options: Any) -> tuple[Any, flo
 def _earlier(file: Path, key: str, names: tuple[str, str]) -> Row | None:
     """What an earlier call has written; None if there is nothing, or of another model, data or setting."""
     try:
-        content = read_json(file)
-        about = content["suite"]
+        found = read_json(file)
+        about = found["suite"]
         if about["key"] != key:
             return None
-        return Row(*names, decoded(content, file), float(about["seconds"]), int(about["images"]))
+        return Row(*names, decoded(found, file), float(about["seconds"]), int(about["images"]))
     except (DataError, LookupError, TypeError, ValueError):
         return None
-
-
-def _content(rows: list[Row], failed: list[tuple[str, str]]) -> dict[str, Any]:
-    """The suite for JSON: the scores of each model, and what failed."""
-    models: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        models.setdefault(row.model, []).append(row.to_dict())
-    return {"models": models, "failed": dict(failed), "retention": _kept(rows)}
-
-
-def _kept(rows: list[Row]) -> dict[str, str]:
-    """The retention of each model in words; the models without one are left out."""
-    kept = [row for row in rows if row.result.kind == "retention"]
-    return {
-        row.model: f"{row.result.right} of {row.result.asked}, {row.result.per_cent:.1f} %" for row in kept
-    }
-
-
-def _table(rows: list[Row]) -> Iterator[str]:
-    """One line per data set, rule and model: counts first, the retention beside each score of detail."""
-    kept, labels = _kept(rows), _labels([row.model for row in rows])
-    header = ("score", "model", "right of asked", "95% interval", "%", "retention", "seconds", "images/s")
-    table = [header]
-    for name in dict.fromkeys(row.data for row in rows):
-        for row in (row for row in rows if row.data == name):
-            speed = (f"{row.seconds:.1f}", f"{row.images / max(row.seconds, 1e-9):.0f}")
-            for part in by_rule(row.result):
-                low, high = part.interval
-                beside = kept.get(row.model, NOT_MEASURED) if part.kind == "detail" else ""
-                counts = (f"{part.right} of {part.asked}", f"[{low:.1f}, {high:.1f}]", f"{part.per_cent:.1f}")
-                table.append((part.title, labels[row.model], *counts, beside, *speed))
-                speed = ("", "")
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        cells = [
-            f"{cell:>{width}}" if place in (2, 3, 4, 6, 7) else f"{cell:<{width}}"
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
-
-
-def _labels(specs: list[str]) -> dict[str, str]:
-    """The models by what their names do not share: the folders of several runs.
-
-    >>> _labels(["B-32:runs/a/clip.safetensors", "B-32:runs/b/clip.safetensors"])
-    {'B-32:runs/a/clip.safetensors': 'a', 'B-32:runs/b/clip.safetensors': 'b'}
-    """
-    parts = {spec: re.split("[:/]", spec) for spec in specs}
-    if len(parts) < 2:
-        return {spec: spec for spec in specs}
-    start, end = (
-        sum(1 for _ in takewhile(lambda same: len({*same}) == 1, zip(*rows, strict=False)))
-        for rows in ([*parts.values()], [part[::-1] for part in parts.values()])
-    )
-    return {spec: "/".join(part[start : len(part) - end]) or spec for spec, part in parts.items()}
 
 
 def _digest(model: Any, options: Any, parts: Iterator[str]) -> str:

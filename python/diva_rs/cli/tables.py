@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NOT_MEASURED = "retention not measured"
-TELLS = "tells: the smallest difference, in items, that the exact test tells from chance at so many flips"
+TELLS = "needed: the smallest difference, in items, that is not within chance at so many flips"
 
 
 def by_rule(result: Any) -> list[Any]:
@@ -34,11 +34,11 @@ def comparison(before: Any, after: Any) -> Iterator[str]:
         changes = {**(changes if len(changes) > 1 else {}), "all": old.compare(new)}
         width = max(map(len, [old.title, *changes]))
         yield ""
-        yield f"{old.title:<{width}}  {'before':>12}  {'after':>12}  gained  lost  McNemar p  tells"
+        yield f"{old.title:<{width}}  {'before':>12}  {'after':>12}  gained  lost  McNemar p  needed"
         for name, change in changes.items():
             sides = (f"{right} of {change.items}" for right in change.right)
             flips = f"{len(change.gained):>6}  {len(change.lost):>4}"
             yield (
                 f"{name:<{width}}  {'  '.join(f'{side:>12}' for side in sides)}  {flips}  "
-                f"{change.p_value:>9.3g}  {change.resolvable:>5}"
+                f"{change.p_value:>9.3g}  {change.resolvable:>6}"
             )

@@ -57,12 +57,6 @@ class LowRank:
     Args:
         targets: globs over the keys of `matrices`; a fused weight's also match with ".q", ".k", ".v" behind.
         bias: whether the biases of the targets' layers train too.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> from diva_rs.clip import adapt
-    >>> low_rank = LowRank(adapt(clip), rank=4, targets=("*mlp*",))
-    >>> [(name, tuple(value.shape)) for name, value in low_rank.parameters.items()][:2]
-    [('visual.transformer.resblocks.0.mlp.c_fc.weight.lora_A', (4, 96)), (...lora_B', (384, 4))]
     """
 
     def __init__(
@@ -206,13 +200,7 @@ class LowRank:
 
 
 class Call(nn.Module):
-    """A function of images that runs ``module``, for `torch.func.functional_call`.
-
-    >>> linear = nn.Linear(2, 2, bias=False)
-    >>> values = {id(linear.weight): torch.eye(2)}
-    >>> Call(linear, linear.forward).on(values, torch.ones(1, 2))
-    tensor([[1., 1.]])
-    """
+    """A function of images that runs ``module``, for `torch.func.functional_call`."""
 
     def __init__(self, module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -230,13 +218,7 @@ class Call(nn.Module):
 
 
 def matrices(tower: Tower) -> Iterator[Matrix]:
-    """The weights of the tower's linear layers and its projection, as far as they train; fused ones in parts.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> from diva_rs.clip import adapt
-    >>> [matrix.name.removeprefix("visual.") for matrix in matrices(adapt(clip))][:2]
-    ['proj', 'transformer.resblocks.0.attn.in_proj_weight.q']
-    """
+    """The weights of the tower's linear layers and its projection that train; fused ones in parts."""
     for path in adapters(tower.module):
         raise ConfigError(
             f"{tower.prefix}{path} has an adapter already: train that one, without low_rank, or merge it "

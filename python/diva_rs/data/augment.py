@@ -164,10 +164,6 @@ def contrast_views(
     colours, mirrored and turned upside down or not, and a crop of 0.9 to 1.0 of the image.
 
     A view is a function of (seed, key, epoch). Order and strengths are those of github.com/boyuh/DCR.
-
-    >>> images = torch.rand(2, 3, 40, 30)
-    >>> contrast_views(images, [5, 6], seed=0, epoch=1, size=(32, 32)).shape
-    torch.Size([2, 3, 32, 32])
     """
     transforms = require("torchvision.transforms.v2", extra="data")
     view = transforms.Compose(

@@ -197,7 +197,7 @@ def _image_files(root: Path, accounting: Accounting) -> Iterator[str]:
     for folder, below, files in os.walk(root, followlinks=True, onerror=unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
-            # A link that leads back up is no loss; another name of a folder may be a class of its own.
+            # A link that leads back up is no loss; another name of a folder may be a separate class.
             if not any(os.path.samefile(folder, above) for above in Path(folder).parents):
                 accounting.leave_out("linked a second time", _relative(folder, root) + "/", picture=True)
             below.clear()

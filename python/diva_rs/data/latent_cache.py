@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diva_rs._base.files import as_path, beside, make_folder
+from diva_rs._base.settings import differing
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
 from diva_rs.data.batches import Batch, check_loader, read_batch
@@ -143,10 +144,8 @@ class LatentCache(Store):
         return LatentCache, (self.folder,)
 
     def _compare(self, saved: dict[str, Any], source: str, now: dict[str, Any]) -> None:
-        differing = sorted(key for key in saved.keys() | now.keys() if saved.get(key) != now.get(key))
-        if differing:
-            pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in differing)
-            raise self._unusable(f"made by {source} ({pairs[:2000]})")
+        if found := sorted(differing(saved, now)):
+            raise self._unusable(f"made by {source} ({'; '.join(found)[:2000]})")
 
 
 class CachedLoader:

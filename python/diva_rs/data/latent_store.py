@@ -8,7 +8,6 @@
 
 import hashlib
 import json
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
-from diva_rs._base.files import names_in, write_json
+from diva_rs._base.files import check_replaceable, names_in, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
@@ -147,13 +146,19 @@ class Store:
         return np.where(self._sorted[places] == wanted, self._order[places], -1)
 
     def read(self, rows: Array) -> Tensor:
-        """The latents of rows, (n, C, h, w) float32, each compared with its checksum."""
+        """The latents of rows, (n, C, h, w) float32. The first time that this process reads one, it is
+        compared with its checksum.
+        """
         found = []
         for row in rows.tolist():
             file, place = divmod(row, len(self._files[0]))
             latent = self._files[file][place]
-            if _checksum(latent) != self._checks[row]:
-                raise self._unusable(f"row {row}, in {_LATENTS.format(file)}, does not match its checksum")
+            if not self._intact[row]:
+                if _checksum(latent) != self._checks[row]:
+                    raise self._unusable(
+                        f"row {row}, in {_LATENTS.format(file)}, does not match its checksum"
+                    )
+                self._intact[row] = True
             found.append(latent)
         return torch.stack(found).float()
 
@@ -167,6 +172,7 @@ class Store:
         contents = index["content"].numpy().view("S16").ravel()
         self._order = np.argsort(contents)
         self._sorted, self._checks = contents[self._order], index["check"].tolist()
+        self._intact = bytearray(count)  # the rows whose checksums were compared
         self._files: list[Tensor] = []  # of equally many rows, except the last
         while count > 0:
             name = _LATENTS.format(len(self._files))
@@ -187,13 +193,8 @@ class Store:
 
 def check_place(folder: Path, overwrite: bool) -> None:
     """Raise DataError if a new store may not replace what is at ``folder``."""
-    names = names_in(folder)
-    if not names and (folder.is_dir() or not folder.exists()):
-        return
-    known = (_INDEX, _FACTS, MANIFEST)
-    if not names or not all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names):
-        raise DataError(f"{folder} exists and is not a latent cache: choose another folder")
-    if not overwrite:
+    check_replaceable(folder, (_INDEX, _FACTS, MANIFEST, "latents-?????.safetensors"), "a latent cache")
+    if names_in(folder) and not overwrite:
         raise DataError(f"{folder} holds a latent cache already: open it, or replace it with overwrite=True")
 
 

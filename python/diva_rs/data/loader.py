@@ -246,7 +246,7 @@ def on_the_host(worker: int) -> None:
 
 
 def digest_of(names: Sequence[str], paths: Sequence[str]) -> str:
-    """A hash of the names of files and of the sizes of a few of them, which tells equal names apart."""
+    """A hash of the names of files and of the sizes of a few of them, so that it differs for equal names."""
     digest = hashlib.blake2b("\0".join(names).encode("utf-8", "surrogateescape"), digest_size=8)
     for path in paths[:: max(1, len(paths) // _SIZED)]:
         digest.update(f"{os.path.getsize(path) if os.path.exists(path) else None} ".encode())

@@ -35,7 +35,7 @@ class ImageShards(Images, IterableDataset[Any]):
     their order and a buffer of images are shuffled by (seed, epoch).
 
     The id is a hash of the shard's file name and the member's name. Where file names repeat in different
-    folders, as many folder names as tell the shards apart belong to the id.
+    folders, as many folder names as distinguish the shards belong to the id.
 
     A sample is one image, with the ending alone after the first dot of its name (``000.jpg``); further images
     of the sample (``000.mask.png``), and members of other kinds, are left out and counted. Where no member

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diva_rs._base.files import open_regular
+from diva_rs._base.files import open_regular, reading
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.decode import EXTENSIONS, BadImage
 from diva_rs.data.keys import name_key
@@ -31,7 +31,7 @@ class Member(NamedTuple):
 
 
 def labels(shards: Sequence[str]) -> list[str]:
-    """The base names of shards, with as many of the folders above as tell equal ones apart."""
+    """The base names of shards, with as many of the folders above as distinguish equal names."""
     parts = [os.path.abspath(shard).replace(os.sep, "/").split("/") for shard in shards]
     found = [names[-1] for names in parts]
     depth = 1
@@ -43,13 +43,10 @@ def labels(shards: Sequence[str]) -> list[str]:
 
 def check_end(shard: Path) -> None:
     """Raise DataError for an uncompressed tar that ends early, which other readers take for its end."""
-    try:
-        with open_regular(shard) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
-            if file.read() != bytes(1024):
-                raise DataError(f"{shard} is no whole tar: its end mark is missing; get the file again")
-    except OSError as err:
-        raise DataError(f"{shard} cannot be read: {err.strerror or err}") from err
+    with reading(shard), open_regular(shard) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
+        if file.read() != bytes(1024):
+            raise DataError(f"{shard} is no whole tar: its end mark is missing; get the file again")
 
 
 def read_images(shard: str, label: str, most: int, account: Accounting) -> Iterator[Member | BadImage]:

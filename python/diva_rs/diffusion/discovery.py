@@ -152,7 +152,9 @@ class Parts:
                 raise ConfigError(f"{folder} is a cache of the Hub: give a folder in {folder / 'snapshots'}")
             if not held:
                 inside = ", ".join(folders())
-                raise ConfigError(f"{folder} is no diffusers folder: no config.json in it, nor in {inside}")
+                raise ConfigError(
+                    f"{folder} is not a diffusers folder: it has no config.json, nor do its folders {inside}"
+                )
             name = held[0]
         elif not folder.exists() and _HUB_NAME.fullmatch(source):
             self._root = source

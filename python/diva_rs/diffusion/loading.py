@@ -65,7 +65,7 @@ def _diffusers_part(root: str, name: str, place: str) -> Any:
         require("diffusers.pipelines.stable_diffusion", extra="diffusers"), class_name, None
     )
     if kind is None:
-        raise ConfigError(f"{place} is a {class_name}, which diffusers {diffusers.__version__} does not know")
+        raise ConfigError(f"{place} is a {class_name}, which diffusers {diffusers.__version__} does not have")
     # A file may name any class. Those of pipelines run code that lies beside the weights.
     base = diffusers.SchedulerMixin if schedules else diffusers.ModelMixin
     if base not in getattr(kind, "__mro__", ()):

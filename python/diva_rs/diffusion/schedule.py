@@ -22,7 +22,7 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
 
     A ``_native.Schedule`` is returned as it is. Diffusers' variance-preserving schedulers give their own
     ``alphas_cumprod`` (T,) and ``prediction_type``; FlowMatchEulerDiscreteScheduler gives its training sigmas
-    (T,) in (0, 1], with ``shift`` applied, whatever ``set_timesteps`` was called with. Another class or
+    (T,) in (0, 1], with ``shift`` applied, independent of calls of ``set_timesteps``. Another class or
     configuration is a ConfigError.
 
     >>> from diffusers import DDIMScheduler

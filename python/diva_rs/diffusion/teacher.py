@@ -194,7 +194,7 @@ class Teacher:
         """What the model predicts (noise or velocity, as its schedule says), differentiable in the condition.
 
         The prediction (B, C, h, w), without a learned variance, has the dtype and device of ``noisy``. It is
-        computed in the teacher's own dtype on its own device, whatever the caller's autocast.
+        computed in the teacher's own dtype on its own device, also under the caller's autocast.
 
         Args:
             noisy: (B, C, h, w).

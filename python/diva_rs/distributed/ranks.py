@@ -105,7 +105,7 @@ def weighted_sums(ranks: Ranks, tensors: Sequence[Tensor], weight: float) -> lis
 
     With weights that are each rank's share of the samples, means over a rank's samples become the
     mean over all of them. Tensors of one dtype travel as one flat tensor. A rank of weight 0 sends
-    zeros, whatever its tensors hold.
+    zeros, independent of the values of its tensors.
 
     >>> weighted_sums(Ranks(), [torch.tensor([2.0, 4.0])], weight=1.0)
     [tensor([2., 4.])]

@@ -56,10 +56,6 @@ def noticed() -> Iterator[Notice]:
 
     Handlers of the caller's stay in place, except that SIGTERM's is called at the end. Ignored
     signals stay ignored. Python handles signals in the main thread only.
-
-    >>> with noticed() as notice:
-    ...     notice.number is None
-    True
     """
     notice = Notice()
     if threading.current_thread() is threading.main_thread():

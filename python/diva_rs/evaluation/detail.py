@@ -130,7 +130,7 @@ def _warn_of_ties(benchmark: Benchmark, bank: Bank) -> None:
     if alike:
         warnings.warn(
             f"{benchmark.name}: {len(alike)} items have texts with the same tokens, first {alike[0]}: cut "
-            "off at the model's context, or words that the tokenizer does not know. They count as wrong",
+            "off at the model's context, or words that the tokenizer lacks. They count as wrong",
             UserWarning,
             stacklevel=4,
         )

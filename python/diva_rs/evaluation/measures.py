@@ -40,10 +40,6 @@ def measured(metrics: Mapping[str, Metric], clip: nn.Module) -> dict[str, tuple[
     A metric returns a number, which may be one of a result's, a result of `diva_rs.evaluation` (its share or
     cosine counts), or a mapping of numbers, which are called "name/key". Modes, gradients and the global
     random generators are as before afterwards.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> measured({"bias": lambda clip: {"mean": 0.5, "max": 2}}, clip)
-    {'bias/mean': (0.5, []), 'bias/max': (2.0, [])}
     """
     scores: dict[str, tuple[float, list[Any]]] = {}
     with undisturbed(clip) as model:

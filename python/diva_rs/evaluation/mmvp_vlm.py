@@ -1,4 +1,4 @@
-"""MMVP-VLM: does CLIP tell apart images that differ in one visual pattern?
+"""MMVP-VLM: pairs of images that differ in one visual pattern.
 
 Tong et al., "Eyes Wide Shut?" (arXiv 2401.06209); scored as the official code does (github tsb0601/MMVP,
 scripts/evaluate_vlm.py), in float32 and, if tokens are drawn, by seed.
@@ -36,6 +36,14 @@ class MmvpPair(Result):
     picked: tuple[int, int]  # for each statement, the image it picks: 1 or 2
     expected: tuple[int, int]  # the image it should pick: 1 for an odd id, 2 for an even one
     correct: bool  # both picked as expected
+
+    @classmethod
+    def of(cls, ids: tuple[int, int], scores: tuple[float, float], **about: Any) -> "MmvpPair":
+        """The decisions of a pair with these question ids and softmax shares of the first image."""
+        picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
+        expected = (1 if ids[0] % 2 else 2, 1 if ids[1] % 2 else 2)
+        decided = picked == expected
+        return cls(ids=ids, scores=scores, picked=picked, expected=expected, correct=decided, **about)
 
 
 @dataclass(frozen=True)
@@ -143,17 +151,11 @@ def mmvp_vlm(
 
 def _score(bank: Bank, pair: QuestionPair) -> MmvpPair:
     first, second = pair.questions
-    scores = first_shares(similarity(bank.rows(pair.captions), bank.rows(pair.pictures)))
-    picked = (1 if scores[0] > 0.5 else 2, 1 if scores[1] > 0.5 else 2)
-    expected = (1 if first.id % 2 else 2, 1 if second.id % 2 else 2)
-    return MmvpPair(
-        pair.pattern,
-        first.type,
+    return MmvpPair.of(
         (first.id, second.id),
-        (first.statement, second.statement),
-        (pair.pictures[0].key, pair.pictures[1].key),
-        scores,
-        picked,
-        expected,
-        picked == expected,
+        first_shares(similarity(bank.rows(pair.captions), bank.rows(pair.pictures))),
+        pattern=pair.pattern,
+        type=first.type,
+        statements=(first.statement, second.statement),
+        images=(pair.pictures[0].key, pair.pictures[1].key),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import read_text
+from diva_rs._base.files import read_text, reading
 from diva_rs.errors import DataError, a_type, shown
 from diva_rs.evaluation.items import Benchmark, Item, Picture, pair_tasks
 
@@ -16,9 +16,8 @@ _LONGEST = 1 << 28  # bytes of an annotation file
 def text_of(path: Path) -> str:
     """The UTF-8 text of a file, without a byte order mark."""
     try:
-        return read_text(path, _LONGEST).removeprefix("\ufeff")
-    except OSError as err:
-        raise DataError(f"{path} cannot be read: {err.strerror or err}") from err
+        with reading(path):
+            return read_text(path, _LONGEST).removeprefix("\ufeff")
     except UnicodeDecodeError as err:
         raise DataError(f"{path} is not UTF-8 text: {err}") from err
 

@@ -62,15 +62,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def results_made() -> Iterator[list[Result]]:
-    """The results that are made inside, also by a function that returns only a number of one.
-
-    >>> clip, preprocess, tokenizer = diva_rs.microworld.example("clip", "preprocess", "tokenizer")
-    >>> photos = diva_rs.microworld.write_photos(tempfile.mkdtemp())
-    >>> with results_made() as made:
-    ...     value = diva_rs.evaluation.zero_shot_folder(clip, preprocess, tokenizer, photos).accuracy
-    >>> [result.kind for result in made]
-    ['retention']
-    """
+    """The results that are made inside, also by a function that returns only a number of one."""
     made: list[Result] = []
     token = _MADE.set(made)
     try:

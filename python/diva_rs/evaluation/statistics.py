@@ -53,10 +53,10 @@ def mcnemar_exact(gained: int, lost: int) -> float:
 
 
 def smallest_difference(flips: int, confidence: float = 0.95) -> int:
-    """The smallest difference, gained minus lost, that the exact McNemar test tells from chance.
+    """The smallest difference, gained minus lost, that the exact McNemar test distinguishes from chance.
 
-    ``flips`` is how many items were gained or lost. If they are too few for any difference to be told from
-    chance, the result is how many flips, all in one direction, would be needed.
+    ``flips`` is how many items were gained or lost. If they are too few to distinguish any difference
+    from chance, the result is how many flips, all in one direction, would be needed.
 
     >>> smallest_difference(12), smallest_difference(60), smallest_difference(2)
     (8, 18, 6)
@@ -133,7 +133,7 @@ class Comparison(Result):
 
     @property
     def resolvable(self) -> int:
-        """How many items of difference these data could tell from nothing: see `smallest_difference`."""
+        """How many items of difference these data can distinguish from nothing: see `smallest_difference`."""
         return smallest_difference(len(self.gained) + len(self.lost), self.confidence)
 
 

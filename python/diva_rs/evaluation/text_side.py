@@ -35,7 +35,7 @@ class TextSide:
 
     @classmethod
     def of(cls, model: Any) -> "TextSide":
-        """Of a model of open_clip, OpenAI's `clip` or transformers; by their parts, whatever the class."""
+        """Of a model of open_clip, OpenAI's `clip` or transformers; recognised by their parts."""
         config = getattr(getattr(model, "config", None), "text_config", None)
         for text in (getattr(model, "text", None), getattr(model, "text_model", None), model):
             inner = getattr(text, "embeddings", text)
@@ -47,7 +47,7 @@ class TextSide:
             return cls(vocabulary=next((size for size in sizes if isinstance(size, int) and size), None))
         places = getattr(inner, "position_embedding", getattr(inner, "positional_embedding", None))
         context = None if places is None else len(getattr(places, "weight", places))
-        if getattr(text, "cls_emb", None) is not None:  # CoCa appends a token of its own
+        if getattr(text, "cls_emb", None) is not None:  # CoCa appends its own token
             return cls(None if context is None else context - 1, words.num_embeddings)
         kind = str(getattr(getattr(model, "config", None), "model_type", ""))
         end = _end(text, words.num_embeddings)

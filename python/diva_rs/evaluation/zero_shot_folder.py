@@ -112,7 +112,7 @@ def _check_vectors(texts: Tensor, kinds: Sequence[str]) -> None:
     for kind, row in zip(kinds, texts.float().cpu(), strict=True):
         other = first.setdefault(row.numpy().tobytes(), kind)
         if other != kind:
-            text = "have the same tokens, words that the tokenizer does not know: the first is always picked"
+            text = "have the same tokens, words that the tokenizer lacks: the first is always picked"
             warnings.warn(f"the classes {other!r} and {kind!r} {text}", UserWarning, stacklevel=3)
 
 

@@ -110,21 +110,10 @@ def score_pairs(
     shares = (similarity * 100).softmax(-1)[..., 0]
     decided = []
     for number, (pair, (one, two)) in enumerate(zip(listed, shares.tolist(), strict=True)):
-        ids, picked = (2 * number + 1, 2 * number + 2), (1 if one > 0.5 else 2, 1 if two > 0.5 else 2)
-        images_of = (f"{ids[0]}.png", f"{ids[1]}.png")
-        decided.append(
-            MmvpPair(
-                pattern=pair.pattern,
-                type=pair.attribute,
-                ids=ids,
-                statements=pair.statements,
-                images=images_of,
-                scores=(one, two),
-                picked=picked,
-                expected=(1, 2),
-                correct=picked == (1, 2),
-            )
-        )
+        first, second = 2 * number + 1, 2 * number + 2
+        own = {"pattern": pair.pattern, "type": pair.attribute, "statements": pair.statements}
+        files = (f"{first}.png", f"{second}.png")
+        decided.append(MmvpPair.of((first, second), (one, two), images=files, **own))
     return MmvpVlmResult(tuple(decided), model=type(clip).__name__, **about)
 
 
@@ -146,11 +135,7 @@ class ZeroShotScore:
         return 100 * low, 100 * high
 
     def compare(self, after: "ZeroShotScore") -> Comparison:
-        """This score before against another after, on the same images.
-
-        >>> ZeroShotScore((True, False)).compare(ZeroShotScore((True, True))).difference
-        50.0
-        """
+        """This score before against another after, on the same images."""
         return compare_outcomes(self.outcomes, after.outcomes, "zero-shot objects")
 
 
@@ -187,7 +172,7 @@ def zero_shot_objects(
 
 
 def _check_words(names: Sequence[str], captions: Sequence[str]) -> None:
-    """Whether the words that all names share occur in captions: CLIP knows no others."""
+    """Whether the words that all names share occur in captions: CLIP was trained on no others."""
     frame = set.intersection(*(set(name.split()) for name in names))
     unknown = sorted(frame - set(" ".join(captions).split()) - {"a", "an"})
     if unknown:

@@ -75,7 +75,8 @@ class Denoiser(NamedTuple):
         weights |= buffers
         if exact is not None:
             tensors = (*exact.named_parameters(remove_duplicate=False), *exact.named_buffers())
-            weights |= {key: tensor for key, tensor in tensors if self.small(key)}
+            # Copies: one tensor that was loaded from a file keeps the whole file in memory.
+            weights |= {key: tensor.detach().clone() for key, tensor in tensors if self.small(key)}
         return network(self.kind, config, weights, dict(plan.fixed))
 
 

@@ -19,7 +19,7 @@ _PLAIN = (
     *("container.Sequential", "container.ModuleList", "sparse.Embedding"),
 )
 PLAIN = frozenset(f"{_TORCH}.{name}" for name in _PLAIN)
-# LayerNorms of the libraries. The second kind computes in float32 whatever its input.
+# LayerNorms of the libraries. The second kind computes in float32 for every input.
 NORMS = frozenset(
     {f"{_TORCH}.normalization.LayerNorm", "open_clip.transformer.LayerNorm", "timm.layers.norm.LayerNorm"}
 )

@@ -1,6 +1,8 @@
 """The CLIPs that the methods' papers train, by the part of a preset's name that stands for them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from diva_rs.recipes.presets import Preset
 
 
 class Clip(NamedTuple):
@@ -11,10 +13,6 @@ class Clip(NamedTuple):
     title: str
     name: str
     average: str
-
-    def to(self, average: str) -> str:
-        """The averages before and after a method."""
-        return f"{self.average} -> {average}"
 
 
 CLIPS = {
@@ -28,3 +26,20 @@ CLIPS = {
     "siglip-so400m-14-224": Clip("SigLIP SO400M/14", "ViT-SO400M-14-SigLIP:webli", "37.8"),
     "siglip-so400m-14-384": Clip("SigLIP SO400M/14", "ViT-SO400M-14-SigLIP-384:webli", "37.0"),
 }
+
+
+def published(
+    method: str, key: str, account: str, average: str, teacher_option: str, **about: Any
+) -> tuple[str, Preset]:
+    """The preset of a method for one of `CLIPS`, by its name.
+
+    ``average`` is the score after it, ``teacher_option`` what stands behind ``--teacher``; ``about`` are
+    further fields of `Preset`.
+    """
+    clip, name = CLIPS[key], f"{method}-{key}"
+    command = (
+        f"diva-rs train --recipe {name} --clip {clip.name} --teacher {teacher_option} "
+        f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}"
+    )
+    summary, expected = f"{clip.title} at {key[-3:]}, {account}", f"{clip.average} -> {average}"
+    return name, Preset(summary, command=command, expected=expected, **about)

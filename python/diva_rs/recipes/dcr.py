@@ -8,7 +8,7 @@ low-rank updates.
 contrast in stage 2. ``dcr-official-…`` is what the official code computes: the contrast in both stages, and
 augmented views of tensors that were normalised for CLIP already, whose colour changes clamp them to [0, 1].
 
-The official code takes the velocity as the target whatever the checkpoint predicts, and recommends one that
+The official code takes the velocity as the target for every checkpoint, and recommends one that
 predicts the noise. Here the target is what the teacher's scheduler says: for the code's, give `Teacher` a
 scheduler with ``prediction_type="v_prediction"``. Not reproduced are its dropout of 0.1 inside the low-rank
 updates, and its data: every rank reads the same stream there.
@@ -16,7 +16,7 @@ updates, and its data: every rank reads the same stream there.
 
 from collections.abc import Iterator
 
-from diva_rs.recipes.clips import CLIPS
+from diva_rs.recipes.clips import published
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -80,35 +80,23 @@ _MODELS: dict[str, tuple[str, Values, int]] = {
 
 def _presets() -> Iterator[tuple[str, Preset]]:
     for key, (average, own, steps) in _MODELS.items():
-        clip, size = CLIPS[key], int(key[-3:])
-        own = {"image_size": (size, f"{_CONFIG}: CLIP's resolution"), **own}
+        own = {"image_size": (int(key[-3:]), f"{_CONFIG}: CLIP's resolution"), **own}
         plain = _PROJECTOR.model_copy(update={"denoising": 1.0, "contrast": 0.0})
         paper = _stages(plain, 4600, "paper: stage 1 with the plain denoising loss")
-        official = _stages(_PROJECTOR, steps, "the contrast in both")
-        for prefix, account, values in (
+        official = {**_stages(_PROJECTOR, steps, "the contrast in both"), **_OFFICIAL}
+        for method, account, values in (
             ("dcr", "the method on correct pixels", paper),
-            (
-                "dcr-official",
-                "as the official code computes it, but for its target",
-                {**official, **_OFFICIAL},
-            ),
+            ("dcr-official", "as the official code computes it, but for its target", official),
         ):
-            name = f"{prefix}-{key}"
-            yield (
-                name,
-                Preset(
-                    summary=f"{clip.title} at {size}, {account}",
-                    source=_SOURCE,
-                    command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <SD-2-1 folder> "
-                    f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}",
-                    expected=clip.to(average),
-                    values={**_SHARED, **values, **own},
-                    teacher="Stable Diffusion 2.1, or another model with cross-attention",
-                    images="CC3M, random crops of 0.9 to 1.0",
-                    memory="6.7 GiB for two images in stage 2 in bf16 with denoiser_checkpointing, measured "
-                    "on a CPU with ViT-L/14 at 224",
-                    slots=("tokens",),
-                ),
+            yield published(
+                *(method, key, account, average, "<SD-2-1 folder>"),
+                source=_SOURCE,
+                values={**_SHARED, **values, **own},
+                teacher="Stable Diffusion 2.1, or another model with cross-attention",
+                images="CC3M, random crops of 0.9 to 1.0",
+                memory="6.7 GiB for two images in stage 2 in bf16 with denoiser_checkpointing, measured on a "
+                "CPU with ViT-L/14 at 224",
+                slots=("tokens",),
             )
 
 

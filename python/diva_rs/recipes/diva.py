@@ -16,7 +16,7 @@ scores at or below the original for OpenAI's model at 224 (issues 11 and 12 ther
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from diva_rs.recipes.clips import CLIPS
+from diva_rs.recipes.clips import published
 from diva_rs.recipes.presets import Preset, Values
 
 _SOURCE = '"Diffusion Feedback Helps CLIP See Better", arXiv 2407.20171; github.com/baaivision/DIVA'
@@ -141,29 +141,17 @@ _MODELS = {
 
 def _presets() -> Iterator[tuple[str, Preset]]:
     for key, model in _MODELS.items():
-        clip = CLIPS[key]
-        for prefix, account, values in (
+        for method, account, values in (
             ("diva", "as the paper describes it", {**_PAPER, **model.paper}),
             ("diva-official", "as the official code computes it", {**_OFFICIAL, **model.official}),
         ):
-            name = f"{prefix}-{key}"
-            command = (
-                f"diva-rs train --recipe {name} --clip {clip.name} --teacher <SD-2-1-base folder> "
-                f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}"
-            )
-            summary = f"{clip.title} at {key[-3:]}, {account}"
-            yield (
-                name,
-                Preset(
-                    summary,
-                    _SOURCE,
-                    command,
-                    clip.to(model.average),
-                    values,
-                    teacher="Stable Diffusion 2.1 base: a UNet with cross-attention, VAE and text encoder",
-                    images="CC3M",
-                    memory=model.memory,
-                ),
+            yield published(
+                *(method, key, account, model.average, "<SD-2-1-base folder>"),
+                source=_SOURCE,
+                values=values,
+                teacher="Stable Diffusion 2.1 base: a UNet with cross-attention, VAE and text encoder",
+                images="CC3M",
+                memory=model.memory,
             )
 
 

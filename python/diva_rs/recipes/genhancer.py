@@ -19,7 +19,7 @@ images with 8 noises each. It keeps many checkpoints and has no validation set.
 
 from collections.abc import Iterator
 
-from diva_rs.recipes.clips import CLIPS
+from diva_rs.recipes.clips import published
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -87,30 +87,21 @@ _MODELS: dict[str, tuple[str, Values]] = {
 
 def _presets() -> Iterator[tuple[str, Preset]]:
     for key, (average, own) in _MODELS.items():
-        clip, size = CLIPS[key], int(key[-3:])
-        own = {"image_size": (size, f"{_CONFIG}: CLIP's resolution"), **own}
-        for prefix, account, values in (
+        own = {"image_size": (int(key[-3:]), f"{_CONFIG}: CLIP's resolution"), **own}
+        for method, account, values in (
             ("genhancer", "the method on correct pixels", _PAPER),
             ("genhancer-official", 'as the official code computes it, variant "all"', _OFFICIAL),
         ):
-            name = f"{prefix}-{key}"
-            yield (
-                name,
-                Preset(
-                    summary=f"{clip.title} at {size}, {account}",
-                    source=_SOURCE,
-                    command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <folder> "
-                    "--teacher-options guidance=4 --data 'cc3m/{00000..00331}.tar' "
-                    f"--output-dir runs/{name}",
-                    expected=clip.to(average),
-                    values={**values, **own},
-                    teacher="a FLUX of random weights with 2 double and 4 single blocks (1.3 billion "
-                    "parameters), the VAE of FLUX.1 and guidance 4 (see diva_rs.recipes.genhancer)",
-                    images="CC3M, random crops of 0.9 to 1.0",
-                    memory="19.7 GiB for stage 1 with one image in bf16 with denoiser_checkpointing, "
-                    "measured on a CPU with ViT-L/14 at 224",
-                    slots=("tokens", "pooled"),
-                ),
+            yield published(
+                *(method, key, account, average, "<folder> --teacher-options guidance=4"),
+                source=_SOURCE,
+                values={**values, **own},
+                teacher="a FLUX of random weights with 2 double and 4 single blocks (1.3 billion "
+                "parameters), the VAE of FLUX.1 and guidance 4 (see diva_rs.recipes.genhancer)",
+                images="CC3M, random crops of 0.9 to 1.0",
+                memory="19.7 GiB for stage 1 with one image in bf16 with denoiser_checkpointing, measured on "
+                "a CPU with ViT-L/14 at 224",
+                slots=("tokens", "pooled"),
             )
 
 

@@ -62,10 +62,7 @@ class Preset:
 
 
 def check_slots(recipe: str, slots: tuple[str, ...]) -> None:
-    """Raise ConfigError where the preset of this name needs a teacher with other slots than ``slots``.
-
-    >>> check_slots("un2clip-openai-vit-l-14-224", ("pooled",))
-    """
+    """Raise ConfigError where the preset of this name needs a teacher with other slots than ``slots``."""
     preset = presets().get(recipe)
     if preset is not None and preset.slots not in ((), slots):
         needed, found = (" and ".join(names) for names in (preset.slots, slots))
@@ -77,11 +74,7 @@ def check_slots(recipe: str, slots: tuple[str, ...]) -> None:
 
 @cache
 def presets() -> dict[str, Preset]:
-    """All presets by name; ConfigError where two modules have one of the same name.
-
-    >>> presets()["diva-openai-vit-l-14-224"].expected
-    '19.3 -> 25.9'
-    """
+    """All presets by name; ConfigError where two modules have one of the same name."""
     folder = importlib.import_module(__package__).__path__
     modules = [importlib.import_module(f"{__package__}.{file.name}") for file in pkgutil.iter_modules(folder)]
     modules += [point.load() for point in entry_points(group="diva_rs.recipes")]

@@ -235,7 +235,7 @@ class Recipe(Fields):
                 f"draw_weights={weights} holds {len(weights)} weights for draws={self.draws}: give one each"
             )
         if weights is not None and not any(weights):
-            raise ConfigError(f"draw_weights={weights} are all zero: nothing would be learnt")
+            raise ConfigError(f"draw_weights={weights} are all zero: nothing would be trained")
         if steps is not None and steps[0] >= steps[1]:
             raise ConfigError(f"timestep_range={steps} is empty: the first number must be below the second")
         return self
@@ -264,6 +264,22 @@ class Recipe(Fields):
                 "out of the last stage, which then does the rest"
             )
         return self
+
+
+def as_recipe(recipe: Recipe | str | None) -> Recipe:
+    """The recipe itself, the preset of that name, or the defaults.
+
+    Raises:
+        ConfigError: an unknown name, with near ones, or something that is no recipe.
+    """
+    if isinstance(recipe, str):
+        return Recipe.named(recipe)
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise ConfigError(
+            f"recipe is {a_type(recipe)}: give a diva_rs.Recipe, a preset's name or None (Recipe.from_dict "
+            "makes one of a mapping)"
+        )
+    return recipe or Recipe()
 
 
 _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model_fields.items()}

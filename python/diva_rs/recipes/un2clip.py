@@ -13,7 +13,7 @@ so the target is what the generator's scheduler says.
 
 from collections.abc import Iterator
 
-from diva_rs.recipes.clips import CLIPS
+from diva_rs.recipes.clips import published
 from diva_rs.recipes.presets import Preset, Values
 from diva_rs.recipes.stage import Stage
 
@@ -49,24 +49,17 @@ _MODELS = {
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
+    account = "as the paper is reported; the rest is at the defaults"
     for key, (average, generator) in _MODELS.items():
-        clip = CLIPS[key]
-        name = f"un2clip-{key}"
-        yield (
-            name,
-            Preset(
-                summary=f"{clip.title} at {key[-3:]}, as the paper is reported; the rest is at the defaults",
-                source=_SOURCE,
-                command=f"diva-rs train --recipe {name} --clip {clip.name} --teacher <Stable unCLIP folder> "
-                f"--data 'cc3m/{{00000..00331}}.tar' --output-dir runs/{name}",
-                expected=clip.to(average),
-                values=_VALUES,
-                teacher=f"Stable unCLIP for {generator}, its whole pipeline",
-                images="CC3M",
-                memory="7.5 GiB for one image in bf16 with denoiser_checkpointing, measured on a CPU with "
-                "ViT-L/14",
-                slots=("pooled",),
-            ),
+        yield published(
+            *("un2clip", key, account, average, "<Stable unCLIP folder>"),
+            source=_SOURCE,
+            values=_VALUES,
+            teacher=f"Stable unCLIP for {generator}, its whole pipeline",
+            images="CC3M",
+            memory="7.5 GiB for one image in bf16 with denoiser_checkpointing, measured on a CPU with "
+            "ViT-L/14",
+            slots=("pooled",),
         )
 
 

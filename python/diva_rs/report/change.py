@@ -1,13 +1,20 @@
 """A score before and after, and what may be said of the difference."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from diva_rs.evaluation.statistics import Comparison
 from diva_rs.report.words import between, level, points
 
 Interval = tuple[float, float]
-Score = tuple[float, Interval | None]  # in per cent, with the interval of this score alone
-Counts = tuple[int, int] | None  # (right, asked); None for a score that does not count items
+
+
+class Score(NamedTuple):
+    """One score of one model."""
+
+    value: float  # in per cent
+    interval: Interval | None = None  # of this score alone
+    counts: tuple[int, int] | None = None  # (right, asked); None for a score that does not count items
 
 
 @dataclass(frozen=True)
@@ -17,9 +24,9 @@ class Change:
     >>> from diva_rs.evaluation.statistics import compare_outcomes
     >>> outcomes = [False] * 4 + [True] * 3 + [False] * 8, [True] * 7 + [False] * 8
     >>> found = compare_outcomes(*outcomes, "Texts")
-    >>> Change("Texts", ((20.0, None), (46.7, None)), found).sentence
+    >>> Change("Texts", (Score(20.0), Score(46.7)), found).sentence
     '+26.7 points (95 % interval +6.7 to +53.3, exact McNemar p = 0.12): no difference shown'
-    >>> Change("dtd", ((50.0, None), None)).cells
+    >>> Change("dtd", (Score(50.0), None)).cells
     ('dtd', '50.0', 'not measured', '', 'not compared')
     """
 
@@ -28,17 +35,16 @@ class Change:
     found: Comparison | None = None  # the paired comparison on the same items
     confidence: float = 0.95  # of all intervals
     note: str = ""  # why the two cannot be compared, in place of a reading
-    counts: tuple[Counts, Counts] = (None, None)  # before and after
 
     @property
     def before(self) -> float | None:
         """The score before."""
-        return self.scores[0][0] if self.scores[0] else None
+        return self.scores[0].value if self.scores[0] else None
 
     @property
     def after(self) -> float | None:
         """The score after."""
-        return self.scores[1][0] if self.scores[1] else None
+        return self.scores[1].value if self.scores[1] else None
 
     @property
     def difference(self) -> float | None:
@@ -79,12 +85,12 @@ class Change:
     @property
     def head(self) -> tuple[str, str]:
         """The two scores at a glance, and the rest in words: counts first, where there are some."""
-        old, new = ("?" if score is None else f"{score[0]:.1f}" for score in self.scores)
-        share = f"{old} → {new} %"
-        if self.counts == (None, None):
+        old, new = ("?" if score is None else f"{score.value:.1f}" for score in self.scores)
+        share, counts = f"{old} → {new} %", [score and score.counts for score in self.scores]
+        asked = next((pair[1] for pair in counts if pair), None)
+        if asked is None:
             return share, self.sentence
-        before, after = ("?" if counts is None else str(counts[0]) for counts in self.counts)
-        asked = next(counts[1] for counts in self.counts if counts)
+        before, after = ("?" if pair is None else str(pair[0]) for pair in counts)
         return f"{before} → {after} of {asked}", f"{share}, {self.sentence}"
 
     @property
@@ -105,13 +111,13 @@ class Change:
         if self.difference is not None:
             difference = points(self.difference)
             difference += f" ({_points_between(self.found.interval)})" if self.found else ""
-        return (self.label, *map(_score, self.scores, self.counts), difference, self.reading)
+        return (self.label, *map(_score, self.scores), difference, self.reading)
 
 
-def _score(score: Score | None, counts: Counts) -> str:
+def _score(score: Score | None) -> str:
     if score is None:
         return "not measured"
-    value, interval = score
+    value, interval, counts = score
     count = "" if counts is None else f"{counts[0]} of {counts[1]}: "
     return f"{count}{value:.1f}" + ("" if interval is None else f" ({between(interval)})")
 

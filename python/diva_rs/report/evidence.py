@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import as_path
+from diva_rs._base.files import as_path, read_json
 from diva_rs.errors import ConfigError, DataError, a_type
 from diva_rs.evaluation.decoded import decoded
 from diva_rs.evaluation.detail import DetailResult
 from diva_rs.evaluation.mmvp_vlm import MmvpVlmResult
 from diva_rs.evaluation.scores import DriftResult, FolderResult, ProbeScore, SuiteResult
-from diva_rs.report.run import read_json
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diva_rs._base.files import as_path, read_text
-from diva_rs.errors import ConfigError, DataError, a_type
+from diva_rs._base.files import as_path, read_json, read_text
+from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.run.result import PostTrainResult
 
@@ -84,12 +84,7 @@ class Run:
 
     @property
     def losses(self) -> list[str]:
-        """The names of the terms of the loss; without those that are always 0.
-
-        >>> result = diva_rs.microworld.example("result")
-        >>> read_run(result).losses
-        ['denoising']
-        """
+        """The names of the terms of the loss; without those that are always 0."""
         others = _OTHERS.union(self.scores, ["loss"])
         names = dict.fromkeys(name for log in self.history for name in log if name not in others)
         return [name for name in names if any(self.column(name)[1])]
@@ -112,33 +107,23 @@ def read_run(run: PostTrainResult | str | os.PathLike[str]) -> Run:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a run folder: give the output_dir of a training run")
     try:
-        recipe = Recipe.from_dict(_content(folder / "recipe.json", dict))
+        recipe = Recipe.from_dict(read_json(folder / "recipe.json", dict))
     except ConfigError as err:
         raise DataError(f"{folder}/recipe.json is not a recipe of this version of diva_rs: {err}") from err
     notes: list[str] = []
     history = _history(folder, notes)
     report, origin = (
-        _content(file, dict) if file.exists() else {}
+        read_json(file, dict) if file.exists() else {}
         for file in (folder / "report.json", folder / "run.json")
     )
     if not (folder / "report.json").exists():
         notes.append("There is no report.json: the run has not ended, or an error ended it.")
     results = {
-        moment: _measured(_content(file, dict), str(file))
+        moment: _measured(read_json(file, dict), str(file))
         for moment in ("before", "after")
         if (file := folder / f"evaluations-{moment}.json").exists()
     }
     return Run(folder.resolve().name, recipe, history, report, tuple(notes), origin, results)
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file; DataError with its name if it cannot be read."""
-    try:
-        return json.loads(read_text(file))
-    except OSError as err:
-        raise DataError(f"{file} cannot be read: {err.strerror or err}") from err
-    except (ValueError, RecursionError) as err:
-        raise DataError(f"{file} is not valid JSON: {err}") from err
 
 
 def number(value: Any) -> float:
@@ -171,7 +156,7 @@ def _measured(found: Mapping[str, Any], where: str) -> list[Any]:
 def _history(folder: Path, notes: list[str]) -> tuple[dict[str, float], ...]:
     file = folder / "history.json"
     if file.exists():
-        return _logs(_content(file, list), str(file))
+        return _logs(read_json(file, list), str(file))
     file = folder / "metrics.jsonl"
     try:
         lines = read_text(file).splitlines()
@@ -195,11 +180,3 @@ def _logs(rows: list[Any], where: str) -> tuple[dict[str, float], ...]:
             raise DataError(f"{where}: entry {n} is not a log of post_train: it has no number 'step'")
         logs.append(values)
     return tuple(logs)
-
-
-def _content(file: Path, kind: type) -> Any:
-    content = read_json(file)
-    if not isinstance(content, kind):
-        wanted = "a list" if kind is list else "an object"
-        raise DataError(f"{file} holds {a_type(content)}: {wanted} is needed")
-    return content

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from diva_rs.evaluation.mmvp_vlm import MmvpPair, MmvpVlmResult
-from diva_rs.evaluation.scores import DriftResult, ProbeScore, SuiteResult
+from diva_rs.evaluation.scores import DriftResult, SuiteResult
 from diva_rs.evaluation.statistics import Comparison, compare_outcomes
 from diva_rs.report.change import Change, Score
 from diva_rs.report.charts import Chart, differences, dumbbells, histogram, radar
@@ -20,7 +20,7 @@ def overall(before: Side, after: Side) -> list[Change]:
     found.append(_whole("Retention, image folder", before.folder, after.folder))
     for task in dict.fromkeys([*before.suites, *after.suites]):
         sides = (before.suites.get(task), after.suites.get(task))
-        old, new = (None if side is None else (side.average, None) for side in sides)
+        old, new = (None if side is None else Score(side.average) for side in sides)
         found.append(Change(f"Retention, {task}", (old, new)))
     return [change for change in found if change is not None]
 
@@ -43,17 +43,9 @@ def _categories(old: Any, new: Any) -> list[Change]:
     if old is None or new is None or len(old.counts) < 2:
         return []
     found = old.compare_categories(new)
-    return [_category(name, old, new, found[name]) for name in old.counts]
-
-
-def _category(name: str, old: Any, new: Any, found: Comparison) -> Change:
-    scores = [
-        (100 * right / asked, side.intervals[name])
-        for side in (old, new)
-        for right, asked in [side.counts[name]]
-    ]
-    counts = (old.counts[name], new.counts[name])
-    return Change(name, (scores[0], scores[1]), found, old.confidence, counts=counts)
+    sides = (map(Score, *(side.values() for side in (r.shares, r.intervals, r.counts))) for r in (old, new))
+    pairs = zip(found, zip(*sides, strict=True), strict=True)
+    return [Change(name, scores, found[name], old.confidence) for name, scores in pairs]
 
 
 def patterns(old: MmvpVlmResult, new: MmvpVlmResult) -> tuple[list[Change], list[Chart]]:
@@ -107,7 +99,8 @@ def probes(before: Side, after: Side) -> list[Change]:
         found = None
         if old and new and old.outcomes and len(old.outcomes) == len(new.outcomes):
             found = compare_outcomes(old.outcomes, new.outcomes, name)
-        changes.append(Change(name, (_probe(old), _probe(new)), found))
+        scores = [None if one is None else Score(one.accuracy, one.interval) for one in (old, new)]
+        changes.append(Change(name, (scores[0], scores[1]), found))
     return changes
 
 
@@ -125,15 +118,15 @@ def _whole(label: str, old: Any, new: Any) -> Change | None:
     if old is None and new is None:
         return None
     found = old.compare(new) if old and new else None
-    scores = [None if side is None else (side.per_cent, side.interval) for side in (old, new)]
-    counts = [None if side is None else (side.right, side.asked) for side in (old, new)]
-    return Change(
-        label, (scores[0], scores[1]), found, (old or new).confidence, counts=(counts[0], counts[1])
-    )
+    return Change(label, (_score(old), _score(new)), found, (old or new).confidence)
 
 
-def _probe(result: ProbeScore | None) -> Score | None:
-    return None if result is None else (result.accuracy, result.interval)
+def _score(result: Any) -> Score | None:
+    """The score of a result, with its counts where it counts items; None without a result."""
+    if result is None:
+        return None
+    counts = None if result.right is None else (result.right, result.asked)
+    return Score(result.per_cent, result.interval, counts)
 
 
 def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
@@ -146,16 +139,9 @@ def _suite(old: SuiteResult | None, new: SuiteResult | None) -> list[Change]:
     changes = []
     for name in dict.fromkeys([*sides[0], *sides[1]]):
         metrics = [side[name].metric for side in sides if name in side]
-        scored = [side.get(name) for side in sides]
-        before, after = (None if score is None else (score.value, score.interval) for score in scored)
-        old_counts, new_counts = (
-            None if score is None or score.right is None else (score.right, score.asked) for score in scored
-        )
+        before, after = (_score(side.get(name)) for side in sides)
         found = compared.get(name)
         paired = found if isinstance(found, Comparison) else None
         note = "" if metrics[0] == metrics[-1] else "different metrics"
-        counts = (old_counts, new_counts)
-        changes.append(
-            Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note, counts)
-        )
+        changes.append(Change(f"{name} ({metrics[0]})", (before, after), paired, some.confidence, note))
     return changes

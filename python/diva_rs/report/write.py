@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import diva_rs._native as _native
-from diva_rs._base.files import as_path, make_folder, read_bytes, write_text
+from diva_rs._base.files import as_path, make_folder, read_bytes, reading, write_text
 from diva_rs.data.decode import decode, load
 from diva_rs.errors import ConfigError, DataError
 from diva_rs.recipes.presets import presets
@@ -71,10 +71,8 @@ def write(
 def picture(path: str | os.PathLike[str]) -> str:
     """An image file as a data URI, unchanged. Raises DataError if it is damaged or too large."""
     file = as_path(path)
-    try:
+    with reading(file):
         content = read_bytes(file, _MOST_BYTES)
-    except OSError as err:
-        raise DataError(f"{file} cannot be read: {err.strerror}") from err
     image = load(content, str(file))
     if image.format not in _SHOWN:
         raise DataError(f"{file} is a {image.format} image: give a PNG, JPEG, GIF or WebP image")
@@ -85,9 +83,6 @@ def thumbnail(path: str, root: str = "", side: int = 224) -> str | None:
     """A JPEG of at most ``side`` pixels a side as a data URI; None if the file is not a readable image.
 
     ``path`` is as given or below ``root``.
-
-    >>> thumbnail("nowhere.jpg") is None
-    True
     """
     try:
         small = decode(path if Path(path).exists() else Path(root, path), path)

@@ -26,15 +26,15 @@ from typing import Any
 from diva_rs._base.checkpoint import check_place, load_state, save_state
 from diva_rs._base.files import (
     make_folder,
+    read_json,
     read_lines,
-    read_text,
     remove_folder,
     sync,
     write_json,
     write_text,
 )
 from diva_rs._base.leftovers import sweep
-from diva_rs.errors import ConfigError, DataError, WeightsError, a_type
+from diva_rs.errors import ConfigError, DataError, WeightsError
 from diva_rs.recipes.recipe import Recipe
 
 _log = logging.getLogger("diva_rs")
@@ -52,13 +52,6 @@ class RunFolder:
 
     Raises DataError where the folder cannot be made, or holds something else where a checkpoint
     belongs, and ConfigError where another process is writing into it.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> import tempfile
-    >>> folder = RunFolder(tempfile.mkdtemp())
-    >>> folder.save(Trainer(clip, teacher).state_dict(), step=3, keep=2)
-    >>> folder.steps(), folder.restore()["counters"]["steps_done"]
-    ([3], 0)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -197,14 +190,9 @@ class RunFolder:
 def read_record(path: Path, kind: type = object) -> Any:
     """The content of a JSON file of a run, of this type; None where there is no file. Raises WeightsError."""
     try:
-        content = json.loads(read_text(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as err:
-        raise WeightsError(f"{path} cannot be read: {err}; resume=False starts again") from err
-    if not isinstance(content, kind):
-        raise WeightsError(f"{path} holds {a_type(content)}; resume=False starts again")
-    return content
+        return read_json(path, kind, WeightsError) if path.exists() else None
+    except WeightsError as err:
+        raise WeightsError(f"{err}; resume=False starts again") from err
 
 
 def with_nan(row: Mapping[str, Any]) -> dict[str, Any]:

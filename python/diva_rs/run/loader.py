@@ -198,7 +198,7 @@ class ResumableLoader:
 
 
 def _marks(batch: Batch) -> list[bytes]:
-    """For each sample what tells it from others; empty where pixels are on a device."""
+    """For each sample, what distinguishes it from others; empty where pixels are on a device."""
     if batch.ids is not None:
         try:
             return [key.tobytes() for key in sample_keys(batch.ids)]

@@ -14,7 +14,7 @@ from diva_rs.data.batches import check_loader
 from diva_rs.distributed import session
 from diva_rs.errors import ConfigError, shown
 from diva_rs.recipes.fields import RecipeFields
-from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe, as_recipe
 from diva_rs.run.callbacks import Callback, as_callback
 from diva_rs.run.evaluation import ARGUMENTS, Evaluation
 from diva_rs.run.folder import RunFolder
@@ -23,7 +23,6 @@ from diva_rs.run.ranks import start
 from diva_rs.run.ranks.loaders import check_divided, every_image, steps_of_one_pass
 from diva_rs.run.ranks.trainer import RankedTrainer
 from diva_rs.run.result import PostTrainResult
-from diva_rs.step.modules import as_recipe
 from diva_rs.step.terms import Term
 from diva_rs.step.trainer import Trainer
 

@@ -91,14 +91,15 @@ class PostTrainResult:
             ax.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="loss")
             ax.plot(steps, _smooth(losses), color="tab:blue", linewidth=1.8, label="smoothed")
         terms = [name for name in self.report.get("losses", ()) if name != "loss"]
-        for name in terms if len(terms) > 1 else ():
-            ax.plot(steps, [row[name] for row in self.history], linewidth=0.8, alpha=0.7, label=name)
+        for place, name in enumerate(terms if len(terms) > 1 else (), 1):
+            rows, color = [row[name] for row in self.history], f"C{place}"
+            ax.plot(steps, rows, color=color, linewidth=0.8, alpha=0.7, label=name)
         for stage in self.recipe.plan(self.recipe.steps)[1:]:
             trained = ", ".join(group.name for group in stage.groups)
             ax.axvline(stage.first, color="0.6", linestyle=":", label=f"then trains: {trained}")
         ax.set(xlabel="step", ylabel="loss", title=self.recipe.name)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False)
+        ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), fontsize="small")
         return ax
 
     def save(self, path: str | Path) -> Path:

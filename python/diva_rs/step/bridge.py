@@ -33,9 +33,6 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
 
     Raises:
         ConfigError: "identity" with widths that differ, or a preset for teachers with other slots.
-
-    >>> make_projector(Recipe(projector="linear"), 768, Slots(tokens=1024))
-    Linear(in_features=768, out_features=1024, bias=True)
     """
     if slots is None:
         return nn.Identity()
@@ -54,7 +51,7 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
 
 
 def _projector(kind: str, width: int, out: int) -> nn.Module:
-    # On the CPU in float32, whatever the caller's defaults are: the seed alone decides the start.
+    # On the CPU in float32, also under the caller's other defaults: the seed alone decides the start.
     home: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
     if kind == "linear":
         return nn.Linear(width, out, **home)

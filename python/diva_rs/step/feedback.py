@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 
 from diva_rs.errors import WeightsError
-from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe, as_recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import Inputs, checked_epoch
-from diva_rs.step.modules import StepModules, as_recipe
+from diva_rs.step.modules import StepModules
 from diva_rs.step.terms import Term
 
 
@@ -164,7 +164,7 @@ class _Feedback(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, module: FeedbackLoss, inputs: Inputs, tokens: Tensor, *bridge: Tensor) -> Tensor:
         modules = module.step_modules
-        # In the weights' dtype, whatever autocast made of the tokens: float16 would lose small gradients
+        # In the weights' dtype, also where autocast changed the tokens': float16 would lose small gradients
         # before a GradScaler multiplies them.
         wide = tokens.detach().to(modules.dtype)
         with _without_hooks():

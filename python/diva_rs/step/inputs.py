@@ -53,6 +53,7 @@ class Reader:
         self.device, self.dtype = device, dtype
         self.guard = PixelGuard()
         self.augments = False  # whether the loss needs an augmented view of each image
+        self.wide = False  # whether bf16 matrices of a native VAE are multiplied in float32
         self._warned = False
         self._home = torch.empty((), device=device, dtype=dtype)
         self.query = None if teacher is None else QueryReader(teacher, recipe, tower.patches, self._home)
@@ -88,7 +89,7 @@ class Reader:
 
     def made(self, batch: _native.Batch) -> Inputs:
         """The tensors of a step, of what `batch` gave."""
-        return Inputs(*self.native.read(batch), batch)
+        return Inputs(*self.native.read(batch, self.wide), batch)
 
     def _checked(self, item: Any, ids: Any) -> Batch:
         """The item, checked where it comes from: on the host before the copy, on a device without waiting."""
@@ -154,9 +155,6 @@ def checked_epoch(epoch: Any) -> int:
 
     Raises:
         ConfigError: it is no whole number from 0 to 2**63 - 1.
-
-    >>> checked_epoch(3)
-    3
     """
     whole = isinstance(epoch, (int, np.integer)) and not isinstance(epoch, bool)
     if not whole or not 0 <= epoch < _EPOCHS:

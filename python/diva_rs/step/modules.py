@@ -20,12 +20,13 @@ from diva_rs.clip import Tower, adapt
 from diva_rs.clip.lora import Call, LowRank
 from diva_rs.diffusion import Teacher
 from diva_rs.diffusion.frozen import no_autocast
-from diva_rs.errors import ConfigError, DeviceError
+from diva_rs.errors import ConfigError
 from diva_rs.native.choose import Part, choose_denoiser, choose_tower
 from diva_rs.recipes.recipe import Recipe
 from diva_rs.recipes.stage import WEIGHTS
 from diva_rs.step.bridge import make_bridge, make_projector
 from diva_rs.step.draws import Draws
+from diva_rs.step.fits import check_objective, check_unmoved, denoiser_parameters, student_home
 from diva_rs.step.inputs import Inputs, Reader
 from diva_rs.step.precision import products_of
 from diva_rs.step.terms import Term, identity_of, named_terms
@@ -33,7 +34,6 @@ from diva_rs.step.terms import Term, identity_of, named_terms
 _log = logging.getLogger("diva_rs")
 
 WITHOUT = "none (there is no diffusion model)"
-_STUDENT_DTYPE = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 
 
 class StepModules:
@@ -56,7 +56,7 @@ class StepModules:
         self.tower = adapt(clip)
         self.parameters = self.tower.named_parameters()
         self._clip = clip
-        self.device, self.dtype = self._student_home()
+        self.device, self.dtype = student_home(self.parameters, recipe.precision)
         products = products_of(recipe, self.device)
         trained = any(
             group.name.partition(":")[0] == "denoiser" for stage in recipe.plan() for group in stage.groups
@@ -67,7 +67,8 @@ class StepModules:
             loaded = isinstance(unet, (str, os.PathLike))
             teacher = Teacher(unet, consume=True) if loaded else Teacher.of(unet)
             self.teacher = (teacher.training if trained else teacher.to_precision)(recipe.precision)
-        self._check_objective(trained)
+        idle = [stage for stage in recipe.plan() if self._named(stage.weights) == ("loss",)]
+        check_objective(recipe, idle, self.teacher is not None, trained)
         if projector is None:
             slots = None if self.teacher is None else self.teacher.slots
             projector = make_projector(recipe, self.tower.embed_dim, slots)
@@ -88,11 +89,12 @@ class StepModules:
             "projector": dict(self.projector.named_parameters(prefix="projector")),
         }
         if trained and self.teacher is not None:
-            self.parts["denoiser"] = self._denoiser_parameters(self.teacher)
+            self.parts["denoiser"] = denoiser_parameters(self.teacher, self.device, self.dtype)
         denoiser = Part(None, WITHOUT) if self.teacher is None else choose_denoiser(self.teacher, recipe)
         if self.teacher is not None:
             self.teacher.release()
         self._parts = {"tower": tower, "denoiser": denoiser}
+        contrast = recipe.contrast_temperature, recipe.contrast_negatives, recipe.contrast_group, recipe.seed
         self.step = _native.Step(
             tower.network,
             denoiser.network,
@@ -103,12 +105,7 @@ class StepModules:
             draw_weights=list(recipe.weights()),
             min_snr=recipe.min_snr,
             contrast=recipe.contrast,
-            contrast_options=(
-                recipe.contrast_temperature,
-                recipe.contrast_negatives,
-                recipe.contrast_group,
-                recipe.seed,
-            ),
+            contrast_options=contrast,
             anchor=recipe.anchor,
             anchor_kind=recipe.anchor_kind,
             terms=added,
@@ -120,9 +117,13 @@ class StepModules:
         self.weigh({name: getattr(recipe, name) for name in WEIGHTS})
 
     def multiply(self, products: str | None) -> None:
-        """Multiply the bf16 matrices of native networks in "bf16" or "fp32"; None: there is no choice."""
+        """Multiply the bf16 matrices of native networks, and of a tower outside them, in "bf16" or "fp32".
+
+        None: there is no choice.
+        """
         self.products = products
-        self.step.widen(products == "fp32")
+        self.reader.wide = products == "fp32"
+        self.step.widen(self.reader.wide)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Give the recipe's own terms these weights, by name: all of them."""
@@ -225,32 +226,14 @@ class StepModules:
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """The modes of the native step, whatever the caller's: gradients on, autocast off."""
+        """The modes of the native step, independent of the caller's: gradients on, autocast off."""
         with torch.inference_mode(False), torch.enable_grad(), no_autocast(self.device):
             yield
 
     def check_home(self) -> None:
-        """Raise when what trains was moved, cast or replaced since these modules were put together.
-
-        Raises:
-            DeviceError: another device or dtype.
-            ConfigError: a parameter of CLIP is another tensor now.
-        """
-        held = {id(parameter) for parameter in self._clip.parameters()}
-        for name, parameter in self.parameters.items():
-            if id(parameter) not in held:
-                raise ConfigError(
-                    f"{name} is another tensor than when this trainer was made, and would not train: move "
-                    "and load the model first (clip.to, load_state_dict with assign=True), then make the "
-                    "trainer"
-                )
-        projector = self.projector.named_parameters(prefix="projector")
-        for name, parameter in (*self.parameters.items(), *projector):
-            if parameter.device != self.device or parameter.dtype != self.dtype:
-                raise DeviceError(
-                    f"{name} is now {parameter.dtype} on {parameter.device}, but was {self.dtype} on "
-                    f"{self.device} when this trainer was made: move the model first, then make the trainer"
-                )
+        """Raise where what trains was moved, cast or replaced since: see `check_unmoved`."""
+        projector = dict(self.projector.named_parameters(prefix="projector"))
+        check_unmoved(self._clip, self.parameters, projector, (self.device, self.dtype))
 
     def write(self, parameters: Mapping[str, Tensor]) -> None:
         """Copy values into everything that trains, by name."""
@@ -290,52 +273,6 @@ class StepModules:
         """What the caller's terms are: see `diva_rs.step.terms.identity_of`."""
         return identity_of(self._terms)
 
-    def _check_objective(self, trained: bool) -> None:
-        """Raise ConfigError where there is nothing to minimise, or no diffusion model that it needs."""
-        for stage in self.recipe.plan():
-            if self._named(stage.weights) == ("loss",):
-                where = f" in the stage from step {stage.first}" if self.recipe.stages else ""
-                raise ConfigError(f"denoising=0 leaves nothing to minimise{where}: give terms, or an anchor")
-            for name in ("denoising", "contrast"):
-                if self.teacher is None and (trained or stage.weights[name]):
-                    what = "the denoiser trains" if trained else f"{name}={stage.weights[name]}"
-                    raise ConfigError(
-                        f"unet is None, but {what}: give a diffusion model, or {name}=0 and terms that do "
-                        "without"
-                    )
-
-    def _student_home(self) -> tuple[torch.device, torch.dtype]:
-        wanted = _STUDENT_DTYPE[self.recipe.precision]
-        devices = {parameter.device for parameter in self.parameters.values()}
-        if len(devices) != 1:
-            names = ", ".join(sorted(map(str, devices)))
-            raise DeviceError(f"CLIP's vision parameters lie on several devices ({names}): move them to one")
-        for name, parameter in self.parameters.items():
-            if parameter.dtype != wanted:
-                fix = "clip.double()" if wanted == torch.float64 else "clip.float()"
-                also = ', or precision="fp64"' if parameter.dtype == torch.float64 else ""
-                raise ConfigError(
-                    f'{name} is {parameter.dtype}, precision="{self.recipe.precision}" trains {wanted} '
-                    f"weights: call {fix}{also}"
-                )
-        return devices.pop(), wanted
-
-    def _denoiser_parameters(self, teacher: Teacher) -> dict[str, nn.Parameter]:
-        """The denoiser's parameters, which train in place: those of the module given."""
-        named = dict(teacher.given.named_parameters(prefix="denoiser"))
-        for name, parameter in named.items():
-            if parameter.dtype != self.dtype or parameter.device != self.device:
-                raise ConfigError(
-                    f"{name} is {parameter.dtype} on {parameter.device}: a denoiser that trains needs "
-                    f"{self.dtype} on {self.device}, as CLIP has"
-                )
-        if teacher.denoiser is not teacher.given:
-            raise ConfigError(
-                f"the denoiser trains, but this teacher runs a copy of it on {teacher.device}: move the "
-                "denoiser to CLIP's device and leave out Teacher(device=...)"
-            )
-        return named
-
     def _untouched(self) -> tuple[Any, Any]:
         tower = self.tower.frozen_copy()
         network = choose_tower(tower, self.recipe, self._tokens_of(tower)).network
@@ -346,26 +283,8 @@ class StepModules:
             return tower.tokens
 
         def tokens(images: Tensor) -> Tensor:
-            with torch.autocast(images.device.type, dtype=torch.bfloat16):
+            narrow = self.products != "fp32"
+            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=narrow):
                 return tower.tokens(images)
 
         return tokens
-
-
-def as_recipe(recipe: Recipe | str | None) -> Recipe:
-    """The recipe itself, the preset of that name, or the defaults.
-
-    Raises:
-        ConfigError: an unknown name, with near ones, or something that is no recipe.
-
-    >>> as_recipe(None) == Recipe()
-    True
-    """
-    if isinstance(recipe, str):
-        return Recipe.named(recipe)
-    if recipe is not None and not isinstance(recipe, Recipe):
-        raise ConfigError(
-            f"recipe is a {type(recipe).__name__}: give a diva_rs.Recipe, a preset's name or None "
-            "(Recipe.from_dict makes one of a mapping)"
-        )
-    return recipe or Recipe()

@@ -9,7 +9,7 @@ from torch import Tensor
 from diva_rs._base.tensors import described, is_dense
 from diva_rs.errors import WeightsError, shown
 
-_COUNTERS = ("steps_done", "samples_seen", "epoch")
+COUNTERS = ("steps_done", "samples_seen", "epoch")
 
 
 class State(NamedTuple):
@@ -28,10 +28,6 @@ def checked_state(state: Any, own: Mapping[str, Tensor], device: torch.device) -
 
     Raises:
         WeightsError: a missing, unexpected or misshapen entry; names it.
-
-    >>> checked_state({"parameters": {}}, {}, torch.device("cpu"))
-    Traceback (most recent call last):
-    diva_rs.errors.WeightsError: not a state of Trainer: 'optimizer' is missing or no mapping
     """
     saved, optimizer, counters = (_mapping(state, name) for name in ("parameters", "optimizer", "counters"))
     for name in sorted(own.keys() ^ saved.keys(), key=shown):
@@ -44,7 +40,7 @@ def checked_state(state: Any, own: Mapping[str, Tensor], device: torch.device) -
     products = state.get("products")
     if products not in (None, "bf16", "fp32"):
         raise WeightsError(f"products is {shown(products)} in the saved state, expected 'bf16' or 'fp32'")
-    return State(saved, optimizer, {name: _count(counters, name) for name in _COUNTERS}, products)
+    return State(saved, optimizer, {name: _count(counters, name) for name in COUNTERS}, products)
 
 
 def _mapping(state: Any, name: str) -> Mapping[str, Any]:

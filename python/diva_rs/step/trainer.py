@@ -1,32 +1,21 @@
 """Trainer: the training step for people with their own loop, and the engine of `post_train`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
 from diva_rs.diffusion import Teacher
 from diva_rs.errors import ConfigError
-from diva_rs.recipes.recipe import Recipe
+from diva_rs.recipes.recipe import Recipe, as_recipe
 from diva_rs.step.draws import Draws
 from diva_rs.step.inputs import checked_epoch
 from diva_rs.step.interrupts import held_interrupts
-from diva_rs.step.modules import StepModules, as_recipe
+from diva_rs.step.modules import StepModules
+from diva_rs.step.outcome import StepOutcome
 from diva_rs.step.stages import Stages
-from diva_rs.step.state import checked_state
+from diva_rs.step.state import COUNTERS, checked_state
 from diva_rs.step.terms import Term
-
-
-@dataclass(frozen=True)
-class StepOutcome:
-    """What one call of `Trainer.train` or `Trainer.apply` did."""
-
-    losses: dict[str, Tensor]  # means over the samples, 0-dim, detached, on the device: "loss" is their sum
-    samples: int
-    stepped: bool  # whether the weights were updated
-    grad_norm: Tensor | None  # of the applied gradient, before clipping
-    lr: float  # of the update that was made, or is to come
 
 
 class Trainer:
@@ -34,7 +23,7 @@ class Trainer:
 
     Args:
         clip: an open_clip, transformers or OpenAI CLIP (see `diva_rs.clip.adapt`), changed in place.
-        unet: whatever `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`. None
+        unet: what `Teacher.of` takes: a diffusers UNet or DiT, a pipeline, a folder, or a `Teacher`. None
             with ``denoising=0``, where the terms do without a diffusion model.
         recipe: a `Recipe`, a preset's name, or None for the defaults. ``schedule="cosine"`` needs ``steps``;
             without it the learning rate stays constant after its warm-up.
@@ -70,9 +59,7 @@ class Trainer:
         self.step_modules.weigh(self._stages.current.weights)
 
     def __reduce__(self) -> NoReturn:
-        raise ConfigError(
-            "a Trainer is not copied or pickled: copy or average trainer.clip, and save trainer.state_dict()"
-        )
+        raise ConfigError("a Trainer is not copied: copy trainer.clip, and save trainer.state_dict()")
 
     @property
     def projector(self) -> nn.Module:
@@ -86,10 +73,7 @@ class Trainer:
 
     @property
     def backend(self) -> dict[str, str]:
-        """What runs natively, and why the rest does not: "native" or "torch (reason)" for each network.
-
-        Whether a VAE is needed, and can run natively, is known after the first batch.
-        """
+        """ "native" or "torch (reason)" for each network; that of a VAE is known after the first batch."""
         return self.step_modules.backend
 
     @property
@@ -115,15 +99,14 @@ class Trainer:
         >>> sorted(Trainer(clip, teacher).parameters())[0]
         'projector.bias'
         """
-        return {
-            name: parameter for part in self.step_modules.parts.values() for name, parameter in part.items()
-        }
+        parts = self.step_modules.parts.values()
+        return {name: parameter for part in parts for name, parameter in part.items()}
 
     def accumulate(self, images: Any, ids: Any = None, draws: Draws | None = None) -> Tensor:
-        """Run one batch forward and backward.
+        """Run one batch forward and backward; returns its mean loss, detached, 0-dim, on CLIP's device.
 
         Afterwards every ``.grad`` holds the gradient of the mean loss over all samples since the last
-        `apply`, so that several calls are one larger batch, whatever their sizes. A batch that is refused
+        `apply`, so that several calls are one larger batch, of any sizes. A batch that raises an error
         changes nothing; an error inside the step discards what was accumulated before.
 
         Args:
@@ -133,9 +116,6 @@ class Trainer:
             ids: one key per sample (integers or strings) that decides its draws; by default the batch's own
                 ids, or the sample's number within the epoch.
             draws: explicit draws in place of keyed ones, for comparison with another implementation.
-
-        Returns:
-            The mean loss over this batch: a detached tensor, 0-dim, on CLIP's device.
 
         Raises:
             DataError, ShapeError: an image that cannot be used; names the sample.
@@ -196,7 +176,8 @@ class Trainer:
         >>> trainer.pending
         0
         """
-        self._clear()
+        for parameter in (*self.parameters().values(), *self.step_modules.parameters.values()):
+            parameter.grad = None
         self.pending = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -217,19 +198,16 @@ class Trainer:
         >>> sorted(Trainer(clip, teacher).state_dict())
         ['counters', 'optimizer', 'parameters', 'recipe']
         """
-        low_rank = self.step_modules.low_rank
-        return {
+        low_rank, products = self.step_modules.low_rank, self.step_modules.products
+        state = {
             "parameters": {name: parameter.detach().clone() for name, parameter in self.parameters().items()},
             "optimizer": {name: value.clone() for name, value in self._stages.optimizer.state().items()},
-            "counters": {
-                "steps_done": self.steps_done,
-                "samples_seen": self.samples_seen,
-                "epoch": self.epoch,
-            },
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "recipe": self.recipe.to_dict(),
-            **({} if low_rank is None else {"low_rank": low_rank.facts()}),
-            **({} if (products := self.step_modules.products) is None else {"products": products}),
+            "low_rank": None if low_rank is None else low_rank.facts(),
+            "products": products,
         }
+        return {name: value for name, value in state.items() if value is not None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`. Nothing is changed when anything in it does not fit.
@@ -263,32 +241,26 @@ class Trainer:
         >>> [trainer.train(images[:2], until=4).stepped for _ in range(4)]
         [False, True, False, True]
         """
+        modules = self.step_modules
         if self.pending == 0:
-            self._clear()
-            for name in {*self.step_modules.all_loss_names} - {*self.loss_names}:
+            self.discard()
+            for name in {*modules.all_loss_names} - {*self.loss_names}:
                 self.metrics.pop(name, None)  # of the stage before
-        read = self.step_modules.batch(batch, ids, self.epoch, draws, self.samples_seen)
+        read = modules.batch(batch, ids, self.epoch, draws, self.samples_seen)
         samples = self.pending + len(read)
         stages, share = self._stages, len(read) / samples
         before = self.metrics.get("loss") if self.pending else None
         complete = until is not None and samples >= until
         # The gradients of a low-rank tower are complete after the native call, which then does not update.
-        whole = complete and self.step_modules.low_rank is None
+        whole = complete and modules.low_rank is None
         update = (stages.current.grad_clip, stages.factors(self.steps_done), before) if whole else None
         lr = stages.lr(self.steps_done)
         with held_interrupts() as hold:
             try:
                 with stages.training():
-                    losses, norm = self.step_modules.step.train(
-                        self.step_modules.reader.native,
-                        read,
-                        stages.optimizer,
-                        share,
-                        stages.trains_tower,
-                        update,
-                        hold,
-                    )
-                    self.step_modules.pull()
+                    given = (modules.reader.native, read, stages.optimizer, share, stages.trains_tower)
+                    losses, norm = modules.step.train(*given, update, hold)
+                    modules.pull()
                 self._note(losses, share)
                 if complete and norm is None:
                     norm = self._update()
@@ -300,7 +272,7 @@ class Trainer:
             self.samples_seen += len(read)
             if norm is not None:
                 self._updated(norm)
-        self.step_modules.report_limit()
+        modules.report_limit()
         return StepOutcome(losses, len(read), norm is not None, norm, lr)
 
     def _update(self) -> Tensor:
@@ -320,13 +292,7 @@ class Trainer:
             if self._stages.advance(self.steps_done):
                 self.step_modules.weigh(self._stages.current.weights)
 
-    def _clear(self) -> None:
-        for parameter in (*self.parameters().values(), *self.step_modules.parameters.values()):
-            parameter.grad = None
-
     def _note(self, losses: dict[str, Tensor], share: float) -> None:
         for name, value in losses.items():
-            before = self.metrics.get(name)
-            self.metrics[name] = (
-                value if share == 1.0 or before is None else before + share * (value - before)
-            )
+            before = None if share == 1.0 else self.metrics.get(name)
+            self.metrics[name] = value if before is None else before + share * (value - before)

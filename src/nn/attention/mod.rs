@@ -7,7 +7,7 @@ use crate::error::Result;
 
 mod blocks; // by libtorch's products, in bf16
 #[cfg(target_arch = "x86_64")]
-mod flash; // bf16 products in AVX-512
+mod flash; // without scores in memory, in AVX-512 or AVX2
 
 /// Scores of one head that a graph may keep for its backward pass. Beyond the 4,096 tokens of a 64
 /// x 64 latent their memory is dearer than the time that they save.
@@ -43,18 +43,18 @@ pub fn attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Re
     merge_heads(&mixed)
 }
 
-/// [`attention`] in the way that is the fastest for bf16 on a CPU (benches/results/profile-cpu.md):
-/// without scores in memory where the processor multiplies bf16 vectors, by libtorch's matrix
-/// products where it has other means, by its fused kernel where products are to be float32. In float32 libtorch's fused kernel is the faster one.
+/// [`attention`] in the way that is the fastest on a CPU (benches/results/profile-cpu.md): without
+/// scores in memory where the processor has the vectors for it, otherwise by libtorch's matrix
+/// products in bf16, and by its fused kernel where products are to be float32.
 pub fn quick_attention(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
     let inputs = [query, key, value];
+    #[cfg(target_arch = "x86_64")]
+    if let Some(set) = flash::Set::of(inputs, heads)? {
+        return flash::flash(set, query, key, value, heads);
+    }
     let here = inputs.iter().all(|x| x.device() == Device::Cpu && x.f_kind().ok() == Some(Kind::BFloat16));
     if !here {
         return attention(query, key, value, heads);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if flash::fits(inputs, heads)? {
-        return flash::flash(query, key, value, heads);
     }
     let compute = compute_of(query)?;
     if compute != Kind::BFloat16 {

@@ -26,14 +26,6 @@ def save_adapter(folder: Path, low_rank: LowRank, clip: nn.Module) -> Path:
     """Write A and B in peft's format, for ``peft.PeftModel.from_pretrained`` on the CLIP of before training.
 
     Raises WeightsError naming a target that peft cannot adapt.
-
-    >>> clip, teacher, images = diva_rs.microworld.example()
-    >>> import tempfile
-    >>> from diva_rs.clip import adapt
-    >>> low_rank = LowRank(adapt(clip), rank=4, targets=("*mlp*", "*in_proj_weight"))
-    >>> folder = save_adapter(Path(tempfile.mkdtemp()), low_rank, clip)
-    >>> sorted(file.name for file in folder.iterdir())
-    ['adapter_config.json', 'adapter_model.safetensors']
     """
     weights, config = adapter(low_rank, clip)
     make_folder(folder)

@@ -54,7 +54,7 @@ def to_openai(clip: nn.Module, path: str | os.PathLike[str], *, half: bool = Fal
     """Write the weights in the layout of OpenAI's `clip`, for ``clip.load(path)``.
 
     ``clip.load`` builds a model whose matrices are in half precision, also from a float32 file; code that
-    wants the full precision builds the model and calls ``load_state_dict`` itself. Raises ConfigError for
+    needs the full precision builds the model and calls ``load_state_dict`` itself. Raises ConfigError for
     what this layout cannot express (GELU without "quick", heads that are not 64 wide, SigLIP), WeightsError
     naming a weight that it has no place for, such as a layer scale.
 

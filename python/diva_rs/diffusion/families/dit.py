@@ -13,6 +13,7 @@ from diva_rs.errors import ConfigError, ShapeError
 class DiT(Family):
     """The condition replaces the label embedding of each block, or joins that of "no class"."""
 
+    of = "DiTTransformer2DModel"
     supported = "a diffusers DiTTransformer2DModel"
     options = frozenset({"label"})
 
@@ -31,10 +32,6 @@ class DiT(Family):
         for block in blocks:
             embed = block.norm1.emb
             embed.class_embedder = nn.Identity() if label == "replace" else _Joined(embed.class_embedder)
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        return "DiTTransformer2DModel" in {base.__name__ for base in type(model).__mro__}
 
     @property
     def entry(self) -> str:

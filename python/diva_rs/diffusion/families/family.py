@@ -44,9 +44,11 @@ class Family(ABC):
     """One denoiser and the way into it. A subclass is a family; `matches` says which models belong to it.
 
     A subclass sets ``slots`` (and ``channels``, ``latent_shape`` where the model has no diffusers
-    configuration) and implements `matches` and `predict`; the other members have defaults.
+    configuration), names its models by ``of`` or `matches`, and implements `predict`; the other members have
+    defaults.
     """
 
+    of: ClassVar[str] = ""  # the class of its models in their library
     supported: ClassVar[str] = ""  # the models of this family, for error messages
     folder: ClassVar[str] = "transformer"  # the denoiser's name in diffusers' pipelines
     options: ClassVar[frozenset[str]] = frozenset()  # keyword arguments of Teacher that are for this family
@@ -65,9 +67,9 @@ class Family(ABC):
         self.context = context
 
     @classmethod
-    @abstractmethod
     def matches(cls, model: nn.Module) -> bool:
-        """Whether this family's code fits ``model``."""
+        """Whether this family's code fits ``model``; by default, whether its class derives from `of`."""
+        return cls.of in {base.__name__ for base in type(model).__mro__}
 
     @abstractmethod
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

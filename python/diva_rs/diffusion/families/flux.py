@@ -20,6 +20,7 @@ _GUIDANCE = 3.5  # FluxPipeline's default
 class Flux(MMDiT):
     """``guidance`` is the scale whose embedding the guidance-distilled models read, by default 3.5."""
 
+    of = "FluxTransformer2DModel"
     supported = "a diffusers FluxTransformer2DModel"
     options = MMDiT.options | {"guidance"}
     text_encoders = ("text_encoder", "text_encoder_2")
@@ -37,10 +38,6 @@ class Flux(MMDiT):
         self.guidance = (
             (_GUIDANCE if guidance is None else float(guidance)) if config.guidance_embeds else None
         )
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        return "FluxTransformer2DModel" in {base.__name__ for base in type(model).__mro__}
 
     @property
     def channels(self) -> int:

@@ -1,6 +1,6 @@
 """diffusers' PixArtTransformer2DModel, of PixArt-alpha (arXiv 2310.00426) and sigma (2403.04692)."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ class PixArt(Family):
     """
 
     supported = "a diffusers PixArtTransformer2DModel"
-    cls: ClassVar[str] = "PixArtTransformer2DModel"
+    of = "PixArtTransformer2DModel"
 
     def __init__(self, model: nn.Module, context: Context) -> None:
         super().__init__(model, context)
@@ -29,10 +29,6 @@ class PixArt(Family):
             )
         self.text_width = int(width)
         self.slots = Slots(tokens=self.text_width)
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        return cls.cls in {base.__name__ for base in type(model).__mro__}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         self.check_sides(noisy, int(self.model.config.patch_size))

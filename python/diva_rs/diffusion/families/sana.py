@@ -14,7 +14,7 @@ class Sana(PixArt):
     """As `PixArt`; it was trained without sizes."""
 
     supported = "a diffusers SanaTransformer2DModel"
-    cls = "SanaTransformer2DModel"
+    of = "SanaTransformer2DModel"
 
     def __init__(self, model: nn.Module, context: Context) -> None:
         super().__init__(model, context)

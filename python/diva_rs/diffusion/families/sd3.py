@@ -15,13 +15,10 @@ _T5 = 256  # tokens that StableDiffusion3Pipeline reads of it
 class SD3(MMDiT):
     """Its text is that of two CLIP text encoders side by side, and behind it that of T5, or zeros."""
 
+    of = "SD3Transformer2DModel"
     supported = "a diffusers SD3Transformer2DModel"
     text_encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     pooling = ("text_encoder", "text_encoder_2")
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        return "SD3Transformer2DModel" in {base.__name__ for base in type(model).__mro__}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         self.check_sides(noisy, int(self.model.config.patch_size))

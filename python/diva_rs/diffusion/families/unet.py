@@ -14,6 +14,7 @@ from diva_rs.errors import ConfigError
 class UNet(Family):
     """Stable Diffusion 1 and 2, DeepFloyd, and what is common to the UNets of other files."""
 
+    of = "UNet2DConditionModel"
     supported = "a diffusers UNet2DConditionModel"
     folder = "unet"
     options = frozenset({"added_cond_kwargs"})
@@ -38,10 +39,6 @@ class UNet(Family):
                 "added_cond_kwargs is given, but this UNet has no embedding of pooled text and sizes, as "
                 "SDXL's has"
             )
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        return "UNet2DConditionModel" in {base.__name__ for base in type(model).__mro__}
 
     @property
     def entry(self) -> str:

@@ -62,7 +62,7 @@ def find_benchmarks(folder: str | os.PathLike[str]) -> Iterator[tuple[Path, str]
 
 
 def _matching(place: Path) -> Iterator[str]:
-    """The formats of a folder. Of a damaged one the first that cannot tell: reading it raises the error."""
+    """The formats of a folder. Of a damaged one the first that cannot decide: reading it raises the error."""
     for name, found in formats().items():
         try:
             if found.matches(place):

@@ -52,10 +52,6 @@ class Scores:
 class Scoring:
     """Scores any CLIP on the same scenes: ``per_pattern`` pairs of each of the nine patterns, and ``images``
     scenes for zero-shot and the probes, which are fitted on as many others.
-
-    >>> scores = Scoring(per_pattern=2, images=64)(diva_rs.microworld.new_clip(0))
-    >>> len(scores.mmvp.pairs), len(scores.probes)
-    (18, 9)
     """
 
     def __init__(self, per_pattern: int, images: int) -> None:

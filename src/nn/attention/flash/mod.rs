@@ -1,23 +1,27 @@
-//! Attention in bf16 on processors with AVX-512's bf16 instructions, without a score in memory:
-//! forward, and backward by computing the probabilities again (arXiv 2205.14135, 2307.08691).
-//! Scores, sums and gradients are float32; factors of products are rounded to bf16, as they are in
-//! libtorch's fused kernels.
+//! Attention on a CPU without a score in memory: forward, and backward by computing the
+//! probabilities again (arXiv 2205.14135, 2307.08691). Scores, sums and gradients are float32.
+//! Factors of products are bf16 where the processor multiplies these, as they are in libtorch's fused
+//! kernels, and otherwise float32.
+
+use std::marker::PhantomData;
 
 use crate::torch::{Device, Kind, Tensor};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
+use super::compute_of;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
-use crate::simd::{self, Rows};
-use crate::slices::{view, Output};
+use crate::simd::{self, Avx2, Avx512, Avx512Bf16, Lanes, Rows};
 use crate::threads;
 
 mod backward;
+mod compiled; // both passes for each set of instructions
 mod forward;
+mod stored; //   matrices in memory, bf16 or float32
 
 use backward::{Gradients, Seen};
+use compiled::Compiled;
 use forward::{Head, Place};
+use stored::Stored;
 
 /// Queries that a thread takes at a time.
 const QUERIES: usize = 192;
@@ -25,24 +29,59 @@ const QUERIES: usize = 192;
 /// too few to share out.
 const KEYS: usize = 2048;
 
-/// Whether [`flash`] takes these (B, L, heads * d) inputs.
-pub fn fits(inputs: [&Tensor; 3], heads: i64) -> Result<bool> {
-    for input in inputs {
-        if input.device() != Device::Cpu || input.f_kind()? != Kind::BFloat16 || input.numel() == 0 {
-            return Ok(false);
-        }
-    }
-    let [query, key, value] = [inputs[0].size3()?, inputs[1].size3()?, inputs[2].size3()?];
-    let alike = (query.0, query.2) == (key.0, key.2) && key == value; // libtorch says what is wrong with others
-    Ok(simd::available() && alike && query.2 % (2 * heads) == 0)
+/// The instructions of a pass.
+#[derive(Clone, Copy)]
+pub enum Set {
+    Bf16(Avx512Bf16),
+    Wide(Avx512),
+    Narrow(Avx2),
 }
 
-/// softmax(q k^T / sqrt(d)) v over (B, L, heads * d) inputs that [`fits`] takes.
-pub fn flash(query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
-    apply(&[query, key, value], || {
-        let inputs = [bits(query)?, bits(key)?, bits(value)?];
+impl Set {
+    /// For (B, L, heads * d) inputs; `None`: these are for libtorch.
+    pub fn of(inputs: [&Tensor; 3], heads: i64) -> Result<Option<Set>> {
+        let kind = inputs[0].f_kind()?;
+        for input in inputs {
+            if input.device() != Device::Cpu || input.f_kind()? != kind || input.numel() == 0 {
+                return Ok(None);
+            }
+        }
+        let [query, key, value] = [inputs[0].size3()?, inputs[1].size3()?, inputs[2].size3()?];
+        let alike = (query.0, query.2) == (key.0, key.2) && key == value; // libtorch says what is wrong with others
+        if !alike || query.2 % (2 * heads) != 0 {
+            return Ok(None);
+        }
+        Ok(match (kind, compute_of(inputs[0])?) {
+            // libtorch's products use tiles of bf16, and would be the faster ones.
+            (Kind::BFloat16, Kind::BFloat16) if simd::multiplies_tiles() => None,
+            (Kind::BFloat16, Kind::BFloat16) => Avx512Bf16::found().map(Set::Bf16).or_else(Set::float32),
+            (Kind::BFloat16 | Kind::Float, _) => Set::float32(),
+            _ => None,
+        })
+    }
+
+    fn float32() -> Option<Set> {
+        Avx512::found().map(Set::Wide).or_else(|| Avx2::found().map(Set::Narrow))
+    }
+}
+
+/// softmax(q k^T / sqrt(d)) v over (B, L, heads * d) inputs of the kinds that [`Set::of`] takes.
+pub fn flash(set: Set, query: &Tensor, key: &Tensor, value: &Tensor, heads: i64) -> Result<Tensor> {
+    let inputs = [query, key, value];
+    match (set, query.f_kind()?) {
+        (Set::Bf16(set), _) => attend::<_, u16>(set, inputs, heads),
+        (Set::Wide(set), Kind::BFloat16) => attend::<_, u16>(set, inputs, heads),
+        (Set::Wide(set), _) => attend::<_, f32>(set, inputs, heads),
+        (Set::Narrow(set), Kind::BFloat16) => attend::<_, u16>(set, inputs, heads),
+        (Set::Narrow(set), _) => attend::<_, f32>(set, inputs, heads),
+    }
+}
+
+fn attend<S: Compiled, T: Stored>(set: S, inputs: [&Tensor; 3], heads: i64) -> Result<Tensor> {
+    apply(&inputs, || {
+        let inputs = [T::plain(inputs[0])?, T::plain(inputs[1])?, T::plain(inputs[2])?];
         let shape = Shape::of(&inputs, heads)?;
-        forward(inputs, shape)
+        forward::<S, T>(set, inputs, shape)
     })
 }
 
@@ -71,7 +110,7 @@ impl Shape {
     }
 
     /// The rows of one head in the (B, len, heads * d) numbers of a tensor.
-    fn rows<'a>(&self, data: &'a [u16], len: usize, unit: usize) -> Rows<'a> {
+    fn rows<'a, T: Stored>(&self, data: &'a [T], len: usize, unit: usize) -> Rows<'a, T> {
         let (sample, head) = (unit / self.heads, unit % self.heads);
         let data = &data[sample * len * self.stride() + head * self.width..];
         Rows { data, stride: self.stride(), width: self.width, len }
@@ -84,78 +123,83 @@ impl Shape {
 }
 
 /// The result (B, L, heads * d), and what its backward pass needs.
-fn forward(inputs: [Tensor; 3], shape: Shape) -> Result<(Tensor, Kept)> {
+fn forward<S: Compiled, T: Stored>(
+    set: S,
+    inputs: [Tensor; 3],
+    shape: Shape,
+) -> Result<(Tensor, Kept<S, T>)> {
     let [query, key, value] = &inputs;
-    let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
-    let mut mixed = Output::<f16>::new(&inputs[0].size())?;
-    let mut exact = simd::zeros(shape.units() * shape.queries * shape.width)?;
+    let (query, key, value) = (T::numbers(query)?, T::numbers(key)?, T::numbers(value)?);
+    let mut exact = simd::zeros(if T::ROUNDS { shape.units() * shape.queries * shape.width } else { 0 })?;
     let mut log_sums = simd::zeros(shape.units() * shape.queries)?;
-    let all: &mut [u16] = mixed.values()?.reinterpret_cast_mut();
     let head = |unit| Head::new(shape.rows(key, shape.keys, unit), shape.rows(value, shape.keys, unit));
-    let heads = threads::map(shape.units(), head)?.into_iter().collect::<Result<Vec<Head>>>()?;
-    let samples = all.chunks_mut(shape.queries * shape.stride());
-    let exacts =
-        exact.chunks_mut(shape.queries * shape.width).map(|all| all.chunks_mut(QUERIES * shape.width));
-    let sums = log_sums.chunks_mut(shape.queries).map(|all| all.chunks_mut(QUERIES));
-    let mut parts: Vec<_> = exacts.zip(sums).map(|(exact, sums)| exact.zip(sums)).collect();
-    let mut places = Vec::new();
-    for (sample, mixed) in samples.enumerate() {
-        let parts = &mut parts[sample * shape.heads..][..shape.heads];
-        for (part, mixed) in mixed.chunks_mut(QUERIES * shape.stride()).enumerate() {
-            let parts: Vec<_> = parts.iter_mut().filter_map(Iterator::next).collect();
-            places.push((sample, part * QUERIES, mixed, parts));
-        }
-    }
-    threads::try_consume(places, |(sample, start, mixed, parts)| {
-        for (head, (exact, log_sums)) in parts.into_iter().enumerate() {
-            let unit = sample * shape.heads + head;
-            let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
-            let (stride, column) = (shape.stride(), head * shape.width);
-            let place = Place { mixed, stride, column, exact, log_sums };
-            // SAFETY: `fits` has checked that the processor has these instructions.
-            #[allow(unsafe_code)]
-            unsafe {
-                forward::forward(query, &heads[unit], shape.scale, place)?;
+    let heads = threads::map(shape.units(), head)?.into_iter().collect::<Result<Vec<Head<S>>>>()?;
+    let mixed = T::written(&inputs[0].size(), |mixed| {
+        let mut exacts = exact.chunks_mut(shape.queries * shape.width);
+        let sums = log_sums.chunks_mut(shape.queries);
+        let parts = sums.map(|sums| {
+            (exacts.next().unwrap_or_default().chunks_mut(QUERIES * shape.width), sums.chunks_mut(QUERIES))
+        });
+        let mut parts: Vec<_> = parts.collect();
+        let mut places = Vec::new();
+        for (sample, mixed) in mixed.chunks_mut(shape.queries * shape.stride()).enumerate() {
+            let parts = &mut parts[sample * shape.heads..][..shape.heads];
+            for (part, mixed) in mixed.chunks_mut(QUERIES * shape.stride()).enumerate() {
+                let parts = parts.iter_mut().map(|(exact, sums)| (exact.next(), sums.next()));
+                places.push((sample, part * QUERIES, mixed, parts.collect::<Vec<_>>()));
             }
         }
-        Ok(())
+        threads::try_consume(places, |(sample, start, mixed, parts)| {
+            for (head, (exact, log_sums)) in parts.into_iter().enumerate() {
+                let unit = sample * shape.heads + head;
+                let query = shape.rows(query, shape.queries, unit).part(start, QUERIES);
+                let (stride, column) = (shape.stride(), head * shape.width);
+                let (exact, log_sums) = (exact.unwrap_or_default(), log_sums.unwrap_or_default());
+                let place = Place { mixed, stride, column, exact, log_sums };
+                set.forward(query, &heads[unit], shape.scale, place)?;
+            }
+            Ok(())
+        })
     })?;
-    let mixed = mixed.into_tensor().f_view_dtype(Kind::BFloat16)?;
-    Ok((mixed, Kept { inputs, exact, log_sums, shape }))
+    let result = mixed.f_detach()?;
+    Ok((mixed, Kept { set, inputs, result, exact, log_sums, shape, stored: PhantomData }))
 }
 
-struct Kept {
+struct Kept<S, T> {
+    set: S,
     inputs: [Tensor; 3],
+    result: Tensor,
+    /// Where the result is rounded: it as it was before, head by head.
     exact: Vec<f32>,
     log_sums: Vec<f32>,
     shape: Shape,
+    stored: PhantomData<T>,
 }
 
-impl Backward for Kept {
+impl<S: Compiled, T: Stored> Backward for Kept<S, T> {
     fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
-        let (shape, gradient) = (&self.shape, bits(gradient)?);
+        let (set, shape, gradient) = (self.set, &self.shape, T::plain(gradient)?);
         let [query, key, value] = &self.inputs;
-        let (query, key, value) = (numbers(query)?, numbers(key)?, numbers(value)?);
-        let gradient = numbers(&gradient)?;
+        let (query, key, value) = (T::numbers(query)?, T::numbers(key)?, T::numbers(value)?);
+        let (gradient, result) = (T::numbers(&gradient)?, T::exact(&self.result)?);
         let (exact, log_sums) = (&self.exact, &self.log_sums);
         let starts: Vec<usize> = (0..shape.keys).step_by(KEYS).collect();
         let parts = threads::map(shape.units() * starts.len(), |index| {
             let (unit, start) = (index / starts.len(), starts[index % starts.len()]);
-            let queries = |data| shape.rows(data, shape.queries, unit);
+            let (width, len) = (shape.width, shape.queries);
             let keys = |data| shape.rows(data, shape.keys, unit).part(start, KEYS);
-            let first = unit * shape.queries;
+            let exact = match result {
+                Some(result) => shape.rows(result, len, unit),
+                None => Rows { data: &exact[unit * len * width..], stride: width, width, len },
+            };
             let seen = Seen {
-                query: queries(query),
-                exact: &exact[first * shape.width..][..shape.queries * shape.width],
-                gradient: queries(gradient),
-                log_sums: &log_sums[first..][..shape.queries],
+                query: shape.rows(query, len, unit),
+                exact,
+                gradient: shape.rows(gradient, len, unit),
+                log_sums: &log_sums[unit * len..][..len],
                 scale: shape.scale,
             };
-            // SAFETY: `fits` has checked that the processor has these instructions.
-            #[allow(unsafe_code)]
-            unsafe {
-                backward::backward(&seen, keys(key), keys(value))
-            }
+            set.backward(&seen, keys(key), keys(value))
         })?;
         let mut heads: Vec<Gradients> = Vec::with_capacity(shape.units());
         for (index, part) in parts.into_iter().enumerate() {
@@ -166,45 +210,28 @@ impl Backward for Kept {
             }
         }
         Ok(vec![
-            whole(shape, shape.queries, &heads, |at| &at.query)?,
-            whole(shape, shape.keys, &heads, |at| &at.key)?,
-            whole(shape, shape.keys, &heads, |at| &at.value)?,
+            Some(whole::<T>(shape, shape.queries, &heads, |at| &at.query)?),
+            Some(whole::<T>(shape, shape.keys, &heads, |at| &at.key)?),
+            Some(whole::<T>(shape, shape.keys, &heads, |at| &at.value)?),
         ])
     }
 }
 
-/// One of the gradients of all heads (B, len, heads * d), rounded.
-fn whole(
+/// One of the gradients of all heads (B, len, heads * d).
+fn whole<T: Stored>(
     shape: &Shape,
     len: usize,
     heads: &[Gradients],
     of: fn(&Gradients) -> &[f32],
-) -> Result<Option<Tensor>> {
-    let size = [shape.batch as i64, len as i64, shape.stride() as i64];
-    let mut whole = Output::<f16>::new(&size)?;
-    let all: &mut [u16] = whole.values()?.reinterpret_cast_mut();
-    let parts = all.chunks_mut(QUERIES * shape.stride()).enumerate().collect();
-    threads::consume(parts, |(part, rows): (usize, &mut [u16])| {
-        for (row, to) in (part * QUERIES..).zip(rows.chunks_mut(shape.stride())) {
+) -> Result<Tensor> {
+    T::written(&[shape.batch as i64, len as i64, shape.stride() as i64], |all| {
+        threads::rows(all, shape.stride(), QUERIES, |row, to| {
             let heads = &heads[row / len * shape.heads..];
             for (head, to) in heads.iter().zip(to.chunks_mut(shape.width)) {
-                // SAFETY: `fits` has checked that the processor has these instructions.
-                #[allow(unsafe_code)]
-                unsafe {
-                    simd::round(&of(head)[row % len * shape.width..][..shape.width], to);
+                for (to, from) in to.iter_mut().zip(&of(head)[row % len * shape.width..]) {
+                    *to = T::round(*from);
                 }
             }
-        }
-    })?;
-    Ok(Some(whole.into_tensor().f_view_dtype(Kind::BFloat16)?))
-}
-
-/// The numbers of a bf16 tensor as bits, row by row and outside any graph: under the name of the
-/// other half precision, as tch can view no bf16.
-fn bits(x: &Tensor) -> Result<Tensor> {
-    Ok(x.f_detach()?.f_contiguous()?.f_view_dtype(Kind::Half)?)
-}
-
-fn numbers(bits: &Tensor) -> Result<&[u16]> {
-    Ok(view::<f16>(bits)?.reinterpret_cast())
+        })
+    })
 }
