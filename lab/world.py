@@ -19,6 +19,9 @@ from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
 from lab.worlds import Data, data_of
 
+# A teacher that represents all nine patterns and the object: VAE, UNet and text encoder, without a CLIP.
+NINE = Path(__file__).parent / "checkpoints" / "nine"
+
 
 class StudyWorld(Microworld):
     """`Microworld` with more CLIPs and teachers; the DiT of the package's world is in ``lab/checkpoints``.
@@ -30,7 +33,9 @@ class StudyWorld(Microworld):
         super().__init__(folder)
         self.data: Data = data_of(self.manifest.get("data", {}))
         self.tokenizer, self.side = self.data.tokenizer, self.data.side
-        self.patch = self.manifest.get("settings", {}).get("patch", Microworld.patch)
+        settings = self.manifest.get("settings", {})
+        self.patch = settings.get("patch", Microworld.patch)
+        self.heads = settings.get("heads", Microworld.heads)
 
     @property
     def clips(self) -> int:
@@ -106,7 +111,7 @@ class StudyWorld(Microworld):
 
 TEACHERS: dict[str, Callable[[StudyWorld, int], Teacher]] = {
     "unet": lambda world, seed: world.teacher_of(world.unet),
-    "untrained": lambda world, seed: world.teacher_of(new_unet(1000 + seed, world.side)),
+    "untrained": lambda world, seed: world.teacher_of(new_unet(1000 + seed, world.side, world.heads)),
     "dit": lambda world, seed: Teacher(world.dit, vae=world.vae, scheduler=new_scheduler()),
     "unclip": StudyWorld.unclip,
     "flux": StudyWorld.flux,

@@ -35,7 +35,7 @@ class Lengths:
     objects: int = 2000
     clip: int = 500
     vae: int = 2000
-    unet: int = 3000
+    unet: int = 8000
     dit: int = 1000
     images: int = 65536
     share: float = 0.03
@@ -52,12 +52,13 @@ def pretrain(
     clips: int = 1,
     data: Data | None = None,
     patch: int = Microworld.patch,
+    heads: int = 8,
 ) -> dict[str, Any]:
     """Train a world's CLIP, VAE, UNet with text encoder and DiT, and write ``manifest.json``.
 
     An interrupted run resumes, also within a part: a training saves its state every 200 steps. Other settings
     than those of the kept parts are a ConfigError. Weights are saved in half precision, and the manifest's
-    scores are those of the saved weights. Takes about forty minutes on two cores.
+    scores are those of the saved weights. Takes about two hours on two cores.
 
     Args:
         folder: for the checkpoints.
@@ -66,13 +67,14 @@ def pretrain(
         clips: number of CLIPs; they have consecutive seeds.
         data: the world; None: the microworld.
         patch: CLIP's, in pixels.
+        heads: of each attention of the UNet.
 
     Returns:
         the manifest.
     """
     data = data or MicroworldData()
     place, side, tokenizer = make_folder(folder), data.side, data.tokenizer
-    notes = _Notes(place, {**asdict(lengths), "seed": seed, "patch": patch}, data.identity())
+    notes = _Notes(place, {**asdict(lengths), "seed": seed, "patch": patch, "heads": heads}, data.identity())
     images = data.pretraining(lengths.images, seed)
     pixels = _once(lambda: Pixels(images))
     latents = _once(lambda: encode(StudyWorld(place).vae, pixels()))
@@ -91,7 +93,7 @@ def pretrain(
             train_vae(vae, pixels(), lengths.vae, seed=seed, keep=keep)
             notes.manifest["scaling_factor"] = vae.config.scaling_factor  # type: ignore[union-attr]
     if notes.missing("unet"):
-        unet, encoder = new_unet(seed, side), new_text_encoder(seed, tokenizer)
+        unet, encoder = new_unet(seed, side, heads), new_text_encoder(seed, tokenizer)
         with notes.timed("unet", {"unet": unet, "text_encoder": encoder}) as [keep]:
             train_unet(unet, encoder, images, latents(), lengths.unet, seed=seed, keep=keep)
     if notes.missing("dit") and lengths.dit:
@@ -133,7 +135,7 @@ class _Notes:
         self.manifest["data"] = data
         if (folder / "manifest.json").exists():
             self.manifest = Microworld(folder).manifest
-            was = {"patch": Microworld.patch, **self.manifest.get("settings", {})}
+            was = {"patch": Microworld.patch, "heads": Microworld.heads, **self.manifest.get("settings", {})}
             was["data"] = self.manifest.get("data", {})
             for name, value in now.items():
                 if value != was.get(name):

@@ -69,10 +69,11 @@ def new_text_encoder(seed: int, tokenizer: Tokenizer | None = None) -> nn.Module
     return fresh(seed, transformers.CLIPTextModel, config=config)
 
 
-def new_unet(seed: int, side: int = SIDE) -> nn.Module:
+def new_unet(seed: int, side: int = SIDE, heads: int = 2) -> nn.Module:
     """A diffusers ``UNet2DConditionModel`` with text conditioning on 6 x 6 latents, of 48 pixels.
 
-    ``side`` is a multiple of 16 pixels: the VAE divides by 8, the UNet by 2.
+    ``side`` is a multiple of 16 pixels: the VAE divides by 8, the UNet by 2. ``heads`` are those of each
+    attention; the shapes of the weights do not depend on them.
     """
     diffusers = require("diffusers", extra="diffusers")
     if side % (2 * FACTOR):
@@ -87,7 +88,7 @@ def new_unet(seed: int, side: int = SIDE) -> nn.Module:
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
         up_block_types=("CrossAttnUpBlock2D",) * 2,
-        attention_head_dim=8,  # diffusers reads this as the number of heads
+        attention_head_dim=heads,  # diffusers reads it as the number of heads
         cross_attention_dim=CONDITION_WIDTH,
         norm_num_groups=16,
     )

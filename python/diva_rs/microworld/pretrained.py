@@ -31,7 +31,7 @@ class Microworld:
     (16, 6, 6)
     """
 
-    tokenizer, side, patch = Tokenizer(), SIDE, 12
+    tokenizer, side, patch, heads = Tokenizer(), SIDE, 12, 2
 
     def __init__(self, folder: str | Path = SHIPPED) -> None:
         self.folder = as_path(folder)
@@ -66,7 +66,7 @@ class Microworld:
     @cached_property
     def unet(self) -> Any:
         """The tiny ``UNet2DConditionModel`` that was trained on detailed captions."""
-        return self.filled(new_unet(0, self.side), "unet")
+        return self.filled(new_unet(0, self.side, self.heads), "unet")
 
     @cached_property
     def text_encoder(self) -> Any:
