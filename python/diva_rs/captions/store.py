@@ -154,7 +154,7 @@ class Unfinished:
             if name != _PLAN:
                 content = _content(file)
                 if file.stem != _digest(content):
-                    raise DataError(f"{file} is damaged, or is no file of judged images: remove it")
+                    raise DataError(f"{file} is damaged, or is not a file of judged images: remove it")
                 self.rows.update({row.key: row for row in _rows(content, file)})
 
     def finish(self, facts: Facts, vocabulary: Vocabulary | None = None) -> None:
@@ -218,7 +218,7 @@ def _check_place(folder: Path) -> None:
     """Raise DataError if there is something else than judgements at ``folder``."""
     others = [name for name in names_in(folder) if not any(fnmatch(name, known) for known in _KNOWN)]
     if others or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{folder / (others or [''])[0]} is no file of judgements: choose another folder")
+        raise DataError(f"{folder / (others or [''])[0]} is not a file of judgements: choose another folder")
 
 
 def _lines(rows: Iterable[Row]) -> str:
@@ -231,7 +231,7 @@ def _rows(content: bytes, file: Path) -> list[Row]:
         try:
             rows.append(Row.model_validate_json(line))
         except ValidationError as err:
-            raise DataError(f"{file}, line {number}, is no judged image: {one_line(err)}") from err
+            raise DataError(f"{file}, line {number}, is not a judged image: {one_line(err)}") from err
     return rows
 
 
