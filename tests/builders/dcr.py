@@ -1,9 +1,5 @@
-"""DCR's step in plain PyTorch, and a killed run of both stages on the microworld.
+"""DCR's step in plain PyTorch, and a run for `builders.killed` of both stages on the microworld."""
 
-`python -m builders.dcr FOLDER`: an uninterrupted run in FOLDER/straight, and one in FOLDER/killed.
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +8,6 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 import diva_rs
-from builders.killed import killed_at
 from diva_rs import Recipe
 from diva_rs.microworld import Microworld
 from diva_rs.microworld.dataset import World
@@ -81,8 +76,3 @@ def run(folder: Path, callbacks: Any = ()) -> None:
     loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True)
     options: dict[str, Any] = {"output_dir": folder, "callbacks": callbacks, "progress": False}
     diva_rs.post_train(world.clip(), world.teacher(), loader, recipe, **options)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    killed_at(Path(sys.argv[1]), run, (2, 5))

@@ -1,9 +1,5 @@
-"""GenHancer's step in plain PyTorch over a small FLUX of random weights, and a killed run on the microworld.
+"""GenHancer's step in plain PyTorch over a small FLUX of random weights, and a run for `builders.killed`."""
 
-`python -m builders.genhancer FOLDER`: an uninterrupted run in FOLDER/straight, and one in FOLDER/killed.
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ from torch.func import functional_call
 
 import diva_rs
 from builders.flows import POOLED, TOKENS, flow_scheduler, flow_vae, tiny_flux
-from builders.killed import killed_at
 from diva_rs.microworld import SIDE, Microworld
 from diva_rs.microworld.dataset import World
 
@@ -105,8 +100,3 @@ def run(folder: Path, callbacks: Any = ()) -> None:
     diva_rs.post_train(
         clip, teacher(vae=world.vae), loader, settings, output_dir=folder, callbacks=callbacks, progress=False
     )
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    killed_at(Path(sys.argv[1]), run, (2, 5))

@@ -1,10 +1,12 @@
-"""Small runs that are killed and started again: `python -m builders.killed FOLDER`.
+"""Small runs that are killed and started again: `python -m builders.killed FOLDER [BUILDER]`.
 
 An uninterrupted run in FOLDER/straight; then runs in FOLDER/0, FOLDER/1, ... killed fifty times, at random
-moments and while files are written, and started again each time. The starts are forks of one process that
-has imported everything and computed nothing.
+moments and while files are written, and started again each time. With a BUILDER (dcr), its ``run``, and one
+in FOLDER/killed that ends after the second and the fifth step. The starts are forks of one process that has
+imported everything and computed nothing.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -117,4 +119,8 @@ def fifty(folder: Path) -> dict[str, int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(fifty(Path(sys.argv[1]))))
+    folder, *builder = sys.argv[1:]
+    if builder:
+        killed_at(Path(folder), importlib.import_module(f"builders.{builder[0]}").run, (2, 5))
+    else:
+        print(json.dumps(fifty(Path(folder))))

@@ -1,9 +1,5 @@
-"""A small Stable unCLIP pipeline, un2CLIP's step in plain PyTorch, and a killed run on the microworld.
+"""A small Stable unCLIP pipeline, un2CLIP's step in plain PyTorch, and a run for `builders.killed`."""
 
-`python -m builders.unclip FOLDER`: an uninterrupted run in FOLDER/straight, and one in FOLDER/killed.
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +9,6 @@ from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from torch import Tensor, nn
 
 import diva_rs
-from builders.killed import killed_at
 from builders.small import WIDTH, scheduler, small_unet, small_vae
 from builders.unets import stirred
 from diva_rs.microworld import Microworld
@@ -93,8 +88,3 @@ def run(folder: Path, callbacks: Any = ()) -> None:
     data = torch.utils.data.TensorDataset(World("train", 20).images(range(20)))
     loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True)
     diva_rs.post_train(clip, teacher, loader, recipe, output_dir=folder, callbacks=callbacks, progress=False)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    killed_at(Path(sys.argv[1]), run, (2, 5))

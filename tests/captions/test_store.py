@@ -167,7 +167,7 @@ def test_foreign_files_are_named_and_kept(place, tmp_path):
     place.mkdir()
     (place / "thesis.tex").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"thesis\.tex is not a file of judgements"):
+        with pytest.raises(DataError, match=r"'thesis\.tex', which is not part of a folder of judgements"):
             Unfinished(place, MADE_BY, overwrite)
     assert (place / "thesis.tex").read_text() == "mine"
     with pytest.raises(DataError, match=r"thesis\.tex"):

@@ -276,7 +276,7 @@ def test_slips_are_explained(models, tmp_path):
         to_transformers(exports.model("vit").to("meta"), tmp_path / "tower")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match=r"mine holds 'thesis\.tex', which no export wrote"):
+    with pytest.raises(DataError, match=r"mine holds 'thesis\.tex', which is not part of an export"):
         to_transformers(vit, tmp_path / "mine")
     with pytest.raises(DataError, match=r"thesis\.tex is a file"):
         to_transformers(vit, tmp_path / "mine" / "thesis.tex")

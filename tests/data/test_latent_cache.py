@@ -255,10 +255,10 @@ def test_nothing_else_is_ever_overwritten(place, tmp_path):
     with pytest.raises(DataError, match=r"holds a latent cache already: open it, .* with overwrite=True"):
         LatentCache.build(batches(), Plain(), place)
     (place / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="is not a latent cache: choose another folder"):
+    with pytest.raises(DataError, match=r"holds 'notes\.txt', which is not part of a latent cache"):
         LatentCache.build(batches(), Plain(), place, overwrite=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="is not a latent cache"):
+    with pytest.raises(DataError, match="file is a file: a folder is written"):
         LatentCache.build(batches(), Plain(), tmp_path / "file", overwrite=True)
     (tmp_path / "empty").mkdir()
     assert len(LatentCache.build(batches(), Plain(), tmp_path / "empty")) == 6

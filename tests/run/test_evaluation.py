@@ -293,7 +293,7 @@ def test_results_are_kept_before_after_and_of_the_best(teacher, tmp_path, scored
 def test_a_folder_of_the_callers_is_not_taken_for_best(teacher, tmp_path):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "thesis.tex").write_text("mine")
-    with pytest.raises(DataError, match=r"best holds 'thesis\.tex', which no run wrote"):
+    with pytest.raises(DataError, match=r"best holds 'thesis\.tex', which is not part of a run's"):
         train(teacher, evaluate=Planted(1.0), best="planted", output_dir=tmp_path)
     train(teacher, steps=1, output_dir=tmp_path, resume=False)
     assert (tmp_path / "best" / "thesis.tex").read_text() == "mine"

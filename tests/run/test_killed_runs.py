@@ -15,8 +15,8 @@ STATE = ("parameters.safetensors", "optimizer.safetensors")
 
 def outcome(folder):
     """Everything that a run leaves and that does not depend on the clock."""
-    files = [folder / "clip.safetensors", folder / "projector.safetensors"]
-    newest = folder / "checkpoints" / "step-00000012"
+    files = sorted(folder.glob("*.safetensors"))
+    newest = max((folder / "checkpoints").iterdir())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         del row["samples_per_second"], row["waiting"]
@@ -24,12 +24,28 @@ def outcome(folder):
     return {file.name: file.read_bytes() for file in [*files, *(newest / name for name in STATE)]}, rows, left
 
 
-@pytest.mark.timeout(600)
-def test_fifty_kills_change_no_bit(tmp_path):
-    command = [sys.executable, "-m", "builders.killed", str(tmp_path)]
+def killed(*arguments):
+    command = [sys.executable, "-m", "builders.killed", *map(str, arguments)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr[-3000:]
-    counts = json.loads(done.stdout)
+    return done.stdout
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["dcr", "genhancer", "unclip"])
+def test_a_published_method_killed_in_both_halves_ends_in_the_same_bits(method, tmp_path):
+    killed(tmp_path, method)
+    weights, rows, left = outcome(tmp_path / "straight")
+    assert outcome(tmp_path / "killed") == (weights, rows, left)
+    assert {"clip.safetensors", "projector.safetensors", *STATE} <= weights.keys()
+    assert len(rows) == 6 and not left
+    if method == "dcr":
+        assert all(("denoising" in row) == (row["step"] <= 3) != ("contrast" in row) for row in rows)
+
+
+@pytest.mark.timeout(600)
+def test_fifty_kills_change_no_bit(tmp_path):
+    counts = json.loads(killed(tmp_path))
     print(counts)
     assert counts["by the clock"] + counts["while writing"] >= 50
     assert min(counts["by the clock"], counts["while writing"]) >= 10

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from diva_rs._base.files import (
     as_path,
+    check_replaceable,
     make_folder,
-    names_in,
     old,
     open_regular,
     read_json,
@@ -25,7 +25,7 @@ from diva_rs._base.files import (
 )
 from diva_rs._base.optional import one_line
 from diva_rs._base.tensors import described, is_dense
-from diva_rs.errors import DataError, WeightsError, shown
+from diva_rs.errors import WeightsError, shown
 
 __all__ = ["load_state", "load_weights", "save_state", "save_torch", "save_weights"]
 
@@ -153,9 +153,7 @@ def load_state(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def check_place(folder: Path) -> None:
     """Raise DataError if ``folder`` holds other files, which `save_state` would remove."""
-    others = set(names_in(folder)) - {*_STATE_FILES, MANIFEST}
-    if others:
-        raise DataError(f"{folder} holds {min(others)!r}, which is not part of a checkpoint: choose another")
+    check_replaceable(folder, (*_STATE_FILES, MANIFEST), "a checkpoint")
 
 
 def write_manifest(folder: Path, names: Iterable[str]) -> None:

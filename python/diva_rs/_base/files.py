@@ -9,8 +9,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,15 @@ def is_hidden(name: str) -> bool:
 def names_in(folder: Path) -> list[str]:
     """The sorted names in a folder that are not hidden; none if it is not a folder."""
     return sorted(name for name in (os.listdir(folder) if folder.is_dir() else ()) if not is_hidden(name))
+
+
+def check_replaceable(folder: Path, known: Iterable[str], what: str) -> None:
+    """Raise DataError where ``folder`` is a file, or holds one whose name fits no pattern in ``known``."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is a file: a folder is written")
+    for name in names_in(folder):
+        if not any(fnmatch(name, pattern) for pattern in known):
+            raise DataError(f"{folder} holds {name!r}, which is not part of {what}: choose another folder")
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

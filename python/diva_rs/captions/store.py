@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from typing_extensions import Self
 from diva_rs._base.checkpoint import MANIFEST, verify, write_manifest
 from diva_rs._base.files import (
     as_path,
+    check_replaceable,
     make_folder,
     names_in,
     old,
@@ -120,7 +120,7 @@ class Unfinished:
         self.folder = as_path(folder).absolute()
         self.made_by: dict[str, Any] = json.loads(json.dumps(made_by))
         self.rows: dict[int, Row] = {}
-        _check_place(self.folder)
+        check_replaceable(self.folder, _KNOWN, "a folder of judgements")
         if overwrite:
             remove_folder(self.folder)
         elif not self.folder.exists() and old(self.folder).exists():
@@ -172,7 +172,7 @@ class Unfinished:
 
 def write(folder: Path, rows: Iterable[Row], facts: Facts, vocabulary: Vocabulary | None = None) -> None:
     """Write a finished folder in place of what was there; it appears whole. Raises DataError."""
-    _check_place(folder)
+    check_replaceable(folder, _KNOWN, "a folder of judgements")
     ordered = sorted(rows, key=lambda row: row.key)
     starts = range(0, len(ordered), _IMAGES)
     digest = None if vocabulary is None else vocabulary.digest
@@ -212,13 +212,6 @@ def read(folder: Path) -> tuple[Facts, Vocabulary | None, list[Row]]:
     except (WeightsError, ConfigError) as err:
         raise DataError(f"{err}; make the judgements again") from err
     return facts, vocabulary, rows
-
-
-def _check_place(folder: Path) -> None:
-    """Raise DataError if there is something else than judgements at ``folder``."""
-    others = [name for name in names_in(folder) if not any(fnmatch(name, known) for known in _KNOWN)]
-    if others or (folder.exists() and not folder.is_dir()):
-        raise DataError(f"{folder / (others or [''])[0]} is not a file of judgements: choose another folder")
 
 
 def _lines(rows: Iterable[Row]) -> str:

@@ -8,7 +8,6 @@
 
 import hashlib
 import json
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import MANIFEST, load_weights, save_weights, verify, write_manifest
-from diva_rs._base.files import names_in, write_json
+from diva_rs._base.files import check_replaceable, names_in, write_json
 from diva_rs._base.optional import one_line
 from diva_rs.data.accounting import Accounting
 from diva_rs.data.augment import Views
@@ -194,13 +193,8 @@ class Store:
 
 def check_place(folder: Path, overwrite: bool) -> None:
     """Raise DataError if a new store may not replace what is at ``folder``."""
-    names = names_in(folder)
-    if not names and (folder.is_dir() or not folder.exists()):
-        return
-    known = (_INDEX, _FACTS, MANIFEST)
-    if not names or not all(n in known or fnmatch(n, "latents-?????.safetensors") for n in names):
-        raise DataError(f"{folder} exists and is not a latent cache: choose another folder")
-    if not overwrite:
+    check_replaceable(folder, (_INDEX, _FACTS, MANIFEST, "latents-?????.safetensors"), "a latent cache")
+    if names_in(folder) and not overwrite:
         raise DataError(f"{folder} holds a latent cache already: open it, or replace it with overwrite=True")
 
 

@@ -111,9 +111,9 @@ def score_pairs(
     decided = []
     for number, (pair, (one, two)) in enumerate(zip(listed, shares.tolist(), strict=True)):
         first, second = 2 * number + 1, 2 * number + 2
-        about = {"pattern": pair.pattern, "type": pair.attribute, "statements": pair.statements}
+        own = {"pattern": pair.pattern, "type": pair.attribute, "statements": pair.statements}
         files = (f"{first}.png", f"{second}.png")
-        decided.append(MmvpPair.of((first, second), (one, two), images=files, **about))
+        decided.append(MmvpPair.of((first, second), (one, two), images=files, **own))
     return MmvpVlmResult(tuple(decided), model=type(clip).__name__, **about)
 
 

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from diva_rs._base.checkpoint import load_weights
-from diva_rs._base.files import names_in, replacing, write_json
+from diva_rs._base.files import check_replaceable, replacing, write_json
 from diva_rs._base.settings import hint
 from diva_rs.distributed import alone
-from diva_rs.errors import ConfigError, DataError, WeightsError
+from diva_rs.errors import ConfigError, WeightsError
 from diva_rs.evaluation.measures import VALIDATION, measured
 from diva_rs.run.evaluation import Evaluation
 from diva_rs.run.folder import read_record, with_nan
@@ -54,9 +54,7 @@ class Evaluator:
         self._kept: _Kept | None = None
         if folder is None or not evaluation.evaluate:
             return
-        others = set(names_in(folder / "best")) - _BEST_FILES
-        if others:
-            raise DataError(f"{folder}/best holds {min(others)!r}, which no run wrote: choose another folder")
+        check_replaceable(folder / "best", _BEST_FILES, "a run's best weights")
         if trainer.steps_done:
             self._read_back(folder)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from diva_rs._base.checkpoint import save_weights
-from diva_rs._base.files import as_path, make_folder, names_in, replacing, write_json, write_text
+from diva_rs._base.files import as_path, check_replaceable, make_folder, replacing, write_json, write_text
 from diva_rs.clip.export.checks import check_dense, check_fresh, own_state
 from diva_rs.clip.export.layouts import RULES, convert
 from diva_rs.clip.export.source import Config, Family, Source, preprocessor, read
 from diva_rs.clip.export.vocabulary import tokenizer_files
 from diva_rs.clip.libraries.transformers import class_of, family_of, processor_of
 from diva_rs.clip.wrappers import merged, own_weights
-from diva_rs.errors import ConfigError, DataError
+from diva_rs.errors import ConfigError
 
 _IMAGES = "preprocessor_config.json"
 _FILES = {
@@ -74,11 +74,7 @@ def to_transformers(
         config, weights, images = _of_transformers(model, family, vision_only)
     check_fresh(config, weights, model)
     folder = as_path(path)
-    if folder.is_file():
-        raise DataError(f"{folder} is a file: a folder is written")
-    others = set(names_in(folder)) - _FILES
-    if others:
-        raise DataError(f"{folder} holds {min(others)!r}, which no export wrote: choose another folder")
+    check_replaceable(folder, _FILES, "an export")
     make_folder(folder.parent)
     with replacing(folder) as beside:
         beside.mkdir()
