@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from lab.cli.numbers import count
 
@@ -72,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         channels_last=args.channels_last,
         tf32=args.tf32,
     )
+    records: Iterator[dict[str, Any]]
     if args.all is None:
         chosen = [(size, p) for size in map(find, args.size) for p in args.precision or size.precisions]
         rows = args.rows or DEFAULT
