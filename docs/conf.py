@@ -1,14 +1,13 @@
 """The documentation site: the pages of this folder, and a reference that is made from the package."""
 
-import contextlib
+import argparse
 import importlib
-import io
 import re
 from pathlib import Path
 
 import diva_rs
 from diva_rs._base.toml import read_toml
-from diva_rs.cli import _COMMANDS, main
+from diva_rs.cli import _COMMANDS
 from diva_rs.recipes.presets import presets
 
 HERE = Path(__file__).parent
@@ -24,7 +23,7 @@ html_copy_source = html_show_sourcelink = False
 pygments_style, pygments_dark_style = "tango", "monokai"
 copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. |\$ ", True
 
-myst_enable_extensions = ["substitution"]
+myst_enable_extensions = ["deflist", "substitution"]
 myst_heading_anchors = 4
 
 default_role, smartquotes = "py:obj", False
@@ -68,7 +67,19 @@ def _results() -> str:
 
 
 def _commands() -> str:
-    return "\n\n".join(f"## diva-rs {name}\n\n```text\n{_printed(name)}```" for name in _COMMANDS)
+    parts = []
+    for name, command in _COMMANDS.items():
+        parser = argparse.ArgumentParser(add_help=False)
+        command.add_arguments(parser)
+        rows = []
+        for action in parser._actions:
+            value = f" {action.metavar}" if action.metavar and action.nargs != 0 else ""
+            flags = ", ".join(f"`{flag}{value}`" for flag in action.option_strings) or f"`{action.metavar}`"
+            text = re.sub(r"([*<])", r"\\\1", (action.help or "").replace("%%", "%"))
+            rows.append(f"{flags}\n: {text}")
+        about = [f"## diva-rs {name}", command.HELP[0].upper() + command.HELP[1:] + "."]
+        parts.append("\n\n".join([*about, f"```text\n{command.USAGE}\n```", *rows]))
+    return "\n\n".join(parts)
 
 
 def _members(module: str) -> str:
@@ -90,13 +101,6 @@ def _members(module: str) -> str:
         lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
     about = [f".. automodule:: {module}", "   :no-members:", "", " · ".join(shown), ""]
     return "\n".join(["```{eval-rst}", *about, *lines, "```"])
-
-
-def _printed(command: str) -> str:
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        main([command, "--help"])
-    return text.getvalue()
 
 
 _DOCUMENTED = (

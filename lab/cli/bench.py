@@ -2,15 +2,23 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from lab.cli.numbers import count
 
 HELP = "measure the training step against plain PyTorch on this machine"
-USAGE = "python -m lab bench [--size NAME...] [--precision P...] [--rows ROW...] [--output FOLDER]"
+USAGE = "python -m lab bench [--all MINUTES] [--size NAME...] [--rows ROW...] [--output FOLDER]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags."""
+    parser.add_argument(
+        "--all",
+        metavar="MINUTES",
+        type=count,
+        help="all sizes, as much of them as so many minutes of two quiet cores allow (25 for everything)",
+    )
     parser.add_argument(
         "--size",
         metavar="NAME",
@@ -52,6 +60,7 @@ def _announce(text: str) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure; returns the exit code."""
     from diva_rs.cli.models import pick_device
+    from lab.benchmarks.overview import overview
     from lab.benchmarks.run import DEFAULT, Options, append
     from lab.benchmarks.run import run as measure
     from lab.benchmarks.sizes import find
@@ -65,10 +74,15 @@ def run(args: argparse.Namespace) -> int:
         channels_last=args.channels_last,
         tf32=args.tf32,
     )
-    for size in map(find, args.size):
-        for precision in args.precision or size.precisions:
-            record = measure(size.name, precision, args.rows or DEFAULT, options, _announce)
-            print(section(record), flush=True)
-            if args.output is not None:
-                print(f"\n{append(record, args.output)}")
+    records: Iterator[dict[str, Any]]
+    if args.all is None:
+        chosen = [(size, p) for size in map(find, args.size) for p in args.precision or size.precisions]
+        rows = args.rows or DEFAULT
+        records = (measure(size.name, precision, rows, options, _announce) for size, precision in chosen)
+    else:
+        records = overview(args.all, tell=_announce)
+    for record in records:
+        print(section(record), flush=True)
+        if args.output is not None:
+            print(f"\n{append(record, args.output)}")
     return 0

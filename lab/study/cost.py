@@ -32,9 +32,10 @@ def cost(
     images: TrainingImages,
     fields: Mapping[str, Any],
 ) -> dict[str, float]:
-    """The figures of `COSTS`; ``fields`` are those of the run's recipe.
+    """The figures of `COSTS` but for the time; ``fields`` are those of the run's recipe.
 
-    Not counted is what is done once for all runs: the latents of the VAE, and the judging of `judging`.
+    Conditions count as long as the empty text. What is done once for all runs does not count: the latents of
+    the VAE, and `judging`.
     """
     tower = _forward(clip.encode_image, images.pixels[[0]])
     if arm.supervised:

@@ -15,6 +15,7 @@ from lab.benchmarks import kernels
 from lab.benchmarks.contestants import NAMES, make
 from lab.benchmarks.memory import memory
 from lab.benchmarks.models import Models, quiet
+from lab.benchmarks.overview import PARTS, Part, overview
 from lab.benchmarks.plot import figure, svg
 from lab.benchmarks.run import Options, append, read, run
 from lab.benchmarks.sizes import find
@@ -128,6 +129,29 @@ def test_rows_of_bf16_tell_what_is_counted_and_chosen():
     assert not run("tiny", "fp32", ["products"], Options(rounds=1, compile=False))["rows"]["products"]
 
 
+def test_all_sizes_leave_out_what_the_minutes_do_not_allow():
+    told = []
+    parts = (
+        Part("tiny", "fp32", ("peak", "step"), 1, 0, 2000),  # torch.compile would take too long
+        Part("tiny", "bf16", ("step",), 1, 2000),
+        Part("tiny", "bf16", (), 1, 0),
+    )
+    records = list(overview(1000, parts, told.append))
+    assert [(record["precision"], list(record["rows"])) for record in records] == [
+        ("fp32", ["peak", "step"]),
+        ("bf16", []),
+    ]
+    step = records[0]["rows"]["step"]
+    assert [one["choice"] for one in step["plain_tried"]] == ["batched", "channels_last"]
+    assert set(step["contestants"]) == set(NAMES) and set(records[0]["rows"]["peak"]["gemm"]) == {
+        "fp32",
+        "bf16",
+    }
+    left_out = [line for line in told if "left out" in line]
+    assert len(left_out) == 1 and left_out[0].startswith("tiny, bf16 is left out: 2000 minutes, ")
+    assert sum(part.minutes + part.compiles for part in PARTS) <= 25
+
+
 def test_every_reader_gives_both_inputs_of_every_image():
     record = run("tiny", "fp32", ["reader"], Options(rounds=1))
     found = record["rows"]["reader"]
@@ -198,7 +222,7 @@ def test_what_is_no_record_is_named(tmp_path):
         (["--size", "publishd"], "did you mean 'published'"),
         (["--rounds", "0"], "--rounds: '0': an integer of at least 1"),
         (["--size", "tiny", "--rows", "stp"], "did you mean 'step'"),
-        (["--size", "tiny", "--precision", "fp16"], "precision='fp16'"),
+        (["--size", "tiny", "--precision", "fp16"], "--precision=fp16"),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(capsys, words, told):

@@ -11,7 +11,6 @@ from diva_rs import Recipe
 from diva_rs.captions import Judgements
 from lab.cli import main
 from lab.cli.ablate import NAMES
-from lab.pretraining.run import QUICK, pretrain
 from lab.study import STUDY, Summary, TrainingImages, ablate
 from lab.study.captions import certain, truth
 from lab.study.cost import cost, judging, predicted
@@ -32,10 +31,8 @@ RULE = {"name", "stages", "steps", "batch", "image_size", "pixels", "lr"}
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    place = tmp_path_factory.mktemp("methods-world")
-    pretrain(place, QUICK, clips=2)
-    return StudyWorld(place)
+def world():
+    return StudyWorld()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 use crate::torch::{Device, Tensor};
 
 use super::layers::{linear, linear_without_bias, narrowed};
-use crate::error::Result;
+use crate::error::{DivaError, Result};
 use crate::nn::{quick_attention, Linear, Path};
 
 pub struct Attention {
@@ -58,7 +58,8 @@ impl Attention {
     pub fn keys_values(&self, context: &Tensor) -> Result<(Tensor, Tensor)> {
         if let Some(packed) = &self.packed {
             let both = packed.keys_values.forward(context)?;
-            return Ok((part(&both, 0, 2)?, part(&both, 1, 2)?));
+            let [key, value] = parts(&both)?;
+            return Ok((key, value));
         }
         Ok((self.to_k.forward(context)?, self.to_v.forward(context)?))
     }
@@ -73,7 +74,8 @@ impl Attention {
     pub fn to_itself(&self, x: &Tensor) -> Result<Tensor> {
         if let Some(Packed { all: Some(all), .. }) = &self.packed {
             let all = all.narrowed(x, all.weight.f_kind()?)?;
-            return self.mixed(&part(&all, 0, 3)?, &part(&all, 1, 3)?, &part(&all, 2, 3)?);
+            let [query, key, value] = parts(&all)?;
+            return self.mixed(&query, &key, &value);
         }
         let x = narrowed(x, &self.to_q.weight)?;
         self.forward(&x, self.keys_values(&x)?)
@@ -84,10 +86,11 @@ impl Attention {
     }
 }
 
-/// One of `parts` equal parts of the last dimension of x (B, L, W).
-fn part(x: &Tensor, index: i64, parts: i64) -> Result<Tensor> {
-    let width = x.size3()?.2 / parts;
-    Ok(x.f_narrow(2, index * width, width)?)
+/// N equal parts of the last dimension of x (B, L, N W), whose gradients are put together by one operation.
+fn parts<const N: usize>(x: &Tensor) -> Result<[Tensor; N]> {
+    let unequal =
+        |_: Vec<Tensor>| DivaError::shape("attention", "packed projections", x, format!("(B, L, {N} W)"));
+    x.f_chunk(N as i64, 2)?.try_into().map_err(unequal)
 }
 
 /// One layer whose outputs are those of all.

@@ -32,7 +32,7 @@ struct Kept {
 impl Backward for Kept {
     fn backward(&self, gradient: &Tensor, _needed: &[bool]) -> Result<Vec<Option<Tensor>>> {
         if self.both.device() != Device::Cpu {
-            return Ok(vec![Some(at_both(&self.both, gradient)?)]);
+            return Ok(vec![Some(at_both_at_once(&self.both, gradient)?)]);
         }
         let width = self.both.size().last().copied().unwrap_or(0).max(2);
         let rows = (BLOCK / width).max(1);
@@ -50,6 +50,17 @@ fn at_both(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     let at_value = gradient.f_mul(&gate.f_gelu("none")?)?;
     let at_gate = gate.f_gelu_backward(&gradient.f_mul(&value)?, "none")?;
     Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
+}
+
+/// The same without a copy: both parts are computed where they belong.
+fn at_both_at_once(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let at = both.f_contiguous()?.f_empty_like()?;
+    let ((value, gate), (mut at_value, at_gate)) = (halves(both)?, halves(&at)?);
+    let _ = gate.f_gelu_out(&at_value, "none")?;
+    let _ = at_value.f_mul_(gradient)?;
+    let _ = gradient.f_mul_out(&at_gate, &value)?;
+    let _ = gate.f_gelu_backward_grad_input(&at_gate, &at_gate, "none")?;
+    Ok(at)
 }
 
 #[cfg(test)]
@@ -71,6 +82,8 @@ mod tests {
             };
             let [ours, theirs] = &outputs;
             assert_eq!(ours.detach(), theirs.detach());
+            let (given, at) = (both.detach(), scales.detach());
+            assert_eq!(at_both_at_once(&given, &at)?, at_both(&given, &at)?);
             assert!(
                 gradient(ours)?.f_sub(&gradient(theirs)?)?.f_abs()?.f_max()?.f_double_value(&[])? < 1e-14
             );

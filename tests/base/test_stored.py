@@ -51,7 +51,7 @@ def test_several_files_with_an_index(tmp_path):
     save_file({"n": WEIGHTS["n"]}, tmp_path / "2.safetensors")
     assert same(read_stored(index).weights)
     index.write_text('{"weight_map": 3}')
-    with pytest.raises(WeightsError, match="is no index of weight files"):
+    with pytest.raises(WeightsError, match="is not an index of weight files"):
         read_stored(index)
 
 

@@ -140,7 +140,7 @@ def test_a_damaged_part_is_named(place):
         ("judgements.json", '"files": 1', '"files": 1000000000', "files"),
         ("judgements.json", '"colour": 0.125', '"colour": 0', "temperatures.colour"),
         ("judgements.json", '"colour": 0.125', '"size": 0.125', "no temperature or reliability of 'colour'"),
-        ("losses-00000.jsonl", "1e-12", "NaN", "line 1, is no judged image"),
+        ("losses-00000.jsonl", "1e-12", "NaN", "line 1, is not a judged image"),
         ("losses-00000.jsonl", ",1e-12", "", "losses of 2 captions, equally many of each"),
         ("losses-00000.jsonl", '"blue"', '"red","blue"', "2 captions and 3 words"),
     ],
@@ -174,7 +174,7 @@ def test_foreign_files_are_named_and_kept(place, tmp_path):
         Unfinished(place / "thesis.tex", MADE_BY)
     store = Unfinished(tmp_path / "other", MADE_BY)
     (store.folder / "parts" / "note.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"note\.txt is damaged, or is no file of judged images"):
+    with pytest.raises(DataError, match=r"note\.txt is damaged, or is not a file of judged images"):
         store.gather()
 
 

@@ -43,7 +43,7 @@ def test_weights_that_are_damaged_or_do_not_fit(tmp_path):
 
 UNKNOWN = [
     ("ViT-L14", "no CLIP model 'ViT-L14'; did you mean 'ViT-L-14'"),
-    ("./clips", r"no CLIP model '\./clips': open_clip does not list it, and it is no folder"),
+    ("./clips", r"no CLIP model '\./clips': open_clip does not list it, and it is not a folder"),
     ("ViT-L-14-quickgelu:openay", "neither a pretrained tag nor a file; did you mean 'openai'"),
     (f"{MODEL}:x", f"{MODEL}:x is neither a pretrained tag nor a file: its tags are none"),
     (".", r"holds neither a config\.json"),

@@ -248,7 +248,7 @@ def test_what_openai_cannot_express_is_named(models, tmp_path):
     extra = exports.model("openai")
     extra.visual.transformer.resblocks[1].register_parameter("gate", torch.nn.Parameter(torch.zeros(1)))
     with pytest.raises(
-        WeightsError, match=r"^visual\.transformer\.resblocks\.1\.gate is no part of .* ResidualAttention"
+        WeightsError, match=r"^visual\.transformer\.resblocks\.1\.gate is not part of .* ResidualAttention"
     ):
         to_openai(extra, tmp_path / "clip.pt")
     assert list(tmp_path.iterdir()) == []

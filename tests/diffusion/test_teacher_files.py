@@ -95,7 +95,7 @@ def test_folders_without_a_model(tmp_path):
 
 def test_a_repository_out_of_reach(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match="nobody/nothing is no folder here, and the Hugging Face Hub did"):
+    with pytest.raises(ConfigError, match="nobody/nothing is not a folder here, and the Hugging Face Hub"):
         Teacher.of("nobody/nothing")
     unet = tiny_unet()
     unet.register_to_config(_name_or_path="nobody/nothing")  # as from_pretrained leaves it

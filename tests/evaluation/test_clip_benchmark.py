@@ -147,7 +147,7 @@ def test_a_shard_that_would_not_be_read_is_an_error(tmp_path):
     with tarfile.open(folder / "0.tar") as tar:
         between = tar.getmembers()[-2].offset
     os.truncate(folder / "0.tar", between)
-    with pytest.raises(DataError, match=r"0\.tar is no whole tar: its end mark is missing"):
+    with pytest.raises(DataError, match=r"0\.tar is not a complete tar: its end mark is missing"):
         planted(tmp_path, "wds/shapes")
 
 

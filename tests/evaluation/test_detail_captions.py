@@ -146,7 +146,7 @@ HOSTILE = {
         (written('{"0": 1, "0": 2}'), "the key '0' is there twice"),
         (swap(lambda rows: rows.update({"99": rows["0"]})), "key 4 is missing, between 3 and 99"),
         (written("<html>"), r"swap_obj\.json is no JSON: it begins with '<'"),
-        (swap(lambda rows: rows.update(x=rows["0"])), "the key 'x' is no number"),
+        (swap(lambda rows: rows.update(x=rows["0"])), "the key 'x' is not a number"),
         (
             swap(lambda rows: rows["1"].update(negative_caption=rows["1"]["caption"])),
             r"swap_obj\.json, key 1: the caption 'a red swap_obj 1' is there twice",

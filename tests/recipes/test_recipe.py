@@ -306,5 +306,5 @@ def test_fields_help_covers_every_field():
     texts = Recipe.fields_help()
     assert list(texts) == list(Recipe.model_fields)
     assert texts["lr"] == "learning rate [a number of at least 0; default 0.0001]"
-    assert "window means or all patches" in texts["condition"] and "None [" not in str(texts)
+    assert "with window means, with all patches" in texts["condition"] and "None [" not in str(texts)
     assert texts["steps"].endswith("[an integer of at least 1, or None; default None]")

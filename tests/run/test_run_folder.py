@@ -128,7 +128,7 @@ def test_plot_draws_the_losses(teacher, three, tmp_path):
     axes.figure.savefig(tmp_path / "plot.png")
     _, own = pyplot.subplots()
     assert result.plot(own) is own
-    result.history[2]["loss"] = float("nan")  # a loss that is no number leaves a gap, not an empty curve
+    result.history[2]["loss"] = float("nan")  # a loss that is not a number leaves a gap, not an empty curve
     gap, curve = (line.get_ydata() for line in result.plot().get_lines()[:2])
     assert math.isnan(gap[2]) and all(map(math.isfinite, curve))
     del result.history[1:]

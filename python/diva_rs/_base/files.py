@@ -38,7 +38,7 @@ def is_hidden(name: str) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The sorted names in a folder that are not hidden; none if it is no folder."""
+    """The sorted names in a folder that are not hidden; none if it is not a folder."""
     return sorted(name for name in (os.listdir(folder) if folder.is_dir() else ()) if not is_hidden(name))
 
 

@@ -104,7 +104,7 @@ def _sharded(path: Path) -> Stored:
         names = set(json.loads(read_text(path))["weight_map"].values())
         files = sorted(path.parent / Path(name).name for name in names)
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as err:
-        raise WeightsError(f"{path} is no index of weight files: {one_line(err)}") from err
+        raise WeightsError(f"{path} is not an index of weight files: {one_line(err)}") from err
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise WeightsError(f"{path} names {len(files)} files, and {missing[0]} is not beside it: {_AGAIN}")

@@ -148,5 +148,5 @@ def _set(value: Any, where: str) -> ContrastSet:
 
 def _checked(sets: Any, key: int) -> tuple[ContrastSet, ...]:
     if not isinstance(sets, (list, tuple)) or not all(isinstance(one, ContrastSet) for one in sets):
-        raise DataError(f"sample {key}: {shown(sets)} is no list of contrast sets")
+        raise DataError(f"sample {key}: {shown(sets)} is not a list of contrast sets")
     return tuple(sets)

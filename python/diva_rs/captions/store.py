@@ -154,7 +154,7 @@ class Unfinished:
             if name != _PLAN:
                 content = _content(file)
                 if file.stem != _digest(content):
-                    raise DataError(f"{file} is damaged, or is no file of judged images: remove it")
+                    raise DataError(f"{file} is damaged, or is not a file of judged images: remove it")
                 self.rows.update({row.key: row for row in _rows(content, file)})
 
     def finish(self, facts: Facts, vocabulary: Vocabulary | None = None) -> None:
@@ -224,7 +224,7 @@ def _rows(content: bytes, file: Path) -> list[Row]:
         try:
             rows.append(Row.model_validate_json(line))
         except ValidationError as err:
-            raise DataError(f"{file}, line {number}, is no judged image: {one_line(err)}") from err
+            raise DataError(f"{file}, line {number}, is not a judged image: {one_line(err)}") from err
     return rows
 
 

@@ -146,7 +146,7 @@ def _check_open_clip(name: str, pretrained: str) -> bool | None:
     open_clip = require("open_clip", extra="open-clip")
     models, tags = open_clip.list_models(), open_clip.list_pretrained_tags_by_model(name)
     if name not in models:
-        near = hint(name, models) or ": open_clip does not list it, and it is no folder"
+        near = hint(name, models) or ": open_clip does not list it, and it is not a folder"
         raise ConfigError(f"there is no CLIP model {name!r}{near}")
     if not pretrained:
         _note(f"{name} without :PRETRAINED starts from random weights")

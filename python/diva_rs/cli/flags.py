@@ -32,6 +32,15 @@ class Options(Settings):
         return "--" + field.replace("_", "-")
 
 
+_PLAIN = {  # Python's words in a field's description
+    " None": " none",
+    "a string of length at least 1": "text",
+    "; needed]": "; required]",
+    "[True or False; default False]": "[off by default]",
+    "[True or False; default True]": "[on by default]",
+}
+
+
 def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = None) -> None:
     """Give a parser a flag for each field, or for those that are named."""
     texts = cls.fields_help()
@@ -42,7 +51,9 @@ def add_flags(parser: Any, cls: type[Settings], names: Iterable[str] | None = No
             form = {"action": argparse.BooleanOptionalAction}
         elif schema.get("items", {}).get("type") == "string":
             form = {"metavar": "TEXT", "action": "append"}
-        text = texts[name].replace("%", "%%").replace(" None", " none")
+        text = texts[name].replace("%", "%%")
+        for python, plain in _PLAIN.items():
+            text = text.replace(python, plain)
         parser.add_argument(Options.label(name), default=argparse.SUPPRESS, help=text, **form)
 
 

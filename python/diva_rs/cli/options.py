@@ -57,7 +57,7 @@ class ImageOptions(Options):
 
 
 class TrainOptions(ImageOptions):
-    """The flags of ``diva-rs train`` that are no recipe fields."""
+    """The flags of ``diva-rs train`` that are not recipe fields."""
 
     clip: Text = Field(description=CLIP)
     output_dir: Text
@@ -99,7 +99,7 @@ class TrainOptions(ImageOptions):
 
 
 class CacheOptions(ImageOptions):
-    """The flags of ``diva-rs cache`` that are no recipe fields."""
+    """The flags of ``diva-rs cache`` that are not recipe fields."""
 
     out: Text
     """folder for the latents"""

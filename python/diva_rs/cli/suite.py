@@ -127,7 +127,9 @@ def _load(spec: str, first: str, options: Any, device: torch.device) -> Scored:
     own, trained = own_weights(base[0]), load_weights(path / _TRAINED)
     foreign = [key for key in trained.keys() - own if not key.startswith(("projector.", "denoiser."))]
     if foreign:
-        raise ConfigError(f"{place}: {min(foreign)} is no weight of {of}: score the run's clip.safetensors")
+        raise ConfigError(
+            f"{place}: {min(foreign)} is not a weight of {of}: score the run's clip.safetensors"
+        )
     both = {**own, **{key: value for key, value in trained.items() if key in own}}
     fill(base[0], both, place, facts_of_checkpoint(path))
     return base

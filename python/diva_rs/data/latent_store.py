@@ -33,7 +33,7 @@ class Facts(BaseModel, extra="forbid"):
     """The content of ``facts.json``."""
 
     format: Literal["diva-rs latents 2"] = "diva-rs latents 2"
-    describe: str  # the teacher's own words
+    describe: str  # the teacher's description
     teacher: dict[str, Any]  # the VAE: configuration, and a fingerprint of its encoder's weights
     view: dict[str, Any]  # how images became the VAE's input
     views: Views | None

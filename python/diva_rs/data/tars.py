@@ -46,7 +46,7 @@ def check_end(shard: Path) -> None:
     with reading(shard), open_regular(shard) as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
         if file.read() != bytes(1024):
-            raise DataError(f"{shard} is no whole tar: its end mark is missing; get the file again")
+            raise DataError(f"{shard} is not a complete tar: its end mark is missing; get the file again")
 
 
 def read_images(shard: str, label: str, most: int, account: Accounting) -> Iterator[Member | BadImage]:

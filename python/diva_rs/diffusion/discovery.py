@@ -162,7 +162,7 @@ class Parts:
                 name = denoiser_name(source, folders())
             except WeightsError as err:
                 raise ConfigError(
-                    f"{source} is no folder here, and the Hugging Face Hub did not supply it: {err}"
+                    f"{source} is not a folder here, and the Hugging Face Hub did not supply it: {err}"
                 ) from err
         elif folder.exists():
             check_stored(folder)

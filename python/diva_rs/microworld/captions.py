@@ -104,7 +104,7 @@ class Tokenizer:
             unknown = [word for word in words if word not in self.ids]
             if unknown:
                 raise DataError(
-                    f"{shown(unknown[0])} in {shown(text)} is none of the tokenizer's {len(self.ids)} words"
+                    f"{shown(unknown[0])} in {shown(text)} is not among the tokenizer's {len(self.ids)} words"
                 )
             if len(words) > length:
                 raise DataError(f"{shown(text)} has {len(words) - 2} words, at most {length - 2} fit")

@@ -16,11 +16,12 @@ class Fields(Settings):
     """The fields alone."""
 
     name: Annotated[str, Field(min_length=1)] = "custom"
-    """what to call it; presets carry their own name"""
+    """name of the recipe; a preset has its own"""
 
     # The condition: which visual tokens, and how the text joins them.
     condition: Literal["class", "random", "window", "all", "text"] = "random"
-    """visual tokens: the class token, alone or with random patches, window means or all patches; or none"""
+    """visual tokens: the class token alone, with random patches, with window means, with all patches, or
+    none"""
     choose: Whole | None = None
     """number of random patches"""
     density: Share | None = None
@@ -28,16 +29,17 @@ class Fields(Settings):
     replacement: bool = False
     """whether a patch may be drawn twice"""
     bernoulli: bool = False
-    """whether each patch is kept by a coin of probability density"""
+    """whether each patch is kept independently, with probability density"""
     window: Count | None = None
     """width of the average-pooling windows, in patches"""
     text: Literal["add", "mean", "concat", "broadcast", "none"] = "mean"
-    """how the text joins: token i is added to visual token i, its mean to each, appended, the class token is
-    added to each text token, or not at all"""
+    """how the text is used: token i added to visual token i, its mean added to each, appended, the class
+    token added to each text token, or not at all"""
     prompt: str = ""
     """the teacher's prompt"""
     projector: Literal["linear", "mlp", "identity"] = "linear"
-    """the map from CLIP's embedding to the condition; "identity" needs equal widths and has no parameters"""
+    """the map from CLIP's embedding to the condition; "identity" needs equal widths and has no
+    parameters"""
     projector_warmup: Whole = 0
     """first steps, in which only the projector trains"""
 
@@ -51,9 +53,9 @@ class Fields(Settings):
     timestep_range: tuple[Whole, Whole] | None = None
     """first timestep, and the one after the last; None: all"""
     logit_mean: float = 0.0
-    """mean of the normal behind logit-normal timesteps"""
+    """mean of the normal distribution of logit-normal timesteps"""
     logit_std: PositiveFloat = 1.0
-    """its standard deviation"""
+    """standard deviation of that distribution"""
     loss: Literal["mse", "l1"] = "mse"
     """error between the prediction and its target"""
     min_snr: PositiveFloat | None = None
@@ -68,13 +70,13 @@ class Fields(Settings):
     contrast: NonNegativeFloat = 0.0
     """weight of DCR's contrast of predictions under the conditions of other images of the batch; 0: off"""
     contrast_temperature: PositiveFloat = 0.1
-    """what the cosines of predictions are divided by"""
+    """divisor of the cosines of predictions"""
     contrast_negatives: Count | None = None
     """negatives of each image, drawn by its key; None: every other image of its group"""
     contrast_group: Annotated[int, Field(ge=2)] | None = None
     """images, in the order of a batch, that are negatives of each other; None: the loader's whole batch"""
     contrast_view: Literal["unit", "official"] = "unit"
-    """augmented views, of pixels in [0, 1], or as DCR's code makes them, of CLIP's normalised input"""
+    """augmented views of pixels in [0, 1], or, as in DCR's code, of CLIP's normalised input"""
 
     # The vision tower, where matrices of a low rank train in its place.
     low_rank: Count | None = None
@@ -94,15 +96,15 @@ class Fields(Settings):
     projector_lr: NonNegativeFloat | None = None
     """the projector's learning rate; None: lr"""
     momentum: Decay = 0.9
-    """of SGD"""
+    """momentum of SGD"""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """of AdamW"""
+    """betas of AdamW"""
     eps: NonNegativeFloat = 1e-8
-    """of AdamW"""
+    """eps of AdamW"""
     weight_decay: NonNegativeFloat = 0.0
     """as in torch.optim"""
     grad_clip: PositiveFloat | None = 1.0
-    """greatest norm of the whole gradient; None: no clipping"""
+    """largest norm of the whole gradient; None: no clipping"""
     schedule: Schedule = "cosine"
     """learning rate after its warm-up"""
     warmup: Whole = 0
@@ -110,32 +112,32 @@ class Fields(Settings):
     steps: Count | None = None
     """optimizer steps; None: one pass over the data"""
     stages: tuple[Stage, ...] = ()
-    """stages of the run, one after the other; empty: one stage of the fields above"""
+    """stages of the run, in order; empty: one stage with the fields above"""
     batch: Count | None = None
     """images per optimizer step; None: one batch of the loader"""
     micro_batch: Count | None = None
     """images per pass through the models; None: all at once"""
     gradient_checkpointing: bool = False
-    """whether Trainer's native tower computes its blocks again in the backward pass, for less memory"""
+    """whether Trainer's native tower recomputes its blocks in the backward pass, to save memory"""
     denoiser_checkpointing: bool = False
-    """whether the native denoiser computes its blocks again in the backward pass, for less memory"""
+    """whether the native denoiser recomputes its blocks in the backward pass, to save memory"""
     denoiser_batch: Count | None = None
-    """most images, each draw counted, per pass of the denoiser; None: on a CPU draw by draw, small latents
-    together, elsewhere up to 16"""
+    """largest number of images, once per draw, in a pass of the denoiser; None: on a CPU one draw at a time
+    (small latents together), elsewhere up to 16"""
 
     # The computation.
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """of the computation (bf16: over float32 CLIP weights)"""
+    """precision of the computation (bf16: CLIP's weights stay float32)"""
     products: Literal["auto", "bf16", "fp32"] = "auto"
-    """what multiplies bf16 matrices on a CPU; "auto": the faster one, which a resumed run keeps"""
+    """how bf16 matrices are multiplied on a CPU; "auto": the faster way, which a resumed run keeps"""
     backend: Literal["auto", "torch", "native"] = "auto"
-    """what runs the networks"""
+    """which implementation runs the networks"""
 
     # The pixels.
     pixels: Literal["unit", "clip", "symmetric"] = "unit"
     """range of the loader's images: [0, 1], normalised for CLIP, or [-1, 1]"""
     vae_pixels: Literal["symmetric", "official"] = "symmetric"
-    """the VAE's input: [-1, 1], or the official code's shrunken contrast"""
+    """the VAE's input: [-1, 1], or as in the official code, with less contrast"""
     clip_mean: tuple[float, float, float] | None = None
     """mean that normalises CLIP's input; None: the model's own"""
     clip_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
@@ -151,15 +153,15 @@ class Fields(Settings):
 
     # The run.
     seed: Annotated[int, Field(ge=0, le=2**64 - 1)] = 0
-    """decides every draw and the projector's start"""
+    """determines every draw and the projector's start"""
     log_every: Annotated[Count, _OPERATIONAL] = 10
     """steps between two logs"""
     max_skipped: Annotated[Whole, _OPERATIONAL] = 10
     """updates in a row that may be skipped because loss or gradient is not finite"""
     checkpoint_every: Annotated[Count | None, _OPERATIONAL] = 500
-    """steps between two checkpoints; None: at the end only"""
+    """steps between two checkpoints; None: only at the end"""
     keep: Annotated[Count, _OPERATIONAL] = 2
-    """checkpoints that are kept, the newest ones"""
+    """number of newest checkpoints that are kept"""
 
 
 class RecipeFields(TypedDict, total=False):

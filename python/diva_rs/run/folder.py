@@ -1,8 +1,11 @@
 """The folder of a run, from which it resumes after any crash.
 
 run.json        the recipe and its hash, the models, and the environment of every start
-recipe.txt      the recipe for people
+recipe.txt, recipe.json
+                the recipe to read, and as JSON
 metrics.jsonl   one line per log
+clip.safetensors, projector.safetensors, history.json, report.json
+                at the end: the trained weights, the logs, and the result with images used and backend
 best.json       step and score of the best checkpoint, where something was scored
 evaluations.json, evaluations-before.json, evaluations-after.json, best/
                 what was measured while training, and the best weights (see `evaluator`)

@@ -55,7 +55,7 @@ def check_layers(model: nn.Module) -> None:
         for name in (*module._parameters, *module._buffers, *module._modules):
             if words and name not in words:
                 where = f"{path}.{name}".removeprefix(".")
-                raise WeightsError(f"{where} is no part of {library}'s {cls.__name__}: {_MERGE}")
+                raise WeightsError(f"{where} is not part of {library}'s {cls.__name__}: {_MERGE}")
 
 
 def check_fresh(config: Mapping[str, Any], weights: Mapping[str, Tensor], model: nn.Module) -> None:

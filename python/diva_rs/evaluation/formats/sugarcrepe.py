@@ -62,7 +62,7 @@ def _ordered(content: dict[str, Any], file: Path, published: int) -> list[str]:
     """The keys in order. Published files may have gaps; in others a gap is an item that was lost."""
     for key in content:
         if not re.fullmatch("0|[1-9][0-9]{0,8}", key):
-            raise DataError(f"{file}: the key {shown(key)} is no number")
+            raise DataError(f"{file}: the key {shown(key)} is not a number")
     keys = sorted(content, key=int)
     for before, after in itertools.pairwise(map(int, keys)):
         if len(keys) != published and after != before + 1:
