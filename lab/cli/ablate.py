@@ -22,6 +22,7 @@ NAMES = (
     "batch",
     "images-per-step",
     "timesteps",
+    "class-tokens",
     "projector",
     "anchor-kind",
     "low-rank",

@@ -31,6 +31,7 @@ CURVES: dict[str, dict[str, Arm]] = {
         "logit-normal": _with(timesteps="logit-normal"),
         "min-SNR 5": _with(min_snr=5.0),
     },
+    "class-tokens": {f"{count} tokens": _with(class_tokens=count) for count in (1, 2, 4, 8, 26)},
     "projector": {
         f"{kind}, {warm} steps alone": _with(projector=kind, projector_warmup=warm)
         for kind in ("linear", "mlp")

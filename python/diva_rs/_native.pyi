@@ -99,7 +99,7 @@ class Bridge:
         proj: tuple[Tensor, bool] | None,
         projector: Mapping[str, Tensor],
         recap: str,
-        window: int | None = None,
+        number: int | None = None,
         join: str = "mean",
         kernel: Callable[..., Tensor] | None = None,
     ) -> Bridge: ...

@@ -11,11 +11,25 @@ use crate::error::{floating, DivaError, Result};
 
 /// The sizes of a bridge that has a projector, or of one that is applied to `tokens`.
 pub(super) fn parameters(bridge: &Bridge, tokens: Option<&Tensor>) -> Result<Sizes> {
-    if let Recap::Windows(window) = bridge.recap {
-        if window < 1 {
-            return Err(DivaError::config(OP, format!("a window of {window} tokens: it must be at least 1")));
-        }
+    let too_few = match bridge.recap {
+        Recap::Windows(window) if window < 1 => Some(format!("a window of {window} tokens")),
+        Recap::Class(count) if count < 1 => Some(format!("a class token that becomes {count} tokens")),
+        _ => None,
+    };
+    if let Some(what) = too_few {
+        return Err(DivaError::config(OP, format!("{what}: it must be at least 1")));
     }
+    let sizes = all(bridge, tokens)?;
+    let Recap::Class(count) = bridge.recap else { return Ok(sizes) };
+    if sizes.channels % count != 0 {
+        let what = format!("the projector gives {} features, which {count} tokens do not share", sizes.channels);
+        return Err(DivaError::config(OP, what));
+    }
+    Ok(Sizes { channels: sizes.channels / count, ..sizes })
+}
+
+/// The same, with all that the projector gives as `channels`.
+fn all(bridge: &Bridge, tokens: Option<&Tensor>) -> Result<Sizes> {
     if let (Some(tokens), []) = (tokens, bridge.projector.maps()) {
         let kind = head(&bridge.head, tokens)?;
         let width = tokens.size3()?.2;

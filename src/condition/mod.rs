@@ -238,7 +238,7 @@ impl Bridge {
         if fused::takes(tokens, kind) && self.kernel.is_none() {
             *tokens = tokens.f_to_kind(kind)?;
             let hidden = leaf(&fused::rows(plan, tokens, choice, norm)?)?;
-            let rows = leaves.project(&hidden)?;
+            let rows = leaves.project(plan, &hidden)?;
             let condition = fused::assemble(plan, &rows.f_detach()?, text, choice)?;
             tape.path = Path::Fused { hidden, rows };
             return Ok(condition);
@@ -247,7 +247,7 @@ impl Bridge {
         let condition = match &self.kernel {
             Some(kernel) => kernel.condition(tokens, text, choice, params)?,
             None => {
-                let rows = leaves.project(&recap::rows(plan, tokens, choice, norm, kind)?)?;
+                let rows = leaves.project(plan, &recap::rows(plan, tokens, choice, norm, kind)?)?;
                 assemble::forward(plan, &rows, text, choice)?
             }
         };
@@ -293,9 +293,11 @@ impl Bridge {
         Ok(BridgeGrads { tokens: tokens.f_to_kind(tape.kind)?, params })
     }
 
-    /// Rows after the norm (rows, W) -> (rows, C)
-    fn project(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.projector.forward(&self.head.project(hidden)?)
+    /// Rows after the norm (rows, W) -> (rows, C), several for each where a class token becomes
+    /// several tokens
+    fn project(&self, plan: &Plan, hidden: &Tensor) -> Result<Tensor> {
+        let rows = self.projector.forward(&self.head.project(hidden)?)?;
+        Ok(rows.f_reshape([-1, plan.channels])?)
     }
 }
 

@@ -7,8 +7,9 @@ use super::{Bridge, Recap, TextJoin, OP};
 use crate::error::{floating, DivaError, Result};
 use crate::slices;
 
-/// Sizes of one forward pass. One sample stores `1 + draws * picked` rows: the class token's, which
-/// all draws share, then `picked` rows for each draw.
+/// Sizes of one forward pass. One sample stores `1 + draws * picked` projected rows: the class
+/// token's, which all draws share, then `picked` rows for each draw. A class token that becomes
+/// several tokens gives all of them.
 pub(super) struct Plan {
     pub recap: Recap,
     pub join: TextJoin,
@@ -59,7 +60,8 @@ impl Plan {
                     format!("a choice of patches was given, but the `{}` recap takes none", recap.name());
                 return Err(DivaError::config(OP, what));
             }
-            (Recap::Class | Recap::Text, None) => (1, 0),
+            (Recap::Class(count), None) => (1, count - 1),
+            (Recap::Text, None) => (1, 0),
             (Recap::All, None) => (1, patches),
             (Recap::Windows(window), None) if window >= 1 && window <= patches => (1, patches / window),
             (Recap::Windows(window), None) => {
@@ -69,7 +71,7 @@ impl Plan {
                 return Err(DivaError::config(OP, what));
             }
         };
-        if bridge.join == TextJoin::Broadcast && !matches!(bridge.recap, Recap::Class | Recap::Text) {
+        if bridge.join == TextJoin::Broadcast && !matches!(bridge.recap, Recap::Class(1) | Recap::Text) {
             let what = format!(
                 "broadcast adds one visual token to the text, but the `{}` recap gives several",
                 bridge.recap.name()
@@ -98,9 +100,17 @@ impl Plan {
         1 + self.picked
     }
 
-    /// Rows stored per sample.
+    /// Projected rows stored per sample.
     pub fn stored(&self) -> i64 {
         1 + self.draws * self.picked
+    }
+
+    /// Rows per sample before the projector.
+    pub fn gathered(&self) -> i64 {
+        match self.recap {
+            Recap::Class(_) => 1,
+            _ => self.stored(),
+        }
     }
 
     /// S
@@ -141,10 +151,12 @@ impl Plan {
         same_device(text, "text", sizes.device)?;
         let rows = self.rows();
         if self.recap != Recap::Text && self.join == TextJoin::Add && rows > length {
+            let most = match self.recap {
+                Recap::Class(_) => format!("take at most {length}"),
+                _ => format!("choose at most {} patches", length - 1),
+            };
             let expected = format!(
-                "a text token for each of the {rows} visual tokens, but it has {length}: choose at most {} patches, \
-                 or text=\"mean\"",
-                length - 1
+                "a text token for each of the {rows} visual tokens, but it has {length}: {most}, or text=\"mean\""
             );
             return Err(DivaError::shape(OP, "text", text, expected));
         }

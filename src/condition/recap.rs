@@ -11,8 +11,8 @@ use crate::error::{DivaError, Result};
 /// first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recap {
-    /// Token 0 alone.
-    Class,
+    /// Token 0 alone, which the projector turns into that many tokens of the condition.
+    Class(i64),
     /// Token 0 and the patches of a choice, in its order.
     Random,
     /// Token 0 and the means over consecutive windows of that many patches; a remainder is dropped.
@@ -26,17 +26,18 @@ pub enum Recap {
 }
 
 impl Recap {
-    /// By the name of the recipe field `condition`, and its `window`.
-    pub fn parse(name: &str, window: Option<i64>) -> Result<Self> {
-        let recap = match (name, window) {
-            ("class", None) => Recap::Class,
+    /// By the name of the recipe field `condition`, and its number: the width of the windows, or how
+    /// many tokens the class token becomes, one if there is none.
+    pub fn parse(name: &str, number: Option<i64>) -> Result<Self> {
+        let recap = match (name, number) {
+            ("class", count) => Recap::Class(count.unwrap_or(1)),
             ("random", None) => Recap::Random,
             ("window", Some(window)) => Recap::Windows(window),
             ("all", None) => Recap::All,
             ("text", None) => Recap::Text,
             ("window", None) => return Err(DivaError::config(OP, "the `window` recap needs a window")),
-            ("class" | "random" | "all" | "text", Some(window)) => {
-                let what = format!("a window of {window} was given, but the `{name}` recap takes none");
+            ("random" | "all" | "text", Some(number)) => {
+                let what = format!("a window of {number} was given, but the `{name}` recap takes none");
                 return Err(DivaError::config(OP, what));
             }
             _ => {
@@ -49,7 +50,7 @@ impl Recap {
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Recap::Class => "class",
+            Recap::Class(_) => "class",
             Recap::Random => "random",
             Recap::Windows(_) => "window",
             Recap::All => "all",
@@ -82,7 +83,7 @@ pub(super) fn rows(
         Recap::Windows(window) => pool(plan, &normed, window)?,
         _ => normed,
     };
-    Ok(rows.f_reshape([plan.batch * plan.stored(), plan.width])?)
+    Ok(rows.f_reshape([plan.batch * plan.gathered(), plan.width])?)
 }
 
 /// The tokens (B, M, W) at `index` (B, M). An embedding lookup: its backward pass adds duplicates

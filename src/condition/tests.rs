@@ -13,7 +13,14 @@ const CHANNELS: i64 = 6;
 const TEXT: i64 = 9;
 const WINDOW: i64 = 3;
 
-const RECAPS: [Recap; 5] = [Recap::Class, Recap::Random, Recap::Windows(WINDOW), Recap::All, Recap::Text];
+const RECAPS: [Recap; 6] = [
+    Recap::Class(1),
+    Recap::Class(2),
+    Recap::Random,
+    Recap::Windows(WINDOW),
+    Recap::All,
+    Recap::Text,
+];
 const JOINS: [TextJoin; 5] =
     [TextJoin::Add, TextJoin::Mean, TextJoin::Concat, TextJoin::Broadcast, TextJoin::None];
 
@@ -92,7 +99,7 @@ fn definition(bridge: &Bridge, tokens: &Tensor, text: &Tensor, choice: &Tensor) 
             let own = all.get(sample);
             let class = own.narrow(0, 0, 1);
             let draws: Vec<Tensor> = match bridge.recap {
-                Recap::Class => vec![class],
+                Recap::Class(_) => vec![class],
                 Recap::All => vec![own],
                 Recap::Windows(window) => {
                     let windows = (0..PATCHES / window).map(|at| {
@@ -108,6 +115,9 @@ fn definition(bridge: &Bridge, tokens: &Tensor, text: &Tensor, choice: &Tensor) 
         })
         .collect();
     let mut rows = project(&bridge.projector, &Tensor::stack(&samples, 0));
+    if let Recap::Class(count) = bridge.recap {
+        rows = rows.reshape([BATCH, 1, count, -1]);
+    }
     if bridge.recap == Recap::Random {
         let kept: Vec<Tensor> = (0..BATCH * 2)
             .map(|at| slots(&choice.reshape([BATCH * 2, -1]).get(at)).ge(0).to_kind(Kind::Double))
@@ -215,7 +225,7 @@ fn every_gradient_matches_autograd_on_both_paths() -> Result<()> {
     let strided = plain.transpose(1, 2).contiguous().transpose(1, 2);
     for recap in RECAPS {
         for join in JOINS {
-            if join == TextJoin::Broadcast && !matches!(recap, Recap::Class | Recap::Text) {
+            if join == TextJoin::Broadcast && !matches!(recap, Recap::Class(1) | Recap::Text) {
                 continue;
             }
             for which in 0..5 {
@@ -228,13 +238,31 @@ fn every_gradient_matches_autograd_on_both_paths() -> Result<()> {
                 ] {
                     let bridge = Bridge::new(head(which), projector, recap, join)?;
                     // A text for all images and one for each, in turn.
-                    let text = normal(&[if which % 2 == 0 { 1 } else { BATCH }, TEXT, channels]);
+                    let each = if let Recap::Class(count) = recap { channels / count } else { channels };
+                    let text = normal(&[if which % 2 == 0 { 1 } else { BATCH }, TEXT, each]);
                     matches_autograd(&bridge, &plain, &text)?;
                     matches_autograd(&bridge, &strided, &text)?;
                 }
             }
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_class_token_becomes_as_many_tokens_as_the_projector_has_room_for() -> Result<()> {
+    let recap = |name, number| Recap::parse(name, number);
+    assert_eq!(recap("class", None)?, Recap::Class(1));
+    assert_eq!(recap("class", Some(4))?, Recap::Class(4));
+    for (count, says) in [(0, "at least 1"), (-1, "at least 1"), (4, "do not share")] {
+        let refused = Bridge::new(head(0), linear(JOINT), recap("class", Some(count))?, TextJoin::None);
+        let Err(DivaError::Config { what, .. }) = refused else { panic!("{count} is taken") };
+        assert!(what.contains(says), "{what}");
+    }
+    let bridge = Bridge::new(head(0), linear(JOINT), Recap::Class(3), TextJoin::Add)?;
+    let tokens = normal(&[BATCH, 1 + PATCHES, WIDTH]);
+    assert!(matches!(bridge.forward(&tokens, &normal(&[1, 2, 2]), None), Err(DivaError::Shape { .. })));
+    assert_eq!(bridge.forward(&tokens, &normal(&[1, 3, 2]), None)?.0.size(), [BATCH, 1, 3, 2]);
     Ok(())
 }
 
@@ -251,7 +279,7 @@ fn contiguous_tokens_take_the_fused_passes_and_others_do_not() -> Result<()> {
 
 #[test]
 fn params_are_named_in_a_fixed_order() -> Result<()> {
-    let bridge = Bridge::new(head(0), mlp(JOINT), Recap::Class, TextJoin::None)?;
+    let bridge = Bridge::new(head(0), mlp(JOINT), Recap::Class(1), TextJoin::None)?;
     let names: Vec<&str> = bridge.params().into_iter().map(|(name, _)| name).collect();
     let expected = [
         "norm.weight",
@@ -277,7 +305,7 @@ fn embed_is_the_pooled_embedding_with_a_graph() -> Result<()> {
         let embedding = embed(&head, &tokens)?;
         // With the identity as the projector, the class recap's condition is the same embedding.
         let width = embedding.size()[1];
-        let bridge = Bridge::new(head, Projector::IDENTITY, Recap::Class, TextJoin::None)?;
+        let bridge = Bridge::new(head, Projector::IDENTITY, Recap::Class(1), TextJoin::None)?;
         let (condition, tape) = bridge.forward(&tokens, &Tensor::new(), None)?;
         assert!(relative(&condition.reshape([BATCH, width]), &embedding.detach()) <= 1e-12);
         let grad = normal(&[BATCH, width]);

@@ -51,7 +51,7 @@ impl PyBridge {
     /// `kernel(tokens, text, [choice,] *params)` takes the place of the core's operations; `params` are those of
     /// `param_names`.
     #[new]
-    #[pyo3(signature = (norm, proj, projector, recap, window=None, join="mean", kernel=None))]
+    #[pyo3(signature = (norm, proj, projector, recap, number=None, join="mean", kernel=None))]
     #[allow(clippy::too_many_arguments)] // seven, and the interpreter
     fn new(
         py: Python<'_>,
@@ -59,7 +59,7 @@ impl PyBridge {
         proj: Option<(Given, bool)>,
         projector: &Bound<'_, PyDict>,
         recap: &str,
-        #[pyo3(from_py_with = number)] window: Option<i64>,
+        #[pyo3(from_py_with = number)] number: Option<i64>,
         join: &str,
         kernel: Option<PyObject>,
     ) -> PyResult<Self> {
@@ -72,7 +72,7 @@ impl PyBridge {
         });
         let (norm, proj) = (norm.transpose()?, proj.transpose()?);
         enter(py, move || {
-            let recap = Recap::parse(recap, window)?;
+            let recap = Recap::parse(recap, number)?;
             let join = TextJoin::parse(join)?;
             let mut core = Bridge::new(Head { norm, proj }, Projector::from_named(named)?, recap, join)?;
             core.kernel = kernel.map(|kernel| Arc::new(Callback(kernel)) as _);

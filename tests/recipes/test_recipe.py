@@ -78,6 +78,8 @@ CONTRADICTIONS = [
     ({"choose": 3, "density": 0.5}, "choose=3 and density=0.5 exclude each other"),
     ({"condition": "window"}, "condition='window' needs window"),
     ({"text": "broadcast"}, "broadcast' adds one visual token .* use condition='class'"),
+    ({"condition": "class", "class_tokens": 2, "text": "broadcast"}, "class_tokens=2 gives several"),
+    ({"class_tokens": 2}, "class_tokens=2 means nothing with condition='random'"),
     ({"window": 3}, "window=3 means nothing with condition='random'"),
     ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
     ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),

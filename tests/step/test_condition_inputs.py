@@ -20,7 +20,7 @@ def bridge(**changes: Any) -> _native.Bridge:
         "proj": (case.proj, False),
         "projector": {"weight": case.projector.weight, "bias": case.projector.bias},
         "recap": "random",
-        "window": None,
+        "number": None,
         "join": "mean",
     }
     return _native.Bridge(**arguments | changes)
@@ -103,9 +103,9 @@ def test_more_visual_than_text_tokens_names_both_and_the_way_out() -> None:
         ({"recap": "windows"}, "unknown recap `windows`: choose class, random, window, all or text"),
         ({"join": "sum"}, "unknown text join `sum`: choose add, mean, concat, broadcast or none"),
         ({"recap": "window"}, "the `window` recap needs a window"),
-        ({"recap": "class", "window": 3}, "a window of 3 was given, but the `class` recap takes none"),
-        ({"recap": "window", "window": 0}, "a window of 0 tokens: it must be at least 1"),
-        ({"recap": "window", "window": -4}, "a window of -4 tokens"),
+        ({"recap": "class", "number": 4}, "the projector gives 10 features, which 4 tokens do not share"),
+        ({"recap": "window", "number": 0}, "a window of 0 tokens: it must be at least 1"),
+        ({"recap": "window", "number": -4}, "a window of -4 tokens"),
         ({"norm": (None, None, -1.0)}, "eps of the norm is -1"),
         ({"norm": (None, None, float("nan"))}, "eps of the norm is NaN"),
     ],
@@ -117,8 +117,8 @@ def test_settings_out_of_range(changes: dict[str, Any], match: str) -> None:
 
 def test_a_window_wider_than_the_image() -> None:
     with pytest.raises(ConfigError, match="a window of 10 tokens, but the tower gives 9 patches"):
-        bridge(recap="window", window=10).forward(TOKENS, WORDS)
-    assert bridge(recap="window", window=9).forward(TOKENS, WORDS)[0].shape == (BATCH, 1, 2, CHANNELS)
+        bridge(recap="window", number=10).forward(TOKENS, WORDS)
+    assert bridge(recap="window", number=9).forward(TOKENS, WORDS)[0].shape == (BATCH, 1, 2, CHANNELS)
 
 
 @pytest.mark.parametrize(

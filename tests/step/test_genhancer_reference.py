@@ -96,6 +96,13 @@ def test_a_teacher_without_both_slots_is_an_error_that_says_what_to_give():
         Trainer(small.small_clip(), one, recipe())
 
 
+@pytest.mark.parametrize(("slot", "names"), [("both", "tokens and pooled"), ("pooled", "pooled")])
+def test_a_pooled_slot_holds_one_vector(slot, names):
+    settings = Recipe(condition="class", class_tokens=2, text="none")
+    with pytest.raises(ConfigError, match=f"class_tokens=2: .* through {names}, and a pooled slot holds"):
+        Trainer(small.small_clip(), Teacher(teacher().denoiser, slot=slot), settings)
+
+
 @pytest.mark.parametrize("kind", ["timm-siglip", "transformers-siglip"])
 def test_siglips_targets_have_the_same_meaning_in_both_libraries(kind):
     targets = Recipe.named("genhancer-siglip-so400m-14-384").low_rank_targets

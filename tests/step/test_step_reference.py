@@ -152,6 +152,9 @@ def test_every_condition_and_text_join(condition, text, dtype):
         {"projector": "mlp"},
         {"draw_weights": (2.0, 0.5)},
         {"condition": "class", "text": "broadcast"},
+        {"condition": "class", "class_tokens": 4},
+        {"condition": "class", "class_tokens": 3, "text": "add", "projector": "mlp"},
+        {"condition": "class", "class_tokens": 2, "text": "concat", "micro_batch": 3},
     ],
     ids=str,
 )
@@ -168,6 +171,13 @@ def test_without_a_projector_the_embedding_is_the_condition(condition):
     assert trainer.parameters().keys().isdisjoint({"projector.weight", "projector.bias"})
     with pytest.raises(ConfigError, match="embedding is 20 wide, the teacher's condition 24"):
         Trainer(small.small_clip(), small.small_teacher(), Recipe(projector="identity"))
+
+
+def test_an_embedding_without_a_projector_is_cut_into_tokens():
+    recipe = Recipe(precision="fp64", condition="class", class_tokens=2, projector="identity")
+    compare(small.small_clip(torch.float64, embed_dim=2 * small.WIDTH), recipe, torch.float64)
+    with pytest.raises(ConfigError, match="embedding is 20 wide, the teacher's condition 48"):
+        Trainer(small.small_clip(), small.small_teacher(), recipe)
 
 
 @pytest.mark.parametrize(

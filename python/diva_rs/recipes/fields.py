@@ -22,6 +22,9 @@ class Fields(Settings):
     condition: Literal["class", "random", "window", "all", "text"] = "random"
     """visual tokens: the class token alone, with random patches, with window means, with all patches, or
     none"""
+    class_tokens: Count = 1
+    """tokens of the condition that the projector makes of the class token, with condition "class"; a denoiser
+    reads more of the class token from several"""
     choose: Whole | None = None
     """number of random patches"""
     density: Share | None = None
@@ -169,6 +172,7 @@ class RecipeFields(TypedDict, total=False):
 
     name: str
     condition: Literal["class", "random", "window", "all", "text"]
+    class_tokens: int
     choose: int | None
     density: float | None
     replacement: bool

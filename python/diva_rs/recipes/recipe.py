@@ -17,7 +17,11 @@ from diva_rs.recipes.stage import WEIGHTS, Group, PlannedStage, Stage, plan
 __all__ = ["Group", "Recipe", "Stage"]
 
 _DENSITY = 0.3  # share of the patches where a recipe gives neither `choose` nor `density`
-_OF_CONDITION = {"random": ("choose", "density", "replacement", "bernoulli"), "window": ("window",)}
+_OF_CONDITION = {
+    "class": ("class_tokens",),
+    "random": ("choose", "density", "replacement", "bernoulli"),
+    "window": ("window",),
+}
 
 
 class Recipe(Fields):
@@ -222,10 +226,12 @@ class Recipe(Fields):
             raise ConfigError("condition='window' needs window: the width of the windows, at least 1")
         if self.condition == "text" and self.text == "none":
             raise ConfigError("condition='text' with text='none' leaves no condition: use another text")
-        if self.text == "broadcast" and self.condition not in ("class", "text"):
+        several = self.condition not in ("class", "text") or self.class_tokens > 1
+        if self.text == "broadcast" and several:
             raise ConfigError(
                 "text='broadcast' adds one visual token to every text token, but "
-                f"condition={self.condition!r} gives several: use condition='class'"
+                f"condition={self.condition!r} with class_tokens={self.class_tokens} gives several: use "
+                "condition='class' and class_tokens=1"
             )
         if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
             raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
@@ -286,5 +292,5 @@ _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model
 _LOW_RANK = ("low_rank_alpha", "low_rank_targets", "low_rank_bias")
 _CONTRAST = ("contrast_temperature", "contrast_negatives", "contrast_group", "contrast_view")
 # Fields that are younger than recorded digests.
-_LATER = {"denoising", "anchor_kind", "contrast", *_CONTRAST, "low_rank", *_LOW_RANK}
+_LATER = {"class_tokens", "denoising", "anchor_kind", "contrast", *_CONTRAST, "low_rank", *_LOW_RANK}
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

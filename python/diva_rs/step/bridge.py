@@ -29,24 +29,33 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
     without a condition.
 
     "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025);
-    "identity", as in un2CLIP (NeurIPS 2025), has no parameters.
+    "identity", as in un2CLIP (NeurIPS 2025), has no parameters. The outputs of ``recipe.class_tokens`` tokens
+    follow one another.
 
     Raises:
-        ConfigError: "identity" with widths that differ, or a preset for teachers with other slots.
+        ConfigError: "identity" with widths that differ, a preset for teachers with other slots, or several
+            tokens of the class token for a slot that holds one vector.
     """
     if slots is None:
         return nn.Identity()
     check_slots(recipe.name, slots.names)
+    tokens = recipe.class_tokens
+    if tokens > 1 and (slots.tokens is None or slots.split is not None):
+        raise ConfigError(
+            f"class_tokens={tokens}: this teacher takes its condition through {' and '.join(slots.names)}, "
+            "and a pooled slot holds a single vector: use class_tokens=1, or Teacher(..., slot='tokens') "
+            "where the model has such a slot"
+        )
     if recipe.projector == "identity":
-        if slots.width != width:
+        if slots.width * tokens != width:
             raise ConfigError(
                 f"projector='identity': CLIP's embedding is {width} wide, the teacher's condition "
-                f"{slots.width}: take a teacher for embeddings of this width, or another projector"
+                f"{slots.width * tokens}: take a teacher for embeddings of this width, or another projector"
             )
         return nn.Identity()
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
-        made = {name: _projector(recipe.projector, width, out) for name, out in slots.parts.items()}
+        made = {name: _projector(recipe.projector, width, out * tokens) for name, out in slots.parts.items()}
     return made[""] if "" in made else SlotProjectors(made)
 
 
@@ -66,13 +75,15 @@ def make_bridge(tower: Tower, projector: nn.Module, recipe: Recipe) -> _native.B
     proj = None if tower.proj is None else (tower.proj, tower.proj_transposed)
     weights = dict(projector.named_parameters())
     kernel = fused_recap(tower, projector, recipe)
-    return _native.Bridge(norm, proj, weights, recipe.condition, recipe.window, recipe.text, kernel)
+    number = recipe.class_tokens if recipe.condition == "class" else recipe.window
+    return _native.Bridge(norm, proj, weights, recipe.condition, number, recipe.text, kernel)
 
 
 def fused_recap(tower: Tower, projector: nn.Module, recipe: Recipe) -> Callable[..., Tensor] | None:
     """The Triton kernel for this bridge, where ``DIVA_RS_FUSED_RECAP=1`` is set and the weights are on CUDA.
 
-    Otherwise the core's own operations run, also for windows, broadcast text, an mlp, two slots and float64.
+    Otherwise the core's own operations run, also for windows, several tokens of the class token,
+    broadcast text, an mlp, two slots and float64.
     It is to be switched on until somebody has compared it on a card: `benches/gpu.sh` does.
     """
     if os.environ.get("DIVA_RS_FUSED_RECAP") != "1":
@@ -88,7 +99,7 @@ def fused_recap(tower: Tower, projector: nn.Module, recipe: Recipe) -> Callable[
         return None
     from diva_rs.native.recap import JOINS, FusedRecap  # needs Triton
 
-    if recipe.text not in JOINS:
+    if recipe.text not in JOINS or recipe.class_tokens > 1:
         return None
     eps = None if tower.norm is None else tower.norm.eps
     chosen = recipe.condition == "random"

@@ -27,7 +27,7 @@ pub(super) fn takes(tokens: &Tensor, kind: Kind) -> bool {
     matches!(kind, Kind::Float | Kind::Double) && slices::is_viewable(tokens)
 }
 
-/// The rows (B*M, W) after the norm.
+/// The rows (B*M, W) after the norm, M of them gathered for each sample.
 pub(super) fn rows(
     plan: &Plan,
     tokens: &Tensor,
@@ -77,7 +77,8 @@ struct Map<'a> {
     tokens: usize,
     /// W
     width: usize,
-    /// M
+    /// Rows of a sample before the projector, and behind it
+    gathered: usize,
     stored: usize,
     draws: usize,
     picked: usize,
@@ -95,6 +96,7 @@ impl<'a> Map<'a> {
             recap: plan.recap,
             tokens: size(1 + plan.patches)?,
             width: size(plan.width)?,
+            gathered: size(plan.gathered())?,
             stored: size(plan.stored())?,
             draws: size(plan.draws)?,
             picked: size(plan.picked)?,

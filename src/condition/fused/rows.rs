@@ -22,10 +22,10 @@ pub(super) fn forward<T: Real>(
     let map = Map::new(plan, choice)?;
     let affine = norm.map(|norm| Affine::<T>::new(norm, map.width)).transpose()?;
     let source = slices::view::<T>(tokens)?;
-    let mut hidden = Output::<T>::new(&[plan.batch * plan.stored(), plan.width])?;
+    let mut hidden = Output::<T>::new(&[plan.batch * plan.gathered(), plan.width])?;
     let rows = hidden.values()?;
     threads::rows(rows, map.width, TASK, |at, row| {
-        let (sample, stored) = (at / map.stored, at % map.stored);
+        let (sample, stored) = (at / map.gathered, at % map.gathered);
         let (first, count) = map.source(sample, stored);
         let behind = rows_of(source, sample * map.tokens + first, count, map.width);
         write(row, behind, affine.as_ref());

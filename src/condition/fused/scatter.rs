@@ -81,7 +81,7 @@ fn gather<T: Real>(map: &Map, rows: &Rows, at: usize, grad: &[T], out: &mut [T])
     out.fill(T::default());
     let mut any = false;
     let mut take = |row: usize| {
-        add(out, rows_of(grad, sample * map.stored + row, 1, map.width));
+        add(out, rows_of(grad, sample * map.gathered + row, 1, map.width));
         any = true;
     };
     match map.recap {
@@ -102,7 +102,7 @@ fn rows_behind(map: &Map, token: usize) -> Range<usize> {
         return 0..1;
     }
     let row = 1 + (token - 1) / map.window();
-    if row <= map.picked {
+    if row < map.gathered {
         row..row + 1
     } else {
         0..0
@@ -135,7 +135,7 @@ type Sample<'a> = (usize, (&'a mut [usize], &'a mut [usize]));
 /// The rows of each token under the random recap, in ascending order: one counting sort per sample.
 struct Rows {
     tokens: usize,
-    stored: usize,
+    gathered: usize,
     /// (B, 1+P + 1): where the rows of a token start and end among its sample's.
     bounds: Vec<usize>,
     /// (B, M)
@@ -144,17 +144,17 @@ struct Rows {
 
 impl Rows {
     fn new(map: &Map, batch: usize) -> Result<Self> {
-        let (tokens, stored) = (map.tokens, map.stored);
-        let mut rows = Rows { tokens, stored, bounds: Vec::new(), sorted: Vec::new() };
+        let (tokens, gathered) = (map.tokens, map.gathered);
+        let mut rows = Rows { tokens, gathered, bounds: Vec::new(), sorted: Vec::new() };
         if map.recap != Recap::Random {
             return Ok(rows);
         }
         rows.bounds.resize(batch * (tokens + 1), 0);
-        rows.sorted.resize(batch * stored, 0);
-        let samples = rows.bounds.chunks_mut(tokens + 1).zip(rows.sorted.chunks_mut(stored));
+        rows.sorted.resize(batch * gathered, 0);
+        let samples = rows.bounds.chunks_mut(tokens + 1).zip(rows.sorted.chunks_mut(gathered));
         threads::consume(samples.enumerate().collect(), |(sample, (bounds, sorted)): Sample| {
             let behind = |row: usize| Some(map.source(sample, row)).filter(|(_, count)| *count == 1);
-            for (token, _) in (0..stored).filter_map(behind) {
+            for (token, _) in (0..gathered).filter_map(behind) {
                 if let Some(count) = bounds.get_mut(token + 1) {
                     *count += 1;
                 }
@@ -165,7 +165,7 @@ impl Rows {
                 *bound = total;
             }
             let mut next = bounds.to_vec();
-            for row in 0..stored {
+            for row in 0..gathered {
                 let Some(at) = behind(row).and_then(|(token, _)| next.get_mut(token)) else { continue };
                 if let Some(slot) = sorted.get_mut(*at) {
                     *slot = row;
@@ -179,7 +179,7 @@ impl Rows {
     fn of(&self, sample: usize, token: usize) -> &[usize] {
         let at = sample * (self.tokens + 1) + token;
         let (Some(start), Some(end)) = (self.bounds.get(at), self.bounds.get(at + 1)) else { return &[] };
-        let base = sample * self.stored;
+        let base = sample * self.gathered;
         self.sorted.get(base + start..base + end).unwrap_or_default()
     }
 }
