@@ -27,15 +27,16 @@ def run(args: argparse.Namespace) -> int:
     """Run it; returns the exit code."""
     from diva_rs._base.files import make_folder, write_json
     from diva_rs.microworld.models import fresh
+    from diva_rs.microworld.pretrained import SHIPPED
     from lab.pretraining.data import Pixels
     from lab.pretraining.generated import Classifier, Decoded, generate, read, train_reader
-    from lab.world import SHIPPED, StudyWorld
+    from lab.world import StudyWorld
 
     folder = make_folder(args.output_dir)
     world = StudyWorld(args.world or SHIPPED)
     images = world.data.fitted(args.fitted)
     sizes = [len(words) for words in images.values.values()]
-    reader = fresh(args.seed, Classifier, sizes=sizes, side=world.side)
+    reader: Any = fresh(args.seed, Classifier, sizes=sizes, side=world.side)
     train_reader(
         reader, images, [Pixels(images), Pixels(Decoded(images, world.vae))], args.steps, seed=args.seed
     )

@@ -10,7 +10,16 @@ from torch import Tensor
 from diva_rs.captions import Vocabulary
 
 
-class Captioned(Protocol):
+class Images(Protocol):
+    """Images by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    # (B, 3, H, W) float32 in [0, 1].
+    def images(self, numbers: Sequence[int]) -> Tensor: ...
+
+
+class Captioned(Images, Protocol):
     """Images with captions and attribute labels. Another source with these members can replace the world.
 
     Attributes:
@@ -24,11 +33,6 @@ class Captioned(Protocol):
     subject: str
     vocabulary: Vocabulary
     first: int
-
-    def __len__(self) -> int: ...
-
-    # (B, 3, H, W) float32 in [0, 1].
-    def images(self, numbers: Sequence[int]) -> Tensor: ...
 
     # Ids (N, L) int64 of captions, the end token the highest, padding 0.
     def tokenizer(self, texts: Sequence[str]) -> Tensor: ...
@@ -66,7 +70,7 @@ class Pixels:
     torch.Size([2, 3, 48, 48])
     """
 
-    def __init__(self, dataset: Captioned, chunk: int = 1024) -> None:
+    def __init__(self, dataset: Images, chunk: int = 1024) -> None:
         parts = []
         for start in range(0, len(dataset), chunk):
             numbers = range(start, min(start + chunk, len(dataset)))

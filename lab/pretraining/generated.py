@@ -36,7 +36,7 @@ def generate(
     shape = (len(captions), config.in_channels, config.sample_size, config.sample_size)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     parts = []
-    for batch, texts in zip(latents.split(64), _chunks(captions, 64), strict=True):
+    for batch, texts in zip(torch.split(latents, 64), _chunks(captions, 64), strict=True):
         states = torch.cat([world.encode(texts), world.encode([""]).expand(len(texts), -1, -1)])
         for timestep in scheduler.timesteps:
             both = world.unet(torch.cat([batch, batch]), timestep, states).sample
@@ -141,7 +141,7 @@ def read(reader: Classifier, dataset: Captioned, images: Tensor) -> dict[str, fl
 
     An attribute counts where it applies: where its word is not empty.
     """
-    found = [torch.cat(parts) for parts in zip(*map(reader, images.split(256)), strict=True)]
+    found = [torch.cat(parts) for parts in zip(*map(reader, torch.split(images, 256)), strict=True)]
     scores = {}
     truths = dataset.labels(range(len(images))).T
     for (name, words), logits, truth in zip(dataset.values.items(), found, truths, strict=True):
