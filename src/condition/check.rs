@@ -22,7 +22,8 @@ pub(super) fn parameters(bridge: &Bridge, tokens: Option<&Tensor>) -> Result<Siz
     let sizes = all(bridge, tokens)?;
     let Recap::Class(count) = bridge.recap else { return Ok(sizes) };
     if sizes.channels % count != 0 {
-        let what = format!("the projector gives {} features, which {count} tokens do not share", sizes.channels);
+        let what =
+            format!("the projector gives {} features, which {count} tokens do not share", sizes.channels);
         return Err(DivaError::config(OP, what));
     }
     Ok(Sizes { channels: sizes.channels / count, ..sizes })

@@ -13,14 +13,8 @@ const CHANNELS: i64 = 6;
 const TEXT: i64 = 9;
 const WINDOW: i64 = 3;
 
-const RECAPS: [Recap; 6] = [
-    Recap::Class(1),
-    Recap::Class(2),
-    Recap::Random,
-    Recap::Windows(WINDOW),
-    Recap::All,
-    Recap::Text,
-];
+const RECAPS: [Recap; 6] =
+    [Recap::Class(1), Recap::Class(2), Recap::Random, Recap::Windows(WINDOW), Recap::All, Recap::Text];
 const JOINS: [TextJoin; 5] =
     [TextJoin::Add, TextJoin::Mean, TextJoin::Concat, TextJoin::Broadcast, TextJoin::None];
 
