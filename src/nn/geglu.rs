@@ -52,14 +52,12 @@ fn at_both(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     Ok(Tensor::f_cat(&[at_value, at_gate], -1)?)
 }
 
-/// The same without a copy: both parts are computed where they belong.
+/// The same without putting two results together: each part is written where it belongs.
 fn at_both_at_once(both: &Tensor, gradient: &Tensor) -> Result<Tensor> {
     let at = both.f_contiguous()?.f_empty_like()?;
-    let ((value, gate), (mut at_value, at_gate)) = (halves(both)?, halves(&at)?);
-    let _ = gate.f_gelu_out(&at_value, "none")?;
-    let _ = at_value.f_mul_(gradient)?;
-    let _ = gradient.f_mul_out(&at_gate, &value)?;
-    let _ = gate.f_gelu_backward_grad_input(&at_gate, &at_gate, "none")?;
+    let ((value, gate), (at_value, at_gate)) = (halves(both)?, halves(&at)?);
+    let _ = gradient.f_mul_out(&at_value, &gate.f_gelu("none")?)?;
+    let _ = gate.f_gelu_backward_grad_input(&at_gate, &gradient.f_mul(&value)?, "none")?;
     Ok(at)
 }
 

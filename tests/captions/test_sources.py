@@ -131,9 +131,9 @@ def test_sources_of_values_dicts_and_functions():
     "source, error, fault",
     [
         ([COLOUR], ConfigError, "contrast sets are a list"),
-        ({3: COLOUR}, DataError, "sample 3: ContrastSet.* is no list"),
-        (lambda key: None, DataError, "sample 3: None is no list"),
-        (lambda key: ["a", "b"], DataError, "sample 3: .* is no list"),
+        ({3: COLOUR}, DataError, "sample 3: ContrastSet.* is not a list"),
+        (lambda key: None, DataError, "sample 3: None is not a list"),
+        (lambda key: ["a", "b"], DataError, "sample 3: .* is not a list"),
     ],
 )
 def test_a_bad_source(source, error, fault):

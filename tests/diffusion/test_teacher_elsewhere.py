@@ -5,6 +5,8 @@ and an operation that mixes both raises.
 """
 
 import copy
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -29,11 +31,25 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> torch.device:
+def elsewhere() -> Iterator[torch.device]:
     import torch._lazy.ts_backend
 
     torch._lazy.ts_backend.init()
-    return torch.empty(0, device="lazy").device
+    # Its own split gives parts whose gradients are on the CPU: parts by slices instead.
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("split.Tensor", split, "AutogradLazy")
+    library.impl("split_with_sizes", split_with_sizes, "AutogradLazy")
+    yield torch.empty(0, device="lazy").device
+    library._destroy()
+
+
+def split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    return [x.narrow(dim, at, min(size, x.shape[dim] - at)) for at in range(0, x.shape[dim], size)]
+
+
+def split_with_sizes(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    starts = itertools.accumulate(sizes, initial=0)
+    return [x.narrow(dim, at, size) for at, size in zip(starts, sizes, strict=False)]
 
 
 def stirred_clip(dtype: torch.dtype) -> nn.Module:
