@@ -7,13 +7,15 @@
 
 use std::arch::x86_64::__cpuid_count;
 
-mod lanes; // vectors of 16 numbers, in three sets of instructions
+mod lanes; // what a kernel needs of a set of instructions
 mod pack; //  matrices in the order in which a product reads them
 mod product;
+mod sets; // AVX-512 with bf16, AVX-512, AVX2
 
-pub use lanes::{maximum, Avx2, Avx512, Avx512Bf16, Lanes, Number, LANES, ROWS};
+pub use lanes::{maximum, Lanes, Number, LANES, ROWS};
 pub use pack::{zeros, Columns, Pairs, Rows};
 pub use product::{product, Write};
+pub use sets::{Avx2, Avx512, Avx512Bf16};
 
 /// Whether the processor has instructions for whole tiles of bf16 (AMX), which libtorch's products use.
 pub fn multiplies_tiles() -> bool {

@@ -23,8 +23,7 @@ class Fields(Settings):
     """visual tokens: the class token alone, with random patches, with window means, with all patches, or
     none"""
     class_tokens: Count = 1
-    """tokens of the condition that the projector makes of the class token, with condition "class"; a denoiser
-    reads more of the class token from several"""
+    """tokens of the condition that the projector makes of the class token, if it stands alone"""
     choose: Whole | None = None
     """number of random patches"""
     density: Share | None = None
