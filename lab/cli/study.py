@@ -5,7 +5,7 @@ import argparse
 from lab.cli import ablate
 
 HELP = "train every arm of the study over several seeds and measure what each changes"
-USAGE = "python -m lab study --output-dir FOLDER [--arms methods] [--seeds N] [--split NAME ...] [options]"
+USAGE = "python -m lab study --output-dir FOLDER [--arms NAME] [--seeds N] [--split NAME ...] [options]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,9 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arms",
         dest="name",
-        choices=("study", "methods"),
+        choices=("study", "tokens", "methods"),
         default="study",
-        help="the recipe's arms and controls, or all published methods with theirs [default study]",
+        help="the recipe's arms and controls, several tokens of the class token, or all published methods [default study]",
     )
     ablate.add_settings(parser)
 

@@ -10,7 +10,7 @@ from diva_rs._base.settings import hint
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.statistics import Change, change
 from diva_rs.microworld.pretrained import SHIPPED
-from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, Arm
+from lab.study.arms import ABLATIONS, CAPTION_CHOICES, CAPTIONS, STUDY, TOKENS, Arm
 from lab.study.captions import accuracy, calibration, judge_images
 from lab.study.cost import judging
 from lab.study.curves import CURVES
@@ -43,6 +43,7 @@ _EVERY = {
     "captions": CAPTIONS,
     "caption-choices": CAPTION_CHOICES,
     "study": STUDY,
+    "tokens": TOKENS,
     "methods": METHODS,
     "method-choices": CHOICES,
 }

@@ -102,6 +102,14 @@ STUDY: dict[str, Arm] = {
     "supervised on detailed captions": Arm(supervised=True),
 }
 
+# Several condition tokens made of the class token, at settings that were chosen on the validation split.
+_LONG = {**BEST.fields, "batch": 48, "steps": 1800, "timestep_range": (400, 1000)}
+TOKENS: dict[str, Arm] = {
+    "one token": Arm(_LONG),
+    "four tokens": Arm({**_LONG, "class_tokens": 4}),
+    "four tokens, another image's": Arm({**_LONG, "class_tokens": 4}, mismatched=True),
+}
+
 # Caption feedback alone: no denoiser runs.
 _ALONE = {
     "denoising": 0.0,

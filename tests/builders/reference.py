@@ -41,7 +41,8 @@ class ReferenceStep:
         elif fields["condition"] == "class":
             local = local[:, :0]
         visual = self.projector(torch.cat([first[:, None], local], dim=1))
-        visual = visual.reshape(len(visual), -1, self.text.shape[2])  # several tokens of the class token
+        if fields["class_tokens"] > 1:
+            visual = visual.reshape(len(visual), fields["class_tokens"], -1)
         if fields["text"] == "add":
             return visual + self.text[:, : visual.shape[1]]
         if fields["text"] == "broadcast":
