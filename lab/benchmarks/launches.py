@@ -30,7 +30,7 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Views, allocations and what is done on the host launch nothing. A ``_foreach_`` operation counts once. A
     cast changes the dtype. The bytes of an operation are those of its
-    inputs and outputs.
+    inputs and outputs; a tensor that is only written counts once.
 
     >>> with Launches() as counted:
     ...     _ = torch.empty(2, device="meta").mul(2).view(1, 2).bfloat16()
@@ -48,7 +48,8 @@ class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        read, written = _tensors((args, kwargs or {})), _tensors(output)
+        written = _tensors(output)
+        read = _tensors(_read(func, args, kwargs or {}))
         if not all(map(_on_host, (*read, *written))) and not _is_view(func) and not name.startswith(_NOTHING):
             self.launches[name] += 1
             if name in ("_to_copy", "copy_") and len({one.dtype for one in (*read, *written)}) > 1:
@@ -159,6 +160,13 @@ _attention.register_autograd(
 
 def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+def _read(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments without those that are only written: ``out=``, and what is copied to or filled."""
+    written = {one.name for one in func._schema.arguments if one.is_out}
+    only = func.overloadpacket.__name__ in ("copy_", "zero_", "fill_")
+    return [*args[only:], *(value for name, value in kwargs.items() if name not in written)]
 
 
 def _on_host(tensor: Tensor) -> bool:

@@ -19,11 +19,12 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("published", "bf16", ("memory", "step", "peak", "launches"), 2, 12),
+    Part("published", "bf16", ("memory", "step", "peak", "launches", "optimizer"), 2, 12),
+    Part("published", "fp32", ("launches",), 1, 1),
+    Part("microworld", "fp32", ("reader",), 3, 2),
     Part("half", "bf16", ("memory", "step", "peak", "growth"), 2, 3),
     Part("microworld", "fp32", ("memory", "step", "peak", "recap", "ranks"), 5, 1, 3),
     Part("microworld", "bf16", ("memory", "step", "peak", "products"), 5, 1, 3),
-    Part("published", "fp32", ("launches",), 1, 1),
     Part("microworld", "fp32", ("growth", "draws"), 3, 1),
 )
 

@@ -21,12 +21,14 @@ from lab.benchmarks.launches import launches
 from lab.benchmarks.machine import stamp
 from lab.benchmarks.memory import memory
 from lab.benchmarks.models import Models, quiet
+from lab.benchmarks.optimizer import optimizer
 from lab.benchmarks.plot import figure, svg
 from lab.benchmarks.products import products
 from lab.benchmarks.ranks import ranks
 from lab.benchmarks.reader import reader
 from lab.benchmarks.sizes import Size, find
 from lab.benchmarks.table import page
+from lab.benchmarks.targets import targets
 
 FORMAT = "diva-rs bench 1"
 LINES, PAGE, PICTURE = "bench.jsonl", "bench.md", "bench.svg"
@@ -112,6 +114,10 @@ def _products(bench: _Bench) -> dict[str, Any]:
     return products(bench.models, bench.options.rounds)
 
 
+def _optimizer(bench: _Bench) -> dict[str, Any]:
+    return optimizer(bench.size, bench.options.rounds, bench.options.device)
+
+
 def _reader(bench: _Bench) -> dict[str, Any]:
     small = {"images": 2, "batch": 2, "sizes": ((64, 48),), "rows": 80} if bench.tiny else {}
     return reader(bench.options.rounds, **small)  # type: ignore[arg-type]
@@ -125,6 +131,7 @@ ROWS: dict[str, Callable[[_Bench], dict[str, Any]]] = {
     "recap": _recap,  # recap and assembly against plain indexing
     "launches": _launches,  # operations that launch a kernel on a GPU, casts and bytes, without a GPU
     "products": _products,  # bf16 matrices multiplied in bf16 and in float32, on a CPU
+    "optimizer": _optimizer,  # AdamW's update of the vision tower against torch's, in float32
     "draws": _draws,  # keyed draws against torch.randn and randint
     "reader": _reader,  # images/s of one core, and the latent cache; the same for all sizes and precisions
     "ranks": _ranks,  # two gloo ranks against one process of two threads (in float32, on CPU)
@@ -182,7 +189,7 @@ def append(record: dict[str, Any], folder: str | os.PathLike[str]) -> Path:
     place = make_folder(folder)
     records = [*read(place), record]
     write_text(place / LINES, "".join(json.dumps(r) + "\n" for r in records))
-    write_text(place / PAGE, page(records))
+    write_text(place / PAGE, page(records, targets(records)))
     if find_spec("matplotlib") is not None:
         picture = figure(records)
         if picture is not None:

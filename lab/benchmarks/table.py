@@ -7,9 +7,9 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def page(records: Sequence[Record]) -> str:
-    """All records, the newest first."""
-    lines = ["# Benchmark", "", *_INTRODUCTION, ""]
+def page(records: Sequence[Record], first: Sequence[str] = ()) -> str:
+    """The lines ``first``, then all records, the newest first."""
+    lines = ["# Benchmark", "", *_INTRODUCTION, "", *first, *[""] * bool(first)]
     for record in reversed(records):
         lines += [section(record), ""]
     return "\n".join(lines)
@@ -209,6 +209,20 @@ def _products(found: Record, rows: Record) -> list[str]:
     return ["bf16 matrices multiplied by bf16 instructions, or in float32:", "", *table(head, body)]
 
 
+def _optimizer(found: Record, rows: Record) -> list[str]:
+    times = found["contestants"]
+    body = [
+        [
+            name,
+            *(f"{1e3 * statistics.median(one[clock]):.1f}" for clock in ("wall", "cpu")),
+            f"{ratio(times, name, 'ours', 'cpu'):.2f}x",
+        ]
+        for name, one in times.items()
+    ]
+    told = f"AdamW's update of the vision tower's {found['parameters']:,} parameters, in float32:"
+    return [told, "", *table(["update", "median ms", "CPU ms", "of ours"], body)]
+
+
 def _reader(found: Record, rows: Record) -> list[str]:
     names = list(next(iter(found["sizes"].values())))
     body = []
@@ -239,6 +253,7 @@ _WRITERS = {
     "recap": _recap,
     "launches": _launches,
     "products": _products,
+    "optimizer": _optimizer,
     "draws": _draws,
     "reader": _reader,
     "ranks": _ranks,

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all",
         metavar="MINUTES",
         type=count,
-        help="all sizes, as much of them as so many minutes of two quiet cores allow (25 for everything)",
+        help="all sizes, as much of them as so many minutes of two quiet cores allow (27 for everything)",
     )
     parser.add_argument(
         "--size",
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rows",
         metavar="ROW",
         nargs="+",
-        help="step, peak, memory, growth, recap, launches, products, draws, ranks [default: these], reader",
+        help="step, peak, memory, growth, recap, launches, products, optimizer, draws, ranks "
+        "[default: these], reader",
     )
     parser.add_argument("--rounds", metavar="N", type=count, default=5, help="rounds per comparison [5]")
     parser.add_argument("--output", metavar="FOLDER", help="folder of bench.jsonl and bench.md")

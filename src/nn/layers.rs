@@ -41,7 +41,7 @@ impl Linear {
         if compute != kind || mixed {
             return mixed_linear(x, self, compute, kind);
         }
-        Ok(row_major(x)?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
+        Ok(row_major(x, kind)?.f_linear(&like(&self.weight, x)?, maybe_like(&self.bias, x)?)?)
     }
 
     /// Of `x` rounded to dtype `kind`, and in this dtype. The gradient at `x` is not rounded where products can give it so.
@@ -93,25 +93,25 @@ impl Conv2d {
         Ok(x.f_conv2d(&like(&self.weight, x)?, maybe_like(&self.bias, x)?, stride, padding, [1, 1], 1)?)
     }
 
-    /// The size of the output where a matrix product is the faster way: on a CPU, one image of few
-    /// pixels and a weight of tens of megabytes, which oneDNN's convolution would rearrange in
-    /// every call (benches/results/profile-cpu.md).
+    /// The size of the output where a matrix product is the faster way: on a CPU, few pixels and a
+    /// weight of tens of megabytes, which oneDNN's convolution would rearrange in every call
+    /// (benches/results/profile-cpu.md).
     fn few_pixels(&self, x: &Tensor) -> Result<Option<(i64, i64)>> {
         let ((batch, _, height, width), (_, _, kernel, _)) = (x.size4()?, self.weight.size4()?);
         let side = |length: i64| (length + 2 * self.padding - kernel) / self.stride + 1;
         let size = (side(height), side(width));
-        let few = batch == 1 && size.0 * size.1 <= 64 && self.weight.numel() >= 1 << 24;
+        let few = size.0 * size.1 <= 64 && batch * size.0 * size.1 <= 128 && self.weight.numel() >= 1 << 24;
         Ok((few && x.device() == Device::Cpu).then_some(size))
     }
 
-    /// weight (out, in kernel^2) times the patches of one image (in kernel^2, pixels).
+    /// weight (out, in kernel^2) times the patches of all images (in kernel^2, pixels).
     fn as_product(&self, x: &Tensor, (height, width): (i64, i64), bias: &Tensor) -> Result<Tensor> {
         let kernel = self.weight.size4()?.2;
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        let patches = x.f_im2col([kernel; 2], [1, 1], padding, stride)?.f_squeeze_dim(0)?;
+        let patches = x.f_im2col([kernel; 2], [1, 1], padding, stride)?.f_transpose(0, 1)?.f_flatten(1, 2)?;
         let weight = like(&self.weight, x)?.f_flatten(1, -1)?;
-        let pixels = bias.f_unsqueeze(1)?.f_addmm(&weight, &patches)?; // (out, pixels)
-        Ok(pixels.f_view([1, -1, height, width])?)
+        let pixels = bias.f_unsqueeze(1)?.f_addmm(&weight, &patches)?; // (out, batch pixels)
+        Ok(pixels.f_view([weight.size2()?.0, -1, height, width])?.f_transpose(0, 1)?.f_contiguous()?)
     }
 
     /// The gradient at the input of this `size`, given the one at the output, in its dtype.
@@ -132,8 +132,14 @@ impl Conv2d {
     }
 }
 
-/// torch.nn.LayerNorm over the last dimension. Half precisions are normalised in float32, as
-/// autocast does.
+/// The dtype of a norm's weights beside `x`: its own. libtorch computes with float32 inside, but on a CPU it keeps the
+/// statistics of a bf16 input for the backward pass in the dtype of the weights.
+fn of_norm(x: &Tensor) -> Result<Kind> {
+    let kind = x.f_kind()?;
+    Ok(if x.device() == Device::Cpu && kind == Kind::BFloat16 { Kind::Float } else { kind })
+}
+
+/// torch.nn.LayerNorm over the last dimension.
 pub struct LayerNorm {
     pub weight: Option<Tensor>,
     pub bias: Option<Tensor>,
@@ -148,10 +154,16 @@ impl LayerNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let kind = x.f_kind()?;
-        let wide = if kind == Kind::Double { x.shallow_clone() } else { x.f_to_kind(Kind::Float)? };
-        let (weight, bias) = (maybe_like(&self.weight, &wide)?, maybe_like(&self.bias, &wide)?);
-        Ok(wide.f_layer_norm([self.width], weight, bias, self.eps, true)?.f_to_kind(kind)?)
+        let (kind, of_weights) = (x.f_kind()?, of_norm(x)?);
+        let norm = |x: &Tensor| -> Result<Tensor> {
+            let cast =
+                |weight: &Option<Tensor>| weight.as_ref().map(|one| one.f_to_kind(of_weights)).transpose();
+            Ok(x.f_layer_norm([self.width], cast(&self.weight)?, cast(&self.bias)?, self.eps, true)?)
+        };
+        match self.weight {
+            None => Ok(norm(&x.f_to_kind(of_weights)?)?.f_to_kind(kind)?),
+            _ => norm(x),
+        }
     }
 }
 
@@ -170,7 +182,8 @@ impl GroupNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (like(&self.weight, x)?, like(&self.bias, x)?);
+        let kind = of_norm(x)?;
+        let (weight, bias) = (self.weight.f_to_kind(kind)?, self.bias.f_to_kind(kind)?);
         Ok(x.f_group_norm(self.groups, Some(weight), Some(bias), self.eps, true)?)
     }
 }
@@ -188,7 +201,7 @@ mod tests {
         {
             let (weight, bias) = (randn(&[4, 3, kernel, kernel]), randn(&[4]));
             let conv = Conv2d { weight, bias: Some(bias.shallow_clone()), stride, padding };
-            let x = randn(&[1, 3, side, side + 1]).set_requires_grad(true);
+            let x = randn(&[if side == 5 { 2 } else { 1 }, 3, side, side + 1]).set_requires_grad(true);
             let expected = conv.forward(&x)?;
             let (_, _, height, width) = expected.size4()?;
             let found = conv.as_product(&x, (height, width), &bias)?;
@@ -210,13 +223,14 @@ mod tests {
     }
 
     #[test]
-    fn a_product_takes_one_small_image_and_a_large_weight() -> Result<()> {
+    fn a_product_takes_small_images_and_a_large_weight() -> Result<()> {
         let zeros = |size: &[i64]| Tensor::zeros(size, (Kind::BFloat16, Device::Cpu));
         let conv =
             |inputs, stride| Conv2d { weight: zeros(&[1280, inputs, 3, 3]), bias: None, stride, padding: 1 };
         assert_eq!(conv(2560, 1).few_pixels(&zeros(&[1, 2560, 8, 8]))?, Some((8, 8)));
         assert_eq!(conv(2560, 2).few_pixels(&zeros(&[1, 2560, 16, 15]))?, Some((8, 8)));
-        for size in [[2, 2560, 8, 8], [1, 2560, 8, 9], [1, 1280, 8, 8]] {
+        assert_eq!(conv(2560, 1).few_pixels(&zeros(&[2, 2560, 8, 8]))?, Some((8, 8)));
+        for size in [[3, 2560, 8, 8], [1, 2560, 8, 9], [1, 1280, 8, 8]] {
             assert_eq!(conv(size[1], 1).few_pixels(&zeros(&size))?, None);
         }
         Ok(())

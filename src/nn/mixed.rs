@@ -24,7 +24,7 @@ pub fn mixed_linear(x: &Tensor, layer: &Linear, compute: Kind, output: Kind) -> 
             Some((weight, bias)) if weight.f_kind()? == compute => (weight, bias.as_ref()),
             _ => own,
         };
-        let (narrow, ready) = (row_major(&x.f_to_kind(output)?)?, cast(weight)?);
+        let (narrow, ready) = (row_major(x, output)?, cast(weight)?);
         let found = cast(&narrow)?.f_linear(&ready, bias.map(cast).transpose()?)?;
         let learns = at.requires_grad();
         let kept = OfLinear {
@@ -54,7 +54,7 @@ impl Backward for OfLinear {
         let wants = |index: usize| needed.get(index).copied().unwrap_or(false);
         let rows = |x: &Tensor| -> Result<Tensor> {
             let width = x.size().last().copied().unwrap_or(1);
-            Ok(x.f_reshape([-1, width])?.f_to_kind(self.compute)?)
+            Ok(row_major(x, self.compute)?.f_reshape([-1, width])?)
         };
         let at_output = rows(gradient)?;
         let at_x = |_| -> Result<Tensor> {

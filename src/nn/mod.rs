@@ -11,7 +11,10 @@ mod compute;
 mod geglu;
 mod layers;
 mod mixed;
+mod norm_silu;
 mod products;
+#[cfg(target_arch = "x86_64")]
+mod stored;
 mod weights;
 
 pub use activation::{narrow_silu, Activation};

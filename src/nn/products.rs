@@ -40,7 +40,9 @@ pub(super) fn compute_in(kind: Kind, x: &Tensor) -> Kind {
     }
 }
 
-/// Off the CPU, where each operation is a launch: with other strides libtorch adds a layer's bias by itself.
-pub(super) fn row_major(x: &Tensor) -> Result<Tensor> {
-    Ok(if x.device() == Device::Cpu { x.shallow_clone() } else { x.f_contiguous()? })
+/// `x` in dtype `kind`. Off the CPU, where each operation is a launch, also contiguous: with other strides libtorch adds a
+/// layer's bias by itself.
+pub(super) fn row_major(x: &Tensor, kind: Kind) -> Result<Tensor> {
+    let x = x.f_to_kind(kind)?;
+    Ok(if x.device() == Device::Cpu { x } else { x.f_contiguous()? })
 }

@@ -9,11 +9,13 @@ use std::arch::x86_64::__cpuid_count;
 
 mod lanes; // what a kernel needs of a set of instructions
 mod pack; //  matrices in the order in which a product reads them
+mod plain; // loops that the compiler makes vector instructions of
 mod product;
 mod sets; // AVX-512 with bf16, AVX-512, AVX2
 
 pub use lanes::{maximum, Lanes, Number, LANES, ROWS};
 pub use pack::{zeros, Columns, Pairs, Rows};
+pub use plain::{exp2, sigmoid, widest, Work};
 pub use product::{product, Write};
 pub use sets::{Avx2, Avx512, Avx512Bf16};
 

@@ -184,7 +184,7 @@ impl UNet2DCondition {
 
     /// The output of the last unit -> the prediction, without a learned variance.
     fn leave(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.conv_out.forward(&self.conv_norm_out.forward(x)?.f_silu()?)?;
+        let x = self.conv_out.forward(&self.conv_norm_out.silu(x, x.f_kind()?)?)?;
         Ok(x.f_narrow(1, 0, self.config.in_channels)?)
     }
 }

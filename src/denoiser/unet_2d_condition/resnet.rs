@@ -46,20 +46,24 @@ impl ResnetBlock {
         })
     }
 
-    /// x (B, C, h, w), time (B, T) after its SiLU -> (B, C', h, w). Norms, activations and sums in the dtype of `x`.
+    /// x (B, C, h, w), time (B, T) after its SiLU -> (B, C', h, w). The sum has the dtype of `x`, and
+    /// what lies between the convolutions that of their weights.
     pub fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
         let kind = self.conv1.weight.f_kind()?;
-        let hidden = self.conv1.forward(&narrow_silu(&self.norm1.forward(x)?, kind)?)?;
+        let hidden = self.conv1.forward(&self.norm1.silu(x, kind)?)?;
         let time = self.time_emb_proj.forward(time)?.f_unsqueeze(-1)?.f_unsqueeze(-1)?; // (B, C' | 2 C', 1, 1)
-        let hidden = match self.time_scale_shift {
-            TimeScaleShift::Default => self.norm2.forward(&hidden.f_add(&time)?)?,
+        let ready = match self.time_scale_shift {
+            TimeScaleShift::Default => {
+                self.norm2.silu(&hidden.f_add(&narrowed(&time, &self.conv1.weight)?)?, kind)?
+            }
             TimeScaleShift::ScaleShift => {
                 let half = time.size4()?.1 / 2;
                 let (scale, shift) = (time.f_narrow(1, 0, half)?, time.f_narrow(1, half, half)?);
-                self.norm2.forward(&hidden)?.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?
+                let normed = self.norm2.forward(&hidden)?;
+                narrow_silu(&normed.f_mul(&scale.f_add_scalar(1.0)?)?.f_add(&shift)?, kind)?
             }
         };
-        let hidden = self.conv2.forward(&narrow_silu(&hidden, kind)?)?;
+        let hidden = self.conv2.forward(&ready)?;
         let sum = match &self.conv_shortcut {
             Some(shortcut) => {
                 shortcut.forward(&narrowed(x, &shortcut.weight)?)?.f_to_kind(x.f_kind()?)?.f_add(&hidden)?

@@ -47,18 +47,19 @@ impl Transformer2D {
         self.layers.iter_mut().map(|layer| &mut layer.attn2)
     }
 
-    /// x (B, C, h, w) -> (B, C, h, w), in the dtype of `x`.
+    /// x (B, C, h, w) -> (B, C, h, w), in the dtype of `x`. What lies between the projections has the dtype of their
+    /// weights: its sums are few, and none of their roundings reaches the next block but as a part of one addend.
     pub fn forward(&self, x: &Tensor, given: &Given) -> Result<Tensor> {
         let (batch, channels, height, width) = x.size4()?;
         let kind = self.proj_in.weight.f_kind()?;
         let pixels = self.norm.forward(x)?.f_flatten(2, 3)?.f_transpose(1, 2)?; // (B, h w, C)
-        let mut hidden = self.proj_in.narrowed(&pixels, kind)?.f_to_kind(x.f_kind()?)?;
+        let mut hidden = self.proj_in.narrowed(&pixels, kind)?;
         for layer in &self.layers {
             hidden = layer.forward(&hidden, given)?;
         }
         // The sum takes the layout of `x`, which comes first: in that of `out`, channels last, every convolution to come
         // would rearrange its weights.
-        let out = self.proj_out.narrowed(&hidden, kind)?.f_transpose(1, 2)?; // (B, C, h w)
+        let out = self.proj_out.forward(&hidden)?.f_transpose(1, 2)?; // (B, C, h w)
         Ok(x.f_add(&out.f_reshape([batch, channels, height, width])?)?)
     }
 }

@@ -32,8 +32,9 @@ impl Resnet {
 
     /// (B, C, h, w) -> (B, C', h, w).
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.conv1.forward(&self.norm1.forward(x)?.f_silu_()?)?;
-        let hidden = self.conv2.forward(&self.norm2.forward(&hidden)?.f_silu_()?)?;
+        let kind = x.f_kind()?;
+        let hidden = self.conv1.forward(&self.norm1.silu(x, kind)?)?;
+        let hidden = self.conv2.forward(&self.norm2.silu(&hidden, kind)?)?;
         Ok(match &self.conv_shortcut {
             Some(shortcut) => shortcut.forward(x)?.f_add_(&hidden)?,
             None => x.f_add(&hidden)?,

@@ -109,7 +109,7 @@ impl AutoencoderEncoder {
             x = block.forward(x)?;
         }
         let x = self.mid_block.forward(&x)?;
-        let x = self.conv_out.forward(&self.conv_norm_out.forward(&x)?.f_silu()?)?;
+        let x = self.conv_out.forward(&self.conv_norm_out.silu(&x, x.f_kind()?)?)?;
         match &self.quant_conv {
             Some(quant_conv) => quant_conv.forward(&x),
             None => Ok(x),

@@ -10,18 +10,17 @@ use crate::torch::{Device, Kind, Tensor};
 use super::compute_of;
 use crate::autograd::{apply, Backward};
 use crate::error::Result;
+use crate::nn::stored::Stored;
 use crate::simd::{self, Avx2, Avx512, Avx512Bf16, Lanes, Rows};
 use crate::threads;
 
 mod backward;
 mod compiled; // both passes for each set of instructions
 mod forward;
-mod stored; //   matrices in memory, bf16 or float32
 
 use backward::{Gradients, Seen};
 use compiled::Compiled;
 use forward::{Head, Place};
-use stored::Stored;
 
 /// Queries that a thread takes at a time.
 const QUERIES: usize = 192;

@@ -1,4 +1,4 @@
-//! Matrices as tensors hold them.
+//! Tensors' numbers for kernels: bf16 or float32.
 
 use crate::torch::{Kind, Tensor};
 use half::f16;
