@@ -281,9 +281,9 @@ mod tests {
         crate::torch::manual_seed(0);
         let (double, wide, half) = (Kind::Double, Kind::Float, Kind::BFloat16);
         for (of_x, kind, bound) in
-            [(double, double, 1e-13), (wide, wide, 1e-6), (wide, half, 5e-3), (half, half, 5e-3)]
+            [(double, double, 1e-13), (wide, wide, 3e-6), (wide, half, 5e-3), (half, half, 5e-3)]
         {
-            for size in [[1, 4, 1, 1], [2, 6, 3, 5], [3, 64, 33, 47]] {
+            for size in [[1, 4, 1, 3], [2, 6, 3, 5], [3, 64, 33, 47]] {
                 let randn = |size: &[i64]| Tensor::randn(size, (double, Device::Cpu));
                 let given = randn(&size).f_mul_scalar(3.0)?.f_add_scalar(7.0)?.f_to_kind(of_x)?;
                 // Channels last, too.
