@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from diva_rs._native import View
+import diva_rs._native as _native
 from diva_rs.errors import ConfigError, a_type
 
-Term = Callable[[View], Tensor]
+Term = Callable[[_native.View], Tensor]
 
 # Other values in the logs have these names.
 _TAKEN = {"loss", "denoising", "contrast", "anchor", "grad_norm", "lr", "epoch", "samples", "step", "skipped"}
