@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-import diva_rs._native as _native
+from diva_rs._native import View  # part of the interface of a term
 from diva_rs.errors import ConfigError, a_type
 
-Term = Callable[[_native.View], Tensor]
+Term = Callable[[View], Tensor]
 
 # Other values in the logs have these names.
 _TAKEN = {"loss", "denoising", "contrast", "anchor", "grad_norm", "lr", "epoch", "samples", "step", "skipped"}
