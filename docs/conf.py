@@ -99,6 +99,13 @@ def _members(module: str) -> str:
         shown.append(f":py:obj:`{name} <{module}.{name}>`")
         lines.append(f".. auto{'exception' if fault else kind}:: {module}.{name}")
         lines += ["   :no-value:", ""] if kind == "data" and "<function" in repr(value) else []
+        if kind == "class" and not fault:  # the members of bases without an entry are those of the class
+            others = [
+                base.__name__
+                for base in value.__mro__[1:]
+                if base.__name__ in names or not base.__module__.startswith("diva_rs.")
+            ]
+            lines += [f"   :inherited-members: {', '.join(others)}", ""]
     about = [f".. automodule:: {module}", "   :no-members:", "", " · ".join(shown), ""]
     return "\n".join(["```{eval-rst}", *about, *lines, "```"])
 

@@ -7,6 +7,9 @@ use crate::torch::{Kind, TchError, Tensor};
 
 pub type Result<T> = std::result::Result<T, DivaError>;
 
+/// Called between the parts of a long computation; its error ends the computation.
+pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
+
 #[derive(Debug, thiserror::Error)]
 pub enum DivaError {
     /// A tensor of the wrong rank or size.

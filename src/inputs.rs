@@ -7,7 +7,7 @@ use crate::torch::kind::Element;
 use crate::torch::{no_grad_guard, Kind, Tensor};
 
 use crate::draws::{pooled_noise, posterior_noise, DrawPlan, TokenRule};
-use crate::error::{DivaError, Result};
+use crate::error::{DivaError, Poll, Result};
 use crate::feedback::{Keyed, SampleData, Targets};
 use crate::pixels::{Convention, Pixels, Size};
 use crate::slices;
@@ -70,9 +70,6 @@ impl Batch {
         Keyed { keys: self.keys.clone(), epoch: self.epoch }
     }
 }
-
-/// Called between the parts of a step; its error ends the step.
-pub type Poll<'a> = &'a dyn Fn() -> Result<()>;
 
 /// Makes the tensors of a step.
 pub struct Reader {

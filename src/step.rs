@@ -12,9 +12,8 @@ use crate::torch::{no_grad_guard, Tensor};
 use crate::autograd::pull::push;
 use crate::autograd::set_grad;
 use crate::condition::{embed, Head};
-use crate::error::{DivaError, Result};
+use crate::error::{DivaError, Poll, Result};
 use crate::feedback::{part, Feedback, LossAndGrad, Losses, Make, SampleData, Samples, TermGrads};
-use crate::inputs::Poll;
 use crate::nn::Wide;
 
 /// The student: the vision tower of a CLIP.

@@ -2,9 +2,9 @@
 
 use crate::torch::{no_grad_guard, Tensor};
 
-use crate::error::{DivaError, Result};
+use crate::error::{DivaError, Poll, Result};
 use crate::feedback::Losses;
-use crate::inputs::{Batch, Poll, Reader};
+use crate::inputs::{Batch, Reader};
 use crate::nn::Wide;
 use crate::optim::Optimizer;
 use crate::step::Step;

@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="name",
         choices=("study", "tokens", "methods"),
         default="study",
-        help="the recipe's arms and controls, several tokens of the class token, or all published methods [default study]",
+        help="the recipe's arms and controls, several tokens of the class token, or all published methods "
+        "[default study]",
     )
     ablate.add_settings(parser)
 

@@ -6,8 +6,7 @@ use super::denoise::Distance;
 use super::limit::enough;
 use super::teacher::Teacher;
 use crate::denoiser::{Denoiser, KeysValues, Query};
-use crate::error::{DivaError, Result};
-use crate::inputs::Poll;
+use crate::error::{DivaError, Poll, Result};
 use crate::schedule::Noised;
 use crate::slices;
 

@@ -166,12 +166,6 @@ def tiny_pipeline(kind="sd1"):
     )
 
 
-def relative_error(ours, reference):
-    """Largest difference over the largest reference value; shape and dtype must be the same."""
-    assert ours.shape == reference.shape and ours.dtype == reference.dtype
-    return ((ours - reference).abs().max() / reference.abs().max()).item()
-
-
 def teacher_inputs(channels, positions, width, dtype, batch=3, side=8):
     """(noisy, timesteps, condition): the condition is a leaf."""
     generator = torch.Generator().manual_seed(5)

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from builders.changes import random_weights
 from builders.diffusion import tiny_dit
 from diva_rs._native import Network
 from diva_rs.diffusion import NativePlan
@@ -32,22 +33,6 @@ VARIANTS = {
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     return random_weights(tiny_dit(same_tables=False, **VARIANTS[name])).to(dtype).eval()
-
-
-def random_weights(module: nn.Module) -> nn.Module:
-    """All weights drawn anew, so that none is 0 or 1 and none equals that of another block."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.ndim > 1:
-                noise /= weight[0].numel() ** 0.5
-            elif "norm3.weight" in name:
-                noise = 1 + noise / 4
-            else:
-                noise /= 4
-            weight.copy_(noise)
-    return module
 
 
 def widened(dit: nn.Module) -> nn.Module:

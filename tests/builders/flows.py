@@ -8,8 +8,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from builders.changes import random_weights
 from builders.diffusion import tiny_text_encoder, tiny_tokenizer, tiny_vae
-from builders.dits import random_weights
 from builders.mmdits import FLUX, SD3
 
 TOKENS, POOLED, T5 = 24, 16, 24

@@ -7,7 +7,7 @@ import torch
 from diffusers import FluxPipeline
 from torch import Tensor, nn
 
-from builders.dits import random_weights
+from builders.changes import random_weights
 from diva_rs._native import Network
 from diva_rs.diffusion import NativePlan
 from diva_rs.native.mmdit import MMDIT

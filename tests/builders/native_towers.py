@@ -27,11 +27,6 @@ def as_the_original(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cls.forward, "__module__", "clip.model")
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours.detach().double() - theirs.detach().double()).norm() / theirs.detach().double().norm())
-
-
 def build(tower: Tower, weights: dict[str, Tensor] | None = None, **fields: Any) -> Any:
     config, own = describe(tower)
     merged = {**config, "compute": None, "checkpoint": False, **fields}

@@ -158,11 +158,6 @@ def stirred(module: Any, seed: int = 1) -> Any:
     return module
 
 
-def error(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
-
-
 def stirred_slightly(module: Any) -> Any:
     """Norms away from one and zero; the other weights are random already, and sized for the depth."""
     with torch.no_grad():

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import diva_rs
+from builders.changes import relative_error
 from builders.diffusion import (
     TEXT_WIDTH,
     direct_call,
-    relative_error,
     tiny_dit,
     tiny_pipeline,
     tiny_scheduler,

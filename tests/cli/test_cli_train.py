@@ -67,7 +67,7 @@ def test_an_output_folder_that_holds_something_is_not_overwritten(trained, comma
     assert (folder / "note").read_text() == "mine"
 
 
-def test_a_folder_that_holds_a_run_goes_on(trained, command, tmp_path):
+def test_a_run_in_the_folder_is_resumed(trained, command, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
     assert main(command) == 0

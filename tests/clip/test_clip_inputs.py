@@ -10,6 +10,7 @@ import torch
 import transformers
 from torch import nn
 
+from builders.changes import Twice
 from builders.clips import IMAGE, clip_variants, pixels
 from diva_rs.clip import adapt
 from diva_rs.errors import ConfigError, ShapeError
@@ -138,10 +139,6 @@ def test_open_clips_own_lock_counts_as_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["open_clip-gelu", "openai"])
 def test_a_computed_projection_is_named(name: str) -> None:
-    class Twice(nn.Module):
-        def forward(self, weight: torch.Tensor) -> torch.Tensor:
-            return 2 * weight
-
     model = VARIANTS[name]()
     nn.utils.parametrize.register_parametrization(model.visual, "proj", Twice())
     with pytest.raises(ConfigError, match=r"visual\.proj is not a leaf parameter.*remove_parametrizations"):
@@ -185,7 +182,7 @@ def test_other_chance_in_train_mode_is_pointed_out_once() -> None:
     "shape",
     [(3, 32, 32), (1, 1, 3, 32, 32), (1, 4, 32, 32), (1, 3, 32, 40), (1, 3, 64, 64), (0, 3, 32, 32)],
 )
-def test_pixels_of_a_wrong_shape_are_told_the_right_one(name: str, shape: tuple[int, ...]) -> None:
+def test_an_error_about_pixels_names_the_right_shape(name: str, shape: tuple[int, ...]) -> None:
     said = rf"pixels is {re.escape(str(shape))}, but this .* takes \(B, 3, 32, 32\) with B > 0"
     with pytest.raises(ShapeError, match=said):
         adapt(VARIANTS[name]()).tokens(torch.zeros(shape))

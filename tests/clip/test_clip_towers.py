@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from builders import openai_clip
+from builders.changes import Twice, relative_error
 from builders.clips import EMBED, clip_variants, library_embedding, library_patches, pixels
 from diva_rs.clip import adapt
 
@@ -15,11 +16,6 @@ pytestmark = pytest.mark.parity
 
 VARIANTS = clip_variants()
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
-    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
 def gradients(model: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor]:
@@ -42,7 +38,7 @@ def test_embedding_patches_and_every_gradient_equal_the_librarys(name: str, dtyp
     ours = [tower.embed(tokens), tower.project(tokens[:, 1:])]
     theirs = [library_embedding(model, images), library_patches(model, images)]
     for mine, reference in zip(ours, theirs, strict=True):
-        assert relative(mine, reference) <= TOLERANCE[dtype]
+        assert relative_error(mine, reference) <= TOLERANCE[dtype]
     mine, reference = gradients(model, ours), gradients(model, theirs)
     assert mine.keys() == reference.keys()
     largest = max(float(g.abs().max()) for g in reference.values())
@@ -84,7 +80,7 @@ def test_frozen_copy_stays_as_the_model_was(name: str) -> None:
         for parameter in tower.named_parameters().values():
             parameter.mul_(1.5)
     moved = tower.embed(tower.tokens(images))
-    assert relative(twin.embed(twin.tokens(images)), before) <= 1e-6 < relative(moved, before)
+    assert relative_error(twin.embed(twin.tokens(images)), before) <= 1e-6 < relative_error(moved, before)
     assert not twin.tokens(images).requires_grad
 
 
@@ -138,10 +134,6 @@ def test_parametrised_norms_and_adapted_projections_are_applied_inside_the_token
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + x[..., : self.out_features]
 
-    class Twice(nn.Module):
-        def forward(self, weight: Tensor) -> Tensor:
-            return 2 * weight
-
     model = VARIANTS["transformers-clip"](torch.float64)
     adapted = Adapted(32, EMBED, bias=False).double()
     model.visual_projection = adapted
@@ -152,7 +144,7 @@ def test_parametrised_norms_and_adapted_projections_are_applied_inside_the_token
         tower, images = adapt(clip), pixels(clip, dtype=torch.float64)
         assert tower.norm is None
         ours, theirs = tower.embed(tower.tokens(images)), library_embedding(clip, images)
-        assert relative(ours, theirs) <= 1e-12
+        assert relative_error(ours, theirs) <= 1e-12
         reached = gradients(clip, [theirs]).keys()
         assert gradients(clip, [ours]).keys() == reached == tower.named_parameters().keys()
 
@@ -164,11 +156,11 @@ def test_the_openai_stand_in_computes_what_open_clip_makes_of_its_weights() -> N
     # The converter rounds weights to half precision.
     converted.visual.load_state_dict(original.visual.state_dict())
     images = pixels(original)
-    assert relative(original.encode_image(images), converted.encode_image(images)) <= 1e-5
+    assert relative_error(original.encode_image(images), converted.encode_image(images)) <= 1e-5
     ours, theirs = adapt(original), adapt(converted)
     assert (ours.family, theirs.family) == ("openai", "open_clip")
     assert ours.named_parameters().keys() == theirs.named_parameters().keys()
-    assert relative(ours.tokens(images), theirs.tokens(images)) <= 1e-5
+    assert relative_error(ours.tokens(images), theirs.tokens(images)) <= 1e-5
 
 
 def test_blocks_that_run_batch_first_are_fed_batch_first() -> None:
@@ -177,7 +169,7 @@ def test_blocks_that_run_batch_first_are_fed_batch_first() -> None:
     expected = adapt(model).tokens(images)
     for block in model.visual.transformer.resblocks:
         block.attn.batch_first = True
-    assert relative(adapt(model).tokens(images), expected) <= 1e-5
+    assert relative_error(adapt(model).tokens(images), expected) <= 1e-5
 
 
 def test_open_clip_without_a_separate_embedding_step_gives_the_same_tokens(

@@ -54,7 +54,7 @@ def test_a_part_that_is_none_counts_as_absent():
     assert batch.pixel_values is batch.latents is batch.ids is None
 
 
-def test_source_prefers_images_and_knows_pixel_values_are_normalised():
+def test_source_prefers_images_and_declares_pixel_values_normalised():
     assert Batch(images=IMAGES, pixel_values=IMAGES * 2).source("symmetric") == (IMAGES, "symmetric")
     values = IMAGES * 2
     assert Batch(pixel_values=values).source("unit") == (values, "clip")

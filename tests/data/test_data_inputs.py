@@ -156,7 +156,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
         decode(encoded(), "x.jpg", max_pixels=100)
 
 
-def test_truncation_is_seen_even_where_pillow_is_told_to_ignore_it(monkeypatch):
+def test_truncation_is_seen_even_where_pillow_is_set_to_ignore_it(monkeypatch):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(DataError, match=r"x.jpg: truncated image"):
         decode(encoded()[:-200], "x.jpg")

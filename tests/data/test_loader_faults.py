@@ -76,7 +76,7 @@ def shards(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_over_shards_goes_on_to_the_same_bits(teacher, shards, workers):
+def test_a_run_over_shards_resumes_to_the_same_bits(teacher, shards, workers):
     def loader():
         return shard_loader(f"{shards}/{{0..2}}.tar", 2, SIDE, workers)
 

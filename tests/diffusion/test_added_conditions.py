@@ -5,10 +5,10 @@ import pytest
 import torch
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 
+from builders.changes import relative_error
 from builders.diffusion import (
     TEXT_WIDTH,
     loss_of,
-    relative_error,
     teacher_inputs,
     tiny_pipeline,
     tiny_scheduler,

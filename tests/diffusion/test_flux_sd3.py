@@ -10,7 +10,8 @@ from torch import Tensor
 
 import diva_rs
 from builders import small
-from builders.diffusion import loss_of, relative_error
+from builders.changes import relative_error
+from builders.diffusion import loss_of
 from builders.flows import (
     POOLED,
     TOKENS,

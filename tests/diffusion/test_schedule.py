@@ -87,16 +87,6 @@ def test_noise_and_targets_are_equal_bit_for_bit(beta_schedule, zero_snr, predic
     assert torch.equal(model_timesteps, timesteps)
 
 
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_batches_larger_than_a_block_of_the_fused_pass(prediction):
-    ours, theirs = pair("scaled_linear", 1000, False, prediction)
-    latents, noise, timesteps = batch((3, 3, 96, 96), torch.float32, 1000)
-    noisy, target, _ = ours.add_noise(latents, noise, timesteps)
-    assert torch.equal(noisy, theirs.add_noise(latents, noise, timesteps))
-    if prediction == "v_prediction":
-        assert torch.equal(target, theirs.get_velocity(latents, noise, timesteps))
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_known_scheduler(scheduler, prediction):
@@ -181,34 +171,6 @@ def test_min_snr_weights_of_flow_matching():
     expected = ((1 - sigma) / sigma).square().clamp_max(5.0) * sigma**2
     weights = ours.weights(torch.arange(1000), 5.0, torch.empty(1))
     torch.testing.assert_close(weights.double(), expected, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("prediction", [*PREDICTIONS, "flow"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_generic_path_equals_the_fused_one(prediction, dtype):
-    if prediction == "flow":
-        ours = schedule_from_scheduler(diffusers.FlowMatchEulerDiscreteScheduler())
-    else:
-        ours = pair("scaled_linear", 1000, False, prediction)[0]
-    latents, noise, timesteps = batch((3, 4, 6, 5), dtype, 1000)
-    noisy, target, model_timesteps = ours.add_noise(latents, noise, timesteps)
-    last = {"memory_format": torch.channels_last}
-    for x, e in [
-        (latents.to(**last), noise.to(**last)),
-        (latents, noise.to(**last)),
-        (latents.to(**last), noise),
-    ]:
-        assert not (x.is_contiguous() and e.is_contiguous())
-        again = ours.add_noise(x, e, timesteps)
-        assert torch.equal(again[0], noisy) and torch.equal(again[1], target)
-    # One draw of several, as the step hands it over.
-    draws, indices = torch.stack([noise, latents], dim=1), torch.stack([timesteps, timesteps.flip(0)], dim=1)
-    again = ours.add_noise(latents, draws[:, 0], indices[:, 0])
-    assert (
-        torch.equal(again[0], noisy)
-        and torch.equal(again[1], target)
-        and torch.equal(again[2], model_timesteps)
-    )
 
 
 @pytest.mark.parametrize("host_timesteps", [False, True])

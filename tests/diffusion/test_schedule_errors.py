@@ -11,26 +11,14 @@ from diva_rs.diffusion.schedule import schedule_from_scheduler
 pytestmark = pytest.mark.hostile
 
 
-def test_unknown_predictions():
-    table = torch.linspace(0.9, 0.1, 5)
-    with pytest.raises(ConfigError, match=r'"v" is not one of "epsilon", "v_prediction", "sample", "flow"'):
-        Schedule.from_alphas_cumprod(table, "v")
-    with pytest.raises(ConfigError, match=r"use Schedule\.flow"):
-        Schedule.from_alphas_cumprod(table, "flow")
-
-
 def test_bad_tables():
     table = torch.linspace(0.9, 0.1, 5)
     with pytest.raises(ShapeError, match=r"`alphas_cumprod` has shape \[1, 5\], expected \(T,\)"):
         Schedule.from_alphas_cumprod(table[None])
     with pytest.raises(ShapeError, match="`alphas_cumprod` is BFloat16, expected float32 or float64"):
         Schedule.from_alphas_cumprod(table.bfloat16())
-    with pytest.raises(ConfigError, match="alphas_cumprod increases at timestep 1"):
-        Schedule.from_alphas_cumprod(table.flip(0))
     with pytest.raises(ConfigError, match=r"sigmas\[0\] is 1\.5"):
         Schedule.flow(torch.tensor([1.5, 0.5]))
-    with pytest.raises(ConfigError, match="rise or fall strictly"):
-        Schedule.flow(torch.tensor([0.5, 0.5]))
     with pytest.raises(ConfigError, match="see sigmas"):
         _ = Schedule.flow(table).alphas_cumprod
     with pytest.raises(ConfigError, match="see alphas_cumprod"):

@@ -6,12 +6,12 @@ import diffusers
 import pytest
 import torch
 
+from builders.changes import relative_error
 from builders.diffusion import (
     TEXT_WIDTH,
     UNETS,
     direct_call,
     loss_of,
-    relative_error,
     teacher_inputs,
     tiny_dit,
     tiny_pipeline,

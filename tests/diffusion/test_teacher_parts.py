@@ -6,10 +6,10 @@ import diffusers
 import pytest
 import torch
 
+from builders.changes import relative_error
 from builders.diffusion import (
     TEXT_WIDTH,
     direct_call,
-    relative_error,
     teacher_inputs,
     tiny_dit,
     tiny_pipeline,

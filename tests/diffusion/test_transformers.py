@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from builders import small
-from builders.diffusion import loss_of, relative_error, teacher_inputs
-from builders.dits import random_weights
+from builders.changes import random_weights, relative_error
+from builders.diffusion import loss_of, teacher_inputs
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.errors import ConfigError, ShapeError
 

@@ -51,7 +51,7 @@ def of_model(root, dataset, clip=None, run=zero_shot, **settings):
     return run(clip, clip_pixels, texts.tokenize, root, dataset, **{**QUIET, **settings})[dataset]
 
 
-def test_a_planted_model_scores_what_it_knows(tmp_path):
+def test_a_planted_model_scores_what_was_planted(tmp_path):
     root = shapes_folder(tmp_path, labels=[0, 1, 2, 3, 3, 3, 2, 0])
     clip = ColourCLIP(confused={"grey": "red"}).train()
     result = planted(root, "wds/shapes", clip=clip)
@@ -114,7 +114,7 @@ def test_clip_benchmarks_own_converter_writes_what_is_read(tmp_path):
     assert (score.value, score.items) == (100, 4)
 
 
-def test_a_data_set_that_clip_benchmark_knows_as_a_folder(tmp_path, caplog):
+def test_a_data_set_that_clip_benchmark_reads_as_a_folder(tmp_path, caplog):
     # fer2013: an image folder of seven classes under root/test, with clip-benchmark's names for them.
     for number, name in enumerate(["angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"]):
         folder = tmp_path / "fer2013" / "test" / name
@@ -151,7 +151,7 @@ def test_a_shard_that_would_not_be_read_is_an_error(tmp_path):
         planted(tmp_path, "wds/shapes")
 
 
-def test_retrieval_finds_what_a_planted_model_knows(tmp_path):
+def test_retrieval_finds_what_was_planted(tmp_path):
     root = captions_folder(tmp_path)
     known = planted(root, "wds/captions", run=retrieval, recall=(1, 2))["wds/captions"]
     names = [f"{side}_retrieval_recall@{k}" for side in ("image", "text") for k in (1, 2)]

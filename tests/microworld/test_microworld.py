@@ -109,7 +109,7 @@ def test_objects_keep_clear_of_the_frame_and_of_the_letter():
         assert np.ptp(rows) < 12 and np.ptp(columns) < 12  # only the letter changed
 
 
-def test_captions_name_what_they_are_asked_to():
+def test_captions_name_the_attributes_given():
     fish = Scene(object=3, colour=2, count=1)
     assert caption(fish) == "a photo of a fish"
     assert caption(fish, ["count", "colour"]) == "a photo of a fish numbering two coloured blue"
@@ -119,7 +119,7 @@ def test_captions_name_what_they_are_asked_to():
         caption(fish, ["color"])
 
 
-def test_short_captions_name_an_attribute_as_often_as_asked():
+def test_short_captions_name_an_attribute_at_the_rate_given():
     named = [len(short_caption(Scene(), 0.2, (9, n)).split()) // 2 - 2 for n in range(2000)]
     assert abs(np.mean(named) - 0.2 * len(DETAILS)) < 5 * np.sqrt(9 * 0.2 * 0.8 / 2000)
     assert short_caption(Scene(), 0.0, (9, 0)) == caption(Scene())
@@ -177,7 +177,7 @@ class Knowing(nn.Module):
         return torch.stack(codes)
 
 
-def test_mini_mmvp_scores_exactly_what_a_model_knows():
+def test_mini_mmvp_scores_exactly_what_was_planted():
     world = World("validation", 36)
     result = mini_mmvp(Knowing(world, 4, {"colour", "glyph"}), world, 4)
     known = {"Color and Appearance": 100.0, "Texts": 100.0}

@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 
+from builders.changes import error, random_weights
 from builders.clips import clip_variants
 from builders.diffusion import tiny_dit
 from builders.dits import (
@@ -19,12 +20,10 @@ from builders.dits import (
     build,
     inputs,
     native_dit,
-    random_weights,
     theirs,
     through,
     widened,
 )
-from builders.unets import error
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.native import NotNative
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from builders.changes import error
 from builders.dits import inputs, native_dit, theirs, through
 from builders.figures import note
-from builders.unets import error
 from diva_rs import Teacher
 from diva_rs.native import native_denoiser
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from builders.changes import error
 from builders.dits import through, widened
 from builders.mmdits import VARIANTS, build, cls_of, inputs, native_mmdit, theirs, widths
-from builders.unets import error
 
 pytestmark = pytest.mark.parity
 

@@ -7,6 +7,7 @@ import pytest
 from torch import Tensor, nn
 
 from builders import dits
+from builders.changes import setting
 from builders.mmdits import FLUX, SD3, build, inputs, native_mmdit
 from diva_rs import _native
 from diva_rs.diffusion import NativePlan
@@ -37,13 +38,6 @@ def test_other_options_are_refused_with_the_reason(name: str) -> None:
         native_mmdit(model.eval())
 
 
-def _set(path: str, name: str, value: object) -> Callable[[nn.Module], None]:
-    def change(model: nn.Module) -> None:
-        setattr(model.get_submodule(path), name, value)
-
-    return change
-
-
 def _sliced(model: nn.Module) -> None:
     del model.single_transformer_blocks[1]
 
@@ -63,13 +57,13 @@ REFUSED = {
         lambda model: model.proj_out.register_forward_hook(print) and None,
         "proj_out has a forward hook",
     ),
-    "layer": (_set(f"{_BLOCK}.ff.net", "1", nn.SiLU()), r"ff.net.1 is a .*SiLU, not a .*Dropout"),
+    "layer": (setting(f"{_BLOCK}.ff.net.1", nn.SiLU()), r"ff.net.1 is a .*SiLU, not a .*Dropout"),
     "fewer-blocks": (_sliced, "single_transformer_blocks.1.* is missing"),
-    "more-layers": (_set(_BLOCK, "more", nn.SiLU()), "transformer_blocks.0.more is too many"),
-    "eps": (_set(f"{_BLOCK}.norm2", "eps", 1e-3), "transformer_blocks.0.norm2.eps is not 1e-06"),
-    "heads": (_set(f"{_BLOCK}.attn", "heads", 4), "transformer_blocks.0.attn.heads is not 2"),
-    "theta": (_set("pos_embed", "theta", 500), "pos_embed.theta is not 10000"),
-    "gelu": (_set(f"{_BLOCK}.ff.net.0", "approximate", "none"), "ff.net.0.approximate is not 'tanh'"),
+    "more-layers": (setting(f"{_BLOCK}.more", nn.SiLU()), "transformer_blocks.0.more is too many"),
+    "eps": (setting(f"{_BLOCK}.norm2.eps", 1e-3), "transformer_blocks.0.norm2.eps is not 1e-06"),
+    "heads": (setting(f"{_BLOCK}.attn.heads", 4), "transformer_blocks.0.attn.heads is not 2"),
+    "theta": (setting("pos_embed.theta", 500), "pos_embed.theta is not 10000"),
+    "gelu": (setting(f"{_BLOCK}.ff.net.0.approximate", "none"), "ff.net.0.approximate is not 'tanh'"),
     "fused": (_fuse, "transformer_blocks.0.attn.to_.*qkv is too many"),
     "processor": (
         lambda model: model.set_attn_processor(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from builders.changes import error
 from builders.dits import through
 from builders.figures import note
 from builders.mmdits import inputs, native_mmdit, theirs, widths
-from builders.unets import error
 from diva_rs import Teacher
 from diva_rs.native import native_denoiser
 

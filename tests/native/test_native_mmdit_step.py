@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.changes import error
 from builders.clips import clip_variants
 from builders.dits import through
 from builders.flows import POOLED, TOKENS, flow_scheduler, tiny_flux, tiny_sd3
-from builders.unets import error
 from diva_rs import Recipe, Teacher, Trainer
 from diva_rs.native import native_denoiser
 

@@ -101,7 +101,7 @@ def test_a_refused_batch_leaves_what_was_accumulated():
     trainer.apply()
 
 
-def test_native_backend_wants_a_native_vae():
+def test_native_backend_needs_a_native_vae():
     teacher = small_teacher()
     teacher.vae.enable_tiling()
     trainer = Trainer(small_clip(), teacher, Recipe(backend="native"))

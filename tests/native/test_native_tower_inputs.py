@@ -7,10 +7,11 @@ import open_clip
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 
+from builders.changes import Adapted, Twice, error
 from builders.clips import clip_variants, pixels
-from builders.native_towers import as_the_original, build, relative
+from builders.native_towers import as_the_original, build
 from diva_rs import _native
 from diva_rs.clip import adapt
 from diva_rs.errors import ConfigError, ShapeError
@@ -81,18 +82,6 @@ def test_a_model_that_is_cast_later_is_noticed() -> None:
     model.double()
     with pytest.raises(ConfigError, match="cast from Float to Double after"):
         native.tokens(pixels(model))
-
-
-class Adapted(nn.Linear):
-    """As a low-rank adapter: computes more than its weight says."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-class Twice(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
 
 
 def _set(path: str, make: Callable[[], Any]) -> Callable[[Any], Any]:
@@ -182,7 +171,7 @@ def test_dropout_at_rest_is_no_reason_to_refuse() -> None:
     _patch_dropout(model.visual)
     model.visual.patch_dropout.eval()
     tower, images = adapt(model), pixels(model, dtype=torch.float64)
-    assert relative(native_tower(tower).tokens(images), tower.tokens(images)) <= 1e-10
+    assert error(native_tower(tower).tokens(images), tower.tokens(images)) <= 1e-10
 
 
 def test_hooks_on_all_modules_and_replaced_classes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +210,7 @@ def test_norms_in_float32_are_native_up_to_float32() -> None:
         if type(module) is open_clip.transformer.LayerNorm:
             module.__class__ = open_clip.transformer.LayerNormFp32
     tower, images = adapt(model), pixels(model)
-    assert relative(native_tower(tower).tokens(images), tower.tokens(images)) <= 1e-5
+    assert error(native_tower(tower).tokens(images), tower.tokens(images)) <= 1e-5
     model.double()
     with pytest.raises(NotNative, match=r"LayerNormFp32 over torch.float64"):
         native_tower(adapt(model))

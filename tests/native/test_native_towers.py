@@ -12,9 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from builders.changes import error
 from builders.clips import clip_variants, pixels
 from builders.figures import note
-from builders.native_towers import ONE_PER_FAMILY, as_the_original, build, relative
+from builders.native_towers import ONE_PER_FAMILY, as_the_original, build
 from diva_rs.clip import adapt
 from diva_rs.errors import DataError, ShapeError
 from diva_rs.native import NotNative, native_tower, why_not
@@ -140,17 +141,17 @@ def test_bf16_on_float32_weights_is_as_exact_as_the_librarys_autocast(name: str)
         their_tokens, theirs = through(model, lambda x: tower.tokens(x).float(), images)
     our_tokens, ours = through(model, native_tower(tower, compute="bf16").tokens, images)
     assert our_tokens.dtype == torch.float32 and all(g.dtype == torch.float32 for g in ours.values())
-    assert 1e-4 < relative(our_tokens, tokens) <= min(2e-2, 1.5 * relative(their_tokens, tokens))
+    assert 1e-4 < error(our_tokens, tokens) <= min(2e-2, 1.5 * error(their_tokens, tokens))
     assert ours.keys() == exact.keys()
 
     def flat(gradient: dict[str, Tensor]) -> Tensor:
         return torch.cat([gradient[key].flatten() for key in exact])
 
-    whole = relative(flat(theirs), flat(exact))
-    assert 1e-4 < relative(flat(ours), flat(exact)) <= min(2e-2, 1.5 * whole)
+    whole = error(flat(theirs), flat(exact))
+    assert 1e-4 < error(flat(ours), flat(exact)) <= min(2e-2, 1.5 * whole)
     for key, reference in exact.items():
         if float(reference.norm()) > 1e-4 * float(flat(exact).norm()):
-            assert relative(ours[key], reference) <= 1.5 * max(whole, relative(theirs[key], reference)), key
+            assert error(ours[key], reference) <= 1.5 * max(whole, error(theirs[key], reference)), key
 
 
 @pytest.mark.parametrize("name", ONE_PER_FAMILY)
@@ -163,7 +164,7 @@ def test_bf16_weights_are_as_exact_as_the_librarys_own_forward(name: str) -> Non
     tokens = adapt(exact).tokens(images.float())
     ours = native_tower(tower).tokens(images)
     assert ours.dtype == torch.bfloat16
-    assert relative(ours, tokens) <= min(2e-2, 1.5 * relative(tower.tokens(images), tokens))
+    assert error(ours, tokens) <= min(2e-2, 1.5 * error(tower.tokens(images), tokens))
 
 
 def test_float64_compute_on_float32_weights_gives_the_float64_models_tokens() -> None:
@@ -173,7 +174,7 @@ def test_float64_compute_on_float32_weights_gives_the_float64_models_tokens() ->
     images = pixels(model)
     ours = native_tower(adapt(model), compute="fp64").tokens(images)
     assert ours.dtype == torch.float64
-    assert relative(ours, adapt(precise.double()).tokens(images.double())) <= 1e-10
+    assert error(ours, adapt(precise.double()).tokens(images.double())) <= 1e-10
     ours.sum().backward()
     assert model.vision_model.embeddings.patch_embedding.weight.grad.dtype == torch.float32
 
@@ -204,8 +205,8 @@ def test_parameters_are_shared_both_ways(name: str) -> None:
         for weight in weights.values():
             weight.sub_(0.1 * weight.grad)
     after = native.tokens(images)
-    assert relative(after, before) > 1e-3
-    assert relative(after, tower.tokens(images)) <= 1e-10
+    assert error(after, before) > 1e-3
+    assert error(after, tower.tokens(images)) <= 1e-10
     with torch.no_grad():
         assert not native.tokens(images).requires_grad
 
@@ -259,7 +260,7 @@ def test_positions_are_interpolated_as_transformers_does() -> None:
 
         expected, their_gradient = through(model, theirs, images)
         ours, our_gradient = through(model, native.tokens, images)
-        assert relative(ours, expected) <= 1e-10
+        assert error(ours, expected) <= 1e-10
         assert_same(our_gradient, their_gradient, 1e-10)
 
 
@@ -279,7 +280,7 @@ def test_positions_are_interpolated_as_timm_does() -> None:
 
         expected, their_gradient = through(model, theirs, images)
         ours, our_gradient = through(model, native.tokens, images)
-        assert relative(ours, expected) <= 1e-10
+        assert error(ours, expected) <= 1e-10
         assert_same(our_gradient, their_gradient, 1e-10)
     with pytest.raises(ShapeError, match="whole 8x8 patches"):
         native.tokens(torch.randn(1, 3, 36, 32, dtype=torch.float64))
@@ -295,7 +296,7 @@ def test_gradient_checkpointing_of_the_library_is_no_reason_to_refuse(name: str)
     tower, images = adapt(model), pixels(model, dtype=torch.float64)
     theirs, expected = through(model, tower.tokens, images)
     ours, found = through(model, native_tower(tower).tokens, images)
-    assert relative(ours, theirs) <= 1e-10
+    assert error(ours, theirs) <= 1e-10
     assert_same(found, expected, 1e-10)
 
 
@@ -308,7 +309,7 @@ def test_frozen_copies_and_vision_parts_alone_are_native_too() -> None:
     alone = adapt(VARIANTS["open_clip-gelu"](torch.float64).visual)
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     assert "conv1.weight" in describe(alone)[1]
-    assert relative(native_tower(alone).tokens(images), alone.tokens(images)) <= 1e-10
+    assert error(native_tower(alone).tokens(images), alone.tokens(images)) <= 1e-10
 
 
 # The towers of the published models, by open_clip's configurations: name -> (config, patches, width).
@@ -362,7 +363,7 @@ def test_published_towers_equal_the_librarys(config: str) -> None:
     ours, found = through(visual, native_tower(tower).tokens, images)
     assert found.keys() == expected.keys()
     names = ", ".join(name for name, (other, _, _) in PUBLISHED.items() if other == config)
-    forward, worst = relative(ours, theirs), max(relative(found[key], expected[key]) for key in expected)
+    forward, worst = error(ours, theirs), max(error(found[key], expected[key]) for key in expected)
     note(names, "tokens, float32", forward, 1e-5)
     note(names, f"worst gradient of {len(expected)} weights, float32", worst, 1e-5)
     assert forward <= 1e-5 and worst <= 1e-5

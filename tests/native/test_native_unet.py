@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.changes import error
 from builders.diffusion import TEXT_WIDTH, UNETS, tiny_unet
-from builders.unets import VARIANTS, Case, error, native_unet, stirred
+from builders.unets import VARIANTS, Case, native_unet, stirred
 from diva_rs import Teacher
 from diva_rs.diffusion.families.text_time import TextTime
 from diva_rs.errors import ConfigError

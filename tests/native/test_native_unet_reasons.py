@@ -7,8 +7,9 @@ import diffusers
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
-from torch import Tensor, nn
+from torch import nn
 
+from builders.changes import Adapted, setting
 from builders.diffusion import TEXT_WIDTH, tiny_unet
 from builders.unets import native_unet
 from diva_rs.native.inspect import NotNative
@@ -18,19 +19,6 @@ pytestmark = pytest.mark.hostile
 
 class _Sub(diffusers.UNet2DConditionModel):
     pass
-
-
-class _LoraLinear(nn.Linear):
-    """As adapters do: a layer in another one's place, with the same weight and a different answer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * super().forward(x)
-
-
-def _set(path: str, value: Any) -> Any:
-    """A change that sets the attribute at a dotted path."""
-    owner, _, name = path.rpartition(".")
-    return lambda unet: setattr(unet.get_submodule(owner), name, value)
 
 
 _LAYER = "down_blocks.0.attentions.0.transformer_blocks.0"
@@ -49,21 +37,24 @@ CHANGES: dict[str, tuple[Any, str]] = {
     ),
     "backward hook": (lambda unet: unet.conv_in.register_full_backward_hook(print), "has a backward hook"),
     "parametrization": (lambda unet: _WEIGHT_NORM(unet.conv_in), "conv_in"),
-    "replaced forward": (_set("mid_block.forward", lambda *_: 0), "mid_block.forward was replaced"),
-    "replaced layer": (_set(f"{_LAYER}.norm1", nn.Identity()), "norm1 is a .*Identity"),
-    "replaced activation": (_set("mid_block.resnets.0.nonlinearity", nn.Dropout(0.0)), "is a .*Dropout"),
-    "replaced feed-forward": (_set(f"{_LAYER}.ff.net", nn.ModuleList([nn.SiLU()])), "not a GEGLU"),
-    "lora": (_set(f"{_LAYER}.attn1.to_q", _LoraLinear(16, 16, bias=False)), "to_q is a .*_LoraLinear"),
-    "circular padding": (_set("conv_in.padding_mode", "circular"), "conv_in is Conv2d.*circular"),
-    "dilation": (_set("conv_in.dilation", (2, 2)), "conv_in is Conv2d.*dilation"),
-    "other eps": (_set("mid_block.resnets.0.norm1.eps", 1e-2), "eps of the ResNets' norms differs"),
-    "other scores": (_set(f"{_LAYER}.attn1.scale", 1.0), "scales its scores by 1.0"),
-    "scaled output": (_set(f"{_LAYER}.attn2.rescale_output_factor", 2.0), "attn2 scales its output"),
-    "scaled resnet": (_set("up_blocks.0.resnets.0.output_scale_factor", 2.0), "a ResNet scales its output"),
-    "time scale": (_set("time_proj.scale", 2), "timesteps are scaled"),
+    "replaced forward": (setting("mid_block.forward", lambda *_: 0), "mid_block.forward was replaced"),
+    "replaced layer": (setting(f"{_LAYER}.norm1", nn.Identity()), "norm1 is a .*Identity"),
+    "replaced activation": (setting("mid_block.resnets.0.nonlinearity", nn.Dropout(0.0)), "is a .*Dropout"),
+    "replaced feed-forward": (setting(f"{_LAYER}.ff.net", nn.ModuleList([nn.SiLU()])), "not a GEGLU"),
+    "lora": (setting(f"{_LAYER}.attn1.to_q", Adapted(16, 16, bias=False)), "to_q is a .*Adapted"),
+    "circular padding": (setting("conv_in.padding_mode", "circular"), "conv_in is Conv2d.*circular"),
+    "dilation": (setting("conv_in.dilation", (2, 2)), "conv_in is Conv2d.*dilation"),
+    "other eps": (setting("mid_block.resnets.0.norm1.eps", 1e-2), "eps of the ResNets' norms differs"),
+    "other scores": (setting(f"{_LAYER}.attn1.scale", 1.0), "scales its scores by 1.0"),
+    "scaled output": (setting(f"{_LAYER}.attn2.rescale_output_factor", 2.0), "attn2 scales its output"),
+    "scaled resnet": (
+        setting("up_blocks.0.resnets.0.output_scale_factor", 2.0),
+        "a ResNet scales its output",
+    ),
+    "time scale": (setting("time_proj.scale", 2), "timesteps are scaled"),
     "half": (lambda unet: unet.half(), "is torch.float16"),
     "mixed dtypes": (lambda unet: unet.conv_in.double(), "is torch.float32, .* is torch.float64"),
-    "extra parameter": (_set("x", nn.Parameter(torch.zeros(1))), "`x` is unexpected"),
+    "extra parameter": (setting("x", nn.Parameter(torch.zeros(1))), "`x` is unexpected"),
     "mixed devices": (lambda unet: unet.conv_out.to("meta"), "is meta"),
 }
 # What a configuration asks for, and the reason that is given.

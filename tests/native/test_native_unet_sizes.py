@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from builders.changes import error
 from builders.figures import note
-from builders.unets import error, native_unet, stirred_slightly
+from builders.unets import native_unet, stirred_slightly
 from diva_rs import Teacher
 from diva_rs.diffusion.families.text_time import TextTime
 from diva_rs.native import native_denoiser

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from builders.changes import error, random_weights, setting
 from builders.diffusion import tiny_vae
 from builders.figures import note
 from diva_rs import _native
@@ -63,22 +64,6 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
     return random_weights(tiny_vae(**VARIANTS[name])).to(dtype).eval()
 
 
-def random_weights(module: nn.Module) -> nn.Module:
-    """All weights drawn anew, so that none is 0 or 1."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in module.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.ndim > 1:
-                noise /= weight[0].numel() ** 0.5
-            elif "norm" in name and name.endswith("weight"):
-                noise = 1 + noise / 4
-            else:
-                noise /= 4
-            weight.copy_(noise)
-    return module
-
-
 def inputs(vae: nn.Module, height: int = 32, width: int = 32, batch: int = 3) -> tuple[Tensor, Tensor]:
     generator, config = torch.Generator().manual_seed(2), vae.config
     factor = 2 ** (len(config.block_out_channels) - 1)
@@ -101,11 +86,6 @@ def theirs(vae: nn.Module, images: Tensor, noise: Tensor | None = None) -> Tenso
     return (latents - (config.shift_factor or 0)) * config.scaling_factor
 
 
-def relative(ours: Tensor, exact: Tensor) -> float:
-    assert ours.shape == exact.shape
-    return float((ours.double() - exact.double()).norm() / exact.double().norm())
-
-
 def test_every_option_of_the_constructor_is_in_a_variant() -> None:
     options = set(inspect.signature(diffusers.AutoencoderKL).parameters)
     assert {key for changes in VARIANTS.values() for key in changes} == options
@@ -121,9 +101,9 @@ def test_mean_and_sample_of_the_posterior(name: str, dtype: torch.dtype) -> None
     native, (images, noise) = native_vae(vae), inputs(vae)
     mean, sample = native.encode(images), native.encode(images, noise)
     assert mean.shape == noise.shape and mean.dtype == sample.dtype == dtype
-    assert relative(mean, theirs(vae, images)) <= TOLERANCE[dtype]
-    assert relative(sample, theirs(vae, images, noise)) <= TOLERANCE[dtype]
-    assert relative(sample, mean) > 1e-2
+    assert error(mean, theirs(vae, images)) <= TOLERANCE[dtype]
+    assert error(sample, theirs(vae, images, noise)) <= TOLERANCE[dtype]
+    assert error(sample, mean) > 1e-2
     assert not mean.requires_grad and not sample.requires_grad
 
 
@@ -135,7 +115,7 @@ def test_the_teachers_own_encoding(name: str) -> None:
     for micro_batch in (1, 2, 8):  # in the dtype of the images, whatever the VAE's
         expected = latents_of(vae, images, channels, None, noise, micro_batch)
         found = native_vae(vae).encode(images, noise, micro_batch)
-        assert found.dtype == torch.float64 and relative(found, expected) <= 1e-6
+        assert found.dtype == torch.float64 and error(found, expected) <= 1e-6
 
 
 @pytest.mark.parametrize("offset", [-100.0, 100.0])
@@ -147,14 +127,14 @@ def test_the_variance_is_clamped_as_diffusers_does(offset: float) -> None:
     log_variance = vae.encode(images).latent_dist.logvar
     assert bool((log_variance == (-30.0 if offset < 0 else 20.0)).all())
     found = native_vae(vae).encode(images, noise)
-    assert relative(found, theirs(vae, images, noise)) <= 1e-10
+    assert error(found, theirs(vae, images, noise)) <= 1e-10
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (64, 16), (36, 52)])
 def test_any_size_that_divides(height: int, width: int) -> None:
     vae = build("sd")
     images, _ = inputs(vae, height, width, batch=1)
-    assert relative(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-10
+    assert error(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-10
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -168,7 +148,7 @@ def test_bf16_is_as_exact_as_diffusers_own(name: str) -> None:
         library = theirs(rounded, images, *extra)
         found = native.encode(images, *extra) if extra else native.encode(images)
         assert found.dtype == torch.bfloat16
-        assert 1e-4 < relative(found, expected) <= min(2e-2, 1.5 * relative(library, expected))
+        assert 1e-4 < error(found, expected) <= min(2e-2, 1.5 * error(library, expected))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -222,7 +202,7 @@ def test_weights_are_shared_and_images_get_no_gradient() -> None:
     with torch.no_grad():
         vae.encoder.down_blocks[1].resnets[0].conv1.weight.mul_(-2)
     after = native.encode(images)
-    assert relative(after, before) > 1e-2 and relative(after, theirs(vae, images)) <= 1e-10
+    assert error(after, before) > 1e-2 and error(after, theirs(vae, images)) <= 1e-10
 
 
 def parts(vae: nn.Module, **fields) -> tuple[dict, dict[str, Tensor]]:
@@ -301,13 +281,6 @@ def _replace_conv(vae: nn.Module) -> None:
     vae.encoder.conv_in = _Scaled(3, 8, 3, padding=1, dtype=torch.float64)
 
 
-def _set(path: str, name: str, value: object):
-    def change(vae: nn.Module) -> None:
-        setattr(vae.get_submodule(path), name, value)
-
-    return change
-
-
 def _processor(name: str):
     def change(vae: nn.Module) -> None:
         vae.encoder.mid_block.attentions[0].set_processor(
@@ -343,17 +316,17 @@ REFUSED = {
     "offloaded": (_offload, "it is offloaded by accelerate"),
     "fused": (lambda vae: vae.fuse_qkv_projections(), "processor is a .*FusedAttnProcessor2_0"),
     "float32-softmax": (_processor("AttnProcessor"), "computes its softmax in float32"),
-    "scaled-scores": (_set(f"{_MID}.attentions.0", "scale", 1.0), "scales its scores"),
-    "no-residual": (_set(f"{_MID}.attentions.0", "residual_connection", False), "adds no input"),
-    "no-group-norm": (_set(f"{_MID}.attentions.0", "group_norm", None), "has no group_norm"),
-    "scaled-output": (_set(f"{_MID}.resnets.1", "output_scale_factor", 2.0), "scales its output"),
-    "no-downsampler": (_set(_DOWN, "downsamplers", None), "down_blocks.1 has other downsamplers"),
-    "padding": (_set(f"{_DOWN}.downsamplers.0", "padding", 1), "downsamplers is of an unknown form"),
-    "stride": (_set(f"{_DOWN}.downsamplers.0.conv", "stride", (1, 1)), "downsamplers.conv is Conv2d"),
-    "circular": (_set("encoder.conv_in", "padding_mode", "circular"), "conv_in is Conv2d"),
-    "other-eps": (_set("encoder.conv_norm_out", "eps", 1e-2), "eps of the norms differs"),
+    "scaled-scores": (setting(f"{_MID}.attentions.0.scale", 1.0), "scales its scores"),
+    "no-residual": (setting(f"{_MID}.attentions.0.residual_connection", False), "adds no input"),
+    "no-group-norm": (setting(f"{_MID}.attentions.0.group_norm", None), "has no group_norm"),
+    "scaled-output": (setting(f"{_MID}.resnets.1.output_scale_factor", 2.0), "scales its output"),
+    "no-downsampler": (setting(f"{_DOWN}.downsamplers", None), "down_blocks.1 has other downsamplers"),
+    "padding": (setting(f"{_DOWN}.downsamplers.0.padding", 1), "downsamplers is of an unknown form"),
+    "stride": (setting(f"{_DOWN}.downsamplers.0.conv.stride", (1, 1)), "downsamplers.conv is Conv2d"),
+    "circular": (setting("encoder.conv_in.padding_mode", "circular"), "conv_in is Conv2d"),
+    "other-eps": (setting("encoder.conv_norm_out.eps", 1e-2), "eps of the norms differs"),
     "extra": (
-        _set("encoder", "extra", nn.Linear(2, 2, dtype=torch.float64)),
+        setting("encoder.extra", nn.Linear(2, 2, dtype=torch.float64)),
         "`encoder.extra.bias` is unexpected",
     ),
     "mixed": (lambda vae: vae.quant_conv.float() and None, "quant_conv.weight is torch.float32"),
@@ -363,7 +336,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_whatever_changes_the_result_is_refused_with_the_reason(name: str) -> None:
+def test_a_change_of_the_result_is_refused_with_the_reason(name: str) -> None:
     change, reason = REFUSED[name]
     vae = build("sd")
     with pytest.raises(NotNative, match=reason):
@@ -381,7 +354,7 @@ def test_the_decorator_of_diffusers_before_0_42_is_looked_through(monkeypatch) -
     vae = build("sd")
     images, _ = inputs(vae)
     monkeypatch.setattr(type(vae), "encode", hooked(type(vae).encode))
-    assert relative(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-10
+    assert error(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-10
     monkeypatch.setattr(type(vae), "encode", hooked(lambda self, x: x))
     with pytest.raises(NotNative, match="its encode was replaced"):
         native_vae(vae)
@@ -395,14 +368,14 @@ def test_the_decoder_and_slicing_make_no_difference() -> None:
     vae.decoder.register_forward_hook(print)
     vae.decoder.float()
     assert torch.equal(native_vae(vae).encode(images), expected)
-    assert relative(expected, theirs(vae, images)) <= 1e-10
+    assert error(expected, theirs(vae, images)) <= 1e-10
 
 
 def test_the_attention_processor_without_fused_kernels_is_the_same() -> None:
     vae = build("sd", torch.float32)
     _processor("AttnProcessor")(vae)
     images, _ = inputs(vae)
-    assert relative(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-5
+    assert error(native_vae(vae).encode(images), theirs(vae, images)) <= 1e-5
 
 
 @pytest.mark.slow
@@ -416,13 +389,13 @@ def test_the_published_size() -> None:
     found = [native.encode(images), native.encode(images, noise)]
     parts = ("mean", "sample")
     for part, ours, expected in zip(parts, found, exact, strict=True):
-        note("Stable Diffusion VAE", f"{part}, float32", relative(ours, expected), 1e-5)
-        assert relative(ours, expected) <= 1e-5
+        note("Stable Diffusion VAE", f"{part}, float32", error(ours, expected), 1e-5)
+        assert error(ours, expected) <= 1e-5
     vae = vae.bfloat16()
     native, rounded = native_vae(vae), [images.bfloat16(), noise.bfloat16()]
     library = [theirs(vae, rounded[0]), theirs(vae, *rounded)]
     found = [native.encode(rounded[0]), native.encode(*rounded)]
     for part, ours, other, expected in zip(parts, found, library, exact, strict=True):
-        own = relative(other, expected)
-        note("Stable Diffusion VAE", f"{part}, bf16", relative(ours, expected), min(2e-2, 1.5 * own), own)
-        assert relative(ours, expected) <= min(2e-2, 1.5 * own)
+        own = error(other, expected)
+        note("Stable Diffusion VAE", f"{part}, bf16", error(ours, expected), min(2e-2, 1.5 * own), own)
+        assert error(ours, expected) <= min(2e-2, 1.5 * own)

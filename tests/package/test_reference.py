@@ -26,14 +26,22 @@ def names(page):
             yield f"{module}.{name}", getattr(place, name)
 
 
+def examples(page):
+    """Those of what the page documents and of its bases in the package, each once."""
+    finder, found = doctest.DocTestFinder(exclude_empty=True), {}
+    for name, value in names(page):
+        bases = [base for base in getattr(value, "__mro__", ()) if base.__module__.startswith("diva_rs.")]
+        for part in bases or [value] * inspect.isroutine(value):
+            for test in finder.find(part, name, module=False, globs={}):
+                found.setdefault(test.docstring, test)
+    return [test for test in found.values() if test.examples]
+
+
 EXAMPLES = [
     pytest.param(page, test, id=test.name.removeprefix("diva_rs."))
     for page in PAGES
     if FIRST[page]
-    for name, value in names(page)
-    if inspect.isclass(value) or inspect.isroutine(value)
-    for test in doctest.DocTestFinder(exclude_empty=True).find(value, name, module=False, globs={})
-    if test.examples
+    for test in examples(page)
 ]
 
 

@@ -214,7 +214,7 @@ def test_a_resumed_run_has_measured_and_kept_the_same(teacher, tmp_path):
     assert same(load_file(once / "best" / "clip.safetensors"), load_file(twice / "best" / "clip.safetensors"))
 
 
-def test_a_stopped_run_is_read_back_and_goes_on_under_another_guard(teacher, tmp_path):
+def test_a_stopped_run_is_read_back_and_resumes_under_another_guard(teacher, tmp_path):
     def run(clip, metric, bound):
         given = {"evaluate": {"s": metric}, "eval_every": 1, "output_dir": tmp_path}
         return train(teacher, clip, guard={"s": bound}, **given)

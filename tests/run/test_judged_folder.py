@@ -54,7 +54,7 @@ def test_every_image_is_judged(tmp_path):
     assert found.facts.made_by["rounds"] == 2 and found.facts.made_by["judge"]["timestep_range"] == [0, 500]
 
 
-def test_an_interrupted_run_goes_on(tmp_path, straight):
+def test_an_interrupted_run_resumes(tmp_path, straight):
     folder = tmp_path / "judged"
     for after in (1, 1, 3):
         with pytest.raises(KeyboardInterrupt):

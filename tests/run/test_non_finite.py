@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_skips_the_update_whatever_its_gradient(spoilt
             assert torch.equal(value, before[name]), name
 
 
-def test_the_count_goes_on_where_a_run_does(tmp_path):
+def test_the_count_continues_where_a_run_resumes(tmp_path):
     """Read for a checkpoint too, though no log is due."""
     loader = [images(2, seed=n) for n in range(6)]
     given = {"schedule": "constant", "output_dir": tmp_path, "log_every": 4, "checkpoint_every": 3}

@@ -138,7 +138,7 @@ def test_loader_batches_larger_than_the_recipes_are_reported(teacher, three, cap
     assert record.getMessage().startswith("a step takes 4 samples, not batch=3: the loader's batches do not")
 
 
-def test_several_passes_tell_the_loader_and_draw_anew(teacher, three):
+def test_each_pass_sets_the_loaders_epoch_and_has_other_draws(teacher, three):
     told = []
 
     class Loader(list):

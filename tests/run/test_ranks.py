@@ -120,7 +120,7 @@ def test_no_checkpoint_is_left_half_written(runs, run):
 
 
 @pytest.mark.parametrize("run, step", [("resumed-1", 5), ("resumed-2", 5), ("continued-2", 7)])
-def test_a_run_goes_on_with_as_many_or_other_ranks_to_the_same_end(runs, run, step):
+def test_a_run_resumes_with_as_many_or_other_ranks_to_the_same_end(runs, run, step):
     # Begun by two ranks of which one was killed in step 6, or by one rank until Ctrl-C.
     assert f"at step {step}" in runs.log(run)
     [straight] = runs.of("straight-1")

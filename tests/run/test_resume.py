@@ -59,7 +59,7 @@ def straight(teacher, four, tmp_path_factory):
 
 
 @pytest.mark.parametrize("at", range(1, 6))
-def test_a_run_goes_on_to_the_same_bits(teacher, four, straight, tmp_path, at):
+def test_a_run_resumes_to_the_same_bits(teacher, four, straight, tmp_path, at):
     killed(teacher, four, tmp_path, at)
     result = train(teacher, four, tmp_path)
     assert same(result, straight[0])
@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(teacher, four, straight, t
     assert (tmp_path / "checkpoints" / "damaged-step-00000004").is_dir()
 
 
-def test_when_no_checkpoint_is_whole_nothing_is_thrown_away(teacher, four, tmp_path):
+def test_when_no_checkpoint_is_whole_nothing_is_discarded(teacher, four, tmp_path):
     killed(teacher, four, tmp_path, 5)
     for path in (tmp_path / "checkpoints").iterdir():
         os.truncate(path / "state.json", 3)
@@ -142,7 +142,7 @@ def test_other_settings_are_refused_and_named(teacher, four, tmp_path, change, m
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
-def test_force_goes_on_under_other_settings(teacher, four, tmp_path):
+def test_force_resumes_under_other_settings(teacher, four, tmp_path):
     killed(teacher, four, tmp_path, 5)
     result = train(teacher, four, tmp_path, lr=1e-3, resume="force")
     assert [row["lr"] for row in result.history] == [1e-2] * 4 + [1e-3] * 2

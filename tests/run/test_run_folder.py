@@ -39,7 +39,7 @@ def test_the_run_folder(teacher, three, tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in result.projector.state_dict().items())
 
 
-def test_a_second_run_replaces_the_first_where_it_is_told_to(teacher, three, tmp_path):
+def test_a_second_run_replaces_the_first_with_resume_false(teacher, three, tmp_path):
     for steps in (3, 1):
         train(teacher, three, output_dir=tmp_path, steps=steps, resume=False)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
@@ -60,7 +60,7 @@ def test_a_checkpoint_folder_of_something_else_is_refused_before_the_run(teacher
         train(teacher, untouched(), output_dir=tmp_path)
 
 
-def test_the_checkpoint_goes_on_where_the_run_ended(teacher, three, tmp_path):
+def test_the_checkpoint_continues_where_the_run_ended(teacher, three, tmp_path):
     clip = small_clip()
     train(teacher, three, clip=clip, output_dir=tmp_path, steps=4, optimizer="adamw", lr=1e-3)
     state = load_state(tmp_path / "checkpoints" / "step-00000004")

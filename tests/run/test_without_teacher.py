@@ -100,7 +100,7 @@ def test_other_terms_on_resume_are_named(tmp_path, name, weight, term, match):
         train(tmp_path / "run", changed={name: (weight, term(small_clip()))})
 
 
-def test_a_run_from_before_the_weight_goes_on(tmp_path):
+def test_a_run_from_before_the_weight_resumes(tmp_path):
     """A recipe without the field is that with its default."""
     folder, loader = tmp_path / "run", [images(2, seed=n) for n in range(2)]
     given = {"output_dir": folder, "progress": False, "steps": 2}

@@ -1,6 +1,4 @@
-"""Bad settings and bad ids: an exception of diva_rs that names what is wrong, whatever the argument."""
-
-import math
+"""Bad settings and ids are exceptions of diva_rs that name what is wrong; ranges are in `tests/draws.rs`."""
 
 import numpy as np
 import pytest
@@ -21,24 +19,15 @@ HUGE = 2**70
         ("seed", -1, r"`seed` is -1, expected a whole number from 0 to 2\*\*64 - 1"),
         ("seed", 2**64, "`seed` is 18446744073709551616"),
         ("seed", 0.5, "`seed` is 0.5"),
-        ("draws", 0, "`draws` is 0, expected 1 to 65536 draws per sample"),
         ("draws", HUGE, "`draws` is 1180591620717411303424, expected a whole number"),
-        ("draws", 10**9, "`draws` is 1000000000, expected 1 to 65536"),
         ("draws", "2", "`draws` is '2', expected a whole number"),
-        ("latent_shape", (), r"`latent_shape` is \[\], expected 1 to 8 sizes of at least 1"),
-        ("latent_shape", (4, 0), r"`latent_shape` is \[4, 0\]"),
         ("latent_shape", (4, -8), r"`latent_shape` is \(4, -8\), expected a sequence of at most 8 whole"),
         ("latent_shape", 4, "`latent_shape` is 4, expected a sequence"),
         ("latent_shape", (1,) * 9, "expected a sequence of at most 8"),
-        ("latent_shape", (2**40, 2**40), "exceed 16 GiB for one call; reduce the batch"),
         ("latent_shape", [4] * 1000, r"4, 4\.\.\., expected a sequence of at most 8"),
         ("patches", -1, "`patches` is -1"),
-        ("patches", 2**40, "`patches` is 1099511627776, expected at most 1048576"),
         ("choose", 10, "`choose` is 10 of 9 patches; without replacement it can be at most 9"),
-        ("choose", 0, "`choose` is 0, expected at least 1 patch"),
         ("choose", -1, "`choose` is -1"),
-        ("density", 1.01, "`density` is 1.01, expected a share of the patches from 0 to 1"),
-        ("density", math.nan, "`density` is NaN"),
         ("density", "half", "`density` is 'half', expected a number"),
         ("density", 10**400, "`density` is 1000"),
         ("replacement", True, "`replacement=True` needs `choose`"),
@@ -49,9 +38,6 @@ HUGE = 2**70
             '`timesteps` is \'gaussian\', expected "uniform", "stratified" or "logit-normal"',
         ),
         ("timesteps", 3, "`timesteps` is 3"),
-        ("timestep_range", (5, 5), r"`timestep_range` is \(5, 5\), expected 0 <= low < high"),
-        ("timestep_range", (9, 5), r"`timestep_range` is \(9, 5\)"),
-        ("timestep_range", (-1, 5), r"`timestep_range` is \(-1, 5\)"),
         ("timestep_range", (0, HUGE), "expected a pair of numbers"),
         ("timestep_range", (1, 2, 3), r"`timestep_range` is \(1, 2, 3\), expected a pair of numbers"),
         ("timestep_range", 1000, "`timestep_range` is 1000, expected a pair"),
@@ -62,23 +48,11 @@ def test_each_setting_is_named(field, value, message):
         DrawPlan(**{**GOOD, field: value})
 
 
-@pytest.mark.parametrize(("mean", "std"), [(math.nan, 1.0), (0.0, 0.0), (0.0, -1.0), (0.0, math.inf)])
-def test_logit_normal_settings(mean, std):
-    with pytest.raises(ConfigError, match=r"`logit_mean` is .* and `logit_std` is .*, expected a finite"):
-        DrawPlan(**GOOD, timesteps="logit-normal", logit_mean=mean, logit_std=std)
-
-
 def test_settings_that_do_not_fit_together():
     with pytest.raises(ConfigError, match="`choose` and `density` are both given"):
         DrawPlan(**GOOD, choose=3, density=0.3)
     with pytest.raises(ConfigError, match="`patches` is 0, but tokens are to be chosen"):
         draw(0, [1], 2, (4,), choose=3)
-
-
-def test_a_batch_that_cannot_fit_is_refused():
-    plan = DrawPlan(0, 2, (4, 1024, 1024))
-    with pytest.raises(ConfigError, match=r"5000 sample\(s\) with 2 draw\(s\) of latents .* exceed 16 GiB"):
-        plan.draw(range(5000))
 
 
 @pytest.mark.parametrize(

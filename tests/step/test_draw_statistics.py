@@ -107,15 +107,6 @@ def test_logit_normal_timesteps_on_a_coarse_range():
     assert stats.chisquare(counts, shares * counts.sum()).pvalue > P
 
 
-@pytest.mark.parametrize(("batch", "draws"), [(1, 1), (5, 1), (1, 4), (5, 4), (8, 5)])
-def test_each_stratum_is_hit_once(batch, draws):
-    strata = batch * draws
-    plan = DrawPlan(4, draws, (1,), timesteps="stratified", timestep_range=(0, 25 * strata))
-    for epoch in range(20):
-        drawn = plan.draw(range(batch), epoch).timesteps
-        assert sorted(drawn.ravel() // 25) == list(range(strata))
-
-
 def test_no_draw_and_no_sample_is_tied_to_a_stratum():
     batch, draws, epochs = 4, 3, 6000
     plan = DrawPlan(5, draws, (1,), timesteps="stratified", timestep_range=(0, 1200))

@@ -33,7 +33,7 @@ def test_bf16_on_a_cpu_where_float32_is_faster_says_so_and_trains(monkeypatch, b
     assert all(parameter.grad.dtype == torch.float32 for parameter in trainer.parameters().values())
 
 
-def test_no_word_where_bf16_is_faster_or_not_asked_for(monkeypatch):
+def test_no_warning_where_bf16_is_faster_or_not_chosen(monkeypatch):
     _speeds(monkeypatch, 2e9, 2.05e9)  # within what a measurement may be off
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -61,7 +61,7 @@ def test_a_resumed_run_keeps_what_multiplies_unless_the_recipe_says(monkeypatch)
         wide.load_state_dict({**states[0], "products": 7})
 
 
-def test_a_run_goes_on_with_the_products_it_began_with(monkeypatch, tmp_path):
+def test_a_run_resumes_with_the_products_it_began_with(monkeypatch, tmp_path):
     def run(bf16, steps):
         _speeds(monkeypatch, bf16, 1e9)
         recipe = BF16.replace(batch=2, schedule="constant", steps=steps)
@@ -90,7 +90,7 @@ def test_a_float16_teacher_is_converted_for_the_run_and_never_runs_natively_in_f
     assert bool(torch.isfinite(trainer.step(images(2))))
 
 
-def test_a_teacher_elsewhere_gets_copies_and_answers_to_where_it_was_asked_from():
+def test_a_teacher_elsewhere_gets_copies_and_its_result_comes_back():
     """CLIP on meta, the teacher on meta, and the caller's batch on the CPU: everything is carried over."""
     teacher = Teacher(
         small_unet(), vae=small_teacher().vae, scheduler=small_teacher()._parts.need("scheduler"),

@@ -185,7 +185,7 @@ def test_gradients_of_lower_precision_are_cast(method):
 
 
 @pytest.mark.parametrize(("method", "options"), METHODS)
-def test_a_reloaded_state_goes_on_bit_identically(method, options):
+def test_a_reloaded_state_continues_bit_identically(method, options):
     straight, resumed = make(torch.float32), make(torch.float32)
     optimizer, first = native(straight, method, options), native(resumed, method, options)
     for step in range(STEPS):

@@ -95,7 +95,7 @@ def test_every_number_of_draws(draws):
     ("batch", "side", "draws", "sizes"),
     [(4, 8, 3, [12]), (1, 32, 5, [4, 1]), (1, 64, 2, [1, 1]), (3, 32, 2, [3, 3])],
 )
-def test_small_latents_take_their_draws_together_without_being_told(batch, side, draws, sizes):
+def test_small_latents_take_their_draws_together_by_default(batch, side, draws, sizes):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(batch, 4, side, side, generator=generator, dtype=torch.float64)
     given = {"images": images(batch, dtype=torch.float64), "latents": latents}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from builders.changes import error
 from builders.figures import note, note_memory
 from builders.published_step import WAYS
-from builders.unets import error
 
 pytestmark = pytest.mark.parity
 

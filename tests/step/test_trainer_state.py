@@ -72,6 +72,10 @@ FAULTS = {
         put("parameters", PROJ, torch.ones(32, 20).to_sparse()),
         "entry 'visual.proj' is <.*in layout torch.sparse",
     ),
+    "nested": (
+        put("parameters", PROJ, torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])),
+        "entry 'visual.proj' is <.*it holds no plain values",
+    ),
     "meta": (put("parameters", PROJ, torch.ones(32, 20, device="meta")), "entry 'visual.proj' is .* on meta"),
     "no tensor as moment": (put("optimizer", MOMENT, None), "exp_avg' is a NoneType in the saved state"),
     "meta moment": (put("optimizer", MOMENT, torch.ones(32, 20, device="meta")), "exp_avg' is .* on meta"),
@@ -125,7 +129,7 @@ def test_the_state_of_another_recipe_is_refused(teacher, saved):
         linear.load_state_dict(saved)
 
 
-def test_loading_forgets_a_gradient_that_was_not_applied(teacher, saved):
+def test_loading_discards_a_gradient_that_was_not_applied(teacher, saved):
     trainer = Trainer(small_clip(seed=3), teacher, ADAMW)
     trainer.accumulate(images(2))
     trainer.load_state_dict(saved)

@@ -26,15 +26,10 @@ def is_dense(value: Any) -> TypeGuard[Tensor]:
     )
 
 
-def ordinary(name: str, value: Any, values: bool = False) -> Tensor:
-    """A dense tensor that autograd can use; an inference tensor is copied.
-
-    With ``values`` a tensor on the meta device raises too. Raises ShapeError naming the argument.
-    """
+def ordinary(name: str, value: Any) -> Tensor:
+    """A dense tensor that autograd can use, an inference tensor copied; ShapeError for any other value."""
     if not is_dense(value):
         raise ShapeError(f"{name}={described(value)}: a dense tensor is needed")
-    if values and value.is_meta:
-        raise ShapeError(f"{name}={described(value)}: a tensor on the meta device holds no values")
     return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value
 
 

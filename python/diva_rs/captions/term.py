@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, logsigmoid, softmax
 
-from diva_rs._native import View
+import diva_rs._native as _native
 from diva_rs.captions.judgements import Judgements
 from diva_rs.captions.sets import ContrastSet
 from diva_rs.captions.texts import Form, Texts
@@ -74,7 +74,7 @@ class CaptionTerm:
         self.writer = None if judged.vocabulary is None else Writer(judged)
         self.sets, self.context, self.temperature, self.seed = sets, context, temperature, seed
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: _native.View) -> Tensor:
         pooled = view.pooled
         loss = pooled.new_zeros(())
         chosen = sorted(self._chosen(view), key=lambda one: len(one.captions))
@@ -92,7 +92,7 @@ class CaptionTerm:
         settings = {name: getattr(self, name) for name in ("sets", "context", "temperature", "seed")}
         return {"judged": self.judged.digest, "form": self.texts.form, **settings}
 
-    def _chosen(self, view: View) -> Iterator["_Chosen"]:
+    def _chosen(self, view: _native.View) -> Iterator["_Chosen"]:
         keys = judged_keys(self.judged, view.keys)
         for row, key in keys.items():
             random = Random(augment_seed(self.seed, key, view.epoch))
@@ -165,7 +165,7 @@ class WrittenTerm:
             raise ConfigError(f"hard={hard}: a number of hard negatives from 0 is needed")
         self.writer, self.texts, self.hard = Writer(judged, share, seed), Texts(clip, tokenizer, form), hard
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: _native.View) -> Tensor:
         keys = judged_keys(self.writer.judged, view.keys)
         keys = {row: key for row, key in keys.items() if self.writer.values(key)}
         if not keys:
@@ -209,7 +209,7 @@ class KeepTerm:
         self.bank = self.texts(texts)  # (T, D)
         self._names = list(texts)
 
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: _native.View) -> Tensor:
         before = softmax(self.texts.logits(view.original, self.bank), 1)
         after = log_softmax(self.texts.logits(view.pooled, self.bank), 1)
         return kl_div(after, before.detach(), reduction="batchmean")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diva_rs._base.files import as_path
-from diva_rs.cli.tables import TELLS, comparison
+from diva_rs.cli.tables import NEEDED, comparison
 from diva_rs.errors import DataError
 from diva_rs.evaluation import Counted
 from diva_rs.report.evidence import results_in
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for name in both:
         print(*comparison(before[name], after[name]), sep="\n")
-    print(f"\n{TELLS}")
+    print(f"\n{NEEDED}")
     for name in before.keys() ^ after.keys():
         print(f"\n{name} is in {args.before if name in before else args.after} alone")
     return 0

@@ -15,7 +15,7 @@ from diva_rs.cli import suite
 from diva_rs.cli.flags import Options, add_flags, given
 from diva_rs.cli.models import TOKENIZER, Scored, check_data, load_other, load_scored, pick_device
 from diva_rs.cli.options import CLIP, DEVICE
-from diva_rs.cli.tables import TELLS, comparison, retention_line
+from diva_rs.cli.tables import NEEDED, comparison, retention_line
 from diva_rs.errors import ConfigError
 from diva_rs.evaluation.result import Result
 from diva_rs.evaluation.zero_shot_folder import TEMPLATES
@@ -215,4 +215,4 @@ def _lines(changes: dict[str, Any], before: Any, after: Any) -> Iterator[str]:
         yield f"average of {len(changes)}: {old:.1f} -> {new:.1f} ({new - old:+.1f} points)"
     elif hasattr(before, "compare_categories"):
         yield from comparison(before, after)
-        yield TELLS
+        yield NEEDED

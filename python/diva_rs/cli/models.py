@@ -123,7 +123,7 @@ def load_images(
 ) -> ImageLoader:
     """Batches of the images that ``options.data`` names, at the size that the VAE takes.
 
-    ``views`` asks for fixed views of each, in place of the paper's augmentation. By default the batch is the
+    ``views`` are fixed views of each, in place of the paper's augmentation. By default the batch is the
     largest one up to 16 that divides the recipe's, so that each step gets exactly its images.
     """
     height, width = teacher.image_size

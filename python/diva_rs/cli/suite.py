@@ -201,7 +201,7 @@ def _digest(model: Any, options: Any, parts: Iterator[str]) -> str:
 
 
 def _parts(data: Any) -> Iterator[str]:
-    """What a data set asks, item by item; of files the name, size and time."""
+    """The content of a data set, item by item; of files the name, size and time."""
     if isinstance(data, ImageFolder):
         yield from (_file(Path(data.root, name)) for name in data.names)
         return

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NOT_MEASURED = "retention not measured"
-TELLS = "needed: the smallest difference, in items, that is not within chance at so many flips"
+NEEDED = "needed: the smallest difference, in items, that is not within chance at so many flips"
 
 
 def by_rule(result: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """Pixel conventions, and the conversion of a loader's images to the inputs of CLIP and of the VAE.
 
 Conventions: ``"unit"`` is [0, 1], ``"symmetric"`` is [-1, 1], ``"clip"`` is normalised by CLIP's mean and
-std. No function here reads a value on the host. The arithmetic is in ``src/pixels.rs``.
+std. No function here reads a value on the host.
 """
 
 from torch import Tensor

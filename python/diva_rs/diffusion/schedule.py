@@ -52,7 +52,7 @@ def schedule_from_scheduler(scheduler: Any) -> _native.Schedule:
     # Options under which the same class trains another process than the one that `alphas_cumprod` describes.
     if config.get("timestep_type", "discrete") != "discrete":
         raise ConfigError(
-            f"scheduler: timestep_type {config['timestep_type']!r} asks the model in continuous noise levels "
+            f"scheduler: timestep_type {config['timestep_type']!r} gives the model continuous noise levels "
             "(EDM), which have no integer timesteps: only 'discrete' is supported"
         )
     if config.get("use_flow_sigmas", False):

@@ -1,32 +1,29 @@
 """The teacher: everything diva_rs needs of a generative model, behind one object."""
 
-import copy
-import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from diva_rs._base.tensors import available_device
-from diva_rs._native import Schedule
+import diva_rs._native as _native
 from diva_rs.diffusion import vae as autoencoder
 from diva_rs.diffusion.condition import Condition, Slots, check_noisy
 from diva_rs.diffusion.describe import describe
 from diva_rs.diffusion.discovery import Parts
 from diva_rs.diffusion.families import make
-from diva_rs.diffusion.families.family import ENCODE, Context, Family
+from diva_rs.diffusion.families.family import ENCODE, Context
 from diva_rs.diffusion.families.predict import predictor
-from diva_rs.diffusion.frozen import PRECISIONS, fitted, freeze, gib, home, moved, no_autocast
+from diva_rs.diffusion.frozen import freeze, moved, no_autocast
+from diva_rs.diffusion.placed import Placed
 from diva_rs.diffusion.schedule import schedule_from_scheduler
 from diva_rs.diffusion.text import TextSource
 from diva_rs.errors import ConfigError
 
-_log = logging.getLogger("diva_rs")
 
-
-class Teacher:
+class Teacher(Placed):
     """A diffusion model as a pure function: noisy latents, timesteps, condition -> prediction.
 
     The modules given are put into eval mode and frozen, in place. Where ``device`` or `to_precision` asks for
@@ -78,16 +75,8 @@ class Teacher:
     (torch.Size([2, 5, 64]), False)
     """
 
-    denoiser: nn.Module  # the one given, or its copy in another dtype or on another device
-    given: nn.Module  # the denoiser that the caller gave
-    family: Family
     slots: Slots  # which slots of the denoiser carry the condition, by their width
     condition_width: int  # C of the condition (B, S, C)
-    device: torch.device
-    dtype: torch.dtype
-    trainable: bool  # whether the denoiser's parameters train: see `training`
-    products: str | None  # the precision of its matrix products where it trains
-    _vae: nn.Module | None
 
     def __init__(
         self,
@@ -109,10 +98,8 @@ class Teacher:
             raise ConfigError("unet is a Teacher: use it as it is, or make another one from its .denoiser")
         if predict is not None:
             source = predictor(source, predict, latent_shape, condition_width, text_condition)
-        self._parts = Parts(source, {"vae": vae, "scheduler": scheduler})
-        self.given, self.trainable, self._options = self._parts.denoiser, False, options
-        self.products, self._consume = None, consume
-        self._settled(None if device is None else available_device(device), None)
+        self._options = options
+        super().__init__(Parts(source, {"vae": vae, "scheduler": scheduler}), device, consume)
         if vae is not None:
             autoencoder.check_vae(self._parts.get("vae"), self.family.channels)
         if text_condition is not None and self.slots.split is not None:
@@ -134,61 +121,6 @@ class Teacher:
         True
         """
         return source if isinstance(source, Teacher) else cls(source)
-
-    def to_precision(self, precision: str) -> "Teacher":
-        """This teacher computing in "fp32", "bf16" or "fp64", with a converted copy where one is needed.
-
-        A VAE that overflows in float16 (``force_upcast``) runs in float32 instead.
-
-        >>> clip, teacher, images = diva_rs.microworld.example()
-        >>> teacher.to_precision("fp32").denoiser is teacher.denoiser
-        True
-        >>> teacher.to_precision("bf16").dtype
-        torch.bfloat16
-        """
-        if precision not in PRECISIONS:
-            raise ConfigError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
-        if PRECISIONS[precision] == self._precision:
-            return self
-        if self._consume and self._precision is not None and PRECISIONS[precision] != self.dtype:
-            raise ConfigError(
-                f"this teacher consumes its models, for {self.dtype} already: make another one, of models "
-                f'that are loaded again, for precision="{precision}"'
-            )
-        other = self if self._consume else copy.copy(self)
-        return other._settled(self._wanted_device, PRECISIONS[precision])
-
-    def on(self, device: torch.device | str) -> "Teacher":
-        """This teacher on ``device``: itself where it is there already, otherwise one with a copy there.
-
-        >>> clip, teacher, images = diva_rs.microworld.example()
-        >>> teacher.on("cpu") is teacher
-        True
-        """
-        device = available_device(device)
-        return self if device == self.device else copy.copy(self)._settled(device, self._precision)
-
-    def release(self) -> None:
-        """With ``consume``: empty the denoiser given, of which a copy is used from here on."""
-        if self._consume:
-            self._parts.consume(self.given, self.denoiser)
-            self.given = self.denoiser
-
-    def training(self, precision: str = "fp32") -> "Teacher":
-        """This teacher with a denoiser whose parameters train, in eval mode.
-
-        With "bf16" the weights stay in float32, and the matrix products run in bfloat16.
-
-        >>> clip, teacher, images = diva_rs.microworld.example()
-        >>> trained = teacher.training()
-        >>> trained.trainable, all(parameter.requires_grad for parameter in trained.denoiser.parameters())
-        (True, True)
-        """
-        mixed = precision == "bf16"
-        other = copy.copy(self.to_precision("fp32" if mixed else precision))
-        other.trainable, other.products = True, precision
-        other.denoiser.requires_grad_()
-        return other
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor | Condition) -> Tensor:
         """What the model predicts (noise or velocity, as its schedule says), differentiable in the condition.
@@ -289,23 +221,8 @@ class Teacher:
         """The denoiser."""
         return self.denoiser
 
-    @property
-    def vae(self) -> nn.Module | None:
-        """The frozen VAE; None for a model that works on pixels. ConfigError where it needs one and has none.
-
-        >>> clip, teacher, images = diva_rs.microworld.example()
-        >>> type(teacher.vae).__name__
-        'AutoencoderKL'
-        """
-        if self._vae is None:
-            own, channels = (self.device, self.dtype), self.family.channels
-            self._vae = autoencoder.vae_of(self._parts, channels, own, self._wanted_device, self._precision)
-            if self._consume and self._precision is not None and self._vae is not None:
-                self._parts.consume(self._parts.need("vae"), self._vae)
-        return self._vae
-
     @cached_property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> _native.Schedule:
         """The noise schedule that the denoiser was trained on.
 
         >>> clip, teacher, images = diva_rs.microworld.example()
@@ -353,20 +270,8 @@ class Teacher:
     def __repr__(self) -> str:
         return f"Teacher({type(self.denoiser).__name__}, {self.family.entry}, {self.dtype} on {self.device})"
 
-    def _settled(self, device: torch.device | None, precision: torch.dtype | None) -> "Teacher":
-        """Choose or make the denoiser for a device and precision; the VAE follows when it is needed."""
-        self._wanted_device, self._precision = device, precision
-        name = f"the {type(self.given).__name__}"
-        home(self.given, name)
-        self.denoiser = freeze(fitted(self.given, device, precision)).requires_grad_(self.trainable)
-        self.device, self.dtype = home(self.denoiser, name)
-        if self.denoiser is not self.given and not self._consume:
-            _log.info(
-                "%s is in memory twice, as given (%s) and in %s on %s (%s): Teacher(..., consume=True) keeps "
-                "the second alone",
-                *(name, gib(self.given), self.dtype, self.device, gib(self.denoiser)),
-            )
-        self._vae = None
+    def _settled(self, device: torch.device | None, precision: torch.dtype | None) -> Self:
+        super()._settled(device, precision)
         # Methods and no closures: a teacher is copied, and sent to worker processes.
         context = Context(self._empty_text, self._usual_downscale, self._parts.pooled_width, self._parts.get)
         self.family = make(self.denoiser, context, self._options)

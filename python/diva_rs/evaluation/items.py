@@ -42,11 +42,11 @@ class Picture:
     decoded: bool = False  # as the training images, not as it is stored: see `Bank`
 
     @classmethod
-    def of_file(cls, path: Path, where: str, number: int | None = None, decoded: bool = False) -> "Picture":
+    def of_file(cls, path: Path, where: str, decoded: bool = False) -> "Picture":
         """The image at ``path``; DataError with ``where`` if there is none."""
         if not os.path.isfile(path):  # False also for names that no file can have
             raise DataError(f"{where}: the image {path} is missing")
-        return cls(str(path), str(path), path, number, decoded)
+        return cls(str(path), str(path), path, decoded=decoded)
 
     @classmethod
     def of_bytes(cls, content: bytes, where: str) -> "Picture":

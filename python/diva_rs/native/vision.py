@@ -60,7 +60,7 @@ def describe(tower: Tower) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def why_not(tower: Tower) -> str | None:
-    """Why the native network would not compute `tower` exactly, or None when it would. It is cheap to ask.
+    """Why the native network would not compute `tower` exactly, or None when it would; it costs little.
 
     >>> clip, teacher, images = diva_rs.microworld.example()
     >>> from diva_rs.clip import adapt

@@ -198,7 +198,7 @@ class StepModules:
         if limit is not None:
             _log.warning(
                 "the denoiser ran out of memory: it sees at most %d %s at a time from now on, which changes "
-                "no gradient; denoiser_batch=%d (or micro_batch) asks for no more from the start",
+                "no gradient; denoiser_batch=%d (or micro_batch) sets that limit from the start",
                 limit,
                 "image" if limit == 1 else "images",
                 limit,

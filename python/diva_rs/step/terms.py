@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diva_rs._native import View
+from diva_rs._native import View  # part of the interface of a term
 from diva_rs.errors import ConfigError, a_type
 
 Term = Callable[[View], Tensor]

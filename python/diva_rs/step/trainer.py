@@ -167,7 +167,7 @@ class Trainer:
         return self.train(images, ids, until=1).losses["loss"]
 
     def discard(self) -> None:
-        """Forget the gradient accumulated since the last `apply`.
+        """Discard the gradient accumulated since the last `apply`.
 
         >>> clip, teacher, images = diva_rs.microworld.example()
         >>> trainer = Trainer(clip, teacher)

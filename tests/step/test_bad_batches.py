@@ -183,19 +183,6 @@ def test_explicit_draws_that_do_not_fit(teacher, draws, kind, match):
     trainer.accumulate(GOOD, draws=draws_of())
 
 
-NESTED = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)])
-
-
-@pytest.mark.parametrize("odd", [NESTED, torch.eye(3).to_sparse(), torch.zeros(2, 3, device="meta")])
-def test_a_state_of_odd_tensors_changes_nothing(teacher, odd):
-    clip = small_clip()
-    trainer = Trainer(clip, teacher)
-    state = trainer.state_dict()
-    state["parameters"]["visual.proj"] = odd
-    with refused(WeightsError, "entry 'visual.proj' is <.* on .*it holds no plain values", clip):
-        trainer.load_state_dict(state)
-
-
 def test_a_state_is_not_written_over_the_working_folder(teacher, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="cannot be replaced: give the name of a file or folder in it"):
