@@ -30,7 +30,7 @@ pub fn widest<W: Work>(work: W) -> W::Output {
     }
 }
 
-/// 2^x to 2e-7, for x of at most 127; 2^-126 for all below.
+/// 2^x to 3e-7, for x of at most 127; 2^-126 for all below.
 #[inline(always)]
 pub fn exp2(x: f32) -> f32 {
     const WHOLE: f32 = 12_582_912.0; // added to a number it leaves the nearest whole one in the last bits
@@ -62,7 +62,7 @@ mod tests {
         for i in -100_000..=100_000 {
             let x = i as f32 * 1.25e-3;
             let (power, exact) = (f64::from(exp2(x)), f64::from(x).exp2());
-            assert!((power / exact - 1.0).abs() < 2e-7, "{x}");
+            assert!((power / exact - 1.0).abs() < 3e-7, "{x}");
             let (found, exact) = (f64::from(sigmoid(x)), 1.0 / (1.0 + (-f64::from(x)).exp()));
             let bound = (4e-7 + 1e-7 * f64::from(x).abs()) * exact; // x log2(e) is rounded
             assert!((found - exact).abs() < bound + 2e-38, "{x}: {found} {exact}");
