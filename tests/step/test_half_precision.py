@@ -140,8 +140,10 @@ def test_float32_products_hold_for_a_feedback_loss_tower_and_vae_too(monkeypatch
     exact = FeedbackLoss(small_clip(), small_teacher(), Recipe()).step_modules
     inputs = exact.inputs(images(2), None, 0, None, 0)
     assert torch.equal(wide, exact.at_cut(inputs.images)[0]) and not torch.equal(narrow.float(), wide)
-    off = [float((each - inputs.targets[0]).norm()) for each in (latents, near)]
-    assert 0 < off[0] < off[1]
+    # Either way rounds the same results to bf16, so that neither is always the nearer one.
+    assert not torch.equal(latents, near)
+    for each in (latents, near):
+        assert 0 < float((each - inputs.targets[0]).norm()) <= 2e-2 * float(inputs.targets[0].norm())
 
 
 def test_a_judge_multiplies_as_a_step_does(monkeypatch):
