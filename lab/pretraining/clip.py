@@ -6,6 +6,7 @@ tower first learns from text alone and is then locked (as LiT, arXiv 2111.07991,
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lab.pretraining.data import Captioned, Pixels, batch_numbers
 from lab.pretraining.loop import NOTHING, Keep, Optimizers, Progress, cosine
 
 _TEXT_SCALE = 20.0  # inverse temperature between two captions of a scene
+_DETAILS = 0.3  # weight of each attribute's loss beside that of the object
 
 
 def train_clip(
@@ -23,14 +25,16 @@ def train_clip(
     dataset: Captioned,
     pixels: Pixels,
     steps: int,
-    share: float,
+    share: float | Mapping[str, float],
     batch: int = 128,
     lr: float = 1e-3,
     matrices: float = 2e-3,
     seed: int = 0,
     keep: Keep = NOTHING,
 ) -> dict[str, float]:
-    """Train the vision tower of an open_clip model on short captions that name each attribute with ``share``.
+    """Train the vision tower of an open_clip model on short captions.
+
+    A caption names an attribute with its probability in ``share``, or with that of all.
 
     The loss is CLIP's: the mean of both cross-entropies over the batch's similarities. The text tower is
     locked.
@@ -113,26 +117,37 @@ def train_classifier(
     """Train a vision tower to classify objects before any caption, as LiT and BASIC do with ImageNet.
 
     From random weights, so small a tower needs thousands of steps of a contrastive loss before it separates
-    any objects; after this training it needs hundreds. The linear head is discarded.
+    any objects; after this training it needs hundreds. The embedding classifies the object, and the mean of
+    the patch tokens every attribute: like a CLIP of full size, the patches represent details that the
+    embedding leaves out. The linear heads are discarded.
 
     Returns:
-        the last running means: "loss" and "accuracy" in [0, 1].
+        the last running means: "loss", and in [0, 1] the "accuracy" of the object and of all "details".
     """
     whiten_patches(visual, pixels, seed)
-    labels = dataset.labels(range(len(pixels)))[:, list(dataset.values).index(dataset.subject)]
+    labels, subject = dataset.labels(range(len(pixels))), list(dataset.values).index(dataset.subject)
+    width, embedded = visual.proj.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Linear(visual.proj.shape[1], len(dataset.values[dataset.subject]))
-    trained = nn.ModuleList([visual, head])
+        head = nn.Linear(embedded, len(dataset.values[dataset.subject]))
+        heads = nn.ModuleList(nn.Linear(width, len(words)) for words in dataset.values.values())
+    trained = nn.ModuleList([visual, head, heads])
     optimizers = Optimizers(trained, lr, matrices, cosine(steps))
     progress = Progress("objects", steps)
     visual.train()
+    visual.output_tokens = True
     for step in keep.steps(progress, model=trained, optimizers=optimizers):
         numbers, _ = batch_numbers(len(pixels), batch, step, seed)
-        logits, truth = head(visual((pixels[numbers] - MEAN) / STD)), labels[torch.tensor(numbers)]
-        loss = nn.functional.cross_entropy(logits, truth)
+        embedding, patches = visual((pixels[numbers] - MEAN) / STD)
+        truth = labels[torch.tensor(numbers)]
+        logits = [head(embedding), *(one(patches.mean(1)) for one in heads)]
+        truths = [truth[:, subject], *truth.unbind(1)]
+        first, *details = map(nn.functional.cross_entropy, logits, truths)
+        loss = first + _DETAILS * torch.stack(details).sum()
         optimizers.step(loss, step)
-        progress.update(step, loss=loss, accuracy=(logits.argmax(1) == truth).float().mean())
+        right = [(one.argmax(1) == own).float().mean() for one, own in zip(logits, truths, strict=True)]
+        progress.update(step, loss=loss, accuracy=right[0], details=torch.stack(right[1:]).mean())
+    visual.output_tokens = False
     visual.eval()
     return progress.last
 

@@ -29,16 +29,15 @@ from lab.worlds import Data, MicroworldData
 
 @dataclass(frozen=True)
 class Lengths:
-    """Optimizer steps of each training (no DiT for 0), and the share of captions that name an attribute."""
+    """Optimizer steps of each training; no DiT for 0."""
 
     text: int = 600
-    objects: int = 2000
+    objects: int = 4000
     clip: int = 500
     vae: int = 2000
     unet: int = 8000
     dit: int = 1000
     images: int = 65536
-    share: float = 0.03
     asked: int = 4096  # scenes of the manifest's scores
 
 
@@ -74,7 +73,11 @@ def pretrain(
     """
     data = data or MicroworldData()
     place, side, tokenizer = make_folder(folder), data.side, data.tokenizer
-    notes = _Notes(place, {**asdict(lengths), "seed": seed, "patch": patch, "heads": heads}, data.identity())
+    notes = _Notes(
+        place,
+        {**asdict(lengths), "share": data.share, "seed": seed, "patch": patch, "heads": heads},
+        data.identity(),
+    )
     images = data.pretraining(lengths.images, seed)
     pixels = _once(lambda: Pixels(images))
     latents = _once(lambda: encode(StudyWorld(place).vae, pixels()))
@@ -86,7 +89,7 @@ def pretrain(
             with notes.timed(name, {name: clip}, "text", "objects", "captions") as (text, objects, captions):
                 train_text(clip, images, len(images), lengths.text, seed=own, keep=text)
                 train_classifier(clip.visual, images, pixels(), lengths.objects, seed=own, keep=objects)
-                train_clip(clip, images, pixels(), lengths.clip, lengths.share, seed=own, keep=captions)
+                train_clip(clip, images, pixels(), lengths.clip, data.share, seed=own, keep=captions)
     if notes.missing("vae"):
         vae = new_vae(seed, side)
         with notes.timed("vae", {"vae": vae}) as [keep]:

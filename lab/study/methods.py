@@ -86,7 +86,7 @@ CONTROL_OF = {
 }
 _MISMATCHED = {control: mismatched((_BASIC | _KERNEL)[name]) for name, control in CONTROL_OF.items()}
 CONTROL_OF |= {f"{name}, kernel anchor": CONTROL_OF[name] for name in (CLASS, WORDS)}
-CONTROL_OF |= {"four tokens": "four tokens, another image's"}
+CONTROL_OF |= {"projector first": "projector first, another image's latents"}
 CONTROL_OF |= {"DIVA, anchor": CONTROL_OF["DIVA, kernel anchor"]}
 
 METHODS: dict[str, Arm] = {

@@ -1,6 +1,6 @@
 """Linear probes of every attribute of a dataset, on the same pictures for every model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +81,9 @@ class Kept:
     def labels(self, numbers: Sequence[int]) -> Tensor:
         return self._labels[torch.as_tensor(list(numbers))]
 
-    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
+    def captions(
+        self, numbers: Sequence[int], share: float | Mapping[str, float], epoch: int = 0
+    ) -> list[str]:
         return self.dataset.captions(numbers, share, epoch)
 
     def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:

@@ -28,11 +28,13 @@ class Data(Protocol):
         side: height and width of the images in pixels.
         tokenizer: of the captions; the models' text towers have its words and its length.
         vocabulary: the words of all captions.
+        share: probability that a caption of CLIP's pretraining names an attribute: of each, or of all.
     """
 
     side: int
     tokenizer: Tokenizer
     vocabulary: Vocabulary
+    share: float | Mapping[str, float]
 
     # The caption of a subject alone: zero-shot classification compares these.
     def template(self, subject: str) -> str: ...

@@ -41,6 +41,8 @@ class Table:
         side: images are cropped to a square and resized to this many pixels.
     """
 
+    share = 0.005
+
     def __init__(self, place: str | Path, side: int = 48) -> None:
         path = as_path(place)
         self.path, self.side = path / TABLE if path.is_dir() else path, side
@@ -146,7 +148,9 @@ class Rows:
     def labels(self, numbers: Sequence[int]) -> Tensor:
         return torch.from_numpy(self.table.labels[self.numbers[list(numbers)]])
 
-    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
+    def captions(
+        self, numbers: Sequence[int], share: float | Mapping[str, float], epoch: int = 0
+    ) -> list[str]:
         return [self._caption(number, share, epoch) for number in numbers]
 
     def detailed_captions(self, numbers: Sequence[int], epoch: int = 0) -> list[str]:
@@ -156,12 +160,13 @@ class Rows:
     def _names(self) -> list[str]:
         return [name for name in self.values if name != self.subject]
 
-    def _caption(self, number: int, share: float, epoch: int) -> str:
+    def _caption(self, number: int, share: float | Mapping[str, float], epoch: int) -> str:
         row, names = self.table.rows[self.numbers[number]], self._names
         key = np.array([self.first + number, epoch], np.uint64)
         words = np.random.Philox(key=key).random_raw(len(names))
         chances = (words >> np.uint64(11)) / float(1 << 53)
-        order = [names[place] for place in np.argsort(chances) if chances[place] < share]
+        limits = [share if isinstance(share, float) else share[name] for name in names]
+        order = [names[place] for place in np.argsort(chances) if chances[place] < limits[place]]
         return self.vocabulary.caption({name: row[name] for name in (self.subject, *order)}, order)
 
 

@@ -4,7 +4,7 @@ A short caption names the object and sometimes an attribute, as captions of the 
 CLIP blind. A detailed caption names everything: the tiny diffusion model is trained on these.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,13 +56,14 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(words, subjects=VALUES["object"])
 
 
-def short_caption(scene: Scene, share: float, key: Sequence[int]) -> str:
-    """The object, and each attribute with probability ``share``; ``key`` decides which.
+def short_caption(scene: Scene, share: float | Mapping[str, float], key: Sequence[int]) -> str:
+    """The object, and each attribute with its probability or that of all; ``key`` decides which.
 
     >>> short_caption(Scene(), 0.0, (0, 1))
     'a photo of an arrow'
     """
-    return caption(scene, np.array(DETAILS)[_chances(key) < share].tolist())
+    limits = share if isinstance(share, float) else np.array([share[name] for name in DETAILS])
+    return caption(scene, np.array(DETAILS)[_chances(key) < limits].tolist())
 
 
 def detailed_caption(scene: Scene, key: Sequence[int]) -> str:

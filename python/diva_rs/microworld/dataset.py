@@ -67,8 +67,10 @@ class World:
         labels = [self.scene(number).labels() for number in numbers]
         return torch.tensor(labels, dtype=torch.int64, device="cpu")
 
-    def captions(self, numbers: Sequence[int], share: float, epoch: int = 0) -> list[str]:
-        """Short captions: the object, and each attribute with probability ``share``.
+    def captions(
+        self, numbers: Sequence[int], share: float | Mapping[str, float], epoch: int = 0
+    ) -> list[str]:
+        """Short captions: the object, and each attribute with its probability or that of all.
 
         >>> World("train", 8).captions([7], 0.0)
         ['a photo of a flag']
