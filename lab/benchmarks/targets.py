@@ -143,7 +143,7 @@ def targets(records: Sequence[Record]) -> list[str]:
     """A table of all aims: the newest figure of each, and whether it is met.
 
     >>> print(targets([])[4])
-    | step, the official way                        | ≥ 1.60x |     - | not measured | measured |
+    | step, the official way                        | ≥ 1.60x |     - | not measured |        - |
     """
     head = ["ours against", "aim", "found", "met", "measured"]
     told = "The aims, with the newest figure of each (at the published size where none is named):"
