@@ -16,7 +16,7 @@ class MicroworldData:
 
     side, tokenizer, vocabulary = SIDE, World.tokenizer, World.vocabulary
     # Chosen so that each pattern has 20 to 40 % of its pairs right before any feedback.
-    share: Mapping[str, float] = {
+    share: float | Mapping[str, float] = {
         "direction": 0.004,
         "border": 0.003,
         "fill": 0.001,

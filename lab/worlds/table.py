@@ -41,7 +41,7 @@ class Table:
         side: images are cropped to a square and resized to this many pixels.
     """
 
-    share = 0.005
+    share: float | Mapping[str, float] = 0.005
 
     def __init__(self, place: str | Path, side: int = 48) -> None:
         path = as_path(place)
