@@ -64,10 +64,12 @@ impl Update {
         }
         let _guard = no_grad_guard();
         let (norm, clip) = optimizer.clip(self.max_norm)?;
-        let mut finite = norm.f_isfinite()?;
+        let mut sum = norm.shallow_clone();
         for loss in losses {
-            finite = finite.f_logical_and(&loss.f_isfinite()?.f_to_other(&finite, true, false)?)?;
+            sum = sum.f_add(&loss.f_to_device(norm.device())?)?;
         }
+        // A number that is not finite has no difference of zero to itself.
+        let finite = sum.f_sub(&sum)?.f_eq(0.0)?;
         optimizer.step_if(&finite, clip.as_ref(), &self.factors)?;
         Ok(norm)
     }

@@ -12,6 +12,7 @@ from diva_rs.captions import Judgements
 from lab.cli import main
 from lab.cli.ablate import NAMES
 from lab.study import STUDY, Summary, TrainingImages, ablate
+from lab.study.arms import TOKENS
 from lab.study.captions import certain, truth
 from lab.study.cost import cost, judging, predicted
 from lab.study.curves import CURVES
@@ -173,8 +174,9 @@ def test_the_intervals_over_seeds_and_items_are_wider_than_over_seeds():
 
 
 def test_every_control_is_an_arm():
-    assert CONTROL_OF.keys() | set(CONTROL_OF.values()) <= METHODS.keys()
-    assert all(METHODS[control].mismatched or METHODS[control].captions for control in CONTROL_OF.values())
+    arms = METHODS | TOKENS
+    assert CONTROL_OF.keys() | set(CONTROL_OF.values()) <= arms.keys()
+    assert all(arms[control].mismatched or arms[control].captions for control in CONTROL_OF.values())
     assert set(by_rate(1.0)) == set(PRESETS)
 
 
@@ -197,7 +199,7 @@ def test_the_table_resumes_and_its_gains_are_drawn(world, tmp_path, monkeypatch,
 
 
 def test_the_commands_name_the_arms(monkeypatch, tmp_path):
-    assert set(NAMES) == set(lab.study._EVERY) - {"study", "methods"}
+    assert set(NAMES) == set(lab.study._EVERY) - {"study", "tokens", "methods"}
     asked = []
     summary = Summary([_row("a", 0, 31.0)], ["a"])
     monkeypatch.setattr(
