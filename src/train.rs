@@ -66,7 +66,7 @@ impl Update {
         let (norm, clip) = optimizer.clip(self.max_norm)?;
         let mut sum = norm.shallow_clone();
         for loss in losses {
-            sum = sum.f_add(&loss.f_to_device(norm.device())?)?;
+            sum = sum.f_add(&loss.f_to_other(&norm, true, false)?)?;
         }
         // A number that is not finite has no difference of zero to itself.
         let finite = sum.f_sub(&sum)?.f_eq(0.0)?;
