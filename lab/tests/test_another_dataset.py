@@ -119,6 +119,9 @@ def test_a_table_has_words_captions_and_splits(table):
         assert ("corners" in caption) == bool(values["corner"])
     short = images.captions(range(128), 0.0)
     assert set(short) == {"the picture of a square", "the picture of a disc"}
+    shades = dict.fromkeys(table.values, 0.0) | {"shade": 1.0}
+    for caption, values in zip(images.captions(range(128), shades), words_of(images), strict=True):
+        assert caption == f"the picture of a {values['shade']} {values['subject']}"
     assert images.detailed_captions(range(128), 1) != images.detailed_captions(range(128), 0)
     ids = images.tokenizer([*short, *images.detailed_captions(range(128))])
     assert ids.max() == table.tokenizer.vocab_size - 1

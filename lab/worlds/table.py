@@ -165,7 +165,7 @@ class Rows:
         key = np.array([self.first + number, epoch], np.uint64)
         words = np.random.Philox(key=key).random_raw(len(names))
         chances = (words >> np.uint64(11)) / float(1 << 53)
-        limits = [share if isinstance(share, float) else share[name] for name in names]
+        limits = [share[name] if isinstance(share, Mapping) else share for name in names]
         order = [names[place] for place in np.argsort(chances) if chances[place] < limits[place]]
         return self.vocabulary.caption({name: row[name] for name in (self.subject, *order)}, order)
 

@@ -59,10 +59,12 @@ def vocabulary() -> Vocabulary:
 def short_caption(scene: Scene, share: float | Mapping[str, float], key: Sequence[int]) -> str:
     """The object, and each attribute with its probability or that of all; ``key`` decides which.
 
-    >>> short_caption(Scene(), 0.0, (0, 1))
+    >>> short_caption(Scene(), 0, (0, 1))
     'a photo of an arrow'
+    >>> short_caption(Scene(count=1), {**dict.fromkeys(DETAILS, 0), "count": 1}, (0, 1))
+    'a photo of an arrow numbering two'
     """
-    limits = share if isinstance(share, float) else np.array([share[name] for name in DETAILS])
+    limits = np.array([share[name] for name in DETAILS]) if isinstance(share, Mapping) else share
     return caption(scene, np.array(DETAILS)[_chances(key) < limits].tolist())
 
 

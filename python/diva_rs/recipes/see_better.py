@@ -1,6 +1,8 @@
-"""The recipe that gains most in the microworld by feedback alone, without captions or a list of words.
+"""A recipe for feedback alone, without captions or a list of words, under a projector that trains first.
 
-What it was measured on, with intervals: docs/microworld.md, "A projector that trains first".
+Evidence, docs/microworld.md, "A projector that trains first": in the microworld alone, with few runs. On the
+test split two CLIPs gained 9.9 and 9.3 points of class probes and 5.7 and 1.1 points of pairs, and lost 0.1
+points of zero-shot accuracy each. Pairs gain only where the CLIP already aligns a detail with its words.
 """
 
 from diva_rs.recipes.presets import Preset, Values
@@ -9,7 +11,7 @@ from diva_rs.recipes.stage import Stage
 _PLACE = "docs/microworld.md"
 _VALUES: Values = {
     "condition": ("class", f"{_PLACE}: patches in the condition take the gain away from the class token"),
-    "class_tokens": (4, f"{_PLACE}: four tokens gain more pairs than one and than sixteen"),
+    "class_tokens": (4, f"{_PLACE}: four tokens gained more pairs than one or sixteen (one run each)"),
     "stages": (
         (Stage(train=("projector",), steps=1000, lr=1e-3), Stage(train=("tower",), steps=900, lr=3e-4)),
         f"{_PLACE}: details grow where a projector finds them that was trained on the original embedding",
@@ -17,7 +19,7 @@ _VALUES: Values = {
     "steps": (1900, "the sum of both stages"),
     "batch": (48, f"{_PLACE}: chosen on the validation split"),
     "timestep_range": ((400, 1000), f"{_PLACE}: chosen on the validation split"),
-    "draws": (1, f"{_PLACE}: more images in place of more draws"),
+    "draws": (1, "the default: all runs had one draw"),
     "anchor": (0.5, f"{_PLACE}: without an anchor pairs fall"),
     "optimizer": ("adamw", f"{_PLACE}: the rates are those of a CLIP with 0.7 million parameters"),
 }
