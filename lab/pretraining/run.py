@@ -17,6 +17,7 @@ from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.models import new_clip, new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretrained import Microworld
+from lab.pretraining.balance import Balance, Even
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
@@ -73,9 +74,11 @@ def pretrain(
     """
     data = data or MicroworldData()
     place, side, tokenizer = make_folder(folder), data.side, data.tokenizer
+    share = data.share
+    kept = asdict(share) if isinstance(share, Even) else share
     notes = _Notes(
         place,
-        {**asdict(lengths), "share": data.share, "seed": seed, "patch": patch, "heads": heads},
+        {**asdict(lengths), "share": kept, "seed": seed, "patch": patch, "heads": heads},
         data.identity(),
     )
     images = data.pretraining(lengths.images, seed)
@@ -89,7 +92,8 @@ def pretrain(
             with notes.timed(name, {name: clip}, "text", "objects", "captions") as (text, objects, captions):
                 train_text(clip, images, len(images), lengths.text, seed=own, keep=text)
                 train_classifier(clip.visual, images, pixels(), lengths.objects, seed=own, keep=objects)
-                train_clip(clip, images, pixels(), lengths.clip, data.share, seed=own, keep=captions)
+                named = Balance(share, data, clip) if isinstance(share, Even) else share
+                train_clip(clip, images, pixels(), lengths.clip, named, seed=own, keep=captions)
     if notes.missing("vae"):
         vae = new_vae(seed, side)
         with notes.timed("vae", {"vae": vae}) as [keep]:

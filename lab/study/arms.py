@@ -105,15 +105,17 @@ STUDY: dict[str, Arm] = {
 # Chosen on the validation split. The tower trains under a projector that no longer changes: details then grow
 # where the original embedding has them, which is where the words are.
 _FOUR = {**BEST.fields, "class_tokens": 4, "batch": 48, "timestep_range": (400, 1000)}
-_FIRST = {
-    "projector_warmup": 0,
-    "stages": (Stage(train=("projector",), steps=1000, lr=1e-3), Stage(train=("tower",), steps=900)),
-}
-FIRST = Arm({**_FOUR, **_FIRST}, interpolate=0.75)
+FIRST = Arm(
+    {
+        **_FOUR,
+        "projector_warmup": 0,
+        "stages": (Stage(train=("projector",), steps=400, lr=1e-3), Stage(train=("tower",), steps=600)),
+    }
+)
 TOKENS: dict[str, Arm] = {
     "projector first": FIRST,
     "projector first, another image's latents": replace(FIRST, mismatched=True),
-    "projector and tower together": Arm(_FOUR, interpolate=0.75),
+    "projector first, not frozen": Arm({**_FOUR, "projector_warmup": 400, "steps": 1000}),
     "projector first, one token": replace(FIRST, fields={**FIRST.fields, "class_tokens": 1}),
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from torch import nn
 
 from diva_rs import ConfigError, DataError, WeightsError
 from diva_rs.microworld import SPLITS, VALUES, World, new_clip, scene
+from diva_rs.microworld.captions import DETAILS
 from diva_rs.microworld.models import new_vae
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from lab.cli import main
+from lab.pretraining.balance import Balance, Even
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode
 from lab.pretraining.margins import margins
@@ -23,6 +26,7 @@ from lab.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, a
 from lab.study.data import unseen
 from lab.study.runs import read_rows, run_arm
 from lab.world import NINE, StudyWorld
+from lab.worlds import MicroworldData
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,28 @@ def test_a_second_pretraining_gives_the_same_weights(folder, tmp_path):
     pretrain(again, QUICK, clips=1)
     for name in ("clip", "vae", "unet", "text_encoder", "dit"):
         assert (again / f"{name}.safetensors").read_bytes() == (folder / f"{name}.safetensors").read_bytes()
+
+
+def test_captions_name_an_attribute_more_often_the_fewer_of_its_pairs_are_right(monkeypatch):
+    data, asked = MicroworldData(), []
+    own = {pair.attribute: pair.pattern for pair in data.pairs("train", 1)}
+    scores = {**dict.fromkeys(own, 100.0), "border": 0.0, "fill": 25.0, "size": 30.0, "count": 90.0}
+    right = {own[name]: value for name, value in scores.items()}
+
+    def score_pairs(clip, pairs, *others):
+        asked.append(len(pairs))
+        return SimpleNamespace(patterns=right)
+
+    monkeypatch.setattr("lab.pretraining.balance.score_pairs", score_pairs)
+    even = Even(aim=30.0, band=10.0, most=0.2, every=3, per_pattern=2)
+    balance = Balance(even, data, new_clip(0))
+    named = [balance(step) for step in range(6)]
+    assert asked == [18, 18]  # at the steps 0 and 3
+    assert named[0].keys() == set(DETAILS) and named[0] == named[5]
+    shares = [named[0][name] for name in ("border", "fill", "size", "count", "colour")]
+    assert shares == [0.2, pytest.approx(0.1), 0.0, 0.0, 0.0]
+    right[own["border"]] = 50.0
+    assert balance(7)["border"] == 0.2 and balance(9)["border"] == 0.0
 
 
 def test_checkpoints_come_back_as_models_and_teachers(folder):

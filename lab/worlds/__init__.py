@@ -14,6 +14,7 @@ from diva_rs.captions import Vocabulary
 from diva_rs.errors import DataError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.scores import Pair
+from lab.pretraining.balance import Even
 from lab.pretraining.data import Captioned
 from lab.worlds.micro import MicroworldData
 from lab.worlds.table import Table
@@ -28,13 +29,14 @@ class Data(Protocol):
         side: height and width of the images in pixels.
         tokenizer: of the captions; the models' text towers have its words and its length.
         vocabulary: the words of all captions.
-        share: probability that a caption of CLIP's pretraining names an attribute: of each, or of all.
+        share: probability that a caption of CLIP's pretraining names an attribute: of each, of all, or by how
+            many of its pairs are right.
     """
 
     side: int
     tokenizer: Tokenizer
     vocabulary: Vocabulary
-    share: float | Mapping[str, float]
+    share: float | Mapping[str, float] | Even
 
     # The caption of a subject alone: zero-shot classification compares these.
     def template(self, subject: str) -> str: ...

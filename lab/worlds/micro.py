@@ -9,24 +9,14 @@ from diva_rs.microworld.dataset import World, pictures
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import PATTERNS
 from diva_rs.microworld.scores import Pair, pairs
+from lab.pretraining.balance import Even
 
 
 class MicroworldData:
     """Disjoint ranges of scene numbers; there are always as many as are wanted."""
 
     side, tokenizer, vocabulary = SIDE, World.tokenizer, World.vocabulary
-    # Chosen so that each pattern has 20 to 40 % of its pairs right before any feedback.
-    share: float | Mapping[str, float] = {
-        "direction": 0.004,
-        "border": 0.003,
-        "fill": 0.001,
-        "count": 0.03,
-        "position": 0.004,
-        "colour": 0.004,
-        "texture": 0.008,
-        "glyph": 0.03,
-        "size": 0.001,
-    }
+    share: float | Mapping[str, float] | Even = Even()
 
     def template(self, subject: str) -> str:
         """With "a" before every object, as the tiny CLIPs have always been scored."""

@@ -21,6 +21,7 @@ from diva_rs.captions import Vocabulary
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.scores import Pair
+from lab.pretraining.balance import Even
 from lab.worlds.pairs import nearest_pairs
 from lab.worlds.words import all_words, longest, vocabulary_of
 
@@ -41,7 +42,7 @@ class Table:
         side: images are cropped to a square and resized to this many pixels.
     """
 
-    share: float | Mapping[str, float] = 0.005
+    share: float | Mapping[str, float] | Even = 0.005
 
     def __init__(self, place: str | Path, side: int = 48) -> None:
         path = as_path(place)
