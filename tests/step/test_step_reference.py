@@ -173,6 +173,21 @@ def test_without_a_projector_the_embedding_is_the_condition(condition):
         Trainer(small.small_clip(), small.small_teacher(), Recipe(projector="identity"))
 
 
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+def test_a_projector_that_starts_at_zero_adds_nothing_and_moves_first(projector):
+    recipe = Recipe(precision="fp64", projector=projector, projector_start="zero", lr=0.1)
+    trainer = Trainer(small.small_clip(torch.float64), small.small_teacher(torch.float64), recipe)
+    inputs = torch.ones(1, 20, dtype=torch.float64)
+    assert not trainer.projector(inputs).any()
+    tower = {name: part.clone() for name, part in trainer.step_modules.parameters.items()}
+    images = small.images(4, dtype=torch.float64)
+    trainer.step(images)
+    assert all(torch.equal(part, tower[name]) for name, part in trainer.step_modules.parameters.items())
+    assert trainer.projector(inputs).any()
+    trainer.step(images)
+    assert not all(torch.equal(part, tower[name]) for name, part in trainer.step_modules.parameters.items())
+
+
 def test_an_embedding_without_a_projector_is_cut_into_tokens():
     recipe = Recipe(precision="fp64", condition="class", class_tokens=2, projector="identity")
     compare(small.small_clip(torch.float64, embed_dim=2 * small.WIDTH), recipe, torch.float64)

@@ -42,6 +42,9 @@ class Fields(Settings):
     projector: Literal["linear", "mlp", "identity"] = "linear"
     """the map from CLIP's embedding to the condition; "identity" needs equal widths and has no
     parameters"""
+    projector_start: Literal["random", "zero"] = "random"
+    """its last layer before training; from "zero" the tower learns along what the projector has learnt to
+    read, and along no random direction"""
     projector_warmup: Whole = 0
     """first steps, in which only the projector trains"""
 
@@ -180,6 +183,7 @@ class RecipeFields(TypedDict, total=False):
     text: Literal["add", "mean", "concat", "broadcast", "none"]
     prompt: str
     projector: Literal["linear", "mlp", "identity"]
+    projector_start: Literal["random", "zero"]
     projector_warmup: int
     draws: int
     draw_weights: tuple[float, ...] | None

@@ -233,6 +233,10 @@ class Recipe(Fields):
                 f"condition={self.condition!r} with class_tokens={self.class_tokens} gives several: use "
                 "condition='class' and class_tokens=1"
             )
+        if self.projector == "identity" and self.projector_start == "zero":
+            raise ConfigError(
+                "projector_start='zero' means nothing with projector='identity', which has no weights"
+            )
         if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
             raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range
@@ -292,5 +296,6 @@ _DEFAULTS: dict[str, Any] = {name: field.default for name, field in Recipe.model
 _LOW_RANK = ("low_rank_alpha", "low_rank_targets", "low_rank_bias")
 _CONTRAST = ("contrast_temperature", "contrast_negatives", "contrast_group", "contrast_view")
 # Fields that are younger than recorded digests.
-_LATER = {"class_tokens", "denoising", "anchor_kind", "contrast", *_CONTRAST, "low_rank", *_LOW_RANK}
+_LATER = {"class_tokens", "projector_start", "denoising", "anchor_kind", "contrast", *_CONTRAST}
+_LATER |= {"low_rank", *_LOW_RANK}
 _OPERATIONAL = {name for name, field in Recipe.model_fields.items() if field.json_schema_extra}

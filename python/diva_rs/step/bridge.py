@@ -30,7 +30,8 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
 
     "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025);
     "identity", as in un2CLIP (NeurIPS 2025), has no parameters. The outputs of ``recipe.class_tokens`` tokens
-    follow one another.
+    follow one another. With ``recipe.projector_start="zero"`` the last Linear starts at zero, as the zero
+    convolutions of ControlNet (arXiv 2302.05543): the condition then starts as the text's alone.
 
     Raises:
         ConfigError: "identity" with widths that differ, a preset for teachers with other slots, or several
@@ -56,6 +57,11 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)  # the CPU's alone: fork_rng restores no other here
         made = {name: _projector(recipe.projector, width, out * tokens) for name, out in slots.parts.items()}
+        if recipe.projector_start == "zero":
+            for projector in made.values():
+                last = projector[-1] if isinstance(projector, nn.Sequential) else projector
+                for parameter in last.parameters():
+                    nn.init.zeros_(parameter)
     return made[""] if "" in made else SlotProjectors(made)
 
 
