@@ -104,17 +104,19 @@ def pictured(ink: str, blue: str) -> Figure:
 
 
 def arms(ink: str, blue: str) -> Figure:
-    """Every arm of the two studies: what it gains in pairs and loses in zero-shot accuracy."""
+    """Every arm of the three studies: what it gains in pairs and loses in zero-shot accuracy."""
     shown = {
         "captions, true: the ceiling": ("captions", "true captions (ceiling)", GREY),
         "captions": ("captions", "caption feedback", blue),
         "captions, CLIP's own guesses": ("captions", "control: CLIP's own guesses", GREY),
         "captions, another image's": ("captions", "control: another image's judgements", GREY),
+        "projector first": ("tokens", "feedback, projector first, from zero", GREEN),
+        "projector first, another image's latents": ("tokens", "control: another image's latents", GREY),
         "best: anchored, class token alone": ("study", "feedback through a condition", GREEN),
         "best, untrained denoiser": ("study", "control: untrained denoiser", GREY),
         "best, another image's latents": ("study", "control: another image's latents", GREY),
     }
-    figure = Figure(figsize=(6.8, 3.0), layout="constrained")
+    figure = Figure(figsize=(6.8, 3.6), layout="constrained")
     sides = figure.subplots(1, 2, sharey=True, width_ratios=[2, 1])
     for axes, score, label in zip(sides, ("mini_mmvp", "zero_shot"), ("pairs", "zero-shot"), strict=True):
         for place, (arm, (study, _, color)) in enumerate(shown.items()):

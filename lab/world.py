@@ -19,7 +19,7 @@ from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import VALUES
 from lab.worlds import Data, data_of
 
-# A teacher that represents all nine patterns and the object: VAE, UNet and text encoder, without a CLIP.
+# A teacher that represents all nine patterns and the object, ten CLIPs with even blind spots, and a DiT.
 NINE = Path(__file__).parent / "checkpoints" / "nine"
 
 

@@ -13,8 +13,9 @@ from torch import nn
 from diva_rs import ConfigError, DataError, WeightsError
 from diva_rs.microworld import SPLITS, VALUES, World, new_clip, scene
 from diva_rs.microworld.captions import DETAILS
-from diva_rs.microworld.models import new_vae
+from diva_rs.microworld.models import MEAN, STD, new_vae
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
+from diva_rs.microworld.scores import zero_shot_objects
 from lab.cli import main
 from lab.pretraining.balance import Balance, Even
 from lab.pretraining.data import Pixels
@@ -24,6 +25,7 @@ from lab.pretraining.run import QUICK, pretrain
 from lab.pretraining.vae import reconstruction_error
 from lab.study import ABLATIONS, STUDY, Arm, Measure, Summary, TrainingImages, ablate, change
 from lab.study.data import unseen
+from lab.study.directions import Direction, directions
 from lab.study.runs import read_rows, run_arm
 from lab.world import NINE, StudyWorld
 from lab.worlds import MicroworldData
@@ -73,6 +75,47 @@ def test_a_second_pretraining_gives_the_same_weights(folder, tmp_path):
     pretrain(again, QUICK, clips=1)
     for name in ("clip", "vae", "unet", "text_encoder", "dit"):
         assert (again / f"{name}.safetensors").read_bytes() == (folder / f"{name}.safetensors").read_bytes()
+
+
+def test_directions_are_those_of_planted_features(monkeypatch):
+    """Border has an axis of the embedding and of the texts, size another one of the embedding alone."""
+    scenes = [scene(0, number) for number in range(512)]
+
+    def pictures(items):
+        shown = torch.zeros(len(items), 3, 2, 2)
+        shown[:, 0, 0] = torch.tensor([[2.0 * one.border - 1, 2.0 * one.size - 1] for one in items])
+        return shown * STD + MEAN
+
+    class Images:
+        values = VALUES
+
+        def __len__(self):
+            return len(scenes)
+
+        def images(self, numbers):
+            return pictures([scenes[number] for number in numbers])
+
+        def labels(self, numbers):
+            return torch.tensor([[getattr(scenes[n], name) for name in VALUES] for n in numbers])
+
+    class Planted:
+        def encode_image(self, images):
+            return torch.cat([images[:, 0, 0] * torch.tensor([0.2, 3.0]), torch.ones(len(images), 1)], 1)
+
+        def encode_text(self, tokens):
+            bordered = (tokens == word).any(1).float()
+            return torch.stack([2 * bordered - 1, 0 * bordered, 0.5 + 0 * bordered], 1)
+
+    pair = next(pair for pair in MicroworldData().pairs("validation", 1) if pair.attribute == "border")
+    with_it, without = sorted(zip(pair.scenes, pair.statements, strict=True), key=lambda one: -one[0].border)
+    words = [set(MicroworldData.tokenizer([line])[0].tolist()) for _, line in (with_it, without)]
+    word = max(words[0] - words[1])
+    monkeypatch.setattr(MicroworldData, "pictures", lambda self, items: pictures(items))
+    found = directions(Planted(), Images(), per_pattern=8)
+    assert found.keys() == set(DETAILS)
+    border, size = found["border"], found["size"]
+    assert border.read > 0.99 and border.images > 0.9 and border.right == border.alone == 100
+    assert size == Direction(0.0, 0.0, 0.0, 0.0)  # no words say it
 
 
 def test_captions_name_an_attribute_more_often_the_fewer_of_its_pairs_are_right(monkeypatch):
@@ -293,6 +336,18 @@ def test_the_shipped_checkpoints_are_near_their_manifest(of):
     assert found["shuffled"] == pytest.approx(told["unet"]["shuffled"], rel=0.5)
     if of == NINE:  # represents every attribute; its manifest has at least 0.23
         assert all(found[name] > 0.03 * found["loss"] for name in VALUES)
+
+
+def test_the_blind_spots_of_the_shipped_clips_are_even():
+    world = StudyWorld(NINE)
+    assert world.clips == 10
+    for name in world.manifest["clips"]:
+        told = world.manifest["validation"][name]
+        patterns = [value for score, value in told.items() if score.startswith("mini_mmvp/")]
+        assert len(patterns) == 9 and min(patterns) > 10 and max(patterns) < 50 and told["zero_shot"] > 94
+    scenes = World("validation", 256, start=1 << 12)
+    found = zero_shot_objects(world.clip(9), scenes, template=MicroworldData().template)
+    assert found.accuracy > 94
 
 
 @pytest.mark.slow  # a minute of processor time
