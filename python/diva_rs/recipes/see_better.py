@@ -1,8 +1,8 @@
 """A recipe for feedback alone, without captions or a list of words, under a projector that trains first.
 
 Evidence, docs/microworld.md, "A projector that trains first, from zero": in the microworld alone. On the test
-split, over ten CLIPs of ten seeds, pairs gained 17.1 points (95 % interval 15.9 to 18.3), class probes 8.6 (8.2
-to 9.0), and zero-shot accuracy lost 0.1. In those CLIPs, details had a little alignment with words before.
+split, over ten CLIPs of ten seeds, pairs gained 17.1 points (95 % interval 15.9 to 18.3), class probes 8.6
+(8.2 to 9.0), and zero-shot accuracy lost 0.1. Details were a little aligned with words before.
 """
 
 from diva_rs.recipes.presets import Preset, Values
