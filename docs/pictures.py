@@ -25,9 +25,8 @@ def read(study: str) -> Rows:
     """(arm, score) -> before, after, difference and its interval."""
     numbers = ("before", "after", "difference", "low", "high")
     with open(RESULTS / "microworld" / f"{study}.csv", encoding="utf-8", newline="") as file:
-        return {
-            (r["arm"], r["score"]): {name: float(r[name]) for name in numbers} for r in csv.DictReader(file)
-        }
+        changes = (row for row in csv.DictReader(file) if row["difference"])  # costs have none
+        return {(r["arm"], r["score"]): {name: float(r[name]) for name in numbers} for r in changes}
 
 
 def plain(axes: Any) -> None:
