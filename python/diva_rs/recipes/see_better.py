@@ -17,7 +17,7 @@ _VALUES: Values = {
         f"{_PLACE}: details grow where a projector finds them that was trained on the original embedding",
     ),
     "steps": (850, "the sum of both stages"),
-    "projector_start": ("zero", f"{_PLACE}: from a random start pairs hardly gained"),
+    "projector_start": ("zero", f"{_PLACE}: from a random start pairs gained far less"),
     "batch": (48, f"{_PLACE}: chosen on the validation split"),
     "timestep_range": ((400, 1000), f"{_PLACE}: chosen on the validation split"),
     "draws": (1, "the default: all runs had one draw"),
