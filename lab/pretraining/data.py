@@ -1,7 +1,7 @@
 """What the lab needs of a dataset; its images, rendered once and kept as bytes; the images of a step."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,6 +85,27 @@ class Pixels:
 
     def __len__(self) -> int:
         return len(self.bytes)
+
+
+class Remembered:
+    """Pictures of items, made once and kept as bytes: (B, 3, H, W) float32 in [0, 1].
+
+    >>> made = []
+    >>> shown = Remembered(lambda items: made.extend(items) or torch.zeros(len(items), 3, 4, 4))
+    >>> shown(["a", "b"]).shape, shown(["b", "c"]).dtype, made
+    (torch.Size([2, 3, 4, 4]), torch.float32, ['a', 'b', 'c'])
+    """
+
+    def __init__(self, pictures: Callable[[Sequence[Any]], Tensor]) -> None:
+        self.pictures = pictures
+        self._made: dict[Any, Tensor] = {}
+
+    def __call__(self, items: Sequence[Any]) -> Tensor:
+        missing = [item for item in items if item not in self._made]
+        if missing:
+            made = (self.pictures(missing) * 255).round().to(torch.uint8)
+            self._made.update(zip(missing, made, strict=True))
+        return torch.stack([self._made[item] for item in items]).float() / 255
 
 
 def batch_numbers(size: int, batch: int, step: int, seed: int) -> tuple[list[int], int]:

@@ -17,7 +17,7 @@ from diva_rs._base.files import make_folder, write_json
 from diva_rs.errors import ConfigError
 from diva_rs.microworld.models import new_clip, new_text_encoder, new_unet, new_vae
 from diva_rs.microworld.pretrained import Microworld
-from lab.pretraining.balance import Balance, Even
+from lab.pretraining.balance import Balance
 from lab.pretraining.clip import train_classifier, train_clip, train_text
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode, train_dit, train_unet
@@ -26,6 +26,7 @@ from lab.pretraining.margins import margins
 from lab.pretraining.vae import reconstruction_error, train_vae
 from lab.world import StudyWorld, clip_name, new_dit
 from lab.worlds import Data, MicroworldData
+from lab.worlds.even import Even
 
 
 @dataclass(frozen=True)

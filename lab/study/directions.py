@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize, one_hot
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, one_hot
 
-from diva_rs.microworld.models import MEAN, STD
+from diva_rs.microworld.models import image_embeddings, text_embeddings
 from lab.pretraining.data import Captioned
 from lab.world import StudyWorld
 from lab.worlds import MicroworldData
@@ -46,7 +46,7 @@ def directions(clip: Any, images: Captioned, per_pattern: int = 200) -> dict[str
     >>> -1 <= found["border"].read <= 1
     True
     """
-    embedded = torch.cat([_embedded(clip, images.images(part)) for part in _parts(len(images))])
+    embedded = image_embeddings(clip, images.images, range(len(images)))
     centred = embedded - embedded.mean(0)
     covariance = centred.T @ centred / len(centred)
     ridge = RIDGE * covariance.trace() / len(covariance) * torch.eye(len(covariance))
@@ -57,9 +57,10 @@ def directions(clip: Any, images: Captioned, per_pattern: int = 200) -> dict[str
         pairs.setdefault(pair.attribute, []).append(pair)
     found = {}
     for name, own in pairs.items():
-        shown = _embedded(clip, data.pictures([item for pair in own for item in pair.scenes]))
-        texts = clip.encode_text(data.tokenizer([line for pair in own for line in pair.statements]))
-        shown, texts = shown.view(len(own), 2, -1), normalize(texts, dim=-1).view(len(own), 2, -1)
+        shown = image_embeddings(clip, data.pictures, [scene for pair in own for scene in pair.scenes])
+        tokens = data.tokenizer([statement for pair in own for statement in pair.statements])
+        texts = text_embeddings(clip, tokens).view(len(own), 2, -1)
+        shown = shown.view(len(own), 2, -1)
         truth = one_hot(labels[:, names.index(name)], len(images.values[name])).float()
         read = torch.linalg.solve(covariance + ridge, centred.T @ (truth - truth.mean(0)) / len(truth)).T
         values = torch.tensor([[getattr(scene, name) for scene in pair.scenes] for pair in own])
@@ -79,14 +80,6 @@ def _right(difference: Tensor, texts: Tensor) -> float:
     """Both captions prefer their own image: per cent."""
     first, second = (difference[:, None] * texts).sum(-1).unbind(1)
     return 100 * ((first > 0) & (second < 0)).float().mean().item()
-
-
-def _embedded(clip: nn.Module, images: Tensor) -> Tensor:
-    return normalize(clip.encode_image((images - MEAN) / STD), dim=-1)  # type: ignore[operator]
-
-
-def _parts(size: int, chunk: int = 1024) -> list[range]:
-    return [range(start, min(start + chunk, size)) for start in range(0, size, chunk)]
 
 
 if __name__ == "__main__":

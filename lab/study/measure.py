@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diva_rs.microworld.scores import PAIRS, score_pairs, zero_shot_objects
+from lab.pretraining.data import Remembered
 from lab.study.outcomes import Outcomes, Scores
 from lab.study.probes import Kept, Probes
 from lab.worlds import Data, MicroworldData
@@ -40,12 +40,12 @@ class Measure:
         self.pairs = self.data.pairs(split, per_pattern)
         self.asked = Kept(self.data.scored(split, images, per_pattern))
         self.probes = Probes(Kept(self.data.fitted(fitted)), self.asked)
-        self._pictures: dict[Any, Tensor] = {}
+        self.pictures = Remembered(self.data.pictures)
 
     def __call__(self, clip: nn.Module) -> Scores:
         """Scores in per cent: "mini_mmvp", "zero_shot", "probe_pooled", "probe_class", "probe_patches", and
         each of them but zero-shot per attribute ("mini_mmvp/colour")."""
-        pairs = score_pairs(clip, self.pairs, self.data.tokenizer, self._remembered)
+        pairs = score_pairs(clip, self.pairs, self.data.tokenizer, self.pictures)
         named = zero_shot_objects(clip, self.asked, template=self.data.template)
         scores = {"mini_mmvp": pairs.average, "zero_shot": named.accuracy}
         attributes = {pair.pattern: pair.attribute for pair in self.pairs}
@@ -61,13 +61,6 @@ class Measure:
             scores |= {f"{kind}/{name}": value for name, value in own.items()}
             scores[kind] = float(np.mean(list(own.values())))
         return Scores(scores, outcomes | probes)
-
-    def _remembered(self, items: Sequence[Any]) -> Tensor:
-        missing = [item for item in items if item not in self._pictures]
-        if missing:
-            made = (self.data.pictures(missing) * 255).round().to(torch.uint8)
-            self._pictures.update(zip(missing, made, strict=True))
-        return torch.stack([self._pictures[item] for item in items]).float() / 255
 
 
 def measure_all(splits: Sequence[str], *settings: Any) -> Callable[[nn.Module], Scores]:

@@ -17,7 +17,7 @@ from diva_rs.microworld.models import MEAN, STD, new_vae
 from diva_rs.microworld.pretrained import SHIPPED, Microworld
 from diva_rs.microworld.scores import zero_shot_objects
 from lab.cli import main
-from lab.pretraining.balance import Balance, Even
+from lab.pretraining.balance import Balance
 from lab.pretraining.data import Pixels
 from lab.pretraining.denoiser import encode
 from lab.pretraining.margins import margins
@@ -29,6 +29,7 @@ from lab.study.directions import Direction, directions
 from lab.study.runs import read_rows, run_arm
 from lab.world import NINE, StudyWorld
 from lab.worlds import MicroworldData
+from lab.worlds.even import Even
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +100,14 @@ def test_directions_are_those_of_planted_features(monkeypatch):
             return torch.tensor([[getattr(scenes[n], name) for name in VALUES] for n in numbers])
 
     class Planted:
-        def encode_image(self, images):
-            return torch.cat([images[:, 0, 0] * torch.tensor([0.2, 3.0]), torch.ones(len(images), 1)], 1)
+        def encode_image(self, images, normalize):
+            shown = images[:, 0, 0] * torch.tensor([0.2, 3.0])
+            return nn.functional.normalize(torch.cat([shown, torch.ones(len(images), 1)], 1))
 
-        def encode_text(self, tokens):
+        def encode_text(self, tokens, normalize):
             bordered = (tokens == word).any(1).float()
-            return torch.stack([2 * bordered - 1, 0 * bordered, 0.5 + 0 * bordered], 1)
+            texts = torch.stack([2 * bordered - 1, 0 * bordered, 0.5 + 0 * bordered], 1)
+            return nn.functional.normalize(texts)
 
     pair = next(pair for pair in MicroworldData().pairs("validation", 1) if pair.attribute == "border")
     with_it, without = sorted(zip(pair.scenes, pair.statements, strict=True), key=lambda one: -one[0].border)

@@ -14,8 +14,8 @@ from diva_rs.captions import Vocabulary
 from diva_rs.errors import DataError
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.scores import Pair
-from lab.pretraining.balance import Even
 from lab.pretraining.data import Captioned
+from lab.worlds.even import Even
 from lab.worlds.micro import MicroworldData
 from lab.worlds.table import Table
 

@@ -9,7 +9,7 @@ from diva_rs.microworld.dataset import World, pictures
 from diva_rs.microworld.rendering import SIDE
 from diva_rs.microworld.scenes import PATTERNS
 from diva_rs.microworld.scores import Pair, pairs
-from lab.pretraining.balance import Even
+from lab.worlds.even import Even
 
 
 class MicroworldData:

@@ -21,7 +21,7 @@ from diva_rs.captions import Vocabulary
 from diva_rs.errors import ConfigError, DataError, shown
 from diva_rs.microworld.captions import Tokenizer
 from diva_rs.microworld.scores import Pair
-from lab.pretraining.balance import Even
+from lab.worlds.even import Even
 from lab.worlds.pairs import nearest_pairs
 from lab.worlds.words import all_words, longest, vocabulary_of
 

@@ -80,7 +80,10 @@ CONTRADICTIONS = [
     ({"text": "broadcast"}, "broadcast' adds one visual token .* use condition='class'"),
     ({"condition": "class", "class_tokens": 2, "text": "broadcast"}, "class_tokens=2 gives several"),
     ({"class_tokens": 2}, "class_tokens=2 means nothing with condition='random'"),
-    ({"projector": "identity", "projector_start": "zero"}, "projector_start='zero' means nothing with"),
+    (
+        {"projector": "identity", "projector_start": "zero"},
+        "no weights: projector_start='zero' means nothing",
+    ),
     ({"window": 3}, "window=3 means nothing with condition='random'"),
     ({"condition": "all", "choose": 3}, "choose=3 means nothing with condition='all'"),
     ({"condition": "text", "bernoulli": True}, "bernoulli=True means nothing"),

@@ -13,7 +13,9 @@ import diva_rs
 from builders import small
 from builders.reference import OPENAI, ReferenceStep, gradients_of
 from diva_rs import Recipe, Trainer
+from diva_rs.diffusion import Slots
 from diva_rs.errors import ConfigError
+from diva_rs.step.bridge import make_projector
 
 pytestmark = pytest.mark.parity
 
@@ -186,6 +188,13 @@ def test_a_projector_that_starts_at_zero_adds_nothing_and_moves_first(projector)
     assert trainer.projector(inputs).any()
     trainer.step(images)
     assert not all(torch.equal(part, tower[name]) for name, part in trainer.step_modules.parameters.items())
+
+
+def test_the_projectors_of_two_slots_start_at_zero_each():
+    recipe, slots, inputs = Recipe(projector="mlp"), Slots(tokens=24, pooled=16), torch.ones(2, 20)
+    assert not make_projector(recipe.replace(projector_start="zero"), 20, slots)(inputs).any()
+    started = make_projector(recipe, 20, slots)(inputs)
+    assert started.shape == (2, 40) and started[:, :24].any() and started[:, 24:].any()
 
 
 def test_an_embedding_without_a_projector_is_cut_into_tokens():

@@ -234,9 +234,7 @@ class Recipe(Fields):
                 "condition='class' and class_tokens=1"
             )
         if self.projector == "identity" and self.projector_start == "zero":
-            raise ConfigError(
-                "projector_start='zero' means nothing with projector='identity', which has no weights"
-            )
+            raise ConfigError("projector='identity' has no weights: projector_start='zero' means nothing")
         if self.condition == "text" and (self.contrast or any(stage.contrast for stage in self.stages)):
             raise ConfigError("contrast compares the conditions of images, and condition='text' has none")
         weights, steps = self.draw_weights, self.timestep_range

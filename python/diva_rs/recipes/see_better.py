@@ -11,7 +11,10 @@ from diva_rs.recipes.stage import Stage
 _PLACE = "docs/microworld.md"
 _VALUES: Values = {
     "condition": ("class", f"{_PLACE}: patches in the condition take the gain away from the class token"),
-    "class_tokens": (4, f"{_PLACE}: four tokens gained more pairs than one or sixteen (one run each)"),
+    "class_tokens": (
+        4,
+        f"{_PLACE}: from a random start four gained more pairs than one (one run each)",
+    ),
     "stages": (
         (Stage(train=("projector",), steps=400, lr=1e-3), Stage(train=("tower",), steps=450, lr=3e-4)),
         f"{_PLACE}: details grow where a projector finds them that was trained on the original embedding",

@@ -31,7 +31,7 @@ def make_projector(recipe: Recipe, width: int, slots: Slots | None) -> nn.Module
     "linear" is a Linear, as in DIVA; "mlp" is LayerNorm, Linear, GELU, Linear, as in GenHancer (ICCV 2025);
     "identity", as in un2CLIP (NeurIPS 2025), has no parameters. The outputs of ``recipe.class_tokens`` tokens
     follow one another. With ``recipe.projector_start="zero"`` the last Linear starts at zero, as the zero
-    convolutions of ControlNet (arXiv 2302.05543): the condition then starts as the text's alone.
+    convolutions of ControlNet (arXiv 2302.05543): CLIP adds nothing to the condition at first.
 
     Raises:
         ConfigError: "identity" with widths that differ, a preset for teachers with other slots, or several
